@@ -16,6 +16,15 @@ def is_evaluated(iteration: int, every: int) -> bool:
     return every > 0 and iteration > 0 and iteration % every == 0
 
 
+def summed(parts: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
+    """The sums of an evaluation over its chunks, in their order: the same rounding, whoever did what.
+
+    >>> summed({1: (1.0, 2.0), 0: (0.5, 3.0)})
+    (1.5, 5.0)
+    """
+    return tuple(map(sum, zip(*(parts[chunk] for chunk in sorted(parts)), strict=True)))
+
+
 def is_checked(chunk: int, iteration: int, every: int) -> bool:
     """Whether several workers have to agree on `chunk` in this iteration (`verify`); every: 0 for never.
 

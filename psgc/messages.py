@@ -16,7 +16,7 @@ A *role* is a row of the coding matrix: a worker's own rank, unless it does what
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum, unique
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -45,6 +45,7 @@ UNHEARD = 32  # messages that a worker gets without being heard; after half as m
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
 BUNDLE = 1 << 14  # bytes of vectors in one message, if there are several
 MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1 ms at 2.6 GB/s
+OF_SUMS = ("start", "seconds", "loss", "test_loss", "test_accuracy")  # fields of a record that hold sums
 TAIL = 5  # entries after a coded gradient: start, seconds, loss, test_loss, test_accuracy
 
 STAMP = struct.Struct("=qq")
@@ -97,6 +98,9 @@ class Kind(IntEnum):
     #             attempt: the exit code of its error, 0 without one
     REFUSED = 31  # worker: it has sent this worker what no correct rank sends; the text sent before says what that is
     SKETCH = 28  # iteration, chunk, start, seconds, loss: as TRIAL, of a checked chunk (`verify`) that is reported next
+    # either way
+    SUMS = 32  # iteration, chunk, role: how many sums, `last` on the last record; the other fields hold five of them
+    #            each. Of a chunk of an evaluation that is reported next; chunk -1: of all, which ends the iteration
     # any rank -> worker
     STATE = 27  # iteration, chunk, start: a state of this iteration (psgc.aggregation.state_messages); vectors follow
 
@@ -197,6 +201,38 @@ class Fields(TypedDict, total=False):
 def record(kind: Kind, iteration: int = 0, chunk: int = 0, *, last: bool = True, **fields: Unpack[Fields]) -> Records:
     """One record, as an array of length 1. What is not said is 0."""
     return np.array([(kind, last, iteration, chunk, *(UNSAID | fields).values())], RECORD)
+
+
+def sums_records(iteration: int, chunk: int, sums: Sequence[float]) -> Records:
+    """SUMS records, for any number of sums but none.
+
+    >>> found = SumsReader()
+    >>> [found.read(entry) for entry in entries(sums_records(3, -1, range(7)))]
+    [(), (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
+    """
+    starts = range(0, len(sums), len(OF_SUMS))
+    records = np.zeros(len(starts), RECORD)
+    for place, start in enumerate(starts):
+        for name, value in zip(OF_SUMS, sums[start : start + len(OF_SUMS)], strict=False):
+            records[name][place] = value
+    records["kind"], records["iteration"], records["chunk"], records["role"] = Kind.SUMS, iteration, chunk, len(sums)
+    records["last"][-1] = 1
+    return records
+
+
+class SumsReader:
+    """Puts SUMS records of one sender together."""
+
+    def __init__(self) -> None:
+        self._list: list[float] = []
+
+    def read(self, entry: Entry) -> tuple[float, ...]:
+        """The sums, with their last record; before that none."""
+        self._list += [entry[name] for name in OF_SUMS]
+        if not entry["last"]:
+            return ()
+        sums, self._list = tuple(self._list[: max(0, entry["role"])]), []
+        return sums
 
 
 def stepped_record(iteration: int, digest: bytes = b"") -> Records:

@@ -68,7 +68,7 @@ class Coordinator:
     tolerated: how many of the N * l copies may be missing in the end;
     checks: which copies have to agree (`verify`), none by default;
     every: iterations from one evaluation of held-out rows to the next, 0 for none.
-    books: the copies of this iteration; is_combined: as `combined`.
+    books: the copies of this iteration; is_combined: as `combined`, but not where the sums come with the reports.
 
     The caller answers each `Compare` with `Compared` before it brings the next event.
     """
@@ -85,13 +85,13 @@ class Coordinator:
         assert not (combined and checks and checks.every and membership.parts > 1), "sketches do not tell what fits"
         self.membership = membership
         self.phase: Phase = IDLE
-        self._schedule, self.is_combined, self._tolerated = schedule, combined, tolerated
+        self._schedule, self._combined, self._tolerated = schedule, combined, tolerated
         self._checks, self._every = checks or Checks(), every
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._start(-1)
 
-    def _start(self, iteration: int) -> None:
-        self.iteration = iteration
+    def _start(self, iteration: int, has_gradient: bool = True) -> None:
+        self.iteration, self.is_combined = iteration, self._combined and has_gradient
         self._may_miss: float = 0 if is_evaluated(iteration, self._every) else self._tolerated
         self._checks.begin(iteration, len(self.membership.holders))
         self._counting = Counting(iteration, self.membership, self._schedule, self.is_combined, self._checks)
@@ -175,8 +175,8 @@ class Coordinator:
                 self.books.summed()
                 self.phase = IDLE
                 return [Finish()]
-            case Begin(iteration):
-                self._start(iteration)
+            case Begin(iteration, has_gradient):
+                self._start(iteration, has_gradient)
                 self.phase = WORKING
                 return [*self._schedule.begin(sorted(self._checks.checked))]
             case Deadline():

@@ -1,6 +1,8 @@
 """What each arrival from a worker leads to, and what each of the coordinator's instructions does."""
 
-from psgc.coding.sketch import Sketch, agreeing
+import numpy as np
+
+from psgc.coding.sketch import Sketch, agreeing, sketch
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
@@ -36,7 +38,8 @@ class Dispatcher(Target):
 
     decoder, summing: of the run, set before its first iteration.
     script: that makes the steps, if it is not psgc that does.
-    finished: whether the gradient is determined.
+    finished: whether the gradient is determined, or the evaluation.
+    num_sums: of an evaluation of the script; 0: the iteration has a gradient. sums: of its chunks that are committed.
     """
 
     decoder: Decoder
@@ -62,8 +65,11 @@ class Dispatcher(Target):
         self._too_few: TooFewWorkers | None = None  # the newest loss of that kind
         self._complaints: dict[int, int] = {}  # worker -> whose messages it refuses
         self._sketches: dict[tuple[int, int], Sketch] = {}  # (chunk, worker) -> of the newest copy of this iteration
+        self._sums: dict[tuple[int, int], tuple[float, ...]] = {}  # (chunk, worker) -> of an evaluation
         self._told = dict(cluster.queues)  # the newest default queue of each worker
         self.finished = False
+        self.num_sums = 0
+        self.sums: dict[int, tuple[float, ...]] = {}
 
     def begin(self, iteration: int) -> None:
         """A new iteration."""
@@ -92,8 +98,11 @@ class Dispatcher(Target):
         self._log.begin(iteration, lost=len(cluster.detector.away))
         self.decoder.begin()
         self._sketches.clear()
+        self._sums.clear()
+        self.sums.clear()
+        self.num_sums = self._script.num_sums(iteration) if self._script is not None else 0
         self.finished = False
-        self._bring(Begin(iteration))
+        self._bring(Begin(iteration, has_gradient=not self.num_sums))
         if has_plan:
             self._have_begin(iteration)
 
@@ -188,8 +197,14 @@ class Dispatcher(Target):
     def _report(self, report: Report) -> None:
         coordinator, worker, iteration, chunk = self._coordinator, report.worker, report.iteration, report.chunk
         is_current = iteration == coordinator.iteration
+        if is_current and self._script is not None:
+            self._script.reported(report)
         if is_current and worker in coordinator.membership.live:
-            if report.coded is None:
+            if self.num_sums:
+                if report.coded is not None or len(report.sums) != self.num_sums:
+                    raise Malformed(f"a report of chunk {chunk} without its {self.num_sums} sums")
+                self._sums[chunk, worker] = report.sums
+            elif report.coded is None:
                 if not coordinator.is_combined:
                     raise Malformed(f"a report of chunk {chunk} without its coded gradient")
                 if coordinator.is_sketched(chunk) and (chunk, worker) not in self._sketches:
@@ -203,8 +218,6 @@ class Dispatcher(Target):
         self._trial.reported(worker, iteration)
         if is_current:
             self._cluster.failures.pop(chunk, None)
-            if self._script is not None:
-                self._script.reported(report)
         self._log.reported(report)
 
     def _failed(self, failure: Failed) -> None:
@@ -259,6 +272,9 @@ class Dispatcher(Target):
     # instructions
 
     def commit(self, chunk: int, contributors: tuple[int, ...], told: Roles, serial: int) -> None:
+        if self.num_sums:
+            self.sums[chunk] = self._sums[chunk, told[0][0]]
+            return
         if not self._coordinator.is_combined:
             self.decoder.commit(chunk, told)
             return
@@ -290,7 +306,10 @@ class Dispatcher(Target):
         self._tell(worker, Kind.INVALIDATE, chunk, attempt=attempt)
 
     def compare(self, chunk: int, copies: Roles) -> None:
-        if self._coordinator.is_sketched(chunk):
+        if self.num_sums:
+            places = agreeing([sketch(np.array(self._sums[chunk, of])) for of, _ in copies], self._trial.tolerance)
+            right = [copies[place][0] for place in places] if len(places) > self._coordinator.membership.parts else []
+        elif self._coordinator.is_sketched(chunk):
             places = agreeing([self._sketches[chunk, worker] for worker, _ in copies], self._trial.tolerance)
             right = [copies[place][0] for place in places]
         else:

@@ -9,9 +9,13 @@ from typing import Any, Final, Literal
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """The parameters of `iteration` are on their way to the workers."""
+    """The parameters of `iteration` are on their way to the workers.
+
+    has_gradient: else it is an evaluation, whose sums come with the reports.
+    """
 
     iteration: int
+    has_gradient: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class Report:
     been invalidated, as far as the worker knew; late: how many seconds ago the worker finished the chunk.
 
     The rest is not for the coordinator. start: when the worker began the chunk, by its own clock; loss: of the chunk;
-    test_loss, test_accuracy: its part of the held-out figures, where the iteration has them (`evaluate`);
+    sums: of an evaluation, the part of the chunk: held-out loss and accuracy (`evaluate`), or what a script asks for;
     coded: the coded gradient, (dim / parts,), valid until the next event; None when the worker keeps its gradient.
     """
 
@@ -35,8 +39,7 @@ class Report:
     late: float = 0.0
     start: float = 0.0
     loss: float = 0.0
-    test_loss: float = 0.0
-    test_accuracy: float = 0.0
+    sums: tuple[float, ...] = ()
     coded: Any = field(default=None, repr=False, compare=False)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection
 
-from psgc.iteration import is_evaluated
+from psgc.iteration import is_evaluated, summed
 from psgc.run_rows import HELD_OUT, Outcome
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Report
@@ -45,7 +45,7 @@ class IterationLog:
             self.row.reports[worker, chunk, report.attempt] = (start, seconds)
             self.row.losses.setdefault(chunk, report.loss)
             if is_evaluated(report.iteration, self._every):
-                self.row.held_out.setdefault(chunk, (report.test_loss, report.test_accuracy))
+                self.row.held_out.setdefault(chunk, report.sums)
         else:  # of an iteration whose row is finished
             self._observer.chunk(worker, chunk, report.iteration, start, seconds, Outcome.LATE)
 
@@ -66,8 +66,7 @@ class IterationLog:
             unknown = self._num_chunks - len(losses)
             row.loss = known * self._num_chunks / len(losses) if unknown else known
         if len(row.held_out) == self._num_chunks:  # figures of some rows only could not be compared with others
-            parts = [row.held_out[chunk] for chunk in sorted(row.held_out)]
-            figures = dict(zip(HELD_OUT, map(sum, zip(*parts, strict=True)), strict=True))
+            figures = dict(zip(HELD_OUT, summed(row.held_out), strict=True))
             row.test_loss, row.test_accuracy = (figures[name] if name in self._held_out else None for name in HELD_OUT)
         self._is_complete = True
 

@@ -1,6 +1,7 @@
 """Messages between the server and its workers: they come out of `poll` as events, and orders go into the outbox."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from psgc.aggregation.memory import pool_buffers
 from psgc.backend import Backend
 from psgc.config import Config
-from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, digest_in, entries, receive_length
+from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, SumsReader, digest_in, entries, receive_length
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Tried
 from psgc.server.events import Abandoned, Report
@@ -32,6 +33,8 @@ class Links:
         self._began = 0.0
         self.outbox = Outbox(transport)
         self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
+        self._readers: defaultdict[int, SumsReader] = defaultdict(SumsReader)
+        self._sums: dict[int, tuple[float, ...]] = {}  # of an evaluation: what each worker sent before its next report
         self._ignored: set[int] = set()  # workers that sent something malformed
         self._spared: set[int] = set()  # workers for which there are more receive buffers
 
@@ -112,8 +115,8 @@ class Links:
                             yield self._read_vector(message)
                     case Control(worker, records):
                         for entry in entries(records):
-                            if worker not in self._ignored:
-                                yield self._read_record(worker, entry)
+                            if worker not in self._ignored and (arrival := self._read_record(worker, entry)):
+                                yield arrival
                     case Text(worker, piece):
                         self._texts[worker] = (self._texts.get(worker, b"") + piece)[:TEXT_LIMIT]
             except Malformed as flaw:
@@ -129,14 +132,13 @@ class Links:
         check_length(what, vector.size, self._length + TAIL)
         check_chunk(what, chunk, self._num_chunks)
         check_iteration(what, iteration, self._iteration)
-        start, seconds, loss, test_loss, accuracy = self._backend.to_host(vector[-TAIL:]).tolist()
+        start, seconds, loss, *sums = self._backend.to_host(vector[-TAIL:]).tolist()
         check_seconds(what, start, seconds)
         now = self.now
         late = max(0.0, now - start - seconds)
-        figures = (loss, test_loss, accuracy)
-        return Report(worker, iteration, chunk, now, seconds, 0, late, start, *figures, vector[:-TAIL])
+        return Report(worker, iteration, chunk, now, seconds, 0, late, start, loss, tuple(sums), vector[:-TAIL])
 
-    def _read_record(self, worker: int, entry: Entry) -> Arrival:
+    def _read_record(self, worker: int, entry: Entry) -> Arrival | None:
         check_record(entry, self._num_chunks, self._iteration)
         kind, iteration, chunk, attempt = entry["kind"], entry["iteration"], entry["chunk"], entry["attempt"]
         start, seconds, loss = entry["start"], entry["seconds"], entry["loss"]
@@ -144,9 +146,13 @@ class Links:
             now = self.now
             late = max(0.0, now - start - seconds)
             if kind == Kind.REPORT:
-                figures = (loss, entry["test_loss"], entry["test_accuracy"])
-                return Report(worker, iteration, chunk, now, seconds, attempt, late, start, *figures)
+                sums = self._sums.pop(worker, (entry["test_loss"], entry["test_accuracy"]))
+                return Report(worker, iteration, chunk, now, seconds, attempt, late, start, loss, sums)
             return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start)
+        if kind == Kind.SUMS:
+            if sums := self._readers[worker].read(entry):
+                self._sums[worker] = sums
+            return None
         if kind == Kind.FAILED:
             return Failed(worker, iteration, chunk, attempt, self._text(worker))
         if kind == Kind.STEPPED or kind == Kind.BEHIND:

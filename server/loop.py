@@ -8,7 +8,7 @@ from psgc.aggregation.blocks import Sums
 from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
-from psgc.iteration import is_evaluated
+from psgc.iteration import is_evaluated, summed
 from psgc.optimizer import Optimizer
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
@@ -133,14 +133,14 @@ class Server:
             if self.log.waits and self._has_time:
                 self.log.write()
         missing = self.coordinator.books.missing / self._settings.copies
-        gradient = self._summed(is_approximate=missing > 0)
+        gradient = None if dispatcher.num_sums else self._summed(is_approximate=missing > 0)
         row = self.log.row
         sent, received = self._moved
         self._moved = transport.bytes_sent, transport.bytes_received  # what still goes out is of the next iteration
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
         self.log.complete(time.monotonic() - began, self.coordinator.books.recovered, missing)
-        if self._script is not None:
+        if self._script is not None and gradient is not None:
             row.loss = self._script.loss(iteration, gradient)
         if row.is_evaluated:
             row.params = self.params
@@ -190,7 +190,10 @@ class Server:
 
     def _step(self) -> Array:
         """Every rank makes the step. The parameters after that of this rank."""
-        self.summing.close()
+        if self._dispatcher.num_sums:
+            self.summing.evaluated(summed(self._dispatcher.sums))
+        else:
+            self.summing.close()
         self.links.outbox.send()
         while (params := self.summing.params) is None:
             try:

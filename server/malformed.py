@@ -7,7 +7,7 @@ from psgc.messages import Entry, Kind
 FROM_WORKERS = {
     int(kind): kind.name
     for kind in (
-        *(Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.STUCK, Kind.TRIAL, Kind.SKETCH),
+        *(Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.STUCK, Kind.TRIAL, Kind.SKETCH, Kind.SUMS),
         *(Kind.STEPPED, Kind.BEHIND, Kind.ENDED, Kind.REFUSED),
     )
 }
@@ -32,7 +32,7 @@ def check_record(entry: Entry, num_chunks: int, iteration: int) -> None:
     else:
         check_chunk(name, entry["chunk"], num_chunks)
         check_iteration(name, entry["iteration"], iteration)
-    if name not in ("TRIAL", "SKETCH"):  # which have a sketch in these fields
+    if name not in ("TRIAL", "SKETCH", "SUMS"):  # which have other numbers in these fields
         check_seconds(name, entry["start"], entry["seconds"])
 
 

@@ -14,7 +14,7 @@ class IterationRecord(IterationRow):
     # (worker, chunk, how often it was invalidated before): start, seconds
     reports: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)  # of each chunk that was reported
-    held_out: dict[int, tuple[float, float]] = field(default_factory=dict)  # likewise: test_loss, test_accuracy
+    held_out: dict[int, tuple[float, ...]] = field(default_factory=dict)  # likewise: test_loss, test_accuracy
     params: Any = None  # (dim,), those that the held-out figures are of
 
 

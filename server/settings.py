@@ -16,7 +16,7 @@ from psgc.server.trial import TOLERANCE
 class UserScript(Protocol):
     """A user's script on rank 0 that makes the steps itself (`psgc.torch`), as the server sees it.
 
-    Every iteration is one call of the script; what is summed is a vector (dim,).
+    Every iteration is one call of the script; what is summed is a vector (dim,), or what an evaluation has.
 
     replica: by which the sums reach the script, and which has its state.
     """
@@ -31,6 +31,9 @@ class UserScript(Protocol):
 
     def may_begin(self, iteration: int) -> bool | None:
         """Whether `iteration` is to begin; None while that is not known, False when the script makes no more calls."""
+
+    def num_sums(self, iteration: int) -> int:
+        """How many sums its call for `iteration`, an evaluation, has; 0: it wants a gradient."""
 
     def is_over(self) -> bool:
         """Whether the script makes no more calls."""

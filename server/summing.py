@@ -18,7 +18,7 @@ from psgc.aggregation.replica import CHECKED, WAITING_BYTES, Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError
-from psgc.messages import Kind, joined, unpack_block
+from psgc.messages import Kind, joined, sums_records, unpack_block
 from psgc.server.arrivals import Alive, BlockArrived, Moved
 from psgc.server.contributions import Contributions
 from psgc.server.digests import Digests, WrongReplica
@@ -168,6 +168,12 @@ class Summing(Listener):
         for worker in self._live:
             self._outbox.tell_all(worker, joined(close_records(self._iteration, self._owners.versions)))
         self.allreduce.closed(self._iteration, self._owners.others)
+
+    def evaluated(self, sums: Sequence[float]) -> None:
+        """The iteration was an evaluation, without a gradient: every rank goes on with these sums."""
+        for worker in self._live:
+            self._outbox.tell_all(worker, sums_records(self._iteration, -1, sums))
+        self.allreduce.evaluated(self._iteration, sums)
 
     @property
     def params(self) -> Array | None:

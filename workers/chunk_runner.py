@@ -5,7 +5,7 @@ call (`psgc.torch.working`).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import nan
@@ -37,11 +37,15 @@ class Trial:
 
 
 class Computed(NamedTuple):
-    """vector: of a chunk, (dim,); loss: of it; is_own: whether the vector's memory is psgc's, to write to."""
+    """vector: of a chunk, (dim,); loss: of it; is_own: whether the vector's memory is psgc's, to write to.
+
+    sums: of an evaluation of a script, which has no gradient. They are the vector as well.
+    """
 
     vector: Array
     loss: float
     is_own: bool
+    sums: Sequence[float] = ()
 
 
 class Source(Protocol):
@@ -108,9 +112,8 @@ class ChunkRunner:
         with source.here():
             if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
                 self._mailbox.tried(work.iteration, work.chunk, sketch(found.vector, self._xp))
-            self._mailbox.finished(
-                work, Result(found.vector, found.loss, start - work.begun, seconds, found.is_own, held_out)
-            )
+            gradient, sums = (None, found.sums) if found.sums else (found.vector, held_out)
+            self._mailbox.finished(work, Result(gradient, found.loss, start - work.begun, seconds, found.is_own, sums))
 
     def _try(self, source: Source, work: Work) -> None:
         """Do the chunk of the trial, at the parameters of `work`."""

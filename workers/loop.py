@@ -31,6 +31,7 @@ from psgc.messages import (
     Entry,
     Kind,
     Records,
+    SumsReader,
     entries,
     record,
     stamp,
@@ -93,7 +94,7 @@ class WorkerLoop(Listener):
         self._stamp = stamp_length(sums.dtype)
         self.allreduce = AllReduce(transport, backend, sums, replica, self)
         self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least_slice(sums.dtype.itemsize))
-        self._closes = CloseReader()
+        self._closes, self._sums = CloseReader(), SumsReader()
         self._states: defaultdict[int, StateReader] = defaultdict(StateReader)
         self._iteration = sums.first - 1
         self._due = -1  # the newest iteration that the server has begun
@@ -207,6 +208,10 @@ class WorkerLoop(Listener):
             case Kind.CLOSE:
                 if closed := self._closes.read(entry):
                     self.allreduce.closed(*closed)
+            case Kind.SUMS:
+                if sums := self._sums.read(entry):
+                    tell(WorkerState.share, iteration)
+                    self.allreduce.evaluated(iteration, sums)
             case Kind.LEFT:
                 self.allreduce.left(entry["worker"])
             case Kind.GIVE:

@@ -7,7 +7,7 @@ guards everything here.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from psgc.backend import Array
 from psgc.coding.sketch import Sketch
 from psgc.errors import PsgcError
-from psgc.messages import Kind, Records, record
+from psgc.messages import Kind, Records, record, sums_records
 from psgc.workers.encoder import Encoder
 from psgc.workers.state import Order, WorkerState
 
@@ -36,16 +36,17 @@ class Work:
 class Result:
     """What came of a Work. start: seconds since its iteration began; seconds: how long it took.
 
+    gradient: None of an evaluation of a script.
     is_own: whether the gradient's memory is psgc's, to write to; otherwise it is copied when it has to be kept.
-    held_out: the chunk's part of the held-out loss and accuracy.
+    sums: of an evaluation, the chunk's part: of the held-out loss and accuracy, or what the script asks for.
     """
 
-    gradient: Array
+    gradient: Array | None
     loss: float
     start: float
     seconds: float
     is_own: bool = True
-    held_out: tuple[float, float] = (0.0, 0.0)
+    sums: Sequence[float] = (0.0, 0.0)
 
 
 @dataclass(slots=True)
@@ -153,10 +154,10 @@ class Mailbox:
         iteration, chunk = work.iteration, work.chunk
         coded, found, gradient = None, None, result.gradient
         # coded or copied outside the lock: the server's events need not wait
-        if self._current(work):
+        if self._current(work) and gradient is not None:
             if not self._state.is_combined:
                 role = self._state.role(chunk)
-                tail = (result.start, result.seconds, result.loss, *result.held_out)
+                tail = (result.start, result.seconds, result.loss, *result.sums)
                 coded = self._encoder.coded(gradient, role, tail)
             elif not result.is_own:
                 gradient = gradient.copy()
@@ -170,8 +171,11 @@ class Mailbox:
             message = CodedGradient(iteration, chunk, coded)
         else:
             times: dict[str, Any] = {"attempt": done.attempt, "start": result.start, "seconds": result.seconds}
-            if done.wanted:
-                test_loss, test_accuracy = result.held_out
+            if done.wanted and gradient is None:
+                self._outbox.append(sums_records(iteration, chunk, result.sums))
+                message = record(Kind.REPORT, iteration, chunk, **times, loss=result.loss)
+            elif done.wanted:
+                test_loss, test_accuracy = result.sums
                 figures: dict[str, Any] = {"loss": result.loss, "test_loss": test_loss, "test_accuracy": test_accuracy}
                 message = record(Kind.REPORT, iteration, chunk, **times, **figures)
             else:

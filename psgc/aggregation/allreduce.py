@@ -6,7 +6,10 @@ that have fallen behind.
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from psgc.aggregation import protocol
 from psgc.aggregation.blocks import Accumulators, Blocks, Sums
@@ -173,6 +176,12 @@ class AllReduce:
     def closed(self, iteration: int, others: dict[int, int]) -> None:
         """Every rank makes the step of `iteration` with these versions."""
         self._bring(protocol.Closed(iteration, others))
+
+    def evaluated(self, iteration: int, sums: Sequence[float]) -> None:
+        """`iteration` was an evaluation with these sums. The replica goes on with them as with a gradient."""
+        if self.exchange.phase(iteration) != "past":
+            self.blocks.gradients[iteration] = np.array(sums)
+            self._bring(protocol.Evaluated(iteration))
 
     def left(self, rank: int) -> None:
         """`rank` takes no part any more."""

@@ -147,7 +147,7 @@ class Blocks:
     def forget_gradient(self, iteration: int, reuse: bool = True) -> None:
         """It is not needed any more. reuse: whether its memory is free again."""
         gradient = self.gradients.pop(iteration, None)
-        if reuse and gradient is not None:
+        if reuse and gradient is not None and gradient.size == self._sums.dim:  # else the sums of an evaluation
             self.spare.append(gradient)
 
     def forget(self, iteration: int, attempt: int | None) -> None:

@@ -30,6 +30,7 @@ from psgc.aggregation.protocol import (
     Closed,
     Drop,
     Dropped,
+    Evaluated,
     Event,
     FallBehind,
     Forget,
@@ -137,7 +138,7 @@ class Exchange:
             case Sent(SendBlock(_, key) as send):
                 attempt = self._attempt(key)
                 return key.iteration, attempt is not None and send in attempt.under_way
-            case Chosen(iteration) | Closed(iteration):
+            case Chosen(iteration) | Closed(iteration) | Evaluated(iteration):
                 return iteration, True
             case Stepped():
                 return self.steps, self._stepping
@@ -163,6 +164,8 @@ class Exchange:
                 return self._choose(iteration, others)
             case Closed(iteration, others):
                 return self._close(iteration, others)
+            case Evaluated(iteration):
+                return self._evaluated(iteration)
             case RankLeft(rank):
                 return self._leave(rank)
             case Stepped():
@@ -233,6 +236,13 @@ class Exchange:
         iteration = self._iterations[number]
         instructions = self._choose(number, others) if iteration.versions is None else []
         iteration.phase = "closed"
+        return instructions + self._step_if_complete()
+
+    def _evaluated(self, number: int) -> list[Instruction]:
+        instructions = self._give_up_before(number)
+        self._iterations[number] = Iteration("closed", versions=())
+        if self.steps + self._stepping == number and not self._is_wrong:  # as in `_mapped`
+            self.is_behind = False
         return instructions + self._step_if_complete()
 
     def _choose(self, number: int, others: dict[int, int]) -> list[Instruction]:

@@ -86,6 +86,13 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The iteration is an evaluation: what the step is made with is here, without a map."""
+
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stepped:
     """The replica has made the step that it was to make."""
 
@@ -109,7 +116,7 @@ class Dropped:
     """The replica is wrong, also after the step that it may be making."""
 
 
-Event = Mapped | Arrived | Sent | TakesLong | Chosen | Closed | Stepped | RankLeft | Loaded | Dropped
+Event = Mapped | Arrived | Sent | TakesLong | Chosen | Closed | Evaluated | Stepped | RankLeft | Loaded | Dropped
 
 # For each event the phases in which its iteration may be, and those that may follow. (): the event is ignored; no
 # entry: it is illegal. The events that belong to no one iteration may always come.
@@ -122,6 +129,7 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
               "past": ("past",)},
     Chosen:  {"summing": ("chosen", "past")},
     Closed:  {"awaited": (), "summing": ("closed", "stepping", "past"), "chosen": ("closed", "stepping"), "past": ()},
+    Evaluated: {"awaited": ("closed", "stepping"), "past": ()},
     Stepped: {"stepping": ("past",), "past": ("past",)},
 }
 # fmt: on

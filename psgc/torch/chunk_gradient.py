@@ -19,18 +19,18 @@ from psgc.torch.statistics import RunningStatistics
 Loss: TypeAlias = Callable[[nn.Module, Any], Any]
 Buffers: TypeAlias = Literal["chunk"] | None
 
-SUMS = 16  # entries after the gradient: loss, examples, and room for 14 sums of metrics
+SUMS = 2  # entries after the gradient: loss and examples
 
 
 class ChunkGradient:
     """Computes what a worker contributes for a chunk, and takes the sum of that over all chunks.
 
-    The vector is [gradient (D) | loss | examples | 14 sums of metrics | unused (P) | running statistics (B)], every
-    entry a sum over examples or chunks. unused: by parameter, in how many chunks it had no gradient.
+    The vector is [gradient (D) | loss | examples | unused (P) | running statistics (B)], every entry a sum over
+    examples or chunks. unused: by parameter, in how many chunks it had no gradient.
 
     loss: (model, batch) -> (sum over the batch's examples, how many they are); or their mean alone.
     buffers: "chunk" for running statistics of batch normalisation, see RunningStatistics; None: there are none (B = 0).
-    num_chunks: of an iteration. dim: entries of the vector, D + 16 + P + B; gradient: D; device: of the model.
+    num_chunks: of an iteration. dim: entries of the vector, D + 2 + P + B; gradient: D; device: of the model.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Sums of a metric over a dataset, as calls of the run: in the entries of the vector behind the loss."""
+"""Sums of a metric over a dataset, as calls of the run: they travel with the reports of chunks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,17 +12,13 @@ from torch import Tensor, nn
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
-from psgc.torch.chunk_gradient import SUMS
 from psgc.torch.costs import ChunkCosts
-from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import Sum
 from psgc.torch.loader import ChunkLoader, MicroBatch, has_spare_core
 from psgc.torch.sampling import length_of
 from psgc.torch.seeding import seeded
 
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
-FIRST = 2  # entries behind the gradient that the loss has
-MOST = (SUMS - FIRST) // 2  # metrics at a time: a sum and a count each
 EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
 
 
@@ -39,12 +35,12 @@ class Result(NamedTuple):
 class Evaluator:
     """Evaluates metrics, as calls of the run.
 
-    collate, settings: of the run; dim: entries of a vector.
+    collate, settings: of the run; device: of the model.
     results: all so far, of the whole run, in order. Whoever gets a state sets them.
     """
 
-    def __init__(self, model: nn.Module, collate: Any, settings: TorchRun, flat: FlatModel, dim: int) -> None:
-        self._model, self._collate, self._flat, self._dim = model, collate, flat, dim
+    def __init__(self, model: nn.Module, collate: Any, settings: TorchRun, device: torch.device) -> None:
+        self._model, self._collate, self._device = model, collate, device
         self._micro_batch, self._seed = settings.micro_batch, settings.seed
         self.results: Sequence[Result] = ()
         self._asked = Counter[tuple[int, int]]()
@@ -76,30 +72,28 @@ class Evaluator:
         Raises UserError.
         """
         length = length_of(dataset)
-        loader = ChunkLoader(dataset, self._collate, self._micro_batch, has_spare_core(self._flat.device))
+        loader = ChunkLoader(dataset, self._collate, self._micro_batch, has_spare_core(self._device))
         number = len(self.results) + 1
         seed = (self._seed, number)
 
         def rows(chunk: int) -> np.ndarray:
             return np.arange(chunk * length // num_chunks, (chunk + 1) * length // num_chunks)
 
-        with seeded(seed, self._flat.device):
+        with seeded(seed, self._device):
             names = names_of(self._model, metric, next(loader.micro_batches([0])))
 
         def vector(chunk: int, wanted: Callable[[], bool]) -> Tensor | None:
-            with seeded((*seed, chunk), self._flat.device):
-                batches = loader.micro_batches(rows(chunk))
-                vector = self._flat.params.new_zeros(self._dim)
-                return vector_of(self._model, metric, names, batches, wanted, self._flat.dim, vector)
+            with seeded((*seed, chunk), self._device):
+                return sums_of_chunk(self._model, metric, names, loader.micro_batches(rows(chunk)), wanted)
 
         made = signature("evaluate", number, length, names)
         costs = ChunkCosts(None, self._micro_batch).of(np.arange(length), num_chunks)
-        call = Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, False, lambda: costs)
-        total = total_of(call)
+        expect, num_sums = lambda chunk: loader.expect(rows(chunk)), 2 * len(names)
+        total = total_of(Call(vector, expect, lambda _: None, made, False, lambda: costs, num_sums))
         loader.close()
         if total is None:
             return None
-        means = means_in(total.vector, self._flat.dim, names)
+        means = means_in(total.vector.tolist(), names)
         self.results = [*self.results, Result(*place, means)]
         return means
 
@@ -116,8 +110,8 @@ def sums_of(returned: Any, rows: int) -> dict[str, tuple[float, float]]:
     rows: examples of the micro-batch. Raises UserError when the metric has returned something else.
     """
     named = returned if isinstance(returned, Mapping) else {"": returned}
-    if not 0 < len(named) <= MOST:
-        raise UserError(f"run.evaluate: the metric returned {len(named)} values, expected 1 to {MOST}")
+    if not named:
+        raise UserError("run.evaluate: the metric returned 0 values, expected 1 or more")
     found = {}
     for name, value in named.items():
         try:
@@ -139,16 +133,14 @@ def names_of(model: nn.Module, metric: Metric, piece: MicroBatch) -> list[str]:
         return sorted(sums_of(metric(model, piece.batch), piece.rows))
 
 
-def vector_of(
+def sums_of_chunk(
     model: nn.Module,
     metric: Metric,
     names: list[str],
     micro_batches: Iterable[MicroBatch],
     wanted: Callable[[], bool],
-    gradient: int,
-    vector: Tensor,
 ) -> Tensor | None:
-    """`vector`, (dim,) zeros, with the sums of a chunk; None once the chunk is not wanted any more."""
+    """Sum and number of examples of each metric over a chunk; None once the chunk is not wanted any more."""
     totals = dict.fromkeys(names, (0.0, 0.0))
     with evaluation_mode(model), torch.no_grad():
         for piece in micro_batches:
@@ -159,17 +151,14 @@ def vector_of(
                 totals[name] = before[0] + total, before[1] + count
             if not wanted():
                 return None
-    sums = torch.tensor([value for name in names for value in totals[name]], dtype=torch.float64)
-    vector[gradient + FIRST : gradient + FIRST + len(sums)].copy_(sums)
-    return vector
+    return torch.tensor([value for name in names for value in totals[name]], dtype=torch.float64, device="cpu")
 
 
-def means_in(total: Tensor, gradient: int, names: list[str]) -> dict[str, float]:
+def means_in(totals: list[float], names: list[str]) -> dict[str, float]:
     """The mean of each metric."""
-    found = total[gradient + FIRST : gradient + FIRST + 2 * len(names)].tolist()
     return {
         name: part / count if count else float("nan")
-        for name, part, count in zip(names, found[::2], found[1::2], strict=True)
+        for name, part, count in zip(names, totals[::2], totals[1::2], strict=True)
     }
 
 

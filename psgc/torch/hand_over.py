@@ -30,7 +30,8 @@ class Left(SystemExit):
 class Sum:
     """The sum of the vectors of all chunks (dim,), the script's from now on, to write to.
 
-    vector: an array (`psgc.backend`), and a tensor when it comes to the script (`psgc.torch.memory`).
+    vector: an array (`psgc.backend`), and a tensor when it comes to the script (`psgc.torch.memory`). Of an evaluation
+    the sums that it has, (num_sums,) float64.
     """
 
     vector: Any
@@ -58,8 +59,8 @@ class HandOver:
     waits for something else as well; state: makes the state of this rank, in a call that is whole.
 
     called: the newest iteration that the script has called for; is_whole: whether the state of the model and of the
-    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; costs: as
-    of Call, on rank 0.
+    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; costs,
+    num_sums: as of Call, the former on rank 0.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class HandOver:
         self._changed = threading.Condition()
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
         self.costs: Sequence[float] = ()
+        self.num_sums = 0
         self.is_ended = False
         self.given = first - 1  # the newest iteration whose sum is here
         self._sums: dict[int, Sum] = {}  # that the script has not come to, and the newest that it has
@@ -88,6 +90,7 @@ class HandOver:
         signature: float,
         costs: Sequence[float] = (),
         digest: bytes = b"",
+        num_sums: int = 0,
     ) -> None:
         """The script has made all steps before `iteration`, and now waits for its sum.
 
@@ -100,7 +103,7 @@ class HandOver:
                     del self._digests[old]
             self._made = None
             self.is_whole, self.signature = is_whole, signature
-            self.costs = costs
+            self.costs, self.num_sums = costs, num_sums
             self.called = iteration
             self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
         self._wake()

@@ -46,7 +46,7 @@ class Run:
         cost: CostFunction | None = None,
     ) -> None:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
-        self._evaluator = Evaluator(model, collate, settings, flat, compute.dim)
+        self._evaluator = Evaluator(model, collate, settings, flat.device)
         self._loader = ChunkLoader(dataset, collate, settings.micro_batch, has_spare_core(flat.device))
         costs = ChunkCosts(cost, settings.micro_batch)
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings.seed, costs)

@@ -63,6 +63,9 @@ class Script:
         self._usual = self._usual or sum(costs) / num_chunks
         return [max(LEAST, cost / self._usual) for cost in costs] or [1.0] * num_chunks
 
+    def num_sums(self, iteration: int) -> int:
+        return self._hand_over.num_sums
+
     def is_over(self) -> bool:
         return self._hand_over.is_ended
 

@@ -147,7 +147,7 @@ class Session:
         assert not isinstance(self._local, UserError)
         digest = self._local.digest() if is_checked(iteration, self.iteration) else b""
         costs = call.costs() if self._worker is None else ()
-        self._hand_over.call(iteration, call.is_whole, call.signature, costs, digest)
+        self._hand_over.call(iteration, call.is_whole, call.signature, costs, digest, call.num_sums)
         self._is_in_call = True
         if self._worker is not None:
             with self._computing:
@@ -158,7 +158,9 @@ class Session:
             self.is_cut_short = True
             raise
         self._is_in_call = False
-        return answer if isinstance(answer, State) else Sum(self._memory.tensor(answer.vector))
+        if isinstance(answer, State):
+            return answer
+        return Sum(torch.from_numpy(answer.vector) if call.num_sums else self._memory.tensor(answer.vector))
 
     def end(self, text: str = "", code: int = 1) -> None:
         """The script ends, with this exit code because of an error if there is a text.

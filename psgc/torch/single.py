@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from psgc.aggregation.tree import Tree
 from psgc.errors import PsgcError, RunFailed
+from psgc.iteration import summed
 from psgc.run_rows import Outcome
 from psgc.server.observer import IterationRecord
 from psgc.torch.calls import Call
@@ -46,11 +48,15 @@ class Single:
 
     def sum(self, iteration: int, call: Call) -> Sum:
         """The sum of the call. Raises what its vectors raise, and RunFailed when the run was told to stop."""
-        tree, began = Tree(), time.monotonic()
+        tree, sums, began = Tree(), dict[int, list[float]](), time.monotonic()
         try:
             for chunk in range(self.num_chunks):
-                tree.add(chunk, self._vector(chunk, iteration, call, began))
-            total = tree.total()
+                vector = self._vector(chunk, iteration, call, began)
+                if call.num_sums:
+                    sums[chunk] = vector.tolist()
+                else:
+                    tree.add(chunk, vector)
+            total = torch.tensor(summed(sums), dtype=torch.float64, device="cpu") if sums else tree.total()
         except PsgcError as error:
             self._error = error
             raise

@@ -107,6 +107,9 @@ class ScriptWorker:
         if vector is None:
             return None
         with self.here():
+            if self._call.num_sums:
+                sums = self._memory.backend.asarray(vector.numpy())
+                return Computed(sums, self._call.signature, True, vector.tolist())
             return Computed(self._memory.array(vector), self._call.signature, True)
 
     def told(self, error: BaseException) -> str | PsgcError:

@@ -86,6 +86,8 @@ class Rank:
                 self.bring(part.Mapped(value, MOST))
             case "close":
                 self.bring(part.Closed(*value))
+            case "sums":
+                self.evaluated(value)
             case "left":
                 self.to_give.pop(value, None)
                 self.left.add(value)
@@ -95,6 +97,11 @@ class Rank:
             case "give":
                 self.to_give[value[0]] = value[1]
         self.go_on()
+
+    def evaluated(self, iteration):
+        if self.exchange.phase(iteration) != "past":
+            self.gradients[iteration] = self.network.closed[iteration]
+        self.bring(part.Evaluated(iteration))
 
     def go_on(self):
         """What follows when the replica is at another iteration, or was told something."""
@@ -133,7 +140,8 @@ class Rank:
 
 
 class Network:
-    def __init__(self, workers, iterations, choose, losses):
+    def __init__(self, workers, iterations, choose, losses, evaluations=()):
+        self.evaluations = evaluations
         self.choose, self.last, self.losses = choose, iterations, losses
         self.rarely, self.slow = (10, 50, 200)[choose(3)], {choose(workers + 1) for _ in range(choose(3))}
         self.ranks = [Rank(self, rank) for rank in range(workers + 1)]
@@ -210,6 +218,12 @@ class Network:
         able = [rank for rank in receivers if rank == 0 or self.replicas.is_at(rank, self.iteration)]
         self.send(self.owners.share(self.contributors, receivers, able, self.now))
 
+    def evaluate(self):
+        self.closed[self.iteration] = {"sums": self.iteration}
+        self.tell("sums", self.iteration)
+        self.phase = "stepping"
+        self.ranks[0].evaluated(self.iteration)
+
     def close(self):
         versions = self.owners.versions
         self.owners.learn()
@@ -278,7 +292,7 @@ class Network:
         made += [(self.arrive, place) for place in range(len(self.under_way))]
         made += [(self.deliver, place) for place in range(len(self.states))]
         if (self.phase == "working" and self.reported) or (self.phase == "redoing" and self.reported):
-            made.append((self.share,))
+            made.append((self.evaluate if self.iteration in self.evaluations else self.share,))
         if self.phase in ("collecting", "redoing") and self.owners.is_complete:
             made.append((self.close,))
         if self.phase == "stepping" and self.ranks[0].exchange.steps > self.iteration:

@@ -45,7 +45,7 @@ class Worker:
         """One chunk from the queue to the outbox: its work, and a weak reference to its gradient."""
         work = self.mailbox.take()
         gradient = np.full(3, float(work.chunk + 1))
-        self.mailbox.finished(work, Result(gradient, loss, start, seconds, held_out=held_out))
+        self.mailbox.finished(work, Result(gradient, loss, start, seconds, sums=held_out))
         return work, weakref.ref(gradient)
 
 

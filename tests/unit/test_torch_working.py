@@ -10,7 +10,7 @@ from torch import nn
 
 from psgc.aggregation.blocks import Sums
 from psgc.backend import Backend
-from psgc.messages import Kind, digest_in, entries, record
+from psgc.messages import Kind, digest_in, entries, record, sums_records
 from psgc.torch import working
 from psgc.torch.begin import _Local
 from psgc.torch.generators import Generators
@@ -155,6 +155,18 @@ def test_a_script_gets_every_sum_in_order_to_write_to():
         worker.call(iteration + 1)
     assert [entry["iteration"] for entry in worker.said(Kind.STEPPED)] == [1, 2, 3]
     assert not worker.said(Kind.BEHIND)
+
+
+def test_an_evaluation_comes_as_numbers_and_is_a_step_like_others():
+    worker = Worker()
+    worker.summed(0)
+    worker.turn(Control(0, record(Kind.BEGIN, 1)), Control(0, sums_records(1, -1, [1.5] * 7)))  # before it is there
+    worker.call(1)
+    assert worker.hand_over.answer().vector.tolist() == [1.5] * 7
+    worker.call(2)
+    worker.summed(2)
+    assert worker.sum() == 2
+    assert [entry["iteration"] for entry in worker.said(Kind.STEPPED)] == [1, 2]
 
 
 def test_a_script_that_is_left_out_says_so_and_goes_on_from_a_state():

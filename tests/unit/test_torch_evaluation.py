@@ -1,0 +1,86 @@
+"""An evaluation: sums of float64 come with the reports of chunks, and go back to every rank. No vector does."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import psgc.torch
+from psgc.backend import Backend
+from psgc.errors import UserError
+from psgc.messages import Kind, SumsReader, entries
+from psgc.schedules import SCHEDULES
+from psgc.server.coordinator import Coordinator
+from psgc.server.events import Begin, Lost, Report
+from psgc.server.instructions import Commit, Finish
+from psgc.server.membership import Membership
+from psgc.torch.single import Single
+from psgc.workers.encoder import Encoder
+from psgc.workers.mailbox import Mailbox, Result
+from psgc.workers.state import WorkerState
+
+LARGE = float(2**24)  # float32 does not count further
+
+
+@pytest.fixture
+def run(one_process):
+    model = torch.nn.Linear(1, 1)
+    data = TensorDataset(torch.arange(12.0)[:, None])
+    run = psgc.torch.init(model, data, lambda model, batch: (model(batch[0]).sum(), len(batch[0])), chunks=4)
+    return run, data
+
+
+def test_any_number_of_metrics_and_of_examples_is_exact(run):
+    run, data = run
+
+    def metric(model, batch):
+        return {f"{power}": (float((batch[0].double() ** power).sum()), LARGE + 1) for power in range(12)}
+
+    found = run.evaluate(data, metric)
+    assert list(found) == sorted(map(str, range(12)))
+    count = 4 * (LARGE + 1)  # one micro-batch in each chunk
+    assert found == {str(power): sum(float(x**power) for x in range(12)) / count for power in range(12)}
+
+
+def test_nothing_as_large_as_the_gradient_is_made(run, monkeypatch):
+    run, data = run
+    made, add_up = [], Single.sum
+    monkeypatch.setattr(Single, "sum", lambda self, *call: made.append(add_up(self, *call)) or made[-1])
+    assert run.evaluate(data, lambda model, batch: (batch[0].sum(), len(batch[0]))) == 5.5
+    assert [(len(total.vector), total.vector.dtype) for total in made] == [(2, torch.float64)]
+
+
+def test_a_metric_without_names_or_with_other_names_later_is_refused(run):
+    run, data = run
+    with pytest.raises(UserError, match="the metric returned 0 values"):
+        run.evaluate(data, lambda model, batch: {})
+    with pytest.raises(UserError, match="'3', but not for the first example"):
+        run.evaluate(data, lambda model, batch: {str(int(batch[0][0])): 1.0})
+
+
+@pytest.mark.parametrize("combined", [True, False])
+def test_a_worker_reports_sums_and_keeps_nothing(combined):
+    mailbox = Mailbox(WorkerState(1, [0], 1, combined), Encoder(Backend(), np.ones((1, 1)), 10**6, np.float32))
+    mailbox.begin(3, None)
+    work, sums = mailbox.take(), [0.1 * number for number in range(12)] + [math.nan]
+    mailbox.finished(work, Result(None, 7.0, 0.5, 0.25, sums=sums))
+    *told, report = [entry for records in mailbox.outgoing() for entry in entries(records)]
+    assert [(entry["kind"], entry["iteration"], entry["chunk"]) for entry in told] == [(Kind.SUMS, 3, 0)] * 3
+    assert (report["kind"], report["loss"], report["seconds"]) == (Kind.REPORT, 7.0, 0.25)
+    reader = SumsReader()
+    *nothing, found = map(reader.read, told)
+    assert nothing == [(), ()]
+    np.testing.assert_array_equal(found, sums)
+
+
+@pytest.mark.parametrize("combined", [True, False])
+def test_sums_that_were_reported_count_although_their_worker_is_lost(combined):
+    """With `combined` a gradient would be lost with the worker that keeps it."""
+    membership = Membership([(1, 2), (1, 2)], 1)
+    it = Coordinator(membership, SCHEDULES["static"]({1: [0, 1], 2: [1, 0]}, holders=membership.holders), combined)
+    it.handle(Begin(0, has_gradient=False))
+    assert Commit(0, (1,), ((1, 1),), 0) in it.handle(Report(1, 0, 0))
+    it.handle(Lost(1))
+    assert it.handle(Report(2, 0, 1))[-1] == Finish()
