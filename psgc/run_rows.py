@@ -80,3 +80,11 @@ class WorkerEvent(NamedTuple):
     host: str
     event: str
     reason: str
+
+    @property
+    def line(self) -> str:
+        """For a person."""
+        if self.event == "returned":
+            return f"worker {self.worker} is back in iteration {self.iteration}"
+        what = "lost" if self.event == "lost" else "sent a wrong copy"
+        return f"worker {self.worker} on {self.host} {what} in iteration {self.iteration}: {self.reason}"

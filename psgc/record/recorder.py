@@ -102,22 +102,8 @@ class Recorder:
         text = row_text(row).encode()
         self._keep("iterations.csv", lambda: self._csv.write(text))
 
-    def lost(self, worker: int, host: str, iteration: int, reason: str) -> str:
-        """A worker is lost; returns the line to show."""
-        self._event(WorkerEvent(iteration, worker, host, "lost", reason))
-        return f"worker {worker} on {host} lost in iteration {iteration}: {reason}"
-
-    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> str:
-        """A worker sent a copy that does not agree with those of the others; returns the line to show."""
-        self._event(WorkerEvent(iteration, worker, host, "wrong", reason))
-        return f"worker {worker} on {host} sent a wrong copy in iteration {iteration}: {reason}"
-
-    def returned(self, worker: int, iteration: int) -> str:
-        """A lost worker is back; returns the line to show."""
-        self._event(WorkerEvent(iteration, worker, "", "returned", ""))
-        return f"worker {worker} is back in iteration {iteration}"
-
-    def _event(self, event: WorkerEvent) -> None:
+    def event(self, event: WorkerEvent) -> None:
+        """A worker is lost, has sent a copy that does not agree with those of the others, or is back."""
         self.events.append(event)
         self._keep("lost.csv", self._write_event)
 

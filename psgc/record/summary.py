@@ -8,7 +8,9 @@ import numpy as np
 from rich.filesize import decimal
 
 from psgc import __version__
+from psgc.config import Config
 from psgc.messages import MESSAGE
+from psgc.plan import Plan
 from psgc.record.recorder import Recorder
 from psgc.run_rows import Outcome
 
@@ -56,6 +58,20 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "lost": [event._asdict() for event in recorder.events if event.event != "wrong"],
         "wrong": {str(worker): count for worker, count in sorted(wrong.items())},
     }
+
+
+def settings_of(config: Config, plan: Plan, code: int, **others: Any) -> dict[str, Any]:
+    """What summary.json has of the settings, and the exit code. others: entries in the place of these."""
+    return {
+        "workers": plan.num_workers,
+        "chunks": plan.num_chunks,
+        "schedule": config.schedule,
+        "transfer": config.transfer,
+        "chunks_per_worker": None,
+        "batch": None,
+        "too_few_workers": False,
+        "exit_code": code,
+    } | others
 
 
 def lines(summary: dict[str, Any]) -> list[str]:

@@ -9,6 +9,8 @@ from psgc.checkpoints import CheckpointStore, Content
 from psgc.record.loggers import Loggers
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
+from psgc.record.run_record import RunRecord
+from psgc.run_rows import WorkerEvent
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
 from psgc.training.best import Best, Figures
@@ -17,7 +19,7 @@ from psgc.training.gradient_error import GradientErrorEstimator
 
 
 @dataclass
-class Keeper:
+class Keeper(RunRecord):
     """The observer of a run (`psgc.server.observer.Observer`).
 
     every: iterations between two checkpoints, 0 for none before the end.
@@ -46,7 +48,7 @@ class Keeper:
     enough: str = ""
 
     def __post_init__(self, saved: bool) -> None:
-        self.chunk: Callable[[int, int, int, float, float, int], None] = self.recorder.chunk
+        super().__init__(self.recorder, self.progress)
         self._shown: set[str] = set()  # tracebacks
         self._raised: set[int] = set()  # workers on which a gradient failed
         self._diverged = False  # the loss of the newest row is not finite
@@ -54,7 +56,7 @@ class Keeper:
         self._pending: list[Content] = []  # whose loss is not known yet, the oldest first
 
     def iteration(self, row: IterationRecord) -> None:
-        self.recorder.iteration(row)
+        super().iteration(row)
         self.progress.update(row.loss, row.seconds, self.best.told())
         if self.loggers is not None:
             self.loggers.row(row)
@@ -79,21 +81,11 @@ class Keeper:
         self.enough = self.callbacks.stepped(row, params) or self.best.enough
         return bool(self.enough)
 
-    def stuck(self, line: str) -> None:
-        self.progress.say(line)
-
-    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        line = self.recorder.lost(worker, host, iteration, reason)
-        if worker in self._raised:  # a wrong model fails on the others too: then one line at the end says so
-            self.progress.hold(line)
+    def tell(self, event: WorkerEvent) -> None:
+        if event.event == "lost" and event.worker in self._raised:
+            self.progress.hold(event.line)  # a wrong model fails on the others too: then one line at the end says so
         else:
-            self.progress.say(line)
-
-    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        self.progress.say(self.recorder.wrong(worker, host, iteration, reason))
-
-    def returned(self, worker: int, iteration: int) -> None:
-        self.progress.say(self.recorder.returned(worker, iteration))
+            super().tell(event)
 
     def failure_text(self, worker: int, text: str) -> str:
         self._raised.add(worker)
@@ -101,7 +93,7 @@ class Keeper:
             self._shown.add(text)
             for line in text.rstrip("\n").split("\n"):
                 say(line, error=True)
-        return self.recorder.failure_text(worker, text)
+        return super().failure_text(worker, text)
 
     def save_last(self) -> None:
         """Write a checkpoint of the state after the last good step, unless there is one.

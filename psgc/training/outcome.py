@@ -11,7 +11,7 @@ from psgc.errors import one_line
 from psgc.problems import evaluate, quality
 from psgc.record.progress import epoch_of
 from psgc.record.recorder import Recorder
-from psgc.record.summary import summarise
+from psgc.record.summary import settings_of, summarise
 from psgc.server.loop import Server
 from psgc.terminal import say
 from psgc.training.batches import rows_taken
@@ -38,16 +38,14 @@ def summary_of(
 ) -> dict[str, Any]:
     """What summary.json says, but for what is found out after the run. seconds: of the run."""
     coding = run.config.coding
-    settings = {
-        "workers": run.plan.num_workers,
-        "chunks": run.plan.num_chunks,
-        "schedule": run.config.schedule,
-        "transfer": run.config.transfer,
-        "chunks_per_worker": coding.chunks_per_worker if isinstance(coding.assignment, str) else None,
-        "batch": run.config.model_dump()["batch"],
-        "too_few_workers": outcome.too_few_workers,
-        "exit_code": outcome.code,
-    }
+    settings = settings_of(
+        run.config,
+        run.plan,
+        outcome.code,
+        chunks_per_worker=coding.chunks_per_worker if isinstance(coding.assignment, str) else None,
+        batch=run.config.model_dump()["batch"],
+        too_few_workers=outcome.too_few_workers,
+    )
     settings |= best.summary()
     if outcome.enough:
         settings["ended_early"] = outcome.enough

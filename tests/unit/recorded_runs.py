@@ -12,7 +12,7 @@ from psgc.config import from_yaml_text
 from psgc.record.recorder import Recorder
 from psgc.record.summary import summarise
 from psgc.record.timeline import ENTRY
-from psgc.run_rows import OUTCOMES, TIMELINE, IterationRow, Outcome
+from psgc.run_rows import OUTCOMES, TIMELINE, IterationRow, Outcome, WorkerEvent
 
 CONFIG = "problem: {kind: softmax}\ndata: {path: train.npz}\noptimizer: {kind: nesterov, lr: 0.5}\n"
 
@@ -55,7 +55,7 @@ def record(
         seconds = pace * rng.lognormal(0, 0.1, workers)
         for worker in gone:
             if lost[worker] == iteration:
-                recorder.lost(worker, "n1", iteration, "its process died")
+                recorder.event(WorkerEvent(iteration, worker, "n1", "lost", "its process died"))
             else:
                 seconds[worker - 1] = np.inf
         _iteration(

@@ -19,9 +19,7 @@ def kept(every, done=0, saved=False, no_room=False, **given):
         failure_text=None,
         iteration=lambda row: heard.append(("row", row.iteration)),
         drop_timeline=lambda: heard.append(("dropped", None)),
-        lost=lambda worker, host, iteration, reason: f"{worker} lost",
-        wrong=lambda worker, host, iteration, reason: f"{worker} wrong",
-        returned=lambda worker, iteration: f"{worker} back",
+        event=lambda event: None,
     )
     progress = SimpleNamespace(update=lambda *_: None, say=said.append)
     store = SimpleNamespace(
@@ -123,7 +121,11 @@ def test_losses_are_shown():
     keeper.lost(3, "n1", 12, "killed")
     keeper.returned(3, 15)
     keeper.wrong(3, "n1", 16, "chunk 2: ...")
-    assert said == ["3 lost", "3 back", "3 wrong"]
+    assert said == [
+        "worker 3 on n1 lost in iteration 12: killed",
+        "worker 3 is back in iteration 15",
+        "worker 3 on n1 sent a wrong copy in iteration 16: chunk 2: ...",
+    ]
 
 
 def test_callbacks_get_the_row_and_the_parameters_and_can_end_the_run():

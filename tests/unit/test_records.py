@@ -18,7 +18,7 @@ from psgc.record import timeline
 from psgc.record.recorder import Recorder
 from psgc.record.summary import lines, summarise
 from psgc.record.timeline import read_timeline
-from psgc.run_rows import COLUMNS, IterationRow, Outcome
+from psgc.run_rows import COLUMNS, IterationRow, Outcome, WorkerEvent
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 
 BOTH_HOLD_ALL = coding.from_matrix(np.ones((3, 2)))
@@ -189,13 +189,16 @@ def test_a_text_of_several_lines_is_kept_and_its_first_line_told(recorder_in, tm
 def test_a_loss_is_told_and_written_down_at_once(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out")
     assert not (tmp_path / "out/lost.csv").exists()
-    assert recorder.lost(2, "n1", 12, "killed") == "worker 2 on n1 lost in iteration 12: killed"
+    lost, back = WorkerEvent(12, 2, "n1", "lost", "killed"), WorkerEvent(15, 2, "", "returned", "")
+    assert lost.line == "worker 2 on n1 lost in iteration 12: killed"
+    recorder.event(lost)
     header = "iteration,worker,host,event,reason"
     assert (tmp_path / "out/lost.csv").read_text().splitlines() == [header, "12,2,n1,lost,killed"]
-    assert recorder.returned(2, 15) == "worker 2 is back in iteration 15"
+    assert back.line == "worker 2 is back in iteration 15"
+    recorder.event(back)
     assert (tmp_path / "out/lost.csv").read_text().splitlines()[2:] == ["15,2,,returned,"]
     recorder.finish(np.zeros(1), {})
-    recorder.lost(2, "n1", 16, "silent, again")  # while the run is brought to its end
+    recorder.event(WorkerEvent(16, 2, "n1", "lost", "silent, again"))  # while the run is brought to its end
     assert (tmp_path / "out/lost.csv").read_text().splitlines()[3:] == ['16,2,n1,lost,"silent, again"']
     assert [event.event for event in recorder.events] == ["lost", "returned", "lost"]
 
@@ -203,7 +206,9 @@ def test_a_loss_is_told_and_written_down_at_once(recorder_in, tmp_path):
 def test_who_is_in_the_wrong_is_told_and_written_down(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out")
     reason = "chunk 3: its copy does not agree with those of workers 1, 4"
-    assert recorder.wrong(2, "n1", 12, reason) == f"worker 2 on n1 sent a wrong copy in iteration 12: {reason}"
+    event = WorkerEvent(12, 2, "n1", "wrong", reason)
+    assert event.line == f"worker 2 on n1 sent a wrong copy in iteration 12: {reason}"
+    recorder.event(event)
     assert (tmp_path / "out/lost.csv").read_text().splitlines()[1:] == [f'12,2,n1,wrong,"{reason}"']
 
 
@@ -238,7 +243,7 @@ def stopped_run(recorder_in, directory, finish):
     recorder = recorder_in(directory)
     for iteration in range(5):
         add(recorder, iteration, EVEN, loss=0.5 / (iteration + 1), bytes=10)
-    recorder.lost(2, "n1", 3, "killed")
+    recorder.event(WorkerEvent(3, 2, "n1", "lost", "killed"))
     if finish:
         recorder.finish(np.zeros(1), {"status": "interrupted"})
 
@@ -258,7 +263,7 @@ def test_a_record_goes_on_where_the_checkpoint_is(recorder_in, tmp_path, finish)
     nothing_more = summarise(recorder, 1.0, {}, "done", "")
     assert (nothing_more["iterations"], nothing_more["final_loss"]) == (3, pytest.approx(0.5 / 3))
     add(recorder, 3, EVEN, loss=0.01, bytes=7)
-    recorder.returned(2, 3)
+    recorder.event(WorkerEvent(3, 2, "", "returned", ""))
     recorder.finish(np.ones(1), {})
     assert column(tmp_path / "out", "iteration") == [0, 1, 2, 3]
     assert column(tmp_path / "out", "loss") == pytest.approx([0.5, 0.25, 0.5 / 3, 0.01])
@@ -372,7 +377,7 @@ def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, mon
         ShortWrites(patch, most=50, room=100)
         for iteration in (1, 2, 3):
             add(recorder, iteration, EVEN)
-            recorder.lost(2, "n1", iteration, "killed")
+            recorder.event(WorkerEvent(iteration, 2, "n1", "lost", "killed"))
     out = tmp_path / "out"
     full = {"iterations.csv", "lost.csv", "timeline.raw"}
     assert recorder.not_whole == dict.fromkeys(full, "No space left on device")
@@ -382,7 +387,7 @@ def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, mon
     ]
     assert len(read_timeline(out)[0]["worker"]) == 6
     add(recorder, 4, EVEN)
-    recorder.lost(2, "n1", 4, "killed")
+    recorder.event(WorkerEvent(4, 2, "n1", "lost", "killed"))
     assert recorder.not_whole == {}
     assert column(out, "iteration") == [0, 1, 2, 3, 4]
     assert read_timeline(out)[0]["iteration"].tolist() == [i for i in range(5) for _ in range(3)]

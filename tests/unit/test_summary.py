@@ -8,7 +8,7 @@ from psgc.record.recorder import Recorder
 from psgc.record.summary import advice, duration, lines, summarise
 from psgc.record.tally import overhead
 from psgc.record.timeline import ENTRY
-from psgc.run_rows import IterationRow, Outcome
+from psgc.run_rows import IterationRow, Outcome, WorkerEvent
 
 SETTINGS = {"workers": 2, "chunks": 2, "schedule": "skipping", "transfer": "combined"}
 
@@ -91,16 +91,16 @@ def test_the_lines(recorder):
 
 def test_who_was_in_the_wrong_is_counted(recorder):
     for worker in (2, 1, 2):
-        recorder.wrong(worker, "n1", 1, "chunk 3: ...")
+        recorder.event(WorkerEvent(1, worker, "n1", "wrong", "chunk 3: ..."))
     summary = summarise(recorder, 12.5, SETTINGS, "done", "")
     assert (summary["lost"], summary["wrong"]) == ([], {"1": 1, "2": 2})
     assert lines(summary)[-1] == "  wrong copies       1 of worker 1, 2 of worker 2 (lost.csv says which)"
 
 
 def test_who_was_lost_is_said(recorder):
-    recorder.lost(2, "n1", 1, "killed")
-    recorder.returned(2, 3)
-    recorder.lost(1, "n0", 4, "ValueError: " + 99 * "x")
+    recorder.event(WorkerEvent(1, 2, "n1", "lost", "killed"))
+    recorder.event(WorkerEvent(3, 2, "", "returned", ""))
+    recorder.event(WorkerEvent(4, 1, "n0", "lost", "ValueError: " + 99 * "x"))
     summary = summarise(recorder, 12.5, SETTINGS, "done", "")
     assert summary["lost"][:2] == [
         {"iteration": 1, "worker": 2, "host": "n1", "event": "lost", "reason": "killed"},
@@ -111,7 +111,7 @@ def test_who_was_lost_is_said(recorder):
         f"1 on n0 in iteration 4 (ValueError: {45 * 'x'}...)"
     )
     for iteration in range(5, 8):
-        recorder.returned(1, iteration)
+        recorder.event(WorkerEvent(iteration, 1, "", "returned", ""))
     assert lines(summarise(recorder, 12.5, SETTINGS, "done", ""))[-1].endswith(
         "), 1 back in iteration 5, and 2 more in lost.csv"
     )

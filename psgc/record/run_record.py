@@ -1,0 +1,66 @@
+"""What rank 0 records of a run, and tells people, as its server reports it: chunks, iterations, what befell workers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from psgc.record.progress import RunProgress
+from psgc.record.recorder import Recorder
+from psgc.run_rows import WorkerEvent
+from psgc.terminal import say
+
+
+class RunRecord:
+    """The part of the observer of a run (`psgc.server.observer.Observer`) that all runs share.
+
+    recorder: writes the run directory; None: there is none. progress: says lines while it is shown; None: it is not.
+    """
+
+    recorder: Recorder | None
+    progress: RunProgress | None
+
+    def __init__(self, recorder: Recorder | None, progress: RunProgress | None) -> None:
+        self.progress = progress
+        self.record_in(recorder)
+
+    def record_in(self, recorder: Recorder | None) -> None:
+        """From now on all is written there."""
+        self.recorder = recorder
+        # called for each chunk, so nothing else is done here
+        self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk if recorder else _nothing
+
+    def iteration(self, row: Any) -> None:
+        if self.recorder is not None:
+            self.recorder.iteration(row)
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        self._happened(WorkerEvent(iteration, worker, host, "lost", reason))
+
+    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        self._happened(WorkerEvent(iteration, worker, host, "wrong", reason))
+
+    def returned(self, worker: int, iteration: int) -> None:
+        self._happened(WorkerEvent(iteration, worker, "", "returned", ""))
+
+    def _happened(self, event: WorkerEvent) -> None:
+        if self.recorder is not None:
+            self.recorder.event(event)
+        self.tell(event)
+
+    def tell(self, event: WorkerEvent) -> None:
+        """Say it."""
+        self.stuck(event.line)
+
+    def stuck(self, line: str) -> None:
+        if self.progress is not None:
+            self.progress.say(line)
+        else:
+            say(line)
+
+    def failure_text(self, worker: int, text: str) -> str:
+        if self.recorder is not None:
+            return self.recorder.failure_text(worker, text)
+        return next(iter(text.splitlines()), "it failed without a reason")
+
+
+def _nothing(*_: object) -> None:
+    pass
