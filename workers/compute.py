@@ -1,9 +1,11 @@
 """The compute thread of a worker: takes chunks from the mailbox, computes their gradients, brings the results back."""
 
+import sys
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from math import nan
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,13 +14,13 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 from psgc.backend import Array, Backend
 from psgc.data import Chunk, ChunkSource, Epochs
 from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
-from psgc.problems import ChunkCheck
+from psgc.iteration import is_evaluated
+from psgc.problems import ChunkCheck, Problem, change_of, measures_of, part_of, prepare_evaluation
 from psgc.workers.chunk_runner import ChunkRunner, Computed
-from psgc.workers.held_out import HeldOut
 from psgc.workers.mailbox import Mailbox, Work
-from psgc.workers.ownership import call
 
 Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
+Figures = tuple[float, float]  # parts of loss and accuracy; nan where the problem has no such figure
 
 
 class ChunkSeed(ISpawnableSeedSequence):
@@ -72,6 +74,62 @@ def rows_of_chunk(
         rows = batch.rows(iteration, chunk, chunks.num_chunks)
         return chunks.take(chunk, rows, rows.size / batch.rows_in(iteration)) if rows.size else None
     return chunks.chunk(chunk) if batch is None else chunks.sample(chunk, batch, rng)
+
+
+class HeldOut:
+    """Evaluates part c of the held-out rows for whoever does chunk c.
+
+    rows: the held-out rows, cut into as many parts as there are chunks, or fewer; chunks: the training data;
+    every: iterations from one evaluation to the next.
+    """
+
+    def __init__(self, problem: Problem, rows: ChunkSource, chunks: ChunkSource, every: int) -> None:
+        self._problem, self._rows, self._chunks, self._every = problem, rows, chunks, every
+        self._measures = measures_of(problem)
+        self._is_checked = False
+        # A problem that prepares itself is prepared once for all parts: a gradient in between may change its state.
+        self._prepares = hasattr(problem, "prepare_evaluation")
+        self._prepared: tuple[int, list[Figures]] = (-1, [])  # an iteration, and the figures of all parts
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether chunks of this iteration come with a part of the held-out rows."""
+        return is_evaluated(iteration, self._every)
+
+    def evaluate(self, iteration: int, chunk: int, params: Array, gradient: Callable[[], object]) -> Figures:
+        """The figures of the part that belongs to `chunk`, at `params`; (0, 0) where there is no such part.
+
+        gradient: has the problem compute a gradient. Raises ModelError when that changes the figures: the state that
+        the problem has is that of this worker alone.
+        """
+        if chunk >= self._rows.num_chunks:
+            return 0.0, 0.0
+        if not self._is_checked:
+            self._check(chunk, params, gradient)
+            self._is_checked = True
+        if not self._prepares:
+            return self._figures(chunk, params)
+        if self._prepared[0] != iteration:
+            prepare_evaluation(self._problem, params, self._chunks.each())
+            parts = [self._figures(part, params) for part in range(self._rows.num_chunks)]
+            self._prepared = iteration, parts
+        return self._prepared[1][chunk]
+
+    def _figures(self, part: int, params: Array) -> Figures:
+        rows = self._rows.chunk(part)
+        loss, accuracy = (
+            part_of(what, self._measures[what], params, rows) if what in self._measures else nan
+            for what in ("loss", "accuracy")
+        )
+        return loss, accuracy
+
+    def _check(self, part: int, params: Array, gradient: Callable[[], object]) -> None:
+        def disturb() -> None:
+            gradient()
+            prepare_evaluation(self._problem, params, self._chunks.each())
+
+        prepare_evaluation(self._problem, params, self._chunks.each())
+        if change := change_of(self._problem, params, self._rows.chunk(part), disturb):
+            raise ModelError(f"no held-out figures (evaluate): {change}")
 
 
 class Computing(Protocol):
@@ -182,3 +240,38 @@ class Gradients:
 
 class _BadGradient(Exception):
     """The gradient came back, but cannot be used; the text says why."""
+
+
+def call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, bool]:
+    """The loss and the array that `function` returns, and whether the array's memory is the caller's, to write to.
+
+    A gradient may wait for its commit while the model computes the next one. A model that returns the same buffer each
+    time, or a view of one, would change what waits. NumPy's read-only flag does not prevent that: another view of the
+    buffer stays writable, and PyTorch ignores the flag. What is certain is the reference count: memory that NumPy owns
+    and that only psgc refers to is written to by nobody else.
+
+    That is so when nobody else can reach it and it is not read-only. It is False whenever that is not certain: for
+    arrays of other libraries, and for NumPy arrays over memory that NumPy does not own.
+
+    >>> call(lambda: (0.0, np.ones(3)))[2]
+    True
+    >>> buffer = np.ones(3)
+    >>> call(lambda: (0.0, buffer))[2], call(lambda: (0.0, buffer[1:]))[2]
+    (False, False)
+    """
+    loss, array, counts, rest = _call(function)
+    return loss, array, rest is None and bool(counts) and max(counts) <= _UNSHARED and array.flags.writeable
+
+
+def _call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, list[int], Any]:
+    """As `call`, with the reference counts of the array and of the arrays that it is a view of, and what is below."""
+    loss, array = function()
+    counts, owner = [], array
+    while type(owner) is np.ndarray:
+        counts.append(sys.getrefcount(owner))
+        owner = owner.base
+    return loss, array, counts, owner
+
+
+# measured by the code that uses it: how often an array counts while a call is under way depends on the interpreter
+_UNSHARED = max(_call(lambda: (0.0, np.empty(2)[:1]))[2])

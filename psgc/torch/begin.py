@@ -25,7 +25,6 @@ from psgc.terminal import say
 from psgc.torch.checkpoints import read
 from psgc.torch.checks import check_model
 from psgc.torch.chunk_gradient import Buffers, ChunkGradient, Loss
-from psgc.torch.costs import CostFunction
 from psgc.torch.determinism import digest as checksum
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import Generators
@@ -33,7 +32,7 @@ from psgc.torch.hand_over import State
 from psgc.torch.record import Record
 from psgc.torch.rows import differing, sample
 from psgc.torch.run import Run
-from psgc.torch.sampling import length_of
+from psgc.torch.sampling import CostFunction, length_of
 from psgc.torch.session import Session
 from psgc.torch.settings import alone, by_name, check_resumed, settings_of, settled
 from psgc.torch.single import Single

@@ -18,8 +18,8 @@ class Call:
     vector: of a chunk, (dim,) on the device of the model, memory of its own; None once the chunk is not wanted any
     more, which it asks the function that it is given. expect: told the chunk that probably comes next. loss: reads a
     sum. signature: equal on ranks that make the same call; is_whole: see HandOver; costs: returns what each
-    chunk costs (`psgc.torch.costs`). num_sums: of an evaluation, how many numbers are summed; they are the vector then,
-    of float64 on the CPU. 0: a gradient is wanted.
+    chunk costs (`psgc.torch.sampling`). num_sums: of an evaluation, how many numbers are summed; they are the vector
+    then, of float64 on the CPU. 0: a gradient is wanted.
     """
 
     vector: Callable[[int, Callable[[], bool]], Tensor | None]

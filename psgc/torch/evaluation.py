@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from psgc.config.torch import TorchRun
+from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
-from psgc.torch.costs import ChunkCosts
+from psgc.torch.generators import seeded
 from psgc.torch.hand_over import Sum
 from psgc.torch.loader import ChunkLoader, MicroBatch, has_spare_core
-from psgc.torch.sampling import length_of
-from psgc.torch.seeding import seeded
+from psgc.torch.sampling import ChunkCosts, length_of
 
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
 EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
 
 
-class Result(NamedTuple):
+class Evaluation(NamedTuple):
     """The means of an evaluation, by name; and where the script was: how many epochs all its loops so far have, and the
     step of the batch that was under way, -1 between loops.
     """
@@ -42,11 +42,11 @@ class Evaluator:
     def __init__(self, model: nn.Module, collate: Any, settings: TorchRun, device: torch.device) -> None:
         self._model, self._collate, self._device = model, collate, device
         self._micro_batch, self._seed = settings.micro_batch, settings.seed
-        self.results: Sequence[Result] = ()
+        self.results: Sequence[Evaluation] = ()
         self._asked = Counter[tuple[int, int]]()
 
     def asked(self, epochs: int, step: int) -> Callable[[], dict[str, float] | None]:
-        """The script evaluates, where it is (as of Result). Gives the means of this evaluation once there are some.
+        """The script evaluates, where it is (as of Evaluation). Gives the means of this evaluation once there are some.
 
         They are there at once where the script does again what was done before the state that it goes on from.
         """
@@ -67,7 +67,7 @@ class Evaluator:
         total_of: Callable[[Call], Sum | None],
         place: tuple[int, int],
     ) -> dict[str, float] | None:
-        """Have `total_of` make a call; the means, or None when it had no result. place: as of Result.
+        """Have `total_of` make a call; the means, or None when it had no result. place: as of Evaluation.
 
         Raises UserError.
         """
@@ -77,7 +77,7 @@ class Evaluator:
         seed = (self._seed, number)
 
         def rows(chunk: int) -> np.ndarray:
-            return np.arange(chunk * length // num_chunks, (chunk + 1) * length // num_chunks)
+            return np.arange(*bounds(chunk, length, num_chunks))
 
         with seeded(seed, self._device):
             names = names_of(self._model, metric, next(loader.micro_batches([0])))
@@ -94,7 +94,7 @@ class Evaluator:
         if total is None:
             return None
         means = means_in(total.vector.tolist(), names)
-        self.results = [*self.results, Result(*place, means)]
+        self.results = [*self.results, Evaluation(*place, means)]
         return means
 
     def shown(self, means: dict[str, float] | None) -> Any:

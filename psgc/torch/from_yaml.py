@@ -23,9 +23,8 @@ from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.checkpoints import load_initial
 from psgc.torch.chunk_gradient import Loss
-from psgc.torch.costs import CostFunction
 from psgc.torch.run import Run
-from psgc.torch.sampling import length_of
+from psgc.torch.sampling import CostFunction, length_of
 from psgc.training import launched
 from psgc.validation import wrong
 

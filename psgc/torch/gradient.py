@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import ChunkGradient
-from psgc.torch.costs import ChunkCosts
 from psgc.torch.determinism import Sampled, computed_twice
 from psgc.torch.halves import Halves, NotFinite
 from psgc.torch.loader import ChunkLoader, MicroBatch
-from psgc.torch.sampling import Batch
+from psgc.torch.sampling import Batch, ChunkCosts
 
 
 class BatchGradient:

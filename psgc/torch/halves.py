@@ -18,8 +18,8 @@ from psgc.errors import UserError
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import agree, leaves, open_modules
 from psgc.torch.evaluation import evaluation_mode
+from psgc.torch.generators import seeded
 from psgc.torch.loader import MicroBatch
-from psgc.torch.seeding import seeded
 
 HALF = (torch.float16, torch.bfloat16)
 LOSS, GRADIENT = 1e-3, 1e-2  # relative differences that are rounding errors

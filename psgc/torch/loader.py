@@ -17,9 +17,8 @@ from torch.utils.data import default_collate
 from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line, raised_at
 from psgc.machine import local_ranks, usable_cores
-from psgc.torch.draws import Draws, NoDraws, all_states, states
+from psgc.torch.generators import GENERATORS, Draws, NoDraws, all_states, states
 from psgc.torch.sampling import length_of
-from psgc.torch.seeding import GENERATORS
 
 AHEAD = 2  # micro-batches that are loaded before they are asked for, at most, and of what is not expected any more
 LONG = 1e-3  # seconds of a load that a thread has to save: it costs about 0.6 ms of CPU time for each
@@ -80,9 +79,9 @@ class ChunkLoader:
         self._dataset, self._collate, self.size = dataset, collate_fn or default_collate, micro_batch
         self._reading = threading.Lock()
         self._changed = threading.Condition()  # guards what follows
-        self._current = _Chunk(())
-        self._next = _Chunk(())  # what is expected
-        self._before = _Chunk(())  # what was expected before that
+        self._current = _Loading(())
+        self._next = _Loading(())  # what is expected
+        self._before = _Loading(())  # what was expected before that
         self._may_load_ahead: bool | None = None  # None: not known yet
         self._savings: deque[float] = deque(maxlen=TIMED)  # seconds of loads that were not ahead
         self._is_worth_it = False
@@ -95,16 +94,16 @@ class ChunkLoader:
         Raises UserError, with the row, when the dataset or collate_fn fails.
         """
         with self._changed:
-            self._current = _Chunk(rows)
+            self._current = _Loading(rows)
             if self._before.rows == self._current.rows:
                 self._current = self._before
             elif self._next.rows == self._current.rows:
-                self._current, self._next = self._next, _Chunk(())
-            self._before = _Chunk(())
+                self._current, self._next = self._next, _Loading(())
+            self._before = _Loading(())
             self._start()
             return self._batches(self._current)
 
-    def _batches(self, chunk: "_Chunk") -> Iterator[MicroBatch]:
+    def _batches(self, chunk: "_Loading") -> Iterator[MicroBatch]:
         draws = False
         try:
             for at in range(self._pieces(chunk)):
@@ -123,7 +122,7 @@ class ChunkLoader:
         finally:
             with self._changed:
                 if self._current is chunk:
-                    self._current = _Chunk(())
+                    self._current = _Loading(())
                     self._changed.notify_all()
 
     def micro_batch(self, rows: Sequence[int]) -> MicroBatch:
@@ -139,14 +138,14 @@ class ChunkLoader:
         """
         with self._changed:
             if self._next.rows != tuple(rows):
-                self._before, self._next = self._next, _Chunk(rows)
+                self._before, self._next = self._next, _Loading(rows)
                 self._start()
 
     def close(self) -> None:
         """Load nothing ahead any more, and drop what was. May be called again."""
         with self._changed:
             self._closed = True
-            self._next = self._before = _Chunk(())
+            self._next = self._before = _Loading(())
             self._changed.notify_all()
 
     def join(self, timeout: float) -> None:
@@ -162,7 +161,7 @@ class ChunkLoader:
             self._thread.start()
         self._changed.notify_all()
 
-    def _taken(self, chunk: "_Chunk", at: int) -> Any:
+    def _taken(self, chunk: "_Loading", at: int) -> Any:
         """Micro-batch `at` of the chunk: from the thread if it has begun it, else loaded here."""
         with self._changed:
             if chunk.begun > at:
@@ -174,7 +173,7 @@ class ChunkLoader:
             self._start()
         return self._load(self._rows(chunk, at))
 
-    def _rows(self, chunk: "_Chunk", at: int) -> Sequence[int]:
+    def _rows(self, chunk: "_Loading", at: int) -> Sequence[int]:
         """The rows of micro-batch `at`."""
         return chunk.rows[slice(*bounds(at, len(chunk.rows), self._pieces(chunk)))]
 
@@ -202,7 +201,7 @@ class ChunkLoader:
                     chunk.loaded.append(batch)
                     self._changed.notify_all()
 
-    def _to_load(self) -> "_Chunk | None":
+    def _to_load(self) -> "_Loading | None":
         """The chunk whose next micro-batch is to be loaded ahead, if any."""
         if len(self._current.loaded) + len(self._next.loaded) < AHEAD:
             if 0 < self._current.begun < self._pieces(self._current):  # its first one is not worth a change of threads
@@ -211,7 +210,7 @@ class ChunkLoader:
                 return self._next
         return None
 
-    def _pieces(self, chunk: "_Chunk") -> int:
+    def _pieces(self, chunk: "_Loading") -> int:
         """How many micro-batches it has."""
         return -(-len(chunk.rows) // self.size)
 
@@ -276,7 +275,7 @@ def _shown(rows: Sequence[int]) -> str:
     return f"rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''}"
 
 
-class _Chunk:
+class _Loading:
     """The rows of a chunk, its micro-batches that are loaded and not used yet, and how many have been begun."""
 
     def __init__(self, rows: Sequence[int] | np.ndarray) -> None:

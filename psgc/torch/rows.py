@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from psgc.coding.sketch import relative_difference
-from psgc.torch.seeding import preserved, seeded
+from psgc.torch.generators import preserved, seeded
 
 MOST, LEAST = 64, 5  # rows: LEAST of them, and more as long as they take less than SECONDS
 SECONDS = 0.02

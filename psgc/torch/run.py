@@ -15,14 +15,13 @@ from psgc.run_rows import IterationRow
 from psgc.torch.calls import Call, Engine
 from psgc.torch.checkpoints import Checkpoints
 from psgc.torch.chunk_gradient import ChunkGradient
-from psgc.torch.costs import ChunkCosts, CostFunction
 from psgc.torch.evaluation import Evaluator, Metric
 from psgc.torch.flat import FlatModel
+from psgc.torch.generators import preserved
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import State, Sum
 from psgc.torch.loader import ChunkLoader, has_spare_core
-from psgc.torch.sampling import Batch, Sampler
-from psgc.torch.seeding import preserved
+from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
 from psgc.torch.standing import Standing
 from psgc.torch.state import Stateful, check_savable, from_bytes, save_model
 from psgc.torch.steps import Steps

@@ -1,19 +1,22 @@
-"""Which examples each step takes, and which of them are in which chunk.
+"""Which examples each step takes, which of them are in which chunk, and what chunks cost.
 
 An epoch is a random order of all examples, a pure function of (seed, epoch). Steps take consecutive places of it, so
 every example comes once an epoch whatever the batch sizes, and nothing but a `Position` is needed to go on anywhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from math import inf
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from psgc.data.epochs import bounds, rows_of
 from psgc.errors import UserError, one_line
 
+CostFunction: TypeAlias = Callable[[list[int]], float]
+EXPECTED = "expected how long a micro-batch of these examples takes, in any unit: a number > 0"
 _rows_of = lru_cache(2)(rows_of)  # of a step, and of the next one
 
 
@@ -65,7 +68,7 @@ class Sampler:
     position: where the next step begins. Whoever makes the steps sets it: to `batch.after` once a step is made, to
     that of a checkpoint, or to that of a rank that is ahead. `batches` goes on from it.
 
-    Memory: the rows of two batches. Orders are computed, not kept (`psgc.data.shuffle`), also with 10^8 examples.
+    Memory: the rows of two batches. Orders are computed, not kept (`psgc.data.epochs`), also with 10^8 examples.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -164,3 +167,57 @@ def length_of(dataset: Any) -> int:
     if length == 0:
         raise UserError(f"the dataset ({name}) is empty, expected at least one example")
     return length
+
+
+class ChunkCosts:
+    """What chunks cost: 1 is an average example of the first batch.
+
+    cost_fn: (rows of a micro-batch) -> what it costs, in any unit; None: every example costs the same.
+    micro_batch: examples of a micro-batch, at most.
+    """
+
+    def __init__(self, cost_fn: CostFunction | None, micro_batch: int) -> None:
+        self._cost_fn, self._size = cost_fn, micro_batch
+        self._unit = 0.0  # of the function, for an average example
+        self._newest: tuple[np.ndarray, list[float]] | None = None  # rows, and what they cost
+
+    def of(self, rows: np.ndarray, num_chunks: int) -> list[float]:
+        """The cost of each chunk of a batch. rows: of the batch, (n,).
+
+        The newest result is kept: the rows of a batch are asked for before its step begins, and then once more.
+
+        >>> ChunkCosts(None, micro_batch=2).of(np.arange(5), num_chunks=2)
+        [2.0, 3.0]
+        >>> lengths = [1, 1, 1, 1, 16]
+        >>> ChunkCosts(lambda rows: sum(lengths[row] for row in rows), micro_batch=2).of(np.arange(5), num_chunks=2)
+        [0.5, 4.5]
+
+        Raises UserError when the function fails or returns something else.
+        """
+        ends = [bounds(i, len(rows), num_chunks) for i in range(num_chunks)]
+        if self._cost_fn is None:
+            return [float(end - start) for start, end in ends]
+        if self._newest is None or self._newest[0] is not rows:
+            self._newest = rows, [self._cost(rows[start:end].tolist()) for start, end in ends]
+        costs = self._newest[1]
+        self._unit = self._unit or sum(costs) / len(rows)
+        return [cost / self._unit for cost in costs]
+
+    def _cost(self, rows: list[int]) -> float:
+        """Of a chunk; the micro-batches are those of `psgc.torch.loader`."""
+        number = -(-len(rows) // self._size)
+        return sum(self._asked(rows[slice(*bounds(at, len(rows), number))]) for at in range(number))
+
+    def _asked(self, rows: list[int]) -> float:
+        assert self._cost_fn is not None
+        try:
+            cost = float(self._cost_fn(rows))
+        except Exception as error:  # the user's code
+            raise UserError(f"cost_fn failed for the rows {_shown(rows)}: {one_line(error)}; {EXPECTED}") from error
+        if not 0 < cost < inf:
+            raise UserError(f"cost_fn returned {cost:g} for the rows {_shown(rows)}; {EXPECTED}")
+        return cost
+
+
+def _shown(rows: list[int]) -> str:
+    return f"{', '.join(map(str, rows[:5]))}{', ...' if rows[5:] else ''}"

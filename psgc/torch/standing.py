@@ -10,9 +10,8 @@ from psgc.errors import UserError
 from psgc.torch.evaluation import Evaluator
 from psgc.torch.fingerprint import Fingerprint
 from psgc.torch.flat import FlatModel
-from psgc.torch.generators import Generators
+from psgc.torch.generators import GENERATORS, Generators, preserved
 from psgc.torch.sampling import Batch, Position, Sampler
-from psgc.torch.seeding import GENERATORS, preserved
 from psgc.torch.state import About, Stateful, about_in, about_of, from_bytes, load_state, state_of, to_bytes
 from psgc.torch.steps import Steps
 

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from psgc.disk import write_whole
 from psgc.errors import UserError, one_line, visible
 from psgc.state_files import decode, encode, header_of
-from psgc.torch.evaluation import Result
+from psgc.torch.evaluation import Evaluation
 from psgc.torch.generators import Generators
 from psgc.torch.sampling import Position
 
@@ -46,7 +46,7 @@ class About:
     position: Position = START
     seed: int = 0
     loss: float = 0.0
-    evaluations: Sequence[Result] = ()
+    evaluations: Sequence[Evaluation] = ()
     loaded: int | None = None
     random: dict[str, Any] | None = None
     seconds: float = 0.0
@@ -78,7 +78,7 @@ def about_of(state: Any, where: str) -> About:
         version = own.pop("format")
         del own["attached"]
         own["position"] = Position(*(int(number) for number in own["position"]))
-        own["evaluations"] = [Result(int(loops), int(at), dict(means)) for loops, at, means in own["evaluations"]]
+        own["evaluations"] = [Evaluation(int(loops), int(at), dict(means)) for loops, at, means in own["evaluations"]]
         about = About(**own) if version == FORMAT else None
         if about is not None and about.random is not None:
             Generators.of(about.random)

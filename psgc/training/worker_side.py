@@ -22,8 +22,7 @@ from psgc.training.inputs import (
 from psgc.training.memory import check_memory
 from psgc.training.worker_parts import worker_parts
 from psgc.transport import Transport
-from psgc.workers.compute import ComputeThread, Gradients
-from psgc.workers.held_out import HeldOut
+from psgc.workers.compute import ComputeThread, Gradients, HeldOut
 from psgc.workers.input_guard import InputGuard
 from psgc.workers.loop import Duties, WorkerLoop
 

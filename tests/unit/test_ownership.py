@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from psgc.workers.ownership import call
+from psgc.workers.compute import call
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from math import factorial
 import numpy as np
 import pytest
 
-from psgc.data.shuffle import shuffled
+from psgc.data.epochs import shuffled
 
 FIRST = [7, 3, 4, 8, 9, 0, 6, 2, 5, 1]
 LATER = [19744, 6624, 12849, 873, 10364]  # looked up in tables

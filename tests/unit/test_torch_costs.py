@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.torch.costs import ChunkCosts
+from psgc.torch.sampling import ChunkCosts
 
 
 def test_without_a_function_chunks_cost_as_many_examples_as_they_have():

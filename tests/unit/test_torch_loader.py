@@ -12,9 +12,8 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from psgc.errors import UserError
-from psgc.torch.draws import DRAWING
+from psgc.torch.generators import DRAWING, seeded
 from psgc.torch.loader import AHEAD, ChunkLoader, has_spare_core
-from psgc.torch.seeding import seeded
 
 CPU = torch.device("cpu")
 TIMEOUT = 20.0  # seconds; only a defect takes as long

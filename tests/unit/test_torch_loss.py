@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from psgc.errors import UserError
-from psgc.torch.loss import loss_and_count
+from psgc.torch.chunk_gradient import loss_and_count
 
 W = torch.ones(3, requires_grad=True)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from psgc.torch.draws import all_states
+from psgc.torch.generators import all_states
 from psgc.torch.rows import LEAST, MOST, differing, sample
 
 CPU = torch.device("cpu")

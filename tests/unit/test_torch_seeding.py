@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from psgc.torch.seeding import preserved, seeded
+from psgc.torch.generators import preserved, seeded
 
 CPU = torch.device("cpu")
 

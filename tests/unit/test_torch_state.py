@@ -15,12 +15,12 @@ from torch.optim import lr_scheduler
 
 from psgc.errors import UserError
 from psgc.torch import state
-from psgc.torch.evaluation import Result
+from psgc.torch.evaluation import Evaluation
 from psgc.torch.sampling import Position
 from psgc.torch.state import About, about_of, from_bytes, load_state, save_model, state_of, to_bytes
 from tests.unit.documents import blocks
 
-ABOUT = About(calls=20, position=Position(17, 2, 40), evaluations=[Result(2, -1, {"": 0.5})])
+ABOUT = About(calls=20, position=Position(17, 2, 40), evaluations=[Evaluation(2, -1, {"": 0.5})])
 DOCUMENT = Path(__file__).parents[2] / "docs/torch/checkpoints.md"
 
 OPTIMIZERS = {
