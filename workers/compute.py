@@ -20,7 +20,6 @@ from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.mailbox import Mailbox, Work
 
 Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
-Figures = tuple[float, float]  # parts of loss and accuracy; nan where the problem has no such figure
 
 
 class ChunkSeed(ISpawnableSeedSequence):
@@ -89,13 +88,15 @@ class HeldOut:
         self._is_checked = False
         # A problem that prepares itself is prepared once for all parts: a gradient in between may change its state.
         self._prepares = hasattr(problem, "prepare_evaluation")
-        self._prepared: tuple[int, list[Figures]] = (-1, [])  # an iteration, and the figures of all parts
+        self._prepared: tuple[int, list[tuple[float, float]]] = (-1, [])  # an iteration, and the figures of all parts
 
     def is_due(self, iteration: int) -> bool:
         """Whether chunks of this iteration come with a part of the held-out rows."""
         return is_evaluated(iteration, self._every)
 
-    def evaluate(self, iteration: int, chunk: int, params: Array, gradient: Callable[[], object]) -> Figures:
+    def evaluate(
+        self, iteration: int, chunk: int, params: Array, gradient: Callable[[], object]
+    ) -> tuple[float, float]:
         """The figures of the part that belongs to `chunk`, at `params`; (0, 0) where there is no such part.
 
         gradient: has the problem compute a gradient. Raises ModelError when that changes the figures: the state that
@@ -114,7 +115,7 @@ class HeldOut:
             self._prepared = iteration, parts
         return self._prepared[1][chunk]
 
-    def _figures(self, part: int, params: Array) -> Figures:
+    def _figures(self, part: int, params: Array) -> tuple[float, float]:
         rows = self._rows.chunk(part)
         loss, accuracy = (
             part_of(what, self._measures[what], params, rows) if what in self._measures else nan

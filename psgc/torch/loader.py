@@ -63,7 +63,8 @@ class ChunkLoader:
     collate_fn: examples -> batch, as of torch's DataLoader, whose default is the default here; micro_batch: examples of
     a batch at most. The rows of a chunk are spread evenly over as few batches as that allows, so that none is left
     alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one.
-    spare_core: whether there is a core for the thread.
+    spare_core: whether there is a core for the thread; may_load_ahead: whether it draws none and has not failed, None
+    while that is not known.
 
     Raises UserError for a dataset without length (`length_of`).
     """
@@ -82,7 +83,7 @@ class ChunkLoader:
         self._current = _Loading(())
         self._next = _Loading(())  # what is expected
         self._before = _Loading(())  # what was expected before that
-        self._may_load_ahead: bool | None = None  # None: not known yet
+        self.may_load_ahead: bool | None = None
         self._savings: deque[float] = deque(maxlen=TIMED)  # seconds of loads that were not ahead
         self._is_worth_it = False
         self._closed = False
@@ -108,16 +109,16 @@ class ChunkLoader:
         try:
             for at in range(self._pieces(chunk)):
                 rows = self._rows(chunk, at)
-                if self._may_load_ahead is None:
+                if self.may_load_ahead is None:
                     before = all_states()
                     batch = self._load(rows)
                     draws = draws or all_states() != before
                 else:
                     batch = self._taken(chunk, at)
                 yield MicroBatch(len(rows), batch)
-            if self._may_load_ahead is None and chunk.rows:
+            if self.may_load_ahead is None and chunk.rows:
                 with self._changed:  # a default device, unlike a default dtype, is that of one thread
-                    self._may_load_ahead = not draws and torch.get_default_device().type == "cpu"
+                    self.may_load_ahead = not draws and torch.get_default_device().type == "cpu"
                     self._start()
         finally:
             with self._changed:
@@ -178,7 +179,7 @@ class ChunkLoader:
         return chunk.rows[slice(*bounds(at, len(chunk.rows), self._pieces(chunk)))]
 
     def _is_loading_ahead(self) -> bool:
-        return bool(self._may_load_ahead) and self._is_worth_it and not self._closed
+        return bool(self.may_load_ahead) and self._is_worth_it and not self._closed
 
     def _run(self) -> None:
         """The thread."""
@@ -194,7 +195,7 @@ class ChunkLoader:
                     batch = self._load_quietly(rows)
                 except BaseException:  # of the dataset; `_taken` will meet it again, if it is an error
                     with self._changed:
-                        self._may_load_ahead = False
+                        self.may_load_ahead = False
                         self._changed.notify_all()
                     return
                 with self._changed:

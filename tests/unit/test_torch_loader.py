@@ -172,10 +172,10 @@ def test_what_a_thread_would_not_save_is_not_loaded_ahead(monkeypatch, loads, ah
     for row in range(len(loads)):
         assert loaded(loader, [row]) == [[row]]
     loader.expect([99])
-    assert (loader._thread is not None) == ahead
     if ahead:
         eventually(lambda: 99 in dataset.ahead)
     assert loaded(loader, [99]) == [[99]]
+    assert (99 in dataset.ahead) == ahead
     loader.close()
 
 
@@ -283,7 +283,7 @@ def test_random_numbers_are_those_of_the_chunk_whoever_was_ahead(opened, draw, f
         before = torch.get_rng_state()
         loader.expect([20, 21, 22, 23])
         if first:
-            eventually(lambda: not loader._may_load_ahead)
+            eventually(lambda: not loader.may_load_ahead)
         assert torch.equal(torch.get_rng_state(), before)  # the model of this chunk draws what it should
     with seeded((0, 1, 2), CPU):
         assert loaded(loader, [20, 21, 22, 23]) == expected
@@ -316,7 +316,7 @@ def test_seeding_in_another_thread_is_not_mistaken_for_a_draw(opened):
         for step in range(20):
             with seeded((step, start), CPU):
                 time.sleep(0.0002)
-    assert loader._may_load_ahead
+    assert loader.may_load_ahead
 
 
 def fail():
