@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from psgc.torch.calls import Call, signature
 from psgc.torch.generators import seeded
 from psgc.torch.hand_over import Sum
 from psgc.torch.loader import ChunkLoader, MicroBatch, has_spare_core
-from psgc.torch.sampling import ChunkCosts, length_of
+from psgc.torch.sampling import length_of
 
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
 EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
@@ -76,18 +75,23 @@ class Evaluator:
         number = len(self.results) + 1
         seed = (self._seed, number)
 
-        def rows(chunk: int) -> np.ndarray:
-            return np.arange(*bounds(chunk, length, num_chunks))
+        batches = -(-length // self._micro_batch)  # as many as in a plain loop; if they are few, some chunks are empty
+
+        def rows(chunk: int) -> range:
+            first, end = bounds(chunk, batches, num_chunks)
+            return range(first * length // batches, end * length // batches)
 
         with seeded(seed, self._device):
             names = names_of(self._model, metric, next(loader.micro_batches([0])))
 
         def vector(chunk: int, wanted: Callable[[], bool]) -> Tensor | None:
+            if not rows(chunk):
+                return torch.zeros(2 * len(names), dtype=torch.float64, device="cpu")
             with seeded((*seed, chunk), self._device):
                 return sums_of_chunk(self._model, metric, names, loader.micro_batches(rows(chunk)), wanted)
 
         made = signature("evaluate", number, length, names)
-        costs = ChunkCosts(None, self._micro_batch).of(np.arange(length), num_chunks)
+        costs = [float(len(rows(chunk))) for chunk in range(num_chunks)]
         expect, num_sums = lambda chunk: loader.expect(rows(chunk)), 2 * len(names)
         total = total_of(Call(vector, expect, lambda _: None, made, False, lambda: costs, num_sums))
         loader.close()

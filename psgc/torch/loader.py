@@ -63,8 +63,7 @@ class ChunkLoader:
     collate_fn: examples -> batch, as of torch's DataLoader, whose default is the default here; micro_batch: examples of
     a batch at most. The rows of a chunk are spread evenly over as few batches as that allows, so that none is left
     alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one.
-    spare_core: whether there is a core for the thread; may_load_ahead: whether it draws none and has not failed, None
-    while that is not known.
+    spare_core: whether there is a core for the thread; may_load_ahead: None while that is not known.
 
     Raises UserError for a dataset without length (`length_of`).
     """

@@ -28,7 +28,9 @@ LARGE = float(2**24)  # float32 does not count further
 def run(one_process):
     model = torch.nn.Linear(1, 1)
     data = TensorDataset(torch.arange(12.0)[:, None])
-    run = psgc.torch.init(model, data, lambda model, batch: (model(batch[0]).sum(), len(batch[0])), chunks=4)
+    run = psgc.torch.init(
+        model, data, lambda model, batch: (model(batch[0]).sum(), len(batch[0])), chunks=4, micro_batch=3
+    )
     return run, data
 
 
@@ -84,3 +86,12 @@ def test_sums_that_were_reported_count_although_their_worker_is_lost(combined):
     assert Commit(0, (1,), ((1, 1),), 0) in it.handle(Report(1, 0, 0))
     it.handle(Lost(1))
     assert it.handle(Report(2, 0, 1))[-1] == Finish()
+
+
+@pytest.mark.parametrize(("rows", "micro_batch", "sizes"), [(10, 4, [3, 3, 4]), (7, 1, [1] * 7), (5, 64, [5])])
+def test_there_are_as_many_passes_as_in_a_plain_loop(one_process, rows, micro_batch, sizes):
+    data = TensorDataset(torch.ones(rows, 1))
+    run = psgc.torch.init(torch.nn.Linear(1, 1), data, lambda *_: None, chunks=5, micro_batch=micro_batch)
+    seen = []
+    assert run.evaluate(data, lambda model, batch: seen.append(len(batch[0])) or 1.0) == 1.0
+    assert seen == [1, *sizes]  # one example to see what is returned
