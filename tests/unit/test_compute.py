@@ -429,7 +429,7 @@ def test_what_comes_before_a_chunk_is_no_part_of_its_time(clock):
     runner = ChunkRunner(desk, Backend(), Emulation("none", 1, 0), Injector(()), NO_TRIAL)
     assert runner.run(SimpleNamespace(prepare=prepare, compute=compute, here=nullcontext))
     result = desk.results[0, 2]
-    assert (result.start, result.seconds, result.held_out) == (3.0, 2.0, (0.25, 0.5))
+    assert (result.start, result.seconds, result.sums) == (3.0, 2.0, (0.25, 0.5))
 
 
 @pytest.mark.parametrize(

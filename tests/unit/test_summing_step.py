@@ -24,7 +24,7 @@ class Stepping:
 def make_server(summing):
     server = Server.__new__(Server)
     server.summing, server._failure, server._script = summing, None, None
-    server.links = mock.Mock()
+    server.links, server._dispatcher = mock.Mock(), mock.Mock(num_sums=0)
 
     def poll():
         raise RunFailed("stopped by SIGTERM")
