@@ -96,11 +96,12 @@ class Dispatcher(Target):
             self._have_begin(iteration)
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))
-        self.decoder.begin()
+        self.num_sums = self._script.num_sums(iteration) if self._script is not None else 0
+        if not self.num_sums:
+            self.decoder.begin()
         self._sketches.clear()
         self._sums.clear()
         self.sums.clear()
-        self.num_sums = self._script.num_sums(iteration) if self._script is not None else 0
         self.finished = False
         self._bring(Begin(iteration, has_gradient=not self.num_sums))
         if has_plan:
