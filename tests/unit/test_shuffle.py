@@ -33,7 +33,7 @@ def test_the_order_never_changes_between_versions():
     assert shuffled((0, 3), 20_480, np.arange(0, 10_240))[::2048].tolist() == LATER
 
 
-@pytest.mark.parametrize("length", [2, 3, 4, 5])
+@pytest.mark.parametrize("length", [2, 3, 4])
 def test_all_orders_are_equally_likely(length):
     orders = factorial(length)
     seeds = 400 + 20 * orders

@@ -228,7 +228,7 @@ def test_what_is_loaded_shares_no_memory_with_the_blob_or_the_optimizer_that_was
     check_equal(other.steps(2, 3), expected)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["momentum", "fused", "lr tensor", "adafactor", "lbfgs"])
 def test_checkpoints_can_be_read_without_psgc(name, tmp_path):
     training = Training(OPTIMIZERS[name], SCHEDULES["milestones"], contiguous=True)  # else fused kernels are wrong
     training.steps(0, 4)

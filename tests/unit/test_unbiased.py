@@ -36,7 +36,7 @@ def test_the_expectation_over_who_is_late_is_the_gradient(ordering, done, parts)
     n = ordering.shape[0]
     gradients = rng.normal(3.0, 1.0, (n, 6))
     estimates, plain = [], []
-    for k in range(3000):
+    for k in range(1500):
         deal = rng.permutation(done)
         there = recovered(ordering, deal, parts)
         weights = np.ones(n) if there.all() else unbiased_weights(ordering, deal, parts, np.random.default_rng([9, k]))
@@ -47,7 +47,7 @@ def test_the_expectation_over_who_is_late_is_the_gradient(ordering, done, parts)
     exact = gradients.sum(axis=0)
     error = np.std(estimates, axis=0) / np.sqrt(len(estimates))
     assert (np.abs(np.mean(estimates, axis=0) - exact) < 4 * error).all()
-    assert (np.abs(np.mean(plain, axis=0) - exact) > 10 * np.std(plain, axis=0) / np.sqrt(len(plain))).all()
+    assert (np.abs(np.mean(plain, axis=0) - exact) > 7 * np.std(plain, axis=0) / np.sqrt(len(plain))).all()
 
 
 def test_a_chunk_that_is_recovered_whoever_is_late_counts_once():
