@@ -1,7 +1,7 @@
 """Reads YAML text and `--set` overrides into plain Python objects, and records where each key was written.
 
-The YAML is the core of YAML 1.2: `1e-3` is a number, `no` and `2013-01-01` are text. Tags, anchors, directives and a
-second value for a key are refused. All errors are UserErrors.
+It is the core of YAML 1.2: `1e-3` is a number, `no` and `2013-01-01` are text. Tags, anchors, directives and a second
+value for a key are refused. All errors are UserErrors.
 """
 
 import math

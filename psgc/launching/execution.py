@@ -13,7 +13,7 @@ from psgc.training import launched
 
 
 class Execution:
-    """Runs a script and keeps how it ended. Afterwards, unless psgc.torch.init was called:
+    """Runs a script and keeps how it ended, unless it called psgc.torch.init.
 
     code: the exit code; reason: why it ended, one line; shown: the lines of its error for the user.
     """

@@ -19,8 +19,8 @@ GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process tha
 class RunDirectory:
     """What this run leaves in its run directory. resumed: the run continues an earlier one.
 
-    of_script: `directory` is a folder in which rank 0 of a script will name the run directory. A run without one, and a
-    script that ended before psgc.torch.init, leave their summary in that folder.
+    of_script: `directory` is a folder in which rank 0 of a script will name the run directory. Without one, and before
+    psgc.torch.init, the summary is left in that folder.
     """
 
     def __init__(self, directory: Path, resumed: bool, of_script: bool = False) -> None:

@@ -118,8 +118,8 @@ def batch_script(
 ) -> str:
     """The text of the script. Raises UserError for an invalid local_dir.
 
-    points: the overrides of each run of an array, or none; data: the files that each node copies to `local_dir` first,
-    by their YAML keys; the others: as in `submit`.
+    points: the overrides of each run of an array; data: the files that each node copies to `local_dir` first, by their
+    YAML keys; the others: as in `submit`.
     """
     log = "%x-%A_%a.log" if points else "%x-%j.log"
     array = f"0-{len(points) - 1}" if points else ""

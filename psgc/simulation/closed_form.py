@@ -1,8 +1,8 @@
 """When schedules that keep their queues recover, and their error before that: for all trials at once.
 
-Such a schedule is its *positions*: O[i, j] = k when worker j's copy of chunk i counts after j has done k chunks
-(`psgc.coding.ordering`, `psgc.coding.positions`). With s_j seconds per chunk the copy is there at O[i, j] * s_j. Chunk
-i is recovered at the l-th smallest of these times over its holders, and the gradient when the last chunk is.
+Such a schedule is its *positions* (`psgc.coding.positions`): O[i, j] = k when worker j's copy of chunk i counts after j
+has done k chunks. With s_j seconds per chunk the copy is there at O[i, j] * s_j. Chunk i is recovered at the l-th
+smallest of these times over its holders, and the gradient when the last chunk is.
 
 Arguments: `positions` is O, shape (N, m), sparse, at least l holders a chunk; where chunks differ, it is the work that
 a worker has done by then. `parts` is l; `seconds` is s of each trial, > 0, shape (trials, m), inf for a failed worker;

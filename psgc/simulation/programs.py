@@ -5,9 +5,8 @@
   owner, which sends the gradient of the slice to all (`psgc.aggregation`).
 * `server`: the same, but rank 0 owns everything.
 
-The last two drive the production coordinator: a control message to rank 0 for each chunk that a worker has done, one
-from rank 0 for each commit, and four more for each worker: BEGIN, MAP (the same as in the iteration before), CLOSE and
-STEPPED. Each is one record of `psgc.messages`.
+The last two drive the production coordinator. Control messages are one record each: to rank 0 for each chunk that a
+worker has done, from rank 0 for each commit, and for each worker BEGIN, MAP (the same as before), CLOSE and STEPPED.
 
 *By symmetry.* In a ring, and in a coded all-reduce with equal links and slices, all ranks do the same at the same time:
 when rank r sends something to rank r + k, rank r - k sends the same to rank r. So one rank stands for all when messages

@@ -1,7 +1,7 @@
 """One iteration on a virtual clock: the production coordinator, schedules and worker states, without MPI and arrays.
 
-Messages take no time. As in production a worker goes on with the head of its queue without waiting for an answer, and
-a recovered chunk that it is in is not broken off.
+Messages take no time. As in production a worker goes on with its queue without waiting for an answer, and finishes the
+chunk that it is in even if that is recovered.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,9 @@ class Simulated:
 class VirtualCluster(Target):
     """A server and workers that keep their state over several iterations, so that a schedule can learn.
 
-    holders[i]: ranks that hold chunk i; queues: by rank, as in psgc.plan.Plan; costs[i]: what chunk i takes relative to
-    an average one (None: all equal); pause: seconds that a worker needs between two chunks; breaks_off: whether a new
-    iteration ends the work on an older one at once, else a worker finishes its chunk first.
+    holders[i]: ranks that hold chunk i; queues: by rank; costs[i]: what chunk i takes relative to an average one (None:
+    all equal); pause: seconds that a worker needs between two chunks; breaks_off: whether a new iteration ends the work
+    on an older one at once, else a worker finishes its chunk first.
     """
 
     def __init__(
