@@ -119,10 +119,7 @@ def test_only_the_random_schedule_changes_the_order(name):
             {"name": "graph", "replication": 1, "workers": 1},
             "^coding.replication: 1 is .*, expected another assignment; or start 3",
         ),
-        (
-            {"name": "fractional", "replication": 4},
-            "fractional: 6 workers cannot be split into groups of",
-        ),
+        ({"name": "fractional", "replication": 4}, "fractional: 6 workers cannot be split into groups of"),
         ({"name": "graph", "workers": 5}, "graph: replication 3 x 5 workers is odd"),
     ],
 )

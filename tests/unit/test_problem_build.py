@@ -36,11 +36,7 @@ def test_the_named_problem_is_made_for_the_data():
         ("logistic", [0, 1, 2], "data/train.npz: the labels are 0, 1, 2; logistic needs 0/1 or -1/+1"),
         ("logistic", [-1, 0, 1], "data/train.npz: the labels are -1, 0, 1; logistic needs 0/1 or -1/+1"),
         ("logistic", list(range(9)), "are 0, 1, 2, 3, ..., 8; logistic"),
-        (
-            "softmax",
-            [1, 2, 3],
-            "data/train.npz: the labels are 1, 2, 3; softmax needs all the whole numbers 0..C-1",
-        ),
+        ("softmax", [1, 2, 3], "data/train.npz: the labels are 1, 2, 3; softmax needs all the whole numbers 0..C-1"),
         ("softmax", [0, 0.5, 1], "are 0, 0.5, 1; softmax needs"),
         ("softmax", [0, 2], "are 0, 2; softmax needs"),
         ("mlp", [0, 0], "are 0; mlp needs"),
@@ -141,11 +137,7 @@ def test_an_instance_a_class_and_a_function_are_taken():
         ("own_problem:NoDim", {}, "NoDim.dim: expected a whole number >= 1, got None"),
         ("own_problem:NoStart", {}, "NoStart has no method initial_params"),
         ("own_broken:x", {}, "importing own_broken failed: ZeroDivisionError: division by zero"),
-        (
-            "own_needs:x",
-            {},
-            "importing own_needs failed: ModuleNotFoundError: No module named 'not_there_at_all'",
-        ),
+        ("own_needs:x", {}, "importing own_needs failed: ModuleNotFoundError: No module named 'not_there_at_all'"),
     ],
 )
 def test_what_is_no_problem_is_refused_in_one_line(target, options, said):

@@ -224,8 +224,7 @@ sys.exit(l.launch(s.Program("run.yaml"), m.Placement(2), requeue=60))
 
 
 @pytest.mark.parametrize(
-    ("number", "reserve", "saved"),
-    [(signal.SIGUSR1, 1, True), (signal.SIGUSR1, 60, False), (signal.SIGTERM, 1, False)],
+    ("number", "reserve", "saved"), [(signal.SIGUSR1, 1, True), (signal.SIGUSR1, 60, False), (signal.SIGTERM, 1, False)]
 )
 def test_a_warned_run_has_the_time_that_slurm_gives_it(mpirun, number, reserve, saved):
     """An mpirun that needs 1.5 s to write its checkpoint: more than others get to end in, less than the warning."""

@@ -128,7 +128,7 @@ class TestStandardStreams:
     def test_a_full_disk(self):
         assert shell("PSGC order A.npy > /dev/full") == (1, "", "psgc: standard output: No space left on device\n")
 
-    @pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", ">&- 2>&- <&-", "2>/dev/full"])
+    @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-", "2>/dev/full"])
     def test_closed_ones(self, closed):
         assert shell(f"PSGC --version {closed}")[::2] == (0, "")
         code, out, err = shell(f"PSGC launch missing.yaml -n 2 {closed}")
@@ -139,4 +139,3 @@ class TestStandardStreams:
         mpirun('echo mpirun says; echo \'{"status": "done"}\' > out/summary.json')
         assert shell("PSGC launch run.yaml -n 2 >&-") == (0, "", "")
         assert shell("PSGC launch run.yaml -n 2 >&- --print") == (0, "", "")
-        assert shell("PSGC launch run.yaml -n 2") == (0, "mpirun says\n", "")

@@ -51,37 +51,6 @@ def test_float16_leaves_out_no_step_that_torch_makes(of):
     torch.testing.assert_close(model.state_dict(), alone.state_dict(), rtol=1e-3, atol=1e-4)
 
 
-def test_an_idle_head_stays_as_it_is():
-    """AdamW decays what has a gradient, zeros or not."""
-
-    class Heads(torch.nn.Module):
-        turn = 0
-
-        def __init__(self):
-            super().__init__()
-            self.heads = torch.nn.ModuleList([torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)])
-
-        def forward(self, x):
-            return self.heads[self.turn](x)
-
-    torch.manual_seed(0)
-    x, y = torch.randn(40, 4), torch.randn(40)
-    model = Heads()
-    alone = copy.deepcopy(model)
-    run = psgc.torch.init(model, torch.utils.data.TensorDataset(x, y), loss, chunks=4)
-    optimizer, other = (torch.optim.AdamW(m.parameters(), 0.05) for m in (model, alone))
-    run.attach(optimizer)
-    for batch in run.batches(10, epochs=4):
-        model.turn = alone.turn = batch.iteration // 8
-        run.backward(batch)
-        optimizer.step()
-        rows = torch.as_tensor(batch.rows)
-        other.zero_grad()
-        F.mse_loss(alone(x[rows]).squeeze(1), y[rows]).backward()
-        other.step()
-    torch.testing.assert_close(model.state_dict(), alone.state_dict())
-
-
 def test_an_optimizer_in_a_hook_steps_within_backward():
     """`register_post_accumulate_grad_hook` sees `.grad` as the script gets it, once for each batch."""
     torch.manual_seed(3)

@@ -1,7 +1,5 @@
 """What a loss returns for a micro-batch, against what it returns for the halves of it."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,40 +160,6 @@ def under_autocast(dtype):
 )  # fmt: skip
 def test_losses_that_can_be_added_up_are_not(model, loss, settings):
     backward(model(), loss, **settings)
-
-
-def test_tokens_with_their_count_and_padding_that_is_masked():
-    def padded(examples):
-        lengths = [int((labels >= 0).sum()) for _, labels in examples]
-        return tuple(torch.stack(part)[:, : max(lengths)] for part in zip(*examples, strict=True))
-
-    def loss(model, batch):
-        found = F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), reduction="sum")
-        return found, (batch[1] >= 0).sum()
-
-    value = backward(of_tokens(), loss, (TOKENS, LABELS), collate_fn=padded)
-    assert value == pytest.approx(over_tokens(of_tokens(), (TOKENS, LABELS)).item(), rel=1e-5)
-
-
-def test_sequences_first():
-    """The first dimension of a batch is not its examples."""
-    series = torch.randn(50, 7, 6, generator=torch.Generator().manual_seed(2))
-    target = series[:, 0, 0]
-    model = nn.Linear(6, 1)
-    alone = copy.deepcopy(model)
-
-    def loss(model, batch):
-        return F.mse_loss(model(batch[0]).mean(0).squeeze(-1), batch[1])
-
-    def first(examples):
-        x, y = zip(*examples, strict=True)
-        return torch.stack(x, 1), torch.stack(y)
-
-    value = backward(model, loss, (series, target), size=50, collate_fn=first)
-    expected = loss(alone, (series.transpose(0, 1), target))
-    expected.backward()
-    assert value == pytest.approx(expected.item())
-    torch.testing.assert_close(model.weight.grad, alone.weight.grad)
 
 
 def test_it_is_looked_at_again_once_gradients_are_finite():

@@ -29,39 +29,31 @@ def test_numbers_depend_on_the_seed_alone():
     assert len({number for numbers in seen for number in numbers}) == 6 * len(seen)
 
 
-def test_the_generators_go_on_where_they_were():
+@pytest.fixture
+def expected():
+    """What is drawn in two goes; the generators are where they were before."""
     torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    expected = drawn(), drawn()
+    found = drawn(), drawn()
     torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    return found
+
+
+def test_the_generators_go_on_where_they_were_also_after_an_error(expected):
     first = drawn()
+    with suppress(ZeroDivisionError), seeded((1,), CPU):
+        _ = drawn()[0] / 0
     of(1, 2, 3)
     assert (first, drawn()) == expected
 
 
-def test_also_after_an_error():
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    expected = drawn()
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    with suppress(ZeroDivisionError), seeded((1,), CPU):
-        _ = drawn()[0] / 0
-    assert drawn() == expected
-
-
-def test_many_chunks_are_preserved_at_once():
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    expected = drawn()
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+def test_many_chunks_are_preserved_at_once(expected):
     alone = of(1, 2, 3)
     with preserved(CPU):
         assert (of(1, 2, 4), of(1, 2, 3))[1] == alone
-        assert drawn() != expected  # restored at the end alone
-    assert drawn() == expected
-    with preserved(CPU):
-        of(1, 2, 3)
-    assert drawn() != expected
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+        assert drawn() != expected[0]  # restored at the end alone
+    assert drawn() == expected[0]
     of(1, 2, 3)  # restores by itself again
-    assert drawn() == expected
+    assert drawn() == expected[1]
 
 
 def test_the_generator_of_the_cuda_device_too(monkeypatch):

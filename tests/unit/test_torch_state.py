@@ -324,10 +324,7 @@ def values(training):
             "the state: it is of Adam, StepLR, but attached to the run: StepLR, Adam; "
             "expected the same in the same order",
         ),
-        (
-            lambda t: t.model.register_buffer("more", torch.zeros(1)),
-            "the state: it lacks more of the model",
-        ),
+        (lambda t: t.model.register_buffer("more", torch.zeros(1)), "the state: it lacks more of the model"),
         (
             lambda t: setattr(t.model, "decoder", nn.Identity()),
             "the state: it has decoder.weight and 1 more, which the model does not have",
@@ -336,10 +333,7 @@ def values(training):
             lambda t: setattr(t.model, "frozen", nn.Parameter(torch.ones(4))),
             "the state: frozen has the shape (5,), that of the model (4,)",
         ),
-        (
-            lambda t: t.model.double(),
-            "the state: frozen is torch.float32, that of the model torch.float64",
-        ),
+        (lambda t: t.model.double(), "the state: frozen is torch.float32, that of the model torch.float64"),
         (
             lambda t: t.optimizer.add_param_group({"params": [t.model.frozen]}),
             "the state: Adam refuses it: ValueError: loaded state dict has a different number of parameter groups",

@@ -17,19 +17,7 @@ from psgc.transport import Control, Died, Vector, receives, sends, waiting
 from psgc.transport.receives import CONTROL_TAG, Receives
 from psgc.transport.sends import SLOWEST, Sends
 from psgc.transport.transport import NAP, Transport
-from psgc.transport.waiting import (
-    BUSY,
-    LARGE,
-    LONGEST,
-    NEIGHBOUR,
-    OWN,
-    SHORTEST,
-    SILENCE,
-    SILENT,
-    SPINS,
-    Backoff,
-    Bell,
-)
+from psgc.transport.waiting import BUSY, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, SILENCE, SILENT, SPINS, Backoff, Bell
 from tests.stand_in import cupy
 
 

@@ -58,10 +58,7 @@ def test_the_kind_chooses_the_model():
         ("shape: {kind: square, side: 1e1}", "drawing.yaml:1: shape.side: expected a whole number >= 1, got 10.0"),
         ("shape: {kind: square, side: 9999999999}", "drawing.yaml:1: shape.side: expected a whole number >= 1 and <= "),
         ("shape: {kind: square}\nnumbers: 3", "drawing.yaml:2: numbers: expected a list of whole numbers >= 1, got 3"),
-        (
-            "shape: {kind: square}\nnumbers: [1, x]",
-            "drawing.yaml:2: numbers.1: expected a whole number >= 1, got 'x'",
-        ),
+        ("shape: {kind: square}\nnumbers: [1, x]", "drawing.yaml:2: numbers.1: expected a whole number >= 1, got 'x'"),
         ('shape: {kind: square}\nfile: "a\\nb"', "drawing.yaml:2: file: expected a path, got 'a\\nb'"),
     ],
 )

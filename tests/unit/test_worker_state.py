@@ -194,18 +194,7 @@ ORDERS = {  # what may come early, and its arguments
     "share": lambda *_: (),
     "closed": lambda *_: (),
 }
-EVENTS = [
-    "take",
-    "take",
-    "finished",
-    "finished",
-    "begin",
-    "commit",
-    "share",
-    "discard",
-    "invalidate",
-    *ORDERS,
-]
+EVENTS = [*["take", "finished"] * 2, "begin", "commit", "share", "discard", "invalidate", *ORDERS]
 
 
 @settings(deadline=None, max_examples=250)

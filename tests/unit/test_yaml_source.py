@@ -149,12 +149,5 @@ def test_printable_and_shown_are_short_and_on_one_line():
     assert printable("a\nb\u2028\udc80") == r"a\nb\u2028\udc80"
     assert len(printable("x" * 300)) == 100
     values: list[Any] = [None, True, 3, "x", [1], {}]
-    assert [shown(value) for value in values] == [
-        "nothing",
-        "true",
-        "3",
-        "'x'",
-        "a list",
-        "a mapping",
-    ]
+    assert [shown(value) for value in values] == ["nothing", "true", "3", "'x'", "a list", "a mapping"]
     assert len(shown("x" * 300)) == 60
