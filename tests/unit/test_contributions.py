@@ -14,7 +14,7 @@ def iteration(it, number, seconds):
 
 def test_whoever_is_late_rests_and_is_tried_again():
     it, rest, now = Contributions(), FIRST_REST, 0
-    while rest < 2 * LONGEST_REST:
+    while rest <= 2 * LONGEST_REST:
         iteration(it, now, {1: 1.0, 2: 1.01 * LATE, 3: 1.0, 4: 0.9 * LATE, 5: 1.0})
         expected = min(rest, LONGEST_REST)
         assert [it.resting(now + k) for k in (1, expected, expected + 1)] == [{2}, {2}, set()]
@@ -37,3 +37,4 @@ def test_a_rest_goes_on_while_others_contribute():
     iteration(it, 1, {1: 1.0, 3: 1.0})
     iteration(it, 2, {})
     assert it.resting(FIRST_REST) == {2}
+    assert not it.resting(FIRST_REST + 1)  # it is not judged anew by what it did before

@@ -19,7 +19,7 @@ def ended(monkeypatch):
     clock, transport = Clock(), Transport(3)
     monkeypatch.setattr(ending, "time", clock)
 
-    def end(goodbyes, answering):
+    def end(goodbyes, answering, dead=(), **more):
         due, began = dict(goodbyes), clock.now
 
         def poll():
@@ -28,10 +28,11 @@ def ended(monkeypatch):
 
         transport.poll = poll
         transport.wait = lambda: setattr(clock, "now", clock.now + 0.125)
-        in_order = end_workers(transport, SimpleNamespace(dead=(), answering=answering), TIMEOUT)
+        in_order = end_workers(transport, SimpleNamespace(dead=dead, answering=answering), TIMEOUT, **more)
         told = {worker: [Kind(int(one["kind"])).name for one in transport.records[worker]] for worker in (1, 2)}
         return in_order, told, clock.now - began
 
+    end.transport = transport
     return end
 
 
@@ -47,3 +48,38 @@ def test_for_a_lost_worker_nobody_waits_long(ended):
     assert not in_order
     assert told == {1: ["STOP", "LEAVE"], 2: ["STOP"]}
     assert LAST_CHANCE <= seconds < 2 * LAST_CHANCE
+
+
+def test_for_a_dead_worker_nobody_waits(ended):
+    in_order, told, seconds = ended({1: 0.0}, answering=(1,), dead=(2,))
+    assert not in_order
+    assert told == {1: ["STOP", "LEAVE"], 2: ["STOP"]}
+    assert seconds < LAST_CHANCE
+
+
+def test_what_a_worker_that_hangs_does_not_take_is_not_waited_for(ended):
+    stuck = {2}
+    ended.transport.forget, ended.transport.sending = stuck.discard, lambda: bool(stuck)
+    in_order, told, seconds = ended({1: 0.0}, answering=(1,))
+    assert not in_order
+    assert told[1] == ["STOP", "LEAVE"]
+    assert seconds < TIMEOUT + 3 * LAST_CHANCE
+
+
+def test_without_fault_tolerance_nobody_leaves_before_rank_0_when_a_worker_hangs(ended):
+    ended.transport.survives_deaths = False
+    in_order, told, _ = ended({1: 0.0}, answering=(1,))
+    assert not in_order
+    assert told == {1: ["STOP"], 2: ["STOP"]}
+
+
+@pytest.mark.parametrize("hosts", [["here", "far", "far"], ["here", "near", "far"]])
+def test_a_worker_that_hangs_is_killed_by_one_on_its_host(ended, hosts):
+    ended.transport.hosts = hosts
+    _, told, _ = ended({1: 0.0}, answering=(1,))
+    assert ("KILL" in told[1]) == (hosts[1] == hosts[2])
+
+
+def test_a_script_that_lacks_a_state_is_told_that_it_cannot_come_to_the_end(ended):
+    ended({1: 0.0, 2: 0.0}, answering=(1, 2), done=7, lacking=(2,))
+    assert [int(ended.transport.records[worker][0]["iteration"]) for worker in (1, 2)] == [7, -1]

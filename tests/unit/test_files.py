@@ -56,7 +56,7 @@ def test_what_goes_where_stdout_goes_follows_what_was_printed(tmp_path, into):
         "import sys; from pathlib import Path; from psgc.record.files import write_output_text;"
         "print('printed'); write_output_text(Path(sys.argv[1]), 'written\\n'); print('more')"
     )
-    command = [sys.executable, "-c", program, str(link)]
+    command = ["env", "-u", "PYTHONUNBUFFERED", sys.executable, "-c", program, str(link)]
     if into == "a file":
         with out.open("wb") as stream:
             subprocess.run(command, stdout=stream, check=True, timeout=60)

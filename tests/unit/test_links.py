@@ -6,10 +6,10 @@ from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.messages import UNDER_WAY, Kind, joined, stepped_record
 from psgc.plan import make_plan
-from psgc.server.arrivals import Gone, Moved
+from psgc.server.arrivals import Failed, Gone, Moved
 from psgc.server.links import Links
-from psgc.transport import Control
-from tests.unit.scripted import Transport, config_of
+from psgc.transport import Control, Text
+from tests.unit.scripted import Transport, config_of, said
 
 DIGEST = b"0123456789abcdef"
 STEPPED_8 = "it sent STEPPED of iteration 8, the run is in iteration 7"
@@ -30,6 +30,15 @@ def test_a_worker_of_a_run_that_goes_on_may_be_there_before_rank_0_begins(transp
     for iteration, comes in ((7, Moved(3, 7, False, DIGEST)), (8, Gone(3, STEPPED_8, dead=False))):
         transport.arrived = [Control(3, joined([stepped_record(iteration, DIGEST)]))]
         assert list(links.poll()) == [comes]
+
+
+def test_a_text_belongs_to_the_records_that_come_next_and_to_no_later_ones(transport, links):
+    links.start(1)
+    transport.arrived = [Text(3, b"one"), Text(3, b"\nhalf"), Text(2, b"other"), said(3, Kind.FAILED, 0, 1)]
+    transport.arrived += [said(3, Kind.FAILED, 0, 2), Text(3, b"more"), said(3, Kind.FAILED, 0, 3)]
+    assert list(links.poll()) == [
+        Failed(3, 0, chunk, 0, text) for chunk, text in ((1, "one\nhalf"), (2, ""), (3, "more"))
+    ]
 
 
 def test_at_the_end_nothing_more_is_sent(transport, links):

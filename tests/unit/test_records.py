@@ -282,12 +282,13 @@ def test_a_record_goes_on_where_the_checkpoint_is(recorder_in, tmp_path, finish)
     [
         (lambda text: b"".join(text.splitlines(keepends=True)[:3]) + b"2,0.1", [0, 1]),
         (lambda text: text.replace(b"\n1,", b"\nx,"), [0, 2, 3, 4]),
+        (lambda text: text + text.partition(b"\n")[2], [0, 1, 2, 3, 4]),
         (lambda text: b"\xff\0" + text, []),
         (lambda text: text.replace(b"loss", b"lots"), []),
         (lambda text: b"", []),
         (None, []),
     ],
-    ids=["half a row", "a row that is none", "not csv", "other columns", "nothing", "no file"],
+    ids=["half a row", "a row that is none", "rows again", "not csv", "other columns", "nothing", "no file"],
 )
 def test_the_whole_rows_of_a_damaged_record_are_kept(recorder_in, tmp_path, damage, kept):
     stopped_run(recorder_in, tmp_path / "out", finish=True)

@@ -210,6 +210,7 @@ def test_rows_that_no_run_writes(run, old, new, said):
     [
         ("iterations.csv", b"", "empty, expected a line with the names of the columns"),
         ("iterations.csv", b'"' + 140_000 * b"a" + b"\n", "damaged, or of another version of psgc (Error: field"),
+        ("iterations.csv", 2**20 * b"a", "a line is longer than 1048576 bytes"),
         ("summary.json", b"{", "damaged, or of another version of psgc ("),
         ("summary.json", 99_999 * b"[", "damaged, or of another version of psgc ("),
         ("summary.json", b"[]", "damaged, or of another version of psgc: expected status, of type str"),
