@@ -67,9 +67,9 @@ class Run:
     def _chunk(self, worker, chunk, iteration, start, seconds, outcome):
         self.outcomes[worker, chunk, iteration] = Outcome(outcome)
 
-    def follow(self, script, iterations, dim=1):
+    def follow(self, script, iterations, dim=1, first=0):
         self.transport.script = script
-        return self.server.run(np.zeros(dim), iterations, begins=self._begins)
+        return self.server.run(np.zeros(dim), iterations, first, begins=self._begins)
 
     def queues(self, iteration, workers, seconds=1.0):
         """The reports of these workers for all of their queues, which take so many seconds a chunk."""

@@ -96,6 +96,9 @@ def test_what_moves_anywhere_is_progress(it):
     it.moved(1, 5.0, 208.9)  # what has been known before
     assert it.late(ALL, 208.9) is None
     assert it.late(ALL, 209.0).attempt == 1
+    it.here(0, 0, 215.0)
+    assert it.late(ALL, 224.9) is None
+    assert it.late(ALL, 225.0).attempt == 2
 
 
 def test_a_contributor_that_rank_0_waits_for_is_no_reason_for_another_owner_than_itself(it):

@@ -29,9 +29,9 @@ def told(worker, chunk, found, iteration=0):
 def train(make_run):
     """Runs so many iterations by a script of what arrives."""
 
-    def follow(script, iterations=1):
+    def follow(script, iterations=1, first=0):
         run = make_run(workers=WORKERS, chunks_per_worker=1, given={"tried": TRIED})
-        run.follow(iter(script), iterations)
+        run.follow(iter(script), iterations, first=first)
         return run
 
     return follow
@@ -68,11 +68,14 @@ def test_workers_that_differ_end_the_run_which_names_both(train, when):
         train(script)
 
 
-def test_the_run_does_not_end_before_the_trial_has(train):
-    script = [*ALL_DONE, [told(1, 1, ONE)], [told(2, 2, ONE)], [], [told(3, 0, ONE)]]
-    assert train(script).steps == 1
+@pytest.mark.parametrize("first", [0, 5])
+def test_the_run_does_not_end_before_the_trial_has(train, first):
+    """Also one that goes on from a checkpoint."""
+    tried = [[told(worker, chunk, ONE, first)] for worker, chunk in TRIED.items()]
+    script = [[own(worker, first) for worker in TRIED], *tried[:2], [], tried[2]]
+    assert train(script, first + 1, first).steps == first + 1
     with pytest.raises(AssertionError, match="the loop still waits"):
-        train(script[:-1])
+        train(script[:-1], first + 1, first)
 
 
 def test_it_does_not_wait_for_the_lost(train):
