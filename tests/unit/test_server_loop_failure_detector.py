@@ -82,6 +82,29 @@ def test_who_is_lost_and_heard_again_takes_part_from_the_next_iteration_on(make_
     assert begun == [0, 1]
 
 
+def test_when_everybody_is_back_they_do_what_they_did_at_first(make_run):
+    run = make_run("dynamic", replication=WORKERS)
+
+    def script():
+        yield from run.seconds(LONG, *alive(2, 3, 4))
+        yield everything(0, 2)
+        yield [*alive(1), *everything(1, 2)]
+        yield everything(2, 1)
+
+    run.follow(script(), 3)
+    assert run.returned == [(1, 2)]
+    records = run.transport.records
+    others = [w for w in (2, 3, 4) if any(entry["kind"] == Kind.DEFAULT_QUEUE for entry in records[w])]
+    assert others
+    assert [run.transport.queue(worker) for worker in others] == [run.plan.queues[worker] for worker in others]
+
+
+def test_who_has_sent_nonsense_is_not_heard_any_more(make_run):
+    run = make_run(replication=WORKERS)
+    run.follow(iter([[said(1, Kind.ENDED, 0)], [said(1, Kind.FAILED, 0, 0, attempt=1)], everything(0, 2)]), 1)
+    assert run.lost.keys() == {1}
+
+
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_who_sends_nonsense_is_lost_unless_a_lost_worker_says_so(make_run, is_lost):
     run = make_run(replication=WORKERS)

@@ -13,3 +13,6 @@ def test_many_workers_are_counted_and_each_place_has_a_line():
     assert first == f"for 61 s gradients have not returned: {named} and 3 more workers"
     assert second == "for 30 s gradients have not returned: worker 99 in chunk 0; in model.py:7: x = f()"
     assert stuck.due(1e9) == []
+    for worker in range(1, NAMED + 1):
+        stuck.told(worker, 0, 60.0, "", 70.0)
+    assert not stuck.due(70.0 + GATHERING)[0].endswith("workers")
