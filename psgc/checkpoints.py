@@ -2,7 +2,7 @@
 
 `checkpoints/00000050-0123456789abcdef.safetensors` is the state before iteration 50, or before step 50 of a script. The
 hexadecimal digits are the start of the file's SHA-256, so that damage is noticed before anything is used. What is in a
-file is the business of psgc.training.checkpoint and of psgc.torch.checkpoints.
+file is the business of psgc.run.checkpoint and of psgc.torch.checkpoints.
 """
 
 import hashlib

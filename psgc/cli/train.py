@@ -28,7 +28,7 @@ def run(options: Options) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: stopped_by.append(number))
     # this imports MPI, NumPy and the rest: only once signals are caught and threads limited
-    from psgc.training.train import train
+    from psgc.run.train import train
 
     train(options.config, options.overrides, options.debug, stopped_by, options.resume)
 
@@ -36,7 +36,7 @@ def run(options: Options) -> NoReturn:
 def _run_torch_problem(options: Options) -> NoReturn:
     """This rank, or without mpirun this process alone, trains as a script would."""
     from psgc.launching.execution import Execution
-    from psgc.training import launched
+    from psgc.run import launched
 
     os.environ |= {launched.RESUME: "1"} if options.resume else {}
     os.environ |= {launched.DEBUG: "1"} if options.debug else {}

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 from psgc.errors import PsgcError, one_line
+from psgc.run import launched
 from psgc.terminal import say_together
-from psgc.training import launched
 
 
 class Execution:

@@ -23,9 +23,9 @@ from psgc.launching.mpirun import Placement, launch_command
 from psgc.launching.mpirun_process import Heard, run
 from psgc.launching.outcome import RunDirectory, folder_for_answers
 from psgc.launching.script import Program, check_script
+from psgc.run.ending import stopped
+from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME
 from psgc.terminal import say
-from psgc.training.ending import stopped
-from psgc.training.launched import DEBUG, FOLDER, LAUNCHED, RESUME
 
 TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/record/progress.py
 OURS = (LAUNCHED, RESUME, DEBUG, FOLDER, TERMINAL)
@@ -79,7 +79,7 @@ def print_command(program: Program, placement: Placement) -> int:
     shown = (f"{name}={shlex.quote(value)}" for name, value in {**program.told, **additions}.items())
     say(" ".join([*shown, shlex.join(command)]))
     if config is not None and not isinstance(config, TorchConfig) and not program.resume:
-        from psgc.training.memory import expected_memory  # with NumPy, which nothing else here needs
+        from psgc.run.memory import expected_memory  # with NumPy, which nothing else here needs
 
         if memory := expected_memory(config, program.path, program.overrides, placement.ranks - 1):
             say(memory, error=True)  # on stdout is the command alone

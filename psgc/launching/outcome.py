@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from psgc.errors import UserError
-from psgc.training.launched import ANSWER, EXITED, Found, stamp
+from psgc.run.launched import ANSWER, EXITED, Found, stamp
 
 GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process that cannot be killed keeps it alive
 

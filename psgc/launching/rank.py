@@ -21,8 +21,8 @@ from psgc.errors import RunFailed
 from psgc.launching.execution import Execution
 from psgc.processes import die_with_parent
 from psgc.rendezvous import MPI
+from psgc.run import launched
 from psgc.terminal import say
-from psgc.training import launched
 from psgc.transport import Transport
 
 PATIENCE = 2.0  # seconds after which an error is shown even if other ranks may show the same one

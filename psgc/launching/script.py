@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psgc.disk import expanded, open_regular
 from psgc.errors import UserError
-from psgc.training.launched import DEBUG, RESUME
+from psgc.run.launched import DEBUG, RESUME
 from psgc.yaml_source import printable
 
 MPIRUN_ONLY = ("--map-by", "--bind-to", "--rank-by", "--mca", "--oversubscribe", "--with-ft")

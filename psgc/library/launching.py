@@ -18,8 +18,8 @@ from psgc.launching.script import Program, is_script
 from psgc.library.arguments import arrays_of, data_section, named, overrides_of, settings_of
 from psgc.library.run import Run, load
 from psgc.problems import check_labels, make_problem
-from psgc.training import launched
-from psgc.training.given import Callback, Given
+from psgc.run import launched
+from psgc.run.given import Callback, Given
 
 
 def launch(
@@ -157,7 +157,7 @@ def train(
 
     Example: `psgc.train(Ridge(20), (X, y), optimizer="adam", lr=1e-3, iterations=200)`.
     """
-    from psgc.training.in_program import train as train_in_program
+    from psgc.run.in_program import train as train_in_program
 
     program = sys.argv[0] or "program.py"
     settings |= {"optimizer": optimizer, "lr": lr, "iterations": iterations}

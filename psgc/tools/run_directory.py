@@ -186,7 +186,7 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def is_running(directory: Path) -> bool:
-    """Whether the run in a directory is still running, by its run.lock (psgc/training/claim.py).
+    """Whether the run in a directory is still running, by its run.lock (psgc/run/claim.py).
 
     The process that it names runs or, on another host, has touched it lately. Nothing is locked for that: a run that
     begins just now would be refused.

@@ -21,6 +21,9 @@ from psgc.config.torch import TorchRun
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.record.loggers import Loggers, check_installed
+from psgc.run import launched
+from psgc.run.inputs import source_of
+from psgc.run.script_ending import ScriptEnding, stopped_by
 from psgc.terminal import say
 from psgc.torch.checkpoints import read
 from psgc.torch.checks import check_model
@@ -37,9 +40,6 @@ from psgc.torch.session import Session
 from psgc.torch.settings import alone, by_name, check_resumed, settings_of, settled
 from psgc.torch.single import Single
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
-from psgc.training import launched
-from psgc.training.inputs import source_of
-from psgc.training.script_ending import ScriptEnding, stopped_by
 from psgc.yaml_source import shown
 
 

@@ -19,13 +19,13 @@ from psgc.config import TorchConfig, checked_settings, read
 from psgc.disk import expanded
 from psgc.errors import UserError
 from psgc.problems import call_object
+from psgc.run import launched
 from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.checkpoints import load_initial
 from psgc.torch.chunk_gradient import Loss
 from psgc.torch.run import Run
 from psgc.torch.sampling import CostFunction, length_of
-from psgc.training import launched
 from psgc.validation import wrong
 
 EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and also collate_fn, cost_fn, test, metrics"

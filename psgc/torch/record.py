@@ -16,12 +16,12 @@ from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.run_record import RunRecord
 from psgc.record.summary import lines, settings_of, summarise
+from psgc.run import launched
+from psgc.run.claim import Claim
 from psgc.run_rows import IterationRow
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
 from psgc.torch.hand_over import State
-from psgc.training import launched
-from psgc.training.claim import Claim
 
 
 class Record(RunRecord):

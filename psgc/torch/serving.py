@@ -10,13 +10,13 @@ from psgc.config import Config
 from psgc.data.epochs import LEAST
 from psgc.errors import RunFailed, UserError
 from psgc.plan import Plan
+from psgc.run.inputs import known_costs, tried_chunks
 from psgc.server.events import Report
 from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.settings import ServerSettings
 from psgc.torch.fingerprint import differing
 from psgc.torch.hand_over import HandOver, ScriptReplica
-from psgc.training.inputs import known_costs, tried_chunks
 from psgc.transport import Transport
 
 

@@ -22,6 +22,9 @@ from psgc.backend import Backend
 from psgc.config import Coding, Config, Faults
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.plan import Plan
+from psgc.run import launched, resume
+from psgc.run.ending import interruption
+from psgc.run.inputs import check_alike, check_same, make_injector
 from psgc.terminal import say, say_traceback
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, Left, ScriptReplica, State, Sum
@@ -30,9 +33,6 @@ from psgc.torch.record import Record
 from psgc.torch.serving import Script, make_server
 from psgc.torch.settings import OPEN_END
 from psgc.torch.working import ScriptWorker, make_worker
-from psgc.training import launched, resume
-from psgc.training.ending import interruption
-from psgc.training.inputs import check_alike, check_same, make_injector
 from psgc.transport import Transport
 
 SAME = "script, arguments, data and versions"
@@ -135,7 +135,7 @@ class Session:
 
     @property
     def reports(self) -> bool:
-        """Whether `end` has rank 0 say what the mistake of the user was (`psgc.training.script_ending`), or rank 0 has
+        """Whether `end` has rank 0 say what the mistake of the user was (`psgc.run.script_ending`), or rank 0 has
         said one.
         """
         worker = self._worker

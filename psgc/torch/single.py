@@ -11,12 +11,12 @@ from torch import Tensor
 from psgc.aggregation.tree import Tree
 from psgc.errors import PsgcError, RunFailed
 from psgc.iteration import summed
+from psgc.run.ending import interruption
 from psgc.run_rows import Outcome
 from psgc.server.observer import IterationRecord
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import State, Sum
 from psgc.torch.record import Record
-from psgc.training.ending import interruption
 
 WORKER = 1  # as which this process is in the record
 

@@ -11,11 +11,11 @@ from psgc.config import Config
 from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.messages import stepped_record
 from psgc.plan import Plan
+from psgc.run.worker_parts import worker_parts
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, Left, ScriptReplica
 from psgc.torch.memory import Memory
 from psgc.torch.settings import OPEN_END
-from psgc.training.worker_parts import worker_parts
 from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.loop import SERVER, Duties, WorkerLoop

@@ -22,10 +22,10 @@ from psgc.data import ChunkSource, open_data, write_dense
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan, make_plan
 from psgc.problems import make_problem
+from psgc.run.worker_side import make_worker
 from psgc.schedules import SCHEDULES
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
-from psgc.training.worker_side import make_worker
 from psgc.transport import Transport
 
 ITERATIONS = 20

@@ -7,7 +7,7 @@ import pytest
 
 from psgc.checkpoints import load_newest
 from psgc.data import write_dense
-from psgc.training.checkpoint import read
+from psgc.run.checkpoint import read
 from tests.ranks.mpirun import mpirun, run
 from tests.unit.small_disk import small_disk
 

@@ -16,7 +16,7 @@ import os, sys, threading, time
 from pathlib import Path
 import helper  # beside the script
 from psgc.errors import RunFailed, UserError
-from psgc.training import launched
+from psgc.run import launched
 from psgc.transport import Transport
 
 rank, (how, ranks) = int(os.environ["OMPI_COMM_WORLD_RANK"]), sys.argv[1:]

@@ -11,8 +11,8 @@ from psgc.backend import Backend
 from psgc.data import ChunkSource
 from psgc.optimizer import make_optimizer
 from psgc.problems import evaluate, prepare_evaluation
+from psgc.run.inputs import open_problem
 from psgc.tools.run_directory import read_run
-from psgc.training.inputs import open_problem
 from tests.ranks.mpirun import mpirun, run
 
 MODULE = """

@@ -22,13 +22,13 @@ from psgc.coding import worst_condition
 from psgc.config import Config
 from psgc.errors import PsgcError, RunFailed, UserError
 from psgc.optimizer import Optimizer
+from psgc.run.gradient_error import unseen
 from psgc.schedules import SCHEDULES
 from psgc.server import cluster as server_cluster
 from psgc.server import links as server_links
 from psgc.server import loop as server_loop
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
-from psgc.training.gradient_error import unseen
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
 from tests.simulation.beliefs import check_beliefs

@@ -10,7 +10,7 @@ SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
 from psgc.errors import RunFailed
-from psgc.training import launched
+from psgc.run import launched
 from psgc.transport import Transport
 
 rank, stopped = int(os.environ["OMPI_COMM_WORLD_RANK"]), []

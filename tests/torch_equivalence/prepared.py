@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from psgc.training.script_ending import leave
+from psgc.run.script_ending import leave
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("torch._dynamo", "torch.utils.checkpoint", "psgc.torch", "psgc.transport", "safetensors.torch")

@@ -22,8 +22,8 @@ def psgc_command(capsys):
 @pytest.fixture
 def one_process(monkeypatch):
     """Runs of psgc.torch have this process alone, and tests end them: what looks at the end of each."""
+    from psgc.run import launched
     from psgc.torch import begin
-    from psgc.training import launched
 
     for name in (*launched.RANKS, launched.RESUME):
         monkeypatch.delenv(name, raising=False)

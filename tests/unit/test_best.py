@@ -7,8 +7,8 @@ import pytest
 
 from psgc.config import Evaluate
 from psgc.record.csv_files import csv_text, row_text
+from psgc.run.best import Best, Figures, best_so_far, know_last
 from psgc.run_rows import COLUMNS, IterationRow
-from psgc.training.best import Best, Figures, best_so_far, know_last
 
 
 def after(best, losses, accuracies=None):

@@ -14,8 +14,8 @@ import safetensors.numpy
 
 from psgc import checkpoints as module
 from psgc.checkpoints import CheckpointStore, Content, load_newest, newest_first, step_of, write_file
-from psgc.training import checkpoint as numpy_checkpoint
-from psgc.training.checkpoint import Checkpoint, read
+from psgc.run import checkpoint as numpy_checkpoint
+from psgc.run.checkpoint import Checkpoint, read
 from tests.unit.small_disk import small_disk
 
 

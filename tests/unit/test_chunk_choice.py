@@ -8,8 +8,8 @@ from psgc.config import from_yaml_text
 from psgc.data import open_data, write_dense
 from psgc.errors import UserError
 from psgc.messages import MESSAGE
-from psgc.training import chunk_choice
-from psgc.training.chunk_choice import chosen_chunks, seconds_of_share
+from psgc.run import chunk_choice
+from psgc.run.chunk_choice import chosen_chunks, seconds_of_share
 
 CONFIG = """
 problem: {python: "some:Model"}

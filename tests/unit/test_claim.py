@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import UserError
-from psgc.training import claim as module
-from psgc.training.claim import LOCK, Claim
+from psgc.run import claim as module
+from psgc.run.claim import LOCK, Claim
 
 HOLD = """
 import sys
 from pathlib import Path
-from psgc.training.claim import Claim
+from psgc.run.claim import Claim
 claim = Claim(Path(sys.argv[1]))
 claim.make_room(resuming=False)
 Path(sys.argv[1], "iterations.csv").write_text("")

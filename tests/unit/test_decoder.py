@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from psgc.backend import Backend
 from psgc.messages import TAIL
+from psgc.run.gradient_error import unseen
 from psgc.server.decoder import Decoder
-from psgc.training.gradient_error import unseen
 from psgc.workers.encoder import Encoder
 
 FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-9), ("float32", 2e-2)])
@@ -118,7 +118,7 @@ def test_what_was_held_does_not_survive_into_the_next_iteration():
 @settings(deadline=None, max_examples=60)
 @given(parts=st.integers(1, 4), keeping=st.booleans(), dim=st.integers(1, 17), seed=st.integers(0, 99), data=st.data())
 def test_of_too_few_copies_the_projection_is_decoded(parts, keeping, dim, seed, data):
-    """Approximate recovery: what psgc.training.gradient_error says is not seen is what the gradient lacks."""
+    """Approximate recovery: what psgc.run.gradient_error says is not seen is what the gradient lacks."""
     rng = np.random.default_rng(seed)
     matrix = matrix_for(parts, 5, rng)
     decoder, expected = Decoder(Backend(), matrix, dim, "float64", keeping), np.zeros(dim)

@@ -11,7 +11,7 @@ from psgc.config import BuiltinProblem, PythonProblem, checked_settings
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.problems import evaluate, load_python, prepare_evaluation
-from psgc.training.inputs import open_problem, open_test
+from psgc.run.inputs import open_problem, open_test
 from psgc.yaml_source import YamlSource
 from tests.unit.documents import blocks
 

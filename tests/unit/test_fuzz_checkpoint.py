@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psgc.checkpoints import load_newest, write_file
-from psgc.training.checkpoint import Checkpoint, read
+from psgc.run.checkpoint import Checkpoint, read
 from tests.unit.fuzzed_files import NO_FILES, arrays, damaged, no_file, quietly
 from tests.unit.fuzzing import fuzzed, little_memory
 

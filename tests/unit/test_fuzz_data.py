@@ -23,8 +23,8 @@ from psgc.data.times import rounds
 from psgc.errors import visible
 from psgc.plan import read_assignment
 from psgc.problems import check_labels
+from psgc.run.inputs import fingerprint
 from psgc.simulation.settings import SpeedsFile
-from psgc.training.inputs import fingerprint
 from psgc.validation import LEAST, MOST
 from tests.unit.fuzzed_files import (
     METHODS,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from psgc.coding import coding_matrix, cyclic, encoding_coefficients
+from psgc.run import gradient_error as module
+from psgc.run.gradient_error import GradientErrorEstimator, unseen
 from psgc.server.observer import Approximation
-from psgc.training import gradient_error as module
-from psgc.training.gradient_error import GradientErrorEstimator, unseen
 
 RNG = np.random.default_rng(0)
 

@@ -11,8 +11,8 @@ import scipy.sparse
 from psgc.config import from_yaml_text
 from psgc.data import Dataset, from_arrays, open_data, write_dense, write_sparse
 from psgc.errors import UserError
-from psgc.training import inputs
-from psgc.training.inputs import check_same, description, fingerprint
+from psgc.run import inputs
+from psgc.run.inputs import check_same, description, fingerprint
 
 RUN = "problem: {python: 'm:M'}\noptimizer: {kind: sgd, lr: 1}\niterations: 1\noutput: out\n"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from psgc.errors import RunFailed
+from psgc.run.given import Callbacks
+from psgc.run.keeper import Keeper
 from psgc.server.observer import IterationRecord
-from psgc.training.given import Callbacks
-from psgc.training.keeper import Keeper
 
 
 def kept(every, done=0, saved=False, no_room=False, **given):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import UserError
-from psgc.training import launched
+from psgc.run import launched
 from tests.unit.fake_mpirun import launch
 from tests.unit.test_launch import CHECKPOINT, ON, STUBBORN, how_to_resume, start, summary
 

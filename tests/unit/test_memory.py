@@ -14,11 +14,11 @@ from psgc.errors import UserError
 from psgc.messages import TAIL
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
-from psgc.training.dimension import dimension
-from psgc.training.ending import Ending
-from psgc.training.memory import check_memory, expected_memory, held, memory_line
-from psgc.training.prepare import prepare
-from psgc.training.worker_side import work
+from psgc.run.dimension import dimension
+from psgc.run.ending import Ending
+from psgc.run.memory import check_memory, expected_memory, held, memory_line
+from psgc.run.prepare import prepare
+from psgc.run.worker_side import work
 from tests.unit.scripted import Transport
 
 CONFIG = """
@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def available(monkeypatch):
     """Call it with the bytes that this machine has."""
-    return lambda size: monkeypatch.setattr("psgc.training.memory.available_memory", lambda: size)
+    return lambda size: monkeypatch.setattr("psgc.run.memory.available_memory", lambda: size)
 
 
 # what ranks hold
@@ -267,6 +267,6 @@ def test_what_is_said_before_the_run(overrides, begin):
 
 
 def test_nothing_is_said_of_settings_that_the_run_refuses(monkeypatch):
-    monkeypatch.setattr("psgc.training.transfer_choice.PER_CHUNK_BYTES", 0)
+    monkeypatch.setattr("psgc.run.transfer_choice.PER_CHUNK_BYTES", 0)
     overrides = ["transfer=auto", "faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]"]
     assert expected_memory(load("run.yaml", overrides), "run.yaml", overrides, 3) == ""

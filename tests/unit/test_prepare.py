@@ -9,8 +9,8 @@ import pytest
 
 from psgc.data import write_dense
 from psgc.errors import UserError
-from psgc.training.ending import Ending
-from psgc.training.server_side import serve
+from psgc.run.ending import Ending
+from psgc.run.server_side import serve
 from tests.unit.scripted import Transport
 
 CONFIG = """

@@ -10,7 +10,7 @@ from psgc.backend import Backend
 from psgc.config import PythonData, from_yaml_text
 from psgc.data import ChunkSource
 from psgc.errors import UserError
-from psgc.training.inputs import open_problem, open_test
+from psgc.run.inputs import open_problem, open_test
 
 RUN = """\
 problem: {kind: logistic}

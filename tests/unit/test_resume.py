@@ -7,8 +7,8 @@ import pytest
 
 from psgc.config import from_yaml_text
 from psgc.errors import UserError
-from psgc.training import resume
-from psgc.training.checkpoint import Checkpoint
+from psgc.run import resume
+from psgc.run.checkpoint import Checkpoint
 
 CONFIG = """
 problem: {kind: softmax, l2: 0.1}

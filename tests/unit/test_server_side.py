@@ -19,12 +19,12 @@ from psgc.errors import UserError
 from psgc.launching.outcome import RunDirectory
 from psgc.messages import Kind
 from psgc.plan import make_plan
-from psgc.training.checkpoint import read
-from psgc.training.claim import Claim
-from psgc.training.ending import Ending
-from psgc.training.prepare import prepare
-from psgc.training.server_side import serve
-from psgc.training.worker_side import work
+from psgc.run.checkpoint import read
+from psgc.run.claim import Claim
+from psgc.run.ending import Ending
+from psgc.run.prepare import prepare
+from psgc.run.server_side import serve
+from psgc.run.worker_side import work
 from psgc.transport import Died, Text
 from tests.unit.scripted import Following, Transport, done, said
 
@@ -149,12 +149,12 @@ def test_a_killed_run_with_patience_makes_the_evaluations_after_its_checkpoint_a
 
 def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, monkeypatch):
     auto = "coding.chunks_per_worker=auto"
-    monkeypatch.setattr("psgc.training.prepare.seconds_of_share", lambda *_: 0.0085)
+    monkeypatch.setattr("psgc.run.prepare.seconds_of_share", lambda *_: 0.0085)
     assert train(chunks_of(0, (1, 2), {1: 0.1, 2: 0.1}), auto, "iterations=1") == 0
     said = "4 chunks (chunks_per_worker auto: 2, a worker's share of the data takes 8.5 ms) in 8 copies"
     assert said in capsys.readouterr().out
     assert load("out/config.yaml").coding.chunks_per_worker == 2
-    monkeypatch.setattr("psgc.training.prepare.seconds_of_share", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr("psgc.run.prepare.seconds_of_share", lambda *_: pytest.fail("timed"))
     assert train(chunks_of(1, (1, 2), {1: 0.1, 2: 0.1}), auto, "iterations=2", resuming=True) == 0
     assert "4 chunks (chunks_per_worker auto: 2, as before) in 8 copies" in capsys.readouterr().out
     assert newest().iteration == 2
@@ -226,7 +226,7 @@ def test_a_run_that_goes_on_with_fewer_workers_forgets_the_others():
 
 @pytest.mark.parametrize(("estimator", "transfer"), [("least_squares", "combined"), ("unbiased", "per_chunk")])
 def test_the_transfer_of_a_large_vector_is_one_that_the_estimator_can_do_with(monkeypatch, capsys, estimator, transfer):
-    monkeypatch.setattr("psgc.training.transfer_choice.PER_CHUNK_BYTES", 0)
+    monkeypatch.setattr("psgc.run.transfer_choice.PER_CHUNK_BYTES", 0)
     recovery = f"recovery={{mode: approximate, deadline: 5.0, estimator: {estimator}}}"
     script = iter([[Died(1), Died(2)]])
     assert train(script, ONCE, "schedule=static", recovery) == 1
@@ -255,7 +255,7 @@ NO_LIMIT = float("inf")
     ],
 )
 def test_what_auto_stands_for(monkeypatch, limit, settings, expected):
-    monkeypatch.setattr("psgc.training.transfer_choice.ALLREDUCE_BYTES", limit)
+    monkeypatch.setattr("psgc.run.transfer_choice.ALLREDUCE_BYTES", limit)
     run = prepare(Transport(4), load("run.yaml", settings), "run.yaml", settings, False)
     assert (run.config.aggregation, run.config.transfer) == expected
 
@@ -263,7 +263,7 @@ def test_what_auto_stands_for(monkeypatch, limit, settings, expected):
 def test_nothing_that_is_set_makes_auto_refuse_a_run(monkeypatch):
     """Where combined or allreduce supports something not, auto is another one."""
     for limit in ("PER_CHUNK_BYTES", "ALLREDUCE_BYTES"):
-        monkeypatch.setattr(f"psgc.training.transfer_choice.{limit}", 0)
+        monkeypatch.setattr(f"psgc.run.transfer_choice.{limit}", 0)
     config = load("run.yaml", ["verify={every: 1}", "coding={parts: 2, replication: 3}"])
     config = prepare(Transport(4), config, "run.yaml", [], False).config
     assert (config.aggregation, config.transfer) == ("server", "per_chunk")
@@ -271,8 +271,8 @@ def test_nothing_that_is_set_makes_auto_refuse_a_run(monkeypatch):
 
 @pytest.mark.parametrize(("aggregation", "chunks"), [("allreduce", 6), ("server", 9)])
 def test_a_report_without_a_vector_is_small(monkeypatch, aggregation, chunks):
-    monkeypatch.setattr("psgc.training.prepare.seconds_of_share", lambda *_: 1.0)
-    monkeypatch.setattr("psgc.training.prepare.chosen_chunks", lambda _, workers, report: 3 if report else 2)
+    monkeypatch.setattr("psgc.run.prepare.seconds_of_share", lambda *_: 1.0)
+    monkeypatch.setattr("psgc.run.prepare.chosen_chunks", lambda _, workers, report: 3 if report else 2)
     config = load("run.yaml", ["coding.chunks_per_worker=auto", f"aggregation={aggregation}"])
     assert prepare(Transport(4), config, "run.yaml", [], False).plan.num_chunks == chunks
 
@@ -361,7 +361,7 @@ def test_no_checkpoint_holds_a_state_that_is_not_finite(capsys):
 
 
 def test_a_held_out_loss_that_is_not_finite_is_no_success(capsys, monkeypatch):
-    monkeypatch.setattr("psgc.training.outcome.quality", lambda *_: {"test_loss": np.nan})
+    monkeypatch.setattr("psgc.run.outcome.quality", lambda *_: {"test_loss": np.nan})
     assert train(chunks_of(0, (1,), {1: 0.1}), "iterations=1") == 1
     assert "psgc: failed: the held-out loss is nan" in capsys.readouterr().err
     assert [summary()[name] for name in ("status", "test_loss")] == ["failed", "nan"]

@@ -10,11 +10,11 @@ from psgc.checkpoints import Content, write_file
 from psgc.cli import main
 from psgc.config import TorchConfig, from_yaml_text, has_torch_problem, load
 from psgc.errors import UserError
+from psgc.run.inputs import open_problem
 from psgc.torch import from_yaml
 from psgc.torch.checkpoints import load_initial
 from psgc.torch.settings import check_resumed
 from psgc.torch.state import About, save_model, state_of, to_bytes
-from psgc.training.inputs import open_problem
 from tests.unit import torch_problem
 from tests.unit.documents import blocks
 from tests.unit.fake_mpirun import launch

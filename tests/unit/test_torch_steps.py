@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import psgc.torch
 from psgc.errors import UserError
-from psgc.training.script_ending import ScriptEnding
+from psgc.run.script_ending import ScriptEnding
 
 pytestmark = pytest.mark.usefixtures("one_process")
 X = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))

@@ -13,10 +13,10 @@ from psgc.iteration import is_checked
 from psgc.messages import TAIL, Kind, unpack_block
 from psgc.plan import make_plan
 from psgc.problems import evaluate
-from psgc.training.batches import rows_taken
-from psgc.training.ending import Ending
-from psgc.training.inputs import open_problem
-from psgc.training.worker_side import work
+from psgc.run.batches import rows_taken
+from psgc.run.ending import Ending
+from psgc.run.inputs import open_problem
+from psgc.run.worker_side import work
 from psgc.workers import loop
 from psgc.workers.compute import gradient_of
 from tests.simulation.network import Clock

@@ -1,7 +1,7 @@
 """The number of parameters of a run before it starts, found in a process of its own.
 
 A user's model may print, crash, hang or start MPI when it is built; there it does no harm.
-`python -m psgc.training.dimension run.yaml SETTING ...` is that process.
+`python -m psgc.run.dimension run.yaml SETTING ...` is that process.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ LIMIT = 20.0  # seconds
 
 def dimension(config_path: str, overrides: Sequence[str], seconds: float = LIMIT) -> int | None:
     """The number of parameters; None: the problem cannot be built, or not in so many seconds."""
-    command = [sys.executable, "-P", "-m", "psgc.training.dimension", config_path, *overrides]
+    command = [sys.executable, "-P", "-m", "psgc.run.dimension", config_path, *overrides]
     with tempfile.TemporaryFile() as out:  # nobody has to read it, unlike a pipe, which children of the model may hold
         try:
             code = subprocess.run(
@@ -37,7 +37,7 @@ def dimension(config_path: str, overrides: Sequence[str], seconds: float = LIMIT
 
 
 def _main(config_path: str, *overrides: str) -> None:
-    from psgc.training.inputs import open_problem  # with SciPy, which who asks does not need
+    from psgc.run.inputs import open_problem  # with SciPy, which who asks does not need
 
     dim = int(open_problem(load(config_path, overrides), config_path)[1].dim)
     sys.stdout.write(f"\n{MARK.decode()}{dim}\n")

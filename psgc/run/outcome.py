@@ -12,13 +12,13 @@ from psgc.problems import evaluate, quality
 from psgc.record.progress import epoch_of
 from psgc.record.recorder import Recorder
 from psgc.record.summary import settings_of, summarise
+from psgc.run.batches import rows_taken
+from psgc.run.best import Best
+from psgc.run.ending import launched
+from psgc.run.gradient_error import GradientErrorEstimator
+from psgc.run.prepare import PreparedRun
 from psgc.server.loop import Server
 from psgc.terminal import say
-from psgc.training.batches import rows_taken
-from psgc.training.best import Best
-from psgc.training.ending import launched
-from psgc.training.gradient_error import GradientErrorEstimator
-from psgc.training.prepare import PreparedRun
 from psgc.workers.compute import gradient_of
 
 

@@ -16,23 +16,23 @@ from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.record.summary import duration
-from psgc.terminal import say
-from psgc.training import resume
-from psgc.training.batches import check_rows, iterations_of, rows_in_iteration
-from psgc.training.checkpoint import Checkpoint, read
-from psgc.training.chunk_choice import MOST, chosen_chunks, seconds_of_share
-from psgc.training.ending import launched
-from psgc.training.given import Callback, Given
-from psgc.training.initial import initial_params
-from psgc.training.inputs import (
+from psgc.run import resume
+from psgc.run.batches import check_rows, iterations_of, rows_in_iteration
+from psgc.run.checkpoint import Checkpoint, read
+from psgc.run.chunk_choice import MOST, chosen_chunks, seconds_of_share
+from psgc.run.ending import launched
+from psgc.run.given import Callback, Given
+from psgc.run.initial import initial_params
+from psgc.run.inputs import (
     check_ranks,
     emulated_chunks,
     fingerprint,
     open_problem,
     open_test,
 )
-from psgc.training.memory import check_memory
-from psgc.training.transfer_choice import chosen_transfer, vector_bytes, without_auto
+from psgc.run.memory import check_memory
+from psgc.run.transfer_choice import chosen_transfer, vector_bytes, without_auto
+from psgc.terminal import say
 from psgc.transport import Transport
 
 

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 from psgc.errors import RunFailed, UserError, one_line
 from psgc.processes import default_signals_in_children
+from psgc.run.ending import Ending, interruption, launched
 from psgc.terminal import say, say_traceback
-from psgc.training.ending import Ending, interruption, launched
 from psgc.transport import Transport
 
 LAST_RESORT = 20  # seconds after SIGTERM at which a worker ends although the server has not told it to
@@ -42,11 +42,11 @@ def train(
     speaks = serving
     try:
         if serving:  # each side imports only its own modules: all ranks of a host start at the same time
-            from psgc.training.server_side import serve
+            from psgc.run.server_side import serve
 
             code = serve(transport, config_path, overrides, stopped_by, resuming, ending, debug)
         else:
-            from psgc.training.worker_side import work
+            from psgc.run.worker_side import work
 
             code = work(transport, config_path, ending)
     except (UserError, RunFailed) as error:  # the server reports those of workers

@@ -13,7 +13,7 @@ from psgc.config import Config
 from psgc.data.npz import map_npy
 from psgc.errors import UserError, one_line
 from psgc.problems import Problem
-from psgc.training.checkpoint import read
+from psgc.run.checkpoint import read
 
 
 def initial_params(config: Config, problem: Problem) -> np.ndarray:

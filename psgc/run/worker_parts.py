@@ -5,7 +5,7 @@ from typing import NamedTuple
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.plan import Plan
-from psgc.training.inputs import make_emulation, make_injector, tried_chunks
+from psgc.run.inputs import make_emulation, make_injector, tried_chunks
 from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner, Trial
 from psgc.workers.encoder import Encoder

@@ -27,7 +27,7 @@ from psgc.problems import (
     make_problem,
     measures_of,
 )
-from psgc.training.given import Given
+from psgc.run.given import Given
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
 

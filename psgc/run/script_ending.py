@@ -14,9 +14,9 @@ from types import FrameType, TracebackType
 from typing import ClassVar, Protocol
 
 from psgc.errors import PsgcError, RunFailed, UserError, one_line, raised_at
+from psgc.run import launched
+from psgc.run.ending import launched as is_launched
 from psgc.terminal import say
-from psgc.training import launched
-from psgc.training.ending import launched as is_launched
 
 STOPPERS = (signal.SIGTERM, signal.SIGUSR1)  # with these `psgc launch` and SLURM ask a run to end; and SIGINT
 

@@ -11,7 +11,7 @@ from psgc.config import BatchSettings, Config
 from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan, make_plan
-from psgc.training.checkpoint import Checkpoint
+from psgc.run.checkpoint import Checkpoint
 
 
 def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:

@@ -11,18 +11,18 @@ from pathlib import Path
 from psgc.errors import RunFailed, UserError, one_line
 from psgc.processes import default_signals_in_children
 from psgc.rendezvous import MPI
+from psgc.run import launched
+from psgc.run.ending import Ending, interruption
+from psgc.run.ending import launched as is_launched
+from psgc.run.given import Given
+from psgc.run.script_ending import STOPPERS, ScriptEnding, leave
+from psgc.run.train import LAST_RESORT
 from psgc.terminal import say, say_together, say_traceback
-from psgc.training import launched
-from psgc.training.ending import Ending, interruption
-from psgc.training.ending import launched as is_launched
-from psgc.training.given import Given
-from psgc.training.script_ending import STOPPERS, ScriptEnding, leave
-from psgc.training.train import LAST_RESORT
 from psgc.transport import Transport
 
 
 class _Ranks:
-    """The ranks of the newest run, for the end of the process (`psgc.training.script_ending.RunToEnd`)."""
+    """The ranks of the newest run, for the end of the process (`psgc.run.script_ending.RunToEnd`)."""
 
     is_alone = False
 
@@ -112,13 +112,13 @@ def _run(
         _agree(transport, given, ending)
         assert isinstance(given, Given)
         if transport.rank == 0:
-            from psgc.training.server_side import serve
+            from psgc.run.server_side import serve
 
             launched.name_directory(given.config.output)
             resuming = resuming or launched.resuming()
             code = serve(transport, program, (), _stopped_by, resuming, ending, launched.debugging(), given)
         else:
-            from psgc.training.worker_side import work
+            from psgc.run.worker_side import work
 
             signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_RESORT))
             code = work(transport, program, ending, given)

@@ -10,12 +10,12 @@ from psgc.record.loggers import Loggers
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.run_record import RunRecord
+from psgc.run.best import Best, Figures
+from psgc.run.given import Callbacks
+from psgc.run.gradient_error import GradientErrorEstimator
 from psgc.run_rows import WorkerEvent
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
-from psgc.training.best import Best, Figures
-from psgc.training.given import Callbacks
-from psgc.training.gradient_error import GradientErrorEstimator
 
 
 @dataclass

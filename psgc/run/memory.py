@@ -9,8 +9,8 @@ from psgc.config import AssignmentFile, Config
 from psgc.errors import UserError
 from psgc.machine import available_memory
 from psgc.messages import TAIL, receive_length
-from psgc.training.dimension import dimension
-from psgc.training.transfer_choice import vector_bytes, without_auto
+from psgc.run.dimension import dimension
+from psgc.run.transfer_choice import vector_bytes, without_auto
 
 
 def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[list[Held], list[Held]]:

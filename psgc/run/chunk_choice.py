@@ -14,8 +14,8 @@ from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError, one_line, raised_at
 from psgc.messages import MESSAGE
 from psgc.problems import Problem, evaluate
-from psgc.training.batches import rows_in_iteration
-from psgc.training.initial import initial_params
+from psgc.run.batches import rows_in_iteration
+from psgc.run.initial import initial_params
 from psgc.workers.compute import gradient_of
 
 MOST = 8  # chunks for each worker

@@ -9,18 +9,18 @@ from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import ChunkCheck, Problem, evaluate
-from psgc.training.batches import iterations_of, rows_taken
-from psgc.training.ending import Ending
-from psgc.training.given import Given
-from psgc.training.inputs import (
+from psgc.run.batches import iterations_of, rows_taken
+from psgc.run.ending import Ending
+from psgc.run.given import Given
+from psgc.run.inputs import (
     PREPARING,
     check_same,
     description,
     open_held_out,
     open_problem,
 )
-from psgc.training.memory import check_memory
-from psgc.training.worker_parts import worker_parts
+from psgc.run.memory import check_memory
+from psgc.run.worker_parts import worker_parts
 from psgc.transport import Transport
 from psgc.workers.compute import ComputeThread, Gradients, HeldOut
 from psgc.workers.input_guard import InputGuard

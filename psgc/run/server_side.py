@@ -22,18 +22,15 @@ from psgc.record.loggers import Loggers, check_installed
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.summary import lines
-from psgc.server.loop import Server
-from psgc.server.settings import ServerSettings
-from psgc.terminal import say
-from psgc.training import resume
-from psgc.training.batches import check_data, rows_taken
-from psgc.training.best import Best, best_so_far, know_last
-from psgc.training.checkpoint import Checkpoint
-from psgc.training.claim import Claim
-from psgc.training.ending import Ending, interruption
-from psgc.training.given import Callbacks, Given
-from psgc.training.gradient_error import GradientErrorEstimator
-from psgc.training.inputs import (
+from psgc.run import resume
+from psgc.run.batches import check_data, rows_taken
+from psgc.run.best import Best, best_so_far, know_last
+from psgc.run.checkpoint import Checkpoint
+from psgc.run.claim import Claim
+from psgc.run.ending import Ending, interruption
+from psgc.run.given import Callbacks, Given
+from psgc.run.gradient_error import GradientErrorEstimator
+from psgc.run.inputs import (
     PREPARING,
     check_same,
     description,
@@ -42,9 +39,12 @@ from psgc.training.inputs import (
     make_injector,
     tried_chunks,
 )
-from psgc.training.keeper import Keeper
-from psgc.training.outcome import FinalFigures, RunOutcome, how_it_ended, summary_of
-from psgc.training.prepare import PreparedRun, opening_lines, prepare
+from psgc.run.keeper import Keeper
+from psgc.run.outcome import FinalFigures, RunOutcome, how_it_ended, summary_of
+from psgc.run.prepare import PreparedRun, opening_lines, prepare
+from psgc.server.loop import Server
+from psgc.server.settings import ServerSettings
+from psgc.terminal import say
 from psgc.transport import Transport
 
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye

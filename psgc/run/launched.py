@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from psgc.disk import write_text
 from psgc.errors import RunFailed
-from psgc.training.ending import stopped
+from psgc.run.ending import stopped
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
