@@ -37,6 +37,7 @@ class Server:
     """
 
     optimizer: Optimizer
+    _has_begun = False  # there is a Summing
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Server:
             *(self._transport, self._backend, self.links.outbox, config, sums, replica, params),
             script=script,
         )
+        self._has_begun = True
         if not self.coordinator.is_combined:
             self.links.open(self._decoder.message_length)
         del params  # they are memory that is free after the first step
@@ -208,9 +210,9 @@ class Server:
         return params
 
     @property
-    def replicas(self) -> dict[str, object]:
-        """Which workers' parameters are known to be those of rank 0, and when."""
-        return self.summing.summary()
+    def replicas(self) -> dict[str, object] | None:
+        """Which workers' parameters are known to be those of rank 0, and when; None before the run has begun."""
+        return self.summing.summary() if self._has_begun else None
 
     def _settle(self) -> None:
         """Wait for what is left of the trial, and let the other replicas make the last step.
@@ -230,5 +232,5 @@ class Server:
     def stop_workers(self, timeout: float, done: int = 0) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self.links.close()
-        lacking = self.summing.lack_a_state() if self._script is not None else ()
+        lacking = self.summing.lack_a_state() if self._script is not None and self._has_begun else ()
         return end_workers(self._transport, self.cluster.detector, timeout, done, lacking)

@@ -15,7 +15,7 @@ from psgc.launching.mpirun import Placement, check_extra
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.points import check_runs, sweep_points, values_of
 from psgc.launching.script import Program
-from psgc.run.ending import stopped
+from psgc.run.launched import stopped
 from psgc.terminal import say
 from psgc.tools.run_directory import read_run
 from psgc.yaml_source import printable

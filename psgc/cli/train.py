@@ -28,7 +28,7 @@ def run(options: Options) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: stopped_by.append(number))
     # this imports MPI, NumPy and the rest: only once signals are caught and threads limited
-    from psgc.run.train import train
+    from psgc.run.session import train
 
     train(options.config, options.overrides, options.debug, stopped_by, options.resume)
 

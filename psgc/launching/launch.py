@@ -23,8 +23,7 @@ from psgc.launching.mpirun import Placement, launch_command
 from psgc.launching.mpirun_process import Heard, run
 from psgc.launching.outcome import RunDirectory, folder_for_answers
 from psgc.launching.script import Program, check_script
-from psgc.run.ending import stopped
-from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME
+from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME, stopped
 from psgc.terminal import say
 
 TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/record/progress.py

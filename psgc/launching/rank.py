@@ -9,7 +9,6 @@ import atexit
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -22,6 +21,8 @@ from psgc.launching.execution import Execution
 from psgc.processes import die_with_parent
 from psgc.rendezvous import MPI
 from psgc.run import launched
+from psgc.run.ending import leave_mpi
+from psgc.run.meeting import NotAllCame, meet
 from psgc.terminal import say
 from psgc.transport import Transport
 
@@ -69,13 +70,13 @@ def _end(script: Execution, rank: int) -> None:
     serving, transport, code = rank == 0, None, 1
     try:
         transport = Transport()
-        endings = launched.meet(transport, f"{script.code} {script.reason}")
+        endings = meet(transport, f"{script.code} {script.reason}")
     except RunFailed as error:
         late.cancel()
         script.show()
         if serving:
             say(f"psgc: {error}", error=True)
-        if transport is None or not isinstance(error, launched.NotAllCame):  # a rank is dead
+        if transport is None or not isinstance(error, NotAllCame):  # a rank is dead
             _leave(transport, 1 if serving else 0)
     else:
         late.cancel()
@@ -86,10 +87,9 @@ def _end(script: Execution, rank: int) -> None:
             if serving:
                 launched.leave_summary(code)
     _flush()
-    transport.finalize()
-    if serving and code:
-        time.sleep(0.2)  # let the others leave first, or mpirun comments on rank 0's code as well
-    transport.end(code if serving else 0)  # mpirun passes on rank 0's code, and prints a long comment on any other
+    code = code if serving else 0
+    leave_mpi(transport, in_order=True, has_failed=code != 0)
+    transport.end(code)
 
 
 def _leave(transport: Transport | None, code: int) -> NoReturn:

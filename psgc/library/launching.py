@@ -19,7 +19,7 @@ from psgc.library.arguments import arrays_of, data_section, named, overrides_of,
 from psgc.library.run import Run, load
 from psgc.problems import check_labels, make_problem
 from psgc.run import launched
-from psgc.run.given import Callback, Given
+from psgc.run.inputs import Callback, Given
 
 
 def launch(
@@ -157,14 +157,14 @@ def train(
 
     Example: `psgc.train(Ridge(20), (X, y), optimizer="adam", lr=1e-3, iterations=200)`.
     """
-    from psgc.run.in_program import train as train_in_program
+    from psgc.run.session import train_in_program
 
     program = sys.argv[0] or "program.py"
     settings |= {"optimizer": optimizer, "lr": lr, "iterations": iterations}
     settings["output"] = settings.get("output") or Path("runs", Path(program).stem or "run")
     given: Given | UserError
     try:
-        given = _given(problem, data, set, settings, Path(program).name, callbacks)
+        given = _given(problem, data, set, settings, program, callbacks)
     except UserError as error:
         given = error
     directory = train_in_program(given, program, resume)
@@ -183,7 +183,7 @@ def _given(
     where = "psgc.train"
     dataset = arrays_of(where, data)
     section = None if dataset is not None else data_section(data)
-    in_yaml = {"kind": "script", "script": program}
+    in_yaml = {"kind": "script", "script": Path(program).name}
     config = settings_of(where, in_yaml, section, set, more)
     if not all(callable(callback) for callback in callbacks):
         raise UserError(f"{where}: callbacks: expected functions (row, params), got {list(callbacks)!r:.80}")
@@ -202,4 +202,4 @@ def _given(
             raise UserError(
                 f"{where}: problem: {type(problem).__name__} has no {name}, which psgc.problems.base.Problem asks for"
             )
-    return Given(config, problem, dataset, callbacks)
+    return Given(program, config, problem, dataset, callbacks)

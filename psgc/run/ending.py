@@ -1,46 +1,126 @@
-"""How a run ends: what its processes have to know about it, and what is said."""
+"""How a run ends: what each rank says, the exit code of its process, and how it leaves MPI.
+
+what ends the run                who says what                                                  exit code of rank 0
+all is done                      rank 0: the summary                                            0
+a mistake of the user            rank 0: one line, whichever rank has found it                  2
+the run cannot go on             rank 0: why, and how to resume it                              1
+a signal                         `psgc launch`, without it rank 0                               128 + its number
+a file of rank 0                 rank 0: which, and what is wrong with it                       1
+a defect of psgc                 the rank that has it: the traceback                            1
+the script of rank 0 raises      rank 0, as Python does                                         1, or that of the error
+the script of another rank does  that rank, or rank 0 for it when the run then ends             the run goes on
+some scripts end before the run  rank 0: which, and why                                         1, or that of the error
+rank 0 dies                      `psgc launch`, without it rank 1                               mpirun's
+
+All other ranks return 0. mpirun passes on the code of rank 0. It prints a long comment on that of another rank that is
+not 0, and on that of rank 0 when others have not left yet. So others return 0, and rank 0 leaves last (`leave_mpi`).
+A process that dies before the others know that the run is over is reported to them by MPI: so who has a defect kills
+itself then.
+"""
 
 import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from psgc.terminal import say
+from psgc.errors import PsgcError, RunFailed, TooFewWorkers, UserError, one_line
+from psgc.run.launched import is_launched
+from psgc.terminal import say, say_traceback
+from psgc.transport import Transport
 
 
-@dataclass
+class CalledOff(SystemExit):
+    """Ends a rank on which nothing more is to be done; rank 0 says why."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """reason: of what was not done; code: the exit code; enough: why the run has ended before its last iteration."""
+
+    status: Literal["done", "failed", "interrupted"] = "done"
+    reason: str = ""
+    code: int = 0
+    too_few_workers: bool = False  # another attempt may succeed
+    enough: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException, stopped_by: Sequence[int] = ()) -> "RunOutcome":
+        """That of a run which this error has ended. stopped_by: the signals that have come."""
+        if not isinstance(error, PsgcError):  # a defect
+            return cls("failed", one_line(error), 1)
+        if stopped_by and not isinstance(error, UserError):
+            return cls("interrupted", str(error), 128 + stopped_by[0])
+        return cls("failed", str(error), error.exit_code, isinstance(error, TooFewWorkers))
+
+
 class Ending:
-    """told: every process knows that the run is over; in_order: all of them leave through MPI's Finalize.
+    """What a rank knows of the end of its run.
 
-    reason: the line that says why the run has failed; speaks: whether to print it, or a program raises it.
+    transport: None while MPI has not started; stopped_by: the signals that have come, a handler fills it;
+    raises: a program is given the error, nothing is said here.
+    told: every process knows that the run is over; in_order: all of them leave through MPI's Finalize.
+    error: why the run has failed, or CalledOff; raised: what of that is for this rank to say or to raise.
     """
 
-    told: bool = False
-    in_order: bool = False
-    reason: str = ""
-    speaks: bool = True
-
-    def failed(self, reason: str) -> None:
-        """The run has failed. reason: empty when somebody else says it."""
-        self.reason = self.reason or reason
-        if reason and self.speaks:
-            say(f"psgc: {reason}", error=True)
+    def __init__(
+        self, transport: Transport | None = None, stopped_by: Sequence[int] = (), raises: bool = False
+    ) -> None:
+        self.transport, self.stopped_by, self.raises = transport, stopped_by, raises
+        self.told = self.in_order = False
+        self.error: BaseException | None = None
+        self.raised: BaseException | None = None
 
     def call_off(self) -> None:
         """There will be no run, every process knows so, and all leave in order."""
         self.told = self.in_order = True
 
+    def failed(self, error: BaseException) -> None:
+        """The run has failed, or nothing more is to be done on this rank. Says so if that is for this rank to say."""
+        if self.error is not None:
+            return
+        self.error = error
+        self.raised = error if self._speaks else CalledOff()
+        if self.raises or not isinstance(self.raised, PsgcError) or (self.stopped_by and is_launched()):
+            return
+        say(f"psgc: {error}", error=True)
 
-def launched() -> bool:
-    """Whether `psgc launch` started this run. It then says who stopped the run, and how to resume it."""
-    return "PSGC_LAUNCHED" in os.environ
+    def defect(self, error: BaseException) -> None:
+        """This rank has raised what none raises on purpose. Ends the process if the others do not know of the end."""
+        is_file = False
+        if self._speaks and isinstance(error, OSError):  # a full disk, a lost file server
+            what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
+            is_file, error = True, RunFailed(f"failed: {what}")
+        self.error = self.raised = error
+        if not self.raises or not self.told:
+            say(f"psgc: {error}", error=True) if is_file else say_traceback()
+        if not self.told:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this rank says why the run has failed."""
+        transport = self.transport
+        if transport is None or transport.rank == 0:
+            return True
+        return transport.rank == 1 and transport.is_gone(0) and not is_launched()
+
+    @property
+    def code(self) -> int:
+        """The exit code of this process."""
+        if self.raised is None or isinstance(self.raised, CalledOff):
+            return 0
+        if self.stopped_by:
+            return 128 + self.stopped_by[0]
+        return self.raised.exit_code if isinstance(self.raised, PsgcError) else 1
 
 
-def interruption(stopped_by: Sequence[int]) -> str | None:
-    """Why the run has to end early, by the signals received so far; None without any."""
-    return stopped(stopped_by[0]) if stopped_by else None
-
-
-def stopped(number: int) -> str:
-    """The reason to give when this signal ended the run."""
-    return f"stopped by {'Ctrl-C (SIGINT)' if number == signal.SIGINT else signal.Signals(number).name}"
+def leave_mpi(transport: Transport, in_order: bool, has_failed: bool) -> None:
+    """Leave MPI for good, unless others have died or hang: then Finalize would. Rank 0 returns after the others."""
+    if in_order:
+        transport.finalize()
+    if has_failed if in_order else transport.survives_deaths:
+        transport.outlast(range(1, transport.size))

@@ -1,19 +1,28 @@
 """What server and workers read: data, problem, emulated times and faults; and whether all ranks read the same."""
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from psgc import __version__
-from psgc.backend import Backend
-from psgc.config import BuiltinProblem, Config, Data, PythonData, PythonProblem, ScriptProblem, TorchProblem
-from psgc.data import ChunkSource, Dataset, from_arrays, open_data, times
+from psgc.backend import Array, Backend
+from psgc.config import (
+    BatchSettings,
+    BuiltinProblem,
+    Config,
+    Data,
+    PythonData,
+    PythonProblem,
+    ScriptProblem,
+    TorchProblem,
+)
+from psgc.data import ChunkSource, Dataset, Epochs, from_arrays, open_data, times
 from psgc.disk import expanded
 from psgc.errors import UserError
 from psgc.iteration import trial_chunks
@@ -27,12 +36,32 @@ from psgc.problems import (
     make_problem,
     measures_of,
 )
-from psgc.run.given import Given
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
 
 PREPARING = "reading data and building the problem"  # what a rank does while others wait for it
+SAME = "psgc, model and data"  # on all ranks
 SAMPLED = 1000  # rows that identify a data set
+
+Callback = Callable[[dict[str, Any], Array], Any]  # (row, params) -> whether the run is to end
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a rank brings to a run.
+
+    source: the YAML, beside which a model may lie, or the program. overrides: of the YAML, for rank 0.
+    config: the settings, None where rank 0 reads them from the YAML.
+    problem: of a program, which has built it; dataset: its data in memory, None where the settings name the data.
+    callbacks: of a program, called on rank 0 after each step, with the row and the parameters.
+    """
+
+    source: str
+    config: Config | None = None
+    problem: Problem | None = None
+    dataset: Dataset | None = None
+    callbacks: Sequence[Callback] = ()
+    overrides: Sequence[str] = ()
 
 
 def open_problem(
@@ -48,7 +77,7 @@ def open_problem(
         raise UserError(
             f"problem: {problem.torch} is a torch problem, which only psgc train, launch and submit can run"
         )
-    if given is not None:
+    if given is not None and given.problem is not None:
         in_file = None if data is None else _opened(data, config_path, copies)
         return _with_integers(given.dataset or in_file), given.problem
     if isinstance(problem, ScriptProblem):
@@ -90,8 +119,8 @@ def fingerprint(dataset: Dataset | None) -> str:
     return f"{dataset.num_rows} rows of {dataset.num_features} features ({digest.hexdigest()[:8]})"
 
 
-def description(config: Config, dataset: Dataset | None, problem: Problem, test: Dataset | None) -> str:
-    """The code and data of this rank, for `check_same`. (The settings cannot differ, since rank 0 sends them.)"""
+def description(config: Config, dataset: Dataset | None, problem: Problem, test: Dataset | None) -> dict[str, Any]:
+    """The code and data of this rank, to be compared. (The settings cannot differ, since rank 0 sends them.)"""
     pieces = {"psgc": __version__, "number of parameters": int(problem.dim), "data": fingerprint(dataset)}
     if isinstance(config.problem, PythonProblem):
         pieces["model"] = source_of(config.problem.python)
@@ -102,7 +131,7 @@ def description(config: Config, dataset: Dataset | None, problem: Problem, test:
         pieces["test data"] = fingerprint(dataset.held_out if dataset else None)
     if config.evaluate:
         pieces["test data"] = fingerprint(test)
-    return json.dumps(pieces)
+    return pieces
 
 
 def source_of(target: str) -> str:
@@ -110,29 +139,6 @@ def source_of(target: str) -> str:
     file = getattr(sys.modules[target.partition(":")[0]], "__file__", None)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file and Path(file).is_file() else ""
     return f"{Path(file).name[-60:]} with the SHA-256 {digest}" if file and digest else target
-
-
-def check_same(descriptions: Sequence[str], hosts: Sequence[str], same: str = "psgc, model and data") -> None:
-    """Raises UserError for the first rank whose description differs from rank 0's. same: what all ranks need."""
-    expected, *others = map(json.loads, descriptions)
-    differences = [
-        next(
-            (f"{name}: {found.get(name)}, not {value}" for name, value in expected.items() if found.get(name) != value),
-            "",
-        )
-        for found in others
-    ]
-    check_alike(["", *differences], hosts, same)
-
-
-def check_alike(differences: Sequence[str], hosts: Sequence[str], same: str) -> None:
-    """Raises UserError for the first rank that has a difference from rank 0. same: what all ranks need."""
-    for rank, difference in enumerate(differences):
-        if difference:
-            raise UserError(
-                f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: {difference}; "
-                f"all ranks need the same {same}"
-            )
 
 
 def open_held_out(config: Config, dataset: Dataset | None, copies: int = 1) -> Dataset | None:
@@ -218,3 +224,49 @@ def make_injector(config: Config, rank: int) -> Injector:
 def tried_chunks(config: Config, plan: Plan) -> dict[int, int]:
     """The chunk that each worker computes in the trial. Empty when the run has no trial."""
     return trial_chunks(plan.queues, plan.holders(), config.faults.adopt) if config.trial else {}
+
+
+def rows_taken(config: Config, num_rows: int | None) -> int | Epochs | None:
+    """The rows that an iteration takes: so many of every chunk, those of its place in an epoch, or None for all.
+
+    num_rows: of the data, None without.
+    """
+    batch = config.batch
+    if not isinstance(batch, BatchSettings):
+        return batch
+    if num_rows is None:
+        raise UserError("batch: epochs need data: {path: ...}")
+    return Epochs(num_rows, batch.size, batch.epochs, config.seed, batch.shuffle)
+
+
+def iterations_of(config: Config, num_rows: int | None) -> int:
+    """How many iterations the run has."""
+    rows = rows_taken(config, num_rows)
+    if isinstance(rows, Epochs):
+        return rows.iterations
+    assert config.iterations is not None  # a rule of `Config`
+    return config.iterations
+
+
+def rows_in_iteration(config: Config, num_rows: int | None) -> int | None:
+    """How many rows the chunks of an iteration are cut from, the last one of an epoch aside; None without data."""
+    rows = rows_taken(config, num_rows)
+    return rows.rows_in(0) if isinstance(rows, Epochs) else num_rows
+
+
+def check_rows(config: Config, num_rows: int | None, num_chunks: int) -> None:
+    """Raises UserError when there are more chunks than rows in a batch: some chunks would always be empty."""
+    rows = rows_in_iteration(config, num_rows)
+    if rows is not None and rows < num_chunks:
+        raise UserError(
+            f"batch.size: {rows} rows cannot be cut into {num_chunks} chunks; "
+            "use larger batches, fewer workers or coding.chunks_per_worker"
+        )
+
+
+def check_data(chunks: ChunkSource, rows: int | Epochs | None, iteration: int, chunk: int) -> None:
+    """Look at what a gradient was of. Raises UserError when its numbers cannot be used."""
+    if not isinstance(rows, Epochs):
+        chunks.check(chunk)
+    elif (taken := rows.rows(iteration, chunk, chunks.num_chunks)).size:
+        chunks.check(chunk, taken)

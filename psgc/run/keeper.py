@@ -1,21 +1,56 @@
 """The observer of a run: it passes what the server reports to the record, the screen and the checkpoints."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
+
+import numpy as np
 
 from psgc.backend import Array
 from psgc.checkpoints import CheckpointStore, Content
+from psgc.errors import RunFailed, one_line, raised_at
 from psgc.record.loggers import Loggers
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.run_record import RunRecord
 from psgc.run.best import Best, Figures
-from psgc.run.given import Callbacks
 from psgc.run.gradient_error import GradientErrorEstimator
-from psgc.run_rows import WorkerEvent
+from psgc.run.inputs import Callback
+from psgc.run_rows import COLUMNS, IterationRow, WorkerEvent
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
+
+LATER = ("bound", "efficiency", "actual_error", "redundant")  # columns that are known once the next iteration goes on
+KNOWN = tuple(name for name in COLUMNS if name not in LATER)
+
+
+class Callbacks:
+    """Calls the functions of the program (`Given`)."""
+
+    def __init__(self, functions: Sequence[Callback] = ()) -> None:
+        self._functions = functions
+
+    def stepped(self, row: IterationRow, params: Array) -> str:
+        """An iteration is over, with these parameters after its step. Why it is enough, empty when the run goes on.
+
+        Raises RunFailed when a function does not return.
+        """
+        if not self._functions:
+            return ""
+        told = {name: getattr(row, name) for name in KNOWN}
+        shown = params.view()
+        if hasattr(shown, "setflags"):  # CuPy has no read-only arrays
+            shown.setflags(write=False)
+        enough = ""
+        for function in self._functions:
+            name = getattr(function, "__name__", type(function).__name__)
+            try:
+                answer = function(dict(told), shown)
+                if isinstance(answer, bool | np.bool_) and answer:
+                    enough = enough or f"callback {name} said so"
+            except Exception as error:  # of the user's code
+                raise RunFailed(f"callback {name} raised {one_line(error)}{raised_at(error)}") from error
+        return enough
 
 
 @dataclass

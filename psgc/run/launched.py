@@ -7,40 +7,26 @@
     PSGC_DEBUG     errors are shown with their tracebacks
     PSGC_FOLDER    a folder in which rank 0 says where the run directory is (`name_directory`)
 
-Ranks whose script ends before psgc.torch.init come to `meet` as well, so that the others do not wait for them.
+Ranks whose script ends before psgc.torch.init meet the others as well (`psgc.run.meeting`), which then do not wait.
 """
 
 import json
 import os
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from psgc.disk import write_text
-from psgc.errors import RunFailed
-from psgc.run.ending import stopped
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
 ANSWER, EXITED = "directory.json", "exited.json"  # in PSGC_FOLDER
-ENDED = "ended "  # with the exit code and the reason: what a rank says whose script has ended
 
 _begun = False
 _stopped_by: Sequence[int] = ()
-
-
-class NotAllCame(RunFailed):
-    """The scripts of some ranks have ended. All ranks know that, so all can leave through MPI's Finalize."""
-
-
-class Gathering(Protocol):
-    """The part of psgc.transport.Transport that `meet` needs."""
-
-    hosts: list[str]
-
-    def gather(self, text: str, doing: str = "starting") -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +72,11 @@ def ranks() -> int:
     return next((int(found) for name in RANKS if (found := os.environ.get(name, "")).isdigit()), 1)
 
 
+def is_launched() -> bool:
+    """Whether `psgc launch` started this run. It then says who stopped the run, and how to resume it."""
+    return LAUNCHED in os.environ
+
+
 def resuming() -> bool:
     """Whether the run is to go on from its newest checkpoint."""
     return RESUME in os.environ
@@ -94,6 +85,16 @@ def resuming() -> bool:
 def debugging() -> bool:
     """Whether errors are to be shown with their tracebacks."""
     return DEBUG in os.environ
+
+
+def stopped(number: int) -> str:
+    """The reason to give when this signal ended the run."""
+    return f"stopped by {'Ctrl-C (SIGINT)' if number == signal.SIGINT else signal.Signals(number).name}"
+
+
+def interruption(stopped_by: Sequence[int]) -> str | None:
+    """Why the run has to end early, by the signals received so far; None without any."""
+    return stopped(stopped_by[0]) if stopped_by else None
 
 
 def name_directory(output: str | os.PathLike[str] | None) -> Path | None:
@@ -112,7 +113,7 @@ def name_directory(output: str | os.PathLike[str] | None) -> Path | None:
 
 
 def begin(stopped_by: Sequence[int] = ()) -> None:
-    """This rank comes to `meet`, and what becomes of its process is the business of psgc.torch from now on.
+    """This rank meets the others, and what becomes of its process is the business of psgc.torch from now on.
 
     stopped_by: the signals that have asked the run to end; a handler fills it.
     """
@@ -141,24 +142,3 @@ def leave_summary(code: int) -> None:
         if status == "interrupted":
             summary["reason"] = stopped(_stopped_by[0])
         write_text(Path(folder, "summary.json"), json.dumps(summary))
-
-
-def meet(transport: Gathering, ended: str = "") -> list[str]:
-    """All ranks meet, as the first thing that they do with their transport. Collective.
-
-    ended: of a rank whose script is over without psgc.torch.init, the exit code, a blank, and the reason. Returns what
-    each rank gave. Raises NotAllCame when the scripts of some ranks have ended, but not of all; RunFailed as `gather`.
-    """
-    texts = transport.gather(ENDED + ended if ended else "", "starting")
-    endings = [text.removeprefix(ENDED) if text.startswith(ENDED) else "" for text in texts]
-    return _check(endings, transport.hosts)
-
-
-def _check(endings: Sequence[str], hosts: Sequence[str]) -> list[str]:
-    over = [rank for rank, ending in enumerate(endings) if ending]
-    if over and len(over) < len(endings):
-        first = over[0]
-        who = f"rank {first} on {hosts[first]}" if len(over) == 1 else f"{len(over)} ranks, first rank {first},"
-        reason = endings[first].partition(" ")[2]
-        raise NotAllCame(f"the script of {who} ended before the others: {reason}")
-    return list(endings)

@@ -1,16 +1,26 @@
-"""How much memory the ranks of a run need, and whether a host has it. Neither data nor program are counted."""
+"""How much memory the ranks of a run need, and whether a host has it. Neither data nor program are counted.
 
+`python -m psgc.run.memory run.yaml SETTING ...` is the process in which a model is built before its run, to know its
+number of parameters. There it may print, crash, hang or start MPI without harm.
+"""
+
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 
 from psgc.aggregation import memory
 from psgc.aggregation.memory import Combined, Held, PerChunk
 from psgc.backend import part_length
-from psgc.config import AssignmentFile, Config
+from psgc.config import AssignmentFile, Config, load
 from psgc.errors import UserError
 from psgc.machine import available_memory
 from psgc.messages import TAIL, receive_length
-from psgc.run.dimension import dimension
-from psgc.run.transfer_choice import vector_bytes, without_auto
+from psgc.processes import die_with_parent
+from psgc.run.auto import vector_bytes, without_auto
+
+MARK = b"psgc-dimension "  # the answer, among what a model prints
+LIMIT = 20.0  # seconds
 
 
 def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[list[Held], list[Held]]:
@@ -84,3 +94,34 @@ def check_memory(config: Config, num_workers: int, dim: int, workers_here: int, 
         f"each of its {ranks} ranks, {memory.shown(needed)} in all, but there are {memory.shown(available)}; "
         "start fewer ranks on each host" + (", or use dtype: float32" if config.dtype == "float64" else "")
     )
+
+
+def dimension(config_path: str, overrides: Sequence[str], seconds: float = LIMIT) -> int | None:
+    """The number of parameters; None: the problem cannot be built, or not in so many seconds."""
+    command = [sys.executable, "-P", "-m", "psgc.run.memory", config_path, *overrides]
+    with tempfile.TemporaryFile() as out:  # nobody has to read it, unlike a pipe, which children of the model may hold
+        try:
+            code = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.DEVNULL,
+                timeout=seconds,
+                preexec_fn=die_with_parent,
+            ).returncode
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        out.seek(0)
+        answers = [line.removeprefix(MARK) for line in out.read().splitlines() if line.startswith(MARK)]
+    return int(answers[-1]) if answers and code == 0 else None
+
+
+def _main(config_path: str, *overrides: str) -> None:
+    from psgc.run.inputs import open_problem  # with SciPy, which who asks does not need
+
+    dim = int(open_problem(load(config_path, overrides), config_path)[1].dim)
+    sys.stdout.write(f"\n{MARK.decode()}{dim}\n")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

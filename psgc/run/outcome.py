@@ -1,7 +1,6 @@
 """What became of a run: for its summary, and for people."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,25 +11,15 @@ from psgc.problems import evaluate, quality
 from psgc.record.progress import epoch_of
 from psgc.record.recorder import Recorder
 from psgc.record.summary import settings_of, summarise
-from psgc.run.batches import rows_taken
 from psgc.run.best import Best
-from psgc.run.ending import launched
+from psgc.run.ending import RunOutcome
 from psgc.run.gradient_error import GradientErrorEstimator
+from psgc.run.inputs import rows_taken
+from psgc.run.launched import is_launched
 from psgc.run.prepare import PreparedRun
 from psgc.server.loop import Server
 from psgc.terminal import say
 from psgc.workers.compute import gradient_of
-
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """reason: of what was not done; code: the exit code; enough: why the run has ended before its last iteration."""
-
-    status: Literal["done", "failed", "interrupted"] = "done"
-    reason: str = ""
-    code: int = 0
-    too_few_workers: bool = False  # another attempt may succeed
-    enough: str = ""
 
 
 def summary_of(
@@ -57,17 +46,11 @@ def summary_of(
 
 
 def how_it_ended(run: PreparedRun, outcome: RunOutcome, done: int) -> str:
-    """How the run ended, and how to resume it if there is a checkpoint and another attempt may succeed.
-
-    Empty when `psgc launch` says it.
-    """
+    """How the run ended, and how to resume it if there is a checkpoint and another attempt may succeed."""
     line, kept = f"{outcome.status}: {outcome.reason}", ""
     if done and outcome.status == "failed" and not outcome.too_few_workers:
         kept = f"; {run.config.output} has the state after {done} iteration{'s' if done > 1 else ''}"
-    elif launched():
-        if outcome.status == "interrupted":
-            return ""
-    elif done:
+    elif done and not is_launched():
         kept = f"; resume with: {run.go_on}"
     return line + kept
 

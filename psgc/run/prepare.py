@@ -17,21 +17,23 @@ from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.record.summary import duration
 from psgc.run import resume
-from psgc.run.batches import check_rows, iterations_of, rows_in_iteration
+from psgc.run.auto import MOST, chosen_chunks, chosen_transfer, seconds_of_share, vector_bytes, without_auto
 from psgc.run.checkpoint import Checkpoint, read
-from psgc.run.chunk_choice import MOST, chosen_chunks, seconds_of_share
-from psgc.run.ending import launched
-from psgc.run.given import Callback, Given
 from psgc.run.initial import initial_params
 from psgc.run.inputs import (
+    Callback,
+    Given,
     check_ranks,
+    check_rows,
     emulated_chunks,
     fingerprint,
+    iterations_of,
     open_problem,
     open_test,
+    rows_in_iteration,
 )
+from psgc.run.launched import is_launched
 from psgc.run.memory import check_memory
-from psgc.run.transfer_choice import chosen_transfer, vector_bytes, without_auto
 from psgc.terminal import say
 from psgc.transport import Transport
 
@@ -65,28 +67,18 @@ class PreparedRun:
         return self.config.batch.epochs if isinstance(self.config.batch, BatchSettings) else None
 
 
-def prepare(
-    transport: Transport,
-    config: Config,
-    config_path: str,
-    overrides: Sequence[str],
-    resuming: bool,
-    given: Given | None = None,
-) -> PreparedRun:
-    """The run that `config` describes, on the ranks of `transport`. Raises UserError for the first problem.
-
-    config_path, overrides: the source of `config`, for the command that resumes the run; given: by a program.
-    """
+def prepare(transport: Transport, config: Config, given: Given, resuming: bool) -> PreparedRun:
+    """The run that `config` describes, on the ranks of `transport`. Raises UserError for the first problem."""
     num_workers = transport.size - 1
     if num_workers < 1:
         raise UserError(
             "psgc train needs at least 2 ranks, a server and a worker, but was started on 1; "
-            f"start it with: psgc launch {config_path} -n 9   (or mpirun -n 9 psgc train {config_path})"
+            f"start it with: psgc launch {given.source} -n 9   (or mpirun -n 9 psgc train {given.source})"
         )
     check_ranks(config, num_workers)
     # looks for CuPy, so it comes before a model's folder is on the path
     backend = open_backend(config.backend, transport.local_rank)
-    dataset, problem = open_problem(config, config_path, transport.hosts.count(transport.hosts[transport.rank]), given)
+    dataset, problem = open_problem(config, given.source, transport.hosts.count(transport.hosts[transport.rank]), given)
     checkpoint = _checkpoint(config, problem, dataset) if resuming else None
     if checkpoint:
         reached = resume.reached(Path(config.output), checkpoint.iteration)
@@ -114,9 +106,9 @@ def prepare(
         first=checkpoint.iteration if checkpoint else 0,
         iterations=iterations_of(config, chunks.num_rows),
         initial=checkpoint.params if checkpoint else initial_params(config, problem),
-        go_on="psgc.train(..., resume=True)" if given else resume.command(config_path, overrides, transport.size),
+        go_on=resume.command(given, transport.size),
         chosen=chosen,
-        callbacks=given.callbacks if given else (),
+        callbacks=given.callbacks,
     )
 
 
@@ -174,7 +166,7 @@ def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Ch
 def opening_lines(transport: Transport, run: PreparedRun) -> list[str]:
     """What to print at the start: what the run lacks, if anything, and its settings."""
     config, plan = run.config, run.plan
-    lacks = [] if launched() else ["started without psgc launch: exit codes are mpirun's"]
+    lacks = [] if is_launched() else ["started without psgc launch: exit codes are mpirun's"]
     if not transport.survives_deaths:  # print how to resume now: after a death MPICH leaves rank 0 no time for it
         go_on = f"; resume it with: {run.go_on}" if config.checkpoint.every else ""
         lacks.append(f"no fault tolerance: a dead rank ends this run{go_on}")

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan, make_plan
 from psgc.run.checkpoint import Checkpoint
+from psgc.run.inputs import Given
 
 
 def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:
@@ -117,7 +117,9 @@ def is_done(directory: Path) -> bool:
         return False
 
 
-def command(config_path: str, overrides: Sequence[str], num_ranks: int) -> str:
-    """The command that resumes this run."""
-    settings = [argument for override in overrides for argument in ("--set", override)]
-    return shlex.join(["psgc", "launch", config_path, "-n", str(num_ranks), *settings, "--resume"])
+def command(given: Given, num_ranks: int) -> str:
+    """The command that resumes this run, or the call of a program."""
+    if given.problem is not None:
+        return "psgc.train(..., resume=True)"
+    settings = [argument for override in given.overrides for argument in ("--set", override)]
+    return shlex.join(["psgc", "launch", given.source, "-n", str(num_ranks), *settings, "--resume"])

@@ -1,5 +1,5 @@
-"""How the process of a script ends, with psgc.torch or psgc.train: the other ranks are told, and the exit code is one
-of docs/getting-started.md.
+"""How the process of a script ends, with psgc.torch or psgc.train: the other ranks are told, and the exit code is that
+of the table in `psgc.run.ending`.
 """
 
 import atexit
@@ -15,7 +15,6 @@ from typing import ClassVar, Protocol
 
 from psgc.errors import PsgcError, RunFailed, UserError, one_line, raised_at
 from psgc.run import launched
-from psgc.run.ending import launched as is_launched
 from psgc.terminal import say
 
 STOPPERS = (signal.SIGTERM, signal.SIGUSR1)  # with these `psgc launch` and SLURM ask a run to end; and SIGINT
@@ -32,9 +31,10 @@ class RunToEnd(Protocol):
 
     rank: int
     is_alone: bool
-    in_order: bool
     is_cut_short: bool
 
+    @property
+    def in_order(self) -> bool: ...
     @property
     def reports(self) -> bool: ...
 
@@ -75,7 +75,7 @@ class ScriptEnding:
             signal.signal(number, lambda number, _: stopped_by.append(number))
 
     def come_first(self) -> None:
-        """Look before what other packages have registered since, which would take from the run what it writes to."""
+        """Run before the exit hooks that other packages have registered since: they close what the run writes to."""
         atexit.unregister(self._at_exit)
         atexit.register(self._at_exit)
 
@@ -100,8 +100,8 @@ class ScriptEnding:
             return
         rank = 0 if self.session is None else self.session.rank
         is_reported = isinstance(error, UserError) and self.session is not None and self.session.reports
-        if stopped_by and isinstance(error, RunFailed) and is_launched():  # `psgc launch` knows which signal it was
-            is_reported = True
+        if stopped_by and isinstance(error, RunFailed):  # `psgc launch` knows which signal it was
+            is_reported = is_reported or launched.is_launched()
         if isinstance(error, PsgcError) and not launched.debugging():
             if not is_reported:
                 say(f"psgc: {error}", error=True)
@@ -129,7 +129,7 @@ class ScriptEnding:
             self.closed(bool(self._text))
             if stopped_by and session.rank == 0 and code is not None:
                 code = 128 + stopped_by[0]
-            if session.rank:  # mpirun passes on rank 0's code, and prints a long comment on any other that is not 0
+            if session.rank:  # it returns 0: see `psgc.run.ending`
                 is_short = code is not None or session.is_cut_short or not session.in_order
                 code = 0 if is_short else None
         is_ours = code not in (None, 1) or (session is not None and not session.in_order)

@@ -1,4 +1,4 @@
-"""The server's side of `psgc train`: sets up the run, trains, and writes the results."""
+"""Rank 0 of a run of a NumPy problem: sets it up, trains, and writes the results."""
 
 import math
 import os
@@ -15,35 +15,35 @@ from psgc import config as configuration
 from psgc.backend import Array
 from psgc.checkpoints import CheckpointStore, Content
 from psgc.data import ChunkSource, Epochs
-from psgc.errors import RunFailed, TooFewWorkers, UserError
+from psgc.errors import RunFailed, UserError
 from psgc.optimizer import make_optimizer
 from psgc.problems import has_loss, measures_of
 from psgc.record.loggers import Loggers, check_installed
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.summary import lines
-from psgc.run import resume
-from psgc.run.batches import check_data, rows_taken
+from psgc.run import launched, resume
 from psgc.run.best import Best, best_so_far, know_last
+from psgc.run.building import make_server
 from psgc.run.checkpoint import Checkpoint
 from psgc.run.claim import Claim
-from psgc.run.ending import Ending, interruption
-from psgc.run.given import Callbacks, Given
+from psgc.run.ending import Ending, RunOutcome
 from psgc.run.gradient_error import GradientErrorEstimator
 from psgc.run.inputs import (
-    PREPARING,
-    check_same,
+    SAME,
+    Given,
+    check_data,
     description,
     fingerprint,
     known_costs,
     make_injector,
-    tried_chunks,
+    rows_taken,
 )
-from psgc.run.keeper import Keeper
-from psgc.run.outcome import FinalFigures, RunOutcome, how_it_ended, summary_of
+from psgc.run.keeper import Callbacks, Keeper
+from psgc.run.meeting import Meeting
+from psgc.run.outcome import FinalFigures, how_it_ended, summary_of
 from psgc.run.prepare import PreparedRun, opening_lines, prepare
 from psgc.server.loop import Server
-from psgc.server.settings import ServerSettings
 from psgc.terminal import say
 from psgc.transport import Transport
 
@@ -51,27 +51,21 @@ STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 
 
 def serve(
-    transport: Transport,
-    config_path: str,
-    overrides: Sequence[str],
-    stopped_by: Sequence[int],
-    resuming: bool,
-    ending: Ending,
-    debug: bool = False,
-    given: Given | None = None,
-) -> int:
-    """Run the server, and return its exit code.
+    transport: Transport, given: Given, ending: Ending, meeting: Meeting, resuming: bool, debug: bool = False
+) -> None:
+    """Run the server; how the run has ended is in `ending` then. Raises UserError and RunFailed, before it has begun.
 
-    debug: show the traceback of a gradient that failed; given: by a program, in place of a YAML.
+    debug: show the traceback of a gradient that failed.
     """
     with ExitStack() as at_end:
-        try:
-            config = given.config if given else configuration.load(config_path, overrides)
+        with meeting.preparing():
+            config = given.config or configuration.load(given.source, given.overrides)
             directory = Path(config.output)
             transport.be_patient(config.faults.setup_timeout, config.faults.collect_timeout)
+            launched.name_directory(directory)
             claim = Claim(directory)
             at_end.callback(claim.release)
-            run = prepare(transport, config, config_path, overrides, resuming, given)
+            run = prepare(transport, config, given, resuming)
             config, plan, resumed = run.config, run.plan, run.checkpoint is not None
             check_installed(config.log)
             best = Best(config.evaluate.patience if config.evaluate else None)
@@ -81,8 +75,8 @@ def serve(
                 why = f" ({best.enough})" if best.enough else ""
                 say(f"nothing to do: {directory} has done {run.first} iterations of {run.iterations}{why}")
                 os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
-                _call_off(transport, ending)
-                return 0
+                meeting.call_off()
+                return
             if resumed and config.evaluate and config.evaluate.keep_best:
                 know_last(best, directory)
             claim.make_room(resumed)
@@ -94,10 +88,16 @@ def serve(
                 best.keep = lambda params: recorder.keep_best(run.backend.to_host(params))
             loggers = Loggers(config.log, directory)
             at_end.callback(loggers.close, has_failed=True)  # unless it was closed before
-        except Exception:
-            _call_off(transport, ending)
-            raise
-        return _serve(transport, run, recorder, loggers, best, stopped_by, ending, debug)
+        _tell_workers(meeting, run)
+        _serve(transport, run, recorder, loggers, best, ending, debug)
+
+
+def _tell_workers(meeting: Meeting, run: PreparedRun) -> None:
+    """What is to be done. Raises UserError when a worker cannot do it, or has other code or data."""
+    for content in (run.config.to_yaml().encode(), run.plan.to_bytes(), str(run.first).encode()):
+        meeting.tell(content)
+    meeting.agree()
+    meeting.compare(description(run.config, run.dataset, run.problem, run.test), SAME)
 
 
 def _serve(
@@ -106,13 +106,11 @@ def _serve(
     recorder: Recorder,
     loggers: Loggers,
     best: Best,
-    stopped_by: Sequence[int],
     ending: Ending,
     debug: bool,
-) -> int:
-    """Start the workers, train, stop the workers, and write the results."""
+) -> None:
+    """Train, stop the workers, and write the results."""
     config, plan, directory = run.config, run.plan, Path(run.config.output)
-    _send_settings(transport, run, ending)
     for line in opening_lines(transport, run):
         say(line)
 
@@ -140,21 +138,16 @@ def _serve(
     known = known_costs(config, plan.num_chunks)
     if isinstance(rows, Epochs) and not is_traced:
         known = partial(rows.costs, num_chunks=plan.num_chunks)
-    transport.start(from_everybody=config.aggregation == "allreduce")
-    settings = ServerSettings(
-        config=config,
-        plan=plan,
+    optimizer = make_optimizer(config.optimizer, run.iterations)
+    optimizer.undoes = True  # after a step that failed, the checkpoint has the state of its parameters
+    server = make_server(
+        *(transport, config, plan, run.backend, keeper, ending.stopped_by, optimizer),
         costs=None if rows or is_traced else chunks.costs(),
         known_costs=known,
         has_loss=has_loss(run.problem),
         held_out=[f"test_{what}" for what in measures_of(run.problem)],
-        tried=tried_chunks(config, plan),
-        interrupted=lambda: interruption(stopped_by),
         check_data=partial(check_data, chunks, rows),
     )
-    optimizer = make_optimizer(config.optimizer, run.iterations)
-    optimizer.undoes = True  # after a step that failed, the checkpoint has the state of its parameters
-    server = Server(transport, run.backend, keeper, settings, optimizer)
     if run.checkpoint:
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
         server.optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
@@ -163,7 +156,7 @@ def _serve(
         del state
     try:
         try:
-            outcome = _train(server, run, stopped_by)
+            outcome = _train(server, run, ending.stopped_by)
         finally:
             keeper.save_last()  # its thread writes while the rest is finished
             progress.close()
@@ -177,7 +170,7 @@ def _serve(
         with suppress(OSError):  # a checkpoint that is being written may take the room: what counts comes below
             recorder.finish(params, summary | {"evaluating": True})
         if outcome.status == "interrupted":  # now: Open MPI's mpirun sends SIGKILL after half a second
-            ending.failed(how_it_ended(run, outcome, keeper.done))
+            ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
         patient = outcome.status == "done" and not transport.survives_deaths  # a killed worker would end the server
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if outcome.status == "done":
@@ -202,49 +195,22 @@ def _serve(
         raise
     loggers.close(has_failed=outcome.status != "done")
     if outcome.code == UserError.exit_code:
-        ending.failed(outcome.reason)
-        return outcome.code
+        ending.failed(UserError(outcome.reason))
+        return
     if keeper.done > run.first or outcome.status == "done":
         for line in lines(summary):
             say(line)
         say(f"  run directory      {config.output}")
     if outcome.status == "failed":
-        ending.failed(how_it_ended(run, outcome, keeper.done))
-    return outcome.code
-
-
-def _call_off(transport: Transport, ending: Ending) -> None:
-    """Tell the workers, which wait for the settings, that there is no run."""
-    transport.broadcast(b"")
-    ending.call_off()
-
-
-def _send_settings(transport: Transport, run: PreparedRun, ending: Ending) -> None:
-    """Send each worker its settings. Raises UserError when a worker cannot use them."""
-    transport.broadcast(run.config.to_yaml().encode())
-    transport.broadcast(run.plan.to_bytes())
-    transport.broadcast(str(run.first).encode())
-    for rank, problem_text in enumerate(transport.gather("", PREPARING)):
-        if problem_text:
-            ending.call_off()
-            raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
-    try:
-        check_same(transport.gather(description(run.config, run.dataset, run.problem, run.test)), transport.hosts)
-    except UserError:
-        ending.call_off()
-        raise
+        ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
 
 
 def _train(server: Server, run: PreparedRun, stopped_by: Sequence[int]) -> RunOutcome:
     faults = make_injector(run.config, rank=0)
     try:
         server.run(_taken_initial(run), run.iterations, run.first, lambda i: faults.at("begin", i))
-    except RunFailed as error:
-        if stopped_by:
-            return RunOutcome("interrupted", str(error), 128 + stopped_by[0])
-        return RunOutcome("failed", str(error), error.exit_code, isinstance(error, TooFewWorkers))
-    except UserError as error:  # wrong data
-        return RunOutcome("failed", str(error), error.exit_code)
+    except (RunFailed, UserError) as error:  # the latter: wrong data
+        return RunOutcome.of(error, stopped_by)
     return RunOutcome()
 
 

@@ -1,4 +1,6 @@
-"""A worker's side of `psgc train`: sets up the worker and runs it."""
+"""A worker of a run of a NumPy problem: sets it up and runs it."""
+
+from collections.abc import Callable
 
 from psgc import config as configuration
 from psgc.aggregation.replica import Replica
@@ -9,82 +11,75 @@ from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import ChunkCheck, Problem, evaluate
-from psgc.run.batches import iterations_of, rows_taken
-from psgc.run.ending import Ending
-from psgc.run.given import Given
+from psgc.run.building import make_worker
 from psgc.run.inputs import (
-    PREPARING,
-    check_same,
+    SAME,
+    Given,
     description,
+    iterations_of,
     open_held_out,
     open_problem,
+    rows_taken,
 )
+from psgc.run.meeting import Meeting
 from psgc.run.memory import check_memory
-from psgc.run.worker_parts import worker_parts
 from psgc.transport import Transport
+from psgc.workers.chunk_runner import ChunkRunner
 from psgc.workers.compute import ComputeThread, Gradients, HeldOut
 from psgc.workers.input_guard import InputGuard
-from psgc.workers.loop import Duties, WorkerLoop
+from psgc.workers.loop import WorkerLoop
+from psgc.workers.mailbox import Mailbox
 
 
-def work(transport: Transport, config_path: str, ending: Ending, given: Given | None = None) -> int:
-    """Run this worker, and return its exit code. given: by a program, in place of a YAML."""
-    text = transport.broadcast(None, PREPARING)
-    if not text:  # rank 0 found something wrong and says what
-        ending.call_off()
-        return UserError.exit_code
-    config = configuration.from_yaml_text(text.decode())
-    plan = Plan.from_bytes(transport.broadcast(None))
-    first = int(transport.broadcast(None))
+def work(transport: Transport, given: Given, meeting: Meeting) -> bool:
+    """Run this worker; whether all processes leave in order. Raises CalledOff, UserError and RunFailed."""
+    config = configuration.from_yaml_text(meeting.tell().decode())
+    plan, first = Plan.from_bytes(meeting.tell()), int(meeting.tell())
     host, trouble = transport.hosts[transport.rank], ""
+    copies = transport.hosts.count(host)
     try:
         backend = open_backend(config.backend, transport.local_rank)  # first, as in `prepare`
-        dataset, problem = open_problem(config, config_path, transport.hosts.count(host), given)
+        dataset, problem = open_problem(config, given.source, copies, given)
         chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)
-        test = open_held_out(config, dataset, transport.hosts.count(host)) if config.evaluate else None
+        test = open_held_out(config, dataset, copies) if config.evaluate else None
         if backend.name == "numpy" and host != transport.hosts[0]:  # which rank 0 has checked
-            check_memory(config, plan.num_workers, problem.dim, transport.hosts.count(host), server_here=False)
+            check_memory(config, plan.num_workers, problem.dim, copies, server_here=False)
     except UserError as error:
         trouble = str(error)
-    if any(transport.gather(trouble, PREPARING)):
-        ending.call_off()
-        return UserError.exit_code
-    try:
-        check_same(transport.gather(description(config, dataset, problem, test)), transport.hosts)
-    except UserError:  # rank 0 says so
-        ending.call_off()
-        raise
-    ending.in_order = make_worker(transport, config, plan, backend, problem, chunks, first, test).run()
-    return 0
+    meeting.agree(trouble)
+    meeting.compare(description(config, dataset, problem, test), SAME)
+    program = ProblemProgram(config, backend, problem, chunks, transport.wake, test)
+    return make_worker(transport, config, plan, program, first).run()
 
 
-def make_worker(
-    transport: Transport,
-    config: Config,
-    plan: Plan,
-    backend: Backend,
-    problem: Problem,
-    chunks: ChunkSource,
-    first: int = 0,
-    test: Dataset | None = None,
-) -> WorkerLoop:
-    """The worker of this rank, for the same settings as the server's, in a run that begins with iteration `first`.
+class ProblemProgram:
+    """A NumPy problem on a worker (`psgc.run.building.WorkerProgram`). test: rows that are evaluated during the run."""
 
-    test: rows that are evaluated during the run.
-    """
-    transport.start(from_everybody=config.aggregation == "allreduce")
-    parts = worker_parts(transport, config, plan, backend, problem.dim, first)
-    gradients = Gradients(
-        *(parts.mailbox, InputGuard(evaluate(problem), backend), chunks, backend),
-        *(problem.dim, config.dtype, config.seed, rows_taken(config, chunks.num_rows)),
-    )
-    if config.evaluate and test is not None:
-        rows = ChunkSource(test, min(plan.num_chunks, test.num_rows), config.dtype, backend)
-        gradients.held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
-    if not isinstance(config.problem, BuiltinProblem):
-        gradients.halves = ChunkCheck(problem)
-    compute = ComputeThread(parts.runner, gradients)
-    iterations = iterations_of(config, chunks.num_rows)
-    duties = Duties.of(config, plan, problem.dim, first, iterations, alike=False)
-    replica = Replica(make_optimizer(config.optimizer, iterations), backend, transport.wake)
-    return WorkerLoop(transport, parts.mailbox, parts.encoder, compute, backend, replica, parts.injector, duties)
+    is_alike = False
+    loop = WorkerLoop
+
+    def __init__(
+        self,
+        config: Config,
+        backend: Backend,
+        problem: Problem,
+        chunks: ChunkSource,
+        wake: Callable[[], object],
+        test: Dataset | None = None,
+    ) -> None:
+        self._config, self._problem, self._chunks, self._test = config, problem, chunks, test
+        self.dim, self.backend, self.last = problem.dim, backend, iterations_of(config, chunks.num_rows)
+        self.replica = Replica(make_optimizer(config.optimizer, self.last), backend, wake)
+
+    def computing(self, mailbox: Mailbox, runner: ChunkRunner) -> ComputeThread:
+        config, problem, chunks, backend = self._config, self._problem, self._chunks, self.backend
+        gradients = Gradients(
+            *(mailbox, InputGuard(evaluate(problem), backend), chunks, backend),
+            *(problem.dim, config.dtype, config.seed, rows_taken(config, chunks.num_rows)),
+        )
+        if config.evaluate and self._test is not None:
+            rows = ChunkSource(self._test, min(chunks.num_chunks, self._test.num_rows), config.dtype, backend)
+            gradients.held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
+        if not isinstance(config.problem, BuiltinProblem):
+            gradients.halves = ChunkCheck(problem)
+        return ComputeThread(runner, gradients)

@@ -15,7 +15,7 @@ from psgc.checkpoints import CheckpointStore, Content, newest_first, step_of
 from psgc.disk import open_regular
 from psgc.errors import UserError, one_line
 from psgc.state_files import header_of
-from psgc.torch.hand_over import State
+from psgc.torch.hand_over import ScriptState
 from psgc.torch.state import MODEL, about_in, check_model, from_bytes, is_state
 
 FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
@@ -54,6 +54,10 @@ class Checkpoints:
             self._store.flush()
             self._store.write(content_of(step, state(), self._model))
 
+    def make_room(self) -> bool:
+        """Remove the oldest one, but never the newest; whether there was one."""
+        return self._store is not None and self._store.flush() and self._store.make_room()
+
     def close(self) -> None:
         """The run ends: what was written is on the disk when this returns."""
         if self._store is not None:
@@ -72,11 +76,11 @@ def content_of(step: int, blob: bytes, model: nn.Module) -> Content:
     return Content(step, [blob], vectors)
 
 
-def read(path: Path) -> tuple[int, State]:
+def read(path: Path) -> tuple[int, ScriptState]:
     """Step and state of a checkpoint. Raises UserError when it is none of a script."""
     content = path.read_bytes()
     about = about_in(content, str(path))
-    return step_of(path), State(about.calls, content, about.seconds)
+    return step_of(path), ScriptState(about.calls, content, about.seconds)
 
 
 def load_initial(path: str, model: nn.Module) -> None:

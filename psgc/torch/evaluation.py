@@ -13,7 +13,6 @@ from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
 from psgc.torch.generators import seeded
-from psgc.torch.hand_over import Sum
 from psgc.torch.loader import ChunkLoader, MicroBatch, has_spare_core
 from psgc.torch.sampling import length_of
 
@@ -63,7 +62,7 @@ class Evaluator:
         dataset: Any,
         metric: Metric,
         num_chunks: int,
-        total_of: Callable[[Call], Sum | None],
+        total_of: Callable[[Call], Tensor | None],
         place: tuple[int, int],
     ) -> dict[str, float] | None:
         """Have `total_of` make a call; the means, or None when it had no result. place: as of Evaluation.
@@ -97,7 +96,7 @@ class Evaluator:
         loader.close()
         if total is None:
             return None
-        means = means_in(total.vector.tolist(), names)
+        means = means_in(total.tolist(), names)
         self.results = [*self.results, Evaluation(*place, means)]
         return means
 

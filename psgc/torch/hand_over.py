@@ -22,23 +22,8 @@ COUNT = 8  # bytes before a state that say how long it is
 DIGESTS = 8  # of the newest calls that had one
 
 
-class Left(SystemExit):
-    """Ends the script of a rank on which nothing more is to be done; rank 0 says why."""
-
-
 @dataclass(frozen=True, slots=True)
-class Sum:
-    """The sum of the vectors of all chunks (dim,), the script's from now on, to write to.
-
-    vector: an array (`psgc.backend`), and a tensor when it comes to the script (`psgc.torch.memory`). Of an evaluation
-    the sums that it has, (num_sums,) float64.
-    """
-
-    vector: Any
-
-
-@dataclass(frozen=True, slots=True)
-class State:
+class ScriptState:
     """The state of another rank at its call for `iteration`, or a checkpoint. seconds: that the run had taken then."""
 
     iteration: int
@@ -49,9 +34,9 @@ class State:
         return self.iteration.to_bytes(COUNT, "little") + self.blob
 
     @staticmethod
-    def from_bytes(content: bytes) -> "State":
+    def from_bytes(content: bytes) -> "ScriptState":
         """The inverse of `to_bytes`."""
-        return State(int.from_bytes(content[:COUNT], "little"), content[COUNT:])
+        return ScriptState(int.from_bytes(content[:COUNT], "little"), content[COUNT:])
 
 
 class HandOver:
@@ -74,11 +59,11 @@ class HandOver:
         self.num_sums = 0
         self.is_ended = False
         self.given = first - 1  # the newest iteration whose sum is here
-        self._sums: dict[int, Sum] = {}  # that the script has not come to, and the newest that it has
-        self._state: State | None = None  # of another rank
+        self._sums: dict[int, Array] = {}  # that the script has not come to, and the newest that it has
+        self._state: ScriptState | None = None  # of another rank
         self._digests: dict[int, bytes] = {}  # by iteration
         self._is_asked = False  # for a state
-        self._made: State | None = None  # which the other thread has not come to
+        self._made: ScriptState | None = None  # which the other thread has not come to
         self._error: BaseException | None = None
 
     # for the script
@@ -123,13 +108,13 @@ class HandOver:
         """
         if self.is_answered() or not self.is_due():
             return False
-        made = State(self.called, self._make_state())
+        made = ScriptState(self.called, self._make_state())
         with self._changed:
             self._made, self._is_asked = made, False
         self._wake()
         return True
 
-    def answer(self) -> Sum | State:
+    def answer(self) -> Any | ScriptState:
         """What comes of the newest call, once it is there; meanwhile states are made. Raises what `stop` was given."""
         while True:
             with self._changed:
@@ -137,7 +122,7 @@ class HandOver:
             if not self.make_state():
                 return self._answer()
 
-    def _answer(self) -> Sum | State:
+    def _answer(self) -> Any | ScriptState:
         with self._changed:
             if self._state is not None and self._state.iteration > self.called:
                 state, self._state = self._state, None
@@ -180,14 +165,14 @@ class HandOver:
         return self.called > iteration or self.is_ended
 
     def give(self, iteration: int, vector: Array) -> None:
-        """The sum of `iteration` is here (`Sum`)."""
+        """The sum of the vectors of all chunks (dim,) in `iteration` is here, the script's from now on, to write to."""
         with self._changed:
             self.given = iteration
-            self._sums[iteration] = Sum(vector)
+            self._sums[iteration] = vector
             self._changed.notify_all()
         self.alert()
 
-    def bring(self, state: State) -> None:
+    def bring(self, state: ScriptState) -> None:
         """The state of another rank is here: the script goes on with that, even if it has made the same call before."""
         with self._changed:
             self._state = state
@@ -229,7 +214,7 @@ class ScriptReplica:
 
     def load(self, snapshot: Snapshot) -> None:
         self.steps, self._snapshot = snapshot.steps, None
-        self._hand_over.bring(State(snapshot.steps, blob_of(self._backend.to_host(snapshot.vectors[0]))))
+        self._hand_over.bring(ScriptState(snapshot.steps, blob_of(self._backend.to_host(snapshot.vectors[0]))))
 
     def snapshot(self) -> Snapshot | None:
         if self.is_stepping or self._hand_over.called != self.steps or not self._hand_over.is_whole:

@@ -3,8 +3,10 @@
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from psgc.run.claim import Claim
 from psgc.run_rows import IterationRow
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
-from psgc.torch.hand_over import State
+from psgc.torch.hand_over import ScriptState
 
 
 class Record(RunRecord):
@@ -33,6 +35,8 @@ class Record(RunRecord):
     Raises UserError: another run has the directory, or it cannot be written.
     """
 
+    make_room: Callable[[], object] = staticmethod(lambda: None)  # removes the oldest checkpoint
+
     def __init__(self, output: str | None, columns: int | None = None) -> None:
         super().__init__(None, None)
         self.rows: deque[IterationRow] = deque()
@@ -42,7 +46,7 @@ class Record(RunRecord):
         self._metrics: dict[str, float] = {}
         self._began = time.monotonic()
 
-    def begin(self, config: Config, plan: Plan, state: State | None) -> None:
+    def begin(self, config: Config, plan: Plan, state: ScriptState | None) -> None:
         """The run begins, or goes on from this state. Raises UserError."""
         self._config, self._plan = config, plan
         resume_at = None if state is None else state.iteration
@@ -102,7 +106,8 @@ class Record(RunRecord):
                 settings["metrics"] = self._metrics
             if replicas is not None:
                 settings["replicas"] = replicas
-            summary = self.recorder.finish(params, summarise(self.recorder, self.seconds, settings, status, reason))
+            summary = summarise(self.recorder, self.seconds, settings, status, reason)
+            summary = self._written(self.recorder, params, summary)
             for line in lines(summary):
                 say(line)
             say(f"  run directory      {self._output}")
@@ -111,3 +116,12 @@ class Record(RunRecord):
             write_text(self._summary_in / "summary.json", json.dumps(summary, indent=2) + "\n")
         if self._claim is not None:
             self._claim.release()
+
+    def _written(self, recorder: Recorder, params: np.ndarray, summary: dict[str, Any]) -> dict[str, Any]:
+        """The summary as it is on the disk, beside the parameters: they matter more than older checkpoints."""
+        with suppress(OSError):
+            done = recorder.finish(params, summary)
+            if not recorder.lacks_room:
+                return done
+        self.make_room()
+        return recorder.finish(params, summary)

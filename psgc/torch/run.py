@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn, zeros
+from torch import Tensor, nn, zeros
 
 from psgc.config.torch import TorchRun
 from psgc.errors import ModelError, PsgcError, UserError
@@ -19,7 +19,7 @@ from psgc.torch.evaluation import Evaluator, Metric
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import preserved
 from psgc.torch.gradient import BatchGradient
-from psgc.torch.hand_over import State, Sum
+from psgc.torch.hand_over import ScriptState
 from psgc.torch.loader import ChunkLoader, has_spare_core
 from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
 from psgc.torch.standing import Standing
@@ -162,7 +162,7 @@ class Run:
         if is_due:  # now that the state before this step is known to have a loss
             self._write_checkpoint(batch.iteration, standing.iteration - 1)
         standing.loaded = None
-        standing.loss = self._compute.apply(total.vector, bool(due))
+        standing.loss = self._compute.apply(total, bool(due))
         steps.has_gradient(batch, accumulate, scaler, scale)
         self._flat.call_late_hooks()
         return standing.loss
@@ -187,7 +187,7 @@ class Run:
                 self.loggers.metrics(self.standing.iteration - 1, means)
         return self._evaluator.shown(found())
 
-    def _sum(self, call: Call) -> Sum | None:
+    def _sum(self, call: Call) -> Tensor | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
         if self._is_over:
             raise UserError("this run ended when psgc.torch.init was called again; expected one run at a time")
@@ -201,7 +201,7 @@ class Run:
             # when a batch has several calls, what the script does between them is not all done
             self._is_broken = isinstance(error, ModelError) or (self._steps.loops > 0 and not call.is_whole)
             raise
-        if isinstance(answer, State):
+        if isinstance(answer, ScriptState):
             self.standing.comes(answer.iteration, answer.blob, is_behind=True)
             return None
         self.standing.iteration += 1
@@ -254,6 +254,8 @@ class Run:
         self.standing.comes(engine.iteration, engine.state)
         output, checkpoint = self._settings.output if engine.rank == 0 else "", self._settings.checkpoint
         self._checkpoints = Checkpoints(output or None, checkpoint.every, checkpoint.keep, self._model)
+        if engine.record is not None:
+            engine.record.make_room = self._checkpoints.make_room
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""

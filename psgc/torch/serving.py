@@ -1,26 +1,18 @@
 """Rank 0 of a script: what the server knows of it, and what it tells the user."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from psgc.aggregation.replica import Stepping
 from psgc.backend import Array, Backend
-from psgc.config import Config
 from psgc.data.epochs import LEAST
 from psgc.errors import RunFailed, UserError
-from psgc.plan import Plan
-from psgc.run.inputs import known_costs, tried_chunks
 from psgc.server.events import Report
-from psgc.server.loop import Server
-from psgc.server.observer import Observer
-from psgc.server.settings import ServerSettings
 from psgc.torch.fingerprint import differing
 from psgc.torch.hand_over import HandOver, ScriptReplica
-from psgc.transport import Transport
 
 
-class Script:
+class ServedScript:
     """The script of rank 0 as its server sees it (`psgc.server.settings`).
 
     gradient: entries of the gradient, behind which a vector has the loss and the number of examples.
@@ -99,25 +91,3 @@ class Script:
         for worker in gone:
             del self._ended[worker]
         return [(worker, text or "its script has ended, that of rank 0 has not") for worker, text in gone.items()]
-
-
-def make_server(
-    transport: Transport,
-    config: Config,
-    plan: Plan,
-    script: Script,
-    record: Observer,
-    stopped_by: Callable[[], str | None],
-    backend: Backend,
-) -> Server:
-    """The server of a run."""
-    settings = ServerSettings(
-        config=config,
-        plan=plan,
-        has_loss=False,
-        script=script,
-        known_costs=known_costs(config, plan.num_chunks) or partial(script.costs, num_chunks=plan.num_chunks),
-        tried=tried_chunks(config, plan),
-        interrupted=stopped_by,
-    )
-    return Server(transport, backend, record, settings)

@@ -10,8 +10,8 @@ from psgc.config import Config, Faults, ScriptConfig, Stragglers, TorchConfig, T
 from psgc.config.torch import ARGUMENTS, TorchRun
 from psgc.errors import UserError
 from psgc.plan import Plan, even_plan
+from psgc.run.auto import without_auto
 from psgc.run.inputs import check_ranks, emulated_chunks
-from psgc.run.transfer_choice import without_auto
 from psgc.validation import checked
 from psgc.yaml_source import shown
 

@@ -4,21 +4,19 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from psgc.backend import Array
-from psgc.config import Config
 from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.messages import stepped_record
-from psgc.plan import Plan
-from psgc.run.worker_parts import worker_parts
+from psgc.run.ending import CalledOff
 from psgc.torch.calls import Call
-from psgc.torch.hand_over import HandOver, Left, ScriptReplica
+from psgc.torch.hand_over import HandOver, ScriptReplica
 from psgc.torch.memory import Memory
 from psgc.torch.settings import OPEN_END
-from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner, Computed
-from psgc.workers.loop import SERVER, Duties, WorkerLoop
+from psgc.workers.loop import SERVER, WorkerLoop
 from psgc.workers.mailbox import Mailbox, Work
 
 LAST_SUM = 15.0  # seconds in which a script makes its last steps after the end of the run, if rank 0 waits so long
@@ -58,7 +56,7 @@ class ScriptLoop(WorkerLoop):
             end, late = self._last
             has_all = self._hand_over.given >= end - 1 or self._hand_over.is_ended
             if not has_all and self.allreduce.is_behind:
-                self._hand_over.stop(Left(0))
+                self._hand_over.stop(CalledOff())
             self._stopped = self._stopped or has_all or time.monotonic() > late
 
     def _send_outbox(self) -> None:
@@ -71,20 +69,24 @@ class ScriptLoop(WorkerLoop):
 
 
 class ScriptWorker:
-    """The worker of this rank. loop: for the thread that does MPI; all else is for that of the script.
+    """A script's model on a worker (`psgc.run.building.WorkerProgram`); all but `loop` is for the thread of the script.
 
-    It computes the chunks of a call, for its ChunkRunner.
+    It computes the chunks of a call, for its ChunkRunner. script: the thread of the script.
     """
 
+    is_alike, last = True, OPEN_END
     _call: Call  # that the script is in
 
-    def __init__(
-        self, loop: ScriptLoop, runner: ChunkRunner, mailbox: Mailbox, hand_over: HandOver, memory: Memory
-    ) -> None:
-        self.loop, self._runner, self._memory = loop, runner, memory
-        self._mailbox, self._hand_over = mailbox, hand_over
-        self.here = memory.here
-        hand_over.alert = mailbox.look
+    def __init__(self, dim: int, dtype: Any, hand_over: HandOver, memory: Memory, script: int | None) -> None:
+        self.dim, self.backend, self.here = dim, memory.backend, memory.here
+        self._hand_over, self._memory, self._script = hand_over, memory, script
+        self.replica = ScriptReplica(hand_over, dtype, memory.backend)
+        self.loop = partial(ScriptLoop, hand_over=hand_over)
+
+    def computing(self, mailbox: Mailbox, runner: ChunkRunner) -> ScriptThread:
+        self._mailbox, self._runner = mailbox, runner
+        self._hand_over.alert = mailbox.look
+        return ScriptThread(self._script)
 
     def answer(self, call: Call) -> None:
         """Do chunks until the call is answered, and make states meanwhile."""
@@ -118,25 +120,3 @@ class ScriptWorker:
         if not isinstance(error, Exception):  # Ctrl-C, and the script's own exit
             raise error
         return f"{one_line(error)}{raised_at(error)}\n{traceback.format_exc()}"
-
-
-def make_worker(
-    transport: Transport,
-    config: Config,
-    plan: Plan,
-    dim: int,
-    hand_over: HandOver,
-    first: int,
-    script: int | None,
-    memory: Memory,
-) -> ScriptWorker:
-    """The worker of this rank, in a run that begins with iteration `first`.
-
-    dim: entries of the vectors; script: the thread of the script.
-    """
-    parts = worker_parts(transport, config, plan, memory.backend, dim, first)
-    duties = Duties.of(config, plan, dim, first, OPEN_END, alike=True)
-    replica = ScriptReplica(hand_over, config.dtype, memory.backend)
-    thread, of_loop = ScriptThread(script), (memory.backend, replica, parts.injector, duties)
-    loop = ScriptLoop(transport, parts.mailbox, parts.encoder, thread, *of_loop, hand_over=hand_over)
-    return ScriptWorker(loop, parts.runner, parts.mailbox, hand_over, memory)

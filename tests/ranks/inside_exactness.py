@@ -22,7 +22,8 @@ from psgc.data import ChunkSource, open_data, write_dense
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan, make_plan
 from psgc.problems import make_problem
-from psgc.run.worker_side import make_worker
+from psgc.run.building import make_worker
+from psgc.run.worker_side import ProblemProgram
 from psgc.schedules import SCHEDULES
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
@@ -160,6 +161,7 @@ def train_and_compare(case, data, world):
             assert np.linalg.norm(params - expected) <= TOLERANCE[config.dtype] * np.linalg.norm(expected)
         else:
             chunks = ChunkSource(data, plan.num_chunks, config.dtype, Backend())
-            make_worker(transport, config, plan, Backend(), problem, chunks).run()
+            program = ProblemProgram(config, Backend(), problem, chunks, transport.wake)
+            make_worker(transport, config, plan, program).run()
     finally:
         transport.close()

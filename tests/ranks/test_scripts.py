@@ -16,7 +16,7 @@ import os, sys, threading, time
 from pathlib import Path
 import helper  # beside the script
 from psgc.errors import RunFailed, UserError
-from psgc.run import launched
+from psgc.run import launched, meeting
 from psgc.transport import Transport
 
 rank, (how, ranks) = int(os.environ["OMPI_COMM_WORLD_RANK"]), sys.argv[1:]
@@ -32,13 +32,13 @@ def run():
     transport, code = None, 0
     try:
         transport = Transport()
-        launched.meet(transport)
+        meeting.meet(transport)
         print(f"rank {rank} of {transport.size} trains", flush=True)
     except RunFailed as error:
         code = 1
         if rank == 0: print(f"psgc: {error}", file=sys.stderr, flush=True)
         if transport is None: os._exit(code if rank == 0 else 0)
-        if not isinstance(error, launched.NotAllCame): transport.leave(code if rank == 0 else 0)
+        if not isinstance(error, meeting.NotAllCame): transport.leave(code if rank == 0 else 0)
     if rank == 0 and not code:
         Path(launched.name_directory(None), "summary.json").write_text('{"status": "done"}')
     transport.finalize()

@@ -10,7 +10,8 @@ from psgc.aggregation import replica
 from psgc.backend import Backend
 from psgc.errors import PsgcError, RunFailed
 from psgc.messages import Kind, record
-from psgc.torch.hand_over import HandOver, Left, ScriptReplica, State
+from psgc.run.ending import CalledOff
+from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState
 from psgc.torch.working import ScriptLoop
 from psgc.workers.loop import SERVER
 from psgc.workers.mailbox import Work
@@ -72,11 +73,11 @@ class Script:
         self.is_in_call = False
         try:
             answer = self.hand_over.answer()
-        except (PsgcError, Left) as error:
+        except (PsgcError, CalledOff) as error:
             self.error = error
             self.end()
             return
-        if isinstance(answer, State):
+        if isinstance(answer, ScriptState):
             faults = [(fault.kind, fault.worker) for fault in self._world.case.faults]
             is_wrong = ("differs", self._rank) in faults  # then it may make the same call again, as the others make it
             assert answer.iteration > self.iteration - is_wrong
@@ -84,10 +85,10 @@ class Script:
             self.params[:], self.velocity[:] = np.split(np.frombuffer(answer.blob), 2)
             self._world.counts["states loaded"] += 1
         else:
-            self.velocity[:] = 0.5 * self.velocity + answer.vector
+            self.velocity[:] = 0.5 * self.velocity + answer
             self.params -= 0.1 * self.velocity
             self.iteration += 1
-            answer.vector.fill(np.nan)  # it is the script's
+            answer.fill(np.nan)  # it is the script's
         if self._world.does(self._rank, "differs", self.iteration):
             self._world.counts["differs"] += 1
             self.params += self._rank
@@ -158,4 +159,4 @@ class ScriptNode(Node, ScriptLoop):
             self.end.send(SERVER, [record(Kind.GOODBYE)])
         if self._in_order is not None and not self.has_left:
             self.has_left = True
-            self._hand_over.stop(Left(0) if self.calls is None else RunFailed("the script of rank 0 has ended"))
+            self._hand_over.stop(CalledOff() if self.calls is None else RunFailed("the script of rank 0 has ended"))

@@ -17,12 +17,12 @@ from psgc.backend import Backend
 from psgc.config import Config
 from psgc.errors import PsgcError
 from psgc.messages import Records
+from psgc.run.ending import CalledOff
 from psgc.server import ending, summing
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.torch import working
-from psgc.torch.hand_over import Left
-from psgc.torch.serving import Script as ServerScript
+from psgc.torch.serving import ServedScript as ServerScript
 from psgc.torch.settings import OPEN_END
 from tests.simulation.case import Case
 from tests.simulation.mesh import Link, MeshEnd
@@ -176,10 +176,10 @@ class ScriptWorld(ReplicatedWorld):
             if rank == 0 or not self.nodes[rank].dead:
                 assert script.is_over, f"the script of rank {rank} does not end"
                 late = rank and self.length(rank) > self.length(0)
-                assert script.error is None or rank == 0 or late or isinstance(script.error, Left), script.error
+                assert script.error is None or rank == 0 or late or isinstance(script.error, CalledOff), script.error
         if done >= 0:
             for rank in here - self.faulty:
-                left = isinstance(self.scripts[rank].error, Left)
+                left = isinstance(self.scripts[rank].error, CalledOff)
                 knows = self.nodes[rank].allreduce.is_behind or rank in self.server.observer.lost_once
                 assert not left or knows, "left without a sum although it follows"
                 self.counts["left behind" if left else "workers at the end"] += 1

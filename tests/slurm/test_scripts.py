@@ -10,7 +10,7 @@ SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
 from psgc.errors import RunFailed
-from psgc.run import launched
+from psgc.run import launched, meeting
 from psgc.transport import Transport
 
 rank, stopped = int(os.environ["OMPI_COMM_WORLD_RANK"]), []
@@ -21,8 +21,8 @@ directory = launched.name_directory("out") if rank == 0 else None
 launched.begin()
 transport = Transport()
 try:
-    launched.meet(transport)
-except launched.NotAllCame as error:
+    meeting.meet(transport)
+except meeting.NotAllCame as error:
     if rank == 0: print(f"psgc: {error}", file=sys.stderr)
     transport.finalize()
     transport.end(1 if rank == 0 else 0)

@@ -8,8 +8,8 @@ from psgc.config import from_yaml_text
 from psgc.data import open_data, write_dense
 from psgc.errors import UserError
 from psgc.messages import MESSAGE
-from psgc.run import chunk_choice
-from psgc.run.chunk_choice import chosen_chunks, seconds_of_share
+from psgc.run import auto
+from psgc.run.auto import chosen_chunks, seconds_of_share
 
 CONFIG = """
 problem: {python: "some:Model"}
@@ -42,7 +42,7 @@ def share(monkeypatch):
     """What is found for four workers and this model."""
 
     def found(model, dataset=None):
-        monkeypatch.setattr(chunk_choice.time, "perf_counter", lambda: model.now)
+        monkeypatch.setattr(auto.time, "perf_counter", lambda: model.now)
         return seconds_of_share(from_yaml_text(CONFIG), 4, dataset, model, Backend())
 
     return found

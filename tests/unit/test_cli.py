@@ -54,7 +54,7 @@ def trained(monkeypatch):
             sys.exit(0)
 
     train = Train()
-    monkeypatch.setattr("psgc.run.train.train", train)
+    monkeypatch.setattr("psgc.run.session.train", train)
     for name in (*THREADS, *LOCAL_SIZES):
         monkeypatch.setenv(name, "")  # so that what psgc sets is taken back
         monkeypatch.delenv(name)
@@ -215,9 +215,9 @@ def python(code):
 
 
 def test_nothing_that_reads_thread_limits_is_loaded_before_they_are_set():
-    heavy = "{'numpy', 'scipy', 'mpi4py', 'psgc.run.train'}"
+    heavy = "{'numpy', 'scipy', 'mpi4py', 'psgc.run.session'}"
     assert python(f"import sys, psgc.cli; print(*({heavy} & set(sys.modules)))") == []
 
 
 def test_to_import_the_training_is_not_to_start_mpi():
-    assert python("import psgc.run.train; from mpi4py import MPI; print(MPI.Is_initialized())") == ["False"]
+    assert python("import psgc.run.session; from mpi4py import MPI; print(MPI.Is_initialized())") == ["False"]

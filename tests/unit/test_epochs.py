@@ -12,7 +12,7 @@ from psgc.data import Chunk, ChunkSource, Dataset, Epochs
 from psgc.data.epochs import bounds, rows_of
 from psgc.errors import UserError
 from psgc.problems import evaluate, make_problem
-from psgc.run.batches import check_data, check_rows, iterations_of, rows_taken
+from psgc.run.inputs import check_data, check_rows, iterations_of, rows_taken
 from psgc.schedules.dynamic import DynamicSchedule
 from psgc.workers.compute import gradient_of
 

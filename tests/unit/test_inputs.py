@@ -12,7 +12,8 @@ from psgc.config import from_yaml_text
 from psgc.data import Dataset, from_arrays, open_data, write_dense, write_sparse
 from psgc.errors import UserError
 from psgc.run import inputs
-from psgc.run.inputs import check_same, description, fingerprint
+from psgc.run.inputs import description, fingerprint
+from psgc.run.meeting import check_same
 
 RUN = "problem: {python: 'm:M'}\noptimizer: {kind: sgd, lr: 1}\niterations: 1\noutput: out\n"
 
@@ -33,7 +34,7 @@ def described(rows=20, dim=3, model=None, read=None):
     X = np.arange(float(rows))[:, None]
     dataset = read or Dataset("d.npz", rows, 1, False, X, np.arange(rows))
     settings = SAME.replace("path: d.npz", "python: 'the_model:read'") if read else SAME
-    return description(from_yaml_text(settings.replace("KIND", kind)), dataset, Problem(dim), None)
+    return json.dumps(description(from_yaml_text(settings.replace("KIND", kind)), dataset, Problem(dim), None))
 
 
 @pytest.fixture
@@ -50,20 +51,20 @@ def model(tmp_path, monkeypatch):
 
 
 def test_equal_ranks_are_let_through(model):
-    check_same([described()] * 3, HOSTS)
-    check_same([described(model=model("x = 1")) for _ in range(3)], HOSTS)
+    check_same([described()] * 3, HOSTS, "psgc, model and data")
+    check_same([described(model=model("x = 1")) for _ in range(3)], HOSTS, "psgc, model and data")
 
 
 def test_the_first_rank_that_differs_is_named_with_what_it_has(monkeypatch):
     ours = described()
     first = r"^rank 2 on c differs from rank 0 on a: number of parameters: 4, not 3; all ranks need"
     with pytest.raises(UserError, match=first):
-        check_same([ours, ours, described(dim=4)], HOSTS)
+        check_same([ours, ours, described(dim=4)], HOSTS, "psgc, model and data")
     with pytest.raises(UserError, match=r"^rank 1 on b .*: data: 21 rows of 1 features \(\w+\), not 20 rows of 1"):
-        check_same([ours, described(rows=21), described(dim=4)], HOSTS)
+        check_same([ours, described(rows=21), described(dim=4)], HOSTS, "psgc, model and data")
     monkeypatch.setattr(inputs, "__version__", "0.0.1")
     with pytest.raises(UserError, match=r"psgc: 0\.0\.1, not "):
-        check_same([ours, described(), ours], HOSTS)
+        check_same([ours, described(), ours], HOSTS, "psgc, model and data")
 
 
 def test_another_model_file_differs_and_its_place_does_not(model):
@@ -71,7 +72,7 @@ def test_another_model_file_differs_and_its_place_does_not(model):
     with pytest.raises(
         UserError, match=r"^rank 1 on b .*: model: the_model\.py with the SHA-256 \w{12}, not the_model"
     ):
-        check_same([ours, others, ours], HOSTS)
+        check_same([ours, others, ours], HOSTS, "psgc, model and data")
 
 
 def test_a_description_fits_into_what_is_gathered(model):
@@ -92,7 +93,7 @@ def test_readers_that_read_something_else_are_noticed(model):
         ({"X": ROWS}, "test data: none, not 50 rows"),
     ):
         with pytest.raises(UserError, match=rf"^rank 1 on b .*: {what}"):
-            check_same([ours, described(model=True, read=from_arrays("r", other)), ours], HOSTS)
+            check_same([ours, described(model=True, read=from_arrays("r", other)), ours], HOSTS, "psgc, model and data")
     other = described(model=model("x = 2"), read=from_arrays("r", X_AND_TEST))
     assert json.loads(ours)["file of the reader"] != json.loads(other)["file of the reader"]
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from psgc.errors import RunFailed
-from psgc.run.given import Callbacks
-from psgc.run.keeper import Keeper
+from psgc.run.keeper import Callbacks, Keeper
 from psgc.server.observer import IterationRecord
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import UserError
-from psgc.run import launched
+from psgc.run import launched, meeting
 from tests.unit.fake_mpirun import launch
 from tests.unit.test_launch import CHECKPOINT, ON, STUBBORN, how_to_resume, start, summary
 
@@ -236,11 +236,11 @@ class Gathered:
 
 
 def test_ranks_that_meet():
-    assert launched.meet(Gathered("", "", "")) == ["", "", ""]
-    assert launched.meet(Gathered("ended 0 x", "ended 2 y"), "2 y") == ["0 x", "2 y"]
+    assert meeting.meet(Gathered("", "", "")) == ["", "", ""]
+    assert meeting.meet(Gathered("ended 0 x", "ended 2 y"), "2 y") == ["0 x", "2 y"]
     one = "^the script of rank 1 on b ended before the others: ValueError: no$"
     for ended in ("", "1 ValueError: no"):
-        with pytest.raises(launched.NotAllCame, match=one):
-            launched.meet(Gathered("", "ended 1 ValueError: no", ""), ended)
-    with pytest.raises(launched.NotAllCame, match=r"^the script of 2 ranks, first rank 0, ended before .*: x$"):
-        launched.meet(Gathered("ended 0 x", "", "ended 1 y"))
+        with pytest.raises(meeting.NotAllCame, match=one):
+            meeting.meet(Gathered("", "ended 1 ValueError: no", ""), ended)
+    with pytest.raises(meeting.NotAllCame, match=r"^the script of 2 ranks, first rank 0, ended before .*: x$"):
+        meeting.meet(Gathered("ended 0 x", "", "ended 1 y"))

@@ -14,9 +14,10 @@ from psgc.errors import UserError
 from psgc.messages import TAIL
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
-from psgc.run.dimension import dimension
 from psgc.run.ending import Ending
-from psgc.run.memory import check_memory, expected_memory, held, memory_line
+from psgc.run.inputs import Given
+from psgc.run.meeting import Meeting
+from psgc.run.memory import check_memory, dimension, expected_memory, held, memory_line
 from psgc.run.prepare import prepare
 from psgc.run.worker_side import work
 from tests.unit.scripted import Transport
@@ -191,10 +192,10 @@ def test_rank_0_asks_for_the_ranks_on_its_host(available, missing):
     server, worker = (memory.least(items) for items in held(config, 6, 3, 4))
     available(server + 2 * worker - missing)
     if not missing:
-        prepare(transport, config, "run.yaml", [], False)
+        prepare(transport, config, Given("run.yaml"), False)
         return
     with pytest.raises(UserError, match=r"a dimension of 4 .* each of its 3 ranks"):
-        prepare(transport, config, "run.yaml", [], False)
+        prepare(transport, config, Given("run.yaml"), False)
 
 
 @pytest.mark.parametrize(("host", "complains"), [("a", False), ("b", True)])
@@ -206,7 +207,8 @@ def test_a_worker_asks_where_rank_0_is_not(available, host, complains):
     worker.broadcast = lambda *_: sent.pop(0)
     worker.gather = lambda text, doing: said.append(text) or ["", "somebody cannot", "", text]
     available(1)
-    assert work(worker, "run.yaml", Ending()) == 2
+    with pytest.raises(UserError, match=r"^worker 1 on b: somebody cannot$"):
+        work(worker, Given("run.yaml"), Meeting(worker, Ending(worker), ""))
     assert ("for each of its 3 ranks" in said[0]) == complains
 
 
@@ -267,6 +269,6 @@ def test_what_is_said_before_the_run(overrides, begin):
 
 
 def test_nothing_is_said_of_settings_that_the_run_refuses(monkeypatch):
-    monkeypatch.setattr("psgc.run.transfer_choice.PER_CHUNK_BYTES", 0)
+    monkeypatch.setattr("psgc.run.auto.PER_CHUNK_BYTES", 0)
     overrides = ["transfer=auto", "faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]"]
     assert expected_memory(load("run.yaml", overrides), "run.yaml", overrides, 3) == ""

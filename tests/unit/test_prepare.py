@@ -10,6 +10,8 @@ import pytest
 from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.run.ending import Ending
+from psgc.run.inputs import Given
+from psgc.run.meeting import Meeting
 from psgc.run.server_side import serve
 from tests.unit.scripted import Transport
 
@@ -34,8 +36,11 @@ def folder(tmp_path, monkeypatch):
 
 
 def assert_refused(message, *overrides, ranks=4):
+    transport = Transport(ranks)
+    ending = Ending(transport)
     with pytest.raises(UserError, match=re.escape(message)):
-        serve(Transport(ranks), "run.yaml", overrides, (), False, Ending())
+        serve(transport, Given("run.yaml", overrides=overrides), ending, Meeting(transport, ending, ""), False)
+    assert ending.in_order
     assert not Path("out").exists()
 
 

@@ -9,6 +9,7 @@ from psgc.config import from_yaml_text
 from psgc.errors import UserError
 from psgc.run import resume
 from psgc.run.checkpoint import Checkpoint
+from psgc.run.inputs import Given
 
 CONFIG = """
 problem: {kind: softmax, l2: 0.1}
@@ -174,8 +175,8 @@ def test_a_number_of_workers_that_fits_nothing_is_the_users_mistake():
 
 
 def test_the_command_can_be_pasted():
-    assert resume.command("run.yaml", [], 9) == "psgc launch run.yaml -n 9 --resume"
-    assert resume.command("my run.yaml", ["a.b=1", "c=[x, y]"], 3) == (
+    assert resume.command(Given("run.yaml"), 9) == "psgc launch run.yaml -n 9 --resume"
+    assert resume.command(Given("my run.yaml", overrides=["a.b=1", "c=[x, y]"]), 3) == (
         "psgc launch 'my run.yaml' -n 3 --set a.b=1 --set 'c=[x, y]' --resume"
     )
 

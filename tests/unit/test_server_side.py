@@ -22,6 +22,8 @@ from psgc.plan import make_plan
 from psgc.run.checkpoint import read
 from psgc.run.claim import Claim
 from psgc.run.ending import Ending
+from psgc.run.inputs import Given
+from psgc.run.meeting import Meeting
 from psgc.run.prepare import prepare
 from psgc.run.server_side import serve
 from psgc.run.worker_side import work
@@ -39,6 +41,7 @@ schedule: dynamic
 output: out
 """
 FEATURES = 3
+YAML = Given("run.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +60,11 @@ def train(script, *overrides, resuming=False, stopped_by=(), debug=False):
         while True:  # farewells
             yield [said(worker, Kind.GOODBYE) for worker in (1, 2)]
 
-    return serve(Following(3, to_the_end()), "run.yaml", overrides, stopped_by, resuming, Ending(), debug)
+    transport = Following(3, to_the_end())
+    ending = Ending(transport, stopped_by)
+    meeting = Meeting(transport, ending, "being tested")
+    serve(transport, Given("run.yaml", overrides=overrides), ending, meeting, resuming, debug)
+    return ending.code
 
 
 def chunks_of(iteration, workers, seconds, gradient=0.1):
@@ -226,7 +233,7 @@ def test_a_run_that_goes_on_with_fewer_workers_forgets_the_others():
 
 @pytest.mark.parametrize(("estimator", "transfer"), [("least_squares", "combined"), ("unbiased", "per_chunk")])
 def test_the_transfer_of_a_large_vector_is_one_that_the_estimator_can_do_with(monkeypatch, capsys, estimator, transfer):
-    monkeypatch.setattr("psgc.run.transfer_choice.PER_CHUNK_BYTES", 0)
+    monkeypatch.setattr("psgc.run.auto.PER_CHUNK_BYTES", 0)
     recovery = f"recovery={{mode: approximate, deadline: 5.0, estimator: {estimator}}}"
     script = iter([[Died(1), Died(2)]])
     assert train(script, ONCE, "schedule=static", recovery) == 1
@@ -255,17 +262,17 @@ NO_LIMIT = float("inf")
     ],
 )
 def test_what_auto_stands_for(monkeypatch, limit, settings, expected):
-    monkeypatch.setattr("psgc.run.transfer_choice.ALLREDUCE_BYTES", limit)
-    run = prepare(Transport(4), load("run.yaml", settings), "run.yaml", settings, False)
+    monkeypatch.setattr("psgc.run.auto.ALLREDUCE_BYTES", limit)
+    run = prepare(Transport(4), load("run.yaml", settings), YAML, False)
     assert (run.config.aggregation, run.config.transfer) == expected
 
 
 def test_nothing_that_is_set_makes_auto_refuse_a_run(monkeypatch):
     """Where combined or allreduce supports something not, auto is another one."""
     for limit in ("PER_CHUNK_BYTES", "ALLREDUCE_BYTES"):
-        monkeypatch.setattr(f"psgc.run.transfer_choice.{limit}", 0)
+        monkeypatch.setattr(f"psgc.run.auto.{limit}", 0)
     config = load("run.yaml", ["verify={every: 1}", "coding={parts: 2, replication: 3}"])
-    config = prepare(Transport(4), config, "run.yaml", [], False).config
+    config = prepare(Transport(4), config, YAML, False).config
     assert (config.aggregation, config.transfer) == ("server", "per_chunk")
 
 
@@ -274,7 +281,7 @@ def test_a_report_without_a_vector_is_small(monkeypatch, aggregation, chunks):
     monkeypatch.setattr("psgc.run.prepare.seconds_of_share", lambda *_: 1.0)
     monkeypatch.setattr("psgc.run.prepare.chosen_chunks", lambda _, workers, report: 3 if report else 2)
     config = load("run.yaml", ["coding.chunks_per_worker=auto", f"aggregation={aggregation}"])
-    assert prepare(Transport(4), config, "run.yaml", [], False).plan.num_chunks == chunks
+    assert prepare(Transport(4), config, YAML, False).plan.num_chunks == chunks
 
 
 def test_the_opening_line_says_how_gradients_travel(capsys):
@@ -552,13 +559,14 @@ def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeyp
         transport.rank, transport.hosts = rank, list(hosts)
         return transport
 
-    prepare(opening(0, "a", "a", "a", "b", "b"), settings, "run.yaml", [], False)
+    prepare(opening(0, "a", "a", "a", "b", "b"), settings, YAML, False)
     with pytest.raises(UserError, match=r"packed\.npz: it cannot be mapped .* each of the 4 processes on this host"):
-        prepare(opening(0, "a", "a", "a", "a", "b"), settings, "run.yaml", [], False)
+        prepare(opening(0, "a", "a", "a", "a", "b"), settings, YAML, False)
     said = []
     worker = opening(4, "a", "b", "b", "b", "b")
     sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0"]
     worker.broadcast = lambda *_: sent.pop(0)
-    worker.gather = lambda text, doing: said.append(text) or ["", "somebody cannot", "", "", text]
-    assert work(worker, "run.yaml", Ending()) == 2
+    worker.gather = lambda text, doing: said.append(text) or ["", "", "", "", text]
+    with pytest.raises(UserError, match=r"^worker 4 on b: packed\.npz"):
+        work(worker, YAML, Meeting(worker, Ending(worker), ""))
     assert "each of the 4 processes on this host" in said[0]

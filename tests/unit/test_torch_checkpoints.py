@@ -1,15 +1,18 @@
 """Checkpoints of a script: one line of history, of states that a run can go on from."""
 
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 import psgc.torch
-from psgc.errors import ModelError
+from psgc.errors import ModelError, UserError
+from tests.unit.small_disk import small_disk
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -22,10 +25,10 @@ def loss(model, batch):
 class Script:
     """Eight steps an epoch. steps: those that it has made, with the parameters before each."""
 
-    def __init__(self, folder, rate=0.01, loss=loss, **settings):
+    def __init__(self, folder, rate=0.01, loss=loss, width=4, **settings):
         torch.manual_seed(0)
-        x = torch.randn(40, 4)
-        self.model = torch.nn.Linear(4, 1)
+        x = torch.randn(40, width)
+        self.model = torch.nn.Linear(width, 1)
         self.model.register_buffer("mask", torch.zeros(1))
         data = TensorDataset(x, x.sum(1))
         self.run = psgc.torch.init(self.model, data, loss, chunks=4, output=str(folder), **settings)
@@ -127,3 +130,25 @@ def test_an_optimizer_that_is_not_finite_is_not_written(tmp_path, capsys):
     assert steps_in(tmp_path) == [6, 7]
     said = "psgc: no checkpoint of step 8: entries of optimizer.state.1.momentum_buffer are NaN or infinite"
     assert capsys.readouterr().err.startswith(f"{said}; the run goes on\n")
+
+
+def test_checkpoints_none_of_which_can_be_used_end_the_script_with_one_line(tmp_path, monkeypatch):
+    Script(tmp_path, checkpoint_every=4, checkpoint_keep=2).train(1)
+    for path in Path(tmp_path, "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    damaged = (
+        "00000008-.*damaged, its checksum is wrong; .*00000004-.*; without --resume the run starts from the beginning"
+    )
+    with pytest.raises(UserError, match=f"^no checkpoint can be used: .*{damaged}$"):
+        Script(tmp_path)
+    assert steps_in(tmp_path) == [4, 8]
+
+
+def test_older_checkpoints_make_room_for_the_result(tmp_path):
+    """On a full disk. Two of them fit, but not the parameters as well."""
+    with small_disk(tmp_path / "disk", "136k") as disk:
+        Script(disk / "run", 1e-5, width=5000, checkpoint_every=1).train(1)
+        summary = json.loads((disk / "run/summary.json").read_text())
+        assert (summary["status"], steps_in(disk / "run")) == ("done", [8])
+        assert len(np.load(disk / "run/params.npy")) == 5001

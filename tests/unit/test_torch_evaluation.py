@@ -16,7 +16,7 @@ from psgc.server.coordinator import Coordinator
 from psgc.server.events import Begin, Lost, Report
 from psgc.server.instructions import Commit, Finish
 from psgc.server.membership import Membership
-from psgc.torch.single import Single
+from psgc.torch.calls import Single
 from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import Mailbox, Result
 from psgc.workers.state import WorkerState
@@ -51,7 +51,7 @@ def test_nothing_as_large_as_the_gradient_is_made(run, monkeypatch):
     made, add_up = [], Single.sum
     monkeypatch.setattr(Single, "sum", lambda self, *call: made.append(add_up(self, *call)) or made[-1])
     assert run.evaluate(data, lambda model, batch: (batch[0].sum(), len(batch[0]))) == 5.5
-    assert [(len(total.vector), total.vector.dtype) for total in made] == [(2, torch.float64)]
+    assert [(len(total), total.dtype) for total in made] == [(2, torch.float64)]
 
 
 def test_a_metric_without_names_or_with_other_names_later_is_refused(run):

@@ -1,6 +1,7 @@
 """Between the thread of a script and the one that does MPI: sums and states reach the call that they are for."""
 
 import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from psgc.aggregation.replica import Snapshot
 from psgc.backend import Backend
 from psgc.data.epochs import LEAST
 from psgc.errors import RunFailed, UserError
+from psgc.messages import Kind
+from psgc.run.building import make_server
 from psgc.server.events import Report
-from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum, blob_of, vector_of
-from psgc.torch.serving import Script
+from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState, blob_of, vector_of
+from psgc.torch.serving import ServedScript
+from psgc.torch.settings import settings_of, settled
+from tests.unit.scripted import Transport, said
 
 DIM, GRADIENT = 5, 3
 OF = np.float32, Backend()
@@ -39,9 +44,7 @@ def test_a_call_waits_for_its_sum_and_wakes_the_thread_that_does_mpi():
     assert not hand_over.is_answered()
     hand_over.give(3, vector(3))
     thread.join(TIMEOUT)
-    (answer,) = answers
-    assert isinstance(answer, Sum)
-    assert answers[0].vector[0] == 3
+    assert answers[0][0] == 3
 
 
 def test_a_script_that_is_late_gets_every_sum():
@@ -51,20 +54,20 @@ def test_a_script_that_is_late_gets_every_sum():
     for iteration in range(3):
         hand_over.call(iteration, True, 0.0)
         assert hand_over.is_answered()
-        assert hand_over.answer().vector[0] == iteration
+        assert hand_over.answer()[0] == iteration
     hand_over.call(3, True, 0.0)
     assert not hand_over.is_answered()
 
 
 def test_a_state_answers_the_call_that_has_missed_its_sum():
     hand_over = called(4)
-    hand_over.bring(State(7, b"old"))
-    hand_over.bring(State(9, b"new"))
-    assert hand_over.answer() == State(9, b"new")
+    hand_over.bring(ScriptState(7, b"old"))
+    hand_over.bring(ScriptState(9, b"new"))
+    assert hand_over.answer() == ScriptState(9, b"new")
     hand_over.call(9, True, 0.0)
     assert not hand_over.is_answered()
     hand_over.give(9, vector(9))
-    assert hand_over.answer().vector[0] == 9
+    assert hand_over.answer()[0] == 9
 
 
 def test_what_ends_the_run_is_raised_and_the_first_reason_counts():
@@ -80,7 +83,7 @@ def test_a_sum_that_is_here_counts_although_the_run_is_over():
     hand_over = called(0)
     hand_over.give(0, vector(1))
     hand_over.stop(SystemExit(0))
-    assert hand_over.answer().vector[0] == 1
+    assert hand_over.answer()[0] == 1
     hand_over.call(1, True, 0.0)
     with pytest.raises(SystemExit):
         hand_over.answer()
@@ -122,7 +125,7 @@ def test_nothing_is_said_or_given_of_the_replica_that_a_state_replaces(called_fo
     replica.load(Snapshot(3, (vector_of(b"state", np.dtype(np.float32)),), {}))
     assert replica.digest() == b""
     assert replica.snapshot() is None
-    assert hand_over.answer() == State(3, b"state")
+    assert hand_over.answer() == ScriptState(3, b"state")
     assert not hand_over.is_answered()
     hand_over.call(3, True, 0.0, digest=b"of the new state")
     assert replica.digest() == b"of the new state"
@@ -168,7 +171,7 @@ def test_a_state_is_made_by_the_thread_of_the_script_which_then_waits_on():
     assert replica.snapshot() is snapshot  # for another rank
     replica.step(vector(0))
     thread.join(TIMEOUT)
-    assert answers[0].vector[0] == 0
+    assert answers[0][0] == 0
     assert made_by == [thread.ident]
 
 
@@ -178,7 +181,7 @@ def test_a_state_that_is_too_late_for_its_call_is_that_of_the_next_one_that_is_w
     assert replica.snapshot() is None
     replica.step(vector(0))
     assert not hand_over.make_state()  # first of all the script goes on
-    assert hand_over.answer().vector[0] == 0
+    assert hand_over.answer()[0] == 0
     hand_over.call(1, False, 0.0)
     assert replica.poll()
     assert replica.snapshot() is None
@@ -225,10 +228,10 @@ def test_a_replica_with_a_state_that_the_script_has_not_come_to_gives_none_and_k
     assert replica.steps == 6
     assert replica.snapshot() is None
     replica.step(vector(6))  # all others have done its chunks
-    assert hand_over.answer() == State(6, b"of another")
+    assert hand_over.answer() == ScriptState(6, b"of another")
     assert not replica.poll()
     hand_over.call(6, True, 0.0)
-    assert hand_over.answer().vector[0] == 6
+    assert hand_over.answer()[0] == 6
     hand_over.call(7, True, 0.0)
     assert replica.poll()
     assert replica.steps == 7
@@ -247,7 +250,7 @@ def test_bytes_travel_as_a_vector(length, dtype):
 
 
 def script_of(hand_over):
-    return Script(hand_over, replica_of(hand_over), GRADIENT, ["a", "b", "c"], Backend())
+    return ServedScript(hand_over, replica_of(hand_over), GRADIENT, ["a", "b", "c"], Backend())
 
 
 def report(worker, iteration, signature):
@@ -321,3 +324,25 @@ def test_a_mistake_of_the_user_ends_the_run_unless_rank_0_makes_it_too():
     hand_over.call(5, True, 0.0)
     with pytest.raises(UserError, match=r"^worker 2 on c: run.backward: got a list$"):
         script.due()
+
+
+class TooLarge:
+    @property
+    def size(self):
+        raise MemoryError
+
+
+def test_a_run_that_fails_before_its_first_iteration_ends_in_order():
+
+    def goodbyes():
+        while True:
+            yield [said(worker, Kind.GOODBYE) for worker in (1, 2)]
+
+    config, plan = settled(settings_of({"chunks": 4, "replication": 2}), 2, DIM)
+    transport = Transport(3, goodbyes())
+    script = script_of(HandOver(0))
+    server = make_server(transport, config, plan, Backend(), Mock(), (), has_loss=False, script=script)
+    with pytest.raises(MemoryError):
+        server.run(TooLarge(), 9)
+    assert server.replicas is None
+    assert server.stop_workers(1.0, done=-1)

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import psgc.torch
-from psgc.torch.hand_over import State
-from psgc.torch.single import Single
+from psgc.torch.calls import Single
+from psgc.torch.hand_over import ScriptState
 
 pytestmark = pytest.mark.usefixtures("one_process")
 EPOCHS, STEPS = 12, 3  # of an epoch
@@ -90,7 +90,7 @@ def test_early_stopping_comes_out_the_same_after_a_resumption(tmp_path, whole, d
     with pytest.raises(Killed):
         first.train(kept)
     resumed = Script(tmp_path)
-    resumed.run.begin(Single(2, State(0, whole.states[done])))
+    resumed.run.begin(Single(2, ScriptState(0, whole.states[done])))
     resumed.train()
     assert resumed.log == whole.log
     assert resumed.saved("best") == whole.saved("best") != whole.saved("last") == resumed.saved("last")
@@ -110,7 +110,7 @@ def test_a_run_that_was_over_is_done_again_without_computing(tmp_path, whole):
 
 def test_nothing_is_saved_before_a_resumed_run_is_where_it_was(tmp_path, whole):
     resumed = Script(tmp_path)
-    resumed.run.begin(Single(2, State(0, whole.states[4])))
+    resumed.run.begin(Single(2, ScriptState(0, whole.states[4])))
     resumed.run.save(tmp_path / "first.safetensors")  # also before it has seen the state
     assert not (tmp_path / "first.safetensors").exists()
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_evaluations_within_an_epoch_are_told_from_those_after_it(tmp_path, done
         lambda script: script.states.append(script.run.standing.state(script.run.standing.iteration - 1)), within=True
     )
     resumed = Script(tmp_path)
-    resumed.run.begin(Single(2, State(0, whole.states[done])))
+    resumed.run.begin(Single(2, ScriptState(0, whole.states[done])))
     resumed.train(within=True)
     of_epochs = [row for row in resumed.log if row[0] != "step"]
     assert of_epochs == [row for row in whole.log if row[0] != "step"]
@@ -144,7 +144,7 @@ def test_a_rank_that_falls_behind_has_the_results_that_the_others_had(tmp_path, 
     def sum_or_state(iteration, call):
         calls.append(iteration)
         if ahead := {2: 2, 4: 7, 7: 13}.get(len(calls)):  # call 4 is the evaluation after step 2, call 7 after step 8
-            return State(ahead + ahead // STEPS, whole.states[ahead])
+            return ScriptState(ahead + ahead // STEPS, whole.states[ahead])
         return real(iteration, call)
 
     engine.sum = sum_or_state
@@ -193,7 +193,7 @@ def test_an_evaluation_that_is_left_out_for_finished_epochs_shifts_no_other(tmp_
 
     whole, resumed = Script(tmp_path), Script(tmp_path)
     expected = train(whole)
-    resumed.run.begin(Single(2, State(0, whole.states[done])))
+    resumed.run.begin(Single(2, ScriptState(0, whole.states[done])))
     assert train(resumed) == {epoch: expected[epoch] for epoch in range(done // STEPS, 4)}
 
 
@@ -203,6 +203,6 @@ def test_each_evaluation_has_random_numbers_of_its_own_also_after_a_resumption(t
 
     whole, resumed = Script(tmp_path), Script(tmp_path)
     first = drawn(whole, 2)
-    resumed.run.begin(Single(2, State(2, whole.run.standing.state())))
+    resumed.run.begin(Single(2, ScriptState(2, whole.run.standing.state())))
     assert drawn(resumed, 4) == first + drawn(whole, 2)
     assert len(set(first)) == 2

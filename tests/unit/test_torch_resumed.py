@@ -13,9 +13,9 @@ from torch.utils.data import TensorDataset
 import psgc.torch
 from psgc.checkpoints import load_newest
 from psgc.errors import UserError
+from psgc.torch.calls import Single
 from psgc.torch.checkpoints import read
-from psgc.torch.hand_over import State
-from psgc.torch.single import Single
+from psgc.torch.hand_over import ScriptState
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -78,7 +78,7 @@ def test_a_schedule_that_is_stepped_after_each_epoch_is_not_stepped_again(done):
     expected = whole.train()
     assert len(expected) == 9
     resumed = Script()
-    resumed.run.begin(Single(4, State(done, whole.states[done])))
+    resumed.run.begin(Single(4, ScriptState(done, whole.states[done])))
     assert resumed.train() == expected[done:]
     for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -190,7 +190,7 @@ def test_metrics_before_the_first_batch_of_a_resumed_run_are_computed():
     whole = Script()
     whole.train()
     resumed = Script()
-    resumed.run.begin(Single(4, State(3, whole.states[3])))
+    resumed.run.begin(Single(4, ScriptState(3, whole.states[3])))
     metric = lambda model, batch: (loss(model, batch)[0], len(batch[0]))  # noqa: E731
     first = resumed.run.evaluate(resumed.data, metric)
     next(resumed.run.batches(8, epochs=3))

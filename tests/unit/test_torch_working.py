@@ -11,11 +11,12 @@ from torch import nn
 from psgc.aggregation.blocks import Sums
 from psgc.backend import Backend
 from psgc.messages import Kind, digest_in, entries, record, sums_records
+from psgc.run.ending import CalledOff
 from psgc.torch import working
-from psgc.torch.begin import _Local
 from psgc.torch.generators import Generators
-from psgc.torch.hand_over import HandOver, Left, ScriptReplica, State, blob_of, vector_of
+from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState, blob_of, vector_of
 from psgc.torch.memory import Memory
+from psgc.torch.program import TorchProgram
 from psgc.torch.settings import settings_of
 from psgc.torch.state import from_bytes
 from psgc.torch.working import LAST_SUM, ScriptLoop, ScriptThread, ScriptWorker
@@ -49,16 +50,17 @@ class Rank:
             self.model[0].running_mean.fill_(5.0)
             self.model[0].num_batches_tracked.fill_(100)
         data = [(torch.randn(3), torch.randn(1)) for _ in range(64)]
-        self.local = _Local(self.model, data, self.loss, settings_of(GIVEN), None, None)
-        self.local.run.begin(self)
-        self.hand_over = HandOver(0, state=self.local.state)
+        self.program = TorchProgram(self.model, data, self.loss, settings_of(GIVEN), None, None)
+        self.program.run.begin(self)
+        self.hand_over = HandOver(0, state=self.program.state)
         self.replica = ScriptReplica(self.hand_over, np.float32, Backend())
         self.replica.start(0, np.empty(0))
-        encoder = Encoder(Backend(), np.ones((1, 1)), self.local.dim, np.float32)
+        encoder = Encoder(Backend(), np.ones((1, 1)), self.program.dim, np.float32)
         self.mailbox = Mailbox(WorkerState(1, range(CHUNKS), CHUNKS, combined=True), encoder)
         nothing, trial = SimpleNamespace(at=lambda *_: None), Trial(-1, None, frozenset())
         runner = ChunkRunner(self.mailbox, Backend(), Emulation("none", 1, 0), nothing, trial)
-        self.worker = ScriptWorker(None, runner, self.mailbox, self.hand_over, Memory(CPU))
+        self.worker = ScriptWorker(self.program.dim, np.float32, self.hand_over, Memory(CPU), None)
+        self.worker.computing(self.mailbox, runner)
         self.given, self.asked_in_chunks = None, 0
 
     def loss(self, model, batch):
@@ -88,13 +90,13 @@ class Rank:
 def test_a_state_has_the_statistics_and_the_random_numbers_of_the_script_not_those_of_its_chunk():
     rank = Rank()
     optimizer = torch.optim.SGD(rank.model.parameters(), 0.1)
-    rank.local.run.attach(optimizer)
+    rank.program.run.attach(optimizer)
     before = None
     try:
-        for batch in rank.local.run.batches(64):
+        for batch in rank.program.run.batches(64):
             before = Generators.now(CPU)
             torch.rand(1)  # a scale for the batch, for example
-            rank.local.run.backward(batch)
+            rank.program.run.backward(batch)
     except SystemExit:
         pass
     assert rank.asked_in_chunks
@@ -143,7 +145,7 @@ class Worker:
 
     def sum(self):
         assert self.hand_over.is_answered()
-        return self.hand_over.answer().vector[0]
+        return self.hand_over.answer()[0]
 
 
 def test_a_script_gets_every_sum_in_order_to_write_to():
@@ -151,7 +153,7 @@ def test_a_script_gets_every_sum_in_order_to_write_to():
     worker.summed(0, 1, 2)
     for iteration in range(3):
         assert worker.sum() == iteration
-        worker.hand_over.answer().vector[:] = 7
+        worker.hand_over.answer()[:] = 7
         worker.call(iteration + 1)
     assert [entry["iteration"] for entry in worker.said(Kind.STEPPED)] == [1, 2, 3]
     assert not worker.said(Kind.BEHIND)
@@ -162,7 +164,7 @@ def test_an_evaluation_comes_as_numbers_and_is_a_step_like_others():
     worker.summed(0)
     worker.turn(Control(0, record(Kind.BEGIN, 1)), Control(0, sums_records(1, -1, [1.5] * 7)))  # before it is there
     worker.call(1)
-    assert worker.hand_over.answer().vector.tolist() == [1.5] * 7
+    assert worker.hand_over.answer().tolist() == [1.5] * 7
     worker.call(2)
     worker.summed(2)
     assert worker.sum() == 2
@@ -177,7 +179,7 @@ def test_a_script_that_is_left_out_says_so_and_goes_on_from_a_state():
     assert [entry["iteration"] for entry in worker.said(Kind.BEHIND)] == [6]
     assert not worker.hand_over.is_answered()
     worker.turn(*state_of(8, vector_of(b"the state of rank 0", np.dtype(np.float32))))
-    assert worker.hand_over.answer() == State(8, b"the state of rank 0")
+    assert worker.hand_over.answer() == ScriptState(8, b"the state of rank 0")
     worker.summed(8)
     worker.call(8)
     assert worker.sum() == 8
@@ -209,7 +211,7 @@ def test_a_script_that_cannot_have_the_last_sums_ends_with_the_run():
     worker = Worker()
     worker.summed(0, ranks=1)
     worker.turn(Control(0, record(Kind.STOP, 2)))
-    with pytest.raises(Left):
+    with pytest.raises(CalledOff):
         worker.hand_over.answer()
 
 

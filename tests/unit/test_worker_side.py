@@ -13,9 +13,9 @@ from psgc.iteration import is_checked
 from psgc.messages import TAIL, Kind, unpack_block
 from psgc.plan import make_plan
 from psgc.problems import evaluate
-from psgc.run.batches import rows_taken
 from psgc.run.ending import Ending
-from psgc.run.inputs import open_problem
+from psgc.run.inputs import Given, open_problem, rows_taken
+from psgc.run.meeting import Meeting
 from psgc.run.worker_side import work
 from psgc.workers import loop
 from psgc.workers.compute import gradient_of
@@ -82,9 +82,8 @@ class Served(Transport):
                 yield []
             yield [said(0, Kind.LEAVE)]
 
-        self.script, ending = to_the_end(), Ending()
-        assert work(self, "run.yaml", ending) == 0
-        assert ending.in_order
+        self.script = to_the_end()
+        assert work(self, Given("run.yaml"), Meeting(self, Ending(self), ""))
 
     def until(self, condition):
         """Polls that find nothing."""

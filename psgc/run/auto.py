@@ -1,10 +1,11 @@
-"""`coding.chunks_per_worker: auto`: as many chunks as are worth their overhead, from the time of one gradient.
+"""What a run chooses where the settings say `auto`: how many chunks each worker has, and how gradients travel.
 
 A chunk must take long enough for two limits. A worker spends at most 5 % of its time on the overhead of chunks. Rank 0,
 which handles the reports of all workers one after another, spends at most 25 % of its time on them.
 """
 
 import time
+from typing import Literal
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError, one_line, raised_at
 from psgc.messages import MESSAGE
 from psgc.problems import Problem, evaluate
-from psgc.run.batches import rows_in_iteration
 from psgc.run.initial import initial_params
+from psgc.run.inputs import rows_in_iteration
 from psgc.workers.compute import gradient_of
 
 MOST = 8  # chunks for each worker
@@ -24,6 +25,8 @@ MOST_OVERHEAD = 0.05  # of a worker's time
 REPORT = 1e-4  # seconds of rank 0 for a small report; measured: 0.08 ms, 0.1 ms with 256 KiB
 MOST_REPORTS = 0.25  # of rank 0's time
 TIMED = (5, 0.2)  # a chunk is timed so many times, or until so many seconds have passed
+PER_CHUNK_BYTES = 16 << 20  # `transfer: auto` is per_chunk up to so many bytes into the server per iteration
+ALLREDUCE_BYTES = 32 << 20  # `aggregation: auto` is allreduce from so many bytes in and out of the server on
 
 
 def chosen_chunks(share: float, num_workers: int, report_bytes: int) -> int:
@@ -66,3 +69,33 @@ def seconds_of_share(
         times.append(time.perf_counter() - began)
     cost = (chunks.costs() or [1.0])[0]
     return min(times) / cost * per_worker * share
+
+
+def chosen_transfer(config: Config, num_chunks: int, dim: int) -> Literal["per_chunk", "combined"]:
+    """The transfer of the run. num_chunks: N; dim: number of parameters."""
+    if config.transfer != "auto":
+        return config.transfer
+    if config.aggregation == "allreduce":
+        return "combined"
+    needs_chunks = config.recovery.estimator == "unbiased" or (config.verify is not None and config.coding.parts > 1)
+    is_small = num_chunks * vector_bytes(config, dim) <= PER_CHUNK_BYTES
+    return "per_chunk" if is_small or needs_chunks else "combined"
+
+
+def without_auto(config: Config, num_chunks: int, num_workers: int, dim: int) -> Config:
+    """The settings with the transfer and the aggregation that `auto` stands for. Raises UserError."""
+    if config.transfer == "auto":
+        config = config.model_copy(update={"transfer": chosen_transfer(config, num_chunks, dim)})
+        if text := config.transfer_conflict():
+            raise UserError(f"{text} (transfer: auto chose {config.transfer})")
+    if config.aggregation == "auto":
+        vector = vector_bytes(config, dim)
+        through_server = num_workers * (vector + vector // config.coding.parts)
+        allreduce = through_server >= ALLREDUCE_BYTES and config.allreduce_conflict() is None
+        config = config.model_copy(update={"aggregation": "allreduce" if allreduce else "server"})
+    return config
+
+
+def vector_bytes(config: Config, dim: int) -> int:
+    """The size of a vector of so many parameters."""
+    return dim * np.dtype(config.dtype).itemsize

@@ -1,0 +1,82 @@
+"""How server and workers are made, whatever computes on them: a NumPy problem, or a script's model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from psgc.aggregation.replica import Stepping
+from psgc.backend import Backend
+from psgc.config import Config
+from psgc.optimizer import Optimizer
+from psgc.plan import Plan
+from psgc.run.inputs import make_emulation, make_injector, tried_chunks
+from psgc.run.launched import interruption
+from psgc.server.loop import Server
+from psgc.server.observer import Observer
+from psgc.server.settings import ServerSettings
+from psgc.transport import Transport
+from psgc.workers.chunk_runner import ChunkRunner, Trial
+from psgc.workers.compute import Computing
+from psgc.workers.encoder import Encoder
+from psgc.workers.loop import Duties, WorkerLoop
+from psgc.workers.mailbox import Mailbox
+from psgc.workers.state import WorkerState
+
+
+class WorkerProgram(Protocol):
+    """What a worker computes and holds: a NumPy problem (`ProblemProgram`), or a script's model (`ScriptWorker`).
+
+    dim: entries of a vector; backend: of vectors; last: the run ends before this iteration, if not earlier;
+    is_alike: whether it begins the run in the state of rank 0; replica: takes the sums, gives and takes states;
+    loop: makes the loop of its rank.
+    """
+
+    dim: int
+    backend: Backend
+    last: int
+    is_alike: bool
+
+    @property
+    def replica(self) -> Stepping: ...
+    @property
+    def loop(self) -> Callable[..., WorkerLoop]: ...
+
+    def computing(self, mailbox: Mailbox, runner: ChunkRunner) -> Computing:
+        """The thread that does the chunks of the mailbox, as `runner` has them done."""
+
+
+def make_worker(transport: Transport, config: Config, plan: Plan, program: WorkerProgram, first: int = 0) -> WorkerLoop:
+    """The worker of this rank, with the settings of the server, in a run that begins with iteration `first`."""
+    transport.start(from_everybody=config.aggregation == "allreduce")
+    backend, rank = program.backend, transport.rank
+    encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype)
+    every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
+    state = WorkerState(rank, plan.queues[rank], plan.num_chunks, combined, every)
+    mailbox, injector = Mailbox(state, encoder, transport.wake), make_injector(config, rank)
+    tried = tried_chunks(config, plan)
+    trial = Trial(first, tried.get(rank), frozenset(tried.values()))
+    runner = ChunkRunner(mailbox, backend, make_emulation(config, plan, rank), injector, trial)
+    duties = Duties.of(config, plan, program.dim, first, program.last, program.is_alike)
+    computing = program.computing(mailbox, runner)
+    return program.loop(transport, mailbox, encoder, computing, backend, program.replica, injector, duties)
+
+
+def make_server(
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    backend: Backend,
+    observer: Observer,
+    stopped_by: Sequence[int],
+    optimizer: Optimizer | None = None,
+    **known: Any,
+) -> Server:
+    """The server. known: what it has to know of what computes (`ServerSettings`); optimizer: None of a script."""
+    transport.start(from_everybody=config.aggregation == "allreduce")
+    settings = ServerSettings(
+        config=config,
+        plan=plan,
+        tried=tried_chunks(config, plan),
+        interrupted=lambda: interruption(stopped_by),
+        **known,
+    )
+    return Server(transport, backend, observer, settings, optimizer)

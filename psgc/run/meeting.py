@@ -1,0 +1,142 @@
+"""The ranks meet: each says whether it can take part, rank 0 says what is to be done, all show that they have the same.
+
+What is wrong ends the run on every rank, and all know it: each of them leaves MPI in order.
+
+ all ranks      come: its script has ended | what is wrong with it | nothing
+ rank 0         tell: the run                                          (nothing: it is called off)
+ all ranks      agree: what is wrong with it | nothing
+ all ranks      compare: what it has
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from psgc.errors import RunFailed, UserError
+from psgc.run.ending import CalledOff, Ending
+
+ENDED = "ended "  # with the exit code and the reason: what a rank says whose script has ended
+WRONG = "wrong "  # with the reason: what a rank says that cannot take part
+
+
+class NotAllCame(RunFailed):
+    """The scripts of some ranks have ended. All ranks know that, so all can leave through MPI's Finalize."""
+
+
+class Gathering(Protocol):
+    """The part of psgc.transport.Transport that ranks meet by."""
+
+    rank: int
+    hosts: list[str]
+
+    def gather(self, text: str, doing: str = "starting") -> list[str]: ...
+    def broadcast(self, data: bytes | None, doing: str = "starting") -> bytes: ...
+
+
+def meet(transport: Gathering, ended: str = "", wrong: str = "") -> list[str]:
+    """All ranks meet, as the first thing that they do with their transport. Collective.
+
+    ended: of a rank whose script is over without a run, the exit code, a blank, and the reason; wrong: why this rank
+    cannot take part. Returns the endings of all ranks. Raises NotAllCame when the scripts of some ranks have ended, but
+    not of all; UserError when all came, but something is wrong; RunFailed as `gather`.
+    """
+    texts, hosts = transport.gather(ENDED + ended if ended else WRONG + wrong if wrong else ""), transport.hosts
+    endings = [text.removeprefix(ENDED) if text.startswith(ENDED) else "" for text in texts]
+    over = [rank for rank, ending in enumerate(endings) if ending]
+    if over and len(over) < len(endings):
+        first = over[0]
+        who = f"rank {first} on {hosts[first]}" if len(over) == 1 else f"{len(over)} ranks, first rank {first},"
+        raise NotAllCame(f"the script of {who} ended before the others: {endings[first].partition(' ')[2]}")
+    check_all_well([text.removeprefix(WRONG) if text.startswith(WRONG) else "" for text in texts], hosts)
+    return endings
+
+
+def check_all_well(troubles: Sequence[str], hosts: Sequence[str], what: str = "rank") -> None:
+    """Raises UserError for the first rank with which something is wrong. what: a rank is called."""
+    for rank, trouble in enumerate(troubles):
+        if trouble:
+            raise UserError(trouble if rank == 0 else f"{what} {rank} on {hosts[rank]}: {trouble}")
+
+
+class Meeting:
+    """The steps in which the ranks meet. doing: what a rank does while others wait for it, for messages.
+
+    Each raises UserError on all ranks when it finds something wrong, and RunFailed when a rank is lost.
+    """
+
+    def __init__(self, transport: Gathering, ending: Ending, doing: str) -> None:
+        self._transport, self._ending, self._doing = transport, ending, doing
+
+    def come(self, wrong: str = "") -> None:
+        """As `meet`. wrong: why this rank cannot take part, or empty."""
+        with self.known_to_all():
+            meet(self._transport, wrong=wrong)
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """For rank 0, before it tells the others: what is raised calls the run off."""
+        try:
+            yield
+        except Exception:
+            self.call_off()
+            raise
+
+    def call_off(self) -> None:
+        """Rank 0 tells the others, which wait for it, that there is no run."""
+        self._transport.broadcast(b"")
+        self._ending.call_off()
+
+    def tell(self, content: bytes | None = None) -> bytes:
+        """What rank 0 has to say, which gives it. Raises CalledOff on the others."""
+        if told := self._transport.broadcast(content, self._doing):
+            return told
+        self._ending.call_off()
+        raise CalledOff
+
+    def agree(self, wrong: str = "") -> None:
+        """wrong: why this worker cannot take part, or empty."""
+        with self.known_to_all():
+            check_all_well(self._transport.gather(wrong, self._doing), self._transport.hosts, "worker")
+
+    def compare(self, description: Mapping[str, Any], same: str) -> None:
+        """All ranks have the same. description: of what this one has, 512 bytes as JSON; same: what that is."""
+        with self.known_to_all():
+            check_same(self._transport.gather(json.dumps(description), self._doing), self._transport.hosts, same)
+
+    def differs(self, difference: str, same: str) -> None:
+        """difference: of what this rank has from what rank 0 has, or empty."""
+        with self.known_to_all():
+            check_alike(self._transport.gather(difference, self._doing), self._transport.hosts, same)
+
+    @contextmanager
+    def known_to_all(self) -> Iterator[None]:
+        """In which every rank comes to the same error."""
+        try:
+            yield
+        except (UserError, NotAllCame):
+            self._ending.call_off()
+            raise
+
+
+def check_same(descriptions: Sequence[str], hosts: Sequence[str], same: str) -> None:
+    """Raises UserError for the first rank whose description differs from rank 0's. same: what all ranks need."""
+    expected, *others = map(json.loads, descriptions)
+    differences = [
+        next(
+            (f"{name}: {found.get(name)}, not {value}" for name, value in expected.items() if found.get(name) != value),
+            "",
+        )
+        for found in others
+    ]
+    check_alike(["", *differences], hosts, same)
+
+
+def check_alike(differences: Sequence[str], hosts: Sequence[str], same: str) -> None:
+    """Raises UserError for the first rank that has a difference from rank 0. same: what all ranks need."""
+    for rank, difference in enumerate(differences):
+        if difference:
+            raise UserError(
+                f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: {difference}; "
+                f"all ranks need the same {same}"
+            )

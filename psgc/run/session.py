@@ -1,0 +1,193 @@
+"""This rank's part in the run of a NumPy problem, by `psgc train` or by psgc.train in a program.
+
+The ranks meet, rank 0 serves and the others work, and then all know how it ended (`psgc.run.ending`). `psgc train` ends
+its process; a program goes on, and may begin another run.
+"""
+
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from psgc.errors import RunFailed, UserError
+from psgc.processes import default_signals_in_children
+from psgc.run import launched
+from psgc.run.ending import CalledOff, Ending, leave_mpi
+from psgc.run.inputs import PREPARING, Given
+from psgc.run.launched import interruption
+from psgc.run.meeting import Meeting, NotAllCame, meet
+from psgc.run.script_ending import STOPPERS, ScriptEnding, leave
+from psgc.terminal import say, say_together, say_traceback
+from psgc.transport import Transport
+
+LAST_RESORT = 20  # seconds after SIGTERM at which a worker ends although the server has not told it to
+
+
+def take_part(
+    transport: Transport, given: Given | UserError, ending: Ending, resuming: bool, debug: bool = False
+) -> None:
+    """The run, from the meeting of the ranks to its end, which `ending` knows then.
+
+    given: of this rank, or what is wrong with it.
+    """
+    meeting = Meeting(transport, ending, PREPARING)
+    serving = transport.rank == 0
+    if not serving:
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_RESORT))
+    try:
+        meeting.come(str(given) if isinstance(given, UserError) else "")
+        assert isinstance(given, Given)
+        if serving:  # each side imports only its own modules: all ranks of a host start at the same time
+            from psgc.run.server_side import serve
+
+            serve(transport, given, ending, meeting, resuming, debug)
+        else:
+            from psgc.run.worker_side import work
+
+            ending.in_order = work(transport, given, meeting)
+    except (UserError, RunFailed, CalledOff) as error:
+        ending.failed(error)
+        if debug and not ending.raises and not isinstance(error, CalledOff):
+            say_traceback()
+    except BaseException as error:
+        ending.defect(error)
+
+
+# psgc train
+
+
+def train(
+    config_path: str, overrides: Sequence[str], debug: bool, stopped_by: Sequence[int], resuming: bool = False
+) -> NoReturn:
+    """Run this rank of `psgc train`, and end the process with the exit code that docs/getting-started.md names.
+
+    stopped_by: the signals that asked this process to end; a handler fills it, and rank 0 then ends the run in order.
+    resuming: continue from the newest checkpoint in the run directory, if there is one.
+    """
+    try:
+        transport = Transport(interrupted=lambda: interruption(stopped_by))
+    except RunFailed:
+        if not stopped_by:
+            raise
+        sys.exit(128 + stopped_by[0])  # silently: every rank would say the same
+    default_signals_in_children()
+    ending = Ending(transport, stopped_by)
+    take_part(transport, Given(config_path, overrides=overrides), ending, resuming, debug)
+    code = ending.code
+    for stream in (sys.stdout, sys.stderr):  # may hold what a model has printed
+        with suppress(OSError):
+            stream.flush()
+    if transport.rank:  # no worker may die while the server still writes a checkpoint
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.alarm(0)
+    leave_mpi(transport, ending.in_order, has_failed=code != 0)
+    if ending.in_order:
+        transport.end(code)  # without waiting for a compute thread that is inside a gradient
+    transport.leave(code)
+
+
+# psgc.train in a program
+
+
+class RunOfProgram:
+    """The newest run, for the end of the process (`psgc.run.script_ending.RunToEnd`)."""
+
+    is_alone = False
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport, self.rank = transport, transport.rank
+        self.in_order = self.is_cut_short = False
+
+    @property
+    def reports(self) -> bool:
+        return self.rank > 0 and not self.is_cut_short
+
+    def end(self, text: str = "", code: int = 1) -> None:
+        """Leave MPI for good. An error of the program on a worker, after the run, is shown: nobody else knows of it."""
+        is_own = bool(text and self.rank and not self.is_cut_short)
+        if is_own:
+            say_together(f"psgc: worker {self.rank}: {text}".split("\n"))
+            with suppress(OSError):
+                launched.leave_exit_code(code)
+        if self.in_order and not self.is_cut_short:
+            self._meet_others(code if text else 0, text)
+        leave_mpi(self._transport, self.in_order, has_failed=bool(text))
+        if is_own and not launched.is_launched():  # which looks at more than mpirun's exit code
+            leave(code)
+
+    def _meet_others(self, code: int, text: str) -> None:
+        """Those that begin another run are told that this program has ended. Rank 0 may take its time until its end."""
+        try:
+            self._transport = Transport(timeout=math.inf)
+            meet(self._transport, f"{code} {text.partition(chr(10))[0] or 'without an error'}")
+        except NotAllCame as error:
+            if self.rank == 0:
+                say(f"psgc: {error}", error=True)
+                launched.leave_exit_code(code or 1)
+        except RunFailed:  # a rank is dead: its end is no business of a run
+            self.in_order = False
+
+
+_script: ScriptEnding | None = None  # of this process, once it has called `train_in_program`
+_stopped_by: list[int] = []
+
+
+def train_in_program(given: Given | UserError, program: str, resuming: bool) -> Path | None:
+    """Take part in a run, with the other ranks. Returns its directory on rank 0, None on the others.
+
+    given: of this rank, or what is wrong with it; program: the file name, for messages.
+    Raises on rank 0 UserError, RunFailed, or KeyboardInterrupt; the others then end with CalledOff, without a word, and
+    so they do when ranks were lost.
+    """
+    global _script
+    if launched.ranks() < 2:
+        raise UserError(
+            "psgc.train: this process is alone, expected a server and one worker or more; start it with: "
+            f"psgc launch {program} -n 5   (or mpirun -n 5 python {program})"
+        )
+    if _script is None:
+        _script = ScriptEnding()
+    elif (before := _script.session) is not None and (before.is_cut_short or not before.in_order):
+        what = "failed" if before.in_order else "lost ranks"
+        raise UserError(f"psgc.train: the run before has {what}, after which no other can begin; start a new program")
+    launched.begin(_stopped_by)
+    with _signals(_stopped_by):
+        transport = Transport(interrupted=lambda: interruption(_stopped_by))
+        default_signals_in_children()
+        _script.session = run = RunOfProgram(transport)
+        ending = Ending(transport, _stopped_by, raises=True)
+        take_part(transport, given, ending, resuming or launched.resuming(), launched.debugging())
+        run.in_order, error = ending.in_order, ending.error
+        is_well = error is None
+        if run.in_order and not isinstance(error, NotAllCame):  # whoever is missing does not hear a broadcast
+            is_well = bool(transport.broadcast(None if run.rank else b"+" if is_well else b"", "training"))
+        if is_well and run.in_order:
+            transport.close()
+    if is_well and (run.in_order or run.rank == 0):
+        return Path(given.config.output) if run.rank == 0 and isinstance(given, Given) and given.config else None
+    run.is_cut_short = True
+    if _stopped_by and run.rank == 0:
+        stopper = _stopped_by.pop(0)
+        raise KeyboardInterrupt if stopper == signal.SIGINT else SystemExit(128 + stopper)
+    raise ending.raised or CalledOff
+
+
+@contextmanager
+def _signals(stopped_by: list[int]) -> Iterator[Sequence[int]]:
+    """Ctrl-C and what `psgc launch` and SLURM send end the run in order. Afterwards they do what they did before."""
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError("psgc.train: expected the main thread, which alone gets signals")
+    before = {
+        number: signal.signal(number, lambda number, _: stopped_by.append(number))
+        for number in (signal.SIGINT, *STOPPERS)
+    }
+    try:
+        yield stopped_by
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

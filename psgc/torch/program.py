@@ -1,0 +1,173 @@
+"""What a rank with PyTorch computes and holds, from its model, its dataset and its loss."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psgc import __version__
+from psgc.checkpoints import load_newest
+from psgc.config import Config, TorchConfig
+from psgc.config.torch import TorchRun
+from psgc.errors import UserError
+from psgc.plan import Plan
+from psgc.record.loggers import check_installed
+from psgc.run import launched
+from psgc.run.inputs import source_of
+from psgc.terminal import say
+from psgc.torch.checkpoints import read
+from psgc.torch.checks import check_model
+from psgc.torch.chunk_gradient import ChunkGradient, Loss
+from psgc.torch.determinism import digest as checksum
+from psgc.torch.flat import FlatModel
+from psgc.torch.generators import Generators
+from psgc.torch.hand_over import ScriptState
+from psgc.torch.record import Record
+from psgc.torch.rows import differing, sample
+from psgc.torch.run import Run
+from psgc.torch.sampling import CostFunction, length_of
+from psgc.torch.settings import by_name, check_resumed, settled
+from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
+from psgc.yaml_source import shown
+
+
+class TorchProgram:
+    """A model, its data and its loss: what this rank computes and holds.
+
+    dim: entries of a vector, gradient: of these, those of the gradient; device: of the model; faults: the settings;
+    attached: what the script attaches to the run.
+
+    Raises UserError.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Any,
+        loss: Loss,
+        settings: TorchRun,
+        collate: Callable[[list[Any]], Any] | None,
+        cost: CostFunction | None,
+    ) -> None:
+        self.output, buffers = settings.output or None, settings.buffers
+        if settings.log and self.output is None:
+            raise UserError("psgc.torch.init: log_with: expected output, the directory of the run, as well")
+        if not isinstance(model, nn.Module):
+            raise UserError(f"psgc.torch.init: model is a {type(model).__name__}, expected a torch.nn.Module")
+        if not callable(loss):
+            raise UserError(f"psgc.torch.init: loss is a {type(loss).__name__}, expected a function (model, batch)")
+        if cost is not None and not callable(cost):
+            raise UserError(f"psgc.torch.init: cost_fn is a {type(cost).__name__}, expected a function of rows")
+        self._model, self._dataset, self._length = model, dataset, length_of(dataset)
+        check_model(model, buffers)
+        self._flat = FlatModel(model)
+        compute = ChunkGradient(self._flat, model, loss, buffers, settings.coding.chunks)
+        self.dim, self.gradient, self.device = compute.dim, self._flat.dim, self._flat.device
+        self.faults = settings.faults
+        self.settings = settings.model_copy(update={"dtype": str(self._flat.dtype).removeprefix("torch.")})
+        self.run = Run(model, dataset, self._length, compute, self._flat, settings, collate, cost)
+        self.attached: Sequence[object] = self.run.attached
+
+    def description(self) -> dict[str, Any]:
+        """What has to be equal on all ranks, by name; at most 512 bytes as JSON."""
+        names = hashlib.sha256(repr([(n, tuple(t.shape)) for n, t in _tensors(self._model)]).encode()).hexdigest()
+        return {
+            "psgc": __version__,
+            "torch": torch.__version__,
+            "Python": platform.python_version(),
+            "parameters": self.gradient,
+            "names of the parameters": names[:8],
+            "dtype": self.settings.dtype,
+            "device": self._flat.device.type,
+            "length of the dataset": self._length,
+            "model": source_of(self.settings.problem.torch) if isinstance(self.settings, TorchConfig) else "",
+        }
+
+    def look_at_rows(self) -> None:
+        """Before the ranks meet: what this one will say of its data."""
+        self._rows = sample(self._dataset, self._length, self.settings.seed, self.device)
+
+    def expected(self) -> bytes:
+        """For rank 0: what else has to be equal."""
+        return json.dumps([by_name(self.settings), self._rows]).encode()
+
+    def difference(self, expected: bytes) -> str:
+        """What is not as rank 0 expects it, empty when all is."""
+        arguments, rows = json.loads(expected)
+        mine = by_name(self.settings)
+        for name in [*arguments, *mine]:
+            if mine.get(name) != arguments.get(name):
+                return f"{name} is {shown(mine.get(name))}, not {shown(arguments.get(name))}"
+        row = differing(self._rows, rows)
+        return "" if row is None else f"row {row} of the dataset is another one"
+
+    def settle(self, num_workers: int) -> tuple[Config, Plan]:
+        """The settings and the plan for so many workers. Raises UserError."""
+        return settled(self.settings, num_workers, self.dim)
+
+    def prepare(self, columns: int | None = None) -> tuple[Record, ScriptState | None]:
+        """For rank 0, before the run begins: its record, and the state to resume from or None. Raises UserError."""
+        check_installed(self.settings.log)
+        record = Record(self.output, columns)
+        return record, self.resumed()
+
+    def resumed(self) -> ScriptState | None:
+        """The state that the run goes on from, if it is to go on from one. Raises UserError."""
+        if self.output is None or not launched.resuming():
+            return None
+        directory = Path(self.output) / "checkpoints"
+        found = load_newest(directory, read)
+        if found is None:
+            say(f"no checkpoint in {directory}: starting from the beginning")
+            return None
+        if isinstance(self.settings, TorchConfig):
+            check_resumed(self.settings, directory.parent)
+        say(f"resuming from step {found[0]}, checkpoint in {directory}")
+        return found[1]
+
+    def fingerprint(self) -> str:
+        """Of all that the model holds."""
+        digest = hashlib.sha256()
+        for name, tensor in _tensors(self._model):
+            digest.update(name.encode() + checksum(tensor))
+        return digest.hexdigest()
+
+    def model(self) -> bytes:
+        """All that the model holds."""
+        return to_bytes(state_of(self._model, [], About()))
+
+    def load_model(self, content: bytes) -> None:
+        """Take what `model` gave on another rank."""
+        where = "the parameters of rank 0"
+        load_state(from_bytes(content, where), self._model, [], where)
+        self._flat.check()
+
+    def generators(self) -> bytes:
+        """The states of the generators of random numbers."""
+        return to_bytes({"random": Generators.now(self.device).saved()})
+
+    def set_generators(self, content: bytes) -> None:
+        """Have those that `generators` gave on another rank."""
+        Generators.of(from_bytes(content, "the random numbers of rank 0")["random"]).set(self.device)
+
+    def state(self) -> bytes:
+        """What another rank needs to go on from the call that this one is in."""
+        return self.run.standing.state()
+
+    def digest(self) -> bytes:
+        """16 bytes of all that decides the next step (`psgc.torch.fingerprint`)."""
+        return self.run.standing.digest()
+
+    def params(self) -> np.ndarray:
+        """The parameters (dim,)."""
+        return self._flat.params.detach().cpu().numpy()
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
