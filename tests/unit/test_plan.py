@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from psgc import coding, schedules
 from psgc.config import AssignmentFile, Coding
 from psgc.errors import UserError
-from psgc.plan import Plan, even_plan, make_plan, read_assignment
+from psgc.plan import Plan, even_plan, make_plan
 
 NAMES = tuple(coding.ASSIGNMENTS)
 SCHEDULES = tuple(name for name in schedules.SCHEDULES if name != "dynamic")
@@ -150,13 +150,6 @@ def test_a_dense_file(folder, dtype):
     assert plan.assignment.toarray().tolist() == MATRIX.tolist()
 
 
-@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia"])
-@pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csr_matrix])
-def test_a_sparse_file(folder, layout, kind):
-    scipy.sparse.save_npz("A.npz", kind(MATRIX).asformat(layout))
-    assert read_assignment("A.npz").toarray().tolist() == MATRIX.tolist()
-
-
 def test_uncoded_from_a_file_of_unequal_rows(folder):
     np.save("A.npy", MATRIX)
     plan = from_file("A.npy", schedule="uncoded", parts=2)
@@ -255,14 +248,6 @@ def test_a_number_that_would_be_cut_to_another(folder):
     assert refusal("A.npz").startswith("damaged: offsets holds 0 to 4294967295")
 
 
-@pytest.mark.parametrize("layout", ["csr", "coo", "dia"])
-def test_what_would_not_be_used_of_a_sparse_file(folder, layout):
-    scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(MATRIX).asformat(layout))
-    with np.load("A.npz") as archive:
-        np.savez("A.npz", **archive, order=MATRIX)
-    assert refusal("A.npz") == f"holds 'order' besides, which would not be used; {NEEDED}"
-
-
 @pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia"])
 @pytest.mark.parametrize("shape", [(2**31, 3), (4, 2**31)])
 def test_a_shape_that_the_entries_cannot_fill_takes_no_memory(folder, layout, shape, monkeypatch):
@@ -274,17 +259,7 @@ def test_a_shape_that_the_entries_cannot_fill_takes_no_memory(folder, layout, sh
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc"])
-@pytest.mark.parametrize(
-    ("indices", "indptr"),
-    [
-        ([0, 1, 2], [0, 1, 2, 9]),
-        ([0, 1, 9], [0, 1, 2, 3]),
-        ([0, -1, 2], [0, 1, 2, 3]),
-        ([0, 1, 2], [0, 2, 1, 3]),
-        ([0, 1, 2], [0, 1, 2, 0]),
-        ([0, 1, 2], [0, 1, 2, 2]),
-    ],
-)
+@pytest.mark.parametrize(("indices", "indptr"), [([0, 1, 9], [0, 1, 2, 3]), ([0, 1, 2], [0, 1, 2, 0])])
 def test_sparse_indices_that_lead_outside_the_matrix(folder, layout, indices, indptr):
     np.savez(
         "A.npz", format=layout.encode(), shape=[3, 3], data=np.ones(3), indices=indices, indptr=indptr, _is_array=True
