@@ -167,18 +167,6 @@ def test_a_compressed_array_that_ends_before_its_directory_says_is_refused(tmp_p
         map_npz(str(path))
 
 
-def test_an_archive_behind_or_before_something_else_is_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", X=np.zeros(3))
-    whole = (tmp_path / "a.npz").read_bytes()
-    for more in (whole + whole, whole + b"\0", b"\0" + whole):
-        (tmp_path / "b.npz").write_bytes(more)
-        with pytest.raises(UserError, match="bytes before the archive or behind it"):
-            map_npz(str(tmp_path / "b.npz"))
-    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
-        archive.comment = b"by hand"
-    assert list(map_npz(str(tmp_path / "a.npz"))) == ["X"]
-
-
 def test_a_member_that_is_another_than_the_directory_says_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", X=np.zeros(3), Y=np.ones(3))
     whole = (tmp_path / "a.npz").read_bytes()
