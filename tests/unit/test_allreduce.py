@@ -52,6 +52,22 @@ def test_who_has_left_before_the_state_was_there_that_it_was_to_be_given_is_sent
     assert end.forgotten == {2}
 
 
+def arrives(it, source, iteration, vector, is_state=False):
+    buffer = np.concatenate([vector, np.zeros(stamp_length(np.float64))])
+    it.arrived(Vector(source, iteration, pack_block(BlockName(0, 0, 0, 0, is_state)), buffer, vector.size))
+    it.poll()
+
+
+def test_a_state_that_comes_too_late_changes_nothing():
+    it, _ = opened()
+    it.start(5, np.full(4, 5.0))
+    for late in (4, 5):
+        it.announced(2, State(late, 1, 4, {}))
+        arrives(it, 2, late, np.zeros(4), is_state=True)
+    assert it.steps == 5
+    assert it.replica.params.tolist() == [5.0] * 4
+
+
 def test_a_rank_whose_state_waits_for_the_end_of_its_step_is_not_behind_any_more():
     """Else its script would leave when the run ends meanwhile, although it can make the last steps."""
     hand_over = HandOver(0)
@@ -61,22 +77,17 @@ def test_a_rank_whose_state_waits_for_the_end_of_its_step_is_not_behind_any_more
     it.start(0, np.zeros(4))
     hand_over.call(0, is_whole=True, signature=0.0)
 
-    def arrives(source, iteration, vector, is_state=False):
-        buffer = np.concatenate([vector, np.zeros(stamp_length(np.float64))])
-        it.arrived(Vector(source, iteration, pack_block(BlockName(0, 0, 0, 0, is_state)), buffer, vector.size))
-        it.poll()
-
     first = Map(0, 0, (0, 1, 2), (Contributor(2, 2, 0),), (Slice(0, 0, 4),))
     it.mapped(first, {})
     it.closed(0, {})
-    arrives(0, 0, np.ones(4))
+    arrives(it, 0, 0, np.ones(4))
     assert replica.is_stepping  # which the script takes some time for
     it.mapped(replace(first, iteration=1, receivers=(0, 2)), {})
     assert it.is_behind
     state = vector_of(b"a state", np.dtype(np.float64))
     it.announced(2, AnnouncedState(2, 1, state.size, {}))
     assert it.is_behind
-    arrives(2, 2, state, is_state=True)
+    arrives(it, 2, 2, state, is_state=True)
     assert not it.is_behind
     hand_over.call(1, is_whole=True, signature=1.0)
     it.poll()

@@ -11,15 +11,16 @@ from psgc.aggregation.map_messages import MapReader
 from psgc.aggregation.replica import WAITING_BYTES, Replica
 from psgc.backend import Backend
 from psgc.config import Coding, OptimizerSettings
-from psgc.messages import Kind
+from psgc.messages import BlockName, Kind, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
-from psgc.server.arrivals import Moved
+from psgc.server.arrivals import Block, Moved
 from psgc.server.digests import of_replicas
 from psgc.server.events import WORKING
 from psgc.server.outbox import Outbox
 from psgc.server.replicas import WAITING
 from psgc.server.summing import MOST_WAITING, Summing
+from psgc.transport import Vector
 from tests.unit.list_transport import ListTransport
 from tests.unit.scripted import config_of
 
@@ -198,3 +199,21 @@ def test_a_worker_that_was_lost_before_it_had_a_map_is_told_all_of_the_next_one(
     rank_0.begin(12)
     rank_0.it.share(without_3, now=2.0)
     assert heard() == [tuple(without_3)]
+
+
+def test_only_who_contributes_late_rests_and_not_who_sums_late(rank_0):
+    rank_0.begin(10)
+    rank_0.it.share([(worker, worker, 0) for worker in WORKERS], now=0.0)
+
+    def arrives(worker, role, block, now):
+        rank_0.it.poll(now, WORKING)
+        name = pack_block(BlockName(0, 0, role, block))
+        rank_0.it.arrived(Block(worker, Vector(worker, 10, name, np.zeros(1 + stamp_length(np.float64)), 1)))
+
+    for worker in WORKERS:
+        arrives(worker, role=worker, block=0, now=9.0 if worker == 2 else 0.1)
+    for worker in WORKERS:  # each sums the block of its number
+        arrives(worker, role=0, block=worker, now=9.0)
+    rank_0.it.choose()
+    rank_0.it.close()
+    assert rank_0.it.resting(11) == {2}

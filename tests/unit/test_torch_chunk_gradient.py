@@ -285,6 +285,17 @@ def test_a_parameter_without_a_gradient_in_any_chunk_has_none():
     assert model.other.weight.grad is None
 
 
+def test_hooks_of_a_parameter_without_a_gradient_are_not_called():
+    model, called = Heads(), []
+    for name, head in (("one", model.one), ("other", model.other)):
+        head.bias.register_hook(lambda _, name=name: called.append(name))
+        head.bias.register_post_accumulate_grad_hook(lambda param, name=name: called.append(f"{name}, late"))
+    gradient, flat = made(model)
+    gradient.apply(gradient.vector(PIECES, SEED, always, 10))
+    flat.call_late_hooks()
+    assert called == ["one", "one, late"]
+
+
 def test_hooks_see_the_gradient_of_the_mean_and_may_change_it():
     plain, model = small(), small()
     gradient, _ = made(model, num_chunks=3)

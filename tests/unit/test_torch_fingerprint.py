@@ -72,6 +72,15 @@ def test_a_difference_has_a_name(change, name):
     assert differing(one.digest(), other.digest(), [other.optimizer, other.schedule]) == [named]
 
 
+def test_tied_parameters_that_differ_are_parameters():
+    ranks = [Rank(), Rank()]
+    for rank in ranks:
+        rank.model.tied = rank.model[2].weight = nn.Parameter(torch.ones(300, 5))
+    with torch.no_grad():
+        ranks[0].model.tied[7] = 2
+    assert differing(*(rank.digest() for rank in ranks)) == [PARAMETERS]
+
+
 DRAWS = [(random.random, PYTHON), (np.random.rand, NUMPY), (lambda: torch.rand(1), TORCH)]
 
 

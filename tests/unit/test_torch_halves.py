@@ -126,6 +126,13 @@ class InLoss(nn.Module):
         return self.inner(F.dropout(x, 0.5, self.training) + self.noise * torch.randn_like(x))
 
 
+def compiled():
+    """In half precision where no hook sees it, since `module.compile()` would compile hooks as well."""
+    model = small()
+    model._compiled_call_impl = lambda x: model.forward(x).bfloat16()
+    return model
+
+
 def under_autocast(dtype):
     def loss(model, batch):
         with torch.autocast("cpu", dtype):
@@ -148,6 +155,7 @@ def under_autocast(dtype):
         (TrainsOnly, total, {}),
         (lambda: small(*[layer for _ in range(20) for layer in (nn.Linear(8, 8), nn.ReLU())]),
          under_autocast(torch.bfloat16), {}),
+        (compiled, lambda model, batch: model(batch[0]).square().mean(), {}),
         (small, under_autocast(torch.float16), {"scaler": torch.amp.GradScaler("cpu")}),
         (small, lambda model, batch: (model(batch[0]).sum() - model(batch[0].flip(0)).sum()) / len(batch[0]), {}),
         (small, contrastive, {"chunks": 1, "micro_batch": 48}),
@@ -155,7 +163,7 @@ def under_autocast(dtype):
         (lambda: small().double(), lambda model, batch: mean(model, (batch[0].double(), batch[1])), {}),
     ],
     ids=["mean", "sum", "decay in a mean", "dropout", "batch norm", "batch norm without statistics",
-         "dropout in a function", "noise", "trains only", "bfloat16", "float16", "rounding errors", "whole batch",
+         "dropout in a function", "noise", "trains only", "bfloat16", "compiled", "float16", "rounding errors", "whole batch",
          "one by one", "double"],
 )  # fmt: skip
 def test_losses_that_can_be_added_up_are_not(model, loss, settings):

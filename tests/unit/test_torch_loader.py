@@ -220,7 +220,20 @@ def test_the_chunk_after_the_next_may_be_expected_before_the_next_is_asked_for(o
         eventually(lambda start=start: start + 3 in dataset.ahead)
         loader.expect(range(start + 4, start + 8))
         assert loaded(loader, range(start, start + 4)) == [[start, start + 1], [start + 2, start + 3]]
-    assert len(dataset.asked) == len(set(dataset.asked))
+    assert len(dataset.asked) == len({row for row, _ in dataset.asked})
+
+
+@pytest.mark.parametrize("why", ["it draws for its first row", "of a default device"])
+def test_a_dataset_that_may_not_be_loaded_ahead(at_once, why):
+    dataset = Rows(at={0}, act=lambda: random.randrange(1)) if why == "it draws for its first row" else Rows()
+    loader = ChunkLoader(dataset, lambda examples: examples, 1)
+    with torch.device("cpu" if dataset.at else "meta"):  # a default device is that of one thread
+        list(loader.micro_batches([0, 1]))
+        loader.expect([2, 3])
+        time.sleep(0.05)
+        assert [piece.batch for piece in loader.micro_batches([2, 3])] == [[2], [3]]
+    assert dataset.ahead == []
+    loader.close()
 
 
 def test_what_is_expected_may_change_and_what_comes_may_be_something_else(opened):
