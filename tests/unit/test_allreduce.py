@@ -62,7 +62,7 @@ def test_a_state_that_comes_too_late_changes_nothing():
     it, _ = opened()
     it.start(5, np.full(4, 5.0))
     for late in (4, 5):
-        it.announced(2, State(late, 1, 4, {}))
+        it.announced(2, AnnouncedState(late, 1, 4, {}))
         arrives(it, 2, late, np.zeros(4), is_state=True)
     assert it.steps == 5
     assert it.replica.params.tolist() == [5.0] * 4

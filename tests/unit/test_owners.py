@@ -139,6 +139,21 @@ def test_a_late_owner_is_hedged_after_a_while_that_doubles(it):
     assert owners(again) not in (owners(made), [3])
 
 
+def test_a_slice_with_a_new_owner_goes_on_when_that_one_is_lost(it):
+    for number in range(3):
+        it.here(0, number, 100.1)
+    (new,) = owners(it.late(ALL, 105.0))
+    assert it.lost(3, [0, 1, 2], 105.1) is None
+    assert owners(it.lost(new, [rank for rank in ALL if rank not in (3, new)], 105.2)) not in ([new], [3])
+
+
+def test_each_iteration_may_change_its_owners(it):
+    for iteration in range(HEDGES + 1):
+        it.begin(iteration)
+        it.share(MADE, ALL, ALL, 0.0)
+        assert it.late(ALL, 10.0).attempt == 1
+
+
 def test_after_a_long_redo_owners_have_time(it):
     for number in range(3):
         it.here(0, number, 100.1)

@@ -57,6 +57,9 @@ def test_a_worker_that_does_not_catch_up_waits_twice_as_long_each_time(it):
     it.stepped(1, now + LONGEST)
     it.behind(1, now + LONGEST, now + LONGEST)
     assert it.gifts(now + LONGEST + 1, [1]) == [(0, 1)]
+    now += LONGEST + 1 + CATCHING_UP
+    assert it.receivers(now, [1]) == (0,)
+    assert [it.gifts(now + wait, [1]) for wait in (1, 2)] == [[], [(0, 1)]]  # as after the first one
 
 
 def test_when_it_is_urgent_nobody_waits_not_even_who_was_left_out(it):

@@ -14,7 +14,7 @@ from psgc.config import Coding, OptimizerSettings
 from psgc.messages import BlockName, Kind, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
-from psgc.server.arrivals import Block, Moved
+from psgc.server.arrivals import BlockArrived, Moved
 from psgc.server.digests import of_replicas
 from psgc.server.events import WORKING
 from psgc.server.outbox import Outbox
@@ -141,6 +141,8 @@ def test_with_server_rank_0_owns_every_slice_and_gives_every_state():
     rank_0.begin(11)
     assert Kind.GIVE not in [kind for _, kind, _ in rank_0.told()]
     assert rank_0.given == [1]
+    assert not rank_0.it.is_followed(())
+    assert rank_0.it.is_followed({1})  # its script is over
 
 
 def test_with_per_chunk_rank_0_hands_out_the_gradient_that_it_has():
@@ -208,7 +210,7 @@ def test_only_who_contributes_late_rests_and_not_who_sums_late(rank_0):
     def arrives(worker, role, block, now):
         rank_0.it.poll(now, WORKING)
         name = pack_block(BlockName(0, 0, role, block))
-        rank_0.it.arrived(Block(worker, Vector(worker, 10, name, np.zeros(1 + stamp_length(np.float64)), 1)))
+        rank_0.it.arrived(BlockArrived(worker, Vector(worker, 10, name, np.zeros(1 + stamp_length(np.float64)), 1)))
 
     for worker in WORKERS:
         arrives(worker, role=worker, block=0, now=9.0 if worker == 2 else 0.1)

@@ -163,8 +163,8 @@ def under_autocast(dtype):
         (lambda: small().double(), lambda model, batch: mean(model, (batch[0].double(), batch[1])), {}),
     ],
     ids=["mean", "sum", "decay in a mean", "dropout", "batch norm", "batch norm without statistics",
-         "dropout in a function", "noise", "trains only", "bfloat16", "compiled", "float16", "rounding errors", "whole batch",
-         "one by one", "double"],
+         "dropout in a function", "noise", "trains only", "bfloat16", "compiled", "float16", "rounding errors",
+         "whole batch", "one by one", "double"],
 )  # fmt: skip
 def test_losses_that_can_be_added_up_are_not(model, loss, settings):
     backward(model(), loss, **settings)
