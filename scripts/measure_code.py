@@ -2,7 +2,7 @@
 
 A *type name with several meanings* is that of classes in two or more modules, with or without an underscore. A *private
 name of another module* is an attribute that begins with one underscore, of anything but `self` and `cls`, or an import
-of such a name.
+of such a name; a few public names begin with one.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PUBLIC = {"_exit", "_asdict", "_fields", "_replace", "_repr_html_"}  # of os, of named tuples, and of IPython
 SHORT, ARGUMENTS = 60, 8  # lines of a file that may belong into another one; arguments that one call can be read with
 
 
@@ -33,7 +34,7 @@ def private_uses(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=value, attr=name) if name.startswith("_") and not name.startswith("__"):
-                if not (isinstance(value, ast.Name) and value.id in ("self", "cls")):
+                if name not in PUBLIC and not (isinstance(value, ast.Name) and value.id in ("self", "cls")):
                     yield name
             case ast.ImportFrom(names=names):
                 yield from (alias.name for alias in names if alias.name.startswith("_") and alias.name != "__version__")

@@ -87,14 +87,14 @@ def measure(situations: Sequence[str], programs: Sequence[str], chunks: int, ite
         for _ in range(rounds):
             for situation in situations:
                 for program in [PROGRAMS[name] for name in programs]:
-                    took = _undisturbed(Path(folder), SITUATIONS[situation], program, chunks, iterations)
+                    took = undisturbed(Path(folder), SITUATIONS[situation], program, chunks, iterations)
                     found.setdefault((situation, program), []).append(took)
                     more = f"{1e3 * took.seconds:.1f} ms, others on {took.others:.2f} cores"
                     print(f"{SITUATIONS[situation].text}, {program}: {more}", flush=True)
     return found
 
 
-def _undisturbed(*arguments: Any) -> Took:
+def undisturbed(*arguments: Any) -> Took:
     """A run, again as long as other processes disturb it; in the end that which they disturbed least."""
     tries: list[Took] = []
     while len(tries) < TRIES and (not tries or tries[-1].others > DISTURBED):

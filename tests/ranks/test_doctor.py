@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from tests.ranks.mpirun import run
 from tests.ranks.planted import plant
 
@@ -37,6 +39,7 @@ def test_this_machine_survives_a_dead_rank(tmp_path):
     assert not list(planted.iterdir())  # and no file there was taken for a module
 
 
+@pytest.mark.faults
 def test_an_mpi_that_does_not_start(tmp_path):
     env = {"OMPI_MCA_pml": "^ob1"}  # none of the others works on one host: no run
     finished = run(DOCTOR, tmp_path, timeout=90, env=env)

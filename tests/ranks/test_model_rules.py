@@ -61,6 +61,7 @@ def train(tmp_path):
     return start
 
 
+@pytest.mark.faults
 def test_a_model_that_writes_to_its_arguments_ends_the_run(train):
     finished = train("params")
     assert finished.returncode == 1, finished.said
@@ -68,6 +69,7 @@ def test_a_model_that_writes_to_its_arguments_ends_the_run(train):
     assert "iteration 1: the gradient writes to params, which it must only read" in one_line(finished)
 
 
+@pytest.mark.faults
 def test_a_gradient_without_the_weight_of_its_chunk_ends_the_run(train):
     finished = train("mean")
     assert finished.returncode == 1, finished.said

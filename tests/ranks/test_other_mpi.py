@@ -122,6 +122,7 @@ def test_a_run_without_faults_is_the_same_under_mpich(folder, expected):
     assert_done(folder, expected)
 
 
+@pytest.mark.faults
 def test_mpichs_mpirun_alone_has_the_right_exit_code(folder, expected):
     mpi = mpich()  # whose hydra kills ranks that end without its leave
     finished = run(mpi.train("--set", "transfer=per_chunk"), folder, env=mpi.env)
@@ -181,6 +182,7 @@ def test_a_stopped_worker_that_holds_up_mpich_ends_the_run(folder):
     assert not finished.orphans
 
 
+@pytest.mark.faults
 def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
     mpi = mpich()
     with MpiRun(mpi.launch(*SLOWLY), folder, mpi.env) as running:
@@ -194,6 +196,7 @@ def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
     assert not finished.orphans
 
 
+@pytest.mark.faults
 def test_the_doctor_says_that_a_dead_rank_ends_the_run(tmp_path):
     finished = run(DOCTOR, tmp_path, timeout=90, env=mpich().env)
     assert finished.returncode == 0, finished.said
@@ -203,6 +206,7 @@ def test_the_doctor_says_that_a_dead_rank_ends_the_run(tmp_path):
     assert not finished.orphans
 
 
+@pytest.mark.faults
 def test_the_doctor_finds_an_mpirun_of_another_mpi(tmp_path):
     env = {"PATH": mpich().env["PATH"]}  # and mpi4py takes the usual library
     finished = run(DOCTOR, tmp_path, timeout=90, env=env)

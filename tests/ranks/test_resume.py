@@ -74,8 +74,10 @@ def killed(folder):
 
 @pytest.mark.parametrize(
     ("ranks", "changes"),
-    [(3, ["--set", "schedule=static", "--set", "coding.replication=1"]), (5, ["--set", "schedule=full"])],
-    ids=["fewer workers, static", "more workers, full"],
+    [
+        pytest.param(3, ["--set", "schedule=static", "--set", "coding.replication=1"], id="fewer workers, static"),
+        pytest.param(5, ["--set", "schedule=full"], id="more workers, full", marks=pytest.mark.faults),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_parameters_to_the_last_bit(folder, killed, ranks, changes):
     recorded = read_run(killed)  # what it had recorded, to its last row
@@ -99,6 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_parameters_to_the_last_bit(folder, kil
     assert not list((folder / output / "checkpoints").glob(".*"))
 
 
+@pytest.mark.faults
 def test_a_run_that_was_asked_to_stop_says_how_to_go_on_and_does_so(folder):
     with MpiRun(command(folder, "asked", *SLOWLY), folder) as running:
         wait_until(lambda: (folder / "asked/iterations.csv").exists() and len(rows(folder / "asked")) > 3)

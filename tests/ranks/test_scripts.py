@@ -76,11 +76,15 @@ CASES = [
     ("raise", "0", 1, [EARLY.format(0, "HOST") + "Strange: no data (train.py:11)", "\nhelper.Strange: no\n"]),
     ("refuse", "12", 1, ["psgc: the script of 2 ranks, first rank 1, ended before the others: chunks=0"]),
 ]
+USUAL = [("exit", "all"), ("raise", "2")]
 
 
 @pytest.mark.parametrize(
     ("how", "ranks", "code", "said", "options"),
-    [*((*case, []) for case in CASES), *((*case, ["--no-fault-tolerance"]) for case in CASES[::3])],
+    [
+        *(pytest.param(*case, [], marks=[] if case[:2] in USUAL else pytest.mark.faults) for case in CASES),
+        *(pytest.param(*case, ["--no-fault-tolerance"], marks=pytest.mark.faults) for case in CASES[::3]),
+    ],
 )
 def test_ends_before_init(folder, how, ranks, code, said, options):
     size = 2 if ranks == "all" else 3
@@ -94,6 +98,7 @@ def test_ends_before_init(folder, how, ranks, code, said, options):
     assert finished.stdout.count(f" of {size} trains\n") == (size if how == "train" else 0), finished.said
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_rank_that_is_killed_before_init(folder, rank):
     finished = run(command("kill", str(rank)), folder, timeout=30)
@@ -104,6 +109,7 @@ def test_a_rank_that_is_killed_before_init(folder, rank):
     assert finished.stderr.startswith(died if rank else lost), finished.said
 
 
+@pytest.mark.faults
 def test_a_script_that_is_stopped_before_init(folder):
     with MpiRun(command("wait", "2"), folder) as running:
         wait_until(lambda: Path(folder, "waits2").exists())

@@ -117,6 +117,7 @@ def test_data_that_only_a_worker_cannot_read_is_one_line_and_exit_2(folder):
     assert not finished.orphans
 
 
+@pytest.mark.faults
 def test_workers_that_fail_together_with_much_to_say_end_in_order(folder):
     use_the_model(folder, fails_in="every chunk", seconds=0.001)
     finished = train(folder)
@@ -173,7 +174,7 @@ def test_the_run_goes_on_without_a_worker_that_fails_and_one_that_dies(folder):
     assert not finished.orphans
 
 
-@pytest.mark.parametrize("how", ["mpirun", "launch"])
+@pytest.mark.parametrize("how", [pytest.param("mpirun", marks=pytest.mark.faults), "launch"])
 def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
     use_the_model(folder, seconds=0.01)
     launch = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "4"]
@@ -200,6 +201,7 @@ def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
     np.load(folder / "out/timeline.npz")["outcome"]
 
 
+@pytest.mark.faults
 def test_ctrl_c_while_the_run_is_set_up_is_one_line(folder):
     still = "import os, time\nif os.environ['OMPI_COMM_WORLD_RANK'] == '2': open('importing', 'w'); time.sleep(60)\n"
     (folder / "model.py").write_text(still + MODEL)
@@ -239,7 +241,7 @@ def rows(folder):
     return (folder / "out/iterations.csv").read_text().splitlines()
 
 
-@pytest.mark.parametrize("aggregation", ["server", "allreduce"])
+@pytest.mark.parametrize("aggregation", [pytest.param("server", marks=pytest.mark.faults), "allreduce"])
 def test_a_dimension_that_does_not_fit_is_one_line(folder, aggregation):
     use_the_model(folder)
     (folder / "large.py").write_text(MODEL.replace("dim = 4", "dim = 10**13"))

@@ -60,35 +60,29 @@ def test_traffic_is_that_of_the_largest_vectors_with_nobody_slow():
     assert bench_network.traffic({(Case(99, "link"), "allreduce-1"): Measured(0.1, 7e6, 2e6)}) == ""
 
 
-def test_a_situation_with_chunks_is_compared_with_the_one_with_chunks():
-    assert Case(10, "processor").undisturbed == Case(10, "chunks")
-    assert Case(10, "link").undisturbed == Case(10, "none")
-    assert Case(10, "memory").undisturbed == Case(10, "memory")
-
-
-def test_one_host_has_one_dimension():
+def test_cases_with_what_they_are_compared_with_and_how_long_they_take():
+    assert [Case(10, name).undisturbed.situation for name in ("processor", "link", "memory")] == [
+        "chunks", "none", "memory",
+    ]  # fmt: skip
     found = bench_network.cases([10, 20], ["none", "memory", "link"])
     assert found == [*(Case(dim, name) for dim in (10, 20) for name in ("none", "link")), Case(10_000_000, "memory")]
-
-
-def test_fewer_iterations_of_larger_vectors():
     counts = [bench_network.iterations(Case(dim, "none")) for dim in (1, 100_000, 1_000_000, 4_000_000)]
-    assert counts == [20, 20, 6, 3]
-    assert bench_network.iterations(Case(10_000_000, "memory")) == 20
+    assert [*counts, bench_network.iterations(found[-1])] == [20, 20, 6, 3, 20]
 
 
-def test_without_root_one_line_says_so(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "needs root: no network namespaces for this user: why"),
+        (["--dims", "5", "0"], "0: dimensions and iterations are at least 1"),
+        (["--iterations", "-1"], "-1: dimensions and iterations are at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(monkeypatch, capsys, options, said):
     monkeypatch.setattr(bench_network, "impossible", lambda: "no network namespaces for this user: why")
-    monkeypatch.setattr(sys, "argv", ["bench_network.py"])
-    assert bench_network.main() == 2
-    assert capsys.readouterr().err == "bench_network: needs root: no network namespaces for this user: why\n"
-
-
-@pytest.mark.parametrize(("options", "number"), [(["--dims", "5", "0"], 0), (["--iterations", "-1"], -1)])
-def test_a_number_below_one_is_refused_in_one_line(monkeypatch, capsys, options, number):
     monkeypatch.setattr(sys, "argv", ["bench_network.py", *options])
     assert bench_network.main() == 2
-    assert capsys.readouterr().err == f"bench_network: {number}: dimensions and iterations are at least 1\n"
+    assert capsys.readouterr().err == f"bench_network: {said}\n"
 
 
 def test_only_the_programs_that_are_asked_for_are_measured(monkeypatch, capsys, tmp_path):
@@ -138,7 +132,7 @@ def test_a_rank_joins_the_group_of_its_host_once(tmp_path):
     assert not (group / "cgroup.procs").exists()
 
 
-def test_psgc_aggregates_as_its_row_says(tmp_path):
+def test_psgc_runs_as_its_row_says_with_one_chunk_a_worker_unless_there_is_something_to_compute(tmp_path):
     for name, program in network_runs.PROGRAMS.items():
         if not program.library:
             network_runs.training(program.settings, {"seconds": 0.0}, 5, 9, "a:9", tmp_path)
@@ -148,8 +142,6 @@ def test_psgc_aggregates_as_its_row_says(tmp_path):
             assert name == f"{shown}-{config.coding.parts}"
             assert program.text == f"psgc, `{shown}`, parts {config.coding.parts}"
 
-
-def test_psgc_has_one_chunk_a_worker_unless_there_is_something_to_compute(tmp_path):
     for seconds, chunks in ((0.0, 1), (0.002, network_runs.CHUNKS)):
         work = {"dim": 7, "seconds": seconds, "groups": ""}
         command = network_runs.training({"coding.parts": 2}, work, 5, 9, "server:1,a:8", tmp_path)
@@ -183,10 +175,13 @@ def test_a_wrong_sum_is_no_measurement():
 def test_quotas_of_both_versions_of_cgroups(tmp_path, file, text, folder, settings):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(text)
-    parent, quota = cpu_quotas._parent_and_quota(tmp_path)
-    assert parent == tmp_path / folder
-    assert quota(0.2) == settings
-    assert str(cpu_quotas.SMALLEST) in " ".join(quota(0.001).values()).split()
+    quotas = cpu_quotas.CpuQuotas("run", {}, tmp_path)
+    assert quotas.folder == tmp_path / folder / "run"
+    (group := quotas.folder / "a").mkdir(parents=True)
+    quotas.change("a", 0.2)
+    assert {path.name: path.read_text() for path in group.iterdir()} == settings
+    quotas.change("a", 0.001)
+    assert str(cpu_quotas.SMALLEST) in " ".join(path.read_text() for path in group.iterdir()).split()
 
 
 def test_no_cpu_controller_is_one_line(tmp_path):

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import bench_overhead
@@ -42,9 +43,9 @@ def test_the_last_worker_is_the_slow_one_and_the_first_iterations_do_not_count(m
         return benching.Run([{"seconds": float(number)} for number in range(10)], {"work_thrown_away": 0.25})
 
     monkeypatch.setattr(bench_overhead, "train", train)
-    monkeypatch.setattr(sys, "argv", ["bench_overhead.py", "--factor", "10", "--iterations", "5"])
+    options = SimpleNamespace(factor=10.0, iterations=5)
     case = Case(4, 8, 1.0)
-    took = bench_overhead.measure(tmp_path, case, REFERENCE, {"schedule": "uncoded"}, bench_overhead._options())
+    took = bench_overhead.measure(tmp_path, case, REFERENCE, {"schedule": "uncoded"}, options)
     assert took == Took(7.0, 0.25)
     settings, workers = asked[0]
     assert workers == 4

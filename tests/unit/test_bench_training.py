@@ -108,10 +108,10 @@ def test_a_disturbed_run_is_repeated(monkeypatch):
     monkeypatch.setattr(training_quotas, "_measure", lambda *_: Took(next(seconds), 0.0, 0.5))
     busy = iter([0.5, 0.02, 0.4, 0.3])
     monkeypatch.setattr(training_quotas, "_others", lambda *_: next(busy))
-    assert training_quotas._undisturbed() == Took(2.0, 0.0, 0.5, 0.02)
+    assert training_quotas.undisturbed() == Took(2.0, 0.0, 0.5, 0.02)
     monkeypatch.setattr(training_quotas, "TRIES", 3)
     busy, seconds = iter([0.4, 0.3, 0.5]), iter([1.0, 2.0, 3.0])
-    assert training_quotas._undisturbed() == Took(2.0, 0.0, 0.5, 0.3)
+    assert training_quotas.undisturbed() == Took(2.0, 0.0, 0.5, 0.3)
 
 
 def test_the_model_under_quotas_has_the_gradient_of_its_loss(monkeypatch):

@@ -1,16 +1,10 @@
 """The coordinator with transfer `combined`: which accumulators are shared out, and what is in their sum."""
 
-from collections import Counter
-
 from coordinating import begun, collecting, report
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from refusal import snapshot
-from test_coordinator import clusters
 
-from psgc.errors import TooFewWorkers
 from psgc.schedules.schedule import Next
-from psgc.server.events import Abandoned, Begin, Deadline, Lost, Report, Summed
+from psgc.server.events import Abandoned, Begin, Lost, Report, Summed
 from psgc.server.instructions import Commit, Finish, Invalidate, Share
 
 
@@ -96,90 +90,3 @@ def test_what_was_done_again_and_not_shared_out_is_not_in_the_sum():
     assert it.handle(Summed()) == [Finish()]
     assert [it.books.used(1, 0), it.books.used(1, 1), it.books.used(2, 0, 1)] == [True, True, False]
     assert it.books.recovered == 2
-
-
-class World:
-    """What workers keep, by the instructions alone."""
-
-    def __init__(self, it, parts):
-        self.it, self.parts = it, parts
-        self.kept = {}  # (worker, role, serial) -> (chunk, attempt)
-        self.closed = set()  # accumulators that must not change
-        self.shares, self.last = 0, set()  # (worker, chunk, attempt) in the newest
-        self.attempts = Counter()
-        self.finished = False
-
-    def bring(self, event):
-        if isinstance(event, Lost):
-            self.kept = {key: copies for key, copies in self.kept.items() if key[0] != event.worker}
-        for instruction in self.it.handle(event):
-            assert not self.finished
-            match instruction:
-                case Commit(chunk, _, told, serial):
-                    assert serial == self.shares
-                    for worker, role in told:
-                        assert (worker, role, serial) not in self.closed
-                        self.kept.setdefault((worker, role, serial), []).append((chunk, self.attempts[chunk]))
-                case Invalidate(_, chunk, attempt):
-                    self.attempts[chunk] = attempt
-                case Share(contributors):
-                    self.share(contributors)
-                case Finish():
-                    self.finished = True
-                    self.finish()
-
-    def share(self, contributors):
-        """Every part of every chunk is in it once."""
-        assert contributors == tuple(sorted(self.kept))
-        summed = Counter((chunk, key[1]) for key in contributors for chunk, _ in self.kept[key])
-        chunks = enumerate(self.it.books.chunks)
-        assert summed == Counter((chunk, role) for chunk, copies in chunks for role in copies.contributors)
-        self.shares, self.closed = self.shares + 1, set(contributors)
-        self.last = {(key[0], chunk, attempt) for key in contributors for chunk, attempt in self.kept[key]}
-
-    def finish(self):
-        books = self.it.books
-        numbers = [len(copies.contributors) for copies in books.chunks]
-        assert (self.it.phase, books.accumulators.shared) == ("idle", set())
-        assert books.recovered == numbers.count(self.parts)
-        assert books.missing == len(numbers) * self.parts - sum(numbers)
-        used = [(w, i, attempt) for i, copies in enumerate(books.chunks) for w, attempt in copies.used]
-        assert sorted(used) == sorted(self.last)
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    data=st.data(),
-    cluster=clusters(),
-    name=st.sampled_from(["full", "static", "skipping", "dynamic"]),
-    tolerated=st.integers(0, 2),
-)
-def test_every_part_of_every_chunk_is_shared_out_once_whoever_is_lost(data, cluster, name, tolerated):
-    holders, parts = cluster
-    it = begun(holders, parts, name=name, workers=range(1, 7), tolerated=tolerated)
-    world = World(it, parts)
-    events = data.draw(st.lists(st.sampled_from(["report", "some", "all", "lost", "lost", "end"]), max_size=12))
-    try:
-        for what in [*events, "all", "end"]:
-            copies = [(worker, chunk) for chunk, of in enumerate(it.membership.holders) for worker in of]
-            if world.finished:
-                break
-            if what == "lost":
-                world.bring(Lost(data.draw(st.sampled_from(sorted(it.membership.live)))))
-            elif what == "report":
-                worker, chunk = data.draw(st.sampled_from(copies))
-                attempt = data.draw(st.integers(0, it.books.chunks[chunk].attempt))
-                world.bring(Report(worker, 0, chunk, attempt=attempt))
-            elif what in ("some", "all"):
-                drawn = data.draw(st.permutations(copies))
-                for worker, chunk in drawn[: None if what == "all" else len(drawn) // 3]:
-                    world.bring(Report(worker, 0, chunk, attempt=it.books.chunks[chunk].attempt))
-            else:
-                world.bring(Deadline() if it.phase == "working" else Summed())
-    except TooFewWorkers:
-        return
-    assert world.finished
-    for worker, chunk in copies:
-        if worker in it.membership.live:
-            assert it.handle(Report(worker, 0, chunk)) == []
-    it.handle(Begin(1))

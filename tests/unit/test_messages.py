@@ -124,7 +124,7 @@ def test_the_name_of_a_block_survives_in_a_stamp(name):
 def test_a_number_that_does_not_fit_its_bits_is_an_error(name, too_large, negative):
     field, value = too_large
     with pytest.raises(ValueError, match=f"{field} of "):
-        pack_block(name._replace(**{field: -1 if negative else value}))
+        pack_block(BlockName(**name._asdict() | {field: -1 if negative else value}))
 
 
 @given(st.integers(-(2**63), 2**63 - 1))
