@@ -33,7 +33,7 @@ BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
 # tests that compare times: nothing runs beside these; and one with up to seventeen workers that are not to be missed
 TIMED := tests/ranks/test_approximate.py tests/ranks/test_latency.py tests/ranks/test_replay.py
 CROWDED := tests/faults/test_matrix.py
-FAULTS := $(wildcard tests/ranks/test_*.py)
+FAULTS := tests/unit/test_bench_torch.py $(wildcard tests/ranks/test_*.py)
 
 test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest $(BESIDE) $(TIMED:%=--ignore %)

@@ -44,7 +44,7 @@ class Finished:
 
     @property
     def said(self) -> str:
-        return f"exit {self.returncode} after {self.seconds:.1f} s\n{self.stdout}\n{self.stderr}"
+        return f"exit {self.returncode}, left {self.orphans}, after {self.seconds:.1f} s\n{self.stdout}\n{self.stderr}"
 
 
 class MpiRun:
@@ -91,10 +91,13 @@ class MpiRun:
         """What has been written to stdout so far."""
         return os.pread(self._out.fileno(), 1 << 20, 0).decode(errors="replace")
 
-    def wait(self, timeout: float) -> Finished:
-        """The end of the run; a test failure with its output when it takes more than `timeout` seconds."""
+    def wait(self, timeout: float, code: int | None = None) -> Finished:
+        """The end of the run; a test failure with its output when it takes more than `timeout` seconds.
+
+        code: that with which it has to end, with nothing left behind.
+        """
         try:
-            code = self.process.wait(timeout)
+            found = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
             pytest.fail(f"mpirun took more than {timeout} s\n{self._read(self._out)}\n{self._read(self._err)}")
@@ -104,7 +107,9 @@ class MpiRun:
             time.sleep(0.02)
         self.kill()
         stderr = re.sub(EPOLL_WARNING, "", self._read(self._err), flags=re.MULTILINE)
-        return Finished(code, self._read(self._out), stderr, orphans, seconds)
+        finished = Finished(found, self._read(self._out), stderr, orphans, seconds)
+        assert code is None or (found == code and not orphans), finished.said
+        return finished
 
     @staticmethod
     def _read(stream: "tempfile._TemporaryFileWrapper[bytes]") -> str:
@@ -134,10 +139,26 @@ def mpirun(ranks: int, arguments: Sequence[str], ulfm: bool = False) -> list[str
     return [mpirun_path(), *tolerant, *ranks_where, sys.executable, *arguments]
 
 
-def run(command: Sequence[str], cwd: Path, timeout: float = 60, env: Mapping[str, str] | None = None) -> Finished:
-    """Run a command to its end."""
+def run(
+    command: Sequence[str],
+    cwd: Path,
+    timeout: float = 60,
+    env: Mapping[str, str] | None = None,
+    code: int | None = None,
+) -> Finished:
+    """Run a command to its end, which is as `MpiRun.wait` says."""
     with MpiRun(command, cwd, env) as running:
-        return running.wait(timeout)
+        return running.wait(timeout, code)
+
+
+def psgc(*arguments: str) -> list[str]:
+    """The command psgc."""
+    return [sys.executable, "-m", "psgc", *arguments]
+
+
+def sets(*settings: str) -> list[str]:
+    """As arguments of a command."""
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 60) -> None:

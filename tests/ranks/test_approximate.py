@@ -8,7 +8,7 @@ import pytest
 from scipy.special import expit
 
 from psgc.data import write_dense
-from tests.ranks.mpirun import mpirun, run
+from tests.ranks.mpirun import mpirun, run, sets
 
 ITERATIONS = 16
 CHUNKS = 20
@@ -39,9 +39,8 @@ def folder(tmp_path_factory):
 
 class Ended:
     def __init__(self, folder, name, *overrides):
-        sets = [word for override in (*overrides, f"output={name}") for word in ("--set", override)]
-        finished = run(mpirun(5, ["-m", "psgc", "train", "run.yaml", *sets]), folder)
-        assert finished.returncode == 0, finished.said
+        settings = sets(*overrides, f"output={name}")
+        finished = run(mpirun(5, ["-m", "psgc", "train", "run.yaml", *settings]), folder, code=0)
         self.said = finished.stdout
         with (folder / name / "iterations.csv").open(newline="") as stream:
             self.rows = list(csv.DictReader(stream))
@@ -106,9 +105,9 @@ def test_the_actual_error_is_the_actual_error(late):
 
 @pytest.mark.parametrize("aggregation", [pytest.param("server", marks=pytest.mark.faults), "allreduce"])
 def test_an_error_target_and_several_parts_combined(folder, aggregation):
-    sets = ["coding={chunks_per_worker: 5, replication: 2, parts: 2}", "schedule=skipping", "transfer=combined"]
-    sets += ["iterations=15", "recovery={mode: approximate, max_error: 0.2}", f"aggregation={aggregation}"]
-    target = Ended(folder, f"target-{aggregation}", *sets)
+    settings = ["coding={chunks_per_worker: 5, replication: 2, parts: 2}", "schedule=skipping", "transfer=combined"]
+    settings += ["iterations=15", "recovery={mode: approximate, max_error: 0.2}", f"aggregation={aggregation}"]
+    target = Ended(folder, f"target-{aggregation}", *settings)
     measure = target.column("error_measure")
     assert (measure <= 0.2).all()
     assert np.median(measure) > 0.1  # it stops as soon as it may

@@ -1,13 +1,12 @@
 """What README.md and docs/ have ranks do: the run of one's own, and programs that call psgc.train."""
 
 import shlex
-import sys
 
 import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from tests.ranks.mpirun import run
+from tests.ranks.mpirun import psgc, run
 from tests.unit.documents import ROOT, blocks, named_files, shell_lines
 
 README = ROOT / "README.md"
@@ -28,8 +27,7 @@ def test_the_commands_after_the_yaml(tmp_path):
             (tmp_path / "run.yaml").write_text(text.replace("iterations: 200", f"iterations: {iterations}"))
         program, *arguments = shlex.split(line, comments=True)
         assert program == "psgc"
-        finished = run([sys.executable, "-m", "psgc", *arguments], tmp_path)
-        assert finished.returncode == 0, finished.said
+        run(psgc(*arguments), tmp_path, code=0)
     assert len((tmp_path / "runs/mine/iterations.csv").read_text().splitlines()) == 1 + 7
     assert (tmp_path / "runs/mine/report/index.html").is_file()
 
@@ -42,7 +40,6 @@ def test_programs_that_train(tmp_path):
     programs = [name for name, text in files.items() if "psgc.train(" in text]
     assert programs
     for name in programs:
-        finished = run([sys.executable, "-m", "psgc", "launch", name, "-n", "4"], tmp_path)
-        assert finished.returncode == 0, finished.said
+        finished = run(psgc("launch", name, "-n", "4"), tmp_path, code=0)
         assert "loss" in finished.stdout
         assert (tmp_path / "runs" / name.removesuffix(".py") / "params.npy").is_file()

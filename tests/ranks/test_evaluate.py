@@ -1,7 +1,6 @@
 """Held-out rows during a run (`evaluate`): with a slow and a dying worker the figures are those of one process."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from psgc.data import ChunkSource, open_data, write_dense
 from psgc.optimizer import finite_step, make_optimizer
 from psgc.problems import Softmax
 from psgc.tools.run_directory import read_run
-from tests.ranks.mpirun import run
+from tests.ranks.mpirun import psgc, run
 
 CONFIG = """
 problem: {kind: softmax}
@@ -34,10 +33,8 @@ def test_the_figures_are_those_of_one_process_and_the_run_ends_when_they_do_not_
         X = rng.normal(size=(rows, 30))
         write_dense(str(tmp_path / f"{name}.npz"), X, np.argmax(X[:, :3] + rng.normal(size=(rows, 3)), axis=1))
     (tmp_path / "run.yaml").write_text(CONFIG)
-    launch = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "5", "--set", f"aggregation={aggregation}"]
-    finished = run(launch, tmp_path)
-    assert finished.returncode == 0, finished.said
-    assert not finished.orphans
+    launch = psgc("launch", "run.yaml", "-n", "5", "--set", f"aggregation={aggregation}")
+    run(launch, tmp_path, code=0)
     found = read_run(tmp_path / "out")
     summary, rows = json.loads((tmp_path / "out/summary.json").read_text()), found.iterations
     assert summary["status"] == "done"
@@ -69,6 +66,5 @@ def test_the_figures_are_those_of_one_process_and_the_run_ends_when_they_do_not_
     assert summary["best"]["test_loss"] == pytest.approx(min(losses), rel=1e-8)
     assert summary["ended_early"] == f"no lower held-out loss in 3 evaluations after that of iteration {best}"
 
-    again = run([*launch, "--resume"], tmp_path)
-    assert again.returncode == 0, again.said
+    again = run([*launch, "--resume"], tmp_path, code=0)
     assert f"nothing to do: out has done {len(rows['loss'])} iterations of 60 (no lower" in again.stdout

@@ -56,7 +56,7 @@ def train(tmp_path):
         write_dense(str(tmp_path / "data.npz"), ROWS, np.zeros(48))
         (tmp_path / "model.py").write_text(MODEL)
         (tmp_path / "run.yaml").write_text(CONFIG.replace("RULE", rule))
-        return run(mpirun(3, ["-m", "psgc", "train", "run.yaml"]), tmp_path)
+        return run(mpirun(3, ["-m", "psgc", "train", "run.yaml"]), tmp_path, code=1)
 
     return start
 
@@ -64,7 +64,6 @@ def train(tmp_path):
 @pytest.mark.faults
 def test_a_model_that_writes_to_its_arguments_ends_the_run(train):
     finished = train("params")
-    assert finished.returncode == 1, finished.said
     # at the first parameters, all 0, nothing changes
     assert "iteration 1: the gradient writes to params, which it must only read" in one_line(finished)
 
@@ -72,14 +71,12 @@ def test_a_model_that_writes_to_its_arguments_ends_the_run(train):
 @pytest.mark.faults
 def test_a_gradient_without_the_weight_of_its_chunk_ends_the_run(train):
     finished = train("mean")
-    assert finished.returncode == 1, finished.said
     assert "iteration 0: the gradient of a chunk has the length " in one_line(finished)
     assert "a mean over its rows; expected the mean times chunk.weight" in one_line(finished)
 
 
 def test_the_trial_finds_a_gradient_that_is_not_a_function_of_its_arguments(train):
     finished = train("random")
-    assert finished.returncode == 1, finished.said
     said = one_line(finished)
     assert "trial: chunk " in said
     assert "the gradients of workers " in said

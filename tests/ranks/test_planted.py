@@ -47,7 +47,6 @@ def test_only_the_users_model_is_found_beside_the_yaml(tmp_path: Path, command: 
     (beside / "my_helper.py").write_text("TARGET = 3.0\n")
     for folder in (tmp_path, beside):
         plant(folder, tmp_path / "planted")
-    finished = run(command, tmp_path)
-    assert finished.returncode == 0, finished.said
+    run(command, tmp_path, code=0)
     assert np.load(tmp_path / "out/params.npy").tolist() == [3.0, 3.0]
     assert not list((tmp_path / "planted").iterdir())

@@ -6,7 +6,6 @@ gradient it cannot be broken off: who is in one when an iteration ends comes lat
 """
 
 import json
-import sys
 from itertools import product
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 
 from psgc.simulation.replay import Replay, own_choice
 from psgc.tools.run_directory import RecordedRun, read_run
-from tests.ranks.mpirun import mpirun, run
+from tests.ranks.mpirun import mpirun, psgc, run, sets
 
 MODEL = """
 import os, time
@@ -63,10 +62,9 @@ def folder(tmp_path_factory):
 def measure(folder, name, config="run.yaml", changes=()) -> RecordedRun:
     """One run under mpirun; once more when the machine was so busy that sleeping took longer, whatever came of it."""
     output = folder / name.replace(", ", "-").replace(" ", "-")
-    settings = [part for change in [*changes, f"output={output}"] for part in ("--set", change)]
+    settings = sets(*changes, f"output={output}")
     for _ in range(TRIES):
-        finished = run(mpirun(5, ["-m", "psgc", "train", config, *settings]), folder)
-        assert finished.returncode == 0, finished.said
+        run(mpirun(5, ["-m", "psgc", "train", config, *settings]), folder, code=0)
         recorded = read_run(output)
         if (np.nanmedian(recorded.seconds_per_chunk(), axis=0) < 1.07 * SECONDS / recorded.chunks).all():
             break
@@ -112,8 +110,7 @@ def test_bytes_and_redundant_work_are_as_recorded(replays):
 
 def test_what_is_recommended_takes_what_was_predicted(folder, replays):
     """The lines of YAML that `psgc replay` prints, put into the run's file."""
-    finished = run([sys.executable, "-m", "psgc", "replay", "static", "--json", "rows.json"], folder)
-    assert finished.returncode == 0, finished.said
+    finished = run(psgc("replay", "static", "--json", "rows.json"), folder, code=0)
     report = json.loads((folder / "rows.json").read_text())
     assert report["yaml"] in finished.stdout
     (advised,) = (row for row in report["rows"] if row["recommended"])
@@ -141,9 +138,8 @@ def test_that_one_chunk_is_faster_than_eight_is_predicted_where_messages_take_mo
         output = folder / f"short-{chunks}"
         settings = [options, f"coding.chunks_per_worker={chunks}", "transfer=per_chunk", "iterations=8"]
         settings.append(f"output={output}")
-        arguments = [part for setting in settings for part in ("--set", setting)]
-        finished = run(mpirun(5, ["-m", "psgc", "train", "run.yaml", *arguments]), folder)
-        assert finished.returncode == 0, finished.said
+        arguments = sets(*settings)
+        run(mpirun(5, ["-m", "psgc", "train", "run.yaml", *arguments]), folder, code=0)
         runs[chunks] = read_run(output)
     one, eight = (own_choice(runs[chunks].config) for chunks in (1, 8))
     times = {chunks: np.median(recorded.iterations["seconds"][1:]) for chunks, recorded in runs.items()}
@@ -151,7 +147,6 @@ def test_that_one_chunk_is_faster_than_eight_is_predicted_where_messages_take_mo
     for recorded in runs.values():
         replay = Replay(recorded, None, 1000000, most=100)
         assert replay.predict(one).seconds < 0.9 * replay.predict(eight).seconds
-    finished = run([sys.executable, "-m", "psgc", "replay", "short-8", "--json", "short.json"], folder)
-    assert finished.returncode == 0, finished.said
+    run(psgc("replay", "short-8", "--json", "short.json"), folder, code=0)
     (advised,) = (row for row in json.loads((folder / "short.json").read_text())["rows"] if row["recommended"])
     assert advised["chunks_per_worker"] <= 2

@@ -4,13 +4,12 @@ import csv
 import json
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from tests.ranks.mpirun import MpiRun, mpirun, run
+from tests.ranks.mpirun import MpiRun, mpirun, psgc, run, sets
 from tests.ranks.test_train import wait_until
 
 ITERATIONS = 24
@@ -36,17 +35,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def changed(settings):
-    return [word for setting in settings for word in ("--set", setting)]
-
-
 def train(folder, output, *settings, workers=5, options=()):
     (folder / f"{output}.yaml").write_text(CONFIG.replace("OUTPUT", output))
-    command = ["-m", "psgc", "train", f"{output}.yaml", *changed(settings), *options]
-    finished = run(mpirun(workers + 1, command), folder)
-    assert finished.returncode == 0, finished.said
-    assert not finished.orphans
-    return finished
+    command = ["-m", "psgc", "train", f"{output}.yaml", *sets(*settings), *options]
+    return run(mpirun(workers + 1, command), folder, code=0)
 
 
 def summary_of(folder, output):
@@ -80,13 +72,11 @@ def whole(folder):
 def test_a_run_goes_on_with_another_aggregation_after_a_stop_and_with_other_ranks(folder, whole):
     """At first on the server, then by all-reduce, interrupted, then on fewer workers, at last on the server again."""
     train(folder, "stages", SERVER, "iterations=6")
-    slowly = changed([ALLREDUCE, "stragglers={kind: slow, seconds: {all: 0.1}}"])
-    with MpiRun([sys.executable, "-m", "psgc", "launch", "stages.yaml", "-n", "6", *slowly, "--resume"], folder) as run:
+    slowly = sets(ALLREDUCE, "stragglers={kind: slow, seconds: {all: 0.1}}")
+    with MpiRun(psgc("launch", "stages.yaml", "-n", "6", *slowly, "--resume"), folder) as run:
         wait_until(lambda: len((folder / "stages/iterations.csv").read_text().splitlines()) > 8)
         os.kill(run.process.pid, signal.SIGTERM)
-        finished = run.wait(30)
-    assert finished.returncode == 128 + signal.SIGTERM, finished.said
-    assert not finished.orphans
+        finished = run.wait(30, code=128 + signal.SIGTERM)
     summary = summary_of(folder, "stages")
     assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGTERM")
     done = summary["iterations"]

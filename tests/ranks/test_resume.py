@@ -33,8 +33,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(0)
     write_dense(str(folder / "data.npz"), rng.normal(size=(240, 5)), rng.integers(0, 3, 240).astype(float))
-    finished = train(folder, "whole")
-    assert finished.returncode == 0, finished.said
+    train(folder, "whole")
     assert checkpoints(folder / "whole")[0] == 40
     return folder
 
@@ -48,7 +47,7 @@ def command(folder, output, *arguments, ranks=4):
 
 
 def train(folder, output, *arguments, ranks=4):
-    return run(command(folder, output, *arguments, ranks=ranks), folder)
+    return run(command(folder, output, *arguments, ranks=ranks), folder, code=0)
 
 
 def checkpoints(output):
@@ -87,7 +86,6 @@ def test_a_killed_run_goes_on_to_the_same_parameters_to_the_last_bit(folder, kil
     output = f"killed{ranks}"
     shutil.copytree(killed, folder / output)
     resumed = train(folder, output, *changes, "--resume", ranks=ranks)
-    assert resumed.returncode == 0, resumed.said
     assert "resuming from iteration " in resumed.stdout
     assert (folder / output / "params.npy").read_bytes() == (folder / "whole/params.npy").read_bytes()
     found, undisturbed = rows(folder / output), rows(folder / "whole")
@@ -114,7 +112,6 @@ def test_a_run_that_was_asked_to_stop_says_how_to_go_on_and_does_so(folder):
     assert said == f"psgc: interrupted: stopped by SIGUSR1; resume with: {go_on}", finished.said
     assert checkpoints(folder / "asked")[0] == summary["iterations"]
 
-    resumed = train(folder, "asked", "--resume")
-    assert resumed.returncode == 0, resumed.said
+    train(folder, "asked", "--resume")
     assert (folder / "asked/params.npy").read_bytes() == (folder / "whole/params.npy").read_bytes()
     assert len(np.load(folder / "asked/timeline.npz")["worker"]) >= 12 * 40

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.ranks.mpirun import MpiRun, run
+from tests.ranks.mpirun import MpiRun, psgc, run
 from tests.ranks.test_train import wait_until
 
 # What psgc.torch.init does as far as other ranks notice it, without torch.
@@ -54,7 +53,7 @@ EARLY = "psgc: the script of rank {} on {} ended before the others: "
 
 
 def command(how, ranks, *options, size=3):
-    return [sys.executable, "-m", "psgc", "launch", "train.py", "-n", str(size), *options, "--", how, ranks]
+    return psgc("launch", "train.py", "-n", str(size), *options, "--", how, ranks)
 
 
 @pytest.fixture
@@ -88,9 +87,7 @@ USUAL = [("exit", "all"), ("raise", "2")]
 )
 def test_ends_before_init(folder, how, ranks, code, said, options):
     size = 2 if ranks == "all" else 3
-    finished = run(command(how, ranks, *options, size=size), folder, timeout=30)
-    assert finished.returncode == code, finished.said
-    assert not finished.orphans, finished.said
+    finished = run(command(how, ranks, *options, size=size), folder, timeout=30, code=code)
     for line in said:
         assert finished.stderr.count(line.replace("HOST", os.uname().nodename)) == 1, finished.said
     assert finished.stderr.count(TRACEBACK) == (how == "raise"), finished.said
@@ -101,9 +98,7 @@ def test_ends_before_init(folder, how, ranks, code, said, options):
 @pytest.mark.faults
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_rank_that_is_killed_before_init(folder, rank):
-    finished = run(command("kill", str(rank)), folder, timeout=30)
-    assert finished.returncode == 1, finished.said
-    assert not finished.orphans, finished.said
+    finished = run(command("kill", str(rank)), folder, timeout=30, code=1)
     died = "psgc: rank 2 died while the run was being set up\n"
     lost = "psgc launch: the run failed: rank 0 or a host was lost: mpirun ended, but no rank 0 of the script has said"
     assert finished.stderr.startswith(died if rank else lost), finished.said
@@ -114,7 +109,5 @@ def test_a_script_that_is_stopped_before_init(folder):
     with MpiRun(command("wait", "2"), folder) as running:
         wait_until(lambda: Path(folder, "waits2").exists())
         os.kill(running.process.pid, signal.SIGINT)
-        finished = running.wait(20)
-    assert finished.returncode == 130, finished.said
-    assert not finished.orphans, finished.said
+        finished = running.wait(20, code=130)
     assert "psgc launch: stopped by Ctrl-C (SIGINT); there is no checkpoint yet\n" in finished.stderr

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from psgc.torch.sampling import Sampler
-from tests.ranks.mpirun import MpiRun, mpirun, run, wait_until
+from tests.ranks.mpirun import MpiRun, mpirun, psgc, run, wait_until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("torch_script.py"))
@@ -31,9 +31,7 @@ def trained(folder, ranks, code=0, env=None, **settings):
 
 
 def results_of(command, folder, code=0, env=None):
-    finished = run(command, folder, TIMEOUT, env=env)
-    assert finished.returncode == code, finished.said
-    assert not finished.orphans
+    finished = run(command, folder, TIMEOUT, env=env, code=code)
     lines = [line.split() for line in finished.stdout.splitlines() if line.startswith("rank ")]
     ended = {int(rank): (digest, float(right), [*map(float, losses)]) for _, rank, digest, right, *losses in lines}
     others = [line for line in finished.stdout.splitlines() if not line.startswith("rank ")]
@@ -144,7 +142,7 @@ def test_a_script_that_ends_earlier_on_rank_0_is_told_on_the_other_ranks(tmp_pat
 
 
 def launched(folder, ranks, *options, code=0, **settings):
-    command = [sys.executable, "-m", "psgc", "launch", SCRIPT, "-n", str(ranks), *options, "--", json.dumps(settings)]
+    command = psgc("launch", SCRIPT, "-n", str(ranks), *options, "--", json.dumps(settings))
     return results_of(command, folder, code)
 
 
@@ -178,13 +176,12 @@ def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_steps_of_o
 def test_ctrl_c_is_told_as_such(tmp_path):
     """The ranks get another signal from `psgc launch`."""
     settings = json.dumps({"output": "run", "pause": 0.1, "epochs": 100})
-    command = [sys.executable, "-m", "psgc", "launch", SCRIPT, "-n", "3", "--", settings]
+    command = psgc("launch", SCRIPT, "-n", "3", "--", settings)
     rows = tmp_path / "run/iterations.csv"
     with MpiRun(command, tmp_path) as running:
         wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3, TIMEOUT)
         os.kill(running.process.pid, signal.SIGINT)
-        finished = running.wait(timeout=TIMEOUT)
-    assert finished.returncode == 130, finished.said
+        finished = running.wait(timeout=TIMEOUT, code=130)
     (line,) = finished.stderr.splitlines()
     assert line.startswith("psgc launch: stopped by Ctrl-C (SIGINT); to resume from the last checkpoint: psgc launch ")
     assert "SIGUSR1" not in finished.said
@@ -223,9 +220,8 @@ def test_a_script_that_calls_sys_exit_has_failed(tmp_path):
 @pytest.mark.faults
 def test_the_example_of_digits(tmp_path):
     script = str(Path(__file__).parents[2] / "scripts/torch/digits.py")
-    command = [sys.executable, "-m", "psgc", "launch", script, "-n", "2", "--", "--epochs", "1", "--output", "out"]
-    finished = run(command, tmp_path, TIMEOUT)
-    assert finished.returncode == 0, finished.said
+    command = psgc("launch", script, "-n", "2", "--", "--epochs", "1", "--output", "out")
+    finished = run(command, tmp_path, TIMEOUT, code=0)
     assert finished.stdout.count("accuracy on 360 images that it was not trained on: ") == 1
     assert load_file(tmp_path / "out/model.safetensors")["0.weight"].shape == (16, 1, 3, 3)
     assert json.loads((tmp_path / "out/summary.json").read_text())["status"] == "done"

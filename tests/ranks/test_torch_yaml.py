@@ -52,9 +52,7 @@ run.save("script/model.safetensors")
 
 
 def trained(folder, *arguments):
-    finished = run([sys.executable, *arguments], folder, timeout=100)
-    assert finished.returncode == 0, finished.said
-    assert not finished.orphans
+    finished = run([sys.executable, *arguments], folder, timeout=100, code=0)
     assert not finished.stderr
     return [line for line in finished.stdout.splitlines() if line.startswith("epoch")]
 

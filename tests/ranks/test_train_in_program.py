@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.ranks.mpirun import MpiRun, mpirun, run
+from tests.ranks.mpirun import MpiRun, mpirun, psgc, run
 from tests.ranks.test_train import wait_until
 
 
@@ -20,7 +19,7 @@ def folder(tmp_path):
 
 
 def launch(*how, options=()):
-    return [sys.executable, "-m", "psgc", "launch", "program.py", "-n", "4", *options, "--", *how]
+    return psgc("launch", "program.py", "-n", "4", *options, "--", *how)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +30,7 @@ def launch(*how, options=()):
     ],
 )
 def test_two_runs_in_one_program(folder, command):
-    finished = run(command, folder)
-    assert finished.returncode == 0, finished.said
-    assert not finished.orphans, finished.said
+    finished = run(command, folder, code=0)
     assert finished.stderr == "", finished.said
     assert [finished.stdout.count(f"rank {rank} goes on\n") for rank in range(4)] == [1] * 4, finished.said
     assert "callback low_enough said so" in finished.stdout
@@ -53,9 +50,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("how", "code", "line"), WRONG)
 def test_what_is_wrong_is_one_line(folder, how, code, line):
-    finished = run(launch(how), folder)
-    assert finished.returncode == code, finished.said
-    assert not finished.orphans, finished.said
+    finished = run(launch(how), folder, code=code)
     (said,) = finished.stderr.splitlines()
     assert said.startswith(line.replace("HOST", os.uname().nodename)), finished.said
     assert "goes on" not in finished.stdout, finished.said
@@ -65,9 +60,7 @@ def test_what_is_wrong_is_one_line(folder, how, code, line):
 @pytest.mark.parametrize(("rank", "more"), [(1, []), (0, ["train"])])
 def test_a_program_that_fails_after_its_run(folder, rank, more):
     """Also while others begin the next one."""
-    finished = run(launch("raise", str(rank), *more), folder)
-    assert finished.returncode == 1, finished.said
-    assert not finished.orphans, finished.said
+    finished = run(launch("raise", str(rank), *more), folder, code=1)
     assert finished.stderr.count("\nAssertionError: after the run\n") == 1, finished.said
     early = f"psgc: the script of rank {rank} on {os.uname().nodename} ended before the others: "
     assert finished.stderr.count(early) == len(more), finished.said
@@ -76,9 +69,7 @@ def test_a_program_that_fails_after_its_run(folder, rank, more):
 
 
 def test_a_killed_worker_costs_nothing_but_the_next_run(folder):
-    finished = run(launch("lose"), folder)
-    assert finished.returncode == 0, finished.said
-    assert not finished.orphans, finished.said
+    finished = run(launch("lose"), folder, code=0)
     assert "psgc.train: the run before has lost ranks, after which no other can begin" in finished.stdout
     assert finished.stdout.count("goes on") == 1, finished.said
 
@@ -88,14 +79,11 @@ def test_a_program_that_is_stopped_and_goes_on(folder):
     with MpiRun(launch("long", "1000"), folder) as running:
         wait_until(lambda: list(folder.glob("runs/program/checkpoints/*5*")))
         os.kill(running.process.pid, signal.SIGTERM)
-        finished = running.wait(20)
-    assert finished.returncode == 128 + signal.SIGTERM, finished.said
-    assert not finished.orphans, finished.said
+        finished = running.wait(20, code=128 + signal.SIGTERM)
     assert finished.stderr.endswith("psgc launch program.py -n 4 --resume -- long 1000\n"), finished.said
     assert "goes on" not in finished.stdout, finished.said
     summary = json.loads((folder / "runs/program/summary.json").read_text())
     assert summary["status"] == "interrupted"
-    again = run(launch("long", str(summary["iterations"] + 20), options=["--resume"]), folder)
-    assert again.returncode == 0, again.said
+    again = run(launch("long", str(summary["iterations"] + 20), options=["--resume"]), folder, code=0)
     assert "rank 0 goes on" in again.stdout, again.said
     assert "resum" in again.stdout + again.stderr, again.said

@@ -68,11 +68,6 @@ def test_two_workers_that_may_do_any_chunk_come_near_the_best_plan(costs):
     assert max(worker.ahead for worker in workers) <= 4 / 3 * best + 1e-9
 
 
-def test_moves_go_on_until_none_helps():
-    _, workers = planned([5.0, 3.0, 3.0, 1.5], [[0, 1]] * 4, [0, 0, 1, 1], [1.0, 1.0])
-    assert sorted(worker.ahead for worker in workers) == [6.0, 6.5]
-
-
 def test_a_worker_without_a_pace_counts_as_the_usual_one():
     _, workers = planned([1.0] * 6, [[0, 1]] * 6, [0] * 6, [2.0, None])
     assert [len(worker.told) for worker in workers] == [3, 3]

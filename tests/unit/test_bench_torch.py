@@ -108,38 +108,24 @@ def state_of(process):
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_a_process_is_stopped_for_the_rest_of_the_time():
-    with StopAndGo({"a": 0.2}) as groups:
+def test_a_process_is_stopped_for_the_rest_of_the_time_and_nobody_stays_stopped():
+    ended = subprocess.Popen(["true"])  # which is left alone
+    ended.wait()
+    with StopAndGo({"a": 0.2, "b": 0.5}) as groups:
+        (groups.folder / "b/cgroup.procs").write_text(str(ended.pid))
         sleeper = subprocess.Popen(["sleep", "60"])
         (groups.folder / "a/cgroup.procs").write_text(str(sleeper.pid))
         states = []
-        for _ in range(100):
+        for _ in range(60):
             time.sleep(0.01)
             states.append(state_of(sleeper))
-        sleeper.kill()
-        sleeper.wait()
-    assert 40 <= states.count("T") < 100
-    assert not groups.folder.exists()
-
-
-def test_nobody_stays_stopped():
-    with StopAndGo({"a": 0.01}) as groups:
-        sleeper = subprocess.Popen(["sleep", "60"])
-        (groups.folder / "a/cgroup.procs").write_text(str(sleeper.pid))
-        time.sleep(0.2)
     try:
         assert state_of(sleeper) != "T"
     finally:
         sleeper.kill()
         sleeper.wait()
-
-
-def test_a_process_that_has_ended_is_left_alone():
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    with StopAndGo({"a": 0.5}) as groups:
-        (groups.folder / "a/cgroup.procs").write_text(str(ended.pid))
-        time.sleep(0.1)
+    assert 24 <= states.count("T") < 60
+    assert not groups.folder.exists()
 
 
 def test_without_torch_one_line_says_so(monkeypatch, capsys):
@@ -149,6 +135,7 @@ def test_without_torch_one_line_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == "bench_torch: PyTorch is not installed: pip install '.[torch]'\n"
 
 
+@pytest.mark.faults
 def test_two_ranks_of_ddp(tmp_path, monkeypatch):
     """A real run of the side that psgc is compared with: its loss is that of one process over the same examples."""
     monkeypatch.setitem(os.environ, "PYTHONPATH", os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))

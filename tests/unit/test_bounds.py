@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.coding import blocks, clairvoyant_bound, cyclic
+from psgc.coding import clairvoyant_bound, cyclic
 from psgc.errors import UserError
 from tests.unit.small_assignments import any_parts, assignments
 
@@ -39,29 +39,6 @@ def brute_force(assignment, parts, seconds):
 @given(cases())
 def test_clairvoyant_bound_agrees_with_brute_force(case):
     assert clairvoyant_bound(*case) == brute_force(*case)
-
-
-def test_equal_speeds_need_the_primary_copies_only():
-    assignment = blocks(64, 8, 3, 0)
-    for parts in (1, 2, 3):
-        assert clairvoyant_bound(assignment, parts, np.full(8, 0.1)) == 8 * parts * 0.1
-
-
-def test_one_slow_worker():
-    """64 chunks on 7 workers of 1 s and one of 10 s: 9 s each do 63, the slow one's is missing; 10 s do."""
-    seconds = np.where(np.arange(8) == 3, 10.0, 1.0)
-    assert clairvoyant_bound(blocks(64, 8, 3, 0), 1, seconds) == 10.0
-
-
-def test_a_whole_multiple_is_never_lost_to_rounding():
-    assert clairvoyant_bound(np.ones((3, 1)), 1, [0.1]) == 3 * 0.1
-
-
-def test_dead_workers():
-    assignment = cyclic(4, 4, 2)
-    assert clairvoyant_bound(assignment, 1, [1, np.inf, 1, np.inf]) == 2.0
-    assert clairvoyant_bound(assignment, 1, [1, 1, np.inf, np.inf]) == np.inf
-    assert clairvoyant_bound(assignment, 2, [1, 1, 1, np.inf]) == np.inf
 
 
 @pytest.mark.parametrize("seconds", [[1, 1, 1], [1, 1, 1, 0], [1, 1, 1, -1], [1, 1, 1, np.nan], [[1, 1, 1, 1]]])

@@ -142,15 +142,6 @@ def test_an_unaligned_map_is_copied(tmp_path):
     assert np.array_equal(chunk.X, X[:7])
 
 
-@pytest.mark.parametrize("write", [write_dense, write_sparse])
-def test_float32_is_float32_throughout(tmp_path, write):
-    write(tmp_path / "a.npz", X, y)
-    chunk = whole(open_data(str(tmp_path / "a.npz")), 4, "float32")[0]
-    assert chunk.X.dtype == np.float32
-    write(tmp_path / "a.npz", X, y + 0.1)
-    assert whole(open_data(str(tmp_path / "a.npz")), 4, "float32")[0].y.dtype == np.float32
-
-
 @pytest.mark.parametrize("stored", ["?", "u1", ">i2", "i4", "u4", "i8", "u8"])
 def test_labels_that_are_whole_numbers_stay_whole_numbers(tmp_path, stored):
     labels = (y + (2**53 + 1 if stored.endswith("8") else 0)).astype(stored)

@@ -4,7 +4,6 @@ import gzip
 
 import numpy as np
 import pytest
-import scipy.sparse
 
 from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
@@ -43,14 +42,6 @@ def test_every_format_gives_the_same_rows(tmp_path):
             rows, row_labels = dataset.rows(lo, hi)
             assert np.array_equal(rows.toarray() if dataset.sparse else rows, X[lo:hi])
             assert np.array_equal(row_labels, y[lo:hi])
-
-
-@pytest.mark.parametrize("index_type", [np.int8, np.int32, np.int64, np.uint16])
-def test_any_integer_type_of_sparse_index_works(tmp_path, index_type):
-    csr = scipy.sparse.csr_array(X)
-    arrays = {name: getattr(csr, name).astype(index_type) for name in ("indices", "indptr")}
-    np.savez(tmp_path / "a.npz", data=csr.data, shape=np.array([4, 3]), y=y, **arrays)
-    assert np.array_equal(open_data(str(tmp_path / "a.npz")).rows(1, 4)[0].toarray(), X[1:4])
 
 
 def save(path, **arrays):

@@ -95,16 +95,6 @@ def test_the_sum_is_a_tree_over_the_chunks():
     assert decoder.gradient[0] != 1e16  # which it is from left to right
 
 
-def test_what_was_held_does_not_survive_into_the_next_iteration():
-    decoder = Decoder(Backend(), np.ones((2, 1)), 2, "float64")
-    decoder.begin()
-    decoder.hold(1, 0, np.array([7.0, 7.0]))
-    decoder.begin()
-    decoder.hold(1, 0, np.array([1.0, 2.0]))
-    decoder.commit(0, copies([1]))
-    assert decoder.gradient.tolist() == [1, 2]
-
-
 @settings(deadline=None, max_examples=60)
 @given(parts=st.integers(1, 4), keeping=st.booleans(), dim=st.integers(1, 17), seed=st.integers(0, 99), data=st.data())
 def test_of_too_few_copies_the_projection_is_decoded(parts, keeping, dim, seed, data):
@@ -174,22 +164,6 @@ def test_the_gradient_is_the_sum_of_what_was_committed_last(parts, dim, seed, da
             assert set(agreeing) == set(right)
             decoder.commit(chunk, copies(agreeing[:parts]))
         np.testing.assert_allclose(decoder.gradient, gradients.sum(0), rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_with_one_part_every_bit_is_that_of_the_decoder_that_checks_nothing(dtype):
-    rng = np.random.default_rng(0)
-    gradients = (rng.standard_normal((7, 5)) * 10.0 ** rng.integers(-6, 7, (7, 1))).astype(dtype)
-    gradients[:, 4] = -0.0
-    decoder, plain = begun(np.ones((3, 1)), 5, dtype), Decoder(Backend(), np.ones((3, 1)), 5, dtype)
-    plain.begin()
-    for chunk in rng.permutation(7).tolist():
-        plain.hold(1, chunk, gradients[chunk])
-        plain.commit(chunk, [(1, 1)])
-        for worker in (2, 3):
-            decoder.hold(worker, chunk, gradients[chunk])
-        decoder.commit(chunk, [(3, 3)])
-    assert decoder.gradient.tobytes() == plain.gradient.tobytes()
 
 
 def test_a_worker_has_one_copy_whatever_it_sends_later():

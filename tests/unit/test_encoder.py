@@ -8,15 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from psgc.backend import Backend
-from psgc.messages import TAIL, stamp_length
 from psgc.workers.encoder import Encoder
 
 FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-10), ("float32", 1e-3)])
-
-
-def content(message):
-    """Without the room for a stamp."""
-    return message[: -stamp_length(message.dtype)]
 
 
 def cut(gradient, parts):
@@ -33,23 +27,6 @@ def matrix_for(parts, num_workers, rng):
 
 
 SHAPES = {"parts": st.integers(1, 4), "extra": st.integers(0, 3), "dim": st.integers(1, 23), "seed": st.integers(0, 99)}
-
-
-@FLOATS
-@settings(deadline=None, max_examples=60)
-@given(**SHAPES)
-def test_per_chunk_is_the_roles_row_times_the_parts(dtype, exact, parts, extra, dim, seed):
-    rng = np.random.default_rng(seed)
-    matrix = matrix_for(parts, parts + extra, rng)
-    gradient = rng.standard_normal(dim).astype(dtype)
-    untouched = gradient.copy()
-    encoder = Encoder(Backend(), matrix, dim, dtype)
-    for role in range(1, len(matrix) + 1):
-        message = content(encoder.coded(gradient, role, [0.5, 0.25, -3.0, 2.0, 0.75]))
-        assert message.dtype == dtype
-        np.testing.assert_allclose(message[:-TAIL], matrix[role - 1] @ cut(gradient, parts), rtol=0, atol=exact)
-        assert message[-TAIL:].tolist() == [0.5, 0.25, -3.0, 2.0, 0.75]
-    np.testing.assert_array_equal(gradient, untouched)
 
 
 @FLOATS
@@ -87,19 +64,6 @@ def cut_like(total, parts, parts_sum):
     if left:
         expected[left:, -1] = parts_sum[left:, -1]
     return expected
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_new_iteration_starts_from_zero(parts):
-    encoder = begun(np.ones((3, 1)) if parts == 1 else np.eye(3, 2) + 1, 4, "float32")
-    sums = []
-    for value in (1, 2, 3):
-        encoder.begin()
-        for _ in range(2):
-            encoder.add(np.full(4, value, np.float32), (1, 2)[:parts], 1)
-        assert encoder.accumulators[1, 0].dtype == np.float32
-        sums.append(encoder.accumulators[1, 0].copy())
-    np.testing.assert_allclose(sums, [value * sums[0] for value in (1, 2, 3)])
 
 
 def test_what_is_added_after_accumulators_were_shared_out_goes_to_new_ones():

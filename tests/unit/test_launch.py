@@ -53,14 +53,6 @@ def test_print_only_says_beside_the_command_what_ranks_hold(mpirun, capsys):
     assert capsys.readouterr().err == ""  # the chunks are those of the checkpoint
 
 
-def test_a_run_that_leaves_its_summary(mpirun):
-    mpirun('printf "%s\\n" "$*" > arguments; echo "$OMP_NUM_THREADS" >> arguments; ' + summary("done"))
-    assert launch("run.yaml", 2, ["seed=3"]) == 0
-    arguments = Path("arguments").read_text()
-    assert "-m psgc train run.yaml --set seed=3\n" in arguments
-    assert arguments.splitlines()[-1].isdigit()
-
-
 def test_a_thread_can_launch(mpirun):
     """Only the main thread can set signal handlers."""
     mpirun(summary("done"))
