@@ -50,7 +50,7 @@ class ndarray:
     """memory: the NumPy array behind it; used: [tick] of the last use of that memory, shared by views."""
 
     def __init__(self, memory, used=None):
-        self._memory, self._used = memory, used or [0]
+        self.memory, self._used = memory, used or [0]
         self.touch()
 
     def touch(self):
@@ -71,41 +71,41 @@ class ndarray:
             # of which mpi4py makes a TypeError "expecting buffer"
             raise RuntimeError("MPI is given memory of the device on which something is under way")
         assert self.flags.c_contiguous
-        pointer, kind = self._memory.ctypes.data, self.dtype.str
+        pointer, kind = self.memory.ctypes.data, self.dtype.str
         return {"shape": self.shape, "typestr": kind, "data": (pointer, False), "version": 3, "strides": None}
 
     def __dlpack_device__(self):
-        return self._memory.__dlpack_device__()
+        return self.memory.__dlpack_device__()
 
     def __dlpack__(self, **others):
-        return self._memory.__dlpack__(**others)
+        return self.memory.__dlpack__(**others)
 
     device = DEVICE
 
     def get(self, out=None):
         synchronize()
         if out is None:
-            return self._memory.copy()
+            return self.memory.copy()
         assert type(out) is np.ndarray
         assert (out.shape, out.dtype, out.flags.c_contiguous) == (self.shape, self.dtype, True)
-        out[...] = self._memory
+        out[...] = self.memory
         return out
 
     def set(self, host):
         assert type(host) is np.ndarray
         assert (host.shape, host.dtype, self.flags.c_contiguous) == (self.shape, self.dtype, True)
-        self._memory[...] = host
+        self.memory[...] = host
         self.touch()
 
     def __getitem__(self, where):
-        return ndarray(self._memory[inside(where)], self._used)
+        return ndarray(self.memory[inside(where)], self._used)
 
     def __setitem__(self, where, value):
-        self._memory[inside(where)] = inside(value)
+        self.memory[inside(where)] = inside(value)
         self.touch()
 
     def __len__(self):
-        return len(self._memory)
+        return len(self.memory)
 
     def __iter__(self):
         return (self[place] for place in range(len(self)))
@@ -123,17 +123,17 @@ class ndarray:
 
     @property
     def T(self):
-        return ndarray(self._memory.T, self._used)
+        return ndarray(self.memory.T, self._used)
 
     @property
     def base(self):
-        return self._memory.base
+        return self.memory.base
 
     def reshape(self, *shape):
-        return ndarray(self._memory.reshape(*shape), self._used)
+        return ndarray(self.memory.reshape(*shape), self._used)
 
     def view(self, dtype):
-        return ndarray(self._memory.view(dtype), self._used)
+        return ndarray(self.memory.view(dtype), self._used)
 
     def fill(self, value):
         self[...] = value
@@ -146,7 +146,7 @@ def inside(value):
     """The NumPy array of an array of this module; of others only numbers pass."""
     if isinstance(value, ndarray):
         value.touch()
-        return value._memory
+        return value.memory
     if isinstance(value, np.ndarray):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
     return tuple(map(inside, value)) if isinstance(value, tuple) else value
@@ -167,14 +167,14 @@ def of(function):
 
 
 def _attribute(name):
-    return property(lambda self: getattr(self._memory, name))
+    return property(lambda self: getattr(self.memory, name))
 
 
 def _in_place(name):
     method = getattr(np.ndarray, name)
 
     def operator(self, other):
-        method(self._memory, inside(other))
+        method(self.memory, inside(other))
         self.touch()
         return self
 
