@@ -67,10 +67,11 @@ def test_floats_and_sparse_rows_become_those_of_the_run_for_any_model():
     csr = scipy.sparse.csr_array(np.eye(4, dtype=np.int64))
     arrays = (csr.data, csr.indices, csr.indptr)
     for dataset in (
-        Dataset("a.npz", 4, 4, True, arrays, np.arange(4), keeps_integers=True),
-        Dataset("a.npz", 4, 4, False, np.eye(4), np.arange(4), keeps_integers=True),
+        Dataset("a.npz", 4, 4, True, arrays, np.arange(4) + 0.5, keeps_integers=True),
+        Dataset("a.npz", 4, 4, False, np.eye(4), np.arange(4) + 0.5, keeps_integers=True),
     ):
-        assert ChunkSource(dataset, 2, "float32", Backend()).chunk(0).X.dtype == np.float32
+        chunk = ChunkSource(dataset, 2, "float32", Backend()).chunk(0)
+        assert (chunk.X.dtype, chunk.y.dtype) == (np.float32, np.float32)
 
 
 def test_rows_without_labels():

@@ -56,7 +56,7 @@ def test_disjoint_groups_of_as_many_as_parts_are_orthogonal(parts):
 
 
 @given(assignments(), st.integers(0, 5), st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_assignment_can_be_decoded(assignment, seed, data):
     parts = data.draw(any_parts(assignment))
     matrix = coding_matrix("spread", assignment, parts, seed)

@@ -93,7 +93,7 @@ def clusters(draw):
     return draw(st.lists(holders, min_size=1, max_size=5)), parts
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(
     data=st.data(),
     cluster=clusters(),

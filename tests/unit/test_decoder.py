@@ -95,6 +95,16 @@ def test_the_sum_is_a_tree_over_the_chunks():
     assert decoder.gradient[0] != 1e16  # which it is from left to right
 
 
+def test_what_was_held_does_not_survive_into_the_next_iteration():
+    decoder = Decoder(Backend(), np.ones((2, 1)), 2, "float64")
+    decoder.begin()
+    decoder.hold(1, 0, np.array([7.0, 7.0]))
+    decoder.begin()
+    decoder.hold(1, 0, np.array([1.0, 2.0]))
+    decoder.commit(0, copies([1]))
+    assert decoder.gradient.tolist() == [1, 2]
+
+
 @settings(deadline=None, max_examples=60)
 @given(parts=st.integers(1, 4), keeping=st.booleans(), dim=st.integers(1, 17), seed=st.integers(0, 99), data=st.data())
 def test_of_too_few_copies_the_projection_is_decoded(parts, keeping, dim, seed, data):

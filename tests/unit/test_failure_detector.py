@@ -132,6 +132,18 @@ def test_who_is_lost_again_before_it_is_welcome_is_not_back():
     assert it.welcome(2.0) == []
 
 
+def test_how_long_a_lost_worker_was_stopped_in_a_chunk_makes_nobody_more_patient():
+    it = failure_detector()
+    it.through(1, 0.1)
+    it.lost(2)
+    it.through(2, 60.0)  # it goes on, and is through with what it was in
+    it.heard(2, 60.0)
+    assert it.welcome(60.0) == [2]
+    it.busy(3, 7, seconds=0.0, now=60.0)
+    hear_all(it, 60.5 + TIMEOUT)
+    assert missing(it, 60.5 + TIMEOUT) == [3]
+
+
 def test_who_is_still_in_the_chunk_that_did_not_return_is_not_back():
     it = failure_detector()
     it.busy(2, 7, seconds=0.0, now=0.0)

@@ -112,7 +112,7 @@ def damage(data, path):
     return bool(other != content)
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(data=st.data())
 def test_any_damage_to_some_leaves_the_newest_of_the_others(root, data):
     directory, paths, written = made(data, root)
@@ -141,7 +141,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
     assert bits(found) == bits(older)
 
 
-@fuzzed(40)
+@fuzzed(20)
 @given(data=st.data())
 def test_a_name_that_is_not_its_own_is_noticed(root, data):
     directory, paths, written = made(data, root, count=2)
@@ -179,7 +179,7 @@ def texts_of(draw, about):
     return draw(st.sampled_from([text] * 4 + ["", "\x1b", "[" * 100_000, "1" * 5000]))
 
 
-@fuzzed(100)
+@fuzzed(60)
 @given(data=st.data())
 def test_a_right_checksum_on_any_file(root, data):
     optimizer: Any = {"v": {"__tensor__": "optimizer.v"}, "steps": 3}

@@ -161,7 +161,7 @@ def write(name: str, folder: Path) -> tuple[Path, Path | None, Path]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@fuzzed(60)
+@fuzzed(30)
 @given(data=st.data())
 def test_any_damage_to_a_valid_file(folder: Path, name: str, data: st.DataObject) -> None:
     path, labels, victim = write(name, folder)
@@ -178,7 +178,7 @@ def test_any_damage_to_a_valid_file(folder: Path, name: str, data: st.DataObject
 # ---------------------------------------------------------------- data: any arrays and texts
 
 
-@fuzzed(150)
+@fuzzed(80)
 @given(data=st.data())
 def test_any_arrays(folder: Path, data: st.DataObject) -> None:
     path, labels = folder / "any.npz", folder / "any.npy"
@@ -215,7 +215,7 @@ whole_types = st.sampled_from(["i4", "i8", "i1", "u4", "u8", ">i4", ">i8", "f8",
 plain = st.sampled_from(["f8", "f4", "i4", "?", ">f8", "f2"])
 
 
-@fuzzed(200)
+@fuzzed(100)
 @given(data=st.data())
 def test_any_sparse_matrices(folder: Path, data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
@@ -245,7 +245,7 @@ def test_any_sparse_matrices(folder: Path, data: st.DataObject) -> None:
     check(path)
 
 
-@fuzzed(400)
+@fuzzed(200)
 @example(content=b"1 1:1_0\n")
 @example(content=b"1_0 1:1\n")
 @given(content=texts | st.binary(max_size=20))
@@ -299,7 +299,7 @@ def test_any_dense_assignment(folder: Path, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@fuzzed(60)
+@fuzzed(30)
 @given(data=st.data())
 def test_any_sparse_assignment(folder: Path, layout: str, data: st.DataObject) -> None:
     path = folder / "A.npz"
@@ -336,7 +336,7 @@ def test_any_sparse_assignment(folder: Path, layout: str, data: st.DataObject) -
 # ---------------------------------------------------------------- times
 
 
-@fuzzed(100)
+@fuzzed(60)
 @given(data=st.data())
 def test_any_times(folder: Path, data: st.DataObject) -> None:
     path = folder / "S.npy"

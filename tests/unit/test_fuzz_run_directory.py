@@ -49,7 +49,7 @@ def told(directory):
 
 
 @pytest.mark.parametrize("names", [WHOLE, HALF], ids=["whole", "half-written"])
-@fuzzed(120)
+@fuzzed(60)
 @given(data=st.data())
 def test_damage(runs, names, data):
     directory, files = runs[tuple(names)]
@@ -61,7 +61,7 @@ def test_damage(runs, names, data):
         (directory / name).write_bytes(files[name])
 
 
-@fuzzed(120)
+@fuzzed(60)
 @given(data=st.data())
 def test_odd_numbers(runs, data):
     directory, files = runs[tuple(WHOLE)]

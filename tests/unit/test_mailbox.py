@@ -121,6 +121,20 @@ def test_what_is_not_committed_is_freed_when_it_is_discarded_and_when_accumulato
     assert worker.sum() == [5, 5, 5]
 
 
+def test_an_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
+    worker = Worker([2, 0], combined=True)
+    _, first = worker.compute()
+    worker.mailbox.tell(WorkerState.invalidate, 0, 2, 1)
+    assert first() is None
+    worker.mailbox.tell(WorkerState.reassign, 0, 2, 2)
+    worker.mailbox.tell(WorkerState.next, 0, 2)
+    worker.compute()
+    (_, records) = worker.mailbox.outgoing()
+    assert (records["kind"][0], records["chunk"][0], records["attempt"][0]) == (Kind.REPORT, 2, 1)
+    worker.mailbox.commit(0, 2, (2,), 2)
+    assert worker.sum(role=2) == [3, 3, 3]
+
+
 def test_a_commit_says_which_accumulator_of_the_role():
     worker = Worker([2, 0], combined=True)
     worker.compute()
@@ -208,6 +222,16 @@ def test_a_failure_is_told_unless_nobody_needs_the_chunk(combined):
     worker.mailbox.begin(1, PARAMS)
     worker.mailbox.failed(work, "nobody minds")
     assert worker.mailbox.outgoing() == []
+
+
+@COMBINED
+def test_what_comes_for_a_failed_chunk_before_the_run_ends_changes_nothing(combined):
+    worker = Worker([1, 0], combined)
+    worker.mailbox.failed(worker.mailbox.take(), "division by zero")
+    worker.mailbox.tell(WorkerState.discard, 0, 1)  # somebody else has done it meanwhile
+    assert not worker.state.held
+    worker.compute()
+    worker.mailbox.tell(WorkerState.share, 0)
 
 
 def test_a_chunk_of_the_trial_keeps_the_thread_busy_until_it_is_told():
