@@ -90,6 +90,15 @@ def test_runs_that_the_script_has_begun_are_used_and_left_open(one_process, tmp_
     assert {call[0] for call in wandb.calls} == {"log"}
 
 
+def test_a_run_is_ended_once_as_what_it_was_at_first(tmp_path, monkeypatch):
+    mlflow = Recording()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    it = loggers.Loggers(["mlflow"], tmp_path)
+    for has_failed in (False, True):
+        it.close(has_failed)
+    assert mlflow.calls == [("start_run", tmp_path.name), ("end_run", "FINISHED")]
+
+
 def test_a_logger_that_fails_on_the_way_is_left_out(one_process, tmp_path, monkeypatch, capsys):
     wandb = Recording()
     wandb.log = mock.Mock(side_effect=OSError("no network"))

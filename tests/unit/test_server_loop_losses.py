@@ -6,7 +6,7 @@ import scipy.sparse
 
 from psgc import coding
 from psgc.aggregation import memory
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, TooFewWorkers
 from psgc.messages import BUNDLE, Kind
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
@@ -168,3 +168,10 @@ def test_a_chunk_that_was_left_out_since_its_failure_was_not_done_well(make_run)
     with pytest.raises(RunFailed, match="as before on worker 1"):
         run.follow(script(), 2)
     assert run.rows[0].missing == 1
+
+
+def test_whose_loss_leaves_too_few_workers_for_the_next_iteration_is_named(make_run):
+    run = make_run(workers=2, parts=2)
+    with pytest.raises(TooFewWorkers, match=r"^worker 2 on h2, iteration 0: its process died; 1 worker is left"):
+        run.follow(iter([[*run.queues(0, (1, 2)), Died(2)]]), 2, dim=2)
+    assert run.steps == 1
