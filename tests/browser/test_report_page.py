@@ -83,7 +83,7 @@ def opened(browser, pages):
         context.close()
 
 
-@pytest.mark.parametrize(("workers", "scheme"), zip(RUNS, THEMES, strict=True))
+@pytest.mark.parametrize(("workers", "scheme"), list(zip(RUNS, THEMES, strict=True)))
 def test_the_page_as_it_is_seen(opened, pages, tmp_path, workers, scheme):
     seen = opened(workers, scheme)
     images = seen.ask(
