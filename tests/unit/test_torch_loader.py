@@ -371,6 +371,30 @@ def test_an_error_that_is_gone_when_the_row_is_used_is_none(opened):
     assert loaded(loader, [12, 13]) == [[12, 13]]
 
 
+def test_who_waits_for_a_row_that_fails_ahead_loads_it_itself(opened):
+    asked, got = threading.Event(), []
+
+    def fails_late():
+        if threading.current_thread().name != "psgc-loader":
+            return 0
+        assert asked.wait(TIMEOUT)
+        time.sleep(0.1)  # until who asks for the row waits for it
+        raise OSError("only there")
+
+    def ask():
+        asked.set()
+        got.extend(loaded(loader, [12, 13]))
+
+    dataset = Rows(at={13}, act=fails_late)
+    loader = opened(dataset)
+    loader.expect([12, 13])
+    eventually(lambda: 13 in dataset.ahead)
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(TIMEOUT)
+    assert got == [[12, 13]]
+
+
 def test_a_dataset_that_is_shorter_than_its_length():
     class Short(Rows):
         def __getitem__(self, row):
