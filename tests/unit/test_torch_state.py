@@ -217,6 +217,15 @@ def test_a_gradient_scaler_travels_too():
     assert other.state_dict() == scaler.state_dict()
 
 
+def test_each_of_several_optimizers_gets_its_own_state():
+    def three(*rates):
+        return nn.Linear(1, 1), [optim.SGD([torch.zeros(1, requires_grad=True)], rate) for rate in rates]
+
+    (model, saved), (_, others) = three(0.1, 0.2, 0.3), three(1, 1, 1)
+    from_blob(to_blob(model, saved), model, others)
+    assert [other.param_groups[0]["lr"] for other in others] == [0.1, 0.2, 0.3]
+
+
 def test_what_is_loaded_shares_no_memory_with_the_blob_or_the_optimizer_that_was_saved():
     training = Training(OPTIMIZERS["adam"])
     training.steps(0, 2)
