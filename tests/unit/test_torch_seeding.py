@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from psgc.torch.generators import preserved, seeded
+from psgc.torch.generators import all_states, preserved, seeded
 
 CPU = torch.device("cpu")
 
@@ -69,3 +69,15 @@ def test_the_generator_of_the_cuda_device_too(monkeypatch):
     got, (seed, number), within, restored = called
     assert (got, seed, within, restored) == (("get", device), "seed", "within", ("set", "state", device))
     assert 0 <= number < 2**63
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [random.random, np.random.random, np.random.standard_normal, lambda: torch.rand(()), lambda: torch.randn(())],
+)
+def test_each_draw_is_seen(draw):
+    with preserved():
+        for _ in range(4):
+            before = all_states()
+            draw()
+            assert all_states() != before
