@@ -46,6 +46,18 @@ def test_any_number_of_metrics_and_of_examples_is_exact(run):
     assert found == {str(power): sum(float(x**power) for x in range(12)) / count for power in range(12)}
 
 
+def test_a_random_metric_draws_other_numbers_in_each_chunk(run):
+    run, data = run
+    drawn = []
+
+    def metric(model, batch):
+        drawn.append(float(torch.rand(())))
+        return batch[0].sum(), len(batch[0])
+
+    run.evaluate(data, metric)
+    assert len({*drawn}) == len(drawn) >= 4
+
+
 def test_nothing_as_large_as_the_gradient_is_made(run, monkeypatch):
     run, data = run
     made, add_up = [], Single.sum
