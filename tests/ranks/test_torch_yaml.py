@@ -72,3 +72,6 @@ def test_the_bits_are_those_of_one_process_and_of_a_script(tmp_path):
         for name in ("together", "alone", "script")
     }
     assert len(digests) == 1
+    other_rate = ["--set", "output=alone", "--set", "optimizer.lr=0.5", "--resume"]
+    refused = run([sys.executable, "-m", "psgc", "train", "run.yaml", *other_rate], tmp_path, timeout=100, code=2)
+    assert refused.stderr.startswith("psgc: optimizer.lr: is 0.5, but was 0.01 in the run that is resumed")
