@@ -254,7 +254,7 @@ def hooks():
     """Of all optimizers."""
     own = register_optimizer_step_pre_hook(lambda *_: None)
     own.remove()
-    return len(own.hooks_dict_ref())
+    return set(own.hooks_dict_ref())
 
 
 @pytest.mark.usefixtures("endings")
@@ -280,9 +280,9 @@ def test_runs_follow_one_another_with_one_model_and_with_others(tmp_path):
     train(again, same)
     with pytest.raises(UserError, match="holds other files"):  # the run does not begin
         psgc.torch.init(same, TensorDataset(X, Y), loss, output=str(tmp_path))
-    assert hooks() == before
+    assert not hooks() - before  # those of other tests may go meanwhile
     train(psgc.torch.init(same, TensorDataset(X, Y), loss, chunks=4), same)
-    assert hooks() == before + 1
+    assert len(hooks() - before) == 1
     its = sgd(other)
     for round_of_runs in range(3):
         if round_of_runs:
