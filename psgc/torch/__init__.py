@@ -8,7 +8,7 @@ except ImportError as error:
     raise ImportError(f"{need}; install them with: pip install torch 'safetensors>=0.5.3'") from None
 
 from psgc.torch.begin import init
-from psgc.torch.run import Run
+from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import Batch
 
-__all__ = ["Batch", "Run", "init"]
+__all__ = ["Batch", "ScriptRun", "init"]

@@ -17,7 +17,7 @@ from psgc.run.script_ending import ScriptEnding, stopped_by
 from psgc.torch.calls import Single
 from psgc.torch.chunk_gradient import Buffers, Loss
 from psgc.torch.program import TorchProgram
-from psgc.torch.run import Run
+from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import CostFunction
 from psgc.torch.session import Session
 from psgc.torch.settings import alone, settings_of, settled
@@ -47,7 +47,7 @@ def init(
     faults: Mapping[str, Any] | None = None,
     stragglers: Mapping[str, Any] | None = None,
     log_with: Sequence[str] = (),
-) -> Run:
+) -> ScriptRun:
     """Begin a run, as every rank does with the same arguments. Without mpirun it has this process alone.
 
     model: its trainable parameters are all float32, or all float64, on one device. All ranks begin with those of
@@ -77,7 +77,7 @@ def begin(
     given: Mapping[str, Any] | TorchConfig,
     collate_fn: Callable[[list[Any]], Any] | None,
     cost_fn: CostFunction | None,
-) -> Run:
+) -> ScriptRun:
     """As `init`. given: the arguments that are settings, by name, or the settings of a YAML."""
     if launched.has_begun():  # and MPI is left at the end of a run
         raise UserError("psgc.torch.init: these ranks have a run already; expected one for each psgc launch or mpirun")
@@ -112,7 +112,7 @@ def _alone(program: TorchProgram) -> Single:
     return Single(plan.num_chunks, state, record, program.params, stopped_by)
 
 
-def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding) -> Run:
+def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding) -> ScriptRun:
     """The run, which begins. Raises UserError."""
     run, output, names = program.run, program.output, program.settings.log
     run.begin(engine)

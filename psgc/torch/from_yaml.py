@@ -24,7 +24,7 @@ from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.checkpoints import load_initial
 from psgc.torch.chunk_gradient import Loss
-from psgc.torch.run import Run
+from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import CostFunction, length_of
 from psgc.validation import wrong
 
@@ -47,7 +47,7 @@ class Parts:
     metrics: Callable[[nn.Module, Any], Any] | None = None
 
 
-def train(path: str, overrides: Sequence[str] = ()) -> Run:
+def train(path: str, overrides: Sequence[str] = ()) -> ScriptRun:
     """Train as the YAML says. Returns the run, which ends with the process.
 
     Raises UserError before the run begins, and what psgc.torch raises.
@@ -130,7 +130,7 @@ def _autocast(config: TorchConfig, model: nn.Module, function: Any) -> Any:
     return under_autocast
 
 
-def _evaluate(run: Run, config: TorchConfig, parts: Parts, epoch: int) -> None:
+def _evaluate(run: ScriptRun, config: TorchConfig, parts: Parts, epoch: int) -> None:
     """The metrics after so many epochs."""
     if parts.test is None:
         return

@@ -30,7 +30,7 @@ from psgc.torch.generators import Generators
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.record import Record
 from psgc.torch.rows import differing, sample
-from psgc.torch.run import Run
+from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import CostFunction, length_of
 from psgc.torch.settings import by_name, check_resumed, settled
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
@@ -71,7 +71,7 @@ class TorchProgram:
         self.dim, self.gradient, self.device = compute.dim, self._flat.dim, self._flat.device
         self.faults = settings.faults
         self.settings = settings.model_copy(update={"dtype": str(self._flat.dtype).removeprefix("torch.")})
-        self.run = Run(model, dataset, self._length, compute, self._flat, settings, collate, cost)
+        self.run = ScriptRun(model, dataset, self._length, compute, self._flat, settings, collate, cost)
         self.attached: Sequence[object] = self.run.attached
 
     def description(self) -> dict[str, Any]:

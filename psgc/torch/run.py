@@ -27,7 +27,7 @@ from psgc.torch.state import Stateful, check_savable, from_bytes, save_model
 from psgc.torch.steps import Steps
 
 
-class Run:
+class ScriptRun:
     """A training run. `psgc.torch.init` makes it; every rank makes the same calls."""
 
     engine: Engine  # makes the sums; `init` sets it

@@ -38,8 +38,8 @@ class About:
     """What belongs to the run itself.
 
     calls: before this state; position: of the next batch; seed: of the run; loss: the newest; evaluations: all so far
-    (`psgc.torch.evaluation`); loaded: see Run; random: the generators of the script's random numbers as they are before
-    the next batch (`psgc.torch.generators`); seconds: how long the run had taken, in a checkpoint.
+    (`psgc.torch.evaluation`); loaded: see ScriptRun; random: the generators of the script's random numbers as they are
+    before the next batch (`psgc.torch.generators`); seconds: how long the run had taken, in a checkpoint.
     """
 
     calls: int = 0

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from psgc.torch.run import Run
+from psgc.torch.run import ScriptRun
 from tests.torch_equivalence.values import values
 from tests.torch_equivalence.ways import EXACT, one_process, script
 
@@ -50,14 +50,14 @@ class Fate:
     def __init__(self, rank: int, befalls: str) -> None:
         self._rank, self._befalls, self._calls = rank, befalls, 0
         self._is_over = rank == 0 or befalls == "stopped"
-        backward = Run.backward
+        backward = ScriptRun.backward
 
         def counted(*arguments: Any, **others: Any) -> float:
             value = backward(*arguments, **others)
             self._has_called()
             return value
 
-        Run.backward = counted  # type: ignore[method-assign]
+        ScriptRun.backward = counted  # type: ignore[method-assign]
         nn.modules.module.register_module_forward_pre_hook(self._computes)
 
     def _has_called(self) -> None:

@@ -145,7 +145,7 @@ def test_the_python_of_a_page_runs(page, inside, one_process, tmp_path, monkeypa
             if page == "docs/torch/checkpoints.md" and block.page == INIT:
                 scope |= trained(scope)
     finally:
-        if isinstance(run := scope.get("run"), psgc.torch.Run):
+        if isinstance(run := scope.get("run"), psgc.torch.ScriptRun):
             run.end(False)
             run.engine.end()
 
