@@ -130,12 +130,13 @@ FAILED = """echo '{"status": "failed", "exit_code": 1, "reason": "broken"}' > ou
 
 @pytest.mark.parametrize("in_thread", [False, True])
 def test_a_launched_run_is_the_commands_and_is_loaded(mpirun, whole, capfd, in_thread):
-    mpirun(f'printf "%s\\n" "$@" > arguments; cp -r {whole}/. out; echo progress; echo "psgc: a warning" >&2')
+    mpirun(f'printf "%s\\n" "$@" > arguments; cp -r {whole}/. mine; echo progress; echo "psgc: a warning" >&2')
     changes = {"optimizer": {"kind": "sgd", "lr": np.float32(0.5)}, "batch": np.int64(4), "data.path": Path("é 1.npz")}
+    Path("mine").mkdir()
     with ThreadPoolExecutor(1) as threads:
         begin = threads.submit if in_thread else call
-        run = begin(psgc.launch, "run.yaml", workers=4, set=changes, resume=True).result()
-    assert (run.summary["status"], run.path) == ("done", Path("out"))
+        run = begin(psgc.launch, "run.yaml", workers=4, set=changes | {"output": "mine"}, resume=True).result()
+    assert (run.summary["status"], run.path) == ("done", Path("mine"))
     given = Path("arguments").read_text().splitlines()
     assert given[:2] == ["-n", "5"]
     told = given[given.index("run.yaml") + 1 :]

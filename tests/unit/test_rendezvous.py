@@ -132,3 +132,11 @@ def test_rank_0_is_waited_for_twice_as_long_since_it_may_wait_for_another(meet, 
         it.broadcast(None, "starting")
     assert 1200.0 <= clock.now < 1202.0
     assert process.kills == 1
+
+
+def test_who_has_died_is_noticed_at_once_without_a_word_of_mpi(ranks, clock):
+    it, world, process = ranks
+    process.is_gone, world.takes = lambda: clock.now >= 10.0, inf
+    with pytest.raises(RunFailed, match=r"^rank 1 on there died while the run was being set up$"):
+        it.broadcast(b"data", "starting")
+    assert 10.0 <= clock.now < 12.0

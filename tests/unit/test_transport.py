@@ -5,6 +5,7 @@ import weakref
 from dataclasses import replace
 from math import inf
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -451,3 +452,21 @@ def test_without_names_for_sockets_a_bell_still_wakes_its_own_process(monkeypatc
     bell.ring()
     assert bell.sleep(20) == {OWN}
     bell.close()
+
+
+@pytest.mark.parametrize(("library", "by"), [("Open MPI v5.0.11", "_exit 3"), ("MPICH Version: 4.3", "exit 3")])
+def test_mpich_is_told_that_a_process_ends_in_order(monkeypatch, library, by):
+    """By a handler of the C library's exit. Open MPI knows it since Finalize, and nothing is waited for."""
+
+    def ends(how):
+        def end(code):
+            raise SystemExit(f"{how} {code}")
+
+        return end
+
+    module = "psgc.transport.transport"
+    monkeypatch.setattr(f"{module}.os._exit", ends("_exit"))
+    monkeypatch.setattr(f"{module}.ctypes.CDLL", lambda _: SimpleNamespace(exit=ends("exit")))
+    monkeypatch.setattr(f"{module}.threading.Timer", Mock())
+    with pytest.raises(SystemExit, match=f"^{by}$"):
+        Transport.end(SimpleNamespace(library=library), 3)
