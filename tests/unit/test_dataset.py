@@ -136,46 +136,38 @@ ONE, ZERO = "1 1:5 3:7\n0 2:6\n", "1 0:5 2:7\n0 1:6\n"  # the same rows
 MATRIX = [[5, 0, 7], [0, 6, 0]]
 
 
-def text_file(folder, content, name="a.svm"):
-    (folder / name).write_text(content)
-    return str(folder / name)
-
-
 @pytest.mark.parametrize(
-    ("content", "index_base", "base"), [(ONE, "auto", 1), (ONE, 1, 1), (ZERO, "auto", 0), (ZERO, 0, 0)]
-)
-def test_a_text_may_count_from_0_or_from_1(tmp_path, content, index_base, base):
-    dataset = open_data(text_file(tmp_path, content), index_base=index_base)
-    assert dataset.index_base == base
-    assert dataset.rows(0, 2)[0].toarray().tolist() == MATRIX
+    ("content", "index_base", "like", "base", "rows"),
+    [
+        (ONE, "auto", None, 1, MATRIX),
+        (ONE, 1, None, 1, MATRIX),
+        (ZERO, "auto", None, 0, MATRIX),
+        (ZERO, 0, None, 0, MATRIX),
+        ("1 1:5\n", "auto", None, 1, [[5]]),  # it could be either
+        ("1 1:5\n", 0, None, 0, [[0, 5]]),
+        ("1 2:3\n", "auto", ZERO, 0, [[0, 0, 3]]),  # as its training text
+        ("1 2:3\n", "auto", ONE, 1, [[0, 3, 0]]),
+        ("1 1:5\n1 0:5\n", 1, None, None, "row 1 holds the index 0, but data.index_base is 1"),
+        ("1\n1 0:3\n", "auto", ONE, None, "row 1 holds the index 0, but FOLDER/train.svm holds none and counts from 1; "
+         "give data.index_base: 0 if both count from 0"),
+        ("1 3:3\n", "auto", ZERO, None, "holds the index 3, counted from 0 (data.index_base), but FOLDER/train.svm has "
+         "3 features"),
+    ],
+)  # fmt: skip
+def test_a_text_counts_from_0_or_from_1(tmp_path, content, index_base, like, base, rows):
+    def opened(name, content, **how):
+        (tmp_path / name).write_text(content)
+        return open_data(str(tmp_path / name), **how)
 
-
-def test_a_text_that_counts_from_0_without_an_index_0_needs_to_be_told(tmp_path):
-    path = text_file(tmp_path, "1 1:5\n")
-    assert open_data(path).rows(0, 1)[0].toarray().tolist() == [[5]]
-    assert open_data(path, index_base=0).rows(0, 1)[0].toarray().tolist() == [[0, 5]]
-
-
-def test_an_index_0_where_indices_count_from_1_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a\.svm: row 1 holds the index 0, but data\.index_base is 1$"):
-        open_data(text_file(tmp_path, "1 1:5\n1 0:5\n"), index_base=1)
-
-
-def test_a_test_text_counts_from_where_its_training_text_does(tmp_path):
-    zero, one = (open_data(text_file(tmp_path, content, "train.svm")) for content in (ZERO, ONE))
-    test = text_file(tmp_path, "1 2:3\n")  # it could be either
-    assert open_data(test, like=zero).rows(0, 1)[0].toarray().tolist() == [[0, 0, 3]]
-    assert open_data(test, like=one).rows(0, 1)[0].toarray().tolist() == [[0, 3, 0]]
-    with pytest.raises(
-        UserError,
-        match=r"a\.svm: row 1 holds the index 0, but .*train\.svm holds none and counts from 1; "
-        r"give data\.index_base: 0 if both count from 0",
-    ):
-        open_data(text_file(tmp_path, "1\n1 0:3\n"), like=one)
-    with pytest.raises(
-        UserError, match=r"holds the index 3, counted from 0 \(data\.index_base\), but .* has 3 features"
-    ):
-        open_data(text_file(tmp_path, "1 3:3\n"), like=zero)
+    train = opened("train.svm", like) if like else None
+    if base is None:
+        with pytest.raises(UserError) as caught:
+            opened("a.svm", content, like=train, index_base=index_base)
+        assert str(caught.value) == f"{tmp_path}/a.svm: {rows.replace('FOLDER', str(tmp_path))}"
+    else:
+        dataset = opened("a.svm", content, like=train, index_base=index_base)
+        assert dataset.index_base == base
+        assert dataset.rows(0, len(rows))[0].toarray().tolist() == rows
 
 
 @pytest.mark.parametrize("zero_based", [True, False])
@@ -194,13 +186,3 @@ def test_what_scikit_learn_writes_is_read_as_scikit_learn_reads_it(tmp_path, zer
     assert np.array_equal(labels, their_labels)
     assert labels.dtype == np.int64
     assert dataset.index_base == (0 if zero_based else 1)
-
-
-@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.svm"])
-def test_files_that_cannot_be_read_are_named(tmp_path, name):
-    path = tmp_path / name
-    with pytest.raises(UserError, match=f"{name}: cannot read it: no such file"):
-        open_data(str(path), str(path) if name == "a.npy" else None)
-    path.mkdir()
-    with pytest.raises(UserError, match=f"{name}: cannot read it: is a directory"):
-        open_data(str(path), str(path) if name == "a.npy" else None)

@@ -13,9 +13,9 @@ FIRST = [7, 3, 4, 8, 9, 0, 6, 2, 5, 1]
 LATER = [19744, 6624, 12849, 873, 10364]  # looked up in tables
 
 
-@pytest.mark.parametrize("length", [*range(1, 70), 1000, 4096, 4097, 99_999])
-def test_every_number_once(length):
-    assert sorted(shuffled((3, 1), length, np.arange(0, length)).tolist()) == list(range(length))
+def test_every_number_once():
+    for length in (*range(1, 70), 1000, 4096, 4097, 99_999):
+        assert sorted(shuffled((3, 1), length, np.arange(0, length)).tolist()) == list(range(length))
 
 
 def test_any_slice_alone_is_that_of_the_whole_order():
