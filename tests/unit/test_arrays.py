@@ -55,7 +55,7 @@ def test_a_sparse_matrix_of_any_layout():
         ([X, y], f"returned a list of 2; {EXPECTED}"),
         ((X, y, X, y), f"returned a tuple of 4; {EXPECTED}"),
         ({"x": X}, f"returned a mapping with x; {EXPECTED}"),
-        ({"y": y}, f"returned a mapping without X; {EXPECTED}"),
+        ({"X": None, "y": y}, f"returned a mapping without X; {EXPECTED}"),
         ({"X": X, "y_test": y}, "returned a mapping with y_test, but without X_test"),
         ({"X": X, "y": y, "X_test": X}, "returned a mapping with y, but without y_test"),
         ({"X": X, "X_test": X, "y_test": y}, "returned a mapping with y_test, but without y"),

@@ -189,14 +189,14 @@ def test_the_first_number_that_cannot_be_used_is_named_before_it_reaches_a_model
     write(path, **arrays)
     assert len(whole(open_data(str(path)), 4, dtype)) == 4
     wrong = stored.copy()
-    for row, column in ((13, 2), (17, 1)):
+    for row, column in ((13, 2), (17, 0)):
         wrong[(row, column)[: wrong.ndim]] = value
     write(path, **arrays | {where: wrong})
     source = ChunkSource(open_data(str(path)), 4, dtype, Backend())
     for i in (0, 1):
         source.chunk(i)
         source.check(i)
-    for i, (row, column) in ((2, (13, 2)), (3, (17, 1))):
+    for i, (row, column) in ((2, (13, 2)), (3, (17, 0))):
         place = f"row {row}, column {column} of X" if where == "X" else f"the label of row {row}"
         for read in (source.chunk, source.chunk, source.check):  # and again, when it is asked for again
             with pytest.raises(UserError) as caught:
@@ -222,6 +222,8 @@ def test_of_a_chunk_that_is_sampled_the_rows_that_are_drawn_are_looked_at(tmp_pa
     assert 0 < met < 20
     with pytest.raises(UserError, match="row 13, column 2"):
         source.sample(2, 6, np.random.default_rng(0))
+    with pytest.raises(UserError, match="row 13, column 2"):
+        list(source.each())
 
 
 def test_whole_numbers_that_floats_may_round_or_hold_are_taken(tmp_path):
@@ -264,4 +266,7 @@ def test_costs_go_by_rows_or_by_stored_entries(tmp_path):
     write_sparse(str(tmp_path / "sparse.npz"), scipy.sparse.csr_array([[1, 1, 1], [0, 0, 1]]), np.zeros(2))
     sparse = ChunkSource(open_data(str(tmp_path / "sparse.npz")), 2, "float64", Backend())
     assert sparse.costs() == pytest.approx([1.5, 0.5])
+    for X, costs in (([[1, 1], [0, 0]], [2, 0.01]), ([[0, 0], [0, 0]], None)):
+        write_sparse(str(tmp_path / "empty.npz"), scipy.sparse.csr_array(X), np.zeros(2))
+        assert ChunkSource(open_data(str(tmp_path / "empty.npz")), 2, "float64", Backend()).costs() == costs
     assert ChunkSource(None, 2, "float64", Backend()).costs() is None

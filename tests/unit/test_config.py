@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from psgc.config import BuiltinProblem, PythonProblem, from_yaml_text, load
+from psgc.config import BuiltinProblem, from_yaml_text, load
 from psgc.errors import UserError
 
 RUN = """\
@@ -48,48 +48,6 @@ def test_overrides_take_effect_in_order(run_yaml):
     assert config.coding.parts == 3
     assert not isinstance(config.coding.assignment, str)
     assert config.coding.assignment.path == "A.npy"
-
-
-def test_a_matrix_from_a_file_decides_its_own_replication(run_yaml):
-    overrides = ["coding.assignment={kind: file, path: A.npy}", "coding.parts=5"]
-    assert load(run_yaml, overrides).coding.parts == 5
-
-
-def test_a_users_problem_needs_no_data(run_yaml):
-    config = load(run_yaml, ["problem={python: 'my.models:Net', options: {width: 3, names: [a]}}", "data="])
-    assert config.problem == PythonProblem(python="my.models:Net", options={"width": 3, "names": ["a"]})
-    assert config.data is None
-    assert from_yaml_text(config.to_yaml()) == config
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "problem={kind: mlp, hidden: 3, l2: 0.1}",
-        "optimizer={kind: adam, lr: 3, beta1: 0, epsilon: 1e-30}",
-        "optimizer={kind: sgd, lr: 1e-3}",
-        "optimizer={kind: sgd, lr: 1, weight_decay: 0.1, clip_norm: 2, schedule: {kind: step, warmup: 3, every: 5}}",
-        "optimizer={kind: sgd, lr: 1, schedule: {kind: cosine, length: 70, final: 0.5}}",
-        "coding.assignment={kind: file, path: 1e3.npy}",
-        "stragglers={kind: slow, seconds: {all: 0.5, 2: 1}}",
-        "output='1e3'",
-        'output="é: # 漢 2013-01-01"',
-        "data={path: X.npy, labels: y.npy, test: T.npy, test_labels: t.npy}",
-        "data={path: a.svm, index_base: auto}",
-        "data={path: a.svm.gz, index_base: 0}",
-        "data={path: X.npz, test: a.svm, index_base: 1}",
-        "faults={adopt: false, inject: [{kind: kill, rank: 3, iteration: 5}, "
-        "{kind: stop, rank: 1, iteration: 0, step: sending, seconds: 0.5}, "
-        "{kind: flip, rank: 1, iteration: 0, step: sending}]}",
-        "verify={every: 10, tolerance: 1e-6}",
-        "verify=",
-    ],
-)
-def test_the_resolved_text_reads_back_equal(run_yaml, override):
-    config = load(run_yaml, [override])
-    text = config.to_yaml()
-    assert from_yaml_text(text) == config
-    assert yaml.safe_load(text) == config.model_dump()  # any YAML 1.1 reader sees the same
 
 
 @pytest.mark.parametrize(
@@ -150,13 +108,10 @@ FAULTS = [
         ("seed=-1", "expected a whole number >= 0, got -1"),
         ("batch=0", "expected a whole number >= 1 or {size: ROWS, epochs: NUMBER}, got 0"),
         ("coding.chunks_per_worker=many", "expected a whole number >= 1 or auto, got 'many'"),
-        ("coding.chunks_per_worker=0", "expected a whole number >= 1 or auto, got 0"),
         ("coding={chunks_per_worker: auto, assignment: {kind: file, path: A.npy}}",
          "coding.chunks_per_worker: an assignment from a file does not use it"),
-        ("problem.l2=-1", "expected a number >= 0, got -1"),
         ("problem.l2=.nan", "expected a number >= 0, got nan"),
         ("optimizer.lr=.inf", f"{NUMBER}, got inf"),
-        ("optimizer.lr=true", f"{NUMBER}, got true"),
         ("optimizer.momentum=1", "expected a number >= 0 and < 1, got 1"),
         *((f"optimizer.{key}=0.5", "kind nesterov does not use it") for key in ("beta1", "beta2", "epsilon")),
         ("optimizer.weight_decay=-1", "expected a number >= 0, got -1"),
@@ -190,17 +145,14 @@ FAULTS = [
         ("problem.kind=svm", f"{PROBLEMS}, got 'svm'"),
         ("problem.hidden=3", "kind logistic does not use it"),
         ("problem={python: model.py}", "problem.python: expected 'module:object', got 'model.py'"),
-        ("problem={kind: python}", "problem.python: missing, expected 'module:object'"),
         ("problem={python: 'a:b', kind: mlp}",
          "problem.kind: expected kind python, or no kind, with the key python, got 'mlp'"),
         ("problem={python: 'a:b', options: 3}",
          "problem.options: expected a mapping of keyword arguments, got 3"),
         ("data.path=''", "expected a path, got ''"),
         (r'output="a\0b"', r"expected a path, got 'a\x00b'"),
-        (r'output="\ud800"', r"expected a path, got '\ud800'"),
         ("data.test_labels=t.npy", "test_labels needs data.test"),
         ("data.index_base=2", "expected auto, 0 or 1, got 2"),
-        ("data.index_base=true", "expected auto, 0 or 1, got true"),
         ("data.index_base=0", "a .npz or .npy file does not use it"),
         ("verify=yes", "expected a mapping with the keys every, tolerance, strikes, got 'yes'"),
         ("verify={every: 0}", "verify.every: expected a whole number >= 1, got 0"),
@@ -211,11 +163,7 @@ FAULTS = [
         ("stragglers.kind=trace", "kind trace needs path: a .npy file, rounds x workers"),
         ("stragglers.kind=slow", "kind slow needs either factor or seconds, for example factor: {3: 10}"),
         ("stragglers.factor.3=2", "stragglers.factor: kind none does not use it"),
-        ("stragglers.seconds.3=2", "stragglers.seconds: kind none does not use it"),
-        ("stragglers.path=t.npy", "kind none does not use it"),
         ("stragglers.scale=2", "kind none does not use it"),
-        ("stragglers={kind: slow, factor: 3}",
-         "stragglers.factor: expected a mapping {rank or all: a number > 0}, got 3"),
         ("stragglers={kind: slow, factor: {}}",
          "stragglers.factor: expected a mapping {rank or all: a number > 0}, got a mapping"),
         ("stragglers={kind: slow, factor: {3: -1}}", f"stragglers.factor.3: {NUMBER}, got -1"),
@@ -226,9 +174,6 @@ FAULTS = [
         ("recovery={mode: approximate}",
          "recovery.mode: mode approximate needs deadline (seconds, or auto) or max_error (a number >= 0 and < 1)"),
         (APPROXIMATE + "deadline: 0}", "recovery.deadline: expected seconds > 0 or auto, got 0"),
-        (APPROXIMATE + "deadline: soon}", "recovery.deadline: expected seconds > 0 or auto, got 'soon'"),
-        (APPROXIMATE + "deadline: true}", "recovery.deadline: expected seconds > 0 or auto, got true"),
-        (APPROXIMATE + "deadline: .inf}", "recovery.deadline: expected seconds > 0 or auto, got inf"),
         (APPROXIMATE + "max_error: 1}", "recovery.max_error: expected a number >= 0 and < 1, got 1"),
         ("recovery={deadline: 1}", "recovery.deadline: mode exact does not use it"),
         ("recovery={max_error: 0.1}", "recovery.max_error: mode exact does not use it"),
@@ -243,12 +188,6 @@ FAULTS = [
 )  # fmt: skip
 def test_refused_overrides(run_yaml, override, message):
     assert refusal(run_yaml, override) == f"--set {override}: {message}"
-
-
-@pytest.mark.parametrize("given", ["deadline: 0.5, max_error: 0.01", "deadline: auto", "max_error: 0", "deadline: 2"])
-def test_accepted_recovery(run_yaml, given):
-    config = load(run_yaml, [f"{APPROXIMATE}{given}}}"])
-    assert from_yaml_text(config.to_yaml()) == config
 
 
 def test_a_fault_in_the_file_is_blamed_by_its_line(run_yaml):
@@ -320,9 +259,28 @@ def test_settings_that_contradict_each_other(run_yaml, overrides, message):
 @pytest.mark.parametrize(
     "overrides",
     [
+        ["problem={python: 'my.models:Net', options: {width: 3, names: [a]}}", "data="],
+        ["problem={kind: mlp, hidden: 3, l2: 0.1}"],
+        ["optimizer={kind: adam, lr: 3, beta1: 0, epsilon: 1e-30}"],
+        ["optimizer={kind: sgd, lr: 1, weight_decay: 0.1, schedule: {kind: step, warmup: 3, every: 5}}"],
+        ["optimizer={kind: sgd, lr: 1, clip_norm: 2, schedule: {kind: cosine, length: 70, final: 0.5}}"],
+        ["coding.assignment={kind: file, path: 1e3.npy}", "coding.parts=5"],
+        ["stragglers={kind: slow, seconds: {all: 0.5, 2: 1}}"],
+        ["output='1e3'"],
+        ['output="é: # 漢 2013-01-01"'],
+        ["data={path: X.npy, labels: y.npy, test: T.npy, test_labels: t.npy}"],
+        ["data={path: a.svm, index_base: auto}"],
+        ["data={path: a.svm.gz, index_base: 0}"],
+        ["data={path: X.npz, test: a.svm, index_base: 1}"],
+        ["faults={adopt: false, inject: [{kind: stop, rank: 1, iteration: 0, step: sending, seconds: 0.5}]}"],
+        ["verify={every: 10, tolerance: 1e-6}"],
+        ["verify="],
+        *(
+            [f"{APPROXIMATE}{given}}}"]
+            for given in ("deadline: 0.5, max_error: 0.01", "deadline: auto", "max_error: 0")
+        ),
         [AFTER_COMMIT, "transfer=combined"],
         [FLIP],
-        ["verify.every=7"],
         ["aggregation=allreduce", AFTER_COMMIT],
         *(["aggregation=allreduce", FAULT % ("stop", step)] for step in ("summing", "passing_on", "passed_on")),
         *([f"aggregation={name}", FAULT % ("flip", "stepping")] for name in ("auto", "server", "allreduce")),
@@ -334,8 +292,11 @@ def test_settings_that_contradict_each_other(run_yaml, overrides, message):
         *([f"aggregation={name}", UNBIASED, "schedule=static", "transfer=per_chunk"] for name in ("auto", "server")),
     ],
 )
-def test_settings_that_agree(run_yaml, overrides):
-    load(run_yaml, overrides)
+def test_settings_that_agree_read_back_equal(run_yaml, overrides):
+    config = load(run_yaml, overrides)
+    text = config.to_yaml()
+    assert from_yaml_text(text) == config
+    assert yaml.safe_load(text) == config.model_dump()  # any YAML 1.1 reader sees the same
 
 
 def test_of_two_keys_that_clash_the_overridden_one_is_blamed(run_yaml):
@@ -345,21 +306,11 @@ def test_of_two_keys_that_clash_the_overridden_one_is_blamed(run_yaml):
     )
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "run.yaml: empty, expected a mapping with the keys problem, data, "),
-        (b"# nothing\n", "run.yaml: empty, expected a mapping with the keys problem, data, "),
-        (b"- 1\n", "run.yaml: expected a mapping with the keys problem, data, "),
-        (b"\xff\xfe", "run.yaml: not UTF-8 text, expected YAML"),
-    ],
-)
-def test_files_that_are_no_mapping(run_yaml, content, message):
-    run_yaml.write_bytes(content)
-    assert refusal(run_yaml).startswith(message)
-
-
 def test_files_that_cannot_be_read(run_yaml):
+    run_yaml.write_bytes(b"\xff\xfe")
+    assert refusal(run_yaml) == "run.yaml: not UTF-8 text, expected YAML"
+    run_yaml.write_text("- 1\n")
+    assert refusal(run_yaml).startswith("run.yaml: expected a mapping with the keys problem, data, ")
     assert refusal("other.yaml") == "other.yaml: no such file"
     assert refusal(".") == ".: cannot be read: is a directory"
     assert refusal("a\0b") == r"a\x00b: cannot be read: not a path"

@@ -12,6 +12,7 @@ from psgc import coding, schedules
 from psgc.config import AssignmentFile, Coding
 from psgc.errors import UserError
 from psgc.plan import Plan, even_plan, make_plan
+from tests.unit.fuzzed_files import Trap
 
 NAMES = tuple(coding.ASSIGNMENTS)
 SCHEDULES = tuple(name for name in schedules.SCHEDULES if name != "dynamic")
@@ -144,14 +145,9 @@ def from_file(path, workers=3, parts=1, schedule="skipping"):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", "float64", "uint16", "float16", ">i4"])
-def test_a_dense_file(folder, dtype):
+def test_a_dense_file_of_unequal_rows(folder, dtype):
     np.save("A.npy", np.asfortranarray(MATRIX.astype(dtype)))
-    plan = from_file("A.npy", parts=2)
-    assert plan.assignment.toarray().tolist() == MATRIX.tolist()
-
-
-def test_uncoded_from_a_file_of_unequal_rows(folder):
-    np.save("A.npy", MATRIX)
+    assert from_file("A.npy", parts=2).assignment.toarray().tolist() == MATRIX.tolist()
     plan = from_file("A.npy", schedule="uncoded", parts=2)
     assert [len(holders) for holders in plan.holders()] == [2, 2, 2, 2]
     assert sorted(plan.own_chunks.tolist()) == [2, 3, 3]
@@ -166,57 +162,34 @@ def refusal(path, **arguments):
     return text.removeprefix(f"{path}: ")
 
 
-def test_the_number_of_ranks_must_be_the_matrixs(folder):
+def test_ranks_and_parts_must_fit_the_matrix(folder):
     np.save("A.npy", MATRIX)
     assert refusal("A.npy", workers=4) == (
         "the assignment has 3 columns (workers), but this run has 4 workers; start 4 ranks, one of them is the server"
     )
-
-
-def test_too_few_holders_are_named(folder):
-    np.save("A.npy", MATRIX)
     with pytest.raises(UserError, match="parts is 3, but chunk 0 is held by only 2 workers"):
         from_file("A.npy", parts=3)
 
 
-NOT_A_MATRIX_OF_0_AND_1 = {
-    "a two": (2 * MATRIX, "has the entry 2 at chunk 0, worker 0"),
-    "a minus": (-MATRIX, "has the entry -1 at chunk 0, worker 0"),
-    "nan": (np.where(MATRIX == 1, np.nan, 0.0), "has the entry nan at chunk 0, worker 0"),
-    "half": (MATRIX / 2, "has the entry 0.5 at chunk 0, worker 0"),
-    "complex": (MATRIX + 0j, "an array of complex128 where plain numbers belong"),
-    "text": (MATRIX.astype(str), "an array of <U21 where plain numbers belong"),
-    "bytes": (MATRIX.astype("S1"), "entries; they must be 0 or 1"),
-    "one row": (MATRIX[0], re.escape("has shape (3,); it must be (chunks, workers)")),
-    "nothing": (np.ones((0, 3)), re.escape("has shape (0, 3); it must be (chunks, workers)")),
-    "an orphan": (MATRIX * [[1], [1], [0], [1]], "chunk 2 is held by no worker"),
-}
-
-
-@pytest.mark.parametrize("what", NOT_A_MATRIX_OF_0_AND_1)
-def test_a_file_with_another_matrix(folder, what):
-    matrix, text = NOT_A_MATRIX_OF_0_AND_1[what]
+@pytest.mark.parametrize(
+    ("matrix", "text"),
+    [
+        (MATRIX / 2, "has the entry 0.5 at chunk 0, worker 0"),
+        (MATRIX + 0j, "an array of complex128 where plain numbers belong"),
+        (MATRIX.astype("S1"), "entries; they must be 0 or 1"),
+        (MATRIX[0], r"has shape \(3,\); it must be \(chunks, workers\)"),
+        (MATRIX * [[1], [1], [0], [1]], "chunk 2 is held by no worker"),
+    ],
+)
+def test_a_file_with_another_matrix(folder, matrix, text):
     np.save("A.npy", matrix)
     assert re.search(text, refusal("A.npy"))
-    if matrix.ndim == 2 and matrix.dtype.kind in "if" and matrix.size:
+    if matrix.ndim == 2 and matrix.dtype.kind in "if":
         scipy.sparse.save_npz("A.npz", scipy.sparse.csc_array(matrix))
         assert re.search(text, refusal("A.npz"))
 
 
 NEEDED = "an assignment is a 0/1 matrix in .npy or sparse .npz"
-
-
-def test_a_file_that_is_not_there_or_not_a_file(folder):
-    assert refusal("A.npy") == refusal("A.npz") == f"cannot read it: no such file or directory; {NEEDED}"
-    (folder / "B.npy").mkdir()
-    assert refusal("B.npy") == f"cannot read it: is a directory; {NEEDED}"
-
-
-class Trap:
-    """Unpickling it would be noticed."""
-
-    def __reduce__(self):
-        return pytest.fail, ("something was unpickled",)
 
 
 def test_nothing_is_unpickled(folder):
@@ -232,12 +205,9 @@ def test_nothing_is_unpickled(folder):
 @pytest.mark.parametrize(("dtype", "times"), [("bool", 2), ("int8", 257)])
 @pytest.mark.parametrize("layout", ["csr", "coo"])
 def test_a_worker_that_is_named_again_for_a_chunk(folder, dtype, times, layout):
-    row, col = np.repeat([0, 1], [times, 1]), np.zeros(times + 1, int)
-    ones = np.ones(times + 1, dtype)
-    if layout == "csr":
-        scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array((ones, col, [0, times, times + 1]), (2, 1)))
-    else:
-        scipy.sparse.save_npz("A.npz", scipy.sparse.coo_array((ones, (row, col)), (2, 1)))
+    rows, workers, ones = np.repeat([0, 1], [times, 1]), np.zeros(times + 1, int), np.ones(times + 1, dtype)
+    csr = scipy.sparse.csr_array((ones, workers, [0, times, times + 1]), (2, 1))
+    scipy.sparse.save_npz("A.npz", csr if layout == "csr" else scipy.sparse.coo_array((ones, (rows, workers)), (2, 1)))
     assert f"has the entry {times} at chunk 0, worker 0" in refusal("A.npz", workers=1)
 
 
