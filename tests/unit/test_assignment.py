@@ -59,6 +59,8 @@ def test_graph_is_the_neighbourhoods_of_a_regular_graph(b, num_workers, replicat
         with pytest.raises(UserError, match=f"replication {replication}"):
             graph(b * num_workers, num_workers, replication, seed)
         return
+    with pytest.raises(UserError, match=f"1 chunks cannot be shared equally by {num_workers} workers"):
+        graph(1, num_workers, replication)
     assignment = graph(b * num_workers, num_workers, replication, seed)
     assert_regular(assignment, b * num_workers, num_workers, replication)
     adjacency = assignment.toarray()[::b]
@@ -93,11 +95,6 @@ def test_blocks_give_own_shares_and_scatter_the_backups(b, more, num_workers, re
         for j in range(num_workers):
             others = {i // b for i in dense[:, j].nonzero()[0].tolist()} - {j}
             assert len(others) == min(b * (replication - 1), num_workers - 1)
-
-
-def test_graph_refuses_a_remainder():
-    with pytest.raises(UserError, match="7 chunks cannot be shared equally by 3 workers"):
-        graph(7, 3, 2)
 
 
 def test_seeds_reproduce_and_differ():

@@ -60,16 +60,6 @@ def test_traffic_is_that_of_the_largest_vectors_with_nobody_slow():
     assert bench_network.traffic({(Case(99, "link"), "allreduce-1"): Measured(0.1, 7e6, 2e6)}) == ""
 
 
-def test_cases_with_what_they_are_compared_with_and_how_long_they_take():
-    assert [Case(10, name).undisturbed.situation for name in ("processor", "link", "memory")] == [
-        "chunks", "none", "memory",
-    ]  # fmt: skip
-    found = bench_network.cases([10, 20], ["none", "memory", "link"])
-    assert found == [*(Case(dim, name) for dim in (10, 20) for name in ("none", "link")), Case(10_000_000, "memory")]
-    counts = [bench_network.iterations(Case(dim, "none")) for dim in (1, 100_000, 1_000_000, 4_000_000)]
-    assert [*counts, bench_network.iterations(found[-1])] == [20, 20, 6, 3, 20]
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -149,14 +139,6 @@ def test_psgc_runs_as_its_row_says_with_one_chunk_a_worker_unless_there_is_somet
         assert config["coding"]["chunks_per_worker"] == chunks
         assert config["problem"]["options"] == work
         assert command[command.index("-n") :] == ["-n", "9", "--host", "server:1,a:8", "--set", "coding.parts=2"]
-
-
-def test_the_slow_worker_has_a_fifth():
-    names = ["worker1", "worker2", "worker3"]
-    assert network_runs.links(names, slow=False) == dict.fromkeys(names, 200)
-    assert network_runs.links(names, slow=True) == {"worker1": 200, "worker2": 40, "worker3": 200}
-    assert network_runs.processors(names, slow=False, cores=3) == pytest.approx(dict.fromkeys(names, 0.8))
-    assert network_runs.processors(names, slow=True, cores=30) == {"worker1": 1, "worker2": 0.2, "worker3": 1}
 
 
 def test_a_wrong_sum_is_no_measurement():

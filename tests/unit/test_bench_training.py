@@ -87,11 +87,6 @@ def test_final_losses_under_quotas_are_those_of_their_situation():
     assert "0.5 (`dynamic`, one 5 x slower now and then)" in bench_training.disagreeing_under_quotas(rows)
 
 
-def test_limits_under_quotas():
-    limits = {name: round(situation.limit, 4) for name, situation in training_quotas.SITUATIONS.items()}
-    assert limits == {"none": 1.0, "slow": 1.25, "neighbour": 1.1429, "cycle": 1.1111}
-
-
 def test_a_run_under_quotas():
     """A pace that changes counts by the mean; the first iterations do not count."""
     run = benching.Run(

@@ -17,6 +17,7 @@ def files(folder):
     write_dense(folder / "dense.npz", X, y)
     write_sparse(folder / "sparse.npz", X, y)
     np.savez_compressed(folder / "packed.npz", X=X, y=y)
+    (folder / "packed.npz").rename(folder / "packed.NPZ")
     np.save(folder / "X.npy", X)
     np.save(folder / "y.npy", y)
     np.savez(folder / "features.npz", X=X)
@@ -26,7 +27,7 @@ def files(folder):
     )
     (folder / "text.svm").write_text("\n".join(lines))
     labels = str(folder / "y.npy")
-    names = ("dense.npz", "sparse.npz", "packed.npz", "text.svm")
+    names = ("dense.npz", "sparse.npz", "packed.NPZ", "text.svm")
     return [(str(folder / name), None) for name in names] + [
         (str(folder / "X.npy"), labels),
         (str(folder / "features.npz"), labels),
@@ -75,6 +76,7 @@ CSR = {
         ({**CSR, "indices": np.ones(2)}, "expected whole numbers in indices, found dtype float64"),
         ({**CSR, "data": np.ones(3)}, "data and indices of one length"),
         ({**CSR, "shape": np.array([2, 3, 1])}, r"expected shape \(2,\)"),
+        ({**CSR, "shape": np.array([2, -3])}, r"expected shape \(2,\)"),
         ({**CSR, "format": np.array(b"csc")}, "expected sparse format csr, found b'csc'"),
     ],
 )
@@ -92,6 +94,8 @@ def test_a_column_that_does_not_exist_is_refused_when_its_rows_are_read(tmp_path
     dataset.rows(0, 1)
     with pytest.raises(UserError, match=r"rows 1 to 1 hold columns outside 0\.\.2"):
         dataset.rows(1, 2)
+    with pytest.raises(UserError, match=r"rows 1 to 1 hold columns outside 0\.\.2"):
+        dataset.take(np.array([1]))
 
 
 def test_labels_given_twice_or_not_at_all_are_refused(tmp_path):
@@ -147,6 +151,7 @@ MATRIX = [[5, 0, 7], [0, 6, 0]]
         ("1 1:5\n", 0, None, 0, [[0, 5]]),
         ("1 2:3\n", "auto", ZERO, 0, [[0, 0, 3]]),  # as its training text
         ("1 2:3\n", "auto", ONE, 1, [[0, 3, 0]]),
+        ("1 2:3\n", 1, ZERO, 1, [[0, 3, 0]]),  # unless it is told
         ("1 1:5\n1 0:5\n", 1, None, None, "row 1 holds the index 0, but data.index_base is 1"),
         ("1\n1 0:3\n", "auto", ONE, None, "row 1 holds the index 0, but FOLDER/train.svm holds none and counts from 1; "
          "give data.index_base: 0 if both count from 0"),
