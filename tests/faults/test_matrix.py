@@ -13,7 +13,6 @@ import pytest
 from tests.faults.matrix import (
     BUSY,
     KEEPING,
-    TRANSFERS,
     Outcome,
     Planned,
     Settings,
@@ -56,9 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize(
-    ("transfer", "of_owners"), [*((transfer, False) for transfer in TRANSFERS), ("allreduce", True)]
+@pytest.mark.parametrize(  # `make faults` takes each transfer with 1 and with 2 parts
+    ("transfer", "of_owners", "parts"),
+    [("per_chunk", False, 2), ("combined", False, 2), ("allreduce", False, 1), ("allreduce", True, 2)],
 )
 def test_a_run_survives_every_fault_and_stays_exact(folder: Path, transfer: str, of_owners: bool, parts: int) -> None:
     how = settings(transfer, parts)

@@ -63,12 +63,8 @@ def mpich() -> Mpi:
     return Mpi("MPICH", [str(command)], env)
 
 
-@pytest.fixture(params=["Open MPI", "MPICH"])
-def mpi(request):
-    if request.param == "MPICH":
-        return mpich()
-    command = [mpirun_path(), "--oversubscribe", "--bind-to", "none"]
-    return Mpi("Open MPI", command, options=("--no-fault-tolerance",))
+def open_mpi() -> Mpi:
+    return Mpi("Open MPI", [mpirun_path(), "--oversubscribe", "--bind-to", "none"], options=("--no-fault-tolerance",))
 
 
 @pytest.fixture
@@ -130,9 +126,10 @@ def test_mpichs_mpirun_alone_has_the_right_exit_code(folder, expected):
     assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("transfer", "rank"), [("combined", 2), ("per_chunk", 0)])
+@pytest.mark.parametrize(("made", "transfer", "rank"), [(open_mpi, "combined", 2), (mpich, "per_chunk", 0)])
 @pytest.mark.faults
-def test_a_dead_rank_ends_the_run_with_the_command_that_goes_on(mpi, folder, expected, transfer, rank):
+def test_a_dead_rank_ends_the_run_with_the_command_that_goes_on(made, folder, expected, transfer, rank):
+    mpi = made()
     with MpiRun(mpi.launch("--set", f"transfer={transfer}", *SLOWLY), folder, mpi.env) as running:
         finished = kill_after_a_checkpoint(running, folder, rank)
     assert finished.returncode == 1, finished.said
@@ -147,7 +144,8 @@ def test_a_dead_rank_ends_the_run_with_the_command_that_goes_on(mpi, folder, exp
 
 
 @pytest.mark.faults
-def test_mpirun_alone_has_said_how_to_go_on(mpi, folder):
+def test_mpirun_alone_has_said_how_to_go_on(folder):
+    mpi = open_mpi()
     with MpiRun(mpi.train(*SLOWLY), folder, mpi.env) as running:
         finished = kill_after_a_checkpoint(running, folder, 1)
     assert finished.returncode not in (0, 2), finished.said
@@ -160,8 +158,7 @@ STOPPED = ("--set", "faults={collect_timeout: 2, inject: [{kind: stop, rank: 2, 
 
 @pytest.mark.faults
 def test_a_stopped_worker_is_done_without_by_open_mpi(folder, expected):
-    mpi = Mpi("Open MPI", [], options=("--no-fault-tolerance",))
-    run(mpi.launch(*STOPPED, "--set", "schedule=dynamic"), folder, code=0)
+    run(open_mpi().launch(*STOPPED, "--set", "schedule=dynamic"), folder, code=0)
     assert_done(folder, expected)
 
 

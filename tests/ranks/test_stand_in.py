@@ -24,15 +24,7 @@ output: out
 """
 
 
-@pytest.mark.parametrize(
-    ("aggregation", "cuda_aware"),
-    [
-        ("server", "0"),
-        ("allreduce", "1"),
-        pytest.param("server", "1", marks=pytest.mark.faults),
-        pytest.param("allreduce", "0", marks=pytest.mark.faults),
-    ],
-)
+@pytest.mark.parametrize(("aggregation", "cuda_aware"), [("server", "0"), ("allreduce", "1")])
 def test_training_on_a_device_takes_the_steps_of_gradient_descent(tmp_path, aggregation, cuda_aware):
     rng = np.random.default_rng(0)
     X, w, velocity = rng.random((60, 4)), np.zeros(5), np.zeros(5)

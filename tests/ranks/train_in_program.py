@@ -74,8 +74,6 @@ elif how == "other_data":
     train(y=y + (rank == 2))
 elif how == "strange":
     train(callbacks=[strange])
-elif how == "wrong":
-    train(lrr=1)
 elif how == "raise":
     train()
     assert str(rank) not in sys.argv[2], "after the run"

@@ -10,7 +10,7 @@ import scipy.sparse
 
 from psgc.data.npz import ALIGNMENT, map_npy, map_npz, write_dense, write_sparse
 from psgc.errors import UserError
-from tests.unit.fuzzed_files import npy
+from tests.unit.fuzzed_files import npy, npz
 from tests.unit.fuzzing import little_memory
 
 METHODS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -188,6 +188,19 @@ def test_a_header_written_by_python_2_is_read_without_a_word(tmp_path):
     assert b"3L" in content
     (tmp_path / "a.npy").write_bytes(content)  # warnings are errors in tests
     assert np.array_equal(map_npy(str(tmp_path / "a.npy")), np.ones((2, 3)))
+
+
+def test_more_than_one_archive_and_a_name_that_is_there_twice_are_refused(tmp_path):
+    X = npy(np.zeros(3))
+    whole = npz([("X.npy", X)])
+    for content, said in (
+        (b"x" * 9 + whole, "bytes before the archive"),
+        (whole + whole, "bytes before the archive"),
+        (npz([("X.npy", X), ("X", X)]), "it holds 'X' twice"),
+    ):
+        (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            map_npz(str(tmp_path / "a.npz"))
 
 
 def test_a_compression_that_numpy_does_not_use_is_refused(tmp_path):

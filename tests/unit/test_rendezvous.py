@@ -17,7 +17,8 @@ LIMIT = 30.0  # seconds for which a rank may be stopped
 class Process:
     """Of the other rank; stopped: between which moments it is."""
 
-    host, stopped, kills = "there", (), 0
+    host, stopped, kills, ended = "there", (), 0, inf
+    reason = None  # to end, that this rank is told
 
     def __init__(self, clock):
         self._clock = clock
@@ -29,7 +30,7 @@ class Process:
         return True
 
     def is_gone(self):
-        return False
+        return self._clock.now >= self.ended
 
     def is_stopped(self):
         return any(begin <= self._clock.now < end for begin, end in self.stopped)
@@ -40,10 +41,10 @@ class Process:
 
 
 class World:
-    """This rank of two. The other one takes what it is sent at the moment `takes`."""
+    """This rank of two. The other one sends these (tag, data), and takes what it is sent at the moment `takes`."""
 
     def __init__(self, clock, rank):
-        self._clock, self._rank, self.takes, self._texts = clock, rank, 0.0, 1
+        self._clock, self._rank, self.takes, self.sends = clock, rank, 0.0, [(rendezvous.DATA_TAG, TEXTS)]
 
     def Get_rank(self):
         return self._rank
@@ -55,13 +56,15 @@ class World:
         return SimpleNamespace(Test=lambda: self._clock.now >= self.takes)
 
     def Improbe(self, source, tag, status):
-        self._texts -= 1
+        if not self.sends:
+            return None
+        tag, self.data = self.sends.pop(0)
         status.Set_source(1 - self._rank)
-        status.Set_tag(rendezvous.DATA_TAG)
-        return SimpleNamespace(Irecv=self._fill) if self._texts >= 0 else None
+        status.Set_tag(tag)
+        return SimpleNamespace(Irecv=self._fill)
 
     def _fill(self, buffer):
-        buffer[0][:] = np.frombuffer(TEXTS, np.uint8)
+        buffer[0][:] = np.frombuffer(self.data, np.uint8)
         return SimpleNamespace(Test=lambda: True)
 
 
@@ -83,8 +86,8 @@ def meet(clock, monkeypatch):
         identity = SimpleNamespace(own=lambda: process, from_text=lambda _: process)
         monkeypatch.setattr(rendezvous, "Identity", identity)
         monkeypatch.setattr(rendezvous, "failed_ranks", lambda _: [])
-        monkeypatch.setattr(rendezvous, "received", lambda _: len(TEXTS))
-        return Rendezvous(world, timeout=600.0), world, process
+        monkeypatch.setattr(rendezvous, "received", lambda _: len(world.data))
+        return Rendezvous(world, interrupted=lambda: process.reason, timeout=600.0), world, process
 
     return meet
 
@@ -117,13 +120,32 @@ def test_the_time_in_which_this_rank_was_stopped_itself_does_not_count(ranks, cl
     it.broadcast(b"data", "starting")
 
 
-def test_who_gives_nothing_for_too_long_ends_the_run_and_is_killed(ranks, clock):
+def test_who_has_ended_is_not_waited_for(ranks, clock):
+    """Without fault tolerance MPI does not tell."""
+    it, world, process = ranks
+    world.takes, process.ended = inf, 5.0
+    with pytest.raises(RunFailed, match="rank 1 on there died while the run was being set up"):
+        it.broadcast(b"data", "starting")
+    assert 5.0 <= clock.now < 7.0
+
+
+def test_who_is_told_to_end_ends(ranks, clock):
+    it, world, process = ranks
+    world.takes, process.reason = inf, "stopped by SIGINT"
+    with pytest.raises(RunFailed, match="stopped by SIGINT"):
+        it.broadcast(b"data", "starting")
+    assert clock.now < 1.0
+
+
+def test_who_gives_nothing_for_too_long_ends_the_run_and_is_killed(ranks, clock, capsys):
     it, world, process = ranks
     world.takes = inf
     with pytest.raises(RunFailed, match=r"nothing came for 600 s \(faults.setup_timeout\) from rank 1, starting"):
         it.broadcast(b"data", "starting")
     assert 600.0 <= clock.now < 602.0
     assert process.kills == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"waiting for rank 1 for {seconds} s, starting" for seconds in (20, 40, 80, 160, 320)]
 
 
 def test_rank_0_is_waited_for_twice_as_long_since_it_may_wait_for_another(meet, clock):
@@ -134,9 +156,14 @@ def test_rank_0_is_waited_for_twice_as_long_since_it_may_wait_for_another(meet, 
     assert process.kills == 1
 
 
-def test_who_has_died_is_noticed_at_once_without_a_word_of_mpi(ranks, clock):
-    it, world, process = ranks
-    process.is_gone, world.takes = lambda: clock.now >= 10.0, inf
-    with pytest.raises(RunFailed, match=r"^rank 1 on there died while the run was being set up$"):
-        it.broadcast(b"data", "starting")
-    assert 10.0 <= clock.now < 12.0
+def test_rank_0_says_how_long_to_wait_and_that_the_run_is_off(meet, clock):
+    it, world, process = meet(1)
+    world.sends = [(rendezvous.PATIENCE_TAG, np.array([50.0, 3.0]).tobytes())]
+    with pytest.raises(RunFailed, match="nothing came for 50 s"):
+        it.broadcast(None, "starting")
+    assert 100.0 <= clock.now < 102.0
+    world.sends = [(rendezvous.OFF_TAG, b'["it is over", [0]]')]
+    with pytest.raises(RunFailed, match="it is over"):
+        it.broadcast(None, "starting")
+    assert clock.now < 103.0
+    assert process.kills == 2
