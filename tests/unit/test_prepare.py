@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from psgc.config import load
 from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.run.ending import Ending
 from psgc.run.inputs import Given
 from psgc.run.meeting import Meeting
+from psgc.run.prepare import prepare
 from psgc.run.server_side import serve
 from tests.unit.scripted import Transport
 
@@ -87,3 +89,14 @@ def test_an_assignment_without_a_copy_to_spare_for_verify():
 
 def test_one_rank_alone_is_told_how_to_launch():
     assert_refused("psgc launch run.yaml -n 9", ranks=1)
+
+
+@pytest.mark.parametrize(("rows", "overrides", "chunks"), [
+    (80, (), 8), (10, (), 3), (3, (), 1), (80, ("iterations=null", "batch={size: 7, epochs: 1}"), 2),
+])  # fmt: skip
+def test_automatic_chunks_are_no_more_than_the_rows_of_an_iteration(monkeypatch, rows, overrides, chunks):
+    monkeypatch.setattr("psgc.run.prepare.seconds_of_share", lambda *_: 10.0)  # which makes eight for each worker
+    write_dense("data.npz", np.ones((rows, 5)), np.arange(rows) % 3)
+    given = Given("run.yaml", overrides=("coding.chunks_per_worker=auto", *overrides))
+    run = prepare(Transport(4), load(given.source, given.overrides), given, False)
+    assert run.plan.num_chunks == 3 * run.config.coding.per_worker == 3 * chunks
