@@ -416,17 +416,6 @@ def test_while_a_send_is_under_way_its_receiver_is_woken_again_unless_that_was_j
     assert it.rung == rung
 
 
-@pytest.mark.parametrize(("library", "ends"), [("Open MPI v5", ["_exit"]), ("MPICH 5", ["exit", "_exit"])])
-def test_a_process_ends_by_the_exit_of_the_c_library_except_with_open_mpi(monkeypatch, library, ends):
-    """MPICH's mpirun takes another end for a crash, and exits with 9."""
-    found = []
-    monkeypatch.setattr("os._exit", lambda code: found.append(("_exit", code)))
-    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(exit=lambda code: found.append(("exit", code))))
-    monkeypatch.setattr("threading.Timer", lambda *_: SimpleNamespace(start=lambda: None))
-    Transport.end(SimpleNamespace(library=library), 3)
-    assert found == [(end, 3) for end in ends]
-
-
 @pytest.fixture
 def bells():
     """Two, of this process as if it were two."""
