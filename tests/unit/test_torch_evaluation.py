@@ -58,6 +58,12 @@ def test_a_random_metric_draws_other_numbers_in_each_chunk(run):
     assert len({*drawn}) == len(drawn) >= 4
 
 
+def test_what_a_script_does_with_a_result_changes_no_state(run):
+    run, data = run
+    run.evaluate(data, lambda *_: {"metric": 1.0}).clear()
+    assert run.state_dict()["psgc"]["evaluations"] == [[0, -1, {"metric": 1.0}]]
+
+
 def test_nothing_as_large_as_the_gradient_is_made(run, monkeypatch):
     run, data = run
     made, add_up = [], Single.sum

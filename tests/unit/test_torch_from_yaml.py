@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from psgc.checkpoints import Content, write_file
@@ -220,6 +221,17 @@ def test_a_model_begins_with_what_another_run_has_left(folder, name):
     assert "0.weight has the shape (5, 8), that of the model (7, 8)" in refusal(
         "problem.options.hidden=7", f"initial={name}"
     )
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_has_no_checkpoint_yet_begins_with_what_another_one_has_left(
+    folder, one_process, monkeypatch, resume
+):
+    model = torch_problem.network(5)
+    save_model(Path("model.safetensors"), model)
+    monkeypatch.setenv(*("PSGC_RESUME", "1") if resume else ("NO", ""))
+    from_yaml.train("run.yaml", ["initial=model.safetensors", "optimizer={torch: SGD, lr: 1.0e-30}", "scheduler="])
+    torch.testing.assert_close(load_file("out/model.safetensors"), model.state_dict())
 
 
 def test_a_model_that_cannot_be_begun_with_is_named(folder):

@@ -157,6 +157,14 @@ def test_a_rank_that_falls_behind_has_the_results_that_the_others_had(tmp_path, 
     assert (tmp_path / "call 3.safetensors").exists()
 
 
+def test_with_resume_the_evaluations_are_not_those_of_a_state_that_the_script_has_itself(tmp_path, whole):
+    resumed = Script(tmp_path)
+    own = resumed.run.state_dict()
+    resumed.run.begin(Single(2, ScriptState(0, whole.states[7])))
+    resumed.run.load_state_dict(own)
+    assert resumed.train().log == whole.log
+
+
 def test_evaluations_of_a_state_that_was_given_up_are_computed_again(tmp_path):
     script = Script(tmp_path)
     begin = script.run.state_dict()

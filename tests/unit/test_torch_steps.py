@@ -121,13 +121,23 @@ def test_random_turns_of_three_optimizers_are_those_of_torch(seed):
     assert_same(model, other, 1e-5)
 
 
-def test_a_state_is_made_where_no_gradient_waits_for_a_step(tmp_path):
-    run, model, _ = begun(output=str(tmp_path), checkpoint_every=1, checkpoint_keep=9)
+@pytest.mark.parametrize(("every", "there"), [(1, [2, 4, 6, 8]), (3, [4, 6, 8])])
+def test_a_state_is_made_where_no_gradient_waits_for_a_step(tmp_path, every, there):
+    run, model, _ = begun(output=str(tmp_path), checkpoint_every=every, checkpoint_keep=9)
     ours = [sgd(model[0]), sgd(model[2])]
     run.attach(*ours)
     assert train_in_turns(run, ours, run.batches(16, epochs=2)) == [2, 4, 6, 8]
     run.end(False)
-    assert sorted(int(name[:8]) for name in os.listdir(tmp_path / "checkpoints")) == [2, 4, 6, 8]
+    assert sorted(int(name[:8]) for name in os.listdir(tmp_path / "checkpoints")) == there
+
+
+def test_a_gradient_waits_for_no_step_once_another_state_is_loaded():
+    run, model, _ = begun()
+    run.attach(sgd(model))
+    saved = run.state_dict()
+    run.backward(next(run.batches(32)))
+    run.load_state_dict(saved)
+    assert run.state_dict()["psgc"]["position"] == saved["psgc"]["position"]
 
 
 def test_an_optimizer_of_another_model_does_not_end_a_sum_of_gradients():
