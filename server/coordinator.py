@@ -238,6 +238,7 @@ class Coordinator:
                 if there and chunk not in self._checks.disputed:
                     if chunk in self._checks.checked:  # they count although nothing has shown them right
                         self.books.missing -= len(there)
+                        self._checks.checked -= {chunk}
                     instructions.append(self._counting.commit(chunk, there))
                 self._schedule.committed(chunk, ())  # nobody is to do it any more
             self._checks.disputed.clear()

@@ -14,7 +14,8 @@ Besides the rules of `psgc.server.coordinator`:
 5. A chunk that was committed to a worker that is lost (`combined`) is checked again when it has been done again: it
    counts if it agrees with another copy, otherwise one more worker does it.
 6. When the iteration ends before that (approximate recovery), a checked chunk is committed to the copies that are
-   there; a disputed one is left out.
+   there; a disputed one is left out. If such a worker is lost (`combined`), what is done again is not compared either:
+   ranks may have summed the copy already that it would show to be wrong.
 """
 
 from collections.abc import Sequence
