@@ -147,7 +147,7 @@ class Summing(Listener):
         is_first = self._script is not None and self._digests.last < 0  # scripts have been compared in nothing yet
         if (self.allreduce.poll() or is_first) and (digest := self.allreduce.digest()):
             self._digests.own(self.allreduce.steps, digest)
-        self._owners.moved(0, self.allreduce.carried[self._iteration], now)
+        self._owners.moved(0, self.allreduce.link.carried[self._iteration], now)
         if phase == COLLECTING:
             awaited = partial(self.allreduce.exchange.awaited, self._iteration)
             self._send(self._owners.late(self.receivers(), now, awaited))

@@ -290,7 +290,7 @@ class WorkerLoop(Listener):
                 self._long = 2 * seconds
                 self._transport.send_text(SERVER, current_line(self._compute.ident))
                 kind = Kind.STUCK
-            carried = float(self.allreduce.carried[self._iteration])
+            carried = float(self.allreduce.link.carried[self._iteration])
             records.append(record(kind, self._iteration, chunk, seconds=seconds, start=carried))
         if records:
             self._transport.send(SERVER, records)

@@ -4,10 +4,7 @@
 that have fallen behind.
 """
 
-import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +12,7 @@ from psgc.aggregation import protocol
 from psgc.aggregation.blocks import Accumulators, Blocks, Sums
 from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.map import Contributor, Map
-from psgc.aggregation.pool import Pool
+from psgc.aggregation.pool import Link, Pool
 from psgc.aggregation.protocol import Arrived, BlockKey
 from psgc.aggregation.replica import Snapshot, Stepping, is_checked
 from psgc.aggregation.slices import block_entries
@@ -25,10 +22,8 @@ from psgc.backend import Array, Backend
 from psgc.errors import ProtocolError
 from psgc.iteration import Moment
 from psgc.messages import unpack_block
-from psgc.transport import Sending, Transport, Vector
+from psgc.transport import Transport, Vector
 
-LONG = 4.0  # times what sends usually take, after which the destination is held
-LEAST_LONG = 0.05  # seconds
 LOOKS, LONGEST_NAP = 4.0, 2e-3  # looks at MPI while a block is sent, and seconds between two of them at most
 SHORT, SHORT_NAP = 1 << 16, 2e-4  # bytes of a gradient, and seconds between two looks for one that is shorter
 OTHER_LOOKS = 4.0  # times as many looks while no block is sent or awaited: for control messages
@@ -53,22 +48,11 @@ class Listener:
         """`source` has sent what no correct rank sends."""
 
 
-@dataclass(slots=True)
-class _UnderWay:
-    """A block that is being sent. size: bytes."""
-
-    send: protocol.SendBlock
-    handle: Sending
-    size: int
-    buffer: Array
-    since: float
-
-
 class AllReduce:
     """One rank's part.
 
     replica: of this rank; exchange: what is decided; blocks, pool: its arrays and buffers; receiver: of states;
-    carried: by iteration the bytes of blocks that have come or left.
+    link: what is sent.
     """
 
     def __init__(
@@ -78,13 +62,11 @@ class AllReduce:
         self.replica = replica
         self.exchange = Exchange(transport.rank, sums.parts)
         self.pool = Pool(backend, sums.dim, sums.parts, sums.dtype)
+        self.link = Link(transport, self.pool)
         self.blocks = Blocks(transport.rank, backend, self.pool, sums)
         self._giver = Giver(transport, self.pool, backend)
         self.receiver = Receiver(self.pool, backend)
         self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
-        self._under_way: list[_UnderWay] = []
-        self._usual = LEAST_LONG / LONG  # seconds that a send takes
-        self.carried: Counter[int] = Counter()
 
     def open(self) -> None:
         """Be ready for blocks."""
@@ -113,11 +95,11 @@ class AllReduce:
         What a short block takes are the looks themselves, of both ends.
         """
         longest = LONGEST_NAP if self._sums.dim * self._sums.dtype.itemsize > SHORT else SHORT_NAP
-        return min(longest, self._usual / LOOKS) / (1 if self._is_exchanging else OTHER_LOOKS)
+        return min(longest, self.link.usual / LOOKS) / (1 if self._is_exchanging else OTHER_LOOKS)
 
     @property
     def _is_exchanging(self) -> bool:
-        return bool(self._under_way) or self.exchange.is_busy
+        return self.link.is_sending or self.exchange.is_busy
 
     @property
     def is_busy(self) -> bool:
@@ -144,7 +126,7 @@ class AllReduce:
         except ProtocolError as error:
             self._listener.refused(source, str(error))
             return
-        self.carried[iteration] += length * self._sums.dtype.itemsize
+        self.link.came(iteration, length)
         contributor = Contributor(source, name.role, name.serial) if name.role else None
         event = Arrived(source, BlockKey(iteration, name.attempt, name.block, contributor), length)
         if self.blocks.keep(event.key, buffer):
@@ -159,7 +141,7 @@ class AllReduce:
         self.blocks.accumulators = accumulators
         for rank in map.receivers:
             self._transport.remember(rank)
-        self.carried = Counter({number: size for number, size in self.carried.items() if number >= map.iteration})
+        self.link.forget_before(map.iteration)
         self._bring(protocol.Mapped(map, block_entries(map.slices, self._sums.dtype.itemsize)))
 
     def drop_accumulators(self) -> None:
@@ -208,7 +190,8 @@ class AllReduce:
 
     def poll(self) -> bool:
         """Go on. Whether the replica is at another iteration than before. Raises what a step raises."""
-        self._look_at_sends()
+        for event in self.link.poll():
+            self._bring(event)
         has_moved = self._has_stepped()
         if not self.replica.is_stepping:
             has_moved = self._load() or has_moved
@@ -253,31 +236,8 @@ class AllReduce:
 
     def _send(self, send: protocol.SendBlock) -> None:
         buffer, entries = self.blocks.message(send.key, self.exchange.block(send.key))
-        handle = self._transport.send_vector(send.dest, self.pool.message(buffer, entries))
+        self.link.send(send, buffer, entries)
         self._listener.at("sending" if send.key.contributor else "passing_on", send.key.iteration)
-        size = entries * self._sums.dtype.itemsize
-        self._under_way.append(_UnderWay(send, handle, size, buffer, time.monotonic()))
-
-    def _look_at_sends(self) -> None:
-        """Go on with what has been sent, and past destinations that take long."""
-        now = time.monotonic()
-        long = max(LEAST_LONG, LONG * self._usual)
-        before, self._under_way = self._under_way, []
-        ended: list[_UnderWay] = []
-        for one in before:
-            (ended if one.handle.is_done else self._under_way).append(one)
-        for one in ended:
-            took = now - one.since
-            self._usual += (min(took, long) - self._usual) / 16
-            self.carried[one.send.key.iteration] += one.size
-            self.pool.sent(one.buffer, one.handle)
-            if one.send.key.contributor is not None:  # a block of the gradient may be sent to others too
-                self.pool.give_back(one.buffer)
-            if took < long:
-                self._bring(protocol.TakesLong(one.send.dest, False))
-            self._bring(protocol.Sent(one.send))
-        for dest in {one.send.dest for one in self._under_way if now - one.since > long}:
-            self._bring(protocol.TakesLong(dest))
 
     def _refuse(self, event: Arrived) -> None:
         iteration, attempt, number, contributor = event.key

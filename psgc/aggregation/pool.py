@@ -1,9 +1,14 @@
-"""Buffers for blocks, which are received, summed and sent in them."""
+"""Buffers for blocks, which are received, summed and sent in them; and what a rank's link carries of blocks."""
 
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from psgc.aggregation.protocol import SendBlock, Sent, TakesLong
 from psgc.aggregation.slices import BLOCK
 from psgc.backend import Array, Backend, part_length
 from psgc.messages import stamp_length
@@ -12,6 +17,8 @@ from psgc.transport import Sending, Transport
 POSTED = 8  # receives: while one block is handled the next ones come
 LEAST_ROOM = 1 << 18  # bytes of a buffer: in smaller blocks a large state of a small model would never come to an end
 UNDER_WAY = 4  # blocks that one rank sends another at a time: of two exchanges
+LONG = 4.0  # times what sends usually take, after which the destination is held
+LEAST_LONG = 0.05  # seconds
 
 
 def room_bytes(parts: int, coded: int) -> int:
@@ -82,3 +89,66 @@ class Pool:
         for _ in range(count):
             transport.post(self.take())
         self.in_use -= count
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A block that is being sent. size: bytes."""
+
+    send: SendBlock
+    handle: Sending
+    buffer: Array
+    size: int
+    since: float
+
+
+class Link:
+    """What this rank sends of blocks, and how long that takes.
+
+    usual: seconds that a send takes; carried: by iteration the bytes of blocks that have come or left.
+    """
+
+    def __init__(self, transport: Transport, pool: Pool) -> None:
+        self._transport, self._pool = transport, pool
+        self._under_way: list[_UnderWay] = []
+        self.usual = LEAST_LONG / LONG
+        self.carried: Counter[int] = Counter()
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether a block is being sent."""
+        return bool(self._under_way)
+
+    def send(self, send: SendBlock, buffer: Array, entries: int) -> None:
+        """Begin to send the first entries of `buffer`."""
+        handle = self._transport.send_vector(send.dest, self._pool.message(buffer, entries))
+        size = entries * self._pool.dtype.itemsize
+        self._under_way.append(_UnderWay(send, handle, buffer, size, time.monotonic()))
+
+    def came(self, iteration: int, entries: int) -> None:
+        """A block of so many entries is here."""
+        self.carried[iteration] += entries * self._pool.dtype.itemsize
+
+    def forget_before(self, iteration: int) -> None:
+        """What iterations before this one took is not asked for any more."""
+        self.carried = Counter({number: size for number, size in self.carried.items() if number >= iteration})
+
+    def poll(self) -> Iterator[Sent | TakesLong]:
+        """What has come of the sends since; the caller handles each event before it takes the next one."""
+        now, long = time.monotonic(), max(LEAST_LONG, LONG * self.usual)
+        before, self._under_way = self._under_way, []
+        ended: list[_UnderWay] = []
+        for one in before:
+            (ended if one.handle.is_done else self._under_way).append(one)
+        for one in ended:
+            took = now - one.since
+            self.usual += (min(took, long) - self.usual) / 16
+            self.carried[one.send.key.iteration] += one.size
+            self._pool.sent(one.buffer, one.handle)
+            if one.send.key.contributor is not None:  # a block of the gradient may be sent to others too
+                self._pool.give_back(one.buffer)
+            if took < long:
+                yield TakesLong(one.send.dest, False)
+            yield Sent(one.send)
+        for dest in {one.send.dest for one in self._under_way if now - one.since > long}:
+            yield TakesLong(dest)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.aggregation import allreduce, slices
+from psgc.aggregation import pool, slices
 from psgc.aggregation.allreduce import AllReduce, Listener
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor, Map
@@ -145,7 +145,7 @@ def test_every_rank_gets_the_sum_over_the_accumulators(workers, dim, parts, dtyp
     made = world.map()
     world.deliver()
     assert world.heard[0].slices == {(0, 0, number) for number in range(len(made.slices))}
-    assert sum(it.carried[0] for it in world.all) == 2 * world.bytes  # by two links
+    assert sum(it.link.carried[0] for it in world.all) == 2 * world.bytes  # by two links
     for it in world.all:
         it.closed(0, {})
     world.check_gradients()
@@ -225,7 +225,7 @@ def test_who_was_slow_once_is_held_no_longer_than_that(monkeypatch):
     """A rank that is held gets one block at a time, others two. Until it has taken long it is not."""
     world = World(2, 8, 1, "f8", 0)
     world.now, it, at_once = 0.0, world.all[1], []
-    monkeypatch.setattr(allreduce.time, "monotonic", lambda: world.now)
+    monkeypatch.setattr(pool.time, "monotonic", lambda: world.now)
     for iteration, seconds in enumerate((0.0, 1000.0, 0.0, 0.0)):
         world.load(iteration, 1)
         made = Map(iteration, 0, (0, 1, 2), (Contributor(1, 1, 0),), (Slice(2, 0, 8),))
