@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from psgc.aggregation.map import Contributor, Routes
-from psgc.aggregation.protocol import Arrived, BlockKey, Have, Instruction, Phase, Place, SendBlock
+from psgc.aggregation.protocol import Arrived, BlockKey, Forget, Have, Instruction, Phase, Place, SendBlock
 
 WINDOW = 2  # sends under way: while one is on the link the next is ready
 
@@ -117,7 +117,8 @@ class Attempt:
     def quit(self) -> None:
         """This rank does not need the gradient any more. What it owes to others it still does."""
         self._may_be_late = True
-        self.absent &= {block for block, missing in self.missing.items() if missing}
+        if self.absent:
+            self.absent &= {block for block, missing in self.missing.items() if missing}
 
 
 @dataclass
@@ -162,11 +163,9 @@ class Iteration:
         """Version 0 of each slice counts; others: version by slice where it is another one."""
         self.phase, versions = "chosen", tuple(others.get(which, 0) for which in range(len(self.numbers)))
         self.versions = versions
-        instructions: list[Instruction] = []
         for version, attempt in self.attempts.items():
             attempt.close({block for block, which in enumerate(attempt.slice_of) if versions[which] == version})
-            instructions += attempt.due()
-        return instructions
+        return self._due()
 
     def place_kept(self) -> list[Instruction]:
         """Of what has been kept, place what counts."""
@@ -176,6 +175,37 @@ class Iteration:
         placed = [Place(self.attempts[place[0]].key(block)) for place in counts for block in self.kept[place]]
         self.kept.clear()
         return [*placed]
+
+    def hold(self, dest: int) -> list[Instruction]:
+        """Sends to `dest` take long."""
+        for attempt in self.attempts.values():
+            attempt.hold(dest)
+        return self._due()
+
+    def leave(self, rank: int) -> list[Instruction]:
+        """Send nothing more to `rank`."""
+        for attempt in self.attempts.values():
+            attempt.leave(rank)
+        return self._due()
+
+    def give_up(self) -> list[Instruction]:
+        """It is over, and which versions count was not said here: any may."""
+        for attempt in self.attempts.values():
+            attempt.close(range(len(attempt.slice_of)))
+        return self._due()
+
+    def let_go(self, number: int) -> list[Instruction]:
+        """It is past: forget the attempts of which nothing is left to be sent. number: its own."""
+        self.kept.clear()
+        for attempt in self.attempts.values():
+            attempt.quit()
+        done = [version for version, attempt in self.attempts.items() if attempt.is_done]
+        for version in done:
+            del self.attempts[version]
+        return [Forget(number, version) for version in done] if self.attempts else [Forget(number, None)]
+
+    def _due(self) -> list[Instruction]:
+        return [send for attempt in self.attempts.values() for send in attempt.due()]
 
     def lacks(self) -> Iterator[int]:
         """The owners of the versions that count and are not complete."""

@@ -18,7 +18,6 @@ travel within one attempt is in `psgc.aggregation.attempts`. What comes of them:
 """
 
 from collections import deque
-from collections.abc import Callable
 
 from psgc.aggregation.attempts import Attempt, Iteration
 from psgc.aggregation.map import Map, Routes
@@ -33,7 +32,6 @@ from psgc.aggregation.protocol import (
     Evaluated,
     Event,
     FallBehind,
-    Forget,
     Instruction,
     Loaded,
     Mapped,
@@ -99,6 +97,10 @@ class Exchange:
         """Whether the replica is where gradients of `iteration` can be computed, whoever gets their sum."""
         return self.steps == iteration and not self._is_wrong
 
+    def _comes_to(self, iteration: int) -> bool:
+        """Whether the replica is at `iteration`, or about to be."""
+        return self.steps + self._stepping == iteration and not self._is_wrong
+
     def can_use(self, iteration: int) -> bool:
         """Whether this rank gets on with the state of another one at the beginning of `iteration`."""
         return iteration > self.steps - self._is_wrong and iteration >= self._dropped
@@ -157,33 +159,50 @@ class Exchange:
             case Sent(send):
                 attempt = self._iterations[send.key.iteration].attempts[send.key.attempt]
                 attempt.under_way.remove(send)
-                return [*attempt.due(), *self._clear()]
-            case TakesLong(dest, is_so):
-                return self._take_long(dest, is_so)
-            case Chosen(iteration, others):
-                return self._choose(iteration, others)
-            case Closed(iteration, others):
-                return self._close(iteration, others)
-            case Evaluated(iteration):
-                return self._evaluated(iteration)
+                return [*attempt.due(), *self._let_go()]
+            case TakesLong(dest, False):
+                self._held.discard(dest)
+                return []
+            case TakesLong(dest):
+                is_known = dest in self._held
+                self._held.add(dest)
+                return [] if is_known else [due for it in self._iterations.values() for due in it.hold(dest)]
+            case Chosen(number, others):
+                return self._choose(number, others)
+            case Closed(number, others):
+                iteration = self._iterations[number]
+                instructions = [] if iteration.phase == "chosen" else self._choose(number, others)
+                iteration.phase = "closed"
+            case Evaluated(number):
+                instructions = self._give_up_before(number)
+                self._iterations[number] = Iteration("closed", versions=())
+                self.is_behind = self.is_behind and not self._comes_to(number)
             case RankLeft(rank):
-                return self._leave(rank)
+                self._left.add(rank)
+                instructions = [due for it in self._iterations.values() for due in it.leave(rank)] + self._let_go()
+                for number, iteration in self._iterations.items():
+                    if self.phase(number) != "past" and rank in iteration.lacks():
+                        return instructions + self._fall_behind(number, number)
             case Stepped():
                 self._stepping = False
                 self.steps += 1
-                return self._quit() + self._step_if_complete()
-            case Loaded(iteration):
-                return self._loaded(iteration)
+                instructions = self._let_go()
+            case Loaded(number):
+                self.is_behind = number == self._dropped  # it may redo what is lost, but its sum does not come here
+                self._stepping, self._is_wrong = False, False
+                self.steps, self._dropped = number, number - 1
+                instructions = self._give_up_before(number)
             case Dropped():
                 self._is_wrong, missed = True, self.steps + self._stepping - 1
                 return self._fall_behind(missed, missed)
+        return instructions + self._step_if_complete()
 
     # maps
 
     def _mapped(self, map: Map, most: int) -> list[Instruction]:
         self._left -= set(map.receivers)
         instructions = self._give_up_before(map.iteration)
-        is_there = self.steps + self._stepping == map.iteration and not self._is_wrong  # or about to be
+        is_there = self._comes_to(map.iteration)
         if self._rank not in map.receivers:  # if its replica is there it may still be asked to redo what is lost
             return instructions + self._fall_behind(map.iteration, map.iteration - is_there)
         self.is_behind = self.is_behind and not is_there
@@ -232,19 +251,6 @@ class Exchange:
 
     # the end of an iteration
 
-    def _close(self, number: int, others: dict[int, int]) -> list[Instruction]:
-        iteration = self._iterations[number]
-        instructions = self._choose(number, others) if iteration.versions is None else []
-        iteration.phase = "closed"
-        return instructions + self._step_if_complete()
-
-    def _evaluated(self, number: int) -> list[Instruction]:
-        instructions = self._give_up_before(number)
-        self._iterations[number] = Iteration("closed", versions=())
-        if self.steps + self._stepping == number and not self._is_wrong:  # as in `_mapped`
-            self.is_behind = False
-        return instructions + self._step_if_complete()
-
     def _choose(self, number: int, others: dict[int, int]) -> list[Instruction]:
         iteration = self._iterations[number]
         instructions = iteration.choose(others)
@@ -253,69 +259,27 @@ class Exchange:
         return instructions + iteration.place_kept()
 
     def _step_if_complete(self) -> list[Instruction]:
-        if (
-            self.is_behind
-            or self.phase(self.steps) != "closed"
-            or any(True for _ in self._iterations[self.steps].lacks())
-        ):
+        is_closed = not self.is_behind and self.phase(self.steps) == "closed"
+        if not is_closed or any(True for _ in self._iterations[self.steps].lacks()):
             return []
         self._stepping = True
         return [Step(self.steps)]
 
-    def _clear(self) -> list[Instruction]:
-        """Forget the attempts of past iterations of which nothing is left to be sent."""
+    def _let_go(self) -> list[Instruction]:
+        """Wait for nothing more of past iterations, and forget those of which nothing is left to be sent."""
         instructions: list[Instruction] = []
-        for number, attempts in self._past():
-            done = [version for version, attempt in attempts.items() if attempt.is_done]
-            for version in done:
-                del attempts[version]
-            if not attempts:
+        for number in [number for number in self._iterations if self.phase(number) == "past"]:
+            instructions += self._iterations[number].let_go(number)
+            if not self._iterations[number].attempts:
                 del self._iterations[number]
-            instructions += [Forget(number, version) for version in done] if attempts else [Forget(number, None)]
         return instructions
-
-    def _past(self) -> list[tuple[int, dict[int, Attempt]]]:
-        return [(number, it.attempts) for number, it in self._iterations.items() if self.phase(number) == "past"]
 
     # ranks that are slow, lost or behind
-
-    def _take_long(self, dest: int, is_so: bool) -> list[Instruction]:
-        if not is_so:
-            self._held.discard(dest)
-            return []
-        if dest in self._held:
-            return []
-        self._held.add(dest)
-        return self._everywhere(lambda attempt: attempt.hold(dest))
-
-    def _leave(self, rank: int) -> list[Instruction]:
-        self._left.add(rank)
-        instructions = self._everywhere(lambda attempt: attempt.leave(rank)) + self._clear()
-        for number, iteration in self._iterations.items():
-            if self.phase(number) != "past" and rank in iteration.lacks():
-                return instructions + self._fall_behind(number, number)
-        return instructions
-
-    def _everywhere(self, change: Callable[[Attempt], object]) -> list[Instruction]:
-        instructions: list[Instruction] = []
-        for iteration in self._iterations.values():
-            for attempt in iteration.attempts.values():
-                change(attempt)
-                instructions += attempt.due()
-        return instructions
 
     def _fall_behind(self, number: int, dropped: int) -> list[Instruction]:
         self.is_behind = True
         self._dropped = max(self._dropped, dropped)
-        return [*self._quit(), FallBehind(number)]
-
-    def _quit(self) -> list[Instruction]:
-        """Wait for nothing more of past iterations."""
-        for number, attempts in self._past():
-            self._iterations[number].kept.clear()
-            for attempt in attempts.values():
-                attempt.quit()
-        return self._clear()
+        return [*self._let_go(), FallBehind(number)]
 
     def _give_up_before(self, number: int) -> list[Instruction]:
         """All iterations before this one are closed. One whose end was not said here is not followed.
@@ -327,13 +291,5 @@ class Exchange:
             if past < number and iteration.versions is None:
                 self._dropped = max(self._dropped, past)
                 self.is_behind = self.is_behind or past >= self.steps
-                for attempt in iteration.attempts.values():
-                    attempt.close(range(len(attempt.slice_of)))
-                    instructions += attempt.due()
-        return instructions + self._quit()
-
-    def _loaded(self, number: int) -> list[Instruction]:
-        self.is_behind = number == self._dropped  # it may redo what is lost, but its sum does not come here
-        self._stepping, self._is_wrong = False, False
-        self.steps, self._dropped = number, number - 1
-        return self._give_up_before(number) + self._step_if_complete()
+                instructions += iteration.give_up()
+        return instructions + self._let_go()
