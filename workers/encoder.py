@@ -1,6 +1,7 @@
 """From a worker's gradients to what it sends (docs/architecture.md, *Coding*), on the worker's backend."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import numpy as np
 from psgc.backend import Array, Backend, encode, part_length
 from psgc.coding import encoding_coefficients
 from psgc.coding.sketch import Sketch, sketch
-from psgc.messages import TAIL, stamp_length
+from psgc.messages import BUNDLE, TAIL, UNDER_WAY, stamp, stamp_length
+from psgc.transport import Transport
 
 
 class Encoder:
@@ -79,3 +81,33 @@ class Encoder:
         encode(self._backend, message[: self._length], self._coding_matrix[role - 1], gradient)
         message[self._length : self._length + TAIL] = self._backend.asarray(np.array(tail, self._dtype))
         return self._backend.to_message(message)
+
+
+class CodedSends:
+    """Coded gradients on their way to `dest`. Small ones that are ready together travel in one message.
+
+    waiting: (iteration, chunk, coded gradient) of those that are to be sent.
+    """
+
+    def __init__(self, transport: Transport, dest: int) -> None:
+        self._transport, self._dest = transport, dest
+        self.waiting: deque[tuple[int, int, Array]] = deque()
+
+    def send(self) -> Iterator[int]:
+        """Send what may be sent now; of each message the iteration.
+
+        At most two messages at a time: the server has spare memory for so many, should this worker be cut off.
+        """
+        while self.waiting and self._transport.pending()[self._dest] < UNDER_WAY * self.waiting[0][2].nbytes:
+            bundle = self._take_bundle()
+            self._transport.send_vectors(self._dest, [stamp(vector, *of) for *of, vector in bundle])
+            yield bundle[-1][0]
+
+    def _take_bundle(self) -> list[tuple[int, int, Array]]:
+        bundle = [self.waiting.popleft()]
+        first = bundle[0][2]
+        if isinstance(first, np.ndarray):
+            room = BUNDLE // first.nbytes
+            while self.waiting and len(bundle) < room and self.waiting[0][2].size == first.size:
+                bundle.append(self.waiting.popleft())
+        return bundle

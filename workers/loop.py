@@ -6,27 +6,21 @@ iteration begins when the server says so and the step before it is made.
 
 import sys
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-
-import numpy as np
 
 from psgc.aggregation.allreduce import AllReduce, Listener
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map_messages import CloseReader, MapReader
 from psgc.aggregation.replica import Stepping
 from psgc.aggregation.slices import least_slice
-from psgc.aggregation.state_messages import StateReader
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError, current_line
 from psgc.iteration import Moment
 from psgc.messages import (
-    BUNDLE,
     TAIL,
-    UNDER_WAY,
     UNHEARD,
     Entry,
     Kind,
@@ -34,14 +28,13 @@ from psgc.messages import (
     SumsReader,
     entries,
     record,
-    stamp,
     stamp_length,
     stepped_record,
 )
 from psgc.plan import Plan
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.workers.compute import Computing
-from psgc.workers.encoder import Encoder
+from psgc.workers.encoder import CodedSends, Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.mailbox import CodedGradient, Ended, Failure, Mailbox
 from psgc.workers.state import WorkerState
@@ -95,7 +88,6 @@ class WorkerLoop(Listener):
         self.allreduce = AllReduce(transport, backend, sums, replica, self)
         self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least_slice(sums.dtype.itemsize))
         self._closes, self._sums = CloseReader(), SumsReader()
-        self._states: defaultdict[int, StateReader] = defaultdict(StateReader)
         self._iteration = sums.first - 1
         self._due = -1  # the newest iteration that the server has begun
         self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
@@ -104,7 +96,7 @@ class WorkerLoop(Listener):
         self._last_sent = time.monotonic()
         self._unanswered = 0  # messages that have come since the server was last sent anything
         self._reported = -1  # iteration of the newest report
-        self._vectors: deque[tuple[int, int, Array]] = deque()  # (iteration, chunk, coded gradient) to be sent
+        self._coded = CodedSends(transport, SERVER)
 
     def run(self) -> bool:
         """Work until the server says stop, or is gone; whether everybody leaves in order."""
@@ -115,7 +107,7 @@ class WorkerLoop(Listener):
             self._poll()  # also when nobody rang: an own thread rings when a step is made
             self._send_outbox()
             self._send_vectors()
-            if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
+            if self._reported == self._iteration and not (self._coded.waiting or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
             self._wait()
         self._mailbox.stop()
@@ -219,22 +211,13 @@ class WorkerLoop(Listener):
             case Kind.DROP:
                 self.allreduce.drop()
             case Kind.STATE:
-                self._hear_state(entry, source)
+                self.allreduce.announced(source, entry)
             case Kind.STOP:
                 self._stop(iteration)
             case Kind.KILL:
                 self._transport.kill(entry["worker"])
             case Kind.LEAVE:
                 self._in_order = bool(entry["last"])
-
-    def _hear_state(self, entry: Entry, source: int) -> None:
-        try:
-            state = self._states[source].read(entry)
-        except ProtocolError as error:
-            self.refused(source, str(error))
-            return
-        if state is not None:
-            self.allreduce.announced(source, state)
 
     def refused(self, source: int, what: str) -> None:
         """No correct rank sends this: rank 0 goes on without `source`."""
@@ -270,7 +253,7 @@ class WorkerLoop(Listener):
             match message:
                 case CodedGradient(iteration, chunk, vector):
                     self._injector.flip("sending", vector[: -TAIL - self._stamp], iteration)
-                    self._vectors.append((iteration, chunk, vector))
+                    self._coded.waiting.append((iteration, chunk, vector))
                     self._reported = iteration
                 case Failure(iteration, chunk, text, code):
                     self._send_text(records, text)
@@ -303,19 +286,6 @@ class WorkerLoop(Listener):
         self._transport.send_text(SERVER, text)
 
     def _send_vectors(self) -> None:
-        """At most two messages at a time: the server has spare memory for so many, should this worker be cut off."""
-        while self._vectors and self._transport.pending()[SERVER] < UNDER_WAY * self._vectors[0][2].nbytes:
-            bundle = self._take_bundle()
-            self._transport.send_vectors(SERVER, [stamp(vector, *of) for *of, vector in bundle])
+        for iteration in self._coded.send():
             self._unanswered = 0
-            self._injector.at("sending", bundle[-1][0])
-
-    def _take_bundle(self) -> list[tuple[int, int, Array]]:
-        """Vectors for one message."""
-        bundle = [self._vectors.popleft()]
-        first = bundle[0][2]
-        if isinstance(first, np.ndarray):
-            room = BUNDLE // first.nbytes
-            while self._vectors and len(bundle) < room and self._vectors[0][2].size == first.size:
-                bundle.append(self._vectors.popleft())
-        return bundle
+            self._injector.at("sending", iteration)

@@ -16,12 +16,11 @@ from psgc.aggregation.pool import Link, Pool
 from psgc.aggregation.protocol import Arrived, BlockKey
 from psgc.aggregation.replica import Snapshot, Stepping, is_checked
 from psgc.aggregation.slices import block_entries
-from psgc.aggregation.state_messages import AnnouncedState
 from psgc.aggregation.state_transfer import Giver, Receiver
 from psgc.backend import Array, Backend
 from psgc.errors import ProtocolError
 from psgc.iteration import Moment
-from psgc.messages import unpack_block
+from psgc.messages import Entry, unpack_block
 from psgc.transport import Transport, Vector
 
 LOOKS, LONGEST_NAP = 4.0, 2e-3  # looks at MPI while a block is sent, and seconds between two of them at most
@@ -181,10 +180,10 @@ class AllReduce:
         """The replica of this rank is wrong: only the state of another rank gets it on."""
         self._bring(protocol.Dropped())
 
-    def announced(self, source: int, state: AnnouncedState) -> None:
-        """The numbers of a state that `source` gives this rank are here."""
+    def announced(self, source: int, entry: Entry) -> None:
+        """A STATE record is here, of a state that `source` gives this rank."""
         try:
-            self.receiver.announced(source, state)
+            self.receiver.announced(source, entry)
         except ProtocolError as error:
             self._listener.refused(source, str(error))
 

@@ -4,13 +4,14 @@ All blocks of a state come from one giver: another one may say the same of a scr
 before the records that say how large the state is. They are kept until then.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from psgc.aggregation.pool import Pool
-from psgc.aggregation.state_messages import AnnouncedState, state_records
+from psgc.aggregation.state_messages import AnnouncedState, StateReader, state_records
 from psgc.backend import Array, Backend, copy
 from psgc.errors import ProtocolError
-from psgc.messages import BlockName, pack_block, stamp
+from psgc.messages import BlockName, Entry, pack_block, stamp
 from psgc.transport import Sending, Transport
 
 WINDOW = 2  # blocks under way to one rank
@@ -112,10 +113,13 @@ class Receiver:
     def __init__(self, pool: Pool, backend: Backend) -> None:
         self._pool, self._backend = pool, backend
         self.incoming: dict[int, _Incoming] = {}
+        self._readers: defaultdict[int, StateReader] = defaultdict(StateReader)  # by giver
         self._completed = -1
 
-    def announced(self, source: int, state: AnnouncedState) -> None:
-        """The numbers of a state are here. Raises ProtocolError when blocks that came before are of another one."""
+    def announced(self, source: int, entry: Entry) -> None:
+        """A STATE record is here. Raises ProtocolError when it, or a block that came before, is of no such state."""
+        if (state := self._readers[source].read(entry)) is None:
+            return
         if (incoming := self._of(source, state.iteration)) is None or incoming.state is not None:
             return
         incoming.state = state

@@ -116,7 +116,7 @@ class Node(WorkerLoop):
     @property
     def has_vectors(self) -> bool:
         """Whether coded gradients are still to be sent."""
-        return bool(self._vectors)
+        return bool(self._coded.waiting)
 
     @property
     def last_sent(self) -> float:

@@ -10,10 +10,10 @@ from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.pool import POSTED, UNDER_WAY
 from psgc.aggregation.replica import Replica
 from psgc.aggregation.slices import Slice
-from psgc.aggregation.state_messages import AnnouncedState
+from psgc.aggregation.state_messages import AnnouncedState, state_records
 from psgc.backend import Backend
 from psgc.config import OptimizerSettings
-from psgc.messages import BlockName, pack_block, stamp_length
+from psgc.messages import BlockName, entries, joined, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
 from psgc.torch.hand_over import HandOver, ScriptReplica, vector_of
 from psgc.transport import Vector
@@ -52,6 +52,11 @@ def test_who_has_left_before_the_state_was_there_that_it_was_to_be_given_is_sent
     assert end.forgotten == {2}
 
 
+def announced(it, source, state):
+    for entry in entries(joined(state_records(state))):
+        it.announced(source, entry)
+
+
 def arrives(it, source, iteration, vector, is_state=False):
     buffer = np.concatenate([vector, np.zeros(stamp_length(np.float64))])
     it.arrived(Vector(source, iteration, pack_block(BlockName(0, 0, 0, 0, is_state)), buffer, vector.size))
@@ -62,7 +67,7 @@ def test_a_state_that_comes_too_late_changes_nothing():
     it, _ = opened()
     it.start(5, np.full(4, 5.0))
     for late in (4, 5):
-        it.announced(2, AnnouncedState(late, 1, 4, {}))
+        announced(it, 2, AnnouncedState(late, 1, 4, {}))
         arrives(it, 2, late, np.zeros(4), is_state=True)
     assert it.steps == 5
     assert it.replica.params.tolist() == [5.0] * 4
@@ -85,7 +90,7 @@ def test_a_rank_whose_state_waits_for_the_end_of_its_step_is_not_behind_any_more
     it.mapped(replace(first, iteration=1, receivers=(0, 2)), {})
     assert it.is_behind
     state = vector_of(b"a state", np.dtype(np.float64))
-    it.announced(2, AnnouncedState(2, 1, state.size, {}))
+    announced(it, 2, AnnouncedState(2, 1, state.size, {}))
     assert it.is_behind
     arrives(it, 2, 2, state, is_state=True)
     assert not it.is_behind

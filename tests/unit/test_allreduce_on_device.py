@@ -12,7 +12,6 @@ from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.replica import Replica
 from psgc.aggregation.slices import make_slices
-from psgc.aggregation.state_messages import StateReader
 from psgc.backend import Backend, CupyBackend, copy, part_length
 from psgc.coding.sketch import sketch
 from psgc.config import Injection, OptimizerSettings
@@ -71,7 +70,6 @@ class Ranks(Listener):
     def __init__(self, backend, matrix, dtype):
         self._ends = {}
         self._ends |= {rank: End(rank, self._ends) for rank in (0, *WORKERS)}
-        self._states = {}
         self.here = set()  # slices of rank 0
         self.all = {
             rank: AllReduce(
@@ -92,8 +90,7 @@ class Ranks(Listener):
             for rank, it in self.all.items():
                 end = self._ends[rank]
                 for source, entry in [end.control.pop(0) for _ in range(len(end.control))]:
-                    if state := self._states.setdefault((source, rank), StateReader()).read(entry):
-                        it.announced(source, state)
+                    it.announced(source, entry)
                 for vector in end.arrived():
                     it.arrived(vector)
                 if it.replica.is_stepping:

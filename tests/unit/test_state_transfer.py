@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from psgc.aggregation.pool import Pool
-from psgc.aggregation.state_messages import AnnouncedState, StateReader
+from psgc.aggregation.state_messages import AnnouncedState, state_records
 from psgc.aggregation.state_transfer import WINDOW, Giver, Receiver
 from psgc.backend import Backend
 from psgc.errors import ProtocolError
-from psgc.messages import BlockName, unpack_block
+from psgc.messages import BlockName, entries, joined, unpack_block
 from tests.unit.list_transport import ListTransport
 
 DIM, NUMBERS = 1100, {0: 3.0}
@@ -21,17 +21,20 @@ def vectors(seed, count=3):
     return [*np.random.default_rng(seed).standard_normal((count, DIM))]
 
 
+def announce(receiver, source, state):
+    for entry in entries(joined(state_records(state))):
+        receiver.announced(source, entry)
+
+
 class Rank:
     def __init__(self, rank, under_way):
         self.end, self.pool = ListTransport(rank, under_way), Pool(Backend(), DIM, 1, np.float64)
         self.pool.room = 300  # four blocks of a vector, the last one shorter
         self.giver = Giver(self.end, self.pool, Backend())
         self.receiver = Receiver(self.pool, Backend())
-        self.readers = {}
 
     def hear(self, source, entry):
-        if state := self.readers.setdefault(source, StateReader()).read(entry):
-            self.receiver.announced(source, state)
+        self.receiver.announced(source, entry)
 
     def take(self, source, message):
         self.end.posted = [self.pool.take()]
@@ -185,7 +188,7 @@ def test_blocks_of_an_older_state_do_not_count_for_a_newer_one(ranks):
     pool, receiver = ranks[2].pool, ranks[2].receiver
     for block in range(3):
         receiver.arrived(1, 7, BlockName(0, 0, 0, block, is_state=True), pool.take(), 300)
-    receiver.announced(1, AnnouncedState(8, 1, DIM, NUMBERS))
+    announce(receiver, 1, AnnouncedState(8, 1, DIM, NUMBERS))
     receiver.arrived(1, 8, BlockName(0, 0, 0, 3, is_state=True), pool.take(), 200)
     assert receiver.complete() is None
     assert not pool.in_use
@@ -198,7 +201,7 @@ def test_a_block_that_is_not_part_of_the_state_is_an_error_and_gives_its_buffer_
 ):
     pool, receiver = ranks[2].pool, ranks[2].receiver
     name = BlockName(0, 0, vector, block, is_state=True)
-    first = partial(receiver.announced, 1, AnnouncedState(7, 2, DIM, {}))
+    first = partial(announce, receiver, 1, AnnouncedState(7, 2, DIM, {}))
     second = partial(receiver.arrived, 1, 7, name, pool.take(), length)
     if is_early:
         first, second = second, first

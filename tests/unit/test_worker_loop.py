@@ -12,6 +12,7 @@ from psgc.backend import Backend
 from psgc.messages import TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length, unpack_block
 from psgc.optimizer import make_optimizer
 from psgc.transport import Control, Died
+from psgc.workers import encoder as worker_encoder
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
 from psgc.workers.encoder import Encoder
@@ -178,7 +179,7 @@ def test_two_vectors_are_on_their_way_at_most():
 
 def test_small_vectors_travel_together_as_many_as_the_receive_has_room_for(monkeypatch):
     size = 8 * (3 + TAIL + stamp_length("float64"))
-    monkeypatch.setattr(worker_loop, "BUNDLE", 3 * size)
+    monkeypatch.setattr(worker_encoder, "BUNDLE", 3 * size)
     worker, messages = Worker(8, combined=False), []
     worker.transport.send_vectors = lambda dest, vectors: messages.append(len(vectors))
 
