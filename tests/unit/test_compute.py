@@ -37,7 +37,7 @@ class Kept:
         return self.memory
 
 
-BUFFER, TWICE, FOREIGN = np.ones(DIM), np.ones(2 * DIM), np.frombuffer(bytearray(8 * DIM))
+BUFFER, TWICE = np.ones(DIM), np.ones(2 * DIM)
 ROWS = np.arange(40.0)
 DATASET = Dataset("data.npz", 40, 1, False, ROWS[:, None], ROWS)  # chunk i is the rows 10 i .. 10 i + 9
 
@@ -178,67 +178,42 @@ def test_a_batch_is_that_many_rows_of_the_chunk_drawn_anew_in_every_iteration(ru
 # what a gradient must be
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "given",
-    [
-        np.array([1.5, -2.0, 0.25]),
-        np.array([1.5, -2.0, 0.25], np.float32),
-        np.array([1.5, 9.0, -2.0, 9.0, 0.25])[::2],
-        [1.5, -2.0, 0.25],
-    ],
-    ids=["float64", "float32", "strided", "list"],
-)
-def test_the_gradient_is_cast_to_the_runs_type(run, dtype, given):
-    gradient = run(lambda *_: (1, given), dtype=dtype).results[0, 2].gradient
-    assert gradient.dtype == dtype
-    assert gradient.flags.c_contiguous
-    assert gradient.tolist() == [1.5, -2.0, 0.25]
-
-
-@pytest.mark.parametrize(
-    ("given", "dtype", "is_own"),
+    ("given", "dtype", "is_own"),  # whose memory an array is itself: test_ownership
     [
         (lambda: np.ones(DIM), "float64", True),
-        (lambda: np.ones((DIM, 1)).reshape(-1), "float64", True),
         (lambda: [1.0, 1.0, 1.0], "float64", False),
         (lambda: Kept(), "float64", False),
         (lambda: Kept(), "float32", True),
         (lambda: BUFFER, "float64", False),
         (lambda: BUFFER, "float32", True),  # converted, which makes a new array
         (lambda: TWICE[::2], "float64", True),
-        (lambda: FOREIGN, "float64", False),
-        (lambda: np.frombuffer(bytearray(8 * DIM)), "float64", False),
     ],
 )
-def test_it_is_known_whether_the_gradient_stays_as_it_is(run, given, dtype, is_own):
+def test_the_gradient_is_an_array_of_the_runs_type_and_it_is_known_whether_it_stays_as_it_is(run, given, dtype, is_own):
     result = run(lambda *_: (np.nan, given()), dtype=dtype).results[0, 2]  # a loss is for information only
     assert result.is_own == is_own
+    assert (result.gradient.dtype, result.gradient.tolist()) == (dtype, [1.0] * DIM)
+    assert result.gradient.flags.c_contiguous
 
 
-@pytest.mark.parametrize("owner", [np.empty(2 * DIM), np.frombuffer(bytearray(16 * DIM))], ids=["NumPy's", "foreign"])
-def test_a_model_that_uses_its_memory_again_is_exact_with_combined(owner):
+def test_a_model_that_uses_its_memory_again_is_exact_with_combined():
     """The gradients wait for their commit while the model computes the next one."""
+    owner = np.empty(2 * DIM)
 
     def evaluate(params, chunk, rng):
         owner[:DIM] = 10.0**chunk.index
+        if chunk.index == 2:
+            mailbox.stop()
         return 0.0, owner[:DIM]
 
     encoder = Encoder(Backend(), np.ones((1, 1)), DIM, "float64")
     encoder.begin()
-    woken = threading.Event()
-    mailbox = Mailbox(WorkerState(1, [0, 1, 2], CHUNKS, combined=True), encoder, woken.set)
+    mailbox = Mailbox(WorkerState(1, [0, 1, 2], CHUNKS, combined=True), encoder)
     mailbox.begin(0, PARAMS)
-    thread = thread_for(mailbox, evaluate)
-    thread.start()
-    reported = 0
-    while reported < 3:
-        assert woken.wait(20)
-        woken.clear()
-        reported += len(mailbox.outgoing())
+    thread_for(mailbox, evaluate).run()
     for chunk in range(3):
         mailbox.commit(0, chunk, (1,), 1)
-    mailbox.stop()
     assert encoder.accumulators[1, 0].tolist() == [111.0] * DIM
 
 
@@ -301,10 +276,8 @@ def test_a_trial_that_fails_is_told_and_ends_the_work_only_when_a_rule_is_broken
         (np.array([1.0, 1e300, 2.0]), "float32", "has entries that are NaN or infinite"),  # and no warning
         (np.ones(2), "float64", "has shape (2,), expected (3,)"),
         (np.ones((3, 1)), "float64", "has shape (3, 1), expected (3,)"),
-        (1.0, "float64", "has shape (), expected (3,)"),
         (np.array([1, 2, None]), "float64", "is of dtype object, expected float64"),
         (np.array([1, 2j, 3]), "float64", "is of dtype complex128, expected float64"),
-        (["a", "b", "c"], "float64", "is of dtype <U1, expected float64"),
     ],
 )
 def test_what_is_no_gradient_is_a_failure(run, given, dtype, said):

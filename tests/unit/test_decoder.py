@@ -95,10 +95,14 @@ def test_the_sum_is_a_tree_over_the_chunks():
     assert decoder.gradient[0] != 1e16  # which it is from left to right
 
 
-def test_what_was_held_does_not_survive_into_the_next_iteration():
-    decoder = Decoder(Backend(), np.ones((2, 1)), 2, "float64")
+@pytest.mark.parametrize("keeping", [False, True])
+def test_nothing_survives_into_the_next_iteration(keeping):
+    decoder = Decoder(Backend(), np.ones((2, 1)), 2, "float64", keeping)
     decoder.begin()
-    decoder.hold(1, 0, np.array([7.0, 7.0]))
+    for chunk in (0, 1, 2):
+        decoder.hold(1, chunk, np.array([7.0, 7.0]))
+    decoder.commit(1, copies([1]))
+    decoder.commit(2, copies([1]))
     decoder.begin()
     decoder.hold(1, 0, np.array([1.0, 2.0]))
     decoder.commit(0, copies([1]))

@@ -142,6 +142,32 @@ def test_which_states_are_of_use():
     assert not it.is_behind
 
 
+def test_an_evaluation_is_a_step_for_whoever_has_the_state_now_or_later_and_nothing_for_whoever_is_past_it():
+    it = exchange(1)
+    it.handle(mapped(2, receivers=(0, 2), contributors=(TWO,)))
+    assert it.is_behind
+    it.handle(part.Loaded(3))
+    assert it.handle(part.Evaluated(3)) == [part.Step(3)]
+    assert it.handle(part.Evaluated(4)) == []  # one step after the other
+    assert it.handle(part.Stepped())[-1] == part.Step(4)
+    it.handle(part.Stepped())
+    assert it.handle(part.Evaluated(7)) == []  # its state is on its way
+    it.handle(mapped(8, receivers=(0, 2), contributors=(TWO,)))
+    assert it.handle(part.Loaded(8)) == []
+    assert it.handle(part.Evaluated(7)) == []
+    assert it.is_empty
+    assert it.is_behind  # the sum of 8 does not come here
+    it = exchange(1)
+    it.handle(mapped(2, receivers=(0, 2), contributors=(TWO,)))
+    it.handle(part.Evaluated(3))
+    assert it.is_behind
+    assert it.handle(part.Loaded(3)) == [part.Step(3)]
+    it.handle(part.Dropped())
+    it.handle(part.Stepped())
+    it.handle(part.Evaluated(4))
+    assert it.is_behind  # it is at the iteration, with a wrong replica
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_a_worker_that_is_lost_for_a_wrong_replica_computes_nothing_before_it_has_a_state(seed):
     """It is found while rank 0 makes the step, and is back at once, maybe at the very iteration that begins."""

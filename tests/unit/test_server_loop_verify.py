@@ -58,9 +58,9 @@ def test_a_chunk_that_was_reassigned_to_settle_a_dispute_goes_back_before_the_ne
         yield [done(new_holder, 0, 0, 2.0)]
         yield [done(worker, 0, chunk, 1.0) for chunk, of in enumerate(others, start=1) for worker in of]
         yield []
-        assert not any(
-            order["kind"] == Kind.DEFAULT_QUEUE for order in run.transport.records[new_holder]
-        )  # it is the same
+        assert run.server.cluster.membership.holders == run.plan.holders()
+        orders = run.transport.records[new_holder]
+        assert not any(order["kind"] == Kind.DEFAULT_QUEUE for order in orders)  # it is the same
         yield copies(run, 1)
 
     run.follow(script(), 2)

@@ -16,7 +16,7 @@ from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.server.arrivals import BlockArrived, Moved
 from psgc.server.digests import of_replicas
-from psgc.server.events import WORKING
+from psgc.server.events import REDOING, WORKING
 from psgc.server.outbox import Outbox
 from psgc.server.replicas import WAITING
 from psgc.server.summing import MOST_WAITING, Summing
@@ -178,6 +178,35 @@ def test_what_differs_from_the_beginning_is_found_in_the_first_iteration_before_
     rank_0.it.poll(0.0, WORKING)
     ((worker, iteration, _, is_early),) = rank_0.it.wrong()
     assert (worker, iteration, is_early) == (2, 10, True)
+
+
+def test_who_was_left_out_is_given_a_state_at_once_only_while_something_is_done_again(rank_0):
+    def gives(*fall_behind):
+        for worker in fall_behind:
+            rank_0.it.moved(Moved(worker, 11, True, b""))
+        given, rank_0.given = rank_0.given, []
+        return [(donor, worker) for donor, kind, worker in rank_0.told() if kind == Kind.GIVE] + given
+
+    rank_0.begin(10)
+    rank_0.it.moved(Moved(1, 11, False, b""))
+    rank_0.begin(11)
+    assert gives(2) == []
+    rank_0.it.share([(1, 1, 0)], now=0.0)
+    rank_0.it.lost(1)
+    assert gives() == []
+    rank_0.it.reassign(1, 0.0, REDOING)
+    assert gives() == [(3, 2)]
+    rank_0.it.share([(2, 1, 1)], now=1.0)
+    assert gives(3) == []
+    rank_0.it.lost(2)
+    rank_0.it.reassign(2, 0.0, REDOING)
+    assert gives() == [3]
+    rank_0.begin(12, [2, 3])
+    assert gives() == [2]
+    rank_0.it.moved(Moved(3, 11, False, b""))
+    assert gives() == [3]
+    rank_0.it.moved(Moved(3, 12, True, b""))
+    assert gives() == []
 
 
 def test_a_worker_that_was_lost_before_it_had_a_map_is_told_all_of_the_next_one(rank_0):

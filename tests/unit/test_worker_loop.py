@@ -126,6 +126,21 @@ def test_a_worker_whose_replica_is_not_there_begins_with_the_state_of_another_ra
         assert worker.mailbox.take().params.tolist() == [2.0] * 3
 
 
+def test_who_is_to_drop_its_replica_during_a_step_does_not_say_that_it_is_at_the_next_iteration():
+    worker = Worker(2)
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        end = [map_of(0, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, 0, -1)), block_of(0, np.full(3, 5.0))]
+        yield [*end, *told(record(Kind.DROP)), *begin(1)]
+        assert worker.state.iteration == 0
+        said = [Kind(int(entry["kind"])) for entry in worker.transport.records[0]]
+        assert (Kind.BEHIND in said, Kind.STEPPED in said) == (True, False)
+        yield state_of(1, np.zeros(3))
+        assert worker.state.iteration == 1
+
+
 def test_what_is_committed_goes_where_the_map_says():
     worker = Worker(3)
 
