@@ -1,5 +1,6 @@
-"""What rank 0 refuses before a run starts: one line, and nothing is written."""
+"""What rank 0 refuses and chooses before a run starts. A refusal is one line, and nothing is written."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -8,95 +9,141 @@ import numpy as np
 import pytest
 
 from psgc.config import load
-from psgc.data import write_dense
 from psgc.errors import UserError
+from psgc.plan import make_plan
+from psgc.run import prepare as module
 from psgc.run.ending import Ending
-from psgc.run.inputs import Given
 from psgc.run.meeting import Meeting
 from psgc.run.prepare import prepare
-from psgc.run.server_side import serve
+from psgc.run.worker_side import work
 from tests.unit.scripted import Transport
+from tests.unit.served_run import FEATURES, ROWS, YAML, train
 
-CONFIG = """
-problem: {kind: softmax}
-data: {path: data.npz}
-optimizer: {kind: sgd, lr: 0.5}
-iterations: 5
-coding: {chunks_per_worker: 2, replication: 2}
-output: out
-"""
+pytestmark = pytest.mark.usefixtures("folder")
 FROM_A_FILE = "coding={assignment: {kind: file, path: A.npy}}"
+MODEL = """
+import numpy as np
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    rng = np.random.default_rng(0)
-    write_dense("data.npz", rng.random((80, 5)), np.arange(80.0) % 3)
-    Path("run.yaml").write_text(CONFIG)
-
-
-def assert_refused(message, *overrides, ranks=4):
-    transport = Transport(ranks)
-    ending = Ending(transport)
-    with pytest.raises(UserError, match=re.escape(message)):
-        serve(transport, Given("run.yaml", overrides=overrides), ending, Meeting(transport, ending, ""), False)
-    assert ending.in_order
-    assert not Path("out").exists()
+class Model:
+    dim = 4
+    def initial_params(self):
+        return np.full(4, np.nan)
+    def gradient(self, params, chunk, rng):
+        return params
+"""
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("coding.parts=3", "parts 3 is more than replication 2"),
-        ("coding.replication=4", "coding.replication: 4 is too large for 3 workers, expected at most 3"),
-        ("coding.chunks_per_worker=100", "80 rows cannot be cut into 300 chunks"),
-        ("data.path=nowhere.npz", "nowhere.npz: cannot read it: no such file"),
-        ("problem.kind=logistic", "logistic needs 0/1 or -1/+1"),
-        ("stragglers={kind: slow, factor: {9: 2}}", "rank 9 is named, but the workers are ranks 1..3"),
-        ("faults.inject=[{kind: kill, rank: 4, iteration: 1}]", "rank 4 is named, but this run has ranks 0..3"),
-        ("backend=cupy", "use backend: numpy or auto"),
-        ("problem={python: 'no_start:Model'}", "initial_params() gave NaN or infinity"),
+        (["coding.parts=3"], "parts 3 is more than replication 2"),
+        (["coding.replication=4"], "coding.replication: 4 is too large for 3 workers, expected at most 3"),
+        (["coding.chunks_per_worker=100"], "40 rows cannot be cut into 300 chunks"),
+        (["data.path=nowhere.npz"], "nowhere.npz: cannot read it: no such file"),
+        (["problem.kind=logistic"], "logistic needs 0/1 or -1/+1"),
+        (["stragglers={kind: slow, factor: {9: 2}}"], "rank 9 is named, but the workers are ranks 1..3"),
+        (["faults.inject=[{kind: kill, rank: 4, iteration: 1}]"], "rank 4 is named, but this run has ranks 0..3"),
+        (["backend=cupy"], "use backend: numpy or auto"),
+        (["problem={python: 'no_start:Model'}"], "initial_params() gave NaN or infinity"),
+        (
+            ["iterations=null", "batch={size: 5, epochs: 1}"],
+            "batch.size: 5 rows cannot be cut into 6 chunks; use larger batches, fewer workers or coding.chunks_per_",
+        ),
+        ([FROM_A_FILE], "A.npy: the assignment has 2 columns"),
+        (
+            [FROM_A_FILE.replace("A", "B"), "verify={every: 1}"],
+            "verify: B.npy: chunk 5 is held by 1 worker; to check it with parts 1 takes 2",
+        ),
     ],
 )
-def test_settings_that_do_not_fit_the_run(override, message, monkeypatch):
+def test_settings_that_do_not_fit_the_run(overrides, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    Path("no_start.py").write_text(
-        "import numpy as np\n\n\nclass Model:\n    dim = 4\n\n    def initial_params(self):\n"
-        "        return np.full(4, np.nan)\n\n    def gradient(self, params, chunk, rng):\n        return params\n"
-    )
-    assert_refused(message, override)
-
-
-def test_batches_that_are_smaller_than_the_number_of_chunks():
-    expected = "batch.size: 5 rows cannot be cut into 6 chunks; use larger batches, fewer workers or coding.chunks_per_"
-    assert_refused(expected, "iterations=null", "batch={size: 5, epochs: 1}")
-
-
-def test_an_assignment_for_another_number_of_workers():
+    Path("no_start.py").write_text(MODEL)
     np.save("A.npy", np.ones((4, 2), np.int8))
-    assert_refused("A.npy: the assignment has 2 columns", FROM_A_FILE)
-
-
-def test_an_assignment_without_a_copy_to_spare_for_verify():
-    assignment = np.ones((8, 3), np.int8)
-    assignment[5, 1:] = 0
-    np.save("A.npy", assignment)
-    expected = "verify: A.npy: chunk 5 is held by 1 worker; to check it with parts 1 takes 2"
-    assert_refused(expected, FROM_A_FILE, "verify={every: 1}")
+    np.save("B.npy", [[1, 1, 1]] * 5 + [[1, 0, 0]])
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(iter([]), *overrides, ranks=4)
+    assert not Path("out").exists()
 
 
 def test_one_rank_alone_is_told_how_to_launch():
-    assert_refused("psgc launch run.yaml -n 9", ranks=1)
+    with pytest.raises(UserError, match=re.escape("psgc launch run.yaml -n 9")):
+        train(iter([]), ranks=1)
 
 
-@pytest.mark.parametrize(("rows", "overrides", "chunks"), [
-    (80, (), 8), (10, (), 3), (3, (), 1), (80, ("iterations=null", "batch={size: 7, epochs: 1}"), 2),
-])  # fmt: skip
-def test_automatic_chunks_are_no_more_than_the_rows_of_an_iteration(monkeypatch, rows, overrides, chunks):
-    monkeypatch.setattr("psgc.run.prepare.seconds_of_share", lambda *_: 10.0)  # which makes eight for each worker
-    write_dense("data.npz", np.ones((rows, 5)), np.arange(rows) % 3)
-    given = Given("run.yaml", overrides=("coding.chunks_per_worker=auto", *overrides))
-    run = prepare(Transport(4), load(given.source, given.overrides), given, False)
-    assert run.plan.num_chunks == 3 * run.config.coding.per_worker == 3 * chunks
+# what auto stands for
+
+NO_LIMIT = float("inf")
+UNBIASED = ["schedule=static", "recovery={mode: approximate, deadline: 5.0, estimator: unbiased}"]
+VERIFIED = ["verify={every: 1}", "coding={parts: 2, replication: 3}"]
+COMBINED = "transfer=combined"
+
+
+# 4 parameters of 8 bytes, in and out of rank 0 for each of 3 workers: 192 bytes. In 6 chunks 192 bytes as well.
+@pytest.mark.parametrize(
+    ("per_chunk", "allreduce", "settings", "expected"),
+    [
+        (NO_LIMIT, 192, [COMBINED], "allreduce combined"),
+        (NO_LIMIT, 193, [COMBINED], "server combined"),
+        (NO_LIMIT, 193, [COMBINED, "dtype=float32"], "server combined"),
+        (NO_LIMIT, 144, [COMBINED, "coding.parts=2"], "allreduce combined"),
+        (NO_LIMIT, 145, [COMBINED, "coding.parts=2"], "server combined"),
+        (NO_LIMIT, 0, [COMBINED, "aggregation=server"], "server combined"),
+        (NO_LIMIT, 0, [COMBINED, "verify={every: 1}"], "allreduce combined"),
+        (NO_LIMIT, NO_LIMIT, ["aggregation=allreduce"], "allreduce combined"),
+        (192, NO_LIMIT, [], "server per_chunk"),
+        (191, NO_LIMIT, [], "server combined"),
+        (191, NO_LIMIT, [UNBIASED[0], UNBIASED[1].replace("unbiased", "least_squares")], "server combined"),
+        # where combined or allreduce supports something not, auto is another one
+        (0, 0, [], "allreduce combined"),
+        (NO_LIMIT, 0, [], "server per_chunk"),
+        (0, 0, UNBIASED, "server per_chunk"),
+        (0, 0, VERIFIED, "server per_chunk"),
+    ],
+)
+def test_what_auto_stands_for(monkeypatch, per_chunk, allreduce, settings, expected):
+    monkeypatch.setattr("psgc.run.auto.PER_CHUNK_BYTES", per_chunk)
+    monkeypatch.setattr("psgc.run.auto.ALLREDUCE_BYTES", allreduce)
+    config = prepare(Transport(4), load("run.yaml", settings), YAML, False).config
+    assert f"{config.aggregation} {config.transfer}" == expected
+
+
+@pytest.mark.parametrize(("aggregation", "chunks"), [("allreduce", 6), ("server", 9)])
+def test_a_report_without_a_vector_is_small(monkeypatch, aggregation, chunks):
+    monkeypatch.setattr(module, "seconds_of_share", lambda *_: 1.0)
+    monkeypatch.setattr(module, "chosen_chunks", lambda _, workers, report: 3 if report else 2)
+    config = load("run.yaml", ["coding.chunks_per_worker=auto", f"aggregation={aggregation}"])
+    assert prepare(Transport(4), config, YAML, False).plan.num_chunks == chunks
+
+
+def test_auto_gives_no_worker_more_chunks_than_rows(monkeypatch):
+    monkeypatch.setattr(module, "seconds_of_share", lambda *_: 1.0)
+    config = load("run.yaml", ["coding.chunks_per_worker=auto", "iterations=null", "batch={size: 8, epochs: 1}"])
+    assert prepare(Transport(4), config, YAML, False).plan.num_chunks == 6
+
+
+def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeypatch):
+    """On rank 0 and on a worker of another host; 1536 bytes with the headers."""
+    np.savez_compressed("packed.npz", X=np.ones((ROWS, FEATURES)), y=np.ones(ROWS))
+    pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 5000}
+    asked = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: pages[name] if name in pages else asked(name))
+    settings = load("run.yaml", ["data.path=packed.npz"])
+    plan = make_plan(settings.coding, settings.schedule, 4, settings.seed)
+
+    def opening(rank, *hosts):
+        transport = Transport(5)
+        transport.rank, transport.hosts = rank, list(hosts)
+        return transport
+
+    prepare(opening(0, "a", "a", "a", "b", "b"), settings, YAML, False)
+    with pytest.raises(UserError, match=r"packed\.npz: it cannot be mapped .* each of the 4 processes on this host"):
+        prepare(opening(0, "a", "a", "a", "a", "b"), settings, YAML, False)
+    said = []
+    worker = opening(4, "a", "b", "b", "b", "b")
+    sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0"]
+    worker.broadcast = lambda *_: sent.pop(0)
+    worker.gather = lambda text, doing: said.append(text) or ["", "", "", "", text]
+    with pytest.raises(UserError, match=r"^worker 4 on b: packed\.npz"):
+        work(worker, YAML, Meeting(worker, Ending(worker), ""))
+    assert "each of the 4 processes on this host" in said[0]

@@ -1,0 +1,76 @@
+"""The server from the YAML to the summary, without MPI and workers: a script answers in their place."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.checkpoints import load_newest
+from psgc.data import write_dense
+from psgc.messages import Kind
+from psgc.run.checkpoint import read
+from psgc.run.ending import Ending
+from psgc.run.inputs import Given
+from psgc.run.meeting import Meeting
+from psgc.run.server_side import serve
+from tests.unit.scripted import Following, done, said
+
+CONFIG = """
+problem: {kind: least_squares}
+data: {path: data.npz}
+optimizer: {kind: momentum, lr: 0.01}
+iterations: 2
+coding: {chunks_per_worker: 2, replication: 2}
+trial: false
+schedule: dynamic
+output: out
+"""
+ROWS, FEATURES = 40, 3
+VECTOR = np.full(FEATURES + 1, 0.1)
+YAML = Given("run.yaml")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current one, with run.yaml, its data, and whatever module a test writes there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    rng = np.random.default_rng(0)
+    write_dense("data.npz", rng.normal(size=(ROWS, FEATURES)), rng.normal(size=ROWS))
+    (tmp_path / "run.yaml").write_text(CONFIG)
+
+
+def train(script, *overrides, resuming=False, stopped_by=(), debug=False, ranks=3):
+    """The exit code of a run of two workers."""
+
+    def to_the_end():
+        yield from script
+        while True:  # farewells
+            yield [said(worker, Kind.GOODBYE) for worker in range(1, ranks)]
+
+    transport = Following(ranks, to_the_end())
+    ending = Ending(transport, stopped_by)
+    meeting = Meeting(transport, ending, "being tested")
+    try:
+        serve(transport, Given("run.yaml", overrides=overrides), ending, meeting, resuming, debug)
+    finally:
+        assert ending.in_order or ending.told
+    return ending.code
+
+
+def chunks_of(iteration, workers=(1, 2), seconds=(), gradient=0.1, **more):
+    """Each of the four chunks by one of these workers, which take turns; seconds: of a chunk, by worker."""
+    for chunk in range(4):
+        worker = workers[chunk % len(workers)]
+        vector = np.full(FEATURES + 1, gradient)
+        yield [done(worker, iteration, chunk, vector, dict(seconds).get(worker, 0.1), **more)]
+
+
+def newest():
+    return load_newest(Path("out/checkpoints"), read)
+
+
+def summary():
+    return json.loads(Path("out/summary.json").read_text())
