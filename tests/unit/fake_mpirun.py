@@ -1,6 +1,7 @@
 """An mpirun made of shell, for the tests of what psgc does with one."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,24 @@ optimizer: {kind: sgd, lr: 0.1}
 iterations: 3
 output: out
 """
+CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/2.safetensors"
+NAMED = "cp answer $PSGC_FOLDER/directory.json;"  # as rank 0 of a script does: the run directory, what was in there
+# notes every signal; the fake rank, a child in a session of its own, sleeps
+STUBBORN = f"""
+setsid {sys.executable} -c 'import os, time; open("rank", "w").write(str(os.getpid())); time.sleep(60)' &
+trap 'echo INT >> signals' INT
+trap 'echo USR1 >> signals; {{usr1}}' USR1
+trap 'echo TERM >> signals; {{term}}' TERM
+while [ ! -s rank ]; do sleep 0.02; done
+touch ready
+while :; do sleep 0.05; done
+"""
 MakeMpirun = Callable[..., dict[str, str]]
+
+
+def summary(status: str) -> str:
+    """The shell of a run that ends so."""
+    return f"""echo '{{"status": "{status}"}}' > out/summary.json"""
 
 
 @pytest.fixture

@@ -1,44 +1,67 @@
+"""`psgc launch`, of a YAML and of a script: the command, what is refused, and how it is known how the run ended."""
+
 import json
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from tests.unit.fake_mpirun import launch
+from psgc.errors import UserError
+from psgc.run import launched
+from psgc.run.launched import Found
+from tests.unit.fake_mpirun import CHECKPOINT, NAMED, launch, summary
 
-SUMMARY = 'echo \'{{"status": "{status}"}}\' > out/summary.json'
-CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/2.safetensors"
 ON = "psgc launch: to resume from the last checkpoint: "
 ON_HOSTS = "psgc launch: to resume from the last checkpoint, with -n and --host for the remaining hosts: "
 
 
-def summary(status):
-    return SUMMARY.format(status=status)
+@pytest.fixture
+def script(mpirun):
+    """mpirun, in a folder with train.py."""
+    Path("train.py").write_text("print('trains')\n")
+    return mpirun
 
 
-# ---------------------------------------------------------------- the run
+@pytest.fixture(params=["run.yaml", "train.py"])
+def program(request, script):
+    """Launches it on ranks that do `body`; those of a script name their run directory first."""
+
+    def run(body, ranks=2, **more):
+        if request.param == "train.py":
+            Path("answer").write_text(Found.now(Path("out").absolute()).text())
+            body = f"{NAMED} {body}"
+        script(body)
+        return launch(request.param, ranks, **more)
+
+    run.path = request.param
+    return run
 
 
-def test_print_only_prints_a_line_for_the_shell(mpirun, monkeypatch, capsys):
+# the command
+
+
+def test_print_only_prints_a_line_for_the_shell(script, monkeypatch, capsys):
     monkeypatch.setenv("PSGC_LAUNCHED", "1")
-    mpirun("echo started >&2; exit 9")
+    script("echo started >&2; exit 9")
     given = {"print_only": True, "debug": True, "resume": True, "for_mpirun": ["--map-by", "ppr:1 x"]}
     assert launch("run.yaml", 2, ["output=my runs"], **given) == 0
     out, err = capsys.readouterr()
     assert " OMPI_MCA_btl='^ofi' " in out
     assert " -n 2 --map-by 'ppr:1 x' " in out
     assert out.endswith("-m psgc train run.yaml --set 'output=my runs' --debug --resume\n")
-    assert "PSGC_LAUNCHED" not in out  # the ranks that a user starts are not launched
-    assert (out.count("\n"), err) == (1, "")
+    assert launch("train.py", 2, arguments=["--name", "a b", "--resume"], **given) == 0
+    of_script, err_of_script = capsys.readouterr()
+    assert of_script.startswith("PSGC_RESUME=1 PSGC_DEBUG=1 ")
+    assert " -n 2 --map-by 'ppr:1 x' " in of_script
+    assert " -x PSGC_DEBUG -x PSGC_RESUME " in of_script
+    assert of_script.endswith("-P -m psgc.launching.rank train.py --name 'a b' --resume\n")
+    for text in (out, of_script):
+        assert (text.count("\n"), err + err_of_script) == (1, "")
+        assert "PSGC_LAUNCHED" not in text  # the ranks that a user starts are not launched
+        assert "PSGC_FOLDER" not in text
 
 
 def test_print_only_says_beside_the_command_what_ranks_hold(mpirun, capsys):
@@ -46,89 +69,162 @@ def test_print_only_says_beside_the_command_what_ranks_hold(mpirun, capsys):
     write_dense("train.npz", np.ones((8, 4)), np.arange(8.0) % 2)
     assert launch("run.yaml", 5, ["coding.chunks_per_worker=2"], print_only=True) == 0
     out, err = capsys.readouterr()
-    assert out.count("\n") == 1
+    assert (out.count("\n"), err.count("\n")) == (1, 1)
     assert err.startswith("memory of rank 0: parameters 2 x 40 bytes, ")
-    assert err.count("\n") == 1
     assert launch("run.yaml", 5, ["coding.chunks_per_worker=2"], print_only=True, resume=True) == 0
     assert capsys.readouterr().err == ""  # the chunks are those of the checkpoint
 
 
-def test_a_thread_can_launch(mpirun):
-    """Only the main thread can set signal handlers."""
-    mpirun(summary("done"))
-    with ThreadPoolExecutor(1) as threads:
-        assert threads.submit(launch, "run.yaml", 2).result() == 0
+@pytest.mark.parametrize("where", [None, "a:2"])
+def test_ranks_are_told_that_somebody_says_how_to_resume(program, monkeypatch, where):
+    monkeypatch.setenv("PSGC_RESUME", "of another run")
+    given = 'echo "$PSGC_LAUNCHED,$PSGC_RESUME,$PSGC_DEBUG" "$*" > given; '
+    assert program(given + summary("done"), host=where) == 0
+    exported = "PSGC_FOLDER -x PSGC_LAUNCHED" if program.path == "train.py" else "PSGC_LAUNCHED"
+    assert re.match(f"1,, .*-x {exported} .* {program.path}$", Path("given").read_text())
 
 
-@pytest.mark.parametrize("old", ["", "done"])
-def test_exit_0_without_a_new_summary_is_a_failure(mpirun, capsys, old):
-    mpirun("exit 0")
-    if old:
-        Path("out/summary.json").write_text(json.dumps({"status": old}))
-    assert launch("run.yaml", 2) == 1
-    assert capsys.readouterr().err == (
-        "psgc launch: the run failed: rank 0 or a host was lost: mpirun ended, but out/summary.json was not written\n"
-    )
+def test_ranks_of_a_script_are_told_by_variables(program):
+    if program.path == "train.py":
+        given = 'echo "$PSGC_RESUME,$PSGC_DEBUG" "$*" > given; '
+        assert program(given + summary("done"), resume=True, debug=True, arguments=["3"]) == 0
+        assert re.match("1,1 .* -x PSGC_RESUME .* train.py 3$", Path("given").read_text())
+
+
+@pytest.mark.parametrize(("host", "nodes", "in_current"), [(None, "1", False), ("a:2", "1", True), (None, "4", True)])
+def test_where_other_hosts_answer_the_folder_is_in_the_current_directory(script, monkeypatch, host, nodes, in_current):
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
+    Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    script(f'echo "$PSGC_FOLDER" > given; {NAMED} {summary("done")}')
+    before = set(Path().iterdir())
+    assert launch("train.py", 2, host=host) == 0
+    folder = Path(Path("given").read_text().strip())
+    assert (folder.parent == Path.cwd(), folder.exists()) == (in_current, False)
+    assert set(Path().iterdir()) - before == {Path("given")}
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "overrides", "said"),
+    [
+        (None, [], [], "train.py: no such file or directory"),
+        (b"def f(:\n", [], [], "train.py:1: not valid Python: invalid syntax"),
+        (b"x = 1\n  y = 2\n", [], [], "train.py:2: not valid Python: unexpected indent"),
+        (b"\x7fELF\0\0", [], [], "train.py: not valid Python: source code string cannot contain null bytes"),
+        (b"x = '\xff'\n", [], [], "train.py:1: not valid Python: (unicode error) 'utf-8' codec can't decode byte"),
+        (b"", [], ["seed=3"], "--set seed=3: train.py is no YAML file; what it takes itself comes after --"),
+        (b"", ["--map-by", "core"], [],
+         "-- --map-by: what follows -- goes to train.py; for mpirun: '--mpirun=--map-by ...'"),
+        (Path.mkdir, [], [], "train.py: is a d"),
+        (lambda path: path.symlink_to("/dev/zero"), [], [], "train.py: is a d"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line_before_mpirun(script, text, arguments, overrides, said):
+    script("touch started")
+    Path("train.py").unlink()
+    if callable(text):
+        text(Path("train.py"))
+    elif text is not None:
+        Path("train.py").write_bytes(text)
+    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+        launch("train.py", 2, overrides, arguments=arguments)
+    assert not Path("started").exists()
+
+
+def test_warnings_of_the_script_are_its_own(script, capsys):
+    script(EARLY % ("done", 0))
+    Path("train.py").write_text("'\\d' is 3\n")
+    assert launch("train.py", 2) == 0
+    assert capsys.readouterr().err == ""
+
+
+# how it ended
+
+FAILED = "psgc launch: the run failed: "
+LOST = f"{FAILED}rank 0 or a host was lost: mpirun ended, but "
+EARLY = """echo '{"status": "%s", "exit_code": %s}' > $PSGC_FOLDER/summary.json; """
 
 
 @pytest.mark.parametrize(
     ("body", "code", "message"),
     [
+        ("exit 0", 1, f"{LOST}OUT/summary.json was not written\n"),
         ("exit 1", 1, ""),
         ("exit 2", 2, ""),
-        ("exit 213", 1, "psgc launch: the run failed: mpirun exited with 213\n"),
-        ("exit 137", 1, "psgc launch: the run failed: mpirun exited with 137: a rank was killed by SIGKILL\n"),
-        ("kill -9 $$", 1, "psgc launch: the run failed: mpirun was killed by SIGKILL\n"),
+        ("exit 213", 1, f"{FAILED}mpirun exited with 213\n"),
+        ("exit 137", 1, f"{FAILED}mpirun exited with 137: a rank was killed by SIGKILL\n"),
+        ("kill -9 $$", 1, f"{FAILED}mpirun was killed by SIGKILL\n"),
         # the summary knows better
         (summary("done") + "; exit 137", 0, ""),
         (summary("failed") + "; exit 0", 1, ""),
         (summary("failed") + "; exit 2", 1, ""),
         ('echo \'{"status": "failed", "exit_code": 2}\' > out/summary.json; exit 0', 2, ""),
         # not us, but mpirun has asked rank 0 to stop, since another was killed
-        (
-            summary("interrupted") + "; exit 137",
-            1,
-            "psgc launch: the run failed: mpirun exited with 137: a rank was killed by SIGKILL\n",
-        ),
-        ("echo [ > out/summary.json; exit 3", 1, "psgc launch: the run failed: mpirun exited with 3\n"),
+        (summary("interrupted") + "; exit 137", 1, f"{FAILED}mpirun exited with 137: a rank was killed by SIGKILL\n"),
+        ("echo [ > out/summary.json; exit 3", 1, f"{FAILED}mpirun exited with 3\n"),
     ],
 )
-def test_other_ends(mpirun, capsys, body, code, message):
-    mpirun(body)
-    assert launch("run.yaml", 2) == code
+def test_ends(program, capsys, body, code, message):
+    Path("out/summary.json").write_text('{"status": "done"}')  # of an earlier run, which proves nothing
+    assert program(body) == code
+    where = "out" if program.path == "run.yaml" else f"{Path.cwd()}/out"
+    assert capsys.readouterr().err == message.replace("OUT", where)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (NAMED + summary("done") + """; echo '{"exit_code": 3}' > $PSGC_FOLDER/exited.json; exit 0""", 3, ""),
+        # without psgc.torch.init, or without a run directory
+        ("exit 0", 1, LOST + "no rank 0 of the script has said how it ended\n"),
+        ("exit 1", 1, ""),
+        (EARLY % ("done", 0) + "exit 0", 0, ""),
+        (EARLY % ("done", 0) + "exit 137", 0, ""),
+        (EARLY % ("failed", 2) + "exit 0", 2, ""),
+        (EARLY % ("failed", 5) + "exit 5", 5, ""),
+        ("echo [ > $PSGC_FOLDER/directory.json; exit 213", 1, f"{FAILED}mpirun exited with 213\n"),
+    ],
+)
+def test_ends_of_a_script(script, capsys, body, code, message):
+    Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    script(body)
+    assert launch("train.py", 2) == code
     assert capsys.readouterr().err == message
 
 
-# ---------------------------------------------------------------- resuming
+# resuming
 
 
 def how_to_resume(capsys, on=ON):
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(on)
-    return last.removeprefix(on)
+    return shlex.split(last.removeprefix(on))
 
 
 TOO_FEW = """echo '{"status": "failed", "too_few_workers": true}' > out/summary.json"""
 
 
 @pytest.mark.parametrize("end", ["exit 0", "exit 1", f"{TOO_FEW}; exit 1"])
-def test_a_failed_run_with_a_checkpoint_says_how_to_resume(mpirun, capsys, end):
-    mpirun(f"{CHECKPOINT}; {end}")
-    assert launch("run.yaml", 9) == 1
-    assert how_to_resume(capsys) == "psgc launch run.yaml -n 9 --resume"
-    assert launch("run.yaml", 9, hints=False) == 1
+def test_a_failed_run_with_a_checkpoint_says_how_to_resume(program, capsys, end):
+    assert program(f"{CHECKPOINT}; {end}", 9) == 1
+    assert how_to_resume(capsys) == ["psgc", "launch", program.path, "-n", "9", "--resume"]
+    assert program(f"{CHECKPOINT}; {end}", 9, hints=False) == 1
     assert "resume" not in capsys.readouterr().err
 
 
-def test_the_command_to_resume_repeats_all_arguments(mpirun, capsys):
-    mpirun(f"{CHECKPOINT.replace('out/', 'my?runs/')}; exit 1".replace("my?runs/", "'my runs'/"))
+def test_the_command_to_resume_repeats_all_arguments(script, capsys):
+    script(f"{CHECKPOINT.replace('out/', 'my?runs/')}; exit 1".replace("my?runs/", "'my runs'/"))
     Path("run.yaml").rename("a run.yaml")
-    overrides, own = ["output=my runs", "seed=3"], ["-x", "HF_HOME"]
-    how = {"debug": True, "host": "a:5,b:4", "fault_tolerance": False, "for_mpirun": own}
-    assert launch("a run.yaml", 9, overrides, **how) == 1
+    overrides, own = ["output=my runs", "seed=3"], ["-x", "A=b c"]
+    how = {"debug": True, "fault_tolerance": False, "for_mpirun": own}
+    assert launch("a run.yaml", 9, overrides, host="a:5,b:4", **how) == 1
     given = ["a run.yaml", "-n", "9", "--host", "a:5,b:4", "--no-fault-tolerance"]
     given += ["--set", "output=my runs", "--set", "seed=3", "--debug"]
-    assert shlex.split(how_to_resume(capsys, ON_HOSTS)) == ["psgc", "launch", *given, "--resume", "--", *own]
+    assert how_to_resume(capsys, ON_HOSTS) == ["psgc", "launch", *given, "--resume", "--", *own]
+    Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    script(f"{NAMED} {CHECKPOINT}; exit 1")
+    assert launch("train.py", 9, arguments=["--lr", "1 2"], **how) == 1
+    given = ["train.py", "-n", "9", "--no-fault-tolerance", "--debug", "--mpirun=-x 'A=b c'", "--resume"]
+    assert how_to_resume(capsys) == ["psgc", "launch", *given, "--", "--lr", "1 2"]
 
 
 @pytest.mark.parametrize(
@@ -141,156 +237,59 @@ def test_the_command_to_resume_repeats_all_arguments(mpirun, capsys):
         "mkdir -p out/checkpoints; touch out/checkpoints/.2.safetensors.77.tmp; exit 1",
     ],
 )
-def test_nothing_to_resume(mpirun, capsys, body):
-    mpirun(body)
-    launch("run.yaml", 9)
+def test_nothing_to_resume(program, capsys, body):
+    program(body, 9)
     assert ON not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_an_earlier_runs_checkpoint_counts_only_with_resume(mpirun, capsys, resume):
-    mpirun("exit 213")
+def test_an_earlier_runs_checkpoint_counts_only_with_resume(program, capsys, resume):
     Path("out/checkpoints").mkdir()
     Path("out/checkpoints/2.safetensors").touch()
-    assert launch("run.yaml", 9, resume=resume) == 1
+    assert program("exit 213", 9, resume=resume) == 1
     assert (ON in capsys.readouterr().err) == resume
 
 
-# ---------------------------------------------------------------- stopping it
-
-# Notes every signal; the fake rank, a child in a session of its own, sleeps.
-STUBBORN = f"""
-setsid {sys.executable} -c 'import os, time; open("rank", "w").write(str(os.getpid())); time.sleep(60)' &
-trap 'echo INT >> signals' INT
-trap 'echo USR1 >> signals; {{usr1}}' USR1
-trap 'echo TERM >> signals; {{term}}' TERM
-while [ ! -s rank ]; do sleep 0.02; done
-touch ready
-while :; do sleep 0.05; done
-"""
-PATIENCE = "psgc.launching.mpirun_process.STOP_SEQUENCE = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
-PROGRAM = """
-import signal, sys, psgc.launching.launch, psgc.launching.mpirun as m, psgc.launching.script as s
-{patience}
-sys.exit(psgc.launching.launch.launch(s.Program({path!r}), m.Placement(2)))
-"""
+# what ranks say
 
 
-def start(environ, usr1=20, term=20, path="run.yaml"):
-    program = PROGRAM.format(patience=PATIENCE.format(usr1=usr1, term=term), path=path)
-    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ})
-    wait_for(lambda: Path("ready").exists() or process.poll() is not None)
-    return process
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def runs(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def signals():
-    return Path("signals").read_text().split()
+def test_rank_0_names_its_directory_and_what_was_in_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("answers", "out", "out/checkpoints"):
+        Path(name).mkdir()
+    for name in ("12.npz", "9-ab12.safetensors", "7-full", ".psgc-3.tmp"):
+        Path("out/checkpoints", name).touch()
+    assert [launched.name_directory("out"), launched.name_directory(None)] == [tmp_path / "out", None]
+    monkeypatch.setenv("PSGC_FOLDER", "answers")
+    assert launched.name_directory(None) == Path("answers")
+    assert not Path("answers/directory.json").exists()
+    assert launched.name_directory("out") == tmp_path / "out"
+    found = Found.from_text(Path("answers/directory.json").read_text())
+    assert found == Found.now(tmp_path / "out")
+    assert (found.summary, {iteration for iteration, _ in found.checkpoints}) == (None, {9, 12})
+    Path("out/summary.json").write_text(json.dumps({}))
+    assert Found.now(tmp_path / "out") != found
 
 
 @pytest.mark.parametrize(
-    ("number", "name"),
-    [(signal.SIGINT, "Ctrl-C (SIGINT)"), *((getattr(signal, name), name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1"))],
+    ("stopped_by", "code", "expected"),
+    [
+        ([], 0, {"status": "done", "exit_code": 0}),
+        ([], 3, {"status": "failed", "exit_code": 3}),
+        ([10, 15], 1, {"status": "interrupted", "exit_code": 1, "reason": "stopped by SIGUSR1"}),
+        ([10], 0, {"status": "done", "exit_code": 0}),
+    ],
 )
-def test_a_stop_is_first_a_request_and_says_once_how_to_resume(mpirun, capfd, number, name):
-    end = f"{CHECKPOINT}; mv end.json out/summary.json; kill -9 $(cat rank); exit 138"
-    process = start(mpirun(STUBBORN.format(usr1=end, term="")))
-    Path("end.json").write_text(json.dumps({"status": "interrupted", "reason": "stopped by SIGUSR1"}))
-    process.send_signal(number)
-    assert process.wait(20) == 128 + number
-    assert signals() == ["USR1"]
-    on = "to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume"
-    assert capfd.readouterr().err == f"psgc launch: stopped by {name}; {on}\n"
-    assert json.loads(Path("out/summary.json").read_text()) == {"status": "interrupted", "reason": f"stopped by {name}"}
-
-
-@pytest.mark.parametrize("where", [None, "a:2"])
-def test_ranks_know_that_somebody_says_how_to_resume(mpirun, where):
-    mpirun(f'echo "$PSGC_LAUNCHED" "$*" > given; {summary("done")}')
-    assert launch("run.yaml", 2, host=where) == 0
-    assert re.match("1 .*-x PSGC_LAUNCHED ", Path("given").read_text())
-
-
-def test_a_terminals_interrupt_reaches_only_psgc_launch(mpirun):
-    environ = mpirun(STUBBORN.format(usr1="kill -9 $(cat rank); exit 130", term=""))
-    program = PROGRAM.format(patience="pass", path="run.yaml")
-    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ}, process_group=0)
-    wait_for(lambda: Path("ready").exists())
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    assert process.wait(20) == 130
-    assert signals() == ["USR1"]
-
-
-@pytest.mark.parametrize(
-    ("usr1", "term", "seconds"),
-    [("", "kill -9 $(cat rank); exit 1", (0.2, 20)), ("", "", (1, 3))],
-    ids=["ends at SIGTERM", "ends at nothing"],
-)
-def test_a_request_without_effect_is_followed_by_signals(mpirun, usr1, term, seconds):
-    process = start(mpirun(STUBBORN.format(usr1=usr1, term=term)), *seconds)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert signals() == ["USR1", "TERM"]
-    wait_for(lambda: not runs(int(Path("rank").read_text())))
-
-
-def test_a_second_interrupt_cuts_the_wait_short(mpirun):
-    process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")), usr1=60)
-    process.send_signal(signal.SIGINT)
-    wait_for(lambda: Path("signals").exists())
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert signals() == ["USR1", "TERM"]
-
-
-def test_mpirun_is_told_to_end_when_psgc_launch_is_killed(mpirun):
-    process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")))
-    process.kill()
-    process.wait()
-    wait_for(lambda: not runs(int(Path("rank").read_text())))
-    assert signals() == ["TERM"]
-
-
-# ---------------------------------------------------------------- a run that is over and does not end
-
-
-@pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
-def test_an_mpirun_that_stays_after_the_run_is_ended(mpirun, monkeypatch, status, code):
-    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.3)
-    monkeypatch.setattr("psgc.launching.mpirun_process.STOP_SEQUENCE", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 2.0)))
-    mpirun(STUBBORN.format(usr1="", term="").replace("touch ready", summary(status)))
-    began = time.monotonic()
-    assert launch("run.yaml", 2) == code
-    assert 0.3 < time.monotonic() - began < 15
-    assert signals() == ["TERM"]
-    wait_for(lambda: not runs(int(Path("rank").read_text())))
-
-
-def test_it_has_time_while_the_run_still_evaluates(mpirun, monkeypatch):
-    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.2)
-    early = """echo '{"status": "done", "evaluating": true}' > out/summary.json"""
-    mpirun(f"trap 'touch told' TERM; {early}; sleep 1; {summary('done')}")
-    assert launch("run.yaml", 2) == 0
-    assert not Path("told").exists()
-
-
-@pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
-def test_a_stop_that_comes_with_the_end(mpirun, status, code):
-    end = "kill -9 $(cat rank); mv end.json out/summary.json; exit 143"
-    process = start(mpirun(STUBBORN.format(usr1=end, term="")))
-    Path("end.json").write_text(json.dumps({"status": status}))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == code
+def test_the_summary_of_a_script_without_a_run_directory(tmp_path, monkeypatch, stopped_by, code, expected):
+    monkeypatch.setattr(launched, "_begun", False)
+    launched.begin(stopped_by)
+    assert launched.has_begun()
+    launched.leave_summary(code)  # nobody asks for it
+    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
+    launched.leave_summary(code)
+    launched.leave_summary(7)  # the first one counts
+    assert json.loads((tmp_path / "summary.json").read_text()) == expected
+    (tmp_path / "summary.json").unlink()
+    launched.name_directory("out")
+    launched.leave_summary(code)
+    assert not (tmp_path / "summary.json").exists()

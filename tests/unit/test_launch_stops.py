@@ -1,0 +1,145 @@
+"""How `psgc launch` stops a run in order, and ends an mpirun that does not end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from psgc.run.launched import Found
+from tests.unit.fake_mpirun import CHECKPOINT, NAMED, STUBBORN, launch, summary
+
+PATIENCE = "psgc.launching.mpirun_process.STOP_SEQUENCE = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
+PROGRAM = """
+import signal, sys, psgc.launching.launch, psgc.launching.mpirun as m, psgc.launching.script as s
+{patience}
+sys.exit(psgc.launching.launch.launch(s.Program({path!r}), m.Placement(2)))
+"""
+
+
+def start(environ, usr1=20, term=20, path="run.yaml"):
+    program = PROGRAM.format(patience=PATIENCE.format(usr1=usr1, term=term), path=path)
+    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ})
+    wait_for(lambda: Path("ready").exists() or process.poll() is not None)
+    return process
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def signals():
+    return Path("signals").read_text().split()
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGINT, "Ctrl-C (SIGINT)"), *((getattr(signal, name), name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1"))],
+)
+def test_a_stop_is_first_a_request_and_says_once_how_to_resume(mpirun, capfd, number, name):
+    end = f"{CHECKPOINT}; mv end.json out/summary.json; kill -9 $(cat rank); exit 138"
+    process = start(mpirun(STUBBORN.format(usr1=end, term="")))
+    Path("end.json").write_text(json.dumps({"status": "interrupted", "reason": "stopped by SIGUSR1"}))
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    assert signals() == ["USR1"]
+    on = "to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume"
+    assert capfd.readouterr().err == f"psgc launch: stopped by {name}; {on}\n"
+    assert json.loads(Path("out/summary.json").read_text()) == {"status": "interrupted", "reason": f"stopped by {name}"}
+
+
+def test_a_terminals_interrupt_reaches_only_psgc_launch(mpirun):
+    environ = mpirun(STUBBORN.format(usr1="kill -9 $(cat rank); exit 130", term=""))
+    program = PROGRAM.format(patience="pass", path="run.yaml")
+    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ}, process_group=0)
+    wait_for(lambda: Path("ready").exists())
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    assert process.wait(20) == 130
+    assert signals() == ["USR1"]
+
+
+@pytest.mark.parametrize(
+    ("usr1", "term", "seconds"),
+    [("", "kill -9 $(cat rank); exit 1", (0.2, 20)), ("", "", (1, 3))],
+    ids=["ends at SIGTERM", "ends at nothing"],
+)
+def test_a_request_without_effect_is_followed_by_signals(mpirun, usr1, term, seconds):
+    process = start(mpirun(STUBBORN.format(usr1=usr1, term=term)), *seconds)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert signals() == ["USR1", "TERM"]
+    wait_for(lambda: not runs(int(Path("rank").read_text())))
+
+
+def test_a_second_interrupt_cuts_the_wait_short(mpirun):
+    process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")), usr1=60)
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: Path("signals").exists())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert signals() == ["USR1", "TERM"]
+
+
+def test_mpirun_is_told_to_end_when_psgc_launch_is_killed(mpirun):
+    process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")))
+    process.kill()
+    process.wait()
+    wait_for(lambda: not runs(int(Path("rank").read_text())))
+    assert signals() == ["TERM"]
+
+
+# ---------------------------------------------------------------- a run that is over and does not end
+
+
+@pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
+def test_an_mpirun_that_stays_after_the_run_is_ended(mpirun, monkeypatch, status, code):
+    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.3)
+    monkeypatch.setattr("psgc.launching.mpirun_process.STOP_SEQUENCE", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 2.0)))
+    mpirun(STUBBORN.format(usr1="", term="").replace("touch ready", summary(status)))
+    began = time.monotonic()
+    assert launch("run.yaml", 2) == code
+    assert 0.3 < time.monotonic() - began < 15
+    assert signals() == ["TERM"]
+    wait_for(lambda: not runs(int(Path("rank").read_text())))
+
+
+def test_it_has_time_while_the_run_still_evaluates(mpirun, monkeypatch):
+    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.2)
+    early = """echo '{"status": "done", "evaluating": true}' > out/summary.json"""
+    mpirun(f"trap 'touch told' TERM; {early}; sleep 1; {summary('done')}")
+    assert launch("run.yaml", 2) == 0
+    assert not Path("told").exists()
+
+
+@pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
+def test_a_stop_that_comes_with_the_end(mpirun, status, code):
+    end = "kill -9 $(cat rank); mv end.json out/summary.json; exit 143"
+    process = start(mpirun(STUBBORN.format(usr1=end, term="")))
+    Path("end.json").write_text(json.dumps({"status": status}))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == code
+
+
+@pytest.mark.parametrize("named", ["", NAMED], ids=["before psgc.torch.init", "after it"])
+def test_a_script_that_is_stopped(mpirun, capfd, named):
+    Path("train.py").touch()
+    Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    environ = mpirun(named + STUBBORN.format(usr1="kill -9 $(cat rank); exit 138", term=""))
+    process = start(environ, path="train.py")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert capfd.readouterr().err == "psgc launch: stopped by Ctrl-C (SIGINT); there is no checkpoint yet\n"
