@@ -71,22 +71,19 @@ def executed(lines, **environ):
 def test_the_script_of_a_run(submit):
     lines = written(submit)
     assert lines[:2] == ["#!/bin/bash", f"# Written by: psgc submit {' '.join(PLAIN)}"]
-    assert (
-        directives(lines)
-        == (
-            "--job-name=run --nodes=2 --ntasks-per-node=3 --cpus-per-task=1 --time=2:00:00 --output=%x-%j.log "
-            "--open-mode=append --signal=B:USR1@60 --requeue"
-        ).split()
+    assert " ".join(directives(lines)) == (
+        "--job-name=run --nodes=2 --ntasks-per-node=3 --cpus-per-task=1 --time=2:00:00 --output=%x-%j.log "
+        "--open-mode=append --signal=B:USR1@60 --requeue"
     )
     assert executed(lines)[2].endswith("/1/1/1")
 
 
 def test_what_a_job_asks_for(submit):
-    asked = "--cpus-per-rank 4 --gpus-per-rank 2 --partition gpu --account a-1 --name n --warning 120".split()
-    lines = written(submit, *asked, "--sbatch=--qos=long", "--sbatch=--exclusive")
-    assert set(directives(lines)) >= set(
-        "--job-name=n --cpus-per-task=4 --gpus-per-node=6 --partition=gpu --account=a-1 --signal=B:USR1@120 --qos=long "
-        "--exclusive".split()
+    asked = ["--cpus-per-rank", "4", "--gpus-per-rank", "2", "--partition", "gpu", "--account", "a-1", "--name", "n"]
+    lines = written(submit, *asked, "--warning", "120", "--sbatch=--qos=long", "--sbatch=--exclusive")
+    assert " ".join(directives(lines)) == (
+        "--job-name=n --nodes=2 --ntasks-per-node=3 --cpus-per-task=4 --time=2:00:00 --gpus-per-node=6 --partition=gpu "
+        "--account=a-1 --output=%x-%j.log --open-mode=append --signal=B:USR1@120 --requeue --qos=long --exclusive"
     )
     words, _, after = executed(lines)
     assert words[-2:] == ["--requeue", "120"]
