@@ -36,6 +36,7 @@ def message_of(text, *overrides):
         ("0x1F", 31),
         ("0o17", 15),
         ("-.inf", -math.inf),
+        (".nan", math.nan),
         ("no", "no"),
         ("1:30", "1:30"),
         ("1_000", "1_000"),
@@ -47,13 +48,7 @@ def message_of(text, *overrides):
     ],
 )
 def test_scalars_mean_what_they_look_like(text, value):
-    read = YamlSource(f"key: {text}", "x").tree["key"]
-    assert read == value
-    assert type(read) is type(value)
-
-
-def test_not_a_number_is_read_as_such():
-    assert math.isnan(YamlSource("key: .nan", "x").tree["key"])
+    assert repr(YamlSource(f"key: {text}", "x").tree["key"]) == repr(value)
 
 
 def test_keys_are_text():
