@@ -11,6 +11,7 @@ from psgc.messages import (
     RECORD,
     BlockName,
     Kind,
+    SumsReader,
     digest_in,
     entries,
     joined,
@@ -20,8 +21,10 @@ from psgc.messages import (
     stamp_length,
     stamp_of,
     stepped_record,
+    sums_records,
     unpack_block,
 )
+from tests.stand_in import cupy
 
 int32 = st.integers(-(2**31), 2**31 - 1)
 floats = st.floats(allow_nan=False)
@@ -59,32 +62,13 @@ def test_fields_that_a_kind_does_not_use_are_zero_and_a_record_is_the_last_of_it
     assert record(Kind.STOP).tolist() == [(Kind.STOP, 1, 0, 0, 0, 0, 0, *5 * [0.0])]
 
 
-class Device:
-    """What of a CuPy array a stamp needs: it is not read or written but by copies."""
-
-    def __init__(self, values):
-        self._values, self.dtype = values, values.dtype
-
-    def __len__(self):
-        return len(self._values)
-
-    def __getitem__(self, where):
-        return Device(self._values[where])
-
-    def set(self, values):
-        self._values[:] = values
-
-    def get(self):
-        return self._values.copy()
-
-
 @settings(deadline=None)
 @given(
     dtype=st.sampled_from(["float64", "float32"]),
     length=st.integers(0, 5),
     iteration=st.integers(0, 2**63 - 1),
     what=st.integers(-(2**63), 2**63 - 1),
-    place=st.sampled_from([lambda array: array, Device]),
+    place=st.sampled_from([lambda array: array, cupy.ndarray]),
 )
 def test_a_stamp_arrives_bit_by_bit_and_touches_nothing_else(dtype, length, iteration, what, place):
     vector = np.full(length + stamp_length(dtype), np.nan, dtype)
@@ -102,7 +86,16 @@ def test_a_vector_that_is_too_short_has_no_stamp():
 def test_joined_records_are_the_same_one_after_the_other():
     records = [record(Kind.SKIP, 3, chunk, seconds=chunk / 7) for chunk in range(BATCH)]
     assert np.array_equal(joined(records), np.concatenate(records))
-    assert [entry["seconds"] for entry in entries(joined(records))] == [chunk / 7 for chunk in range(BATCH)]
+
+
+@given(sums=st.lists(floats, min_size=1, max_size=12))
+def test_any_number_of_sums_survives_in_records_and_one_list_after_another(sums):
+    reader = SumsReader()
+    for chunk in (3, -1):
+        records = entries(sums_records(7, chunk, sums))
+        assert {(entry["kind"], entry["iteration"], entry["chunk"]) for entry in records} == {(Kind.SUMS, 7, chunk)}
+        found = [reader.read(entry) for entry in records]
+        assert found == [()] * (len(records) - 1) + [tuple(sums)]
 
 
 BLOCKS = st.builds(

@@ -148,6 +148,8 @@ def test_integers_of_a_state_stay_integers():
 def test_a_step_to_parameters_that_are_not_finite_is_refused():
     gradient = np.array([1.0, 1e308])
     assert finite_step(made("sgd"), np.ones(2), gradient / 1e308, 4) == pytest.approx([1.0, 0.7])
+    large = np.full(2, 1e200)  # whose squares are not finite
+    assert (finite_step(made("sgd"), large, np.zeros(2), 4) == large).all()
     with pytest.raises(RunFailed, match="the step of iteration 5 makes parameters NaN or infinite"):
         finite_step(make_optimizer(config.OptimizerSettings(kind="sgd", lr=10.0)), np.ones(2), gradient, 5)
 

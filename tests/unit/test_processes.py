@@ -58,9 +58,13 @@ def test_an_identity_survives_being_sent():
     assert len(own.text().encode()) < 512
 
 
-def test_a_process_is_killed_and_known_to_be_gone():
+def test_a_process_is_known_to_be_stopped_killed_and_known_to_be_gone():
     process, identity = sleeper()
     assert not identity.is_gone()
+    assert not identity.is_stopped()
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+    assert identity.is_stopped()
     assert identity.kill()
     assert process.wait(10) == -signal.SIGKILL
     assert identity.is_gone()
