@@ -56,3 +56,10 @@ def test_a_chunk_that_is_recovered_whoever_is_late_counts_once():
     assert weights[0] == 1
     assert np.isnan(weights[1])
     assert weights[2] > 1
+
+
+def test_a_weight_is_on_average_one_over_how_often_the_chunk_is_there():
+    """Two workers with a chunk each, one of them late: each chunk is there in half of all cases."""
+    ordering = csr_array([[1, 0], [0, 1]])
+    weights = [unbiased_weights(ordering, [1, 0], 1, np.random.default_rng(seed))[0] for seed in range(2000)]
+    assert np.mean(weights) == pytest.approx(2, abs=0.01)  # 2.5 standard errors; the seeds are fixed
