@@ -230,28 +230,6 @@ def sending(each=4):
     finish(transport, ear)
 
 
-def receiving():
-    """Rank 2 dies while the server sends it large vectors; sends to it end, and more of them are no matter."""
-    transport, ear = start()
-    if transport.rank == 0:
-        for n in range(3):
-            for rank in range(1, transport.size):
-                transport.send_vector(rank, stamp(np.full(LARGE, float(n)), n, 0))
-        ear.until_died(2)
-        for rank in range(1, transport.size):
-            transport.send(rank, 100 * [record(Kind.ALIVE)])
-            transport.send_text(rank, "x" * 60_000)
-            transport.send_vector(rank, stamp(np.full(LARGE, 3.0), 3, 0))
-    elif transport.rank == 2:
-        die()
-    else:
-        ear.until(lambda: len(ear.vectors[0]) == 4, "the vectors")
-        assert [vector[0] for vector in ear.vectors[0]] == [0, 1, 2, 3]
-        ear.until(lambda: len(ear.records[0]) >= 100, "the records")
-        ear.until(lambda: len(ear.texts[0]) == 60_000, "the text")
-    finish(transport, ear)
-
-
 class Holder(Ear):
     """Keeps the last five vectors, whatever arrives meanwhile."""
 

@@ -122,31 +122,3 @@ def test_what_is_recommended_takes_what_was_predicted(folder, replays):
         if took == pytest.approx(advised["median_seconds"], rel=CLOSE):
             return
     pytest.fail(f"predicted {advised['median_seconds']:.3f} s, measured {took:.3f} s")
-
-
-@pytest.mark.faults
-def test_that_one_chunk_is_faster_than_eight_is_predicted_where_messages_take_most_of_the_time(folder):
-    """Chunks of 1 ms, and messages of 8 MB that take as long or longer, on any machine.
-
-    Measured on two busy cores: 132 to 141 ms with eight chunks, 33 to 42 ms with one. The direction is predicted, and
-    that fewer chunks are worth it; the size is not: from the run with eight chunks, one is predicted to take 96 to
-    112 ms, since the recorded seconds of a chunk hold what eight copies at once cost the machine.
-    """
-    options = f"problem.options={{seconds: {[0.0] + [0.032] * 4}, dim: 1000000}}"
-    runs = {}
-    for chunks in (1, 8):
-        output = folder / f"short-{chunks}"
-        settings = [options, f"coding.chunks_per_worker={chunks}", "transfer=per_chunk", "iterations=8"]
-        settings.append(f"output={output}")
-        arguments = sets(*settings)
-        run(mpirun(5, ["-m", "psgc", "train", "run.yaml", *arguments]), folder, code=0)
-        runs[chunks] = read_run(output)
-    one, eight = (own_choice(runs[chunks].config) for chunks in (1, 8))
-    times = {chunks: np.median(recorded.iterations["seconds"][1:]) for chunks, recorded in runs.items()}
-    assert times[1] < 0.67 * times[8]
-    for recorded in runs.values():
-        replay = Replay(recorded, None, 1000000, most=100)
-        assert replay.predict(one).seconds < 0.9 * replay.predict(eight).seconds
-    run(psgc("replay", "short-8", "--json", "short.json"), folder, code=0)
-    (advised,) = (row for row in json.loads((folder / "short.json").read_text())["rows"] if row["recommended"])
-    assert advised["chunks_per_worker"] <= 2

@@ -48,11 +48,6 @@ def test_senders_that_die_in_the_middle_of_large_vectors_take_no_buffer_with_the
 
 
 @faults
-def test_a_receiver_that_dies_in_the_middle_of_large_vectors_holds_nobody_up():
-    case(4, "receiving", living=[0, 1, 3])
-
-
-@faults
 def test_everybody_sends_everybody_blocks_and_keeps_what_it_needs():
     case(4, "blocks", living=[0, 1, 2, 3])
 

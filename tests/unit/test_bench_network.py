@@ -1,8 +1,6 @@
 """The table of scripts/bench_network.py, and what it has the ranks do."""
 
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 
@@ -11,12 +9,11 @@ import pytest
 
 from psgc.config import load
 from psgc.data import Chunk
-from psgc.errors import RunFailed, UserError
+from psgc.errors import RunFailed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import bench_network
 import cpu_quotas
-import hosts
 import network_ranks
 import network_runs
 from bench_network import Case
@@ -44,37 +41,6 @@ def test_milliseconds_are_compared_with_the_better_allreduce_of_workers_of_whom_
     ]
 
 
-def test_traffic_is_that_of_the_largest_vectors_with_nobody_slow():
-    rows = {
-        (Case(4, "none"), "allreduce-1"): Measured(0.1, 8e6, 2e6),
-        (Case(9, "none"), "mpi4py"): Measured(0.1, 2e6, 1e6),
-        (Case(9, "none"), "allreduce-1"): Measured(0.1, 9.06e6, 2e6),
-        (Case(99, "link"), "allreduce-1"): Measured(0.1, 7e6, 2e6),
-    }
-    assert bench_network.traffic(rows).splitlines() == [
-        "| d = 9, none slow | busiest link | over the mean link |",
-        "|---|---|---|",
-        "| mpi4py `Allreduce` | 2.0 MB | 2.00 |",
-        "| psgc, `allreduce`, parts 1 | 9.1 MB | 4.53 |",
-    ]
-    assert bench_network.traffic({(Case(99, "link"), "allreduce-1"): Measured(0.1, 7e6, 2e6)}) == ""
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ([], "needs root: no network namespaces for this user: why"),
-        (["--dims", "5", "0"], "0: dimensions and iterations are at least 1"),
-        (["--iterations", "-1"], "-1: dimensions and iterations are at least 1"),
-    ],
-)
-def test_what_cannot_be_measured_is_one_line(monkeypatch, capsys, options, said):
-    monkeypatch.setattr(bench_network, "impossible", lambda: "no network namespaces for this user: why")
-    monkeypatch.setattr(sys, "argv", ["bench_network.py", *options])
-    assert bench_network.main() == 2
-    assert capsys.readouterr().err == f"bench_network: {said}\n"
-
-
 def test_only_the_programs_that_are_asked_for_are_measured(monkeypatch, capsys, tmp_path):
     measured = []
 
@@ -93,14 +59,6 @@ def test_only_the_programs_that_are_asked_for_are_measured(monkeypatch, capsys, 
     assert "no rows of gloo" in capsys.readouterr().err
 
 
-def test_bytes_of_a_link_are_those_in_and_out():
-    said = [
-        {"ifname": "worker1", "stats64": {"rx": {"bytes": 5, "packets": 1}, "tx": {"bytes": 70, "packets": 1}}},
-        {"ifname": "lo", "stats64": {"rx": {"bytes": 0}, "tx": {"bytes": 0}}},
-    ]
-    assert hosts.carried_bytes(json.dumps(said)) == {"worker1": 75, "lo": 0}
-
-
 def test_the_gradients_of_all_chunks_add_up_to_one():
     problem = network_ranks.Constant(3, 0.0, "")
     chunks = [Chunk(0, None, None, rows / 8) for rows in (3, 5)]
@@ -108,18 +66,6 @@ def test_the_gradients_of_all_chunks_add_up_to_one():
     total = sum(problem.gradient(np.zeros(3, np.float32), chunk, rng) for chunk in chunks)
     np.testing.assert_array_equal(total, np.ones(3, np.float32))
     assert total.dtype == np.float32
-
-
-def test_a_rank_joins_the_group_of_its_host_once(tmp_path):
-    group = tmp_path / socket.gethostname()
-    group.mkdir()
-    work = network_ranks.Work(0.0, str(tmp_path))
-    assert not (group / "cgroup.procs").exists()
-    work()
-    (group / "cgroup.procs").rename(group / "joined")
-    work()
-    assert (group / "joined").read_text() == str(os.getpid())
-    assert not (group / "cgroup.procs").exists()
 
 
 def test_psgc_runs_as_its_row_says_with_one_chunk_a_worker_unless_there_is_something_to_compute(tmp_path):
@@ -164,9 +110,3 @@ def test_quotas_of_both_versions_of_cgroups(tmp_path, file, text, folder, settin
     assert {path.name: path.read_text() for path in group.iterdir()} == settings
     quotas.change("a", 0.001)
     assert str(cpu_quotas.SMALLEST) in " ".join(path.read_text() for path in group.iterdir()).split()
-
-
-def test_no_cpu_controller_is_one_line(tmp_path):
-    (tmp_path / "cgroup.subtree_control").write_text("memory cpuset")
-    with pytest.raises(UserError, match="no CPU quotas: no cpu controller in"):
-        cpu_quotas.CpuQuotas("name", {}, tmp_path)

@@ -28,13 +28,6 @@ def test_every_row_is_compared_with_uncoded_of_the_same_case():
     ]
 
 
-def test_schedules_and_transfers_have_a_row_each_beside_the_loop():
-    found = bench_overhead.programs(["uncoded", "dynamic"], ["per_chunk", "combined"])
-    names = [LOOP, "`uncoded`", "`dynamic`", "`uncoded`, `combined`", "`dynamic`, `combined`"]
-    assert list(found) == names
-    assert found["`dynamic`, `combined`"] == {"schedule": "dynamic", "transfer": "combined"}
-
-
 def test_the_last_worker_is_the_slow_one_and_the_first_iterations_do_not_count(monkeypatch, tmp_path):
     asked = []
 

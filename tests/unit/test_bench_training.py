@@ -79,14 +79,6 @@ def test_table_under_quotas():
     assert training_quotas.table(rows).splitlines()[2].startswith("| one 5 x slower | `dynamic` | 300 ms |  |  |")
 
 
-def test_final_losses_under_quotas_are_those_of_their_situation():
-    rows = {(name, LOOP): [Took(0.2, 0.0, loss)] for name, loss in (("none", 0.5), ("cycle", 0.3))}
-    rows["cycle", "`dynamic`"] = [Took(0.2, 0.0, 0.3)]
-    assert bench_training.disagreeing_under_quotas(rows) == ""
-    rows["cycle", "`dynamic`"] += [Took(0.2, 0.0, 0.5)]
-    assert "0.5 (`dynamic`, one 5 x slower now and then)" in bench_training.disagreeing_under_quotas(rows)
-
-
 def test_a_run_under_quotas():
     """A pace that changes counts by the mean; the first iterations do not count."""
     run = benching.Run(

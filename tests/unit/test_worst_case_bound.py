@@ -50,20 +50,6 @@ def test_the_papers_formula_is_not_a_bound_from_load_5_on():
     assert worst_case(assignment, ordering(assignment), 2) == papers_q_max(6, 6, 2) == 21
 
 
-def test_chunks_in_each_others_way():
-    """Chunks 0 and 1 are held by worker 0 alone: one of them is behind the other, whatever the order of the rest."""
-    dense = np.zeros((6, 3), int)
-    dense[:2, 0], dense[2:] = 1, 1
-    assert worst_case_bound(dense, 1) == dense.sum() - (6 - 1)
-    assert worst_case(from_matrix(dense), ordering(dense), 1) == dense.sum() - 5
-
-
-def test_one_chunk_held_by_few():
-    dense = np.ones((4, 3), int)
-    dense[0, 1:] = 0
-    assert worst_case_bound(dense, 1) == dense.sum() - 4  # worker 0 can do no more than put it first
-
-
 def test_coarse_values_of_long_queues_stay_a_bound():
     random = np.random.default_rng(0)
     dense = random.random((240, 8)) < 0.6
