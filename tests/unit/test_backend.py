@@ -162,6 +162,14 @@ def test_nothing_is_copied_on_the_host():
     assert np.shares_memory(Backend().csr(matrix.data, matrix.indices, matrix.indptr, (3, 3)).data, matrix.data)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_vectors_begin_where_those_of_torch_would(dtype):
+    """Else kernels round the same numbers differently on different ranks."""
+    vectors = [Backend().empty(length, dtype) for length in (1, 3, 3, 17, 1000)]
+    assert [vector.ctypes.data % 64 for vector in vectors] == [0] * 5
+    assert [(vector.size, vector.dtype) for vector in vectors] == [(n, dtype) for n in (1, 3, 3, 17, 1000)]
+
+
 # which backend it is
 
 

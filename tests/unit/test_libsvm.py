@@ -69,7 +69,7 @@ LINE = "expected 'label index:value index:value ...' (finite numbers), got "
         ("1\x85 1:2\n", f"1: {LINE}'1\\x85 1:2"),
         ("1 -0:1\n", "1: index -0: indices count from 0 or 1"),
         ("1 2:2 2:3\n", "1: index 2: indices count from 0 or 1, ascend"),
-        ("1 99999999999:2\n", "stay below 2^31"),
+        ("1 2147483648:2\n", "stay below 2^31"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path_factory, text, said):
@@ -77,7 +77,11 @@ def test_what_is_wrong_is_named(tmp_path_factory, text, said):
         read(tmp_path_factory, text)
 
 
-def test_binary_data_is_no_text(tmp_path):
+def test_what_is_no_text_of_lines_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.dat").write_bytes(b"\x93NUMPY\x01\xff")
     with pytest.raises(UserError, match=r"a\.dat: expected LIBSVM text"):
+        read_libsvm(str(tmp_path / "a.dat"))
+    monkeypatch.setattr(libsvm, "_LONGEST_LINE", 16)
+    (tmp_path / "a.dat").write_text("1 1:2\n1 1:2 2:3 3:4 4:5\n")
+    with pytest.raises(UserError, match=r"a\.dat:2: .*, got a line of more than 16 characters"):
         read_libsvm(str(tmp_path / "a.dat"))

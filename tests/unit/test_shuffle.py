@@ -44,6 +44,13 @@ def test_all_orders_are_equally_likely(length):
     assert chi_squared < orders - 1 + 4 * (2 * (orders - 1)) ** 0.5  # four standard deviations; the seeds are fixed
 
 
+@pytest.mark.parametrize("length", [6, 9, 16])
+def test_odd_orders_are_as_likely_as_even_ones(length):
+    orders = [shuffled((seed, 0), length, np.arange(length)) for seed in range(400)]
+    odd = sum(int(np.sum(np.triu(order[:, None] > order, 1))) % 2 for order in orders)
+    assert 160 < odd < 240  # four standard deviations; the seeds are fixed
+
+
 def test_places_have_nothing_to_do_with_the_number_the_epoch_or_their_neighbours():
     length = 5000
     first, second = shuffled((1, 0), length, np.arange(0, length)), shuffled((1, 1), length, np.arange(0, length))
