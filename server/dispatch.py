@@ -10,6 +10,7 @@ from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refus
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
+from psgc.server.driver import Driver
 from psgc.server.events import (
     IDLE,
     REDOING,
@@ -28,7 +29,6 @@ from psgc.server.instructions import Roles, Target, carry_out
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
-from psgc.server.settings import UserScript
 from psgc.server.summing import Summing
 from psgc.server.trial import TrialComparison
 
@@ -37,9 +37,9 @@ class Dispatcher(Target):
     """Hears the workers, brings the coordinator events, and carries out its instructions over MPI.
 
     decoder, summing: of the run, set before its first iteration.
-    script: that makes the steps, if it is not psgc that does.
+    driver: makes the calls.
     finished: whether the gradient is determined, or the evaluation.
-    num_sums: of an evaluation of the script; 0: the iteration has a gradient. sums: of its chunks that are committed.
+    num_sums: of an evaluation; 0: the iteration has a gradient. sums: of its chunks that are committed.
     """
 
     decoder: Decoder
@@ -52,7 +52,7 @@ class Dispatcher(Target):
         links: Links,
         log: IterationLog,
         trial: TrialComparison,
-        script: UserScript | None = None,
+        driver: Driver,
     ) -> None:
         self._coordinator = coordinator
         self._cluster = cluster
@@ -60,7 +60,7 @@ class Dispatcher(Target):
         self._tell = links.outbox.tell
         self._log = log
         self._trial = trial
-        self._script = script
+        self._driver = driver
         self._observer = cluster.observer
         self._too_few: TooFewWorkers | None = None  # the newest loss of that kind
         self._complaints: dict[int, int] = {}  # worker -> whose messages it refuses
@@ -96,7 +96,7 @@ class Dispatcher(Target):
             self._have_begin(iteration)
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))
-        self.num_sums = self._script.num_sums(iteration) if self._script is not None else 0
+        self.num_sums = self._driver.num_sums(iteration)
         if not self.num_sums:
             self.decoder.begin()
         self._sketches.clear()
@@ -135,7 +135,7 @@ class Dispatcher(Target):
             self._bring(Deadline())
         for worker, reason, failed in self._cluster.due(self._links.unreached):
             self._lose(worker, reason, failed=failed)
-        for worker, reason in self._script.due() if self._script is not None else ():
+        for worker, reason in self._driver.due():
             self._lose(worker, reason, failed=True)
 
     # what arrives
@@ -171,10 +171,8 @@ class Dispatcher(Target):
                 case Failed():
                     self._failed(arrival)
                 case ScriptEnded(_, iteration, text, code):
-                    if self._script is None:
-                        raise Malformed("what only a script says")
                     text = text and self._observer.failure_text(worker, text)
-                    self._script.ended(worker, iteration, text, code == UserError.exit_code)
+                    self._driver.ended(worker, iteration, text, code == UserError.exit_code)
                 case Gone(_, reason, dead):
                     self._lose(worker, reason, dead=dead, failed=not dead)
         except Malformed as flaw:
@@ -198,8 +196,8 @@ class Dispatcher(Target):
     def _report(self, report: Report) -> None:
         coordinator, worker, iteration, chunk = self._coordinator, report.worker, report.iteration, report.chunk
         is_current = iteration == coordinator.iteration
-        if is_current and self._script is not None:
-            self._script.reported(report)
+        if is_current:
+            self._driver.reported(report)
         if is_current and worker in coordinator.membership.live:
             if self.num_sums:
                 if report.coded is not None or len(report.sums) != self.num_sums:

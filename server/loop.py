@@ -5,11 +5,9 @@ from collections.abc import Callable
 from math import inf
 
 from psgc.aggregation.blocks import Sums
-from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
 from psgc.iteration import is_evaluated, summed
-from psgc.optimizer import Optimizer
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -25,33 +23,22 @@ from psgc.server.trial import TrialComparison
 from psgc.server.verification import Checks
 from psgc.transport import Transport
 
-LAST_STEP = 3.0  # seconds that workers have for a step that only shows that their replicas are right
 SETTLED = 0.003  # seconds after which all workers have begun an iteration, if they have made the step before it
 
 
 class Server:
     """Trains: has the workers begin, lets the coordinator decide what counts, has the ranks sum that, and steps.
 
-    cluster: the workers; its `estimates` can be set before `run`. optimizer: None when a script makes the steps.
+    cluster: the workers; its `estimates` can be set before `run`.
     coordinator, summing, links, log, observer: what decides, sums, speaks to the workers, and keeps the record.
     """
 
-    optimizer: Optimizer
     _has_begun = False  # there is a Summing
 
-    def __init__(
-        self,
-        transport: Transport,
-        backend: Backend,
-        observer: Observer,
-        settings: ServerSettings,
-        optimizer: Optimizer | None = None,
-    ) -> None:
+    def __init__(self, transport: Transport, backend: Backend, observer: Observer, settings: ServerSettings) -> None:
         config, plan = settings.config, settings.plan
         self._transport, self._backend, self.observer, self._settings = transport, backend, observer, settings
-        self._script = settings.script
-        if optimizer is not None:
-            self.optimizer = optimizer
+        self._driver = settings.driver
         self._trial = TrialComparison(settings.tried, settings.tolerance)
         self._deadline = TimeLimit(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
@@ -62,7 +49,7 @@ class Server:
         checks = Checks(config.verify.every if config.verify else 0)
         self.coordinator = Coordinator(membership, schedule, combined, settings.tolerated, checks, every)
         self.links = Links(transport, backend, config, plan)
-        self._dispatcher = Dispatcher(self.coordinator, self.cluster, self.links, self.log, self._trial, self._script)
+        self._dispatcher = Dispatcher(self.coordinator, self.cluster, self.links, self.log, self._trial, self._driver)
 
     def run(
         self, params: Array, iterations: int, first: int = 0, begins: Callable[[int], object] = lambda _: None
@@ -81,12 +68,9 @@ class Server:
         tolerance = settings.tolerance if config.verify else None
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
         self._dispatcher.decoder = self._decoder
-        script, wake = settings.script, self._transport.wake
-        replica = script.replica if script else Replica(self.optimizer, self._backend, wake)
         sums = Sums.of(matrix, config.transfer, params.size, config.dtype, first, iterations)
         self.summing = self._dispatcher.summing = Summing(
-            *(self._transport, self._backend, self.links.outbox, config, sums, replica, params),
-            script=script,
+            self._transport, self._backend, self.links.outbox, config, sums, self._driver, params
         )
         self._has_begun = True
         if not self.coordinator.is_combined:
@@ -114,10 +98,8 @@ class Server:
         return self.params
 
     def _may_begin(self, iteration: int) -> bool:
-        """Whether there is to be another iteration: with a script that is known when it computes the next gradient."""
-        if self._script is None:
-            return True
-        while (known := self._script.may_begin(iteration)) is None:
+        """Whether there is to be another iteration: of a script that is known when it makes the next call."""
+        while (known := self._driver.may_begin(iteration)) is None:
             self._poll()
         return known
 
@@ -130,7 +112,7 @@ class Server:
         dispatcher.begin(iteration)
         while not dispatcher.finished:
             self._poll()
-            if self._script is not None and self._script.is_over():
+            if self._driver.is_over():
                 return False
             if self.log.waits and self._has_time:
                 self.log.write()
@@ -142,8 +124,8 @@ class Server:
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
         self.log.complete(time.monotonic() - began, self.coordinator.books.recovered, missing)
-        if self._script is not None and gradient is not None:
-            row.loss = self._script.loss(iteration, gradient)
+        if gradient is not None and (loss := self._driver.loss(iteration, gradient)) is not None:
+            row.loss = loss
         if row.is_evaluated:
             row.params = self.params
         else:
@@ -202,7 +184,7 @@ class Server:
                 self._poll()
             except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
                 is_made = self.summing.params is not None
-                if self._script is not None or not (is_made or self.summing.is_stepping):
+                if not (self._driver.ends_steps and (is_made or self.summing.is_stepping)):
                     raise
                 self._failure = failure
                 if not is_made:
@@ -217,20 +199,18 @@ class Server:
     def _settle(self) -> None:
         """Wait for what is left of the trial, and let the other replicas make the last step.
 
-        They may need what this rank has summed. Without a script the run does not need their last step.
+        They may need what this rank has summed.
         """
-        timeout = self._settings.config.faults.collect_timeout
-        end = time.monotonic() + (min(timeout, LAST_STEP) if self._script is None else timeout)
+        end = time.monotonic() + min(self._settings.config.faults.collect_timeout, self._driver.last_step)
         while self._trial.awaited or (not self._is_followed() and time.monotonic() < end):
             self._poll()
 
     def _is_followed(self) -> bool:
         """Whether nobody needs anything of this rank any more."""
-        it, script = self.summing, self._script
-        return not it.is_busy and it.is_followed(() if script is None else script.over_on())
+        return not self.summing.is_busy and self.summing.is_followed(self._driver.over_on())
 
     def stop_workers(self, timeout: float, done: int = 0) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self.links.close()
-        lacking = self.summing.lack_a_state() if self._script is not None and self._has_begun else ()
+        lacking = self.summing.lack_a_state() if self._has_begun else ()
         return end_workers(self._transport, self.cluster.detector, timeout, done, lacking)

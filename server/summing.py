@@ -14,7 +14,7 @@ from psgc.aggregation.allreduce import AllReduce, Listener
 from psgc.aggregation.blocks import Accumulators, Sums
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.map_messages import close_records, to_records
-from psgc.aggregation.replica import CHECKED, WAITING_BYTES, Stepping
+from psgc.aggregation.replica import CHECKED
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError
@@ -22,24 +22,20 @@ from psgc.messages import Kind, joined, sums_records, unpack_block
 from psgc.server.arrivals import Alive, BlockArrived, Moved
 from psgc.server.contributions import Contributions
 from psgc.server.digests import Digests, WrongReplica
+from psgc.server.driver import Driver
 from psgc.server.events import COLLECTING, REDOING, Phase
 from psgc.server.malformed import Malformed
 from psgc.server.outbox import Outbox
 from psgc.server.owners import Owners
 from psgc.server.replicas import WAITING, Replicas
-from psgc.server.settings import UserScript
 from psgc.transport import Transport
 
 OF_RANK_0 = 1  # the role in which rank 0 contributes
 NONE: Accumulators = {}
-MOST_WAITING = 64  # sums that wait for a script, however short: what a stopped rank does not receive, others keep
 
 
 class Summing(Listener):
-    """replica: of rank 0, which begins the run with `params` (dim,).
-
-    script: that makes the steps, if it is not psgc that does; then all ranks begin alike.
-    """
+    """driver: makes the calls; its replica begins the run with `params` (dim,)."""
 
     def __init__(
         self,
@@ -48,21 +44,19 @@ class Summing(Listener):
         outbox: Outbox,
         config: Config,
         sums: Sums,
-        replica: Stepping,
+        driver: Driver,
         params: Array,
-        script: UserScript | None = None,
     ) -> None:
         ranks, first, timeout = range(len(sums.matrix) + 1), sums.first, config.faults.collect_timeout
         self._workers, self._outbox = ranks[1:], outbox
-        self.allreduce = AllReduce(transport, backend, sums, replica, self)
+        self.allreduce = AllReduce(transport, backend, sums, driver.replica, self)
         self._all_own = config.aggregation == "allreduce"
         self._owners = Owners(ranks, sums.entries, sums.parts, sums.dtype.itemsize, timeout)
         self._contributions = Contributions()
-        self._script = script
-        most = 0 if script is None else min(MOST_WAITING, WAITING_BYTES // params.nbytes)
-        is_alike = script is not None
-        self._replicas = Replicas(ranks[1:], first, is_alike, workers_give=self._all_own, waiting=max(WAITING, most))
-        self._digests = Digests() if script is None else Digests(script.differing, first + CHECKED + 1)
+        self._driver = driver
+        waiting, sure = max(WAITING, driver.waiting(params.nbytes)), first + CHECKED + 1 if driver.is_alike else 0
+        self._replicas = Replicas(ranks[1:], first, driver.is_alike, workers_give=self._all_own, waiting=waiting)
+        self._digests = Digests(driver.differing, sure)
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
         self._timeout = timeout
@@ -85,7 +79,7 @@ class Summing(Listener):
 
     def _has_state(self, iteration: int) -> bool:
         """Whether rank 0 can give its state of `iteration`; if not, no other rank can either."""
-        return self._script is None or bool(self._script.is_whole(iteration))
+        return bool(self._driver.is_whole(iteration))
 
     def begin(self, iteration: int, live: Collection[int]) -> None:
         """The live workers are to begin `iteration`, as soon as their replicas are there."""
@@ -144,7 +138,7 @@ class Summing(Listener):
                 if has_state:
                     self.allreduce.give(worker, self._iteration)
             self._give()
-        is_first = self._script is not None and self._digests.last < 0  # scripts have been compared in nothing yet
+        is_first = self._driver.is_alike and self._digests.last < 0  # nothing has been compared yet
         if (self.allreduce.poll() or is_first) and (digest := self.allreduce.digest()):
             self._digests.own(self.allreduce.steps, digest)
         self._owners.moved(0, self.allreduce.link.carried[self._iteration], now)

@@ -15,7 +15,6 @@ from psgc.optimizer import Optimizer, finite_step
 
 IN_THREAD = 1 << 16  # bytes of parameters; a step of fewer is made at once: it takes less time than the hand-over
 CHECKED_FIRST, CHECKED = 4, 16  # iterations of a run; every so many
-WAITING_BYTES = 1 << 20  # of sums that may wait for a script: it makes its steps between chunks, which take long
 
 
 def is_checked(iteration: int, first: int) -> bool:

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 from psgc.aggregation.replica import Stepping
 from psgc.backend import Backend
 from psgc.config import Config
-from psgc.optimizer import Optimizer
 from psgc.plan import Plan
 from psgc.run.inputs import make_emulation, make_injector, tried_chunks
 from psgc.run.launched import interruption
@@ -67,10 +66,9 @@ def make_server(
     backend: Backend,
     observer: Observer,
     stopped_by: Sequence[int],
-    optimizer: Optimizer | None = None,
     **known: Any,
 ) -> Server:
-    """The server. known: what it has to know of what computes (`ServerSettings`); optimizer: None of a script."""
+    """The server. known: the driver, and what is known of what computes (`ServerSettings`)."""
     transport.start(from_everybody=config.aggregation == "allreduce")
     settings = ServerSettings(
         config=config,
@@ -79,4 +77,4 @@ def make_server(
         interrupted=lambda: interruption(stopped_by),
         **known,
     )
-    return Server(transport, backend, observer, settings, optimizer)
+    return Server(transport, backend, observer, settings)

@@ -12,11 +12,12 @@ import numpy as np
 
 from psgc import __version__
 from psgc import config as configuration
+from psgc.aggregation.replica import Replica
 from psgc.backend import Array
 from psgc.checkpoints import CheckpointStore, Content
 from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, UserError
-from psgc.optimizer import make_optimizer
+from psgc.optimizer import Optimizer, make_optimizer
 from psgc.problems import has_loss, measures_of
 from psgc.record.loggers import Loggers, check_installed
 from psgc.record.progress import RunProgress
@@ -43,6 +44,7 @@ from psgc.run.keeper import Callbacks, Keeper
 from psgc.run.meeting import Meeting
 from psgc.run.outcome import FinalFigures, how_it_ended, summary_of
 from psgc.run.prepare import PreparedRun, opening_lines, prepare
+from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
 from psgc.terminal import say
 from psgc.transport import Transport
@@ -124,7 +126,7 @@ def _serve(
         progress,
         store,
         config.checkpoint.every,
-        lambda done: _snapshot(server, run, data, done, time.monotonic() - began),
+        lambda done: _snapshot(server, optimizer, run, data, done, time.monotonic() - began),
         run.first,
         run.checkpoint is not None,
         gradient_error,
@@ -141,7 +143,8 @@ def _serve(
     optimizer = make_optimizer(config.optimizer, run.iterations)
     optimizer.undoes = True  # after a step that failed, the checkpoint has the state of its parameters
     server = make_server(
-        *(transport, config, plan, run.backend, keeper, ending.stopped_by, optimizer),
+        *(transport, config, plan, run.backend, keeper, ending.stopped_by),
+        driver=ProblemDriver(Replica(optimizer, run.backend, transport.wake)),
         costs=None if rows or is_traced else chunks.costs(),
         known_costs=known,
         has_loss=has_loss(run.problem),
@@ -150,7 +153,7 @@ def _serve(
     )
     if run.checkpoint:
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
-        server.optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
+        optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
         server.cluster.estimates = resume.estimates_for(plan, run.checkpoint)
         run.checkpoint = None
         del state
@@ -220,12 +223,12 @@ def _taken_initial(run: PreparedRun) -> Array:
     return run.backend.asarray(initial)
 
 
-def _snapshot(server: Server, run: PreparedRun, data: str, done: int, seconds: float) -> Content:
+def _snapshot(server: Server, optimizer: Optimizer, run: PreparedRun, data: str, done: int, seconds: float) -> Content:
     to_host = run.backend.to_host
     return Checkpoint(
         iteration=done,
         params=to_host(server.params),
-        optimizer={k: to_host(v) if getattr(v, "ndim", 0) else v for k, v in server.optimizer.state().items()},
+        optimizer={k: to_host(v) if getattr(v, "ndim", 0) else v for k, v in optimizer.state().items()},
         estimates=server.cluster.estimates,
         num_chunks=run.plan.num_chunks,
         num_workers=run.plan.num_workers,

@@ -11,13 +11,18 @@ from psgc.server.events import Report
 from psgc.torch.fingerprint import differing
 from psgc.torch.hand_over import HandOver, ScriptReplica
 
+WAITING_BYTES = 1 << 20  # of sums that may wait for a script: it makes its steps between chunks, which take long
+MOST_WAITING = 64  # of them, however short: what a stopped rank does not receive, others keep
 
-class ServedScript:
-    """The script of rank 0 as its server sees it (`psgc.server.settings`).
+
+class ScriptDriver:
+    """The script of rank 0 as its server sees it (`psgc.server.driver`): it makes the calls, and the steps.
 
     gradient: entries of the gradient, behind which a vector has the loss and the number of examples.
     attached: to the run, on rank 0.
     """
+
+    is_alike, last_step, ends_steps = True, math.inf, False
 
     def __init__(
         self,
@@ -38,6 +43,9 @@ class ServedScript:
 
     def differing(self, one: bytes, other: bytes) -> Sequence[str]:
         return differing(one, other, self._attached)
+
+    def waiting(self, nbytes: int) -> int:
+        return min(MOST_WAITING, WAITING_BYTES // nbytes)
 
     def is_whole(self, iteration: int) -> bool | None:
         if self._hand_over.is_ended or self._hand_over.called > iteration:

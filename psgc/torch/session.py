@@ -31,7 +31,7 @@ from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState
 from psgc.torch.memory import Memory, memory_of, settle
 from psgc.torch.program import TorchProgram
 from psgc.torch.record import Record
-from psgc.torch.serving import ServedScript
+from psgc.torch.serving import ScriptDriver
 from psgc.torch.settings import OPEN_END
 from psgc.torch.working import ScriptLoop, ScriptWorker
 from psgc.transport import Transport
@@ -221,12 +221,12 @@ class Session:
     def _serve(self, transport: Transport, program: TorchProgram, hand_over: HandOver, backend: Backend) -> None:
         assert self.record is not None
         replica = ScriptReplica(hand_over, self.config.dtype, backend)
-        script = ServedScript(hand_over, replica, program.gradient, transport.hosts, backend, program.attached)
-        costs = known_costs(self.config, self.plan.num_chunks) or partial(script.costs, num_chunks=self.plan.num_chunks)
+        driver = ScriptDriver(hand_over, replica, program.gradient, transport.hosts, backend, program.attached)
+        costs = known_costs(self.config, self.plan.num_chunks) or partial(driver.costs, num_chunks=self.plan.num_chunks)
         server = make_server(
             *(transport, self.config, self.plan, backend, self.record, self._stopped_by),
             has_loss=False,
-            script=script,
+            driver=driver,
             known_costs=costs,
         )
         faults = make_injector(self.config, rank=0)

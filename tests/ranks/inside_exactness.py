@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI  # before psgc's transport, which would leave MPI uninitialised for pytest-mpi
 
+from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.coding import ASSIGNMENTS
 from psgc.config import from_yaml_text
@@ -25,6 +26,7 @@ from psgc.problems import make_problem
 from psgc.run.building import make_worker
 from psgc.run.worker_side import ProblemProgram
 from psgc.schedules import SCHEDULES
+from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.transport import Transport
@@ -152,8 +154,8 @@ def train_and_compare(case, data, world):
                 returned=unexpected,
             )
             transport.start(from_everybody=config.aggregation == "allreduce")
-            optimizer = make_optimizer(config.optimizer)
-            server = Server(transport, Backend(), silent, ServerSettings(config=config, plan=plan), optimizer)
+            driver = ProblemDriver(Replica(make_optimizer(config.optimizer), Backend(), transport.wake))
+            server = Server(transport, Backend(), silent, ServerSettings(config=config, plan=plan, driver=driver))
             params = server.run(problem.initial_params().astype(config.dtype), ITERATIONS)
             assert server.stop_workers(timeout=10)
             expected = single_process(problem, data, config)

@@ -110,9 +110,11 @@ class ReplicatedWorld(World):
             stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
         stack.enter_context(mock.patch.object(slices, "LEAST_BLOCK", SMALL))
         stack.enter_context(mock.patch.object(pool, "time", self.clock))
-        stack.enter_context(mock.patch.object(server_loop, "Replica", SlowReplica))
         stack.enter_context(mock.patch.object(replica, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(server_loop, "Summing", partial(WatchedSumming, self)))
+
+    def replica(self) -> Replica:
+        return SlowReplica(self.optimizer(), Backend(), self.end.wake)
 
     def new_optimizer(self) -> Optimizer:
         """One with numbers and vectors in its state, or with vectors alone."""

@@ -21,8 +21,8 @@ from psgc.run.ending import CalledOff
 from psgc.server import ending, summing
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
-from psgc.torch import working
-from psgc.torch.serving import ServedScript as ServerScript
+from psgc.torch import serving, working
+from psgc.torch.serving import ScriptDriver
 from psgc.torch.settings import OPEN_END
 from tests.simulation.case import Case
 from tests.simulation.mesh import Link, MeshEnd
@@ -81,7 +81,7 @@ class ScriptWorld(ReplicatedWorld):
     def replace(self, stack: ExitStack) -> None:
         super().replace(stack)
         stack.enter_context(mock.patch.object(summing, "CHECKED", CHECKED))
-        stack.enter_context(mock.patch.object(summing, "WAITING_BYTES", self.case.waiting))
+        stack.enter_context(mock.patch.object(serving, "WAITING_BYTES", self.case.waiting))
         for module in (working, ending):
             stack.enter_context(mock.patch.object(module, "time", self.clock))
 
@@ -91,9 +91,9 @@ class ScriptWorld(ReplicatedWorld):
 
     def make_server(self, config: Config) -> Server:
         it = self.scripts[0]
-        script = ServerScript(it.hand_over, it.replica, self.case.dim - TAIL, self.end.hosts, Backend())
-        costs = partial(script.costs, num_chunks=self.plan.num_chunks)
-        settings = ServerSettings(config=config, plan=self.plan, has_loss=False, script=script, known_costs=costs)
+        driver = ScriptDriver(it.hand_over, it.replica, self.case.dim - TAIL, self.end.hosts, Backend())
+        costs = partial(driver.costs, num_chunks=self.plan.num_chunks)
+        settings = ServerSettings(config=config, plan=self.plan, has_loss=False, driver=driver, known_costs=costs)
         return Server(self.end, Backend(), Observer(self), settings)
 
     def is_stepping(self, node: ReplicatedNode | None) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 
 from psgc.server.digests import Digests
-from psgc.torch.serving import ServedScript
+from psgc.torch.serving import ScriptDriver
 from psgc.workers.state import WorkerState
 from tests.simulation import faults
 
@@ -30,7 +30,7 @@ def test_with_aggregation_server_as_well(capsys):
 
 DEFECTS = [
     (WorkerState, "closed", lambda *_: None, "reported although nobody wants it"),
-    (ServedScript, "due", lambda _: [], "nothing happens any more"),
+    (ScriptDriver, "due", lambda _: [], "nothing happens any more"),
     (Digests, "wrong", lambda *_: [], "and nobody notices"),
 ]
 

@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 
 from psgc import processes
+from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.coding import worst_condition
 from psgc.config import Config
@@ -27,6 +28,7 @@ from psgc.schedules import SCHEDULES
 from psgc.server import cluster as server_cluster
 from psgc.server import links as server_links
 from psgc.server import loop as server_loop
+from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.workers import loop as worker_loop
@@ -126,8 +128,9 @@ class World:
         return self.case.num_iterations
 
     def make_server(self, config: Config) -> Server:
-        settings = ServerSettings(config=config, plan=self.plan)
-        return Server(self.end, Backend(), Observer(self), settings, self.optimizer())
+        driver = ProblemDriver(self.replica())
+        settings = ServerSettings(config=config, plan=self.plan, driver=driver)
+        return Server(self.end, Backend(), Observer(self), settings)
 
     def stopped(self, error: PsgcError) -> None:
         """The run cannot go on."""
@@ -145,6 +148,10 @@ class World:
 
     def replace(self, stack: ExitStack) -> None:
         """Put what only this world has in the place of what the production code uses."""
+
+    def replica(self) -> Replica:
+        """That of rank 0."""
+        return Replica(self.optimizer(), Backend(), self.end.wake)
 
     def optimizer(self) -> Optimizer:
         """That of rank 0."""

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from psgc import processes
+from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.config import Coding, Recovery
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.run_rows import Outcome
 from psgc.server import links, loop
+from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from tests.simulation.network import Clock
@@ -54,8 +56,9 @@ class Run:
         self.plan = make_plan(coding, schedule, workers, SEED)
         transfer = "combined" if combined else "per_chunk"
         config = config_of(TIMEOUT, schedule=schedule, transfer=transfer, seed=SEED, **settings)
-        given = ServerSettings(config=config, plan=self.plan, **(given or {}))
-        self.server = Server(self.transport, Backend(), observer, given, make_optimizer(config.optimizer))
+        driver = ProblemDriver(Replica(make_optimizer(config.optimizer), Backend(), self.transport.wake))
+        given = ServerSettings(config=config, plan=self.plan, driver=driver, **(given or {}))
+        self.server = Server(self.transport, Backend(), observer, given)
 
     def _begins(self, iteration):
         self.iteration = iteration

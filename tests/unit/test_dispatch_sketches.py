@@ -11,6 +11,7 @@ from psgc.coding.sketch import sketch
 from psgc.messages import Kind
 from psgc.server.arrivals import Sketched
 from psgc.server.dispatch import Dispatcher
+from psgc.server.driver import ProblemDriver
 from psgc.server.events import Report
 from psgc.server.trial import TrialComparison
 
@@ -42,7 +43,7 @@ class Run:
             lose=lambda *_: True,
         )
         log = SimpleNamespace(reported=ignore, lost=ignore)
-        self.dispatcher = Dispatcher(self.it, cluster, links, log, TrialComparison({}, 1e-9))
+        self.dispatcher = Dispatcher(self.it, cluster, links, log, TrialComparison({}, 1e-9), ProblemDriver(None))
         self.dispatcher.summing = SimpleNamespace(is_complete=False, lost=ignore, reassign=ignore)
 
     def copy(self, worker, chunk, value, iteration=0):

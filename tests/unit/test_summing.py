@@ -1,6 +1,6 @@
 """What rank 0 tells workers of maps, states and each other, over a list of messages."""
 
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,18 +8,19 @@ import pytest
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor
 from psgc.aggregation.map_messages import MapReader
-from psgc.aggregation.replica import WAITING_BYTES, Replica
+from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.config import Coding, OptimizerSettings
 from psgc.messages import BlockName, Kind, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.server.arrivals import BlockArrived, Moved
-from psgc.server.digests import of_replicas
+from psgc.server.driver import ProblemDriver
 from psgc.server.events import REDOING, WORKING
 from psgc.server.outbox import Outbox
 from psgc.server.replicas import WAITING
-from psgc.server.summing import MOST_WAITING, Summing
+from psgc.server.summing import Summing
+from psgc.torch.serving import MOST_WAITING, WAITING_BYTES, ScriptDriver
 from psgc.transport import Vector
 from tests.unit.list_transport import ListTransport
 from tests.unit.scripted import config_of
@@ -35,10 +36,12 @@ class Rank0:
         replica = Replica(make_optimizer(OptimizerSettings(kind="sgd", lr=0.1)), Backend(), lambda: None)
         config = config_of(TIMEOUT, aggregation=aggregation, transfer=transfer)
         sums = Sums.of(plan.coding_matrix, transfer, dim, config.dtype, FIRST, FIRST + 9)
-        arguments = self.end, Backend(), self.outbox, config, sums, replica, np.zeros(dim)
+        arguments = self.end, Backend(), self.outbox, config, sums
         self.within = set()  # iterations in which a script gives no state
-        script = SimpleNamespace(is_whole=lambda iteration: iteration not in self.within, differing=of_replicas)
-        self.it = Summing(*arguments, script=script)
+        driver = ProblemDriver(replica)
+        driver.is_alike, driver.is_whole = True, lambda iteration: iteration not in self.within
+        driver.waiting = partial(ScriptDriver.waiting, driver)
+        self.it = Summing(*arguments, driver, np.zeros(dim))
         self.given = []
         self.it.allreduce.give = lambda worker, iteration: self.given.append(worker)
 

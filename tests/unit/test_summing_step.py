@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 
 from psgc.errors import RunFailed
+from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
 
 
@@ -23,7 +24,7 @@ class Stepping:
 
 def make_server(summing):
     server = Server.__new__(Server)
-    server.summing, server._failure, server._script = summing, None, None
+    server.summing, server._failure, server._driver = summing, None, ProblemDriver(None)
     server.links, server._dispatcher = mock.Mock(), mock.Mock(num_sums=0)
 
     def poll():

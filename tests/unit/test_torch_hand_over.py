@@ -14,7 +14,7 @@ from psgc.messages import Kind
 from psgc.run.building import make_server
 from psgc.server.events import Report
 from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState, blob_of, vector_of
-from psgc.torch.serving import ServedScript
+from psgc.torch.serving import ScriptDriver
 from psgc.torch.settings import settings_of, settled
 from tests.unit.scripted import Transport, said
 
@@ -250,7 +250,7 @@ def test_bytes_travel_as_a_vector(length, dtype):
 
 
 def script_of(hand_over):
-    return ServedScript(hand_over, replica_of(hand_over), GRADIENT, ["a", "b", "c"], Backend())
+    return ScriptDriver(hand_over, replica_of(hand_over), GRADIENT, ["a", "b", "c"], Backend())
 
 
 def report(worker, iteration, signature):
@@ -341,7 +341,7 @@ def test_a_run_that_fails_before_its_first_iteration_ends_in_order():
     config, plan = settled(settings_of({"chunks": 4, "replication": 2}), 2, DIM)
     transport = Transport(3, goodbyes())
     script = script_of(HandOver(0))
-    server = make_server(transport, config, plan, Backend(), Mock(), (), has_loss=False, script=script)
+    server = make_server(transport, config, plan, Backend(), Mock(), (), has_loss=False, driver=script)
     with pytest.raises(MemoryError):
         server.run(TooLarge(), 9)
     assert server.replicas is None
