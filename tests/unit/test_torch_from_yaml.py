@@ -1,12 +1,14 @@
 """Torch problems: what is refused of the YAML, and of what the user's function returns."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import psgc.torch
 from psgc.checkpoints import Content, write_file
 from psgc.cli import main
 from psgc.config import TorchConfig, from_yaml_text, has_torch_problem, load
@@ -151,11 +153,40 @@ def test_a_resumed_run_keeps_the_arguments_of_its_optimizer(folder):
     Path("out").mkdir()
     Path("out/config.yaml").write_text(load("run.yaml").to_yaml())
     check_resumed(load("run.yaml", ["optimizer.clip_norm=3", "batch.epochs=5", "coding.replication=1"]), Path("out"))
-    wrong = r"^optimizer\.lr: is 0\.2, but was 0\.01 in the run that is resumed, whose optimizer goes on; "
-    with pytest.raises(UserError, match=wrong):
-        check_resumed(load("run.yaml", ["optimizer.lr=0.2"]), Path("out"))
     with pytest.raises(UserError, match=r"^scheduler\.torch: is nothing, but was 'MultiStepLR' in"):
         check_resumed(load("run.yaml", ["scheduler="]), Path("out"))
+
+
+def test_the_steps_are_those_of_a_script(folder, one_process, capsys, monkeypatch):
+    """Also what is resumed: nothing is left to do, and `initial` counts no more."""
+    settings = ["problem.torch=torch_problem:negating", "seed=3", "batch.shuffle=false"]
+    settings += ["autocast=bfloat16", "micro_batch=40"]
+
+    def cast(model, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch_problem.loss(model, batch)
+
+    torch.manual_seed(3)
+    model, data = torch_problem.network(5), torch_problem.data()
+    run = psgc.torch.init(model, data, cast, chunks=4, seed=3, micro_batch=40, collate_fn=torch_problem.negated)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, (0.8, 0.9))
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
+    run.attach(optimizer, schedule)
+    for batch in run.batches(100, epochs=2, shuffle=False):
+        run.backward(batch)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+        schedule.step()
+    run.end(False)
+    for more, epochs in ([], ["1", "2"]), (["initial=gone.safetensors"], ["2"]):
+        run = from_yaml.train("run.yaml", [*settings, "optimizer.clip_norm=0.01", *more])
+        run.end(False)
+        run.engine.end()
+        torch.testing.assert_close(load_file("out/model.safetensors"), dict(model.state_dict()), rtol=0, atol=0)
+        assert re.findall("^epoch (.)  right", capsys.readouterr().out, re.MULTILINE) == epochs
+        monkeypatch.setenv("PSGC_RESUME", "1")
+    with pytest.raises(UserError, match=r"^optimizer\.lr: is 0\.2, but was 0\.01 in the run that is resumed"):
+        from_yaml.train("run.yaml", [*settings, "optimizer.lr=0.2"])
 
 
 def test_launch_has_ranks_train_as_with_other_yaml_files(mpirun, capsys):

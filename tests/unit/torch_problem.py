@@ -29,6 +29,15 @@ def build(hidden=16):
     return {"model": network(hidden), "dataset": data(), "loss": loss, "test": data(), "metrics": right}
 
 
+def negated(examples):
+    features, labels = torch.utils.data.default_collate(examples)
+    return -features, labels
+
+
+def negating(hidden):
+    return build(hidden) | {"collate_fn": negated}
+
+
 def only_three(hidden=16):
     return network(hidden), data(), loss
 
