@@ -1,5 +1,7 @@
 """What a loss returns for a micro-batch, against what it returns for the halves of it."""
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -200,3 +202,4 @@ def test_a_loss_is_looked_at_once():
         run.backward(batch)
         optimizer.step()
     assert calls == [6, 3, 3, *[6] * 5, *[6] * 4]  # the first chunk is computed twice, too
+    pickle.dumps(model)  # no hook of ours is left on its modules
