@@ -10,9 +10,11 @@ from torch import nn
 
 from psgc.aggregation.blocks import Sums
 from psgc.backend import Backend
-from psgc.messages import Kind, digest_in, entries, record, sums_records
+from psgc.errors import ModelError, UserError
+from psgc.messages import Kind, SumsReader, digest_in, entries, record, sums_records
 from psgc.run.ending import CalledOff
 from psgc.torch import working
+from psgc.torch.calls import Call
 from psgc.torch.generators import Generators
 from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState, blob_of, vector_of
 from psgc.torch.memory import Memory
@@ -33,7 +35,18 @@ from tests.unit.given_states import block_of, map_of, state_of
 from tests.unit.scripted import Transport
 
 CPU, CHUNKS = torch.device("cpu"), 2
+TIMEOUT = 30.0  # seconds; only a defect takes as long
 GIVEN = {"replication": 1, "chunks": CHUNKS, "micro_batch": 8, "buffers": "chunk"}
+
+
+def computing(dim, hand_over):
+    """What computes the chunks of worker 1, which has all of them, and their mailbox."""
+    encoder = Encoder(Backend(), np.ones((1, 1)), dim, np.float32)
+    mailbox = Mailbox(WorkerState(1, range(CHUNKS), CHUNKS, combined=True), encoder)
+    nothing, trial = SimpleNamespace(at=lambda *_: None), Trial(-1, None, frozenset())
+    worker = ScriptWorker(dim, np.float32, hand_over, Memory(CPU), None)
+    worker.computing(mailbox, ChunkRunner(mailbox, Backend(), Emulation("none", 1, 0), nothing, trial))
+    return worker, mailbox
 
 
 class Rank:
@@ -52,15 +65,11 @@ class Rank:
         data = [(torch.randn(3), torch.randn(1)) for _ in range(64)]
         self.program = TorchProgram(self.model, data, self.loss, settings_of(GIVEN), None, None)
         self.program.run.begin(self)
-        self.hand_over = HandOver(0, state=self.program.state)
+        self.hand_over = HandOver(0, wake=self.ask, state=self.program.state)
         self.replica = ScriptReplica(self.hand_over, np.float32, Backend())
         self.replica.start(0, np.empty(0))
-        encoder = Encoder(Backend(), np.ones((1, 1)), self.program.dim, np.float32)
-        self.mailbox = Mailbox(WorkerState(1, range(CHUNKS), CHUNKS, combined=True), encoder)
-        nothing, trial = SimpleNamespace(at=lambda *_: None), Trial(-1, None, frozenset())
-        runner = ChunkRunner(self.mailbox, Backend(), Emulation("none", 1, 0), nothing, trial)
-        self.worker = ScriptWorker(self.program.dim, np.float32, self.hand_over, Memory(CPU), None)
-        self.worker.computing(self.mailbox, runner)
+        self.worker, self.mailbox = computing(self.program.dim, self.hand_over)
+        self.is_in_chunks = False
         self.given, self.asked_in_chunks = None, 0
 
     def loss(self, model, batch):
@@ -74,7 +83,7 @@ class Rank:
 
     def ask(self):
         """The thread that does MPI looks whether there is a state."""
-        if (snapshot := self.replica.snapshot()) is not None:
+        if self.is_in_chunks and (snapshot := self.replica.snapshot()) is not None:
             self.given = from_bytes(blob_of(snapshot.vectors[0]), "the state")
             self.hand_over.stop(SystemExit(0))
 
@@ -82,7 +91,7 @@ class Rank:
         """As Session.sum; one chunk is done before there is a state."""
         self.hand_over.call(iteration, call.is_whole, call.signature)
         self.mailbox.begin(iteration, None)
-        self.hand_over._wake = self.ask
+        self.is_in_chunks = True
         self.worker.answer(call)
         raise SystemExit
 
@@ -106,12 +115,72 @@ def test_a_state_has_the_statistics_and_the_random_numbers_of_the_script_not_tho
     assert rank.model[0].running_mean.tolist() == [5.0] * 3
 
 
+def call_of(vector, num_sums=0):
+    """expected: the chunks that were said to come next."""
+    expected = []
+    call = Call(vector, expected.append, lambda _: None, 7.0, True, list, num_sums)
+    return call, expected
+
+
+@pytest.mark.parametrize("num_sums", [0, 2])
+def test_chunks_are_reported_with_the_signature_of_their_call(num_sums):
+    hand_over = HandOver(0)
+    worker, mailbox = computing(3, hand_over)
+
+    def vector(chunk, wanted):
+        if chunk == 1:
+            hand_over.stop(CalledOff())
+        return torch.tensor([0.5, chunk]) if num_sums else torch.ones(3)
+
+    call, expected = call_of(vector, num_sums)
+    mailbox.begin(0, None)
+    worker.answer(call)
+    told = [entry for records in mailbox.outgoing() for entry in entries(records)]
+    assert [entry["loss"] for entry in told if entry["kind"] == Kind.REPORT] == [7.0, 7.0]
+    reader = SumsReader()
+    assert [reader.read(entry) for entry in told if entry["kind"] == Kind.SUMS] == [(0.5, 0.0), (0.5, 1.0)][:num_sums]
+    assert expected == [1]
+
+
+def test_a_script_may_be_asked_for_states_between_its_chunks_again_and_again():
+    made = []
+    hand_over = HandOver(0, state=lambda: made.append(len(made)) or b"state")
+    worker, mailbox = computing(3, hand_over)
+    hand_over.call(0, True, 7.0)
+    mailbox.begin(0, None)
+
+    def vector(chunk, wanted):
+        hand_over.state(0)  # the one that was made before is taken, another one is asked for
+        hand_over.state(0)
+        return torch.ones(3)
+
+    hand_over.state(0)
+    threading.Timer(0.2, lambda: hand_over.stop(CalledOff())).start()
+    worker.answer(call_of(vector)[0])
+    assert made == [0, 1, 2]
+
+
+def test_errors_of_a_chunk_are_told_to_rank_0_and_an_exit_is_none():
+    worker, _ = computing(3, HandOver(0))
+    for kind in UserError, ModelError:
+        error = kind("one line")
+        assert worker.told(error) is error
+    assert worker.told(KeyError(3)).startswith("KeyError: 3\n")
+    for error in SystemExit(3), KeyboardInterrupt():
+        with pytest.raises(type(error)):
+            worker.told(error)
+
+
 class Worker:
-    """Worker 1 of two; the test is its script, which calls for iteration `first`. Rank 0 has all gradients."""
+    """Worker 1 of two; the test is its script, which calls for iteration `first`. Rank 0 has all gradients.
+
+    Its loop goes on, in a thread, while the test is in `turn`.
+    """
 
     def __init__(self, first=0, digest=b""):
         self.transport = Transport(3)
-        self.transport.rank = 1
+        self.transport.rank, self.transport.wait = 1, self.rests
+        self.turns, self.rest = threading.Semaphore(0), threading.Semaphore(0)
         self.hand_over = HandOver(first)
         replica = ScriptReplica(self.hand_over, np.float32, Backend())
         encoder = Encoder(Backend(), np.ones((2, 1)), 3, np.float32)
@@ -120,8 +189,19 @@ class Worker:
         duties = Duties(sums=sums, alike=True, silence=1000.0)
         arguments = self.transport, mailbox, encoder, ScriptThread(5), Backend(), replica, Injector(), duties
         self.loop = ScriptLoop(*arguments, hand_over=self.hand_over)
-        self.loop._open()
+        self.thread = threading.Thread(target=self.loop.run)
+        self.thread.start()
+        assert self.rest.acquire(timeout=TIMEOUT)
         self.call(first, digest)
+
+    def rests(self, *_, **__):
+        self.rest.release()
+        assert self.turns.acquire(timeout=TIMEOUT)
+
+    def end(self):
+        self.transport.arrived = [Control(0, record(Kind.STOP, -1)), Control(0, record(Kind.LEAVE))]
+        self.turns.release(99)
+        self.thread.join(TIMEOUT)
 
     def call(self, iteration, digest=b""):
         self.hand_over.call(iteration, True, 0.0, digest=digest)
@@ -129,8 +209,12 @@ class Worker:
 
     def turn(self, *messages):
         self.transport.arrived = list(messages)
-        self.loop._poll()
-        self.loop._send_outbox()
+        self.turns.release()
+        assert self.rest.acquire(timeout=TIMEOUT)
+
+    def is_over(self):
+        self.turn()
+        return bool(self.said(Kind.GOODBYE))
 
     def summed(self, *iterations, ranks=3):
         """These are over: the entries of each sum say which it is. ranks: the first ones, which get it."""
@@ -148,8 +232,17 @@ class Worker:
         return self.hand_over.answer()[0]
 
 
-def test_a_script_gets_every_sum_in_order_to_write_to():
-    worker = Worker()
+@pytest.fixture
+def begin():
+    """Makes workers, and ends them."""
+    workers = []
+    yield lambda *arguments, **others: workers.append(Worker(*arguments, **others)) or workers[-1]
+    for worker in workers:
+        worker.end()
+
+
+def test_a_script_gets_every_sum_in_order_to_write_to(begin):
+    worker = begin()
     worker.summed(0, 1, 2)
     for iteration in range(3):
         assert worker.sum() == iteration
@@ -159,8 +252,8 @@ def test_a_script_gets_every_sum_in_order_to_write_to():
     assert not worker.said(Kind.BEHIND)
 
 
-def test_an_evaluation_comes_as_numbers_and_is_a_step_like_others():
-    worker = Worker()
+def test_an_evaluation_comes_as_numbers_and_is_a_step_like_others(begin):
+    worker = begin()
     worker.summed(0)
     worker.turn(Control(0, record(Kind.BEGIN, 1)), Control(0, sums_records(1, -1, [1.5] * 7)))  # before it is there
     worker.call(1)
@@ -171,8 +264,8 @@ def test_an_evaluation_comes_as_numbers_and_is_a_step_like_others():
     assert [entry["iteration"] for entry in worker.said(Kind.STEPPED)] == [1, 2]
 
 
-def test_a_script_that_is_left_out_says_so_and_goes_on_from_a_state():
-    worker = Worker(first=5)
+def test_a_script_that_is_left_out_says_so_and_goes_on_from_a_state(begin):
+    worker = begin(first=5)
     worker.summed(5)
     worker.call(6)
     worker.summed(6, ranks=1)
@@ -186,9 +279,9 @@ def test_a_script_that_is_left_out_says_so_and_goes_on_from_a_state():
     assert len(worker.said(Kind.BEHIND)) == 1
 
 
-def test_digests_are_told_where_ranks_are_compared():
+def test_digests_are_told_where_ranks_are_compared(begin):
     digests = [b"how it begins...", b"sixteen of bytes", b""]
-    worker = Worker(4, digests[0])
+    worker = begin(4, digests[0])
     for iteration in (5, 6):
         worker.summed(iteration - 1)
         worker.call(iteration, digests[iteration - 4])
@@ -196,40 +289,40 @@ def test_digests_are_told_where_ranks_are_compared():
     assert told == [(4, digests[0]), (5, digests[1]), (6, b"")]
 
 
-def test_after_the_end_of_the_run_a_script_gets_the_last_sums():
-    worker = Worker()
+def test_after_the_end_of_the_run_a_script_gets_the_last_sums(begin):
+    worker = begin()
     worker.summed(0)
     worker.turn(Control(0, record(Kind.STOP, 2)))
     assert worker.loop.calls == 2
-    assert not worker.loop._stopped
+    assert not worker.is_over()
     worker.call(1)
     worker.summed(1)
-    assert worker.loop._stopped
+    assert worker.is_over()
 
 
-def test_a_script_that_cannot_have_the_last_sums_ends_with_the_run():
-    worker = Worker()
+def test_a_script_that_cannot_have_the_last_sums_ends_with_the_run(begin):
+    worker = begin()
     worker.summed(0, ranks=1)
     worker.turn(Control(0, record(Kind.STOP, 2)))
     with pytest.raises(CalledOff):
         worker.hand_over.answer()
 
 
-def test_a_worker_does_not_wait_for_ever_for_the_last_sums(monkeypatch):
+def test_a_worker_does_not_wait_for_ever_for_the_last_sums(begin, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(working, "time", clock)
-    worker = Worker()
+    worker = begin()
     worker.turn(Control(0, record(Kind.STOP, 1)))
     clock.now += LAST_SUM
     worker.turn()
-    assert not worker.loop._stopped
+    assert not worker.is_over()
     clock.now += 1.0
     worker.turn()
-    assert worker.loop._stopped
+    assert worker.is_over()
 
 
-def test_after_a_run_that_failed_nothing_is_waited_for():
-    worker = Worker()
+def test_after_a_run_that_failed_nothing_is_waited_for(begin):
+    worker = begin()
     worker.turn(Control(0, record(Kind.STOP, -1)))
-    assert worker.loop._stopped
+    assert worker.is_over()
     assert worker.loop.calls is None
