@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
 
 from psgc.errors import UserError
 from psgc.torch.generators import DRAWING, seeded
@@ -80,33 +79,24 @@ def opened(at_once):
         loader.close()
 
 
-def test_micro_batches_in_order_none_with_a_row_alone_and_empty_chunks():
+class Many(Rows):
+    """Row 3 fails, as more than four do; it gives three at most."""
+
+    def __getitems__(self, rows):
+        self.asked.append(rows)
+        if 3 in rows or len(rows) > 4:
+            raise KeyError("x")
+        return rows[:3]
+
+
+def test_micro_batches_are_in_order_and_none_has_a_row_alone():
     loader = ChunkLoader(Rows(), None, 3)
     assert loaded(loader, [5, 1, 7, 2, 9, 0, 4]) == [[5, 1], [7, 2], [9, 0, 4]]
     assert loaded(loader, []) == []
     assert loaded(loader, [3, 3, 3]) == [[3, 3, 3]]
-
-
-def test_tensors_and_getitems():
-    calls = []
-
-    class Many(TensorDataset):
-        def __getitems__(self, rows):
-            calls.append(rows)
-            return [self[row] for row in rows]
-
-    x, y = torch.randn(10, 3), torch.arange(10)
-    ((one, first), (two, second)) = ChunkLoader(Many(x, y), None, 2).micro_batches([7, 1, 4])
-    assert calls == [[7], [1, 4]]
-    assert (one, two) == (1, 2)
-    assert torch.equal(second[0], x[[1, 4]])
-    assert first[1].tolist() == [7]
-    assert second[1].tolist() == [1, 4]
-    ((_, batch),) = ChunkLoader(Subset(TensorDataset(y), [9, 8, 7]), None, 8).micro_batches([2, 0])
-    assert batch[0].tolist() == [7, 9]
-
-
-def test_collate_fn():
+    many = Many()
+    assert loaded(ChunkLoader(many, None, 2), [7, 1, 4]) == [[7], [1, 4]]
+    assert many.asked == [[7], [1, 4]]
     loader = ChunkLoader(["a", "bcd", "ef"], lambda texts: "-".join(texts), 2)
     assert list(loader.micro_batches([0, 1, 2])) == [(1, "a"), (2, "bcd-ef")]
 
@@ -153,22 +143,23 @@ INTERRUPTED = {"computing": 0.4, "interrupted": 9.0}
 
 
 @pytest.mark.parametrize(
-    ("loads", "ahead"),
+    ("loads", "ahead", "spare_core"),
     [
-        ([WAITING] * 2, False),
-        ([WAITING] * 3, True),
-        ([WAITING, SHORT, SHORT] * 30, False),  # the first is often slow, and any may be now and then
-        ([SHORT] * 9 + [WAITING] * 4, False),
-        ([SHORT] * 9 + [WAITING] * 5, True),
-        ([INTERRUPTED] * 9, False),
-        ([COMPUTING] * 9, False),
-        ([{"waiting": 0.9}] * 9, False),
+        ([COMPUTING] * 3, True, True),
+        ([WAITING] * 2, False, False),
+        ([WAITING] * 3, True, False),
+        ([WAITING, SHORT, SHORT] * 30, False, False),  # the first is often slow, and any may be now and then
+        ([SHORT] * 9 + [WAITING] * 4, False, False),
+        ([SHORT] * 9 + [WAITING] * 5, True, False),
+        ([INTERRUPTED] * 9, False, False),
+        ([COMPUTING] * 9, False, False),
+        ([{"waiting": 0.9}] * 9, False, False),
     ],
 )
-def test_what_a_thread_would_not_save_is_not_loaded_ahead(monkeypatch, loads, ahead):
+def test_what_a_thread_would_not_save_is_not_loaded_ahead(monkeypatch, loads, ahead, spare_core):
     clock, left = Clock(monkeypatch), iter([*loads, SHORT])
     dataset = Rows(at=set(range(100)), act=lambda: clock.spend(**next(left)))
-    loader = ChunkLoader(dataset, None, 1, spare_core=False)
+    loader = ChunkLoader(dataset, None, 1, spare_core)
     for row in range(len(loads)):
         assert loaded(loader, [row]) == [[row]]
     loader.expect([99])
@@ -176,17 +167,6 @@ def test_what_a_thread_would_not_save_is_not_loaded_ahead(monkeypatch, loads, ah
         eventually(lambda: 99 in dataset.ahead)
     assert loaded(loader, [99]) == [[99]]
     assert (99 in dataset.ahead) == ahead
-    loader.close()
-
-
-def test_where_a_core_is_spare_computing_is_saved_too(monkeypatch):
-    clock = Clock(monkeypatch)
-    dataset = Rows(at=set(range(100)), act=lambda: clock.spend(computing=2.0))
-    loader = ChunkLoader(dataset, None, 1)
-    for row in range(3):
-        assert loaded(loader, [row]) == [[row]]
-    loader.expect([99])
-    eventually(lambda: 99 in dataset.ahead)
     loader.close()
 
 
@@ -336,13 +316,6 @@ def fail():
     raise OSError("cannot\nread")
 
 
-def error_of(loader, rows):
-    with pytest.raises(UserError) as error:
-        list(loader.micro_batches(rows))
-    assert str(error.value).isprintable()
-    return str(error.value)
-
-
 def test_an_error_comes_out_where_the_row_is_used(opened):
     dataset = Rows(at={13}, act=fail)
     loader = opened(dataset)
@@ -395,49 +368,39 @@ def test_who_waits_for_a_row_that_fails_ahead_loads_it_itself(opened):
     assert got == [[12, 13]]
 
 
-def test_a_dataset_that_is_shorter_than_its_length():
-    class Short(Rows):
-        def __getitem__(self, row):
-            return [0, 1][row]
-
-    text = error_of(ChunkLoader(Short(5), None, 8), [1, 4])
-    assert text.startswith("row 4 of the dataset (Short, 5 examples): IndexError: list index out of range, ")
+class Short(Rows):
+    def __getitem__(self, row):
+        return [0, 1][row]
 
 
-def test_getitems_that_fails_or_gives_another_number():
-    class Many(Rows):
-        def __getitems__(self, rows):
-            if 3 in rows or len(rows) > 4:
-                raise KeyError("x")
-            return [0] * min(len(rows), 3)
-
-    loader = ChunkLoader(Many(), None, 8)
-    assert error_of(loader, [1, 3, 5]).startswith("row 3 of the dataset (Many, 100 examples): KeyError: 'x', ")
-    text = error_of(loader, [4, 5, 6, 7, 8])
-    assert text.startswith("rows 4, 5, 6, ... of the dataset (Many, 100 examples): KeyError: 'x', ")
-    assert error_of(loader, [4, 5, 6, 7]) == "the dataset (Many): __getitems__ gave 3 examples for 4 rows"
-
-
-def test_examples_that_cannot_be_collated():
-    dataset = [torch.zeros(n) for n in (1, 2, 3)]
-    text = error_of(ChunkLoader(dataset, None, 8), [0, 2])
-    assert text.startswith("default_collate of rows 0, 2: RuntimeError: stack expects each tensor to be equal size")
-
-
-def test_a_dataset_without_length_is_refused():
-    with pytest.raises(UserError, match="has no length"):
-        ChunkLoader(type("Endless", (), {"__getitem__": lambda self, row: row})(), None, 2)
+@pytest.mark.parametrize(
+    ("dataset", "rows", "said"),
+    [
+        (Short(5), [1, 4], "row 4 of the dataset (Short, 5 examples): IndexError: list index out of range, "),
+        (Many(), [1, 3, 5], "row 3 of the dataset (Many, 100 examples): KeyError: 'x', "),
+        (Many(), [4, 5, 6, 7, 8], "rows 4, 5, 6, ... of the dataset (Many, 100 examples): KeyError: 'x', "),
+        (Many(), [4, 5, 6, 7], "the dataset (Many): __getitems__ gave 3 examples for 4 rows"),
+        (
+            [torch.zeros(n) for n in (1, 2, 3)],
+            [0, 2],
+            "default_collate of rows 0, 2: RuntimeError: stack expects each ",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_named_in_one_line(dataset, rows, said):
+    with pytest.raises(UserError) as error:
+        list(ChunkLoader(dataset, None, 8).micro_batches(rows))
+    assert str(error.value).startswith(said)
+    assert str(error.value).isprintable()
 
 
 def test_all_functions_of_torch_that_draw_are_known():
     found = set()
-    for schema in torch._C._jit_get_all_schemas():
-        namespace, _, name = schema.name.partition("::")
-        packet = getattr(torch.ops.aten, name, None) if namespace == "aten" else None
-        for overload in packet.overloads() if packet else ():
+    for name in {name for place in (torch, torch.Tensor, nn.functional) for name in dir(place)}:
+        packet = getattr(torch.ops.aten, name, None)
+        for overload in packet.overloads() if hasattr(packet, "overloads") else ():
             if torch.Tag.nondeterministic_seeded in getattr(packet, overload).tags:
                 found.add(name.rstrip("_"))
-    called = {name for name in found if any(hasattr(place, name) for place in (torch, torch.Tensor, nn.functional))}
     internal = ("attention", "_rnn", "dropout_state", "dropout_mask", "_lstm_mps", "inplace", "_sdp_choice", "_nested")
-    assert {name for name in called if not any(part in name for part in internal)} <= DRAWING
-    assert {"rand", "bernoulli", "normal", "dropout"} <= called
+    assert {name for name in found if not any(part in name for part in internal)} <= DRAWING
+    assert {"rand", "bernoulli", "normal", "dropout"} <= found
