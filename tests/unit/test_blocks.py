@@ -197,6 +197,18 @@ def test_what_is_here_of_a_gradient_stays_when_a_state_is_loaded_that_the_gradie
     np.testing.assert_allclose(gradient, world.matrix[0, 0] * world.coded[0])
 
 
+def test_an_evaluation_that_a_rank_has_missed_changes_nothing_and_leaves_no_memory_for_a_gradient():
+    world = World(1, 8, 1, "f8", 0)
+    it = world.all[1]
+    it.evaluated(1, (0.5, 2.0))
+    it.start(3, np.zeros(1))
+    it.evaluated(2, (0.5, 2.0))
+    assert it.steps == 3
+    assert not world.replicas[1].is_stepping
+    assert it.blocks.gradients == {}
+    assert it.blocks.gradient(3).shape == (8,)
+
+
 def test_a_buffer_that_a_rank_that_left_may_still_read_is_not_used_again():
     world = World(2, 8, 1, "f8", 0)
     it, under_way = world.all[1], world.under_way

@@ -69,11 +69,11 @@ def test_the_order_is_that_of_held_out_losses_then_of_losses(recorded):
     worse = made("worse", test_loss=0.6, final_loss=0.1)
     nan = made("nan", test_loss="nan", final_loss=0.2)
     epochs = made("epochs", metrics={"epoch": 3, "loss": 0.55, "accuracy": 0.9})
-    without = made("without", final_loss=None)
+    without, diverged = made("without", final_loss=None), made("diverged", final_loss="nan")
     best = with_columns(best, test_loss=[np.nan, 0.4, np.nan, 0.5])
     slow = made("and slow", test_loss=0.5, final_loss=9.0, seconds=best.summary["seconds"] + 1)
-    rows = compared([without, nan, slow, worse, epochs, best])
-    assert [row["run"] for row in rows] == ["best", "and slow", "epochs", "worse", "nan", "without"]
+    rows = compared([diverged, without, nan, slow, worse, epochs, best])
+    assert [row["run"] for row in rows] == ["best", "and slow", "epochs", "worse", "nan", "diverged", "without"]
     assert rows[2]["test_accuracy"] == 0.9
 
 

@@ -20,6 +20,10 @@ class Line:
 class Plane:
     width: int
     height: int = 2
+    area: int = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        self.area = self.width * self.height
 
 
 LINE = Line(3)

@@ -8,7 +8,7 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import PythonData, from_yaml_text
-from psgc.data import ChunkSource
+from psgc.data import ChunkSource, write_dense
 from psgc.errors import UserError
 from psgc.run.inputs import open_problem, open_test
 
@@ -51,6 +51,15 @@ def opened(folder, yaml=RUN, reader=READER):
     config = from_yaml_text(yaml)
     dataset, problem = open_problem(config, str(folder / "run.yaml"))
     return dataset, open_test(config, problem, dataset, Backend()), problem
+
+
+@pytest.mark.parametrize(("yaml", "dtype"), [(RUN, np.float32), (OF_USERS, np.uint8)])
+def test_held_out_rows_in_a_file_are_numbers_of_the_same_kind(tmp_path, yaml, dtype):
+    rows = np.arange(12, dtype=np.uint8).reshape(6, 2)
+    write_dense(tmp_path / "rows.npz", rows, rows[:, 0] % 2)
+    files = f"{{path: {tmp_path}/rows.npz, test: {tmp_path}/rows.npz}}"
+    dataset, test, _ = opened(tmp_path, yaml.replace('{python: "my_reader:read", options: {n: 4}}', files))
+    assert first(dataset).X.dtype == first(test).X.dtype == dtype
 
 
 def first(dataset):

@@ -169,6 +169,8 @@ def test_no_loss_and_a_loss_that_is_not_finite_look_different(recorder_in, tmp_p
         add(recorder, iteration, EVEN, loss=loss)
     assert [row["loss"] for row in rows_of(tmp_path / "out")] == 3 * [written]
     assert repr(recorder.tally.final_loss) == repr(loss)
+    add(recorder, 3, EVEN, loss=None)  # an evaluation of a script
+    assert repr(recorder.tally.final_loss) == repr(loss)
     assert repr(going_on(tmp_path / "out", 2).tally.final_loss) == repr(loss)
     assert len(rows_of(tmp_path / "out")) == 2
 

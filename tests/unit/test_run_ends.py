@@ -90,6 +90,13 @@ def test_a_held_out_loss_that_is_not_finite_is_no_success(capsys, monkeypatch):
     assert [summary()[name] for name in ("status", "test_loss")] == ["failed", "nan"]
 
 
+def test_psgc_launch_knows_that_a_run_still_evaluates(monkeypatch):
+    then = []
+    monkeypatch.setattr("psgc.run.outcome.quality", lambda *_: then.append(summary()) or {"test_loss": 0.5})
+    assert train(chunks_of(0), ONCE) == 0
+    assert [seen.get("evaluating") for seen in (*then, summary())] == [True, None]
+
+
 NAME_ERROR = "NameError: name 'parms' is not defined, my_model.py:11"
 TRACEBACK = f"{NAME_ERROR}\nTraceback (most recent call last):\n  in gradient \x1b[31m\n"
 GO_ON = "psgc launch run.yaml -n 3 --resume"

@@ -11,6 +11,7 @@ import pytest
 import psgc
 from psgc.checkpoints import load_newest
 from psgc.errors import RunFailed, TooFewWorkers, UserError
+from psgc.launching.execution import Execution
 from psgc.messages import Kind
 from psgc.run import launched, script_ending, session
 from psgc.run.checkpoint import read
@@ -112,6 +113,44 @@ def test_the_run_is_told_why_its_script_has_ended(ends):
         raise UserError("nothing can be saved")
 
     assert ends(None, last=cannot_save) == (2, ("nothing can be saved", 2))
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(None, False), (TooFewWorkers("none is left"), False), (ValueError("no"), True)]
+)
+def test_a_last_checkpoint_is_written_unless_the_script_is_in_the_middle_of_something(ends, error, raised):
+    told = []
+    ends(error, last=told.append)
+    assert told == [raised]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (None, 0, ""),
+        (SystemExit(), 0, ""),
+        (SystemExit(3), 3, ""),
+        (SystemExit("no data"), 1, "no data\n"),
+        (UserError("lr: no"), 2, "psgc: lr: no\n"),
+        (KeyboardInterrupt(), 130, "KeyboardInterrupt\n"),
+        (ValueError("no"), 1, "ValueError: no\n"),
+    ],
+)
+def test_a_script_that_ends_before_its_run(monkeypatch, capsys, error, code, shown):
+    def work():
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(launched, "_begun", False)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    script = Execution()
+    script.run(work)
+    assert script.code == code
+    for text in (shown, ""):  # once
+        script.show()
+        said = capsys.readouterr().err
+        assert said.endswith(text)
+        assert bool(said) == bool(text)
 
 
 # psgc.train, with a transport that says what comes
