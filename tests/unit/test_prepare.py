@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from psgc.config import load
+from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.plan import make_plan
 from psgc.run import prepare as module
@@ -116,10 +117,13 @@ def test_a_report_without_a_vector_is_small(monkeypatch, aggregation, chunks):
     assert prepare(Transport(4), config, YAML, False).plan.num_chunks == chunks
 
 
-def test_auto_gives_no_worker_more_chunks_than_rows(monkeypatch):
-    monkeypatch.setattr(module, "seconds_of_share", lambda *_: 1.0)
-    config = load("run.yaml", ["coding.chunks_per_worker=auto", "iterations=null", "batch={size: 8, epochs: 1}"])
-    assert prepare(Transport(4), config, YAML, False).plan.num_chunks == 6
+@pytest.mark.parametrize(("rows", "batch", "chunks"), [(80, 0, 8), (10, 0, 3), (3, 0, 1), (80, 7, 2)])
+def test_automatic_chunks_are_no_more_than_the_rows_of_an_iteration(monkeypatch, rows, batch, chunks):
+    monkeypatch.setattr(module, "seconds_of_share", lambda *_: 10.0)  # which makes eight for each worker
+    write_dense("data.npz", np.ones((rows, FEATURES)), np.ones(rows))
+    epochs = ["iterations=null", f"batch={{size: {batch}, epochs: 1}}"] if batch else []
+    run = prepare(Transport(4), load("run.yaml", ["coding.chunks_per_worker=auto", *epochs]), YAML, False)
+    assert run.plan.num_chunks == 3 * run.config.coding.per_worker == 3 * chunks
 
 
 def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeypatch):
