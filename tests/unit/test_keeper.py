@@ -43,38 +43,37 @@ def checkpoints(heard):
     return [iteration for what, iteration in heard if what == "checkpoint"]
 
 
-def test_every_so_often_once_the_loss_of_its_parameters_is_known_and_at_the_end():
-    keeper, heard, _ = kept(every=3)
-    train(keeper, 0, 8)
+@pytest.mark.parametrize(
+    ("every", "first", "end", "expected"),
+    [
+        (3, 0, 8, [3, 6, 8]),
+        (4, 0, 8, [4, 8]),  # the last one is not written twice
+        (0, 0, 8, [8]),
+        (0, 0, 0, [0]),
+        (5, 10, 10, []),  # a run that goes on has its checkpoint already
+        (5, 10, 12, [12]),
+    ],
+)
+def test_every_so_often_and_at_the_end(every, first, end, expected):
+    keeper, heard, _ = kept(every=every, done=first, saved=first > 0)
+    train(keeper, first, end)
     keeper.save_last()
-    assert checkpoints(heard) == [3, 6, 8]
-    assert heard[3:5] == [("row", 3), ("checkpoint", 3)]
+    assert checkpoints(heard) == expected
 
 
-def test_the_last_one_is_not_written_twice():
-    keeper, heard, _ = kept(every=4)
-    train(keeper, 0, 8)
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_only_when_the_loss_of_its_parameters_is_known_and_finite(loss):
+    for every, expected in ((3, [3]), (2, [2])):
+        keeper, heard, _ = kept(every=every)
+        train(keeper, 0, 4)
+        assert heard[expected[0] : expected[0] + 2] == [("row", expected[0]), ("checkpoint", expected[0])]
+        keeper.iteration(IterationRecord(4, loss=loss))
+        keeper.save_last()
+        assert (checkpoints(heard), heard[-1]) == (expected, ("row", 4))
+    keeper, heard, _ = kept(every=2, done=4, saved=True)
+    keeper.iteration(IterationRecord(4, loss=loss))
     keeper.save_last()
-    assert checkpoints(heard) == [4, 8]
-
-
-def test_zero_is_only_at_the_end_even_without_a_step():
-    keeper, heard, _ = kept(every=0)
-    train(keeper, 0, 8)
-    keeper.save_last()
-    assert checkpoints(heard) == [8]
-    keeper, heard, _ = kept(every=0)
-    keeper.save_last()
-    assert checkpoints(heard) == [0]
-
-
-def test_a_run_that_went_on_without_a_step_has_its_checkpoint_already():
-    keeper, heard, _ = kept(every=5, done=10, saved=True)
-    keeper.save_last()
-    assert checkpoints(heard) == []
-    train(keeper, 10, 12)
-    keeper.save_last()
-    assert checkpoints(heard) == [12]
+    assert heard == [("row", 4)]
 
 
 def test_a_run_that_fails_before_the_row_is_closed_saves_the_step_it_made():
@@ -83,29 +82,6 @@ def test_a_run_that_fails_before_the_row_is_closed_saves_the_step_it_made():
     keeper.stepped(2, IterationRecord(1), np.zeros(1))  # and then something breaks
     keeper.save_last()
     assert checkpoints(heard) == [2]
-
-
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_parameters_whose_loss_is_not_finite_are_no_checkpoint(loss):
-    keeper, heard, _ = kept(every=3)
-    train(keeper, 0, 4)
-    keeper.iteration(IterationRecord(4, loss=loss))
-    keeper.save_last()
-    assert heard[-1] == ("row", 4)
-    assert checkpoints(heard) == [3]
-    keeper, heard, _ = kept(every=2)
-    train(keeper, 0, 4)
-    keeper.iteration(IterationRecord(4, loss=loss))
-    keeper.save_last()
-    assert checkpoints(heard) == [2]
-    assert heard[-1] == ("row", 4)
-
-
-def test_the_checkpoint_that_a_run_went_on_from_is_never_removed():
-    keeper, heard, _ = kept(every=2, done=4, saved=True)
-    keeper.iteration(IterationRecord(4, loss=float("nan")))
-    keeper.save_last()
-    assert heard == [("row", 4)]
 
 
 def test_a_checkpoint_that_does_not_fit_counts_more_than_the_timeline():

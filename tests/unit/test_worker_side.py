@@ -42,9 +42,11 @@ WORKERS, FEATURES, RANK, PARAMS = 3, 3, 2, np.array([0.5, -1.0, 2.0, 0.25])
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     rng = np.random.default_rng(0)
     write_dense("data.npz", rng.normal(size=(60, FEATURES)), rng.normal(size=60))
     (tmp_path / "run.yaml").write_text(CONFIG)
+    (tmp_path / "model.py").write_text(MODELS)
 
 
 class Served(Transport):
@@ -180,10 +182,11 @@ def test_a_fault_on_purpose_happens_on_its_rank_alone():
     assert "FAILED" not in kinds(RANK - 1)
 
 
-MEAN = """
+MODELS = """
+import time
 import numpy as np
 
-class Model:
+class Mean:
     dim = 4
 
     def initial_params(self):
@@ -191,14 +194,22 @@ class Model:
 
     def gradient(self, params, chunk, rng):
         return params - chunk.y.mean()
+
+class Busy(Mean):
+    def __init__(self, quick):
+        self.quick = quick
+
+    def gradient(self, params, chunk, rng):
+        end = time.monotonic() + 0.5
+        while chunk.index != self.quick and time.monotonic() < end:
+            sum(range(100))  # holds the interpreter lock, lets go of it only when asked
+        return chunk.weight * params
 """
 
 
 @pytest.mark.parametrize("rows", ["batch=4", "batch=~"], ids=["some rows", "all rows"])
-def test_a_gradient_without_the_weight_of_its_chunk_is_told_to_the_server(tmp_path, monkeypatch, rows):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "mean.py").write_text(MEAN)
-    server, told = Served(["problem={python: 'mean:Model'}", rows]), []
+def test_a_gradient_without_the_weight_of_its_chunk_is_told_to_the_server(rows):
+    server, told = Served(["problem={python: 'model:Mean'}", rows]), []
 
     def script():
         yield server.begin(0)
@@ -210,35 +221,10 @@ def test_a_gradient_without_the_weight_of_its_chunk_is_told_to_the_server(tmp_pa
     assert told[0].startswith("the gradient of a chunk has the length ")
 
 
-BUSY = """
-import time
-import numpy as np
-
-class Model:
-    dim = 4
-
-    def __init__(self, quick):
-        self.quick = quick
-
-    def initial_params(self):
-        return np.zeros(4)
-
-    def gradient(self, params, chunk, rng):
-        end = time.monotonic() + 0.5
-        while chunk.index != self.quick and time.monotonic() < end:
-            sum(range(100))  # holds the interpreter lock, lets go of it only when asked
-        return chunk.weight * params
-"""
-
-
-def test_a_worker_deep_in_a_chunk_answers_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "busy.py").write_text(BUSY)
-    plan = Served([]).plan
-    quick = int(plan.queues[RANK][0])
-    problem = f"problem={{python: 'busy:Model', options: {{quick: {quick}}}}}"
-    server = Served([problem, "transfer=combined"])
-    delays = []
+def test_a_worker_deep_in_a_chunk_answers_at_once():
+    quick = int(Served([]).plan.queues[RANK][0])
+    problem = f"problem={{python: 'model:Busy', options: {{quick: {quick}}}}}"
+    server, delays = Served([problem, "transfer=combined"]), []
 
     def script():
         for iteration in range(3):
