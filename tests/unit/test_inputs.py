@@ -15,11 +15,6 @@ from psgc.run import inputs
 from psgc.run.inputs import description, fingerprint
 from psgc.run.meeting import check_same
 
-RUN = "problem: {python: 'm:M'}\noptimizer: {kind: sgd, lr: 1}\niterations: 1\noutput: out\n"
-
-
-# whether all ranks have the same code and data
-
 SAME = "problem: {KIND}\noptimizer: {kind: sgd, lr: 1}\niterations: 1\noutput: out\ndata: {path: d.npz}\n"
 HOSTS = ["a", "b", "c"]
 

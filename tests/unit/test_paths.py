@@ -48,16 +48,14 @@ def test_other_paths_stay(path):
     assert expanded(path) == path
 
 
-def test_what_is_replaced(home):
+def test_what_is_replaced(home, monkeypatch):
     user = pwd.getpwuid(os.geteuid())
     assert expanded("~") == str(home)
     assert expanded("~/a b") == f"{home}/a b"
     assert expanded(f"~{user.pw_name}/x") == f"{user.pw_dir}/x"
     assert expanded("~/$PSGC_HERE-${PSGC_HERE}x") == f"{home}//some/where-/some/wherex"
     assert expanded("$$PSGC_HERE") == "$PSGC_HERE"
-
-
-def test_what_a_variable_holds_is_not_read_again(monkeypatch):
+    # what a variable holds is not read again
     monkeypatch.setenv("HOME", "/home/$PSGC_NOWHERE")
     monkeypatch.setenv("PSGC_HERE", "~$$PSGC_NOWHERE")
     assert expanded("~/x") == "/home/$PSGC_NOWHERE/x"
@@ -80,16 +78,8 @@ def test_what_stands_for_nothing_is_refused(path, said):
 
 # what is read from YAML
 
-RUN_PATHS = [
-    "output",
-    "data.path",
-    "data.labels",
-    "data.test",
-    "data.test_labels",
-    "stragglers.path",
-    "coding.assignment.path",
-]
-SIMULATION_PATHS = ["assignment.path", "speeds.path"]
+RUN_PATHS = ["output", "data.path", "data.labels", "data.test", "data.test_labels", "stragglers.path"]
+RUN_PATHS += ["coding.assignment.path"]
 
 
 def at(settings, key):
@@ -99,37 +89,36 @@ def at(settings, key):
 
 
 @pytest.mark.parametrize("path", ["~/x", "$PSGC_HERE/x"])
-@pytest.mark.parametrize("key", RUN_PATHS)
-def test_every_path_of_a_run(key, path):
+def test_every_path_of_a_run(path):
     """In the YAML, and by --set."""
     values = {"output": path, "data": dict.fromkeys(("path", "labels", "test", "test_labels"), path)}
     values |= {"stragglers": {"kind": "trace", "path": path}, "coding": {"assignment": {"kind": "file", "path": path}}}
-    Path("run.yaml").write_text(yaml.safe_dump(yaml.safe_load(RUN) | values))
-    assert at(config.load("run.yaml"), key) == expanded(path)
-    Path("run.yaml").write_text(yaml.safe_dump(yaml.safe_load(RUN) | values | {"output": "out"}))
-    assert at(config.load("run.yaml", [f"{key}={path}"]), key) == expanded(path)
+    for key in RUN_PATHS:
+        Path("run.yaml").write_text(yaml.safe_dump(yaml.safe_load(RUN) | values))
+        assert at(config.load("run.yaml"), key) == expanded(path)
+        Path("run.yaml").write_text(yaml.safe_dump(yaml.safe_load(RUN) | values | {"output": "out"}))
+        assert at(config.load("run.yaml", [f"{key}={path}"]), key) == expanded(path)
 
 
 @pytest.mark.parametrize("path", ["~/x", "${PSGC_HERE}/x"])
-@pytest.mark.parametrize("key", SIMULATION_PATHS)
-def test_every_path_of_a_simulation(key, path):
+def test_every_path_of_a_simulation(path):
     Path("sim.yaml").write_text(SIMULATION)
-    assert at(settings.load("sim.yaml", [f"{key}={path}"]), key) == expanded(path)
-    assert at(settings.load("sim.yaml", [f"speeds={{kind: trace, path: '{path}'}}"]), "speeds.path") == expanded(path)
+    for override, key in (
+        (f"assignment.path={path}", "assignment.path"),
+        (f"speeds.path={path}", "speeds.path"),
+        (f"speeds={{kind: trace, path: '{path}'}}", "speeds.path"),
+    ):
+        assert at(settings.load("sim.yaml", [override]), key) == expanded(path)
 
 
-def test_a_variable_that_is_not_set_is_one_line_with_its_place():
+def test_a_variable_that_is_not_set_is_one_line_with_its_place(monkeypatch):
     Path("run.yaml").write_text(RUN.replace(": out", ": $PSGC_NOWHERE/x"))
     with pytest.raises(UserError, match=rf"^run\.yaml:5: output: \$PSGC_NOWHERE/x: {re.escape(UNSET)}$"):
         config.load("run.yaml")
     Path("run.yaml").write_text(RUN)
     with pytest.raises(UserError, match=rf"^--set output=\$PSGC_NOWHERE: \$PSGC_NOWHERE: {re.escape(UNSET)}$"):
         config.load("run.yaml", ["output=$PSGC_NOWHERE"])
-
-
-def test_a_variable_with_a_line_break_is_no_path(monkeypatch):
     monkeypatch.setenv("PSGC_HERE", "a\nb")
-    Path("run.yaml").write_text(RUN)
     with pytest.raises(UserError, match=r"^--set output=\$PSGC_HERE: not one line of text$"):
         config.load("run.yaml", ["output=$PSGC_HERE"])
 

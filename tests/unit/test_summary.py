@@ -117,29 +117,23 @@ def test_who_was_lost_is_said(recorder):
     )
 
 
-def test_before_the_first_iteration_there_is_little_to_say(empty):
+def test_where_little_is_known_little_is_said(empty, monkeypatch):
+    """Before the first iteration, and of a problem without a loss and a run without bounds."""
     summary = summarise(empty, 0.25, SETTINGS, "interrupted", "asked to stop (SIGINT)")
     assert (summary["iterations"], summary["work_thrown_away"], summary["bytes"]) == (0, 0.0, 0)
     for name in ("final_loss", "seconds_per_iteration", "uncoded_seconds_per_iteration", "efficiency",
                  "bound_seconds_per_iteration"):  # fmt: skip
         assert summary[name] is None
     assert lines(summary) == ["interrupted after 0 iterations in 0.2 s"]
-
-
-def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
     monkeypatch.setattr("psgc.record.tally.SHARE", -1.0)
-    recorder = empty
-    recorder.chunk(1, 0, 0, 0.0, 1.0, Outcome.USED)
-    recorder.chunk(1, 1, 0, 0.0, 1.0, Outcome.USED)
-    recorder.iteration(row(0, 2.0, None, 10))
-    summary = summarise(recorder, 2.0, SETTINGS, "failed", "it broke")
+    for chunk in range(2):
+        empty.chunk(1, chunk, 0, 0.0, 1.0, Outcome.USED)
+    empty.iteration(row(0, 2.0, None, 10))
+    summary = summarise(empty, 2.0, SETTINGS, "failed", "it broke")
     assert (summary["reason"], summary["final_loss"], summary["efficiency"]) == ("it broke", None, None)
     text = "\n".join(lines(summary))
     assert "per iteration" in text
-    assert "nan" not in text
-    assert "None" not in text
-    assert "loss" not in text
-    assert "bound" not in text
+    assert not [word for word in ("nan", "None", "loss", "bound") if word in text]
 
 
 @pytest.mark.parametrize("loss", ["nan", "inf"])
@@ -166,29 +160,22 @@ def test_approximate_iterations_are_told(recorder):
 USED, LATE, ABANDONED, _ = Outcome
 
 
-def share(entries, seconds):
-    """Entries: (worker, start, seconds, outcome)."""
-    return overhead(np.array([(w, 0, 0, *others) for w, *others in entries], ENTRY), seconds)
-
-
-def test_what_the_worker_that_computed_longest_was_not_computing_is_overhead():
-    """Also the time between its chunks. What others did, or it did for nothing later, does not count."""
-    entries = [(1, 0.0, 1.0, USED), (1, 2.0, 1.0, USED), (1, 3.0, 5.0, ABANDONED), (2, 0.0, 1.0, USED)]
-    assert share(entries, 4.0) == 1 - 2.0 / 4.0
-    assert share(entries[::-1], 4.0) == 1 - 2.0 / 4.0
-
-
-def test_who_waits_for_a_straggler_has_no_overhead():
-    assert share([(1, 0.0, 1.0, USED), (2, 0.0, 10.0, USED)], 10.0) == 0.0
-
-
-def test_a_chunk_of_the_iteration_before_is_no_overhead():
-    assert share([(1, 3.0, 1.0, USED), (1, 5.0, 1.0, USED)], 6.0) == pytest.approx(1 - 5 / 6)
-
-
-def test_without_a_copy_that_counts_there_is_none():
-    assert np.isnan(share([], 1.0))
-    assert np.isnan(share([(1, 0.0, 1.0, LATE)], 1.0))
+@pytest.mark.parametrize(
+    ("entries", "seconds", "expected"),
+    [
+        # of the worker that computed longest, also the time between its chunks; not what it did for nothing later
+        ([(1, 0.0, 1.0, USED), (1, 2.0, 1.0, USED), (1, 3.0, 5.0, ABANDONED), (2, 0.0, 1.0, USED)], 4.0, 0.5),
+        ([(1, 0.0, 1.0, USED), (2, 0.0, 10.0, USED)], 10.0, 0.0),  # who waits for a straggler has none
+        ([(1, 3.0, 1.0, USED), (1, 5.0, 1.0, USED)], 6.0, 1 / 6),  # a chunk of the iteration before is none
+        ([], 1.0, np.nan),
+        ([(1, 0.0, 1.0, LATE)], 1.0, np.nan),
+    ],
+)
+def test_what_the_worker_that_computed_longest_was_not_computing_is_overhead(entries, seconds, expected):
+    """entries: (worker, start, seconds, outcome), in any order."""
+    for each in (entries, entries[::-1]):
+        found = overhead(np.array([(worker, 0, 0, *others) for worker, *others in each], ENTRY), seconds)
+        assert found == pytest.approx(expected, nan_ok=True)
 
 
 SUMMARY = {

@@ -50,6 +50,8 @@ def test_it_is_there_while_the_run_goes(timeline, tmp_path):
         assert entries(columns) == ENTRIES[:count]
     assert tuple(columns["outcomes"].tolist()) == OUTCOMES
     assert os.listdir(tmp_path) == ["timeline.raw"]
+    head = (tmp_path / "timeline.raw").read_bytes().splitlines()[0]  # a line that other programs can read
+    assert json.loads(head) == {"format": 1, **ABOUT}
 
 
 def test_at_the_end_it_is_an_npz(timeline, tmp_path):
@@ -188,16 +190,6 @@ def test_what_is_before_the_first_damaged_entry_counts(timeline, tmp_path):
         read_timeline(tmp_path)
 
 
-def test_nothing_in_a_finished_timeline_is_compressed(tmp_path):
-    np.savez_compressed(tmp_path / "timeline.npz", **arrays())
-    with pytest.raises(UserError, match="it is compressed, as no file of psgc is"):
-        read_timeline(tmp_path)
-
-
-def arrays(**changed):
-    return timeline_of([(1, 2, 0, 0.0, 1.0, 0)]) | changed
-
-
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -211,21 +203,17 @@ def arrays(**changed):
         ({name: np.ones((1, 1), int) for name in TIMELINE}, "not of one length"),
         ({"outcomes": np.array(["used", "other"])}, "expected the outcomes used, late, abandoned, lost"),
         ({"chunk": np.array([{}])}, "an array of object where plain numbers belong"),
+        ({"outcome": None, "outcomes": None}, "it lacks outcome, outcomes"),
+        ({}, "it is compressed, as no file of psgc is"),
     ],
 )
 def test_what_no_run_leaves_is_refused(tmp_path, changed, said):
-    np.savez(tmp_path / "timeline.npz", **arrays(**changed))
+    columns = timeline_of([(1, 2, 0, 0.0, 1.0, 0)]) | changed
+    columns = {name: column for name, column in columns.items() if column is not None}
+    (np.savez if changed else np.savez_compressed)(tmp_path / "timeline.npz", **columns)
     with pytest.raises(UserError, match=said) as caught:
         read_timeline(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}/timeline.npz: damaged, or of another version of psgc")
-
-
-def test_a_column_that_is_not_there(tmp_path):
-    columns = arrays()
-    del columns["outcome"], columns["outcomes"]
-    np.savez(tmp_path / "timeline.npz", **columns)
-    with pytest.raises(UserError, match="it lacks outcome, outcomes"):
-        read_timeline(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +224,3 @@ def test_damage_is_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name}: damaged, or of another version of psgc"):
         read_timeline(tmp_path)
-
-
-def test_the_head_is_a_line_that_other_programs_can_read(timeline, tmp_path):
-    assert json.loads((tmp_path / "timeline.raw").read_bytes()) == {"format": 1, **ABOUT}
