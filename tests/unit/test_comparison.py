@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from psgc.tools.comparison import compared, differences, labels
+from psgc.tools.comparison import compared, labels
 from psgc.tools.drawing import SERIES
 from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import changed, record, with_columns
@@ -48,15 +48,6 @@ def test_rows_say_what_differs_and_how_each_run_went(recorded):
     assert second["seconds"] == pytest.approx(b.iterations["seconds"].sum())
     assert second["test_loss"] is None
     json.dumps([first, second])
-
-
-def test_what_differs():
-    ones = {"a.b": 1, "c": [1, 2], "d": None}
-    assert differences([ones, ones]) == [{}, {}]
-    assert differences([ones, {"a.b": 1, "c": [1], "e": "x"}]) == [
-        {"c": [1, 2], "e": None},
-        {"c": [1], "e": "x"},
-    ]
 
 
 def test_the_order_is_that_of_held_out_losses_then_of_losses(recorded):

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 from psgc.config import BatchSettings
 from psgc.run_rows import WorkerEvent
 from psgc.tools.drawing import Picture
-from psgc.tools.page import LISTED, page
+from psgc.tools.page import page
 from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import changed, record
 
@@ -106,12 +106,6 @@ def test_a_half_written_one_says_so(run):
     assert "Settings" in text
     empty = {name: np.zeros(0) for name in run.iterations}
     assert "No iteration was recorded." in Text(page(changed(run, iterations=empty), [], [])).text
-
-
-def test_of_very_many_losses_the_first_are_shown(run):
-    seen = Text(page(changed(run, events=run.events * (LISTED + 7)), [], []))
-    assert seen.text.count("its process died") == LISTED
-    assert "7 more are in lost.csv." in seen.text
 
 
 def test_who_was_in_the_wrong_is_counted(run):

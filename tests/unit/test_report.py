@@ -43,23 +43,17 @@ def test_figures_and_a_page(report_of, whole):
         assert (whole / "report" / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_elsewhere_and_of_one_iteration(report_of, whole, tmp_path):
-    code, out, _ = report_of(whole, "--iteration", 1, "--output", tmp_path / "a" / "b")
-    assert code == 0
-    assert str(tmp_path / "a" / "b" / "index.html") in out
-    assert "Iteration 1, worker by worker" in (tmp_path / "a/b/index.html").read_text()
-
-
-def test_a_killed_run_is_reported(report_of, tmp_path):
+def test_a_killed_run_is_reported_elsewhere_and_of_one_iteration(report_of, tmp_path):
     directory = record(tmp_path / "killed", workers=3, chunks_per_worker=2, iterations=3, killed=True)
     with (directory / "iterations.csv").open("a") as stream:
         stream.write("3,0.5,0.0")
-    code, _, err = report_of(directory)
+    code, out, err = report_of(directory, "--iteration", 1, "--output", tmp_path / "a/b")
     assert (code, err) == (0, "")
-    text = (directory / "report/index.html").read_text()
-    assert "The run has not ended" in text
-    assert "It has recorded 3 iterations." in text
-    assert (directory / "report/gantt.png").exists()
+    assert f"{tmp_path}/a/b/index.html" in out
+    text = (tmp_path / "a/b/index.html").read_text()
+    for said in ("The run has not ended", "It has recorded 3 iterations.", "Iteration 1, worker by worker"):
+        assert said in text
+    assert (tmp_path / "a/b/gantt.png").exists()
 
 
 def test_a_timeline_that_leaves_iterations_out(tmp_path, monkeypatch):
