@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,8 +15,7 @@ from psgc.launching.script import Program
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-
-
+STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SUBMIT = ("submit", "run.yaml", "--nodes", "2", "--ranks-per-node", "3", "--time", "2:00:00")
 
 
@@ -27,38 +27,24 @@ def exit_code(*arguments):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What psgc.cli.launch.launch is called with; set `answer` to an exit code or an exception."""
-
-    class Launch:
-        answer = 0
-
-        def __call__(self, *arguments, **named):
-            self.arguments, self.named = arguments, named
-            if isinstance(self.answer, BaseException):
-                raise self.answer
-            return self.answer
-
-    launch = Launch()
-    monkeypatch.setattr("psgc.cli.launch.launch", launch)
+    """In the place of psgc.cli.launch.launch."""
+    monkeypatch.setattr("psgc.cli.launch.launch", launch := Mock(return_value=0))
     return launch
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What `train` is called with, and the environment it sees; signals and environment are put back."""
+    """In the place of `train`, with the environment that it sees; signals and environment are put back."""
 
-    class Train:
-        def __call__(self, *arguments):
-            self.arguments = arguments
-            self.environment = dict(os.environ)
-            sys.exit(0)
+    def look(*_):
+        train.environment = dict(os.environ)
+        sys.exit(0)
 
-    train = Train()
-    monkeypatch.setattr("psgc.run.session.train", train)
+    monkeypatch.setattr("psgc.run.session.train", train := Mock(side_effect=look))
     for name in (*THREADS, *LOCAL_SIZES):
         monkeypatch.setenv(name, "")  # so that what psgc sets is taken back
         monkeypatch.delenv(name)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in STOPPERS}
     yield train
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -119,13 +105,13 @@ EMPTY = {"overrides": [], "for_mpirun": []}
 )  # fmt: skip
 def test_launch_passes_on_its_arguments(launched, arguments, program, placement, requeue):
     assert exit_code("launch", "run.yaml", "-n", "9", *arguments.split()) == 0
-    assert launched.arguments == (Program("run.yaml", **EMPTY | program), placement, requeue)
+    assert launched.call_args.args == (Program("run.yaml", **EMPTY | program), placement, requeue)
 
 
 def test_what_follows_the_dashes_is_the_scripts(launched):
     assert exit_code("launch", "train.py", "-n", "9", "--mpirun=--map-by core", "--", "--map-by", "-n", "--", "x") == 0
     program = Program("train.py", [], ["--map-by", "-n", "--", "x"], for_mpirun=["--map-by", "core"])
-    assert launched.arguments == (program, Placement(9), None)
+    assert launched.call_args.args == (program, Placement(9), None)
 
 
 # errors
@@ -141,21 +127,19 @@ def test_what_follows_the_dashes_is_the_scripts(launched):
         (KeyboardInterrupt(), 130, "psgc: stopped by Ctrl-C\n"),
     ],
 )
-def test_exit_codes_and_one_line_on_stderr(launched, capsys, end, code, said):
-    launched.answer = end
+def test_exit_codes_and_one_line_on_stderr_below_the_traceback_with_debug(launched, capsys, end, code, said):
+    launched.side_effect = [end]
     assert exit_code("launch", "run.yaml", "-n", "9") == code
     assert capsys.readouterr() == ("", said)
-
-
-def test_debug_shows_the_traceback_above_it(launched, capsys):
-    launched.answer = UserError("iterations: expected more")
-    assert exit_code("launch", "run.yaml", "-n", "9", "--debug") == 2
-    first, *_, last = capsys.readouterr().err.splitlines()
-    assert (first, last) == ("Traceback (most recent call last):", "psgc: iterations: expected more")
+    launched.side_effect = [end]
+    assert exit_code("launch", "run.yaml", "-n", "9", "--debug") == code
+    err = capsys.readouterr().err
+    assert err.endswith(said)
+    assert err.startswith("Traceback (most recent call last):") == isinstance(end, Exception)
 
 
 def test_a_defect_of_ours_is_not_hidden(launched):
-    launched.answer = ZeroDivisionError("a defect")
+    launched.side_effect = ZeroDivisionError("a defect")
     with pytest.raises(ZeroDivisionError):
         main(["launch", "run.yaml", "-n", "9"])
 
@@ -165,17 +149,18 @@ def test_a_defect_of_ours_is_not_hidden(launched):
 
 def test_train_passes_on_what_it_was_given(trained):
     assert exit_code("train", "run.yaml", "--set", "seed=1", "--debug") == 0
-    assert trained.arguments == ("run.yaml", ["seed=1"], True, [], False)
     exit_code("train", "run.yaml", "--resume")
-    assert trained.arguments == ("run.yaml", [], False, [], True)
+    first, second = (call.args for call in trained.call_args_list)
+    assert first == ("run.yaml", ["seed=1"], True, [], False)
+    assert second == ("run.yaml", [], False, [], True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", STOPPERS)
 def test_signals_are_noted_for_the_run_to_end_in_order(trained, number):
     exit_code("train", "run.yaml")
     signal.raise_signal(number)
     signal.raise_signal(number)
-    assert trained.arguments[3] == [number, number]
+    assert trained.call_args.args[3] == [number, number]
 
 
 @pytest.mark.parametrize(
