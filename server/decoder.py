@@ -1,4 +1,6 @@
-"""From coded gradients to the gradient (docs/architecture.md, *Coding*), on the server's backend.
+"""What comes with reports, and which copies of it agree: coded gradients, or the sums of an evaluation.
+
+From coded gradients to the gradient (docs/architecture.md, *Coding*) it goes on the server's backend.
 
 With one part the sum is taken in a fixed order, a binary tree over the chunk indices: then the gradient is the same to
 the last bit, whoever sent what when. With several parts it cannot be: which workers a chunk is decoded from, and with
@@ -13,6 +15,8 @@ import numpy as np
 from psgc.aggregation.tree import Tree
 from psgc.backend import Array, Backend, decode, part_length
 from psgc.coding import agreeing, decoding_coefficients, encoding_coefficients
+from psgc.coding.sketch import Sketch, sketch
+from psgc.coding.sketch import agreeing as agreeing_sketches
 
 Contributions = Sequence[tuple[int, int]]  # (worker, role) of copies of a chunk
 
@@ -23,6 +27,8 @@ class Decoder:
     coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient;
     keeping: whether copies that count are kept until the gradient is asked for, N * dim entries;
     tolerance: relative difference up to which copies agree (`verify`); then all copies are kept, also surplus ones.
+
+    sums: of an evaluation, by chunk that is committed.
     """
 
     def __init__(
@@ -43,6 +49,9 @@ class Decoder:
         self._tree: Tree | None = Tree() if self._parts == 1 else None
         self._decoding: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> inverse of R[S_i]
         self._tolerance = tolerance
+        self._told: dict[tuple[int, int], Sequence[float]] = {}  # (worker, chunk) -> sums of an evaluation
+        self.sums: dict[int, Sequence[float]] = {}
+        self._sketches: dict[tuple[int, int], Sketch] = {}  # (worker, chunk) -> of the newest copy that is not here
         self._keeping = keeping or tolerance is not None
         self._kept: dict[int, tuple[tuple[int, ...], Array, Array]] = {}  # chunk -> S_i and what they sent
         self.message_length = part_length(dim, self._parts)  # entries of one coded gradient
@@ -57,12 +66,15 @@ class Decoder:
         total = self._tree.total() if self._tree is not None else None
         return self._begun_sum() if total is None else total
 
-    def begin(self) -> None:
-        """A new iteration: the sum is zero and nothing is held."""
+    def begin(self, has_gradient: bool = True) -> None:
+        """A new iteration: nothing is held. has_gradient: else there will be no sum, which need not become zero."""
         self._held.clear()
         self._committed.clear()
         self._kept.clear()
-        if self._sum is not None:
+        self._sketches.clear()
+        self._told.clear()
+        self.sums.clear()
+        if self._sum is not None and has_gradient:
             self._sum.fill(0)
         if self._tree is not None:
             self._tree.clear()
@@ -76,11 +88,29 @@ class Decoder:
             self._held[chunk] = _CodedCopies(self._backend.xp.empty((rows, coded.size), coded.dtype), self._columns)
         self._held[chunk].add(worker, coded, self._backend)
 
+    def hold_sketch(self, worker: int, chunk: int, found: Sketch) -> None:
+        """The sketch of a copy that the worker keeps (`verify` with `combined`)."""
+        self._sketches[worker, chunk] = found
+
+    def hold_sums(self, worker: int, chunk: int, sums: Sequence[float]) -> None:
+        """What a worker has of a chunk in an evaluation."""
+        self._told[worker, chunk] = sums
+        if self._tolerance is not None:
+            self._sketches[worker, chunk] = sketch(np.array(sums))
+
+    def has_sketch(self, worker: int, chunk: int) -> bool:
+        """Whether the worker has sent a sketch of its copy of `chunk` in this iteration."""
+        return (worker, chunk) in self._sketches
+
     def commit(self, chunk: int, contributions: Contributions) -> None:
         """Decode a chunk from these copies: R[S_i] G = Y. With `verify` it may be committed once more.
 
-        Of fewer than `parts` the least-squares solution: the projection of G on the row space of R[S_i].
+        Of fewer than `parts` the least-squares solution: the projection of G on the row space of R[S_i]. In an
+        evaluation the sums of the first of these workers count.
         """
+        if self._told:
+            self.sums[chunk] = self._told[contributions[0][0], chunk]
+            return
         held = self._held.pop(chunk) if self._tolerance is None else self._held[chunk]
         roles = tuple(role for _, role in contributions)
         copies = (roles, *held.of([worker for worker, _ in contributions]))
@@ -91,11 +121,15 @@ class Decoder:
             self._add(chunk, *copies)
 
     def agreeing(self, chunk: int, copies: Contributions) -> list[int]:
-        """The workers whose copies of `chunk` agree, `parts` first that decode it (`verify`).
+        """The workers whose copies of `chunk` agree, or their sketches, `parts` first that decode it (`verify`).
 
         When no parts + 1 do there are none, and the chunk is not in the gradient until it is committed once more.
         """
         assert self._tolerance is not None
+        if chunk not in self._held:
+            found = [self._sketches[worker, chunk] for worker, _ in copies]
+            same = agreeing_sketches(found, self._tolerance)
+            return [copies[place][0] for place in same] if len(same) > self._parts else []
         rows = self._coding_matrix[[role - 1 for _, role in copies]]
         held = self._held[chunk]
         places = agreeing(rows, [held.whole(worker, self._backend) for worker, _ in copies], self._tolerance)

@@ -1,8 +1,5 @@
 """What each arrival from a worker leads to, and what each of the coordinator's instructions does."""
 
-import numpy as np
-
-from psgc.coding.sketch import Sketch, agreeing, sketch
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
@@ -39,7 +36,7 @@ class Dispatcher(Target):
     decoder, summing: of the run, set before its first iteration.
     driver: makes the calls.
     finished: whether the gradient is determined, or the evaluation.
-    num_sums: of an evaluation; 0: the iteration has a gradient. sums: of its chunks that are committed.
+    num_sums: of an evaluation; 0: the iteration has a gradient.
     """
 
     decoder: Decoder
@@ -54,22 +51,14 @@ class Dispatcher(Target):
         trial: TrialComparison,
         driver: Driver,
     ) -> None:
-        self._coordinator = coordinator
-        self._cluster = cluster
-        self._links = links
-        self._tell = links.outbox.tell
-        self._log = log
-        self._trial = trial
-        self._driver = driver
-        self._observer = cluster.observer
+        self._coordinator, self._cluster, self._observer = coordinator, cluster, cluster.observer
+        self._links, self._tell = links, links.outbox.tell
+        self._log, self._trial, self._driver = log, trial, driver
         self._too_few: TooFewWorkers | None = None  # the newest loss of that kind
         self._complaints: dict[int, int] = {}  # worker -> whose messages it refuses
-        self._sketches: dict[tuple[int, int], Sketch] = {}  # (chunk, worker) -> of the newest copy of this iteration
-        self._sums: dict[tuple[int, int], tuple[float, ...]] = {}  # (chunk, worker) -> of an evaluation
         self._told = dict(cluster.queues)  # the newest default queue of each worker
         self.finished = False
         self.num_sums = 0
-        self.sums: dict[int, tuple[float, ...]] = {}
 
     def begin(self, iteration: int) -> None:
         """A new iteration."""
@@ -79,7 +68,13 @@ class Dispatcher(Target):
             self._links.returned(worker)
             self._observer.returned(worker, iteration)
         cluster.leave_out(self.summing.without_state(iteration, cluster.here))
-        if self._rebalance():
+        try:
+            is_new = cluster.rebalance()
+        except (
+            TooFewWorkers
+        ) as error:  # who was lost before, so that too few workers are left, and is not back, is named
+            raise self._too_few or error from None
+        if is_new:
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():
                 for chunk in cluster.membership.reassigned(worker):
@@ -97,22 +92,11 @@ class Dispatcher(Target):
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))
         self.num_sums = self._driver.num_sums(iteration)
-        if not self.num_sums:
-            self.decoder.begin()
-        self._sketches.clear()
-        self._sums.clear()
-        self.sums.clear()
+        self.decoder.begin(has_gradient=not self.num_sums)
         self.finished = False
         self._bring(Begin(iteration, has_gradient=not self.num_sums))
         if has_plan:
             self._have_begin(iteration)
-
-    def _rebalance(self) -> bool:
-        """As of the cluster; who was lost before, so that too few workers are left, and is not back, is named."""
-        try:
-            return self._cluster.rebalance()
-        except TooFewWorkers as error:
-            raise self._too_few or error from None
 
     def _have_begin(self, iteration: int) -> None:
         """Have the workers begin."""
@@ -167,7 +151,7 @@ class Dispatcher(Target):
                         raise RunFailed(difference.text(self._cluster.hosts))
                 case Sketched(_, iteration, chunk, sketch):
                     if iteration == self._coordinator.iteration:
-                        self._sketches[chunk, worker] = sketch
+                        self.decoder.hold_sketch(worker, chunk, sketch)
                 case Failed():
                     self._failed(arrival)
                 case ScriptEnded(_, iteration, text, code):
@@ -202,11 +186,11 @@ class Dispatcher(Target):
             if self.num_sums:
                 if report.coded is not None or len(report.sums) != self.num_sums:
                     raise Malformed(f"a report of chunk {chunk} without its {self.num_sums} sums")
-                self._sums[chunk, worker] = report.sums
+                self.decoder.hold_sums(worker, chunk, report.sums)
             elif report.coded is None:
                 if not coordinator.is_combined:
                     raise Malformed(f"a report of chunk {chunk} without its coded gradient")
-                if coordinator.is_sketched(chunk) and (chunk, worker) not in self._sketches:
+                if coordinator.is_sketched(chunk) and not self.decoder.has_sketch(worker, chunk):
                     raise Malformed(f"a report of chunk {chunk} without its sketch")
             elif coordinator.is_combined or chunk not in coordinator.membership.held(worker):
                 raise Malformed(f"a coded gradient of chunk {chunk}, which it was not to send")
@@ -271,9 +255,6 @@ class Dispatcher(Target):
     # instructions
 
     def commit(self, chunk: int, contributors: tuple[int, ...], told: Roles, serial: int) -> None:
-        if self.num_sums:
-            self.sums[chunk] = self._sums[chunk, told[0][0]]
-            return
         if not self._coordinator.is_combined:
             self.decoder.commit(chunk, told)
             return
@@ -305,15 +286,7 @@ class Dispatcher(Target):
         self._tell(worker, Kind.INVALIDATE, chunk, attempt=attempt)
 
     def compare(self, chunk: int, copies: Roles) -> None:
-        if self.num_sums:
-            places = agreeing([sketch(np.array(self._sums[chunk, of])) for of, _ in copies], self._trial.tolerance)
-            right = [copies[place][0] for place in places] if len(places) > self._coordinator.membership.parts else []
-        elif self._coordinator.is_sketched(chunk):
-            places = agreeing([self._sketches[chunk, worker] for worker, _ in copies], self._trial.tolerance)
-            right = [copies[place][0] for place in places]
-        else:
-            right = self.decoder.agreeing(chunk, copies)
-        self._bring(Compared(chunk, tuple(right), self._links.now))
+        self._bring(Compared(chunk, tuple(self.decoder.agreeing(chunk, copies)), self._links.now))
 
     def wrong(self, worker: int, chunk: int, others: tuple[int, ...]) -> None:
         self._cluster.strikes[worker] += 1

@@ -160,7 +160,7 @@ class Server:
 
         In this order: after the last report nothing is waited for.
         """
-        it = self.summing
+        it = self.summing.allreduce
         nap = it.nap if it.is_busy or self.coordinator.is_combined else 0.0
         self._transport.wait(nap=nap, exchanging=it.is_busy)
         for arrival in self.links.poll():
@@ -175,7 +175,7 @@ class Server:
     def _step(self) -> Array:
         """Every rank makes the step. The parameters after that of this rank."""
         if self._dispatcher.num_sums:
-            self.summing.evaluated(summed(self._dispatcher.sums))
+            self.summing.evaluated(summed(self._decoder.sums))
         else:
             self.summing.close()
         self.links.outbox.send()
@@ -184,11 +184,11 @@ class Server:
                 self._poll()
             except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
                 is_made = self.summing.params is not None
-                if not (self._driver.ends_steps and (is_made or self.summing.is_stepping)):
+                if not (self._driver.ends_steps and (is_made or self.summing.allreduce.replica.is_stepping)):
                     raise
                 self._failure = failure
                 if not is_made:
-                    self.summing.finish_step()
+                    self.summing.allreduce.finish_step()
         return params
 
     @property
@@ -207,7 +207,7 @@ class Server:
 
     def _is_followed(self) -> bool:
         """Whether nobody needs anything of this rank any more."""
-        return not self.summing.is_busy and self.summing.is_followed(self._driver.over_on())
+        return not self.summing.allreduce.is_busy and self.summing.is_followed(self._driver.over_on())
 
     def stop_workers(self, timeout: float, done: int = 0) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""

@@ -175,15 +175,6 @@ class Summing(Listener):
         has_stepped = self.allreduce.steps > self._iteration
         return self.allreduce.replica.params if has_stepped else None
 
-    @property
-    def is_stepping(self) -> bool:
-        """Whether the step of this rank is being made."""
-        return self.allreduce.replica.is_stepping
-
-    def finish_step(self) -> None:
-        """Wait for the step of this rank. Raises what it raises."""
-        self.allreduce.finish_step()
-
     def summary(self) -> dict[str, object]:
         """Which workers' parameters are known to be those of rank 0, to the last bit, and when."""
         return {"iteration": self._digests.last, "equal": self._digests.equal()}
@@ -197,16 +188,6 @@ class Summing(Listener):
         if not self._all_own:
             return not self._replicas.being_given([worker for worker in self._live if worker not in over_on])
         return self._replicas.are_at(self.allreduce.steps, self._live, over_on)
-
-    @property
-    def nap(self) -> float:
-        """Seconds between two looks at MPI."""
-        return self.allreduce.nap
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether this rank has something left to send, or to wait for."""
-        return self.allreduce.is_busy
 
     # workers
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from psgc.config import Coding, Verify
 from psgc.plan import make_plan
-from psgc.server import decoder, dispatch
+from psgc.server import decoder
 from psgc.server.cluster import Cluster
 from psgc.server.events import Compared
 from tests.simulation import faults
@@ -110,7 +110,7 @@ def test_what_would_be_wrong_is_found(monkeypatch, blind):
 
 DUE = Cluster.due
 SHARED_DEFECTS = [
-    (dispatch, "agreeing", lambda sketches, _: tuple(range(len(sketches))), "wrong, and not named"),
+    (decoder, "agreeing_sketches", lambda sketches, _: tuple(range(len(sketches))), "wrong, and not named"),
     (Cluster, "due", lambda *it: [due for due in DUE(*it) if not due[2]], "a corrupt worker takes part"),
 ]
 

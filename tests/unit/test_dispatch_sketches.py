@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from coordinating import begun
 
+from psgc.backend import Backend
 from psgc.coding.sketch import sketch
 from psgc.messages import Kind
 from psgc.server.arrivals import Sketched
+from psgc.server.decoder import Decoder
 from psgc.server.dispatch import Dispatcher
 from psgc.server.driver import ProblemDriver
 from psgc.server.events import Report
@@ -44,6 +46,7 @@ class Run:
         )
         log = SimpleNamespace(reported=ignore, lost=ignore)
         self.dispatcher = Dispatcher(self.it, cluster, links, log, TrialComparison({}, 1e-9), ProblemDriver(None))
+        self.dispatcher.decoder = Decoder(Backend(), np.ones((3, 1)), 3, "float64", tolerance=1e-9)
         self.dispatcher.summing = SimpleNamespace(is_complete=False, lost=ignore, reassign=ignore)
 
     def copy(self, worker, chunk, value, iteration=0):

@@ -1,60 +1,44 @@
 """The server's step: it is made to its end, whatever happens meanwhile."""
 
-from unittest import mock
-
+import numpy as np
 import pytest
 
 from psgc.errors import RunFailed
-from psgc.server.driver import ProblemDriver
-from psgc.server.loop import Server
+from psgc.messages import Kind
+from tests.unit.scripted import done
+from tests.unit.scripted_run import WORKERS
+
+CHUNKS = 2 * WORKERS
 
 
-class Stepping:
-    """Stands for `Summing`: the step is made when it is polled for the last time, or waited for."""
-
-    params = None
-    is_stepping = True
-
-    def close(self):
-        pass
-
-    def finish_step(self):
-        self.params, self.is_stepping = "stepped", False
+def everything(gradient):
+    return [done(2, 0, chunk, gradient) for chunk in range(CHUNKS)]
 
 
-def make_server(summing):
-    server = Server.__new__(Server)
-    server.summing, server._failure, server._driver = summing, None, ProblemDriver(None)
-    server.links, server._dispatcher = mock.Mock(), mock.Mock(num_sums=0)
+@pytest.mark.parametrize("where", ["wait", "poll"])
+def test_a_run_that_is_stopped_during_a_step_has_made_it(make_run, where):
+    """Before the poll that finds it made, or in that one."""
+    reasons = ["stopped by SIGTERM"]
 
-    def poll():
-        raise RunFailed("stopped by SIGTERM")
+    def is_closed():
+        return any(entry["kind"] == Kind.CLOSE for entry in run.transport.records[1])
 
-    server._poll = poll
-    return server
+    def interrupted():
+        return reasons.pop() if where == "poll" and is_closed() else None
 
+    def wait(*_, **__):
+        if where == "wait" and is_closed():
+            raise RunFailed(reasons.pop())
 
-def test_a_run_that_is_stopped_during_a_step_has_made_it():
-    server = make_server(Stepping())
-    assert server._step() == "stepped"
-    assert str(server._failure) == "stopped by SIGTERM"
-
-
-def test_a_step_that_cannot_be_made_ends_the_run():
-    summing = Stepping()
-    summing.is_stepping = False
-    with pytest.raises(RunFailed):
-        make_server(summing)._step()
+    run = make_run(replication=WORKERS, given={"interrupted": interrupted})
+    run.transport.wait = wait
+    with pytest.raises(RunFailed, match="stopped by SIGTERM"):
+        run.follow(iter([everything(1.0), []]), 1)
+    assert (run.steps, run.server.params.tolist()) == (1, [-0.5 * CHUNKS])
 
 
-def test_a_run_that_is_stopped_in_the_poll_that_finds_the_step_made_has_made_it():
-    summing = Stepping()
-    server = make_server(summing)
-
-    def poll():
-        summing.finish_step()
-        raise RunFailed("stopped by SIGTERM")
-
-    server._poll = poll
-    assert server._step() == "stepped"
-    assert str(server._failure) == "stopped by SIGTERM"
+def test_a_step_that_cannot_be_made_ends_the_run(make_run):
+    run = make_run(replication=WORKERS)
+    with pytest.raises(RunFailed, match="makes parameters NaN or infinite"), np.errstate(over="ignore"):
+        run.follow(iter([everything(1e308), []]), 1)
+    assert (run.steps, run.server.params.tolist()) == (0, [0.0])
