@@ -98,6 +98,16 @@ def test_a_killed_run_with_patience_makes_the_evaluations_after_its_checkpoint_a
             late.unlink()
 
 
+def test_parameters_of_the_end_that_were_the_best_stay_the_best_when_the_run_goes_on():
+    settings = ("data.test=data.npz", "evaluate={every: 1, keep_best: true}")
+    assert train(chunks_of(0, held_out=(1e3, 0.0)), *settings, ONCE) == 0
+    best = summary()["best"]
+    assert (best["iteration"], best["file"]) == (1, "best.npy")
+    worse = chunks_of(1, gradient=100.0, held_out=(1e2, 0.0))
+    assert train(worse, *settings, "iterations=2", resuming=True) == 0
+    assert summary()["best"] == best
+
+
 def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, monkeypatch):
     auto = "coding.chunks_per_worker=auto"
     monkeypatch.setattr("psgc.run.prepare.seconds_of_share", lambda *_: 0.0085)
