@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from psgc.errors import ProtocolError
 from psgc.messages import (
     BATCH,
+    BUNDLE,
     RECORD,
     BlockName,
     Kind,
@@ -16,6 +17,7 @@ from psgc.messages import (
     entries,
     joined,
     pack_block,
+    receive_length,
     record,
     stamp,
     stamp_length,
@@ -76,6 +78,11 @@ def test_a_stamp_arrives_bit_by_bit_and_touches_nothing_else(dtype, length, iter
     travelled = np.frombuffer(vector.tobytes(), dtype)
     assert stamp_of(place(travelled)) == (iteration, what)
     assert np.isnan(vector[:length]).all()
+
+
+def test_a_buffer_for_short_vectors_holds_a_bundle_of_them():
+    assert receive_length(3, np.float64) * 8 == receive_length(3, np.float32) * 4 == BUNDLE
+    assert receive_length(10**6, np.float32) == 10**6 + stamp_length(np.float32)
 
 
 def test_a_vector_that_is_too_short_has_no_stamp():
