@@ -103,6 +103,11 @@ def test_only_the_random_schedule_changes_the_order(name):
     assert plans["random"].queues != plan_of(name, "random", seed=1).queues
 
 
+def test_the_seed_makes_other_coding_matrices():
+    one, other = (plan_of(parts=2, matrix="gaussian", seed=seed).coding_matrix for seed in (0, 1))
+    assert (one != other).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

@@ -111,11 +111,14 @@ def test_overrides_replace_add_and_are_remembered():
     assert source.place(("f", "g")) == "--set f.g.h=x"
 
 
-def test_an_override_of_an_empty_file_makes_a_mapping():
+def test_an_override_of_an_empty_file_or_key_makes_a_mapping():
     source = YamlSource("", "run.yaml")
     assert source.tree is None
     source.override("a=b=c")
     assert source.tree == {"a": "b=c"}
+    source = YamlSource("a:", "run.yaml")
+    source.override("a.b=1")
+    assert source.tree == {"a": {"b": 1}}
 
 
 @pytest.mark.parametrize(
