@@ -119,7 +119,6 @@ def write_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        (["aggregation=allreduce"], []),
         (["aggregation=allreduce", "coding.parts=2", "checkpoint.every=1"], []),
         (["aggregation=allreduce", "optimizer={kind: adam, lr: 0.1}", "iterations=24"], [LOST]),
         (["aggregation=server", "transfer=combined"], []),

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("transfer", "parts"), [("per_chunk", 1), ("combined", 2), ("allreduce", 1)])
+@pytest.mark.parametrize(("transfer", "parts"), [("per_chunk", 1), ("allreduce", 2)])
 def test_a_run_whose_server_is_killed_ends_and_goes_on_where_it_was(folder: Path, transfer: str, parts: int) -> None:
     output = f"{transfer}-{parts}"
     planned = [Planned(SERVER_KILLED, KILLED_IN, (0,))]
