@@ -41,13 +41,7 @@ DIMENSIONS = (
     ["float64", "float32"],
 )
 EVERY = bool(os.environ.get("PSGC_EVERY_CASE"))
-FACTORS = (
-    1,
-    4,
-    2,
-    2,
-    3,
-)  # so that every two values of different dimensions meet, and each meets each number of workers
+FACTORS = (1, 4, 2, 2, 3)  # every two values of different dimensions meet, and each meets each number of workers
 CASES = [
     tuple(values[place] for values, place in zip(DIMENSIONS, places, strict=True))
     for places in itertools.product(*(range(len(values)) for values in DIMENSIONS))

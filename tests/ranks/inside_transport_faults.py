@@ -205,31 +205,6 @@ def traffic(count=3000, length=1000, window=40, every=5):
     finish(transport, ear)
 
 
-def sending(each=4):
-    """Ranks 2 and 3 die with large vectors half sent, rank 2 at once; the server's two buffers serve the others."""
-    transport, ear = start()
-    if transport.rank == 0:
-        living = [1, 4]
-        ear.until_died(2, 3)
-        for rank in living:
-            transport.send(rank, [record(Kind.ALIVE)])
-        ear.until(lambda: all(len(ear.vectors[rank]) == each for rank in living), "the living's vectors")
-        for rank in living:
-            assert ear.vectors[rank] == [(n, float(n + rank), LARGE - 2) for n in range(each)], ear.vectors
-    elif transport.rank in (2, 3):
-        began = time.monotonic()
-        for n in range(each):
-            transport.send_vector(0, stamp(np.full(LARGE, float(n)), n, 0))
-        while time.monotonic() - began < (0.0, 0.02)[transport.rank - 2]:
-            transport.poll()
-        die()
-    else:
-        ear.until_kind(0, Kind.ALIVE)
-        for n in range(each):
-            transport.send_vector(0, stamp(np.full(LARGE, float(n + transport.rank)), n, 0))
-    finish(transport, ear)
-
-
 class Holder(Ear):
     """Keeps the last five vectors, whatever arrives meanwhile."""
 

@@ -2,8 +2,6 @@
 
 import sys
 
-import pytest
-
 from tests.ranks.mpirun import run
 from tests.ranks.planted import plant
 
@@ -35,11 +33,3 @@ def test_this_machine_survives_a_dead_rank(tmp_path):
     assert "1 in each rank" in lines["ok BLAS threads"]
     assert set(folder.iterdir()) == there  # nothing is left where runs will write
     assert not list(planted.iterdir())  # and no file there was taken for a module
-
-
-@pytest.mark.faults
-def test_an_mpi_that_does_not_start(tmp_path):
-    env = {"OMPI_MCA_pml": "^ob1"}  # none of the others works on one host: no run
-    finished = run(DOCTOR, tmp_path, timeout=90, env=env, code=1)
-    assert "problem  MPI library" in finished.stdout
-    assert "did not start: " in finished.stdout

@@ -13,14 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_combinations_of_all_settings_are_exact():
-    plugins = [
-        "-p",
-        "pytest_mpi",
-        "-p",
-        "pytest_timeout",
-        "-p",
-        "no:cacheprovider",
-    ]  # no others: they take long to load
+    plugins = ["-p", "pytest_mpi", "-p", "pytest_timeout", "-p", "no:cacheprovider"]  # all others take long to load
     inside = ["-m", "mpi4py", "-m", "pytest", *plugins, "--noconftest", "--only-mpi", "-q", "--timeout=0"]
     command = mpirun(9, [*inside, "tests/ranks/inside_exactness.py"])
     finished = run(command, ROOT, timeout=280, env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, code=0)

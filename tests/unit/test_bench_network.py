@@ -41,24 +41,6 @@ def test_milliseconds_are_compared_with_the_better_allreduce_of_workers_of_whom_
     ]
 
 
-def test_only_the_programs_that_are_asked_for_are_measured(monkeypatch, capsys, tmp_path):
-    measured = []
-
-    def measure(program, situation, dim, iterations):
-        measured.append((program.text, dim, iterations))
-        return Measured(0.1)
-
-    monkeypatch.setattr(bench_network, "measure", measure)
-    monkeypatch.setattr(bench_network, "impossible", lambda: "")
-    monkeypatch.setattr(bench_network, "_has_torch", lambda: False)
-    words = ["--dims", "7", "--situations", "link", "--programs", "allreduce-2", "gloo", "mpi4py", "--iterations", "3"]
-    monkeypatch.setattr(sys, "argv", ["bench_network.py", *words, "--out", str(tmp_path / "table.md")])
-    assert bench_network.main() == 0
-    assert measured == [("psgc, `allreduce`, parts 2", 7, 3), ("mpi4py `Allreduce`", 7, 3)]
-    assert "| 7 | one link at a fifth | 100 ms | 100 ms |" in (tmp_path / "table.md").read_text()
-    assert "no rows of gloo" in capsys.readouterr().err
-
-
 def test_the_gradients_of_all_chunks_add_up_to_one():
     problem = network_ranks.Constant(3, 0.0, "")
     chunks = [Chunk(0, None, None, rows / 8) for rows in (3, 5)]

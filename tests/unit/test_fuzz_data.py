@@ -24,8 +24,6 @@ from psgc.errors import visible
 from psgc.plan import read_assignment
 from psgc.problems import check_labels
 from psgc.run.inputs import fingerprint
-from psgc.simulation.settings import SpeedsFile
-from psgc.validation import LEAST, MOST
 from tests.unit.fuzzed_files import (
     METHODS,
     NO_FILES,
@@ -331,29 +329,6 @@ def test_any_sparse_assignment(folder: Path, layout: str, data: st.DataObject) -
     content = npz([(f"{name}.npy", npy(array)) for name, array in contents.items()])
     path.write_bytes(data.draw(damaged(content)) if data.draw(st.integers(0, 2)) == 0 else content)
     check_assignment(path)
-
-
-# ---------------------------------------------------------------- times
-
-
-@fuzzed(60)
-@given(data=st.data())
-def test_any_times(folder: Path, data: st.DataObject) -> None:
-    path = folder / "S.npy"
-    pool = data.draw(st.sampled_from([(1, 0.5, 3, np.inf), (1, 0.5, 1e300), (1, 0, -1, np.nan, -np.inf, 5e-324)]))
-    dtype = st.sampled_from(["f8", "f4", "f2", "i4", ">f8", "longdouble", "?", "O"])
-    path.write_bytes(npy(data.draw(arrays(dtype=dtype, pool=pool))))
-    trace, _ = quietly(lambda: rounds(str(path), 2), str(path))
-    file = SpeedsFile(kind="file", path=str(path))
-    exact, _ = quietly(lambda: file.draw(np.random.default_rng(), (2, 2)), str(path))
-    if trace is None:
-        assert exact is None
-        return
-    stored = stored_array(path.read_bytes()).astype(np.float64)
-    assert same(trace, stored[:, :2])
-    assert (np.isinf(stored) | ((stored >= LEAST) & (stored <= MOST))).all()
-    assert (exact is None) == (stored.shape[1] != 2 or stored.shape[0] < 2)
-    assert exact is None or same(exact, stored[:2])
 
 
 # ---------------------------------------------------------------- no files at all
