@@ -101,12 +101,10 @@ def test_small_orderings_are_nearly_the_best_of_all_and_none_beats_the_bound(ass
     best = min(q_max(dense, positions, parts) for positions in every_ordering(dense))
     assert worst_case_bound(assignment, parts) <= best <= worst_case(assignment, ordering(assignment), parts)
     gap = worst_case(assignment, ordering(assignment, parts), parts) - best
-    assert 0 <= gap <= (1 if has_own_share(dense) else 0)
-
-
-def has_own_share(dense):
-    n, m = dense.shape
-    return n % m == 0 and all(dense[i, i // (n // m)] for i in range(n))
+    has_own_share = len(dense) % dense.shape[1] == 0 and all(
+        dense[i, i * dense.shape[1] // len(dense)] for i in range(len(dense))
+    )
+    assert 0 <= gap <= has_own_share
 
 
 def random_rows(num_chunks, num_workers, replication, seed):
@@ -217,10 +215,11 @@ def test_a_chunk_held_by_everybody_and_long_queues_stay_cheap():
 
 
 def test_refusals():
-    assignment, other = cyclic(4, 4, 2), cyclic(4, 4, 3)
+    assignment = cyclic(4, 4, 2)
     with pytest.raises(UserError, match="parts is 3"):
         ordering(assignment, 3)
-    with pytest.raises(UserError, match="does not belong"):
-        worst_case(assignment, ordering(other), 1)
-    with pytest.raises(UserError, match="does not belong"):
-        primary_copies(other, ordering(assignment), 1)
+    for other in (cyclic(4, 4, 3), fractional(4, 4, 2)):
+        with pytest.raises(UserError, match="does not belong"):
+            worst_case(assignment, ordering(other), 1)
+        with pytest.raises(UserError, match="does not belong"):
+            primary_copies(other, ordering(assignment), 1)
