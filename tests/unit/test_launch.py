@@ -77,18 +77,16 @@ def test_print_only_says_beside_the_command_what_ranks_hold(mpirun, capsys):
 
 @pytest.mark.parametrize("where", [None, "a:2"])
 def test_ranks_are_told_that_somebody_says_how_to_resume(program, monkeypatch, where):
+    """Those of a script also by variables what arguments tell those of a YAML."""
     monkeypatch.setenv("PSGC_RESUME", "of another run")
-    given = 'echo "$PSGC_LAUNCHED,$PSGC_RESUME,$PSGC_DEBUG" "$*" > given; '
-    assert program(given + summary("done"), host=where) == 0
-    exported = "PSGC_FOLDER -x PSGC_LAUNCHED" if program.path == "train.py" else "PSGC_LAUNCHED"
+    given = f'echo "$PSGC_LAUNCHED,$PSGC_RESUME,$PSGC_DEBUG" "$*" > given; {summary("done")}'
+    assert program(given, host=where) == 0
+    is_script = program.path == "train.py"
+    exported = "PSGC_FOLDER -x PSGC_LAUNCHED" if is_script else "PSGC_LAUNCHED"
     assert re.match(f"1,, .*-x {exported} .* {program.path}$", Path("given").read_text())
-
-
-def test_ranks_of_a_script_are_told_by_variables(program):
-    if program.path == "train.py":
-        given = 'echo "$PSGC_RESUME,$PSGC_DEBUG" "$*" > given; '
-        assert program(given + summary("done"), resume=True, debug=True, arguments=["3"]) == 0
-        assert re.match("1,1 .* -x PSGC_RESUME .* train.py 3$", Path("given").read_text())
+    if is_script:
+        assert program(given, host=where, resume=True, debug=True, arguments=["3"]) == 0
+        assert re.match("1,1,1 .* -x PSGC_RESUME .* train.py 3$", Path("given").read_text())
 
 
 @pytest.mark.parametrize(("host", "nodes", "in_current"), [(None, "1", False), ("a:2", "1", True), (None, "4", True)])

@@ -56,16 +56,6 @@ def available(monkeypatch):
     ("overrides", "expected"),
     [
         (
-            ["aggregation=allreduce"],
-            "memory of rank 0: parameters 2 x 100 MB, optimizer 2 x 100 MB, gradients 2 x 100 MB, "
-            "state of another iteration 2 x 100 MB, slices summed again 100 MB, blocks 117 MB, "
-            "checkpoints 4 x 100 MB: 1.42 GB; "
-            "of a worker: parameters 2 x 100 MB, optimizer 100 MB, gradients 2 x 100 MB, "
-            "state of another iteration 2 x 100 MB, slices summed again 100 MB, blocks 117 MB, "
-            "chunks 2 x 100 MB, accumulators 100 MB: 1.22 GB; "
-            "besides data and program",
-        ),
-        (
             ["aggregation=allreduce", "coding.parts=2", "optimizer={kind: adam, lr: 0.1}", "dtype=float32"],
             "memory of rank 0: parameters 2 x 50 MB, optimizer 4 x 50 MB, gradients 2 x 50 MB, "
             "state of another iteration 3 x 50 MB, slices summed again 50 MB, blocks 83.6 MB, "
