@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from psgc.checkpoints import CheckpointStore, load_newest, write_file
+from psgc.errors import UserError
 from psgc.run import checkpoint as numpy_checkpoint
 from psgc.run.checkpoint import Checkpoint, read
 
@@ -74,6 +75,19 @@ def test_a_file_of_another_format_or_none_of_ours_is_not_used(tmp_path, monkeypa
         f"{foreign[0]}: not a checkpoint of psgc (KeyError)",
         f"{foreign[1]}: not a checkpoint of psgc (AttributeError)",
     }
+
+
+def test_where_none_can_be_used_the_run_does_not_begin_anew_in_silence(tmp_path):
+    path = save(made(1), tmp_path)
+    renamed = path.rename(path.with_name(path.name.replace("1-", "2-")))
+    damaged = save(made(3), tmp_path)
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(UserError) as caught:
+        load_newest(tmp_path, read)
+    assert str(caught.value) == (
+        f"no checkpoint can be used: {damaged}: damaged, its checksum is wrong; {renamed}: renamed: it is the "
+        "checkpoint of iteration 1; without --resume the run starts from the beginning"
+    )
 
 
 def test_whoever_has_safetensors_can_read_it(tmp_path):

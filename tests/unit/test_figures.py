@@ -44,6 +44,16 @@ def test_convergence_against_iterations_and_seconds(run):
     assert named(steep, "convergence").caption.endswith(" The loss of iteration 4 is nan.")
 
 
+def test_held_out_losses_are_beside_those_of_the_training(run):
+    tested = with_columns(run, test_loss=[np.nan, 3.0, np.nan, 1.5, np.nan, 2.0])
+    picture = named(tested, "convergence")
+    assert picture.alt.endswith(" The held-out loss is least, 1.5, after 3 iterations.")
+    for panel, x in zip(picture.draw(LIGHT).axes, ([1, 3, 5], np.cumsum(run.iterations["seconds"])[1::2]), strict=True):
+        training, held_out = panel.lines
+        assert (len(training.get_xdata()), held_out.get_ydata().tolist()) == (6, [3.0, 1.5, 2.0])
+        assert held_out.get_xdata() == pytest.approx(x)
+
+
 def test_a_problem_without_a_loss_and_a_loss_that_is_none_look_different(run):
     without = changed(run, iterations={name: run.iterations[name] for name in run.iterations if name != "loss"})
     for told, remark in (

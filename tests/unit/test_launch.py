@@ -269,6 +269,15 @@ def test_rank_0_names_its_directory_and_what_was_in_there(tmp_path, monkeypatch)
     assert Found.now(tmp_path / "out") != found
 
 
+def test_a_rank_whose_script_fails_after_its_run_leaves_the_code(tmp_path, monkeypatch):
+    launched.leave_exit_code(3)  # nobody asks for it
+    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
+    launched.leave_exit_code(0)
+    assert not list(tmp_path.iterdir())
+    launched.leave_exit_code(3)
+    assert json.loads((tmp_path / "exited.json").read_text()) == {"exit_code": 3}
+
+
 @pytest.mark.parametrize(
     ("stopped_by", "code", "expected"),
     [

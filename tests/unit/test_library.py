@@ -16,6 +16,8 @@ import pytest
 
 import psgc
 from psgc.cli import main
+from psgc.config import load
+from psgc.data import open_data
 from tests.unit.recorded_runs import record
 
 
@@ -136,6 +138,24 @@ def test_a_launched_run_is_the_commands_and_is_loaded(mpirun, whole, capfd, in_t
     assert capfd.readouterr() == ("progress\n", "psgc: a warning\n")
 
 
+def test_a_run_of_a_problem_and_data_in_memory(mpirun, whole, monkeypatch):
+    """They are written beside the run directory, and not by a rank of the run itself."""
+    mpirun(f"cp -r {whole}/. runs/softmax")
+    Path("runs/softmax").mkdir(parents=True)
+    X, y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
+    data = {"X": X, "y": y, "X_test": X[:2], "y_test": y[:2]}
+    given = {"problem": "softmax", "workers": 2, "iterations": 3, "optimizer": "adam", "lr": 0.5}
+    assert psgc.launch(data=data, **given).path == Path("runs/softmax")
+    config = load("runs/softmax.yaml")
+    assert (config.problem.kind, config.optimizer.kind, config.optimizer.lr) == ("softmax", "adam", 0.5)
+    for path, rows in ((config.data.path, 6), (config.data.test, 2)):
+        found = open_data(path)
+        assert (found.features.tolist(), found.y.tolist()) == (X[:rows].tolist(), y[:rows].tolist())
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    with pytest.raises(psgc.UserError, match="this process is a rank of a run; put the call under: if __name__"):
+        psgc.launch(data=data, **given)
+
+
 def call(function, *arguments, **options):
     """Now, in this thread."""
     done = Future()
@@ -171,9 +191,15 @@ def test_a_run_that_fails_is_an_error_with_its_line(mpirun, body, error, text):
         ({"set": {"optimizer.lr": float("nan")}}, "optimizer.lr: expected numbers, .* got nan"),
         ({"workers": 0}, "workers=0: expected a whole number >= 1"),
         ({"path": "train.py"}, "train.py: .* psgc launch train.py -n RANKS"),
+        ({"path": None}, "psgc.launch: expected the path of a YAML file, or a problem"),
+        ({"problem": "softmax"}, "psgc.launch: expected the path of a YAML file, or a problem"),
+        ({"lr": 0.1}, r"psgc.launch: the YAML has the settings; what is to be changed goes into set=\{...\}"),
+        ({"path": None, "problem": "softmax", "data": np.ones((4, 2)), "iterations": 1, "lr": 1.0},
+         r"psgc.launch: data: expected labels as well, \(X, y\)"),
     ],
-)
-def test_a_mistake_starts_nothing(mpirun, arguments, text):
+)  # fmt: skip
+def test_a_mistake_starts_nothing(mpirun, monkeypatch, arguments, text):
+    monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
     mpirun("touch started")
     with pytest.raises(psgc.UserError, match=text):
         psgc.launch(**({"path": "run.yaml", "workers": 2} | arguments))

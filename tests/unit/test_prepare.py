@@ -4,16 +4,20 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from psgc.backend import Backend
 from psgc.config import load
 from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.plan import make_plan
+from psgc.run import auto
 from psgc.run import prepare as module
 from psgc.run.ending import Ending
+from psgc.run.inputs import open_problem
 from psgc.run.meeting import Meeting
 from psgc.run.prepare import prepare
 from psgc.run.worker_side import work
@@ -27,10 +31,22 @@ import numpy as np
 
 class Model:
     dim = 4
+    start = np.full(4, np.nan)
     def initial_params(self):
-        return np.full(4, np.nan)
+        return self.start
     def gradient(self, params, chunk, rng):
-        return params
+        return parms
+
+class Short(Model):
+    start = np.zeros(3)
+
+class Good(Model):
+    start = np.zeros(4)
+
+class Broken(Model):
+    @property
+    def start(self):
+        1 / 0
 """
 
 
@@ -46,6 +62,17 @@ class Model:
         (["faults.inject=[{kind: kill, rank: 4, iteration: 1}]"], "rank 4 is named, but this run has ranks 0..3"),
         (["backend=cupy"], "use backend: numpy or auto"),
         (["problem={python: 'no_start:Model'}"], "initial_params() gave NaN or infinity"),
+        (["problem={python: 'no_start:Short'}"], "initial_params() gave the shape (3,), expected (4,)"),
+        (["problem={python: 'no_start:Broken'}"], "problem: initial_params() failed: ZeroDivisionError"),
+        (["problem={kind: script, script: a.py}"], "a.py is a script; start it with: psgc launch a.py -n 9"),
+        (
+            ["problem={python: 'no_start:Good'}", "data.test=data.npz", "evaluate={every: 1}"],
+            "evaluate: the problem has no figures, expected a method loss or accuracy (params, chunk)",
+        ),
+        (
+            ["problem={python: 'no_start:Good'}", "coding.chunks_per_worker=auto"],
+            "the gradient of chunk 0 failed: NameError: name 'parms' is not defined, no_start.py:10",
+        ),
         (
             ["iterations=null", "batch={size: 5, epochs: 1}"],
             "batch.size: 5 rows cannot be cut into 6 chunks; use larger batches, fewer workers or coding.chunks_per_",
@@ -59,6 +86,7 @@ class Model:
 )
 def test_settings_that_do_not_fit_the_run(overrides, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.delitem(sys.modules, "no_start", raising=False)
     Path("no_start.py").write_text(MODEL)
     np.save("A.npy", np.ones((4, 2), np.int8))
     np.save("B.npy", [[1, 1, 1]] * 5 + [[1, 0, 0]])
@@ -107,6 +135,24 @@ def test_what_auto_stands_for(monkeypatch, per_chunk, allreduce, settings, expec
     monkeypatch.setattr("psgc.run.auto.ALLREDUCE_BYTES", allreduce)
     config = prepare(Transport(4), load("run.yaml", settings), YAML, False).config
     assert f"{config.aggregation} {config.transfer}" == expected
+
+
+@pytest.mark.parametrize(("rows", "batch", "expected"), [(40, 0, 8.0), (40, 10, 2.0), (6, 0, 2.0)])
+def test_the_time_of_a_share_is_that_of_the_quickest_of_a_few_first_chunks(monkeypatch, rows, batch, expected):
+    """Three workers with eight chunks each, or as many as there are rows for; an iteration may have fewer rows."""
+    clock, took = SimpleNamespace(now=0.0), iter([3.0, 1.0, 2.0, 4.0, 5.0])
+    monkeypatch.setattr(auto, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(auto, "TIMED", (5, 100.0))
+
+    def gradient(_, chunks, chunk, params, *others):
+        clock.now += next(took) * chunks.costs()[chunk]
+        return 0.0, params
+
+    monkeypatch.setattr(auto, "gradient_of", gradient)
+    write_dense("data.npz", np.ones((rows, FEATURES)), np.ones(rows))
+    config = load("run.yaml", ["iterations=null", f"batch={{size: {batch}, epochs: 1}}"] if batch else [])
+    dataset, problem = open_problem(config, "run.yaml")
+    assert auto.seconds_of_share(config, 3, dataset, problem, Backend()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("aggregation", "chunks"), [("allreduce", 6), ("server", 9)])

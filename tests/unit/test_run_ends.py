@@ -1,6 +1,7 @@
 """How the run of a NumPy problem ends: exit code, summary, what is kept, and what rank 0 says."""
 
 import csv
+import errno
 import shutil
 import signal
 from itertools import chain
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
+from psgc.disk import write_whole
 from psgc.errors import UserError
 from psgc.messages import Kind
 from psgc.transport import Died, Text
@@ -95,6 +97,18 @@ def test_psgc_launch_knows_that_a_run_still_evaluates(monkeypatch):
     monkeypatch.setattr("psgc.run.outcome.quality", lambda *_: then.append(summary()) or {"test_loss": 0.5})
     assert train(chunks_of(0), ONCE) == 0
     assert [seen.get("evaluating") for seen in (*then, summary())] == [True, None]
+
+
+def test_a_run_whose_parameters_cannot_be_written_has_failed(capsys, monkeypatch):
+    def write(path, fill):
+        if path.name == "params.npy":
+            raise OSError(errno.EFBIG, "File too large", str(path))
+        write_whole(path, fill)
+
+    monkeypatch.setattr("psgc.record.recorder.write_whole", write)
+    assert train(chunks_of(0), ONCE) == 1
+    assert "psgc: failed: params.npy: File too large" in capsys.readouterr().err
+    assert [summary()[name] for name in ("status", "exit_code")] == ["failed", 1]
 
 
 NAME_ERROR = "NameError: name 'parms' is not defined, my_model.py:11"

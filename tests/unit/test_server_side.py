@@ -26,13 +26,41 @@ def iterations(first, end, gradient=lambda iteration: iteration + 1.0):
     return chain(*(chunks_of(iteration, gradient=gradient(iteration)) for iteration in range(first, end)))
 
 
-def test_a_resumed_run_goes_on_with_the_state_of_its_optimizer():
+def test_a_resumed_run_goes_on_with_the_state_of_its_optimizer(capsys):
     assert train(iterations(0, 4), "iterations=4") == 0
     whole = newest().params
     shutil.rmtree("out")
-    assert train(iterations(0, 2)) == 0
+    assert train(iterations(0, 2), resuming=True) == 0
+    assert "no checkpoint in out/checkpoints: starting from the beginning\n" in capsys.readouterr().out
     assert train(iterations(2, 4), "iterations=4", resuming=True) == 0
+    assert "resuming from iteration 2, checkpoint in out/checkpoints\n" in capsys.readouterr().out
     assert newest().params.tolist() == whole.tolist()
+
+
+def test_where_the_chunks_cannot_stay_it_is_said(capsys):
+    assert train(chunks_of(0), ONCE) == 0
+    one_each = ("coding.chunks_per_worker=1", "iterations=2")
+    assert train(([done(1, 1, chunk, VECTOR)] for chunk in range(2)), *one_each, resuming=True) == 0
+    assert "2 chunks instead of 4 from now on (coding.chunks_per_worker has changed)" in capsys.readouterr().out
+
+
+def test_what_an_approximate_gradient_lacked_is_found_out_at_the_end():
+    """Chunk 3 is not there in time; the others have sent what they are at the first parameters, 0."""
+    data = np.load("data.npz")
+    X, y = np.column_stack([data["X"], np.ones(40)]), data["y"]
+    whole = -X.T @ y / 40
+    parts = [-X[10 * chunk : 10 * chunk + 10].T @ y[10 * chunk : 10 * chunk + 10] / 40 for chunk in range(4)]
+
+    def script():
+        for chunk in range(3):
+            yield [done(1 + chunk % 2, 0, chunk, parts[chunk])]
+        while True:
+            yield []
+
+    recovery = "recovery={mode: approximate, deadline: 0.05}"
+    assert train(script(), ONCE, "schedule=static", recovery) == 0
+    assert summary()["approximate_iterations"] == 1
+    assert summary()["actual_error"] == pytest.approx(np.linalg.norm(parts[3]) / np.linalg.norm(whole))
 
 
 def test_a_resumed_run_knows_how_fast_its_workers_are_and_goes_on_counting_its_seconds():

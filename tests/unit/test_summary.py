@@ -73,6 +73,7 @@ def test_the_numbers(recorder):
 
 def test_the_lines(recorder):
     summary = summarise(recorder, 12.5, SETTINGS, "done", "")
+    summary_line = lines(summary)[2]
     assert lines(summary | {"test_loss": 0.25, "test_accuracy": 0.975}) == [
         "done after 3 iterations in 12.5 s",
         "  final loss         0.166667",
@@ -85,6 +86,16 @@ def test_the_lines(recorder):
         "  bytes moved        4.5 kB in and out of the server",
     ]
     assert "  training accuracy  0.5000" in lines(summary | {"training_accuracy": 0.5})
+    assert lines(summary | {"metrics": {"epoch": 2, "top5": 0.75}})[2:4] == [
+        "  top5               0.7500",
+        summary_line,
+    ]
+    best = {"iteration": 2, "test_loss": 0.25, "test_accuracy": 0.5, "file": "best.npy"}
+    expected = "  best               held-out loss 0.2500, held-out accuracy 0.5000 after 2 iterations (best.npy)"
+    assert expected in lines(summary | {"best": best})
+    few = lines(summary | {"efficiency_iterations": 2, "timeline_every": 3})
+    assert "  clairvoyant bound  2000.0 ms; efficiency T*/T 0.50, of 2 of the iterations" in few
+    assert "  timeline           one of 3 iterations, so that the file stays small" in few
     mostly_overhead = summary | {"uncoded_seconds_per_iteration": 1.0}
     assert "  per iteration      4000.0 ms" in lines(mostly_overhead)
 
