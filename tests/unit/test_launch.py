@@ -1,6 +1,5 @@
 """`psgc launch`, of a YAML and of a script: the command, what is refused, and how it is known how the run ended."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 
 from psgc.data import write_dense
 from psgc.errors import UserError
-from psgc.run import launched
 from psgc.run.launched import Found
 from tests.unit.fake_mpirun import CHECKPOINT, NAMED, launch, summary
 
@@ -246,57 +244,3 @@ def test_an_earlier_runs_checkpoint_counts_only_with_resume(program, capsys, res
     Path("out/checkpoints/2.safetensors").touch()
     assert program("exit 213", 9, resume=resume) == 1
     assert (ON in capsys.readouterr().err) == resume
-
-
-# what ranks say
-
-
-def test_rank_0_names_its_directory_and_what_was_in_there(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("answers", "out", "out/checkpoints"):
-        Path(name).mkdir()
-    for name in ("12.npz", "9-ab12.safetensors", "7-full", ".psgc-3.tmp"):
-        Path("out/checkpoints", name).touch()
-    assert [launched.name_directory("out"), launched.name_directory(None)] == [tmp_path / "out", None]
-    monkeypatch.setenv("PSGC_FOLDER", "answers")
-    assert launched.name_directory(None) == Path("answers")
-    assert not Path("answers/directory.json").exists()
-    assert launched.name_directory("out") == tmp_path / "out"
-    found = Found.from_text(Path("answers/directory.json").read_text())
-    assert found == Found.now(tmp_path / "out")
-    assert (found.summary, {iteration for iteration, _ in found.checkpoints}) == (None, {9, 12})
-    Path("out/summary.json").write_text(json.dumps({}))
-    assert Found.now(tmp_path / "out") != found
-
-
-def test_a_rank_whose_script_fails_after_its_run_leaves_the_code(tmp_path, monkeypatch):
-    launched.leave_exit_code(3)  # nobody asks for it
-    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
-    launched.leave_exit_code(0)
-    assert not list(tmp_path.iterdir())
-    launched.leave_exit_code(3)
-    assert json.loads((tmp_path / "exited.json").read_text()) == {"exit_code": 3}
-
-
-@pytest.mark.parametrize(
-    ("stopped_by", "code", "expected"),
-    [
-        ([], 0, {"status": "done", "exit_code": 0}),
-        ([], 3, {"status": "failed", "exit_code": 3}),
-        ([10, 15], 1, {"status": "interrupted", "exit_code": 1, "reason": "stopped by SIGUSR1"}),
-        ([10], 0, {"status": "done", "exit_code": 0}),
-    ],
-)
-def test_the_summary_of_a_script_without_a_run_directory(tmp_path, monkeypatch, stopped_by, code, expected):
-    monkeypatch.setattr(launched, "_begun", False)
-    launched.begin(stopped_by)
-    assert launched.has_begun()
-    launched.leave_summary(code)  # nobody asks for it
-    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
-    launched.leave_summary(code)
-    launched.leave_summary(7)  # the first one counts
-    assert json.loads((tmp_path / "summary.json").read_text()) == expected
-    (tmp_path / "summary.json").unlink()
-    launched.name_directory("out")
-    launched.leave_summary(code)
-    assert not (tmp_path / "summary.json").exists()
