@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,6 @@ from psgc.aggregation.protocol import (
     BlockKey,
     Chosen,
     Closed,
-    Have,
     Loaded,
     Mapped,
     Place,
@@ -149,10 +149,9 @@ class Ranks:
 
 
 @settings(deadline=None, max_examples=60)
-@given(what=maps(), choices=st.binary(min_size=30, max_size=30))
-def test_in_any_order_every_rank_gets_every_block_once_and_nobody_waits_for_ever(what, choices):
-    numbers = iter(choices * 500)
-    ranks = Ranks(*what, lambda n: next(numbers) % n)
+@given(what=maps(), seed=st.integers(0, 1 << 32))
+def test_in_any_order_every_rank_gets_every_block_once_and_nobody_waits_for_ever(what, seed):
+    ranks = Ranks(*what, Random(seed).randrange)
     ranks.run()
     for rank, exchange in ranks.exchanges.items():
         assert ranks.gradient[rank] == Counter(range(len(ranks.blocks)))
@@ -173,12 +172,6 @@ def test_sends_are_staggered_by_owner_wherever_the_slices_lie():
     assert [send.dest for send in begun(Map(0, 0, (0, 1, 2, 3), (own(0),), slices), 0)[1]] == [1, 2]
 
 
-def test_a_rank_with_two_roles_sends_both():
-    map = equal_map([0, 1], [own(1), own(1, 5)], entries=2)
-    assert sends(begun(map, 1)[1]) == [to(0, 0, own(1)), to(0, 0, own(1, 5))]
-    assert begun(map, 0)[1] == []
-
-
 def test_blocks_of_accumulators_go_before_blocks_of_the_gradient():
     exchange, first = begun(equal_map([1, 2, 3], [own(1), own(2), own(3)], entries=6), 1)
     assert first == [to(2, 2, own(1)), to(3, 4, own(1))]
@@ -188,13 +181,6 @@ def test_blocks_of_accumulators_go_before_blocks_of_the_gradient():
     left = [to(2, 3, own(1)), to(3, 5, own(1)), to(2, 0), to(3, 0)]
     for ended, follows in zip([*first, *left], [*left, None, None], strict=True):
         assert exchange.handle(Sent(ended)) == ([follows] if follows else [])
-
-
-def test_a_single_rank_sums_and_has_everything():
-    both = own(3), own(3, 4)
-    _, instructions = begun(equal_map([3], both, entries=2), 3)
-    first = [SumBlock(key(0), both), Place(key(0))]
-    assert instructions == [*first, SumBlock(key(1), both), Place(key(1)), Have(0, 0, 0)]
 
 
 def test_an_error_lists_the_events_before_it():

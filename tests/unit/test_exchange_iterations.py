@@ -42,16 +42,6 @@ def kinds(instructions):
     return [type(instruction) for instruction in instructions]
 
 
-def test_who_was_away_sends_nothing_of_an_iteration_whose_end_it_was_not_told():
-    it = exchange(1)
-    sends = it.handle(mapped(0))
-    assert sends == [part.SendBlock(2, BlockKey(0, 0, 2, ONE)), part.SendBlock(0, BlockKey(0, 0, 0, ONE))]
-    it.handle(mapped(3, contributors=(TWO,)))
-    assert it.is_behind
-    assert it.handle(part.Sent(sends[0])) == []
-    assert it.handle(part.Sent(sends[1])) == [part.Forget(0, None)]
-
-
 def test_who_was_left_out_while_it_is_there_may_be_asked_to_redo_something():
     it = exchange(1)
     assert it.handle(mapped(0, receivers=(0, 2), contributors=(TWO,))) == [part.FallBehind(0)]
@@ -75,12 +65,6 @@ def test_what_is_chosen_is_put_in_place_and_the_step_waits_for_the_end():
     assert it.handle(part.Chosen(0, {0: 1})) == [part.Place(BlockKey(0, 1, 0)), part.Place(BlockKey(0, 1, 1))]
     assert it.handle(part.Arrived(2, BlockKey(0, 0, 0, TWO))) == []  # of what does not count
     assert it.handle(part.Closed(0, {0: 1})) == [part.Step(0)]
-
-
-def test_the_end_of_an_iteration_that_it_does_not_know_changes_nothing():
-    it = exchange(1)
-    it.handle(part.Arrived(2, BlockKey(0, 0, 0)))
-    assert it.handle(part.Closed(0, {})) == []
 
 
 def test_a_rank_that_has_left_and_returned_is_waited_for_again():

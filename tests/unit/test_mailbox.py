@@ -121,38 +121,6 @@ def test_what_is_not_committed_is_freed_when_it_is_discarded_and_when_accumulato
     assert worker.sum() == [5, 5, 5]
 
 
-def test_an_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
-    worker = Worker([2, 0], combined=True)
-    _, first = worker.compute()
-    worker.mailbox.tell(WorkerState.invalidate, 0, 2, 1)
-    assert first() is None
-    worker.mailbox.tell(WorkerState.reassign, 0, 2, 2)
-    worker.mailbox.tell(WorkerState.next, 0, 2)
-    worker.compute()
-    (_, records) = worker.mailbox.outgoing()
-    assert (records["kind"][0], records["chunk"][0], records["attempt"][0]) == (Kind.REPORT, 2, 1)
-    worker.mailbox.commit(0, 2, (2,), 2)
-    assert worker.sum(role=2) == [3, 3, 3]
-
-
-def test_a_commit_says_which_accumulator_of_the_role():
-    worker = Worker([2, 0], combined=True)
-    worker.compute()
-    worker.compute()
-    worker.mailbox.commit(0, 2, (1,), 1)
-    worker.mailbox.commit(0, 0, (1,), 1, serial=1)
-    shown = {key: accumulator.tolist() for key, accumulator in worker.encoder.accumulators.items()}
-    assert shown == {(1, 0): [3, 3, 3], (1, 1): [1, 1, 1]}
-
-
-def test_per_chunk_codes_a_reassigned_chunk_in_its_role():
-    worker = Worker([2, 1], combined=False, coding_matrix=np.array([[1.0] * 3, [5.0] * 3]))
-    worker.mailbox.tell(WorkerState.reassign, 0, 2, 2)
-    worker.compute()
-    worker.compute()
-    assert [message.vector[0] for message in worker.mailbox.outgoing()] == [45.0, 6.0]
-
-
 @COMBINED
 def test_it_can_be_asked_which_chunk_the_compute_thread_is_in_and_for_how_long(combined, monkeypatch):
     clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)

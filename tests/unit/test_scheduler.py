@@ -4,28 +4,8 @@ from math import inf
 
 import pytest
 
-from psgc.schedules.dynamic import DynamicSchedule
 from psgc.schedules.schedule import Queue, Skip
-
-QUEUES = {1: [0, 2], 2: [1, 0], 3: [2, 1, 0], 4: []}
-
-
-# dynamic, small enough to follow by hand
-
-
-def dynamic(own, backups, estimates=(), **arguments):
-    chunks = {worker: {*own[worker], *backups[worker]} for worker in own}
-    holders = [[w for w in chunks if i in chunks[w]] for i in sorted(set().union(*chunks.values()))]
-    schedule = DynamicSchedule(own, backups, holders, **arguments)
-    schedule.estimates.update(estimates)
-    return schedule
-
-
-def done(schedule, worker, chunk, now, seconds, others=()):
-    """What comes of a report that is alone, when one copy is enough; others: who has not reported the chunk."""
-    assert list(schedule.counts(worker, chunk)) == [chunk]
-    orders = schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, seconds)
-    return orders + (schedule.tick(now) if schedule.wake <= now else [])
+from tests.unit.scheduling import done, dynamic
 
 
 def two_workers(**arguments):

@@ -2,26 +2,10 @@
 
 import pytest
 
-from psgc.schedules.dynamic import DynamicSchedule
 from psgc.schedules.progress import Learning, WorkerView
 from psgc.schedules.schedule import Queue, Skip
+from tests.unit.scheduling import done, dynamic
 from tests.unit.scripted_run import WORKERS
-
-
-def make(own, backups, estimates=(), lag=0.0):
-    chunks = {worker: {*own[worker], *backups[worker]} for worker in own}
-    holders = [[w for w in chunks if i in chunks[w]] for i in sorted(set().union(*chunks.values()))]
-    schedule = DynamicSchedule(own, backups, holders)
-    schedule.estimates.update(estimates)
-    schedule.learning.lag = lag
-    return schedule
-
-
-def report(schedule, worker, chunk, now, late, others=()):
-    """Of a chunk that took 1 s."""
-    assert list(schedule.counts(worker, chunk)) == [chunk]
-    orders = schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, 1.0, late=late)
-    return orders + (schedule.tick(now) if schedule.wake <= now else [])
 
 
 @pytest.mark.parametrize(
@@ -33,24 +17,24 @@ def report(schedule, worker, chunk, now, late, others=()):
     ],
 )
 def test_a_worker_is_backed_up_once_it_is_later_than_the_lag(lag, now, orders):
-    schedule = make({1: [0, 2], 2: [1]}, {1: [1], 2: []}, {1: 1.0, 2: 1.0}, lag)
+    schedule = dynamic({1: [0, 2], 2: [1]}, {1: [1], 2: []}, {1: 1.0, 2: 1.0}, lag)
     assert schedule.begin() == []
-    assert report(schedule, 1, 0, 1.0, lag) == []
-    assert report(schedule, 1, 2, now, lag) == orders
+    assert done(schedule, 1, 0, 1.0, late=lag) == []
+    assert done(schedule, 1, 2, now, late=lag) == orders
 
 
 @pytest.mark.parametrize(("lag", "orders"), [(0.4, [Queue(1, (2, 1))]), (0.7, [])])
 def test_nor_does_a_worker_never_heard_of_need_longer_because_of_the_lag(lag, orders):
     """Taken to need 5 times what is beyond the lag: until 4, or until 2.5."""
-    schedule = make({1: [0, 2], 2: [1]}, {1: [1], 2: []}, lag=lag)
+    schedule = dynamic({1: [0, 2], 2: [1]}, {1: [1], 2: []}, lag=lag)
     schedule.begin()
-    assert report(schedule, 1, 0, 1.0, lag) == orders
+    assert done(schedule, 1, 0, 1.0, late=lag) == orders
 
 
 def test_who_rests_wakes_when_another_is_late_by_the_lag_and_the_gain():
-    schedule = make({1: [0], 2: [1]}, {1: [1], 2: []}, {1: 1.0, 2: 1.0}, 1.0)
+    schedule = dynamic({1: [0], 2: [1]}, {1: [1], 2: []}, {1: 1.0, 2: 1.0}, 1.0)
     assert schedule.begin() == schedule.tick(0.9) == []
-    assert report(schedule, 1, 0, 1.0, 1.0) == []
+    assert done(schedule, 1, 0, 1.0, late=1.0) == []
     assert schedule.wake == pytest.approx(1.0 + 1.0 + 3.0)
     assert schedule.tick(schedule.wake) == [Queue(1, (1,))]
 
@@ -58,17 +42,17 @@ def test_who_rests_wakes_when_another_is_late_by_the_lag_and_the_gain():
 @pytest.mark.parametrize(("lag", "moved"), [(0.0, [7, 6]), (2.0, [7]), (3.6, [])])
 def test_work_is_taken_over_for_a_gain_of_twice_the_lag(lag, moved):
     """Through at 4 and 12, with chunk 7 moved at 5 and 9, with 6 as well at 6 and 6."""
-    schedule = make({1: [0, 1, 2, 3], 2: [4, 5, 6, 7]}, {1: [7, 6, 5, 4], 2: []}, {1: 1.0, 2: 3.0}, lag)
+    schedule = dynamic({1: [0, 1, 2, 3], 2: [4, 5, 6, 7]}, {1: [7, 6, 5, 4], 2: []}, {1: 1.0, 2: 3.0}, lag)
     skips = [Skip(2, chunk, recovered=False) for chunk in moved]
     assert schedule.begin() == ([*skips, Queue(1, (0, 1, 2, 3, *moved))] if moved else [])
 
 
 def test_a_report_that_may_be_under_way_is_waited_for_as_long_as_the_lag():
-    schedule = make({1: [0, 1, 2, 3], 2: [4, 5, 6, 7]}, {1: [7, 6, 5, 4], 2: []}, lag=1.0)
+    schedule = dynamic({1: [0, 1, 2, 3], 2: [4, 5, 6, 7]}, {1: [7, 6, 5, 4], 2: []}, lag=1.0)
     assert schedule.begin() == []
-    assert report(schedule, 1, 0, 1.0, 1.0) == []
-    assert report(schedule, 1, 1, 2.0, 1.0) == []
-    assert report(schedule, 1, 2, 3.0, 1.0) != []
+    assert done(schedule, 1, 0, 1.0, late=1.0) == []
+    assert done(schedule, 1, 1, 2.0, late=1.0) == []
+    assert done(schedule, 1, 2, 3.0, late=1.0) != []
 
 
 @pytest.mark.parametrize(
@@ -76,19 +60,17 @@ def test_a_report_that_may_be_under_way_is_waited_for_as_long_as_the_lag():
 )
 def test_nobody_rests_from_the_start_for_less_than_the_lag_gains(lag, orders):
     backups = {worker: [chunk for chunk in (0, 1, 2) if chunk != worker - 1] for worker in (1, 2, 3)}
-    schedule = make({1: [0], 2: [1], 3: [2]}, backups, {1: 1.0, 2: 4.0, 3: 2.0}, lag)
+    schedule = dynamic({1: [0], 2: [1], 3: [2]}, backups, {1: 1.0, 2: 4.0, 3: 2.0}, lag)
     assert schedule.begin() == orders
 
 
 @pytest.mark.parametrize(("lag", "known"), [(0.0, False), (0.9, True)])
 def test_paces_that_change_by_less_than_the_lag_are_still_believed(lag, known):
-    schedule = make({1: [0], 2: [1]}, {1: [], 2: []}, lag=lag)
+    schedule = dynamic({1: [0], 2: [1]}, {1: [], 2: []}, lag=lag)
     for seconds in (1.0, 1.8):
         schedule.begin()
         for worker, chunk in ((1, 0), (2, 1)):
-            schedule.counts(worker, chunk)
-            schedule.committed(chunk, [])
-            schedule.freed(worker, chunk, 2.0, seconds, late=lag)
+            done(schedule, worker, chunk, 2.0, seconds, late=lag)
     schedule.begin()
     assert bool(schedule.estimates) == known
 
@@ -105,7 +87,7 @@ def test_the_lag_follows_most_reports_and_not_one_worker_whose_reports_take_long
 
 
 def test_a_new_schedule_knows_the_lag_of_the_one_before():
-    old, new = make({1: [0]}, {1: []}, lag=0.5), make({1: [0]}, {1: []})
+    old, new = dynamic({1: [0]}, {1: []}, lag=0.5), dynamic({1: [0]}, {1: []})
     new.inherit(old)
     assert new.learning.lag == 0.5
 

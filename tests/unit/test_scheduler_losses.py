@@ -7,6 +7,7 @@ import pytest
 from psgc.schedules import SCHEDULES
 from psgc.schedules.dynamic import DynamicSchedule
 from psgc.schedules.schedule import Loss, Next, Queue, Skip
+from tests.unit.scheduling import done, dynamic, holders_of
 
 QUEUES = {1: [0, 1, 2], 2: [1, 2, 0], 3: [2, 0, 1]}
 NAMES = ["uncoded", "random", "static", "skipping", "full"]
@@ -130,13 +131,10 @@ def test_full_forgets_at_the_next_iteration_what_counted_and_what_was_urgent():
 # dynamic
 
 
-def dynamic(own, backups, estimates, parts=1):
-    chunks = {worker: {*own[worker], *backups[worker]} for worker in own}
-    holders = [[w for w in chunks if i in chunks[w]] for i in sorted(set().union(*chunks.values()))]
-    schedule = DynamicSchedule(own, backups, holders, parts)
-    schedule.estimates.update(estimates)
+def begun_dynamic(own, backups, estimates, parts=1):
+    schedule = dynamic(own, backups, estimates, parts=parts)
     schedule.begin()
-    return schedule, holders
+    return schedule, holders_of(own, backups)
 
 
 def without(holders, worker):
@@ -147,73 +145,69 @@ def three(estimates=(), parts=1):
     """Own shares of two chunks; everybody holds everything."""
     own = {1: [0, 1], 2: [2, 3], 3: [4, 5]}
     backups = {worker: [chunk for chunk in range(6) if chunk not in own[worker]] for worker in own}
-    return dynamic(own, backups, estimates or {1: 1.0, 2: 1.0, 3: 1.0}, parts)
-
-
-def report(schedule, worker, chunk, now, others):
-    assert list(schedule.counts(worker, chunk)) == [chunk]
-    orders = schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, now)
-    return orders + (schedule.tick(now) if schedule.wake <= now else [])
+    return begun_dynamic(own, backups, estimates or {1: 1.0, 2: 1.0, 3: 1.0}, parts)
 
 
 def test_dynamic_goes_on_with_what_the_others_were_told_and_takes_over_the_rest_when_they_are_through():
     schedule, holders = three()
     assert schedule.lost(loss(3, without(holders, 3)), now=0.5) == []
-    assert report(schedule, 1, 0, 1.0, [2]) == [Queue(1, (1, 4))]  # its last chunk has begun: what comes next
-    assert report(schedule, 2, 2, 1.0, [1]) == [Queue(2, (3, 5))]
+    assert done(schedule, 1, 0, 1.0, 1.0, [2]) == [Queue(1, (1, 4))]  # its last chunk has begun: what comes next
+    assert done(schedule, 2, 2, 1.0, 1.0, [1]) == [Queue(2, (3, 5))]
 
 
 def test_dynamic_lets_who_rests_do_what_is_invalidated():
-    schedule, holders = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 1.0})
-    report(schedule, 1, 0, 1.0, [2])
-    report(schedule, 2, 1, 1.0, [1])
+    schedule, holders = begun_dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 1.0})
+    done(schedule, 1, 0, 1.0, 1.0, [2])
+    done(schedule, 2, 1, 1.0, 1.0, [1])
     orders = schedule.lost(loss(1, without(holders, 1), invalidated={0: (1, [2])}, collected=True), now=2.0)
     assert orders == [Queue(2, (0,))]
-    assert report(schedule, 2, 0, 3.0, []) == []
+    assert done(schedule, 2, 0, 3.0, 3.0, []) == []
 
 
 def test_dynamic_knows_that_nobody_is_in_anything_once_all_was_collected():
     """2 was in chunk 1 when it was recovered, until 4 for all that was known; it begins what is invalidated at once."""
-    schedule, holders = dynamic({1: [0], 2: [1], 3: []}, {1: [], 2: [0], 3: [1]}, {1: 2.0, 2: 4.0, 3: 9.0})
-    report(schedule, 3, 1, 0.1, [2])
-    report(schedule, 1, 0, 0.2, [2])
+    schedule, holders = begun_dynamic({1: [0], 2: [1], 3: []}, {1: [], 2: [0], 3: [1]}, {1: 2.0, 2: 4.0, 3: 9.0})
+    done(schedule, 3, 1, 0.1, 0.1, [2])
+    done(schedule, 1, 0, 0.2, 0.2, [2])
     orders = schedule.lost(loss(1, without(holders, 1), invalidated={0: (1, [2])}, collected=True), now=1.0)
     assert orders == [Queue(2, (0,))]
 
 
 def test_dynamic_tells_who_is_in_a_invalidated_chunk_to_go_on_with_it():
     """It may have dropped the chunk, recovered as it was, before it began it."""
-    schedule, holders = dynamic({1: [0, 3], 2: [], 3: [1, 2]}, {1: [], 2: [0], 3: []}, {1: 1.0, 2: 3.0, 3: 5.0})
-    assert report(schedule, 2, 0, 0.5, [1]) == [Skip(1, 0, True)]
+    schedule, holders = begun_dynamic({1: [0, 3], 2: [], 3: [1, 2]}, {1: [], 2: [0], 3: []}, {1: 1.0, 2: 3.0, 3: 5.0})
+    assert done(schedule, 2, 0, 0.5, 0.5, [1]) == [Skip(1, 0, True)]
     orders = schedule.lost(loss(2, without(holders, 2), invalidated={0: (1, [1])}), now=0.7)
     assert orders == [Queue(1, (0, 3))]
 
 
 def test_dynamic_has_a_dropped_copy_done_by_another():
     """Chunk 0 needs two copies. 2, by far the slowest, rests until the copy of 1 is lost."""
-    schedule, holders = dynamic({1: [0], 2: [0], 3: []}, {1: [], 2: [], 3: [0]}, {1: 1.0, 2: 9.0, 3: 1.0}, parts=2)
+    schedule, holders = begun_dynamic(
+        {1: [0], 2: [0], 3: []}, {1: [], 2: [], 3: [0]}, {1: 1.0, 2: 9.0, 3: 1.0}, parts=2
+    )
     assert list(schedule.counts(1, 0)) == [0]
     schedule.freed(1, 0, now=1.0, seconds=1.0)
     assert schedule.lost(loss(1, without(holders, 1), dropped=[0]), now=1.0) == [Queue(2, (0,))]
 
 
 def test_dynamic_lets_a_new_holder_do_what_was_reassigned():
-    schedule, _ = dynamic({1: [0], 2: [1]}, {1: [], 2: []}, {1: 1.0, 2: 1.0})
+    schedule, _ = begun_dynamic({1: [0], 2: [1]}, {1: [], 2: []}, {1: 1.0, 2: 1.0})
     orders = schedule.lost(loss(1, [[2], [2]], reassigned=[(2, 0)]), now=0.5)
     assert orders == [Queue(2, (1, 0))]
 
 
 def test_dynamic_begins_the_next_iteration_with_what_it_knew_of_those_who_are_left():
     before, _ = three({1: 1.0, 2: 2.0, 3: 3.0})
-    report(before, 1, 0, 1.0, [2, 3])
-    after, _ = dynamic({1: [0], 3: [1], 4: [2]}, {1: [], 3: [], 4: []}, {})
+    done(before, 1, 0, 1.0, 1.0, [2, 3])
+    after, _ = begun_dynamic({1: [0], 3: [1], 4: [2]}, {1: [], 3: [], 4: []}, {})
     after.inherit(before)
     after.begin()
     assert after.estimates == {1: 1.0, 3: 3.0}
 
 
 def test_a_lost_worker_wakes_nobody():
-    schedule, holders = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 4.0})
+    schedule, holders = begun_dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 4.0})
     assert schedule.wake < inf
     schedule.lost(loss(1, without(holders, 1)), now=0.1)
     while schedule.wake < inf:
@@ -292,11 +286,7 @@ def test_dynamic_has_who_rests_do_what_is_lost():
 def test_dynamic_has_a_disputed_chunk_done_by_who_rests_also_if_was_reassigned_it():
     holders = [[1], [2], [3]]
     schedule, _ = with_checks(holders)
-    schedule.counts(1, 0)
-    schedule.committed(0, [])
-    schedule.freed(1, 0, now=1.0, seconds=1.0)
-    schedule.counts(3, 2)
-    schedule.committed(2, [])
-    schedule.freed(3, 2, now=1.0, seconds=1.0)
+    done(schedule, 1, 0, 1.0)
+    done(schedule, 3, 2, 1.0)
     holders[0].append(3)
     assert schedule.disputed(0, 2, [3], 2.0) == [Queue(3, (0,))]

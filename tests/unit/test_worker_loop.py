@@ -275,15 +275,13 @@ def test_a_map_that_comes_after_its_iteration_is_not_followed():
 # how it ends
 
 
-def test_another_workers_death_is_for_the_server_to_deal_with():
+def test_the_servers_death_ends_a_worker_out_of_order_and_no_other_ones():
     worker = Worker(1)
-    worker.transport.script = iter(
-        [[Died(2)], [], [Control(0, record(Kind.STOP))], [], [Control(0, record(Kind.LEAVE))]]
-    )
-    assert worker.loop.run()
 
+    @worker.follow
+    def script():
+        yield [Died(2)]
 
-def test_the_servers_death_ends_a_worker_out_of_order():
     worker = Worker(1)
     worker.transport.script = iter([[Died(0)], *[[]] * 4])
     assert not worker.loop.run()

@@ -133,15 +133,24 @@ class Model:
         self.running = self.iteration, self.order.pop(0), len(self.past)
         return self.running[1]
 
-    def finished(self):
-        (iteration, chunk, since), self.running = self.running, None
-        if iteration != self.iteration:
-            return Done(False, 0)
+    @property
+    def wants(self):
+        """The chunk that is running."""
+        iteration, chunk, since = self.running
         said = [kind for kind, what, *_ in self.past[since:] if kind == "shared" or what == chunk]
-        if said and said[-1] in ("dropped", "shared"):
-            return Done(False, self.attempt(chunk))
-        self.past.append(("done", chunk))
-        return Done(True, self.attempt(chunk))
+        return iteration == self.iteration and not (said and said[-1] in ("dropped", "shared"))
+
+    def finished(self):
+        wants, (iteration, chunk, _), self.running = self.wants, self.running, None
+        if wants:
+            self.past.append(("done", chunk))
+        return Done(wants, self.attempt(chunk) if iteration == self.iteration else 0)
+
+    def gave_up(self):
+        if not self.wants:
+            return self.finished()
+        self.order, self.running = [self.running[1], *self.order], None
+        return None
 
     def default_queue(self, chunks):
         self.usual = list(chunks)
@@ -194,7 +203,7 @@ ORDERS = {  # what may come early, and its arguments
     "share": lambda *_: (),
     "closed": lambda *_: (),
 }
-EVENTS = [*["take", "finished"] * 2, "begin", "commit", "share", "discard", "invalidate", *ORDERS]
+EVENTS = [*["take", "finished"] * 2, "gave_up", "begin", "commit", "share", "discard", "invalidate", *ORDERS]
 
 
 @pytest.mark.parametrize("seed", range(400))
@@ -212,12 +221,16 @@ def test_any_sequence_of_events_goes_by_the_rules(seed):
         elif kind == "take":
             with refused(state):
                 state.take()
-        elif kind == "finished" and model.running is not None:
+        elif kind in ("finished", "gave_up") and model.running is not None:
             iteration, running, _ = model.running
-            assert state.finished(iteration, running, gradient(running)) == model.finished()
-        elif kind == "finished":
+            assert state.wants(iteration, running) == model.wants
+            if kind == "finished":
+                assert state.finished(iteration, running, gradient(running)) == model.finished()
+            else:
+                assert state.gave_up(iteration, running) == model.gave_up()
+        elif kind in ("finished", "gave_up"):
             with refused(state):
-                state.finished(now, chunk)
+                getattr(state, kind)(now, chunk)
         elif kind == "begin" and ahead <= 0:
             with refused(state):
                 state.begin(when)
@@ -247,31 +260,3 @@ def test_a_checked_chunk_is_held_and_sketched():
     assert state.held == {0, 1}
     sketched = [(iteration, chunk) for iteration in (0, 1) for chunk in (0, 1) if state.is_sketched(iteration, chunk)]
     assert sketched == [(0, 0), (1, 1)]
-
-
-def test_a_chunk_that_was_left_since_it_was_not_wanted_is_reported_as_abandoned():
-    state = begun([0, 1])
-    assert state.take() == 0
-    assert state.wants(0, 0)
-    state.discard(0, 0)
-    assert not state.wants(0, 0)
-    assert state.gave_up(0, 0) == Done(False, 0)
-    assert rest(state) == [1]
-
-
-def test_a_chunk_that_was_left_and_is_wanted_again_comes_next():
-    state = begun([0, 1])
-    assert state.take() == 0
-    state.discard(0, 0)
-    state.queue(0, [1, 0])  # between two looks of the compute thread
-    assert state.gave_up(0, 0) is None
-    assert state.running is None
-    assert rest(state) == [0, 1]
-
-
-def test_a_chunk_of_an_older_iteration_is_not_wanted():
-    state = begun([0, 1])
-    state.take()
-    state.begin(1)
-    assert not state.wants(0, 0)
-    assert state.gave_up(0, 0) == Done(False, 0)
