@@ -5,7 +5,7 @@ from coordinating import Recording, begun, report
 from refusal import refused, snapshot
 
 from psgc.schedules.schedule import Next, Skip
-from psgc.server.events import Abandoned, Lost, Report, Summed
+from psgc.server.events import Abandoned, Lost, Report
 from psgc.server.instructions import Commit, Finish, Invalidate, Share
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -29,19 +29,17 @@ def test_a_worker_lost_before_it_reports_is_not_needed(combined):
     assert answers == [Commit(2, (2,), ((2, 2),)), Share(((2, 2, 0),)) if combined else Finish()]
 
 
-def test_combined_a_copy_that_its_lost_worker_keeps_does_not_count():
-    it = begun([[1, 2, 3]], parts=2)
+@COMBINED
+def test_a_copy_of_a_lost_worker_counts_unless_it_keeps_it(combined):
+    it = begun([[1, 2, 3]], parts=2, combined=combined)
     assert report(it, (1, 0)) == []
     assert it.handle(Lost(1)) == []
-    assert report(it, (2, 0)) == []
-    assert report(it, (3, 0)) == [Commit(0, (2, 3), ((2, 2), (3, 3))), Share(((2, 2, 0), (3, 3, 0)))]
-
-
-def test_per_chunk_a_copy_of_a_lost_worker_counts():
-    it = begun([[1, 2, 3]], parts=2, combined=False)
-    assert report(it, (1, 0)) == []
-    assert it.handle(Lost(1)) == []
-    assert report(it, (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2))), Finish()]
+    committed = report(it, (2, 0))
+    if combined:
+        assert committed == []
+        assert report(it, (3, 0)) == [Commit(0, (2, 3), ((2, 2), (3, 3))), Share(((2, 2, 0), (3, 3, 0)))]
+    else:
+        assert committed == [Commit(0, (1, 2), ((1, 1), (2, 2))), Finish()]
 
 
 def test_full_does_not_count_the_unfinished_load_of_a_lost_worker():
@@ -69,15 +67,6 @@ def test_combined_a_committed_copy_is_done_again_in_the_role_of_the_lost_worker(
     assert (it.books.used(3, 0), it.books.used(3, 0, attempt=1)) == (False, True)
     report(it, (2, 1))
     assert report(it, (3, 1))[-1] == Share(((2, 2, 0), (3, 1, 0), (3, 3, 0)))
-
-
-def test_the_other_contributor_may_do_it_again_and_then_keeps_two_accumulators():
-    it = begun([[1, 2, 3]], parts=2)
-    assert report(it, (1, 0), (2, 0))[1:] == [Share(((1, 1, 0), (2, 2, 0)))]
-    it.handle(Lost(1))
-    assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),), 1), Share(((2, 1, 1), (2, 2, 0)))]
-    assert it.handle(Summed()) == [Finish()]
-    assert (it.books.used(2, 0), it.books.used(2, 0, attempt=1)) == (True, True)
 
 
 def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_workers():

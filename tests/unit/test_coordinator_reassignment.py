@@ -89,15 +89,6 @@ def test_the_schedule_hears_what_a_loss_has_changed():
     assert loss.holders == [[2, 3], [2, 3], [4, 3], [4, 2]]
 
 
-def test_the_schedule_hears_again_of_an_invalidated_chunk_when_a_holder_is_lost_too():
-    schedule = Recording()
-    it = begun([[1, 2, 3], [2, 3]], schedule=schedule)
-    report(it, (1, 0))
-    it.handle(Lost(1))
-    it.handle(Lost(2))
-    assert [loss.invalidated for loss, _ in schedule.losses] == [{0: (1, [2, 3])}, {0: (1, [3])}]
-
-
 def test_the_schedule_hears_whether_the_workers_had_stopped():
     schedule = Recording()
     it = collecting(schedule)

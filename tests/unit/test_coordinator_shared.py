@@ -40,24 +40,6 @@ def test_what_is_done_again_goes_to_new_accumulators_and_all_are_shared_out_once
     assert [it.books.used(1, 0), it.books.used(2, 0, 1), it.books.used(2, 1)] == [False, False, False]
 
 
-def test_a_worker_may_keep_two_accumulators_in_one_role():
-    it = begun([[1, 2, 3], [1, 3, 2]])
-    report(it, (1, 0), (1, 1))
-    it.handle(Lost(1))
-    report(it, (2, 0), attempt=1)
-    assert report(it, (3, 1), attempt=1)[1:] == [Share(((2, 1, 1), (3, 1, 1)))]
-    assert it.handle(Lost(3)) == [Invalidate(2, 1, 2), Next(2, 1)]
-    assert report(it, (2, 1), attempt=2) == [Commit(1, (1,), ((2, 1),), 2), Share(((2, 1, 1), (2, 1, 2)))]
-
-
-def test_a_loss_before_anything_is_shared_out_is_no_reason_for_a_new_accumulator():
-    it = begun([[1, 2], [2, 1]])
-    report(it, (1, 0))
-    it.handle(Lost(1))
-    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),))]
-    assert report(it, (2, 1)) == [Commit(1, (2,), ((2, 2),)), Share(((2, 1, 0), (2, 2, 0)))]
-
-
 def test_the_loss_of_a_worker_without_an_accumulator_changes_nothing():
     it = collecting()
     assert it.handle(Lost(3)) == []

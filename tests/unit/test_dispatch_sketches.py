@@ -1,87 +1,52 @@
-"""The dispatcher with `verify` and `combined`: sketches that workers send are what it compares."""
-
-from collections import Counter
-from types import SimpleNamespace
+"""Whole runs of the server's loop with `verify` and `combined`: sketches that workers send are what it compares."""
 
 import numpy as np
 import pytest
-from coordinating import begun
 
-from psgc.backend import Backend
 from psgc.coding.sketch import sketch
+from psgc.config import Verify
 from psgc.messages import Kind
-from psgc.server.arrivals import Sketched
-from psgc.server.decoder import Decoder
-from psgc.server.dispatch import Dispatcher
-from psgc.server.driver import ProblemDriver
-from psgc.server.events import Report
-from psgc.server.trial import TrialComparison
-
-HOLDERS = [[1, 2, 3], [1, 2, 3]]
+from tests.unit.scripted import said
 
 
-def ignore(*_, **__):
-    pass
+@pytest.fixture
+def ordered(make_run):
+    """Who is ordered what of chunk 0 in iteration 0, which does not end, and the run."""
+
+    def follow(*arrivals):
+        run = make_run(workers=3, chunks_per_worker=1, replication=3, combined=True, verify=Verify(every=1))
+        with pytest.raises(AssertionError, match="the loop still waits"):
+            run.follow(iter([[arrival] for arrival in arrivals] + [[]]), 1)
+        orders = [(worker, Kind(e["kind"]).name) for worker, told in run.transport.records.items() for e in told]
+        return [order for order in orders if order[1] in ("COMMIT", "DISCARD", "NEXT")], run
+
+    return follow
 
 
-class Run:
-    """A dispatcher in iteration 0, in which both chunks are checked."""
+def sketched(worker, value, iteration=0, chunk=0):
+    start, seconds, loss = sketch(np.full(3, value))
+    return said(worker, Kind.SKETCH, iteration, chunk, start=start, seconds=seconds, loss=loss)
 
-    def __init__(self):
-        self.it = begun(HOLDERS, every=1)
-        self.told, self.wrong, self.lost = [], [], []
-        outbox = SimpleNamespace(tell=lambda *what, **_: self.told.append(what))
-        links = SimpleNamespace(outbox=outbox, now=1.0, ignore=self.lost.append, lost=ignore)
-        detector = SimpleNamespace(heard=ignore, through=ignore)
-        observer = SimpleNamespace(wrong=lambda worker, *_: self.wrong.append(worker), lost=ignore)
-        cluster = SimpleNamespace(
-            observer=observer,
-            detector=detector,
-            queues={},
-            now=0.0,
-            failures={},
-            strikes=Counter(),
-            hosts=[""] * 4,
-            lose=lambda *_: True,
-        )
-        log = SimpleNamespace(reported=ignore, lost=ignore)
-        self.dispatcher = Dispatcher(self.it, cluster, links, log, TrialComparison({}, 1e-9), ProblemDriver(None))
-        self.dispatcher.decoder = Decoder(Backend(), np.ones((3, 1)), 3, "float64", tolerance=1e-9)
-        self.dispatcher.summing = SimpleNamespace(is_complete=False, lost=ignore, reassign=ignore)
 
-    def copy(self, worker, chunk, value, iteration=0):
-        self.dispatcher.hear(Sketched(worker, iteration, chunk, sketch(np.full(3, value))))
-        self.dispatcher.hear(Report(worker, 0, chunk))
+def report(worker):
+    return said(worker, Kind.REPORT, 0, 0)
 
 
 @pytest.mark.parametrize("first", [1.0, 1.0 + 1e-12])
-def test_copies_whose_sketches_agree_count(first):
-    run = Run()
-    run.copy(1, 0, first)
-    assert run.told == []
-    run.copy(3, 0, 1.0)
-    assert run.told == [(1, Kind.COMMIT, 0), (3, Kind.DISCARD, 0)]
-    assert run.wrong == run.lost == []
+def test_copies_whose_sketches_agree_count(ordered, first):
+    orders, run = ordered(sketched(1, first), report(1), sketched(3, 1.0), report(3))
+    assert orders == [(1, "COMMIT"), (3, "DISCARD")]
+    assert (run.wrong, run.lost) == ([], {})
 
 
-def test_the_odd_one_is_named():
-    run = Run()
-    run.copy(1, 0, 1.0)
-    run.copy(2, 0, 2.0)
-    assert run.told == [(3, Kind.NEXT, 0)]
-    run.copy(3, 0, 2.0)
-    assert run.wrong == [1]
-    assert run.told[1:] == [(2, Kind.COMMIT, 0), (1, Kind.DISCARD, 0), (3, Kind.DISCARD, 0)]
+def test_the_odd_one_is_named(ordered):
+    copies = [(sketched(worker, value), report(worker)) for worker, value in ((1, 1.0), (2, 2.0), (3, 2.0))]
+    orders, run = ordered(*[arrival for copy in copies for arrival in copy])
+    assert [worker for worker, *_ in run.wrong] == [1]
+    assert orders == [(1, "DISCARD"), (2, "COMMIT"), (3, "NEXT"), (3, "DISCARD")]
 
 
-@pytest.mark.parametrize("missing", ["of this iteration", "of this chunk", "any"])
-def test_a_worker_that_sends_no_sketch_before_its_report_is_lost(missing):
-    run = Run()
-    if missing == "any":
-        run.dispatcher.hear(Report(1, 0, 0))
-    elif missing == "of this iteration":
-        run.copy(1, 0, 1.0, iteration=-1)
-    else:
-        run.dispatcher.hear(Sketched(1, 0, 1, sketch(np.ones(3))))
-        run.dispatcher.hear(Report(1, 0, 0))
-    assert run.lost == [1]
+@pytest.mark.parametrize("before", [[], [sketched(1, 1.0, chunk=1)]])
+def test_a_worker_that_sends_no_sketch_before_its_report_is_lost(ordered, before):
+    _, run = ordered(*before, report(1))
+    assert run.lost == {1: (0, "it sent a report of chunk 0 without its sketch")}

@@ -39,12 +39,6 @@ def test_a_checked_chunk_is_committed_when_one_more_copy_than_parts_agrees(parts
     assert all(it.books.used(worker, 0) for worker in workers)
 
 
-def test_skipping_skips_a_checked_chunk_once_its_copies_agree():
-    it = begun([[1, 2, 3], [1, 2, 3]], name="skipping")
-    report(it, (1, 0), (2, 0))
-    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Skip(3, 0, True)]
-
-
 # copies that do not agree
 
 
