@@ -1,5 +1,6 @@
 """Copies that are compared in the simulated world: random schedules of losses, delays and wrong copies."""
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def cases(draw: st.DrawFn) -> Case:
         dim=draw(st.integers(1, 7)),
         num_iterations=iterations,
         naps=draw(st.lists(st.builds(Nap, nap, worker, first, st.integers(1, 3), after, st.booleans()), max_size=3)),
-        choices=draw(st.binary(min_size=200, max_size=200)),
+        choices=Random(draw(st.integers(0, 1 << 32))).randbytes(997),
         faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
         reassigning=draw(st.sampled_from([True, True, False])),
         timeout=30.0,

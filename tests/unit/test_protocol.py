@@ -6,6 +6,7 @@ compared, and now and then somebody does what nobody may.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def cases(draw: st.DrawFn) -> Case:
         dim=draw(st.integers(1, 7)),
         num_iterations=draw(st.integers(1, 5)),
         naps=draw(st.lists(nap, max_size=4)),
-        choices=draw(st.binary(min_size=200, max_size=200)),
+        choices=Random(draw(st.integers(0, 1 << 32))).randbytes(997),
     )
 
 
