@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import UserError
-from psgc.simulation import settings
 from psgc.simulation.settings import (
     BuiltAssignment,
     Exponential,
     NetworkSettings,
     Pareto,
+    ShiftedExponential,
     SpeedsFile,
     Trace,
     TwoSpeed,
@@ -53,24 +53,16 @@ def test_the_example_in_scripts_is_valid():
     assert "dynamic" in example.schedules
 
 
-@pytest.mark.parametrize(
-    ("override", "speeds"),
-    [
-        ("{kind: pareto, shape: 1.5}", Pareto(kind="pareto", shape=1.5, minimum=1.0)),
-        (
-            "{kind: two_speed, slow: 10, slow_fraction: 0.1, failed: 2}",
-            TwoSpeed(kind="two_speed", fast=1.0, slow=10.0, slow_fraction=0.1, failed=2),
-        ),
-        (
-            "{kind: shifted_exponential, shift: 1, mean: 2}",
-            settings.ShiftedExponential(kind="shifted_exponential", shift=1.0, mean=2.0),
-        ),
-        ("{kind: trace, path: t.npy}", Trace(kind="trace", path="t.npy")),
-        ("{kind: file, path: S.npy, failed: load}", SpeedsFile(kind="file", path="S.npy", failed="load")),
-    ],
-)
-def test_every_kind_of_speeds(sim_yaml, override, speeds):
-    assert load(sim_yaml, [f"speeds={override}"]).speeds == speeds
+def test_every_kind_of_speeds(sim_yaml):
+    for speeds in (
+        Pareto(kind="pareto", shape=1.5, minimum=1.0),
+        TwoSpeed(kind="two_speed", fast=1.0, slow=10.0, slow_fraction=0.1, failed=2),
+        ShiftedExponential(kind="shifted_exponential", shift=1.0, mean=2.0),
+        Trace(kind="trace", path="t.npy"),
+        SpeedsFile(kind="file", path="S.npy", failed="load"),
+    ):
+        said = ", ".join(f"{key}: {value}" for key, value in speeds.model_dump(exclude_defaults=True).items())
+        assert load(sim_yaml, [f"speeds={{{said}}}"]).speeds == speeds
 
 
 KINDS = "exponential, shifted_exponential, pareto, two_speed, trace, chunk_trace or file"
@@ -80,7 +72,6 @@ WHOLES = "a list of at least one whole number >= 1"
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("parts=3", f"expected {WHOLES}, got 3"),
         ("parts=[]", f"expected {WHOLES}, got a list"),
         ("schedules=static", "expected a list of at least one schedule, got 'static'"),
         (
@@ -88,17 +79,13 @@ WHOLES = "a list of at least one whole number >= 1"
             "schedules.0: expected uncoded, full, random, static, skipping or dynamic, got 'dynamc'",
         ),
         ("speeds.kind=paretto", f"expected {KINDS}, got 'paretto'"),
-        ("speeds.shape=2", "unknown key, expected one of kind, failed, mean"),
         ("speeds.mean=-1", "expected a number > 0, got -1"),
         ("speeds={kind: pareto}", "speeds.shape: missing, expected a number >= 0.25, the smaller the heavier the tail"),
         ("speeds={kind: two_speed, slow: 2, slow_fraction: 1}", "expected a number >= 0 and < 1, got 1"),
         ("speeds.failed=-1", "expected a whole number >= 0, load, load - 1 or load - parts, got -1"),
         ("speeds.failed=load + 1", "expected a whole number >= 0, load, load - 1 or load - parts, got 'load + 1'"),
-        ("speeds.failed=true", "expected a whole number >= 0, load, load - 1 or load - parts, got true"),
         ("assignment.kind=circle", "expected blocks, cyclic, fractional, graph or file, got 'circle'"),
         ("assignment={kind: file}", "assignment.path: missing, expected a .npy file with a 0/1 matrix"),
-        ("deadlines=[1, -2]", "deadlines.1: expected a number > 0, got -2"),
-        ("bound=3", "expected true or false, got 3"),
         ("clock=0", "expected a number > 0, got 0"),
         ("known_speeds=well", "expected a number >= 0, got 'well'"),
     ],
@@ -147,15 +134,12 @@ def test_the_network_in_scripts_is_valid():
     [
         ("network.rat=1", "unknown key, did you mean 'rate'?"),
         ("network.rate=0", "expected a number > 0, got 0"),
-        ("network.latency=-1", "expected a number >= 0, got -1"),
-        ("network.dim=0", "expected a whole number >= 1, got 0"),
         ("network=fast", "expected a mapping with the keys rate, latency, dim, itemsize, got 'fast'"),
         ("network={rate: 1}", "network.latency: missing, expected seconds that a message takes besides"),
         ("workers=8", "expected a list of at least one whole number >= 1, got 8"),
         ("workers=[9, 200000]", "200000 workers x 8 chunks x 1 parts are 1600000 reports, expected <= 1000000"),
         ("network.itemsize=17", "expected a whole number >= 1 and <= 16, got 17"),
         ("programs=[ring]", "programs.0: expected allreduce, server or coded_allreduce, got 'ring'"),
-        ("chunks_per_worker=0", "expected a whole number >= 1, got 0"),
         ("parts=[2, 9]", "9 parts need as many workers, got 8"),
         ("trials=3", "unknown key, expected one of network, workers, programs, parts, chunks_per_worker"),
     ],
