@@ -223,6 +223,21 @@ def test_a_buffer_that_a_rank_that_left_may_still_read_is_not_used_again():
     assert all(message.tobytes() == before for message, before in to_2)
 
 
+def test_the_sums_of_an_evaluation_are_what_the_step_is_made_with_unless_it_is_past():
+    world = World(2, 8, 1, "f8", 0)
+    it, replica = world.all[1], world.replicas[1]
+    world.load(5, 1)
+    it.evaluated(4, [9.0])
+    it.evaluated(5, [3.0, 1.0])
+    it.evaluated(6, [2.0])
+    for expected in ((5, [3.0, 1.0]), (6, [2.0])):
+        assert (replica.made[0], replica.made[1].tolist()) == expected
+        world.end_steps(1)
+    assert not it.blocks.gradients
+    assert not it.blocks.spare  # they are no memory for a gradient
+    assert it.exchange.is_empty
+
+
 def slow_sends(world, seconds):
     """What rank 1 sends takes so long, and ends."""
     for handle, source, _, _ in world.under_way:

@@ -1,5 +1,7 @@
 """Approximate recovery in the coordinator: when an iteration may end, with which copies, and what comes too late."""
 
+import pytest
+
 from psgc.schedules import Schedule
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Begin, Deadline, Lost, Report, Summed
@@ -10,21 +12,16 @@ from tests.unit.coordinating import begun, report
 EVERYBODY = [[1, 2, 3]] * 3
 
 
-def test_per_chunk_ends_at_the_deadline_with_the_copies_that_are_there():
-    it = begun(EVERYBODY, parts=2, combined=False)
+@pytest.mark.parametrize("combined", [True, False])
+def test_an_iteration_ends_at_the_deadline_with_the_copies_that_are_there(combined):
+    it = begun(EVERYBODY, parts=2, combined=combined)
     report(it, (1, 0), (2, 0), (3, 1))
-    assert it.handle(Deadline()) == [Commit(1, (3,), ((3, 3),)), Finish()]
+    share = Share(((1, 1, 0), (2, 2, 0), (3, 3, 0)))
+    assert it.handle(Deadline()) == [Commit(1, (3,), ((3, 3),)), share if combined else Finish()]
+    assert not combined or it.handle(Summed()) == [Finish()]
     assert (it.books.recovered, it.books.missing, it.books.incomplete()) == (1, 3, {1: (3,), 2: ()})
     assert it.books.used(3, 1)
     assert it.phase == "idle"
-
-
-def test_combined_shares_out_at_the_deadline_what_everybody_has():
-    it = begun(EVERYBODY, parts=2)
-    report(it, (1, 0), (2, 0), (3, 1))
-    assert it.handle(Deadline()) == [Commit(1, (3,), ((3, 3),)), Share(((1, 1, 0), (2, 2, 0), (3, 3, 0)))]
-    assert it.handle(Summed()) == [Finish()]
-    assert (it.books.recovered, it.books.missing, it.books.incomplete()) == (1, 3, {1: (3,), 2: ()})
 
 
 def test_the_deadline_waits_for_the_first_copy_even_if_that_is_lost_again():

@@ -105,13 +105,3 @@ def test_what_nothing_had_shown_right_at_the_deadline_is_done_again_without_bein
     assert it.handle(Lost(1))[-1] == Next(2, 0)
     assert report(it, (3, 0), attempt=1) == [commit(0, 3, 1, 1), Share(((3, 1, 1),))]
     assert (it.books.recovered, it.books.missing) == (1, 1)
-
-
-def test_full_has_a_worker_that_is_through_with_its_load_do_a_chunk_again():
-    it = begun([[1, 2, 3], [1, 2, 3]], name="full")
-    report(it, (1, 0), (1, 1), (2, 0), (2, 1))
-    it.handle(Compared(0, (1, 2)))
-    assert it.handle(Compared(1, (1, 2)))[-1] == Share(((1, 1, 0),))
-    it.handle(Lost(1))
-    report(it, (3, 0), attempt=1)
-    assert it.handle(Compared(0, (1, 2))) == [Wrong(3, 0, (1, 2)), Next(2, 0), Discard(3, 0)]

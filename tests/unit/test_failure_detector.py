@@ -55,14 +55,18 @@ def test_a_chunk_may_take_ten_times_the_slowest_and_the_timeout_at_least(slowest
     assert found == (2, f"in chunk 7 for {patience + 0.5:.1f} s, its gradient does not return")
 
 
-def test_a_chunk_in_which_a_worker_was_lost_says_nothing_of_how_long_chunks_take():
+@pytest.mark.parametrize("is_back", [False, True])
+def test_a_chunk_in_which_a_worker_was_lost_says_nothing_of_how_long_chunks_take(is_back):
     it = failure_detector()
     it.through(1, 0.1)
-    it.lost(3)  # it was stopped in a chunk
+    it.lost(3)  # it was stopped in a chunk, and goes on
     it.heard(3, 50.0)
-    assert it.welcome(50.0) == [3]
-    it.heard(3, 50.1)
+    if is_back:
+        assert it.welcome(50.0) == [3]
+        it.heard(3, 50.1)
     it.through(3, 45.0)
+    it.heard(3, 50.2)
+    assert it.welcome(50.2) == ([] if is_back else [3])
     it.busy(2, 7, seconds=0.0, now=50.0)
     hear_all(it, 50.1 + TIMEOUT)
     assert missing(it, 50.1 + TIMEOUT) == [2]
@@ -120,18 +124,6 @@ def test_who_is_lost_again_before_it_is_welcome_is_not_back():
     it.heard(2, 1.0)
     it.lost(2)
     assert it.welcome(2.0) == []
-
-
-def test_how_long_a_lost_worker_was_stopped_in_a_chunk_makes_nobody_more_patient():
-    it = failure_detector()
-    it.through(1, 0.1)
-    it.lost(2)
-    it.through(2, 60.0)  # it goes on, and is through with what it was in
-    it.heard(2, 60.0)
-    assert it.welcome(60.0) == [2]
-    it.busy(3, 7, seconds=0.0, now=60.0)
-    hear_all(it, 60.5 + TIMEOUT)
-    assert missing(it, 60.5 + TIMEOUT) == [3]
 
 
 def test_who_is_still_in_the_chunk_that_did_not_return_is_not_back():

@@ -168,12 +168,6 @@ def test_versions_that_cannot_be_are_an_error(said):
         read(CloseReader(), joined(records))
 
 
-def test_the_ends_of_two_iterations_do_not_mix():
-    records = [record(Kind.CLOSE, 3, 1, attempt=1, last=False), record(Kind.CLOSE, 4, 2, attempt=1)]
-    with pytest.raises(ProtocolError):
-        read(CloseReader(), joined(records))
-
-
 # the state of a replica
 
 
@@ -217,7 +211,16 @@ def test_a_state_of_vectors_that_cannot_be_is_none(size):
         read(StateReader(), record(Kind.STATE, 3, -1, start=1.0, seconds=size))
 
 
-def test_records_of_states_of_two_iterations_do_not_mix():
-    records = [record(Kind.STATE, 3, -1, start=1.0, seconds=1.0, last=False), record(Kind.STATE, 4, 0, start=1.0)]
+@pytest.mark.parametrize(
+    ("reader", "records"),
+    [
+        (CloseReader, [record(Kind.CLOSE, 3, 1, attempt=1, last=False), record(Kind.CLOSE, 4, 2, attempt=1)]),
+        (
+            StateReader,
+            [record(Kind.STATE, 3, -1, start=1.0, seconds=1.0, last=False), record(Kind.STATE, 4, start=1.0)],
+        ),
+    ],
+)
+def test_records_of_two_iterations_do_not_mix(reader, records):
     with pytest.raises(ProtocolError):
-        read(StateReader(), joined(records))
+        read(reader(), joined(records))

@@ -94,14 +94,6 @@ def test_without_reassignment_nobody_else_is_asked():
 # copies that come by themselves
 
 
-def test_a_surplus_copy_that_agrees_changes_nothing():
-    it = unchecked()
-    assert report(it, (1, 1)) == [commit(1, 1)]
-    assert report(it, (2, 1)) == [compare(1, 1, 2)]
-    assert it.handle(Compared(1, (1, 2))) == []
-    assert it.books.chunks[1].contributors == (1,)
-
-
 def unchecked(name="static", tolerated=0, schedule=None):
     """In iteration 0 only chunk 0 is checked."""
     return begun([[1, 2, 3], [1, 2, 3], [1, 2, 3]], name=name, every=99, tolerated=tolerated, schedule=schedule)
