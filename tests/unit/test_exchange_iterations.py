@@ -42,6 +42,25 @@ def kinds(instructions):
     return [type(instruction) for instruction in instructions]
 
 
+def test_who_was_away_sends_nothing_of_an_iteration_whose_end_it_was_not_told():
+    it = exchange(1)
+    sends = it.handle(mapped(0))
+    it.handle(mapped(3, contributors=(TWO,)))
+    assert it.is_behind
+    assert it.handle(part.Sent(sends[0])) == []
+    assert it.handle(part.Sent(sends[1])) == [part.Forget(0, None)]
+
+
+def test_who_is_left_out_while_it_makes_the_step_before_may_be_asked_to_redo_something():
+    it = exchange(1)
+    it.handle(part.Evaluated(0))
+    it.handle(mapped(1, receivers=(0, 2), contributors=(TWO,)))
+    it.handle(part.Stepped())
+    assert it.is_at(1)
+    it.handle(mapped(1, contributors=(Contributor(1, 2, 1),), attempt=1))
+    assert not it.is_behind
+
+
 def test_who_was_left_out_while_it_is_there_may_be_asked_to_redo_something():
     it = exchange(1)
     assert it.handle(mapped(0, receivers=(0, 2), contributors=(TWO,))) == [part.FallBehind(0)]
