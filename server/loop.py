@@ -100,7 +100,7 @@ class Server:
     def _may_begin(self, iteration: int) -> bool:
         """Whether there is to be another iteration: of a script that is known when it makes the next call."""
         while (known := self._driver.may_begin(iteration)) is None:
-            self._poll()
+            self.poll()
         return known
 
     def _sum(self, iteration: int) -> bool:
@@ -111,7 +111,7 @@ class Server:
         began, transport, dispatcher = time.monotonic(), self._transport, self._dispatcher
         dispatcher.begin(iteration)
         while not dispatcher.finished:
-            self._poll()
+            self.poll()
             if self._driver.is_over():
                 return False
             if self.log.waits and self._has_time:
@@ -155,7 +155,7 @@ class Server:
             self.observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
         return used
 
-    def _poll(self) -> None:
+    def poll(self) -> None:
         """Wait for something to arrive, handle it and what is due, and send what follows from it.
 
         In this order: after the last report nothing is waited for.
@@ -181,7 +181,7 @@ class Server:
         self.links.outbox.send()
         while (params := self.summing.params) is None:
             try:
-                self._poll()
+                self.poll()
             except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
                 is_made = self.summing.params is not None
                 if not (self._driver.ends_steps and (is_made or self.summing.allreduce.replica.is_stepping)):
@@ -203,7 +203,7 @@ class Server:
         """
         end = time.monotonic() + min(self._settings.config.faults.collect_timeout, self._driver.last_step)
         while self._trial.awaited or (not self._is_followed() and time.monotonic() < end):
-            self._poll()
+            self.poll()
 
     def _is_followed(self) -> bool:
         """Whether nobody needs anything of this rank any more."""

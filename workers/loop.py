@@ -104,7 +104,7 @@ class WorkerLoop(Listener):
         self._open()
         self._compute.start()
         while not self._stopped:
-            self._poll()  # also when nobody rang: an own thread rings when a step is made
+            self.poll()  # also when nobody rang: an own thread rings when a step is made
             self._send_outbox()
             self._send_vectors()
             if self._reported == self._iteration and not (self._coded.waiting or self._transport.sending()):
@@ -131,12 +131,13 @@ class WorkerLoop(Listener):
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
         end = time.monotonic() + timeout
         while not done() and time.monotonic() < end:
-            self._poll()
+            self.poll()
             self._transport.wait()
 
     # what comes
 
-    def _poll(self) -> None:
+    def poll(self) -> None:
+        """Hear what has come."""
         for message in self._transport.poll():
             self._unanswered += 1
             match message:
@@ -145,7 +146,7 @@ class WorkerLoop(Listener):
                 case Control(source, records):
                     for entry in entries(records):
                         self._begin_when_ready()
-                        self._handle(entry, source)
+                        self.hear(entry, source)
                 case Died(rank) if rank == SERVER:
                     self._stopped, self._in_order = True, False
             self._begin_when_ready()
@@ -166,7 +167,8 @@ class WorkerLoop(Listener):
         self._injector.at("begin", self._iteration)
         self._mailbox.begin(self._iteration, params)
 
-    def _handle(self, entry: Entry, source: int) -> None:
+    def hear(self, entry: Entry, source: int) -> None:
+        """One record from `source`."""
         iteration, chunk, role = entry["iteration"], entry["chunk"], entry["role"]
         tell = self._mailbox.tell
         match entry["kind"]:

@@ -13,13 +13,16 @@ ROUNDS = 10  # passes over all chunks, at most
 
 
 class Decisions(Schedule):
-    """The decisions of `dynamic`, which says when they are made (`psgc.schedules.dynamic`), and what they rest on."""
+    """The decisions of `dynamic`, which says when they are made (`psgc.schedules.dynamic`), and what they rest on.
+
+    chunks, workers: what is believed of each; bare: the workers that have lost the last chunk they were told.
+    """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         costs = self._costs or [1.0] * len(self._holders)
-        self._chunks = chunks = [ChunkView(number, cost) for number, cost in enumerate(costs)]
-        self._workers = {
+        self.chunks = chunks = [ChunkView(number, cost) for number, cost in enumerate(costs)]
+        self.workers = {
             rank: WorkerView(rank, [chunks[i] for i in own], [chunks[i] for i in self._backups.get(rank, ())])
             for rank, own in self._queues.items()
         }
@@ -30,7 +33,7 @@ class Decisions(Schedule):
         """An iteration begins."""
         self._latest = 0.0  # when something was last heard in this iteration
         self._to_pull: dict[WorkerView, None] = {}  # workers that may take over more
-        self._bare: dict[WorkerView, None] = {}  # workers that have lost the last chunk they were told
+        self.bare: dict[WorkerView, None] = {}
         self._alarms: list[tuple[float, int]] = []
 
     def tick(self, now: float) -> list[Order]:
@@ -41,7 +44,7 @@ class Decisions(Schedule):
                 orders += self._start_next(worker, now)
         self._to_pull.clear()
         while self._next_alarm() <= now:
-            worker = self._workers[heappop(self._alarms)[1]]
+            worker = self.workers[heappop(self._alarms)[1]]
             worker.alarm = inf
             if not worker.told or worker.chosen:
                 orders += self._choose(worker, now)
@@ -49,12 +52,12 @@ class Decisions(Schedule):
 
     @property
     def wake(self) -> float:
-        return self._latest if self._to_pull or self._bare else self._next_alarm()
+        return self._latest if self._to_pull or self.bare else self._next_alarm()
 
     def _next_alarm(self) -> float:
         while self._alarms:
             when, rank = self._alarms[0]
-            if (worker := self._workers.get(rank)) is not None and worker.alarm == when:
+            if (worker := self.workers.get(rank)) is not None and worker.alarm == when:
                 return when
             heappop(self._alarms)
         return inf
@@ -65,7 +68,7 @@ class Decisions(Schedule):
             if worker.running is not chunk:
                 worker.forget(chunk)
                 if not worker.told:
-                    self._bare[worker] = None
+                    self.bare[worker] = None
         return [Skip(worker.rank, chunk.number, chunk.committed) for worker in workers]
 
     def _start_next(self, worker: WorkerView, now: float) -> list[Order]:
@@ -118,9 +121,9 @@ class Decisions(Schedule):
 
     def _choose_for_the_bare(self, now: float) -> list[Order]:
         orders: list[Order] = []
-        while self._bare:
-            worker = next(iter(self._bare))
-            del self._bare[worker]
+        while self.bare:
+            worker = next(iter(self.bare))
+            del self.bare[worker]
             if not worker.told:
                 orders += self._choose(worker, now)
         return orders

@@ -42,7 +42,6 @@ class DynamicSchedule(Decisions):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._plans = False  # with costs that it was told and that differ
-        self._resting: Set[int] = frozenset()  # in the next iteration
 
     @classmethod
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
@@ -50,38 +49,35 @@ class DynamicSchedule(Decisions):
 
     def know_costs(self, costs: Sequence[float]) -> bool:
         self._plans = uneven(costs)
-        for chunk, cost in zip(self._chunks, costs, strict=True):
+        for chunk, cost in zip(self.chunks, costs, strict=True):
             chunk.cost = cost
         return self._plans
 
-    def rest(self, workers: Set[int]) -> None:
-        self._resting = workers
-
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
-        workers = self._workers.values()
+        workers = self.workers.values()
         if not self.learning.trusts_paces(workers, self._latest):  # begin as for the first time
             self.estimates.clear()
         self._forget_plans()
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             chunk.begin(self._parts)
         for number in checked:
-            self._chunks[number].wanted += 1
+            self.chunks[number].wanted += 1
         for worker in workers:
             worker.begin(self.estimates.get(worker.rank))
-        resting, self._resting = self._resting & self._workers.keys(), frozenset()
+        resting, self.resting = self.resting & self.workers.keys(), frozenset()
         more = dict.fromkeys([*self._second_shares(checked), *self._shares_of(resting)])
         if self._plans:
-            able = [[self._workers[rank] for rank in ranks] for ranks in self._holders]
+            able = [[self.workers[rank] for rank in ranks] for ranks in self._holders]
             if resting:
-                able = [[w for w in of if chunk in w.left] for chunk, of in zip(self._chunks, able, strict=True)]
-            balance(self._chunks, [*workers], able)
+                able = [[w for w in of if chunk in w.left] for chunk, of in zip(self.chunks, able, strict=True)]
+            balance(self.chunks, [*workers], able)
         orders: list[Order] = [] if self._plans else [self._queue(worker) for worker in more]
         fastest_first = sorted(workers, key=lambda w: w.pace or 0.0)
         for worker in fastest_first:
             orders += self._pull(worker, 0.0)
         for worker in fastest_first:
             orders += self._start_next(worker, 0.0)
-        self._bare |= dict.fromkeys(worker for worker in fastest_first if not worker.told)
+        self.bare |= dict.fromkeys(worker for worker in fastest_first if not worker.told)
         orders += self._choose_for_the_bare(0.0)
         if self._plans:
             told = {order.worker for order in orders if isinstance(order, Queue)}
@@ -93,8 +89,8 @@ class DynamicSchedule(Decisions):
         """Give the additional copy of each checked chunk to another holder, in equal shares. Returns who got some."""
         more: dict[WorkerView, int] = {}
         for number in checked:
-            chunk = self._chunks[number]
-            workers = [self._workers[rank] for rank in self._holders[number]]
+            chunk = self.chunks[number]
+            workers = [self.workers[rank] for rank in self._holders[number]]
             if others := [worker for worker in workers if worker not in chunk.takers]:
                 worker = min(others, key=lambda w: more.get(w, 0))
                 worker.tell(chunk)
@@ -104,10 +100,10 @@ class DynamicSchedule(Decisions):
     def _shares_of(self, resting: Set[int]) -> Iterable[WorkerView]:
         """Give chunks of resting workers to other holders, where there is one to spare. Returns who got some."""
         more: dict[WorkerView, None] = {}
-        for worker in [self._workers[rank] for rank in sorted(resting)]:
+        for worker in [self.workers[rank] for rank in sorted(resting)]:
             worker.mean = None  # that it reports nothing is no surprise
             for chunk in worker.held:
-                others = [self._workers[r] for r in self._holders[chunk.number] if r not in resting]
+                others = [self.workers[r] for r in self._holders[chunk.number] if r not in resting]
                 if len(others) <= chunk.wanted:  # else one of them may stop
                     continue
                 worker.left = [other for other in worker.left if other is not chunk]
@@ -120,22 +116,22 @@ class DynamicSchedule(Decisions):
         return more
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
-        self._chunks[chunk].copies += 1
+        self.chunks[chunk].copies += 1
         return (chunk,)
 
     def committed(self, chunk: int, unreported: Sequence[int]) -> list[Order]:
-        it = self._chunks[chunk]
+        it = self.chunks[chunk]
         it.committed = True
         workers = [worker for worker in it.takers if worker.rank in unreported]
         for worker in workers:  # one that hears so before it has begun the chunk reports nothing
             if worker.running is it and worker.pace is None and not worker.told:
-                self._bare[worker] = None
+                self.bare[worker] = None
         return self._withdraw(it, workers)
 
     def freed(
         self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
     ) -> list[Order]:
-        by, it = self._workers[worker], self._chunks[chunk]
+        by, it = self.workers[worker], self.chunks[chunk]
         self.estimates[worker] = self.learning.learn(by, seconds / it.cost, late)
         self._latest = now
         running = by.running
@@ -148,42 +144,42 @@ class DynamicSchedule(Decisions):
             orders = self._start_next(by, now)
         else:  # an order crossed its report: it did this chunk first, and has begun the one we thought it was in
             by.began(now)
-            holders = [self._workers[rank] for rank in self._holders[running.number]]
-            self._bare |= dict.fromkeys(w for w in holders if w.running is None and not w.told)
+            holders = [self.workers[rank] for rank in self._holders[running.number]]
+            self.bare |= dict.fromkeys(w for w in holders if w.running is None and not w.told)
         by.reports += 1
         if len(by.told) <= 1 or by.reports & (by.reports - 1) == 0:  # often at first, when there is most to learn
             self._to_pull[by] = None
         if not by.told:
-            self._bare[by] = None
+            self.bare[by] = None
         return orders
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
         self._holders = loss.holders
-        lost = self._workers.pop(loss.worker)
+        lost = self.workers.pop(loss.worker)
         self._to_pull.pop(lost, None)
-        self._bare.pop(lost, None)
-        for worker in (lost, *(self._workers.values() if loss.collected else ())):  # everybody has dropped everything
+        self.bare.pop(lost, None)
+        for worker in (lost, *(self.workers.values() if loss.collected else ())):  # everybody has dropped everything
             worker.forget_all()
         for number in loss.dropped:
-            self._chunks[number].copies -= 1
+            self.chunks[number].copies -= 1
         for rank, number in loss.reassigned:
-            worker = self._workers[rank]
-            worker.held = [*worker.held, self._chunks[number]]
-        for worker in self._workers.values():  # those that rested may be needed
+            worker = self.workers[rank]
+            worker.held = [*worker.held, self.chunks[number]]
+        for worker in self.workers.values():  # those that rested may be needed
             worker.left = worker.held
         in_it: list[WorkerView] = []
         for number, (needed, able) in loss.invalidated.items():
-            in_it += self._invalidate(number, self._chunks[number].wanted - needed, able)
+            in_it += self._invalidate(number, self.chunks[number].wanted - needed, able)
         return self._share_out(in_it, now)
 
     def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
-        self._chunks[chunk].wanted = copies + 1
+        self.chunks[chunk].wanted = copies + 1
         return self._share_out(self._invalidate(chunk, copies, able), now)
 
     def _invalidate(self, number: int, copies: int, able: Sequence[int]) -> list[WorkerView]:
         """Only so many copies of this chunk are left; those who are `able` may do it. Returns who seems to be in it."""
-        chunk = self._chunks[number]
-        workers = [self._workers[rank] for rank in able]
+        chunk = self.chunks[number]
+        workers = [self.workers[rank] for rank in able]
         for worker in workers:  # one that did not hold the chunk does from now on
             worker.held = worker.held if chunk in worker.held else [*worker.held, chunk]
             worker.left = worker.left if chunk in worker.left else [*worker.left, chunk]
@@ -194,13 +190,13 @@ class DynamicSchedule(Decisions):
 
     def _share_out(self, in_it: Sequence[WorkerView], now: float) -> list[Order]:
         """in_it: these may have dropped the chunk that they were in, because it was recovered before they began it."""
-        self._bare |= dict.fromkeys(w for w in self._workers.values() if not w.told)
+        self.bare |= dict.fromkeys(w for w in self.workers.values() if not w.told)
         orders = self._choose_for_the_bare(now)
         return orders + [order for worker in in_it if (order := self._queue(worker)) not in orders]
 
     def inherit(self, other: Self) -> None:
-        self.estimates = {rank: pace for rank, pace in other.estimates.items() if rank in self._workers}
-        for rank, worker in self._workers.items():
-            if (before := other._workers.get(rank)) is not None:
+        self.estimates = {rank: pace for rank, pace in other.estimates.items() if rank in self.workers}
+        for rank, worker in self.workers.items():
+            if (before := other.workers.get(rank)) is not None:
                 worker.mean, worker.sum, worker.reports = before.mean, before.sum, before.reports
         self.learning, self._latest = copy(other.learning), other._latest

@@ -83,7 +83,7 @@ class FullSchedule(Schedule):
     ) -> list[Order]:
         orders = super().freed(worker, chunk, now, seconds, done, late)
         if not done and chunk in self._load[worker] and chunk not in self._done[worker]:
-            orders.append(self._next(worker, chunk))
+            orders.append(self.tell_next(worker, chunk))
         return orders
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
@@ -94,7 +94,7 @@ class FullSchedule(Schedule):
                 self._counted.discard((worker, chunk))
                 if chunk in self._done[worker] and len(self._done[worker]) < len(self._load[worker]):
                     del self._done[worker][chunk]
-                    if (order := self._next(worker, chunk)) not in orders:
+                    if (order := self.tell_next(worker, chunk)) not in orders:
                         orders.append(order)
         return orders
 

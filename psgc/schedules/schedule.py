@@ -91,6 +91,7 @@ class Schedule:
         self._queues, self._backups = queues, backups or {}
         self._holders, self._parts, self._costs = holders, parts, costs
         self.estimates: dict[int, float] = {}  # seconds per average chunk by worker; empty unless adaptive
+        self.resting: Set[int] = frozenset()  # in the next iteration
         self._paces: dict[int, float] = {}  # seconds that each worker took for its newest chunk
         self._substitutes: dict[int, dict[int, None]] = {}  # worker -> chunks of this iteration that it was told next
 
@@ -112,6 +113,7 @@ class Schedule:
 
     def rest(self, workers: Set[int]) -> None:
         """In the next iteration these should do only chunks that too few others hold. A schedule need not use it."""
+        self.resting = workers
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         """Orders at the start of an iteration; `checked` chunks need one more copy than others (`verify`)."""
@@ -139,7 +141,7 @@ class Schedule:
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
         """Orders when a worker is lost during an iteration; none when everything is recovered without it."""
-        orders = [self._next(worker, chunk) for worker, chunk in loss.reassigned if chunk not in loss.invalidated]
+        orders = [self.tell_next(worker, chunk) for worker, chunk in loss.reassigned if chunk not in loss.invalidated]
         for chunk, (needed, able) in loss.invalidated.items():
             orders += self._substitute(chunk, needed, able)
         return orders
@@ -165,9 +167,10 @@ class Schedule:
         """Give `chunk` to workers that were told so already, then to those that would finish it first."""
         told = [worker for worker in able if chunk in self._substitutes.get(worker, {})]
         others = sorted((worker for worker in able if worker not in told), key=self._time_for_one_more)
-        return [self._next(worker, chunk) for worker in [*told, *others][:needed]]
+        return [self.tell_next(worker, chunk) for worker in [*told, *others][:needed]]
 
-    def _next(self, worker: int, chunk: int) -> Order:
+    def tell_next(self, worker: int, chunk: int) -> Order:
+        """Have `worker` do `chunk` next."""
         self._substitutes.setdefault(worker, {})[chunk] = None
         return Next(worker, chunk)
 

@@ -50,8 +50,8 @@ class ScriptLoop(WorkerLoop):
         self._last = iteration, time.monotonic() + LAST_SUM
         self.calls = iteration if iteration >= 0 else None
 
-    def _poll(self) -> None:
-        super()._poll()
+    def poll(self) -> None:
+        super().poll()
         if self._last is not None:
             end, late = self._last
             has_all = self._hand_over.given >= end - 1 or self._hand_over.is_ended

@@ -12,13 +12,13 @@ def check_beliefs(world: Any) -> None:
     if not isinstance(it, DynamicSchedule) or coordinator.phase not in ("working", "redoing"):
         return
     membership = coordinator.membership
-    assert not it._bare
-    assert it._workers.keys() == set(membership.live)
-    for chunk in it._chunks:
+    assert not it.bare
+    assert it.workers.keys() == set(membership.live)
+    for chunk in it.chunks:
         assert chunk.committed == watch.is_done_with(chunk.number)
-        takers = {worker for worker in it._workers.values() if chunk in worker.told or worker.running is chunk}
+        takers = {worker for worker in it.workers.values() if chunk in worker.told or worker.running is chunk}
         assert set(chunk.takers) == takers
-    for rank, worker in it._workers.items():
+    for rank, worker in it.workers.items():
         does = {*worker.told, *([] if worker.running is None else [worker.running])}
         numbers = {chunk.number for chunk in does}
         assert numbers <= {*membership.held(rank)}
@@ -26,7 +26,7 @@ def check_beliefs(world: Any) -> None:
         assert worker.running is not None or not worker.told, "rests, but was told something"
         assert not worker.chosen or len(worker.told) == 1
         if watch.is_calm:
-            assert all(worker in it._chunks[chunk].doers for w, chunk, _ in watch.heard if w == rank)
+            assert all(worker in it.chunks[chunk].doers for w, chunk, _ in watch.heard if w == rank)
         _check_nothing_lost(world, rank, numbers)
 
 

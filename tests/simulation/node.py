@@ -5,6 +5,7 @@ What must hold is asserted where it happens.
 """
 
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -53,6 +54,12 @@ class ImpatientState(WorkerState):
 
 
 class NotedMailbox(Mailbox):
+    begun: Callable[[], None]
+
+    def begin(self, iteration: int, params: np.ndarray) -> None:
+        super().begin(iteration, params)
+        self.begun()
+
     @property
     def unsent(self) -> list[Any]:
         return [*self._outbox]
@@ -89,6 +96,7 @@ class Node(WorkerLoop):
         self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
         self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
         self.mailbox = NotedMailbox(self.state, self.encoder)
+        self.mailbox.begun = self.begun
         sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", 0, last)
         duties = Duties(sums=sums, alike=alike, silence=silence)
         super().__init__(
@@ -125,7 +133,7 @@ class Node(WorkerLoop):
     def spin(self) -> None:
         """One turn of the loop."""
         with suppress(Killed):
-            self._poll()
+            self.poll()
             self._send_outbox()
             self._send_vectors()
 
@@ -143,15 +151,13 @@ class Node(WorkerLoop):
 
     # what the loop hears
 
-    def _begin_when_ready(self) -> None:
-        before = self._iteration
-        super()._begin_when_ready()
-        if self._iteration > before:
-            self.waiting, self.taken = False, []
-            assert not self.state.held, "a chunk of an older iteration is still held"
-            assert self.alive() == 0, "gradients of an older iteration are still in memory"
+    def begun(self) -> None:
+        """The mailbox has begun an iteration."""
+        self.waiting, self.taken = False, []
+        assert not self.state.held, "a chunk of an older iteration is still held"
+        assert self.alive() == 0, "gradients of an older iteration are still in memory"
 
-    def _handle(self, entry: Any, source: int = 0) -> None:
+    def hear(self, entry: Any, source: int = 0) -> None:
         kind, iteration, chunk = Kind(entry["kind"]), int(entry["iteration"]), int(entry["chunk"])
         what = (iteration, chunk)
         self.waiting = False
@@ -170,7 +176,7 @@ class Node(WorkerLoop):
         if kind in (Kind.QUEUE, Kind.NEXT, Kind.INVALIDATE):
             self.redirected = max(self.redirected, iteration)
             self.collected = -1 if self.collected == iteration else self.collected
-        super()._handle(entry, source)
+        super().hear(entry, source)
         if kind == Kind.DISCARD:
             assert iteration != self.state.iteration or chunk not in self.state.held
         if kind == Kind.MAP and entry["last"]:

@@ -45,6 +45,8 @@ class WatchedSumming(Summing):
     def __init__(self, world: "ReplicatedWorld", *arguments: Any, **others: Any) -> None:
         self._world = world
         super().__init__(*arguments, **others)
+        mapped = self.allreduce.mapped
+        self.allreduce.mapped = lambda made, own: (world.check_map(made), mapped(made, own))  # type: ignore
 
     def follows(self, worker: int) -> bool:
         """Whether the worker needs no state."""
@@ -59,11 +61,6 @@ class WatchedSumming(Summing):
     def hand_out(self, gradient: np.ndarray, now: float) -> None:
         self._world.read = gradient.copy()
         super().hand_out(gradient, now)
-
-    def _send(self, made: Map | None, *own: Any) -> None:
-        if made is not None:
-            self._world.check_map(made)
-        super()._send(made, *own)
 
 
 class ReplicatedWorld(World):
@@ -189,7 +186,7 @@ class ReplicatedWorld(World):
         self.naps.clear()
         try:
             for _ in range(STEPS):
-                self.server._poll()
+                self.server.poll()
                 if self.idle > 10:
                     break
         except RunFailed:

@@ -46,9 +46,9 @@ class ReplicatedNode(Node):
         super().__init__(*arguments, **others)
         self._check, self._params = check, params
 
-    def _poll(self) -> None:
+    def poll(self) -> None:
         before = self.allreduce.steps
-        super()._poll()
+        super().poll()
         if self.allreduce.steps > before:
             self._check(self.allreduce.replica)
 

@@ -39,10 +39,10 @@ class Reordering(Schedule):
         del self._left[loss.worker]
         return super().lost(loss, now)
 
-    def _next(self, worker: int, chunk: int) -> Order:
+    def tell_next(self, worker: int, chunk: int) -> Order:
         left = self._left[worker]
         left[:] = [chunk, *(c for c in left if c != chunk)]
-        return super()._next(worker, chunk)
+        return super().tell_next(worker, chunk)
 
 
 def make(name: str, *arguments: Any) -> Schedule:

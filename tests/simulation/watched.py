@@ -95,8 +95,7 @@ class Watch:
         """A new coordinator that knows what the schedule has learnt, and nothing else."""
         schedule = self.schedule.recipe()  # type: ignore[attr-defined]
         schedule.inherit(self.schedule)
-        if hasattr(schedule, "_resting"):
-            schedule.rest(self.schedule._resting)
+        schedule.rest(self.schedule.resting)
         combined, tolerated, checks, *_ = self.settings
         return Coordinator(self.it.membership, schedule, combined, tolerated, Checks(checks.every))
 

@@ -141,7 +141,7 @@ class World:
         """The run has had all iterations."""
         with suppress(RunFailed):
             for _ in range(STEPS):  # what is still on its way changes nothing
-                self.server._poll()
+                self.server.poll()
                 if self.idle:
                     break
         self.check_end()

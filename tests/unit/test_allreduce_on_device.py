@@ -42,10 +42,10 @@ class End:
     """A rank's transport over lists. What is sent lies in its own buffer until it is taken, as with MPI."""
 
     def __init__(self, rank, ends):
-        self.rank, self._ends, self._woken = rank, ends, threading.Event()
+        self.rank, self._ends, self.woken = rank, ends, threading.Event()
         self.posted, self.vectors, self.control = [], [], []
         self.remember = self.forget = self.keep = lambda _: None
-        self.wake, self.post = self._woken.set, self.posted.append
+        self.wake, self.post = self.woken.set, self.posted.append
 
     def send(self, dest, records):
         self._ends[dest].control += [(self.rank, entry) for one in records for entry in entries(one)]
@@ -94,8 +94,8 @@ class Ranks(Listener):
                 for vector in end.arrived():
                     it.arrived(vector)
                 if it.replica.is_stepping:
-                    assert end._woken.wait(TIMEOUT)
-                    end._woken.clear()
+                    assert end.woken.wait(TIMEOUT)
+                    end.woken.clear()
                 it.poll()
 
 
