@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from psgc.tools.comparison import compared, labels
-from psgc.tools.drawing import SERIES
 from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import changed, record, with_columns
 
@@ -56,12 +55,12 @@ def test_the_order_is_that_of_held_out_losses_then_of_losses(recorded):
     def made(name, **summary):
         return changed(a, path=Path(name), summary=a.summary | summary)
 
-    best = made("best", test_loss=0.5, final_loss=9.0)
+    best = made("best", test_loss=0.9, final_loss=9.0)  # at its end; it was the least before
     worse = made("worse", test_loss=0.6, final_loss=0.1)
     nan = made("nan", test_loss="nan", final_loss=0.2)
     epochs = made("epochs", metrics={"epoch": 3, "loss": 0.55, "accuracy": 0.9})
     without, diverged = made("without", final_loss=None), made("diverged", final_loss="nan")
-    best = with_columns(best, test_loss=[np.nan, 0.4, np.nan, 0.5])
+    best = with_columns(best, test_loss=[np.nan, 0.4, np.nan, 0.9])
     slow = made("and slow", test_loss=0.5, final_loss=9.0, seconds=best.summary["seconds"] + 1)
     rows = compared([diverged, without, nan, slow, worse, epochs, best])
     assert [row["run"] for row in rows] == ["best", "and slow", "epochs", "worse", "nan", "diverged", "without"]
@@ -180,21 +179,17 @@ def test_the_figure_has_a_line_for_each_run_and_names_the_best(compare, recorded
     lossless = changed(a, path=Path("none"), iterations={k: v for k, v in a.iterations.items() if k != "loss"})
     many.append(changed(lossless, summary=a.summary | {"final_loss": None}))
     figure, remark = draw(compared(many), many)
-    assert (
-        remark
-        == "the losses of 12 runs; the legend names the best 10, the others are grey; 1 without a loss is left out"
+    assert remark == (
+        "the losses of 12 runs; the legend names the best 10, the others are grey; 1 without a loss is left out"
     )
-    left, right = figure.axes
-    assert len(left.lines) == len(right.lines) == NAMED + 2
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [*(f"r{k}" for k in range(NAMED)), "2 others"]
-    lines = {line.get_label(): line for line in right.lines}
-    assert lines["r3"].get_xdata() == pytest.approx(np.cumsum(a.iterations["seconds"]))
-    assert lines["r3"].get_ydata().tolist() == [9, 8, 7, 3]
-    looks = {(line.get_color(), line.get_linestyle()) for line in left.lines if not line.get_label().startswith("_")}
-    assert len(looks) == NAMED
-    assert lines["r0"].get_color() == SERIES[0]
-    code, out, _ = compare("a", "killed", "--plot", str(tmp_path / "c.svg"))
-    assert code == 0
-    assert out.endswith("c.svg: the losses of 2 runs\n")
+    for panel, x in zip(figure.axes, (range(4), np.cumsum(a.iterations["seconds"])), strict=True):
+        assert len(panel.lines) == NAMED + 2
+        lines = {line.get_label(): line for line in panel.lines}
+        assert lines["r3"].get_xdata() == pytest.approx(list(x))
+        assert lines["r3"].get_ydata().tolist() == [9, 8, 7, 3]
+        named = [line for label, line in lines.items() if not label.startswith("_")]
+        assert len({(line.get_color(), line.get_linestyle()) for line in named}) == NAMED
+    assert compare("a", "killed", "--plot", str(tmp_path / "c.svg"))[1].endswith("c.svg: the losses of 2 runs\n")
     assert "<svg" in (tmp_path / "c.svg").read_text()

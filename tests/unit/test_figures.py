@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from psgc.run_rows import WorkerEvent
-from psgc.tools.drawing import DARK, LIGHT, MANY, MARKED, SERIES, course, image, new_figure, unit_of
+from psgc.tools.drawing import DARK, LIGHT, MANY, MARKED, SERIES, course, new_figure
 from psgc.tools.figures import pictures
 from psgc.tools.gantt import gantt, slowest
 from psgc.tools.run_directory import read_run
@@ -195,26 +195,14 @@ def drawn(y):
     return axes
 
 
-@pytest.mark.parametrize("count", [MANY + 1, 10_000])
-def test_many_are_points_and_a_line_through_their_running_medians(count):
-    y = 0.05 + 0.001 * np.random.default_rng(0).random(count)
+def test_many_points_have_a_line_through_their_running_medians():
+    y = 0.05 + 0.001 * np.random.default_rng(0).random(MANY + 1)
     y[50::100] = 1.0
     assert len(drawn(y[:MANY]).lines) == 1  # few are a line through them
-    axes = drawn(y)
-    points, line = axes.lines
+    points, line = drawn(y).lines
     assert points.get_ydata().tolist() == y.tolist()
     assert max(line.get_ydata()) < 0.06  # what is far off is among the points, not in the line
-    middle = len(line.get_xdata()) // 2
-    assert line.get_xdata()[middle] == pytest.approx(count / 2, abs=1)
-    assert line.get_label() == "name"
-    assert len(image(axes.figure)) < 200_000
-
-
-def test_units():
-    assert [unit_of(seconds)[1] for seconds in (20, 10, 9.9, 0.02, 0.0009)] == [
-        "seconds", "seconds", "milliseconds", "milliseconds", "microseconds",
-    ]  # fmt: skip
-    assert unit_of(0.5)[0] * 0.5 == 500
+    assert line.get_xdata()[len(line.get_xdata()) // 2] == pytest.approx(len(y) / 2, abs=1)
 
 
 # colours

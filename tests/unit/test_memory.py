@@ -109,11 +109,6 @@ def test_rank_0_keeps_copies_where_gradients_come_to_it(overrides, copies, decod
     assert [item for item in rank_0 if item.name in ("copies", "decoded")] == [*copies, *decoded]
 
 
-def test_rank_0_neither_computes_nor_accumulates():
-    rank_0, worker = held(load("run.yaml", ["aggregation=allreduce"]), 16, 8, DIM)
-    assert {item.name for item in worker} ^ {item.name for item in rank_0} == {"chunks", "accumulators", "checkpoints"}
-
-
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam", "adamw"])
 def test_the_state_of_an_optimizer(kind):
     optimizer = make_optimizer(OptimizerSettings(kind=kind, lr=0.1))

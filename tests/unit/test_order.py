@@ -55,13 +55,6 @@ def test_every_l_that_is_possible(run, uneven):
         assert optimal == (gap == 0)
 
 
-def test_a_square_regular_matrix_has_the_papers_q_max(run, tmp_path):
-    np.save(tmp_path / "S.npy", coding.cyclic(12, 12, 3).toarray())
-    _, lines, _ = run(tmp_path / "S.npy")
-    assert lines[1].split()[-1] == lines[2].split()[-1] == "3"
-    assert rows(lines) == {l: (q, q, 0, True) for l, q in ((1, 30), (2, 33), (3, 35))}  # noqa: E741
-
-
 @pytest.mark.parametrize("name", ["O.npy", "O.npz"])
 def test_the_ordering_is_written(run, uneven, name):
     matrix, output = np.load(uneven), uneven.parent / name

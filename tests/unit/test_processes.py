@@ -108,28 +108,3 @@ def test_sleeps_of_this_thread_and_those_it_starts_may_be_late_by_a_nanosecond()
     thread.start()
     thread.join()
     assert slack == [1, 1]
-
-
-FAULTS = """
-import resource, sys
-import numpy as np
-from psgc.processes import keep_freed_memory
-
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-for _ in range(40):
-    held = [np.ones(300_000) for _ in range(8)]
-    held.clear()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-"""
-
-
-def test_memory_that_is_freed_is_used_again_without_asking_the_kernel():
-    """Each of 320 gradients of 2.4 MB is 586 pages; the kernel may make larger ones of them."""
-    command = [sys.executable, "-c", FAULTS]
-    kept, usual = (
-        int(subprocess.run([*command, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("kept", "usual")
-    )
-    assert kept < 20_000
-    assert kept < usual

@@ -188,10 +188,3 @@ def test_the_command_says_where_they_are(tmp_path, capsys, monkeypatch, read_bac
         f"scalars written to {place}; see them with: tensorboard --logdir {place}"
     )
     assert set(read_back(place)) == set(SCALARS) - {"test_loss", "test_accuracy"}
-
-
-def test_what_cannot_be_written_is_one_line(tmp_path, read_back):
-    run = read_run(record(tmp_path / "run", 3, 2, 1))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: cannot be written: "):
-        write_events(run, tmp_path / "file")
