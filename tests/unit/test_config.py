@@ -165,9 +165,9 @@ FAULTS = [
         (APPROXIMATE + "deadline: 0}", "recovery.deadline: expected seconds > 0 or auto, got 0"),
         (APPROXIMATE + "max_error: 1}", "recovery.max_error: expected a number >= 0 and < 1, got 1"),
         ("recovery={deadline: 1}", "recovery.deadline: mode exact does not use it"),
-        (APPROXIMATE + "max_error: 0.1, estimator: unbiased}",
-         "recovery.estimator: unbiased needs a deadline and no max_error: a worker must not be late because of the "
-         "others"),
+        *((f"{APPROXIMATE}{ends}max_error: 0.1, estimator: unbiased}}",
+           "recovery.estimator: unbiased needs a deadline and no max_error: a worker must not be late because of the "
+           "others") for ends in ("", "deadline: 1, ")),
         (UNBIASED,
          "recovery.estimator: unbiased needs fixed queues, but schedule dynamic changes them; use uncoded, full, "
          "random or static"),
