@@ -1,4 +1,4 @@
-"""What the fuzz tests of settings are made of: valid trees, and what to break them with."""
+"""What the fuzz tests of settings are made of: those that scripts/ and the pages have, and what to break them with."""
 
 import copy
 import json
@@ -11,88 +11,25 @@ from hypothesis import strategies as st
 from psgc import config
 from psgc.errors import visible
 from psgc.simulation import settings as simulation
+from psgc.yaml_source import YamlSource
+from tests.unit.documents import ROOT, all_blocks
 from tests.unit.fuzzing import outcome
 
-RUN: dict[str, Any] = {
-    "problem": {"kind": "mlp", "hidden": 5, "l2": 0.25},
-    "data": {"path": "train.npz", "labels": "y.npy", "test": "test.npz", "test_labels": "t.npy"},
-    "optimizer": {"kind": "nesterov", "lr": 0.5, "momentum": 0.75},
-    "iterations": 7,
-    "batch": 3,
-    "coding": {
-        "chunks_per_worker": 4,
-        "replication": 2,
-        "assignment": "cyclic",
-        "parts": 2,
-        "coding_matrix": "gaussian",
-    },
-    "schedule": "skipping",
-    "aggregation": "allreduce",
-    "transfer": "combined",
-    "recovery": {"mode": "approximate", "deadline": 0.5, "max_error": 0.25},
-    "faults": {"collect_timeout": 2.5},
-    "checkpoint": {"every": 0, "keep": 1},
-    "stragglers": {"kind": "slow", "factor": {"all": 2, "3": 10.5}},
-    "output": "runs/x",
-    "seed": 5,
-}
-TORCH: dict[str, Any] = {
-    "problem": {"torch": "module:build", "options": {"hidden": 5, "names": ["a", 0.5]}},
-    "optimizer": {"torch": "AdamW", "lr": 0.5, "betas": [0.9, 0.99], "clip_norm": 2.5},
-    "scheduler": {"torch": "MultiStepLR", "milestones": [2, 4]},
-    "batch": {"size": 100, "epochs": 2},
-    "micro_batch": 8,
-    "autocast": "bfloat16",
-    "coding": {"chunks": 12, "replication": 2, "parts": 2},
-    "output": "runs/x",
-}
-RUNS = [
-    RUN,
-    TORCH,
-    {"problem": {"kind": "logistic"}, "data": {"path": "a"}, "iterations": 1,
-     "optimizer": {"kind": "sgd", "lr": 1, "schedule": {"kind": "step", "warmup": 1, "every": 2}}, "output": "o"},
-    {"problem": {"kind": "logistic"}, "data": {"path": "a"}, "batch": {"size": 3, "epochs": 2},
-     "optimizer": {"kind": "sgd", "lr": 1}, "coding": {"chunks_per_worker": "auto"}, "output": "o"},
-    RUN
-    | {"problem": {"python": "my.models:Net", "options": {"wide": 3, "deep": {"er": [1, "a", None, True, False]}}}}
-    | {"data": None, "optimizer": {"kind": "adam", "lr": 1e-3, "beta1": 0.5, "beta2": 0.25, "epsilon": 1e-6,
-       "weight_decay": 0.1, "clip_norm": 2.0, "schedule": {"kind": "cosine", "length": 9, "final": 0.5}}},
-    RUN
-    | {"coding": {"assignment": {"kind": "file", "path": "A.npy"}, "parts": 3}}
-    | {"stragglers": {"kind": "trace", "path": "t.npy", "scale": 0.5}, "transfer": "auto", "schedule": "static"}
-    | {"aggregation": "auto"}
-    | {"recovery": {"mode": "approximate", "deadline": "auto", "estimator": "unbiased"}}
-    | {"verify": {"every": 3, "tolerance": 1e-6, "strikes": 2}},
-]  # fmt: skip
-SIMULATION: dict[str, Any] = {
-    "assignment": {"kind": "cyclic", "chunks": 6, "workers": 6, "load": 3},
-    "parts": [1, 2],
-    "schedules": ["full", "dynamic"],
-    "speeds": {"kind": "exponential", "mean": 2.0, "failed": "load - parts"},
-    "known_speeds": 0.5,
-    "trials": 2,
-    "clock": 1.0,
-    "deadlines": [1, 2.5],
-    "bound": True,
-    "seed": 1,
-}
-SIMULATIONS = [
-    SIMULATION,
-    SIMULATION | {"speeds": {"kind": "pareto", "shape": 1.5, "minimum": 0.5, "failed": 1}},
-    SIMULATION | {"bound": False, "speeds": {"kind": "two_speed", "fast": 0.5, "slow": 2, "slow_fraction": 0.25}},
-    SIMULATION | {"speeds": {"kind": "trace", "path": "t.npy"}, "assignment": {"kind": "file", "path": "A.npz"}},
-    {
-        "network": {"rate": 2.5e7, "latency": 1e-4, "dim": 100, "itemsize": 4},
-        "workers": [2, 8],
-        "parts": [1, 2],
-        "programs": ["server", "allreduce"],
-        "chunks_per_worker": 3,
-    },
+FOUND = [
+    YamlSource(text, "x").tree
+    for text in (
+        *(path.read_text() for path in sorted((ROOT / "scripts").glob("*.yaml"))),
+        *(block.text for block in all_blocks() if block.language == "yaml"),
+    )
 ]
+RUN: dict[str, Any] = max((tree for tree in FOUND if "output" in tree), key=len)  # every key
+RUNS = [tree if "output" in tree else RUN | tree for tree in (RUN, *FOUND) if not {"trials", "network"} & set(tree)]
+SIMULATIONS = [tree for tree in FOUND if "trials" in tree or "network" in tree]
 KINDS = {"run": (config.load, RUNS), "simulation": (simulation.load, SIMULATIONS)}
 EVERY_KEY = sorted(
-    {key for tree in [*RUNS, *SIMULATIONS] for value in tree.values() if isinstance(value, dict) for key in value}
-    | set(RUN) | set(SIMULATION) | {"seconds", "shift", "adopt", "torch", "", " ", "3", "all", "kind ", "é"}
+    {key for tree in FOUND for value in tree.values() if isinstance(value, dict) for key in value}
+    | {key for tree in FOUND for key in tree}
+    | {"seconds", "shift", "adopt", "torch", "", " ", "3", "all", "kind ", "é"}
 )  # fmt: skip
 
 

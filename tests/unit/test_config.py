@@ -145,7 +145,7 @@ FAULTS = [
         (r'output="a\0b"', r"expected a path, got 'a\x00b'"),
         ("data.test_labels=t.npy", "test_labels needs data.test"),
         ("data.index_base=2", "expected auto, 0 or 1, got 2"),
-        ("data.index_base=0", "a .npz or .npy file does not use it"),
+        ("data={path: X.NPY, index_base: 0}", "data.index_base: a .npz or .npy file does not use it"),
         ("verify={every: 0}", "verify.every: expected a whole number >= 1, got 0"),
         ("verify={every: 1, tolerance: -0.5}", "verify.tolerance: expected a number >= 0, got -0.5"),
         ("verify={every: 1, strikes: 0}", "verify.strikes: expected a whole number >= 1, got 0"),

@@ -178,6 +178,7 @@ def test_a_send_to_a_dead_rank_is_dropped_and_its_buffer_is_free(it, mpi):
 
 def test_nobody_looks_more_often_for_the_sake_of_a_forgotten_rank(it):
     """The largest send that is under way says how `Transport.wait` looks."""
+    assert it.largest() == 0
     send(it, 1, 8)
     send(it, 2, 1 << 20)
     assert it.largest() == 1 << 20
