@@ -263,9 +263,22 @@ def test_a_message_that_is_too_short_for_its_stamp_is_given_out_as_such(inbox, m
     assert (vector.iteration, vector.length) == (-1, 0)
 
 
-def test_a_late_vector_of_a_dead_rank_takes_no_receive_buffer_with_it(inbox, mpi):
+def test_what_stirs_is_given_out_by_the_next_poll(inbox, mpi):
+    assert not inbox.stirs()
+    arrives(inbox, mpi, 2, (7, 0, 0.5))
+    assert inbox.stirs()
+    assert [vector.source for vector in inbox.poll()] == [2]
+
+
+def test_late_words_of_a_dead_rank_are_not_given_out_and_a_late_vector_takes_no_buffer_with_it(inbox, mpi):
+    inbox.start()
+    word = record(Kind.ALIVE)
+    ring, mpi.posted = mpi.posted, []
     mpi.dead[2] = None
     assert inbox.poll() == [Died(2)]
+    ring[0].buffer[:1], ring[0].status = word, Status(2, CONTROL_TAG, word.nbytes)
+    assert inbox.poll() == []
+    mpi.posted.clear()
     buffer = arrives(inbox, mpi, 2, (7, 0, 0.5))
     assert inbox.poll() == []
     inbox.repost()
@@ -429,6 +442,10 @@ def bells():
 def test_a_bell_wakes_its_process_once_and_says_why(bells):
     (one, _), (other, other_identity) = bells
     assert one.sleep(0) == set()
+    for _ in range(3):
+        one.ring_at(other_identity)
+    assert other.sleep(20) == {NEIGHBOUR}
+    assert other.sleep(0) == set()
     one.ring_at(other_identity)
     ringing = threading.Thread(target=other.ring)
     ringing.start()
