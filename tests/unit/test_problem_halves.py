@@ -118,7 +118,23 @@ class Total(Model):
         return 0.0
 
 
-@pytest.mark.parametrize("kind", [Model, Reusing, Random, Normalised, Pairs, NeedsRows, Total])
+class Tiny(Model):
+    """Its loss is nothing but rounding errors."""
+
+    def loss_and_gradient(self, params, chunk, rng=None):
+        return 1e-12, super().loss_and_gradient(params, chunk)[1]
+
+
+class Prepared(Model):
+    """Its accuracy means something after `prepare_evaluation` alone."""
+
+    prepare_evaluation = None
+
+    def accuracy(self, params, chunk):
+        return float(len(chunk.y))
+
+
+@pytest.mark.parametrize("kind", [Model, Tiny, Prepared, Reusing, Random, Normalised, Pairs, NeedsRows, Total])
 def test_right_models_and_those_of_which_nothing_can_be_said(kind):
     assert looked_at(kind())
 

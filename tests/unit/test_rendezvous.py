@@ -1,5 +1,6 @@
 """How ranks come together, without MPI; what happens to real ranks is in tests/ranks."""
 
+import json
 from math import inf
 from types import SimpleNamespace
 
@@ -45,6 +46,7 @@ class World:
 
     def __init__(self, clock, rank):
         self._clock, self._rank, self.takes, self.sends = clock, rank, 0.0, [(rendezvous.DATA_TAG, TEXTS)]
+        self.told = []  # what the other one is sent
 
     def Get_rank(self):
         return self._rank
@@ -52,7 +54,8 @@ class World:
     def Get_size(self):
         return 2
 
-    def Isend(self, *_):
+    def Isend(self, message, rank, tag):
+        self.told.append((tag, bytes(message[0])))
         return SimpleNamespace(Test=lambda: self._clock.now >= self.takes)
 
     def Improbe(self, source, tag, status):
@@ -95,6 +98,13 @@ def meet(clock, monkeypatch):
 @pytest.fixture
 def ranks(meet):
     return meet(0)
+
+
+def test_texts_are_gathered_with_512_bytes_of_each(ranks):
+    it, world, _ = ranks
+    world.sends = [(rendezvous.DATA_TAG, b"the other one's")]
+    assert it.gather("x" * 600) == ["x" * 512, "the other one's"]
+    assert json.loads(world.told[-1][1]) == ["x" * 512, "the other one's"]
 
 
 def test_short_stops_do_not_add_up(ranks, clock):
@@ -144,6 +154,8 @@ def test_who_gives_nothing_for_too_long_ends_the_run_and_is_killed(ranks, clock,
         it.broadcast(b"data", "starting")
     assert 600.0 <= clock.now < 602.0
     assert process.kills == 1
+    reason = "nothing came for 600 s (faults.setup_timeout) from rank 1, starting"
+    assert world.told[-1] == (rendezvous.OFF_TAG, json.dumps([reason, [1]]).encode())
     said = capsys.readouterr().err.splitlines()
     assert said == [f"waiting for rank 1 for {seconds} s, starting" for seconds in (20, 40, 80, 160, 320)]
 
