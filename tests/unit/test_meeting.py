@@ -1,10 +1,15 @@
 """How ranks meet, and what they tell `psgc launch`."""
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
+from psgc.errors import UserError
+from psgc.launching import rank
 from psgc.run import launched, meeting
 from psgc.run.launched import Found
 
@@ -27,6 +32,34 @@ def test_ranks_that_meet():
             meeting.meet(Gathered("", "ended 1 ValueError: no", ""), ended)
     with pytest.raises(meeting.NotAllCame, match=r"^the script of 2 ranks, first rank 0, ended before .*: x$"):
         meeting.meet(Gathered("ended 0 x", "", "ended 1 y"))
+
+
+@pytest.mark.parametrize(("errors", "shown"), [("aaa", {0}), ("baa", {0, 1}), ("aba", {0, 1})])
+def test_of_ranks_that_end_alike_one_says_why(monkeypatch, capsys, errors, shown):
+    """And the exit code is that of rank 0."""
+
+    class Ranks(Gathered):
+        def __init__(self):
+            super().__init__(*(f"ended 2 {error}" for error in errors))
+            self.end = codes.append
+
+    def fail():
+        raise UserError(errors[Ranks.rank])
+
+    codes, hooks = [], []
+    monkeypatch.setattr(launched, "_begun", False)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    for name in ("MPI", "die_with_parent", "leave_mpi"):
+        monkeypatch.setattr(rank, name, MagicMock())
+    monkeypatch.setattr(rank.MPI, "Is_finalized", lambda: False)
+    monkeypatch.setattr(rank.MPI.COMM_WORLD, "Get_rank", lambda: Ranks.rank)
+    monkeypatch.setattr(rank, "Transport", Ranks)
+    monkeypatch.setattr(rank.atexit, "register", lambda *hook: hooks.append(partial(*hook)))
+    for Ranks.rank in range(3):
+        rank.run(fail)
+        hooks.pop()()
+        assert capsys.readouterr().err == (f"psgc: {errors[Ranks.rank]}\n" if Ranks.rank in shown else "")
+    assert codes == [2, 0, 0]
 
 
 # what `psgc launch` is told

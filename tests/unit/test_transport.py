@@ -5,7 +5,7 @@ import weakref
 from dataclasses import replace
 from math import inf
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -468,6 +468,18 @@ def test_without_names_for_sockets_a_bell_still_wakes_its_own_process(monkeypatc
     bell.ring()
     assert bell.sleep(20) == {OWN}
     bell.close()
+
+
+@pytest.mark.parametrize(("rank", "number"), [*enumerate([0, 1, 0, 2, 1])])
+def test_ranks_of_a_host_have_numbers_of_their_own(monkeypatch, rank, number):
+    """By which each takes a GPU of its own."""
+    hosts = [Mock(host=host, is_near=lambda other, host=host: other.host == host) for host in "aabab"]
+    names = "MPI", "Bell", "Deaths", "Receives", "Sends", "die_with_parent", "keep_freed_memory", "sleep_precisely"
+    for name in names:
+        monkeypatch.setattr(f"psgc.transport.transport.{name}", MagicMock())
+    monkeypatch.setattr("psgc.transport.transport.Rendezvous", lambda *_: MagicMock(processes=hosts))
+    monkeypatch.setattr(Transport, "_duplicate", Mock())
+    assert Transport(Mock(Get_rank=lambda: rank)).local_rank == number
 
 
 @pytest.mark.parametrize(("library", "by"), [("Open MPI v5.0.11", "_exit 3"), ("MPICH Version: 4.3", "exit 3")])
