@@ -9,10 +9,12 @@ from torch.utils.data import TensorDataset
 
 import psgc.torch
 from psgc.errors import RunFailed
-from psgc.messages import Kind
+from psgc.messages import Kind, record, sums_records
 from psgc.run import launched
 from psgc.torch import begin, session
-from tests.unit.scripted import Following, said
+from psgc.torch.program import TorchProgram
+from psgc.transport import Control
+from tests.unit.scripted import Following, Transport, said
 
 
 class Ranks(Following):
@@ -46,3 +48,53 @@ def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(one_pro
     run.engine.end("its script raised RunFailed")
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["status"], summary["exit_code"]) == ("interrupted", 138)
+
+
+class Worker(Transport):
+    """Rank 1 of three. Rank 0 says the sum of the first call, and ends the run once the script of this rank has."""
+
+    rank = 1
+
+    def __init__(self):
+        super().__init__(3, self.arriving())
+
+    def finalize(self, *_):
+        pass
+
+    outlast = send_text = finalize
+
+    def broadcast(self, data, doing=""):
+        return next(self.words)
+
+    def said(self, kind):
+        return [entry for entry in self.records[0] if entry["kind"] == kind]
+
+    def arriving(self):
+        yield [Control(0, sums_records(0, -1, [6.0, 4.0]))]
+        while not self.said(Kind.ENDED):
+            yield []
+        yield [Control(0, record(Kind.STOP, 1))]
+        while not self.said(Kind.GOODBYE):
+            yield []
+        yield [Control(0, record(Kind.LEAVE, last=1))]
+
+
+def test_a_worker_whose_script_ends_after_a_sum_makes_no_call_after_that_one(one_process, monkeypatch):
+    class Program(TorchProgram):
+        def __init__(self, *given):
+            super().__init__(*given)
+            Worker.words = (said() for said in (self.expected, lambda: session.ALIKE, self.generators))
+
+    transports = []
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    monkeypatch.setattr(begin, "TorchProgram", Program)
+    monkeypatch.setattr(session, "Transport", lambda **_: transports.append(Worker()) or transports[-1])
+    for name, value in (("_begun", False), ("_stopped_by", ())):
+        monkeypatch.setattr(launched, name, value)
+    data = TensorDataset(torch.ones(8, 2))
+    run = psgc.torch.init(torch.nn.Linear(2, 1), data, lambda *_: None, chunks=2)
+    assert run.evaluate(data, lambda model, batch: (0.0, 1.0)) == 1.5
+    run.end(False)
+    run.engine.end()
+    (ended,) = transports[0].said(Kind.ENDED)
+    assert ended["iteration"] == 1
