@@ -3,8 +3,8 @@
 import pytest
 
 from psgc.aggregation.allreduce import AllReduce
+from psgc.aggregation.attempts import Iteration
 from psgc.aggregation.blocks import Blocks
-from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.replica import Replica
 from psgc.server import outbox, summing
@@ -61,7 +61,7 @@ def test_a_schedule_that_goes_wrong_is_named(monkeypatch, capsys, wrong):
 
 PLACE = Blocks.place
 ALLREDUCE_DEFECTS = [
-    (Exchange, "_clear", lambda self: [], "exchanges are left over"),
+    (Iteration, "let_go", lambda *_: [], "exchanges are left over"),
     (Pool, "sent", lambda *_: None, "a vector has changed while it was being sent"),
     (Blocks, "place", lambda self, key, block: key.number or PLACE(self, key, block), "Not equal to tolerance"),
     (AllReduce, "chosen", lambda *_: None, "the server has read another gradient"),
