@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.optimize import approx_fprime
 
 from psgc.data import Chunk
 from psgc.problems import LeastSquares, Logistic, Mlp, Softmax, evaluate
+from psgc.problems.base import has_loss
 
 ROWS, FEATURES, CLASSES = 17, 6, 3
 rng = np.random.default_rng(5)
@@ -98,3 +100,5 @@ def test_evaluate_makes_do_with_what_there_is():
     assert gradient.tolist() == [-0.5]
     loss, gradient = evaluate(WithLoss())(point, part, rng)
     assert (loss, gradient.tolist()) == (0.25, [-0.5])
+    both = SimpleNamespace(loss_and_gradient=None)
+    assert [has_loss(problem) for problem in (GradientOnly(), WithLoss(), both)] == [False, True, True]

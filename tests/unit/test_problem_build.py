@@ -77,6 +77,8 @@ class Shift:
         return chunk.weight * params
 
 ready = Shift(4)
+class Outer:
+    inner = ready
 def make(dim):
     return Shift(dim)
 def leaves():
@@ -99,6 +101,7 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "own_problem.py").write_text(MODULE)
     (tmp_path / "own_broken.py").write_text("1 / 0\n")
     (tmp_path / "own_needs.py").write_text("import not_there_at_all\n")
+    (tmp_path / "own_leaves.py").write_text("raise SystemExit('enough')\n")
     yield
     for name in [name for name in sys.modules if name.startswith("own_")]:
         del sys.modules[name]
@@ -106,7 +109,7 @@ def own(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("own")
 def test_an_instance_a_class_and_a_function_are_taken():
-    assert load_python("own_problem:ready", {}).dim == 4
+    assert load_python("own_problem:ready", {}).dim == load_python("own_problem:Outer.inner", {}).dim == 4
     assert load_python("own_problem:Shift", {}).dim == 2
     assert load_python("own_problem:Shift", {"dim": 3}).dim == 3
     assert load_python("own_problem:make", {"dim": 5}).dim == 5
@@ -126,6 +129,8 @@ def test_an_instance_a_class_and_a_function_are_taken():
         ("own_problem:make", {}, "calling it with {} failed: TypeError: make() missing"),
         ("own_problem:leaves", {}, "calling it with {} failed: SystemExit: enough"),
         ("own_problem:number", {}, "expected a problem, or a class or function that makes one"),
+        ("own_problem:Shift", {"dim": 0}, "Shift.dim: expected a whole number >= 1, got 0"),
+        ("own_leaves:x", {}, "importing own_leaves failed: SystemExit: enough"),
         ("own_problem:NoDim", {}, "NoDim.dim: expected a whole number >= 1, got None"),
         ("own_problem:NoStart", {}, "NoStart has no method initial_params"),
         ("own_broken:x", {}, "importing own_broken failed: ZeroDivisionError: division by zero"),
