@@ -8,13 +8,12 @@ from psgc.errors import ModelError, RunFailed, UserError
 from psgc.processes import RunningTime
 from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.server.arrivals import Alive, Failed
-from psgc.server.failure_detector import FailureDetector
+from psgc.server.failure_detector import FailureDetector, Stuck
 from psgc.server.membership import Membership
 from psgc.server.observer import Observer
 from psgc.server.rebalance import queues_for
 from psgc.server.recovery import weights
 from psgc.server.settings import ServerSettings
-from psgc.server.stuck import Stuck
 
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
 

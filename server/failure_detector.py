@@ -2,15 +2,18 @@
 
 A worker is *here* until it is lost. It is lost when its process dies, when it is silent for too long, when its gradient
 does not return, or when its gradient fails. A lost worker that is heard again is *back*: it takes part from the next
-iteration on, unless it failed or has been lost too often.
+iteration on, unless it failed or has been lost too often. `Stuck` puts into words which gradients have not returned for
+long.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 PATIENCE = 10.0  # times the slowest chunk that was reported; a gradient that takes longer is expected not to return
 CHANCES = 3  # losses after which a worker does not come back
+GATHERING = 1.0  # seconds; workers that tell the same line of code meanwhile share a line
+NAMED = 4  # workers whose chunks are listed in a line
 
 
 @dataclass(slots=True)
@@ -121,3 +124,42 @@ class FailureDetector:
                 worker.here, worker.back, worker.heard, worker.returned = True, False, now, now
                 ranks.append(rank)
         return ranks
+
+
+@dataclass
+class Stuck:
+    """Puts what workers tell about their chunks into lines.
+
+    >>> stuck = Stuck()
+    >>> stuck.told(1, 0, 30.2, "model.py:3: wait()", now=100.0)
+    >>> stuck.told(2, 8, 30.0, "model.py:3: wait()", now=100.5)
+    >>> stuck.due(100.9), stuck.due(101.0)
+    ([], ['for 30 s gradients have not returned: worker 1 in chunk 0, worker 2 in chunk 8; in model.py:3: wait()'])
+    """
+
+    _since: float | None = None
+    _workers: dict[str, list[tuple[int, int, float]]] = field(default_factory=dict)  # line of code -> worker, chunk, s
+
+    def told(self, worker: int, chunk: int, seconds: float, line: str, now: float) -> None:
+        """The worker has been in the gradient of `chunk` for so long, or in held-out rows, which are chunk -1.
+
+        line: of the user's code, empty if unknown.
+        """
+        self._workers.setdefault(line, []).append((worker, chunk, seconds))
+        if self._since is None:
+            self._since = now
+
+    def due(self, now: float) -> list[str]:
+        """The lines to show now."""
+        if self._since is None or now < self._since + GATHERING:
+            return []
+        told, self._workers, self._since = self._workers, {}, None
+        return [_text(line, workers) for line, workers in told.items()]
+
+
+def _text(line: str, workers: list[tuple[int, int, float]]) -> str:
+    places = ((worker, f"chunk {chunk}" if chunk >= 0 else "held-out rows") for worker, chunk, _ in workers[:NAMED])
+    named = ", ".join(f"worker {worker} in {place}" for worker, place in places)
+    more = f" and {len(workers) - NAMED} more workers" if len(workers) > NAMED else ""
+    seconds = min(seconds for _, _, seconds in workers)
+    return f"for {seconds:.0f} s gradients have not returned: {named}{more}" + (f"; in {line}" if line else "")

@@ -1,6 +1,6 @@
 """What is said of gradients that do not return: one line for all that are in the same place."""
 
-from psgc.server.stuck import GATHERING, NAMED, Stuck
+from psgc.server.failure_detector import GATHERING, NAMED, Stuck
 
 
 def test_many_workers_are_counted_and_each_place_has_a_line():
