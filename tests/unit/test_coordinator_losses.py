@@ -4,9 +4,9 @@ import pytest
 from coordinating import Recording, begun, report
 from refusal import refused, snapshot
 
-from psgc.schedules.schedule import Next, Skip
+from psgc.schedules.schedule import Skip
 from psgc.server.events import Abandoned, Lost, Report
-from psgc.server.instructions import Commit, Finish, Invalidate, Share
+from psgc.server.instructions import Commit, Finish, Share
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
@@ -52,35 +52,6 @@ def test_full_does_not_count_the_unfinished_load_of_a_lost_worker():
 
 
 # lost after it was committed
-
-
-def test_combined_a_committed_copy_is_done_again_in_the_role_of_the_lost_worker():
-    it = begun([[1, 2, 3], [2, 3]], parts=2)
-    assert report(it, (1, 0), (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2)))]
-    assert it.books.recovered == 1
-    assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
-    assert it.books.recovered == 0
-    assert it.books.chunks[0].contributors == (1, 2)  # S_i stays what it is
-    assert (it.books.used(1, 0), it.books.used(2, 0)) == (False, True)
-    assert report(it, (3, 0), attempt=1) == [Commit(0, (1, 2), ((3, 1),))]
-    assert (it.books.chunks[0].contributors, it.books.recovered) == ((1, 2), 1)
-    assert (it.books.used(3, 0), it.books.used(3, 0, attempt=1)) == (False, True)
-    report(it, (2, 1))
-    assert report(it, (3, 1))[-1] == Share(((2, 2, 0), (3, 1, 0), (3, 3, 0)))
-
-
-def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_workers():
-    it = begun([[1, 2, 3, 4]], parts=2)
-    report(it, (1, 0), (2, 0))
-    it.handle(Lost(1))
-    assert it.handle(Lost(2)) == [Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
-    assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),), 1)]
-    assert it.books.recovered == 0
-    before = snapshot(it)
-    assert report(it, (3, 0), attempt=2) == []  # it cannot be both of them
-    assert snapshot(it) == before
-    answers = report(it, (4, 0), attempt=2)
-    assert answers == [Commit(0, (1, 2), ((4, 2),), 1), Share(((3, 1, 1), (4, 2, 1)))]
 
 
 def test_a_copy_from_before_the_invalidation_changes_nothing_but_its_worker_is_free():

@@ -23,43 +23,12 @@ def test_a_chunk_without_a_live_holder_goes_to_the_worker_that_holds_least_in_th
     assert answers[1:] == [Share(((2, 2, 0), (3, 1, 0), (3, 3, 0))) if combined else Finish()]
 
 
-def test_several_chunks_are_reassigned_in_roles_that_no_live_holder_has():
-    it = begun([[1, 2], [1, 2], [3, 4]], parts=2, workers=[1, 2, 3, 4, 5])
-    assert it.handle(Lost(1)) == [Reassign(5, 0, 1), Reassign(3, 1, 1), Next(5, 0), Next(3, 1)]
-    assert it.handle(Lost(2)) == [Reassign(4, 0, 2), Reassign(5, 1, 2), Next(4, 0), Next(5, 1)]
-    roles = {
-        (worker, chunk): it.membership.role(worker, chunk)
-        for chunk in (0, 1)
-        for worker in it.membership.holders[chunk]
-    }
-    assert roles == {(5, 0): 1, (4, 0): 2, (3, 1): 1, (5, 1): 2}
-
-
-def test_only_missing_copies_are_reassigned():
-    """One copy is here, and its worker may be lost: one more is needed, in the other role."""
-    it = begun([[1, 2], [3, 4]], parts=2, combined=False)
-    report(it, (1, 0))
-    assert it.handle(Lost(1)) == []
-    assert it.handle(Lost(2)) == [Reassign(3, 0, 2), Next(3, 0)]
-    assert report(it, (3, 0)) == [Commit(0, (1, 2), ((1, 1), (3, 2)))]
-
-
 def test_a_new_holder_hears_how_often_its_chunk_was_invalidated():
     it = begun([[1, 2], [3], [4], [4]])
     report(it, (1, 0))
     assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Next(2, 0)]
     assert it.handle(Lost(2)) == [Reassign(3, 0, 1), Invalidate(3, 0, 1), Next(3, 0)]
     assert report(it, (3, 0), attempt=1) == [Commit(0, (1,), ((3, 1),))]
-
-
-def test_a_worker_that_did_an_invalidated_chunk_again_cannot_do_it_in_its_other_role():
-    it = begun([[1, 2, 3, 4], [5]], parts=2, workers=[1, 2, 3, 4, 5])
-    report(it, (1, 0), (2, 0))
-    it.handle(Lost(1))
-    it.handle(Lost(2))
-    report(it, (3, 0), attempt=2)
-    assert it.handle(Lost(4))[0] == Reassign(5, 0, 1)
-    assert report(it, (5, 0), attempt=2) == [Commit(0, (1, 2), ((5, 2),))]
 
 
 def test_a_worker_that_did_a_chunk_in_two_roles_is_replaced_by_two_workers():

@@ -40,13 +40,6 @@ def test_what_is_done_again_goes_to_new_accumulators_and_all_are_shared_out_once
     assert [it.books.used(1, 0), it.books.used(2, 0, 1), it.books.used(2, 1)] == [False, False, False]
 
 
-def test_the_loss_of_a_worker_without_an_accumulator_changes_nothing():
-    it = collecting()
-    assert it.handle(Lost(3)) == []
-    assert it.phase == "collecting"
-    assert it.handle(Summed()) == [Finish()]
-
-
 def test_a_sum_that_is_there_before_the_lost_was_done_again_holds_what_was_lost():
     it = redoing()
     assert (it.books.recovered, it.books.used(1, 0)) == (1, False)

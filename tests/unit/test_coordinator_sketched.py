@@ -38,27 +38,6 @@ def test_a_chunk_is_committed_to_one_that_agrees_and_the_others_drop_their_copie
     assert it.handle(Summed()) == [Finish()]
 
 
-def test_a_chunk_that_is_not_checked_counts_at_once():
-    it = begun([[1, 2]] * 4, every=2)  # in iteration 0 chunks 0 and 2 are checked
-    assert report(it, (1, 1)) == [commit(1, 1)]
-    assert report(it, (2, 1)) == [Discard(2, 1)]
-    assert report(it, (2, 3)) == [commit(3, 2)]
-    report(it, (1, 0), (2, 0))
-    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Discard(2, 0)]
-    report(it, (2, 2), (1, 2))
-    assert it.handle(Compared(2, (2, 1))) == [commit(2, 2), Discard(1, 2), Share(((1, 1, 0), (2, 2, 0)))]
-
-
-def test_one_more_worker_does_a_disputed_chunk_and_the_wrong_copy_is_named_and_dropped():
-    it = begun(EVERYBODY)
-    report(it, (1, 0), (2, 0))
-    assert it.handle(Compared(0, ())) == [Next(3, 0)]
-    assert report(it, (3, 0)) == [compare(0, 1, 2, 3)]
-    assert it.handle(Compared(0, (2, 3))) == [Wrong(1, 0, (2, 3)), commit(0, 2), Discard(1, 0), Discard(3, 0)]
-    report(it, (4, 0))
-    assert it.handle(Compared(0, (2, 3))) == [Wrong(4, 0, (2, 3)), Discard(4, 0)]
-
-
 def test_the_sketch_of_a_lost_worker_still_counts_and_its_copy_does_not():
     it = begun(EVERYBODY)
     report(it, (1, 0))

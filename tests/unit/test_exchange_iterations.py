@@ -73,35 +73,12 @@ def test_who_was_left_out_while_it_is_there_may_be_asked_to_redo_something():
     assert kinds(it.handle(part.Arrived(2, BlockKey(0, 1, 3)))) == [part.Place, part.Have, part.Step]
 
 
-def test_what_is_chosen_is_put_in_place_and_the_step_waits_for_the_end():
-    it = exchange(0)
-    it.handle(mapped(0, contributors=(TWO,)))
-    it.handle(mapped(0, contributors=(TWO,), attempt=1, owners=(1, 0)))
-    assert kinds(it.handle(part.Arrived(1, BlockKey(0, 1, 0)))) == []
-    assert kinds(it.handle(part.Arrived(1, BlockKey(0, 1, 1)))) == [part.Have]
-    for block in (2, 3):
-        it.handle(part.Arrived(2, BlockKey(0, 0, block)))
-    assert it.handle(part.Chosen(0, {0: 1})) == [part.Place(BlockKey(0, 1, 0)), part.Place(BlockKey(0, 1, 1))]
-    assert it.handle(part.Arrived(2, BlockKey(0, 0, 0, TWO))) == []  # of what does not count
-    assert it.handle(part.Closed(0, {0: 1})) == [part.Step(0)]
-
-
 def test_a_rank_that_has_left_and_returned_is_waited_for_again():
     it = exchange(1)
     it.handle(part.RankLeft(2))
     it.handle(mapped(0))
     assert part.FallBehind not in kinds(it.handle(part.Closed(0, {})))
     assert not it.is_behind
-
-
-def test_who_lacks_a_closed_slice_whose_owner_leaves_falls_behind():
-    it = exchange(1)
-    it.handle(mapped(0))
-    for block in (0, 1):
-        it.handle(part.Arrived(0, BlockKey(0, 0, block)))
-    it.handle(part.Closed(0, {}))
-    assert it.handle(part.RankLeft(0)) == []
-    assert part.FallBehind(0) in it.handle(part.RankLeft(2))
 
 
 def test_a_wrong_replica_makes_no_step_and_goes_on_from_a_state_alone():
@@ -119,16 +96,6 @@ def test_a_wrong_replica_makes_no_step_and_goes_on_from_a_state_alone():
     it.handle(part.Stepped())
     assert [it.can_use(iteration) for iteration in (0, 1)] == [False, True]
     it.handle(mapped(1, owners=(0,), contributors=(TWO,)))
-    assert it.is_behind
-
-
-def test_who_is_told_who_left_before_the_end_of_an_iteration_falls_behind_at_its_end():
-    it = exchange(1)
-    it.handle(mapped(0))
-    for block in (0, 1):
-        it.handle(part.Arrived(0, BlockKey(0, 0, block)))
-    assert part.FallBehind not in kinds(it.handle(part.RankLeft(2)))
-    assert part.FallBehind(0) in it.handle(part.Closed(0, {}))
     assert it.is_behind
 
 

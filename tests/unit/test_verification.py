@@ -161,27 +161,12 @@ def test_a_worker_that_dropped_a_disputed_chunk_has_not_done_it():
 # losses
 
 
-def test_another_worker_is_asked_when_the_one_that_was_asked_is_lost():
-    it = begun([[1, 2, 3, 4], [1, 2, 3, 4]])
-    report(it, (1, 0), (2, 0))
-    assert it.handle(Compared(0, ())) == [Next(3, 0)]
-    assert it.handle(Lost(3)) == [Next(4, 0)]
-    assert report(it, (4, 0)) == [compare(0, 1, 2, 4)]
-
-
 def test_a_loss_that_leaves_nobody_to_ask_is_too_few_workers():
     it = begun([[1, 2, 3], [1, 2, 3]])
     report(it, (1, 0), (2, 0))
     it.handle(Compared(0, ()))
     with pytest.raises(TooFewWorkers, match=r"workers 1, 2 have done it, no 2 copies agree"):
         it.handle(Lost(3))
-
-
-def test_a_checked_copy_of_a_lost_worker_counts():
-    it = begun([[1, 2, 3], [1, 2, 3]])
-    report(it, (1, 0))
-    assert it.handle(Lost(1)) == []
-    assert report(it, (2, 0)) == [compare(0, 1, 2)]
 
 
 # approximate recovery
