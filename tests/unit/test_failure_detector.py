@@ -72,6 +72,17 @@ def test_a_chunk_in_which_a_worker_was_lost_says_nothing_of_how_long_chunks_take
     assert missing(it, 50.1 + TIMEOUT) == [2]
 
 
+def test_a_worker_has_begun_its_chunk_after_it_was_heard_the_time_before():
+    """Else the time in which all ranks were stopped would count."""
+    it = FailureDetector((1, 2), TIMEOUT, chunk_timeout=5.0)
+    for now in (3609.0, 3610.0):
+        it.heard(1, now)
+        it.heard(2, now)
+    it.busy(2, 7, seconds=3600.0, now=3610.0)
+    assert missing(it, 3614.0) == []
+    assert missing(it, 3614.5) == [2]
+
+
 def test_while_no_chunk_was_ever_done_any_may_take_for_ever():
     it = failure_detector()
     it.busy(2, 7, seconds=0.0, now=0.0)

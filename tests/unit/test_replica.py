@@ -191,6 +191,7 @@ def test_a_digest_shows_the_smallest_difference_also_of_the_state_of_the_optimiz
     for gradient in gradients(2, dim):
         one.step(gradient, digest=True)
         other.step(gradient)
+    assert other.replica.digest() == one.replica.digest()
     snapshot = one.replica.snapshot()
     vectors, numbers = [vector.copy() for vector in snapshot.vectors], dict(snapshot.numbers)
     if what == "count":

@@ -181,6 +181,9 @@ def test_what_differs_from_the_beginning_is_found_in_the_first_iteration_before_
     rank_0.it.poll(0.0, WORKING)
     ((worker, iteration, _, is_early),) = rank_0.it.wrong()
     assert (worker, iteration, is_early) == (2, 10, True)
+    rank_0.it.lost(2)
+    rank_0.begin(11)
+    assert [worker for worker, kind, _ in rank_0.told() if kind == Kind.DROP] == [2]
 
 
 def test_who_was_left_out_is_given_a_state_at_once_only_while_something_is_done_again(rank_0):
