@@ -1,4 +1,4 @@
-"""Rank 0 of a script with workers, without MPI: how its run ends."""
+"""Rank 0 of a script with workers, and a worker, without MPI: how their runs begin and end."""
 
 import json
 import signal
@@ -12,6 +12,7 @@ from psgc.errors import RunFailed
 from psgc.messages import Kind, record, sums_records
 from psgc.run import launched
 from psgc.torch import begin, session
+from psgc.torch.hand_over import ScriptState
 from psgc.torch.program import TorchProgram
 from psgc.transport import Control
 from tests.unit.scripted import Following, Transport, said
@@ -51,12 +52,13 @@ def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(one_pro
 
 
 class Worker(Transport):
-    """Rank 1 of three. Rank 0 says the sum of the first call, and ends the run once the script of this rank has."""
+    """Rank 1 of three. Rank 0 says `words`, the sum of call `first`, and the end of the run after the script's."""
 
     rank = 1
 
-    def __init__(self):
-        super().__init__(3, self.arriving())
+    def __init__(self, first, words):
+        super().__init__(3, self.arriving(first))
+        self.words = words
 
     def finalize(self, *_):
         pass
@@ -64,37 +66,45 @@ class Worker(Transport):
     outlast = send_text = finalize
 
     def broadcast(self, data, doing=""):
-        return next(self.words)
+        return next(self.words)()
 
     def said(self, kind):
         return [entry for entry in self.records[0] if entry["kind"] == kind]
 
-    def arriving(self):
-        yield [Control(0, sums_records(0, -1, [6.0, 4.0]))]
+    def arriving(self, first):
+        yield [Control(0, sums_records(first, -1, [6.0, 4.0]))]
         while not self.said(Kind.ENDED):
             yield []
-        yield [Control(0, record(Kind.STOP, 1))]
+        yield [Control(0, record(Kind.STOP, first + 1))]
         while not self.said(Kind.GOODBYE):
             yield []
         yield [Control(0, record(Kind.LEAVE, last=1))]
 
 
-def test_a_worker_whose_script_ends_after_a_sum_makes_no_call_after_that_one(one_process, monkeypatch):
+@pytest.mark.parametrize(("first", "ahead"), [(0, [4, 7]), (3, [7])])
+def test_a_worker_of_a_run_that_begins_or_goes_on(one_process, monkeypatch, first, ahead):
+    """It goes on from a state of call 3, and the run before it had come to call 5. It makes one call."""
+    data = TensorDataset(torch.ones(8, 2))
+
+    def begun():
+        faults = {"inject": [{"kind": "stop", "rank": 1, "iteration": iteration} for iteration in (4, 7)]}
+        return psgc.torch.init(torch.nn.Linear(2, 1), data, lambda *_: None, chunks=2, faults=faults)
+
     class Program(TorchProgram):
         def __init__(self, *given):
             super().__init__(*given)
-            Worker.words = (said() for said in (self.expected, lambda: session.ALIKE, self.generators))
+            begin = session.STATE + state.to_bytes() if first else session.ALIKE
+            words = iter([self.expected, lambda: begin, self.generators, lambda: b"5"])
+            monkeypatch.setattr(session, "Transport", lambda **_: workers.append(Worker(first, words)) or workers[0])
 
-    transports = []
+    state, workers = ScriptState(first, begun().standing.state(first)), []
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
     monkeypatch.setattr(begin, "TorchProgram", Program)
-    monkeypatch.setattr(session, "Transport", lambda **_: transports.append(Worker()) or transports[-1])
     for name, value in (("_begun", False), ("_stopped_by", ())):
         monkeypatch.setattr(launched, name, value)
-    data = TensorDataset(torch.ones(8, 2))
-    run = psgc.torch.init(torch.nn.Linear(2, 1), data, lambda *_: None, chunks=2)
+    run = begun()
+    assert [fault.iteration for fault in run.engine.config.faults.inject] == ahead
     assert run.evaluate(data, lambda model, batch: (0.0, 1.0)) == 1.5
     run.end(False)
     run.engine.end()
-    (ended,) = transports[0].said(Kind.ENDED)
-    assert ended["iteration"] == 1
+    assert [entry["iteration"] for entry in workers[0].said(Kind.ENDED)] == [first + 1]
