@@ -160,7 +160,8 @@ def test_tensorboard_reads_what_was_recorded(tmp_path, read_back):
 
     held_out = lambda i: {"test_loss": 0.5, "test_accuracy": 0.75} if i == 2 else {}  # noqa: E731
     run = read_run(record(tmp_path / "run", 3, 2, 5, lost={2: 1}, loss=loss, held_out=held_out))
-    for _ in range(2):  # a report that is made again takes the place of the one before
+    for began in (1000, 2000):  # a report that is made again takes the place of the one before
+        os.utime(run.path / "config.yaml", (began, began))
         write_events(run, tmp_path / "events")
     found = read_back(tmp_path / "events")
     assert set(found) == set(SCALARS)
