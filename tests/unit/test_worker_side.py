@@ -106,7 +106,10 @@ def gradients(config, plan, iteration):
 EPOCHS = ["iterations=null", "batch={size: 28, epochs: 2}"]  # the last of them has 4 rows for 6 chunks
 
 
-@pytest.mark.parametrize("overrides", [[], ["batch=null"], ["seed=4"], EPOCHS])
+EVALUATED = ["data.test=data.npz", "evaluate={every: 5}"]
+
+
+@pytest.mark.parametrize("overrides", [[], ["batch=null"], ["seed=4"], EPOCHS, EVALUATED])
 def test_it_sends_the_gradients_of_its_queue_in_order(overrides):
     server = Served(overrides, first=5)
 
@@ -123,6 +126,7 @@ def test_it_sends_the_gradients_of_its_queue_in_order(overrides):
         loss, gradient = expected[chunk]
         assert vector[:-TAIL] == pytest.approx(gradient)
         assert vector[2 - TAIL] == pytest.approx(loss)
+        assert (vector[3 - TAIL] > 0) == (overrides is EVALUATED)  # the loss of some held-out rows
 
 
 def test_with_combined_and_verify_checked_chunks_are_sketched_and_what_is_committed_goes_where_it_is_summed():
