@@ -17,7 +17,7 @@ from psgc.plan import make_plan
 from psgc.run import auto
 from psgc.run import prepare as module
 from psgc.run.ending import Ending
-from psgc.run.inputs import open_problem
+from psgc.run.inputs import known_costs, open_problem
 from psgc.run.meeting import Meeting
 from psgc.run.prepare import prepare
 from psgc.run.worker_side import work
@@ -170,6 +170,25 @@ def test_automatic_chunks_are_no_more_than_the_rows_of_an_iteration(monkeypatch,
     epochs = ["iterations=null", f"batch={{size: {batch}, epochs: 1}}"] if batch else []
     run = prepare(Transport(4), load("run.yaml", ["coding.chunks_per_worker=auto", *epochs]), YAML, False)
     assert run.plan.num_chunks == 3 * run.config.coding.per_worker == 3 * chunks
+
+
+def test_what_the_schedule_knows_of_recorded_chunks():
+    """Their seconds relative to their mean, step by step and again from the first one; nothing where all is unknown."""
+    np.save("times.npy", [[[1.0, 3.0], [2.0, 2.0]], [[4.0, 4.0], [4.0, 8.0]]])  # steps, ranks, chunks
+
+    def known(costs):
+        trace = f"stragglers={{kind: chunk_trace, path: times.npy, scale: 0.1, chunk_costs: {costs}}}"
+        return known_costs(load("run.yaml", [trace]), 4)
+
+    assert known("unknown") is None
+    expected = [[0.5, 1.5, 1.0, 1.0], [0.8, 0.8, 0.8, 1.6]]
+    of = known("known")
+    assert [of(iteration) for iteration in range(3)] == [pytest.approx(expected[i % 2]) for i in range(3)]
+    roughly = known("{known: 0.1}")(0)
+    assert np.mean(roughly) == pytest.approx(1.0)
+    assert 0 < np.abs(np.subtract(roughly, expected[0])).max() < 0.5
+    with pytest.raises(UserError, match=r"times\.npy"):
+        train(iter([]), "stragglers={kind: chunk_trace, path: times.npy}", "coding.chunks_per_worker=3")
 
 
 def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeypatch):

@@ -261,6 +261,10 @@ def test_actual_errors_are_filled_in_when_the_run_is_over(recorder_in, tmp_path)
     summary = summarise(recorder, 1.0, {}, "done", "")
     told = [summary[name] for name in ("approximate_iterations", "error_measure", "actual_error")]
     assert told == [2, pytest.approx(2 / 9), 0.25]
+    goes_on = summarise(going_on(tmp_path / "out", 3), 1.0, {}, "done", "")
+    assert [goes_on[name] for name in ("approximate_iterations", "error_measure", "actual_error")] == pytest.approx(
+        told
+    )
 
 
 # links that others have put there
