@@ -3,7 +3,8 @@
 Every contributor sends a whole coded vector, however few of its chunks count. One with a slow processor or link holds
 the exchange up for the sake of a chunk that others hold too. Rank 0 sees how late the blocks of each contributor are
 that belong to its own slice. A contributor that is late *rests* for some iterations: it does no chunk that enough
-others hold, and follows all the same. Then it is tried once more. Pure: no clock, no MPI.
+others hold, and follows all the same. Then it is tried once more. Should several others stop, it does what is left once
+the iteration lasts long (`psgc.schedules.decisions.LONG_REST`). Pure: no clock, no MPI.
 """
 
 from statistics import median

@@ -9,6 +9,7 @@ from psgc.schedules.progress import LEAD, ChunkView, Learning, WorkerView
 from psgc.schedules.schedule import Order, Queue, Schedule, Skip
 
 UNEVEN = 1.1  # costs that differ by no more than this factor count as equal
+LONG_REST, LEAST_REST = 3.0, 0.1  # times the iteration before, and seconds at least, after which nobody rests
 ROUNDS = 10  # passes over all chunks, at most
 
 
@@ -35,9 +36,20 @@ class Decisions(Schedule):
         self._to_pull: dict[WorkerView, None] = {}  # workers that may take over more
         self.bare: dict[WorkerView, None] = {}
         self._alarms: list[tuple[float, int]] = []
+        self._rest_ends = inf  # when the workers that rest do what is left, should the iteration last so long
+
+    def _end_rest(self) -> None:
+        """The workers that rest may be needed."""
+        self._rest_ends = inf
+        for worker in self.workers.values():
+            worker.left = worker.held
+            if not worker.told:
+                self.bare[worker] = None
 
     def tick(self, now: float) -> list[Order]:
         orders: list[Order] = []
+        if now >= self._rest_ends:
+            self._end_rest()
         for worker in self._to_pull:
             orders += self._pull(worker, now)
             if worker.running is None and worker.told:
@@ -52,7 +64,7 @@ class Decisions(Schedule):
 
     @property
     def wake(self) -> float:
-        return self._latest if self._to_pull or self.bare else self._next_alarm()
+        return self._latest if self._to_pull or self.bare else min(self._next_alarm(), self._rest_ends)
 
     def _next_alarm(self) -> float:
         while self._alarms:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from copy import copy
 from typing import Any, Self
 
-from psgc.schedules.decisions import Decisions, balance, uneven
+from psgc.schedules.decisions import LEAST_REST, LONG_REST, Decisions, balance, uneven
 from psgc.schedules.progress import WorkerView
 from psgc.schedules.schedule import Loss, Order, Queue, Queues, split
 
@@ -57,6 +57,7 @@ class DynamicSchedule(Decisions):
         workers = self.workers.values()
         if not self.learning.trusts_paces(workers, self._latest):  # begin as for the first time
             self.estimates.clear()
+        before = self._latest
         self._forget_plans()
         for chunk in self.chunks:
             chunk.begin(self._parts)
@@ -65,6 +66,8 @@ class DynamicSchedule(Decisions):
         for worker in workers:
             worker.begin(self.estimates.get(worker.rank))
         resting, self.resting = self.resting & self.workers.keys(), frozenset()
+        if resting and before:
+            self._rest_ends = max(LEAST_REST, LONG_REST * before)
         more = dict.fromkeys([*self._second_shares(checked), *self._shares_of(resting)])
         if self._plans:
             able = [[self.workers[rank] for rank in ranks] for ranks in self._holders]
@@ -165,8 +168,7 @@ class DynamicSchedule(Decisions):
         for rank, number in loss.reassigned:
             worker = self.workers[rank]
             worker.held = [*worker.held, self.chunks[number]]
-        for worker in self.workers.values():  # those that rested may be needed
-            worker.left = worker.held
+        self._end_rest()
         in_it: list[WorkerView] = []
         for number, (needed, able) in loss.invalidated.items():
             in_it += self._invalidate(number, self.chunks[number].wanted - needed, able)
