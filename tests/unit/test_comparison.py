@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from psgc.tools.comparison import compared, labels
+from psgc.tools.comparison import compared
 from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import changed, record, with_columns
 
@@ -97,12 +97,6 @@ def test_a_run_goes_on_while_its_process_lives_or_touches_its_lock(recorded):
         assert status(host=socket.gethostname()) == "killed"  # damaged
     finally:
         lock.unlink()
-
-
-def test_labels_have_the_directory_only_where_settings_do_not_tell_runs_apart():
-    rows = [{"run": name, "settings": {"lr": lr, "x": None}} for name, lr in (("a", 0.1), ("b", 0.1), ("c", 0.3))]
-    assert labels(rows) == ["a, lr=0.1, x=null", "b, lr=0.1, x=null", "lr=0.3, x=null"]
-    assert labels([{"run": "a", "settings": {}}]) == ["a"]
 
 
 # the command

@@ -45,29 +45,24 @@ def model(tmp_path, monkeypatch):
     return make
 
 
-def test_equal_ranks_are_let_through(model):
-    check_same([described()] * 3, HOSTS, "psgc, model and data")
-    check_same([described(model=model("x = 1")) for _ in range(3)], HOSTS, "psgc, model and data")
+WHAT = "psgc, model and data"
 
 
-def test_the_first_rank_that_differs_is_named_with_what_it_has(monkeypatch):
+def test_the_first_rank_that_differs_is_named_with_what_it_has(monkeypatch, model):
     ours = described()
+    check_same([ours] * 3, HOSTS, WHAT)
     first = r"^rank 2 on c differs from rank 0 on a: number of parameters: 4, not 3; all ranks need"
     with pytest.raises(UserError, match=first):
-        check_same([ours, ours, described(dim=4)], HOSTS, "psgc, model and data")
+        check_same([ours, ours, described(dim=4)], HOSTS, WHAT)
     with pytest.raises(UserError, match=r"^rank 1 on b .*: data: 21 rows of 1 features \(\w+\), not 20 rows of 1"):
-        check_same([ours, described(rows=21), described(dim=4)], HOSTS, "psgc, model and data")
+        check_same([ours, described(rows=21), described(dim=4)], HOSTS, WHAT)
+    same, others = (described(model=model(text)) for text in ("x = 1", "x = 2"))  # and not the place of the file
+    check_same([same, described(model=model("x = 1"))], HOSTS, WHAT)
+    with pytest.raises(UserError, match=r"^rank 1 on b .*: model: the_model\.py with the SHA-256 \w{12}, not the_mod"):
+        check_same([same, others, same], HOSTS, WHAT)
     monkeypatch.setattr(inputs, "__version__", "0.0.1")
     with pytest.raises(UserError, match=r"psgc: 0\.0\.1, not "):
-        check_same([ours, described(), ours], HOSTS, "psgc, model and data")
-
-
-def test_another_model_file_differs_and_its_place_does_not(model):
-    ours, others = described(model=model("x = 1")), described(model=model("x = 2"))
-    with pytest.raises(
-        UserError, match=r"^rank 1 on b .*: model: the_model\.py with the SHA-256 \w{12}, not the_model"
-    ):
-        check_same([ours, others, ours], HOSTS, "psgc, model and data")
+        check_same([ours, described(), ours], HOSTS, WHAT)
 
 
 def test_a_description_fits_into_what_is_gathered(model):
@@ -88,7 +83,7 @@ def test_readers_that_read_something_else_are_noticed(model):
         ({"X": ROWS}, "test data: none, not 50 rows"),
     ):
         with pytest.raises(UserError, match=rf"^rank 1 on b .*: {what}"):
-            check_same([ours, described(model=True, read=from_arrays("r", other)), ours], HOSTS, "psgc, model and data")
+            check_same([ours, described(model=True, read=from_arrays("r", other)), ours], HOSTS, WHAT)
     other = described(model=model("x = 2"), read=from_arrays("r", X_AND_TEST))
     assert json.loads(ours)["file of the reader"] != json.loads(other)["file of the reader"]
 

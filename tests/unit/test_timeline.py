@@ -214,13 +214,3 @@ def test_what_no_run_leaves_is_refused(tmp_path, changed, said):
     with pytest.raises(UserError, match=said) as caught:
         read_timeline(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}/timeline.npz: damaged, or of another version of psgc")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", b"\n", b"{}\n", b"[1]\n", b'{"format": 2}\n', b"\xff\n", 9 * b"["]
-)
-@pytest.mark.parametrize("name", ["timeline.raw", "timeline.npz"])
-def test_damage_is_one_line(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}: damaged, or of another version of psgc"):
-        read_timeline(tmp_path)

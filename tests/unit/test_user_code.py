@@ -1,11 +1,8 @@
 """The line of the user's code that raised an error, or that a thread is in."""
 
 import json
-import shutil
 import site
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -32,65 +29,48 @@ def evaluates():
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def model(tmp_path, monkeypatch):
     """A module in the directory `here`, which is the current one."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    module = ModuleType("model")
-    file = tmp_path / "here/model.py"
+    module, file = ModuleType("model"), tmp_path / "here/model.py"
     file.write_text(MODEL)
     exec(compile(MODEL, str(file), "exec"), vars(module))
     return module
 
 
-def where(call: Callable[..., object], *arguments: object) -> str:
+def where(call, *arguments):
     """What is said of an error that psgc gets from a call."""
     with pytest.raises(Exception) as caught:
         call(*arguments)
     return raised_at(caught.value.with_traceback(caught.tb.tb_next))  # without the line above
 
 
-def test_the_innermost_line_of_the_users(model: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_innermost_line_of_the_users(model, monkeypatch, tmp_path):
     assert where(model.raises) == ", model.py:7"
     assert where(model.loads, "[") == ", model.py:4"  # not a line of the library
     assert where(model.evaluates) == ", model.py:14"  # not one of a file <string>
+    assert where(coding.cyclic, -1, 2, 3) == ""  # nothing of an error of psgc's own
     monkeypatch.chdir("/")
     assert where(model.raises) == f", {tmp_path}/here/model.py:7"
-
-
-def test_a_current_directory_that_is_gone(model: ModuleType, tmp_path: Path) -> None:
-    shutil.rmtree(tmp_path / "here")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
     assert where(model.raises) == f", {tmp_path}/here/model.py:7"
 
 
-def test_of_an_installed_model_the_line_that_psgc_calls(
-    model: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_of_an_installed_model_the_line_that_psgc_calls(model, monkeypatch, tmp_path):
     monkeypatch.setattr(site, "getusersitepackages", lambda: str(tmp_path))
     assert where(model.loads, "[") == ", model.py:4"
     assert where(json.loads, "[").startswith(f", {json.__file__}:")
 
 
-def test_nothing_of_an_error_of_psgcs_own() -> None:
-    assert where(coding.cyclic, -1, 2, 3) == ""
-
-
-@pytest.fixture
-def waiting(model: ModuleType) -> Iterator[int | None]:
-    """A thread that is in line 11 of the model."""
+def test_the_line_that_a_thread_is_in(model):
     begun, go_on = threading.Event(), threading.Event()
     thread = threading.Thread(target=model.waits, args=(begun, go_on))
     thread.start()
     assert begun.wait(20)
-    yield thread.ident
+    assert current_line(thread.ident) == "model.py:11: go_on.wait(20)"
     go_on.set()
     thread.join(20)
-
-
-def test_the_line_that_a_thread_is_in(waiting: int | None) -> None:
-    assert current_line(waiting) == "model.py:11: go_on.wait(20)"
-
-
-@pytest.mark.parametrize("thread", [None, 1])
-def test_no_thread_is_in_no_line(thread: int | None) -> None:
-    assert current_line(thread) == ""
+    assert [current_line(none) for none in (None, 1)] == ["", ""]

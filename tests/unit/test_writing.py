@@ -94,13 +94,9 @@ def test_a_directory_that_is_swapped_for_a_link_is_not_written_to(victim, tmp_pa
     with pytest.raises(OSError, match="Is a link, not a directory"):
         make_directory(tmp_path / "run/report")
     assert os.listdir(tmp_path / "elsewhere") == []
-
-
-def test_a_directory_is_made_once(tmp_path):
     for _ in range(2):
-        make_directory(tmp_path / "report")
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file/report"):
+        make_directory(tmp_path / "run/made")
+    for path in (victim, victim / "report"):
         with pytest.raises(OSError, match="Not a directory") as caught:
             make_directory(path)
         assert caught.value.filename == str(path)
