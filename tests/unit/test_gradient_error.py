@@ -35,7 +35,7 @@ def approximation(iteration, params, gradients, missing, weights=None):
 
 
 def test_the_actual_error_is_relative_to_the_exact_gradient():
-    gradients = RNG.normal(size=(6, 3))
+    gradients = 1e-3 * RNG.normal(size=(6, 3))
     exact = gradients.sum(axis=0)
     kept = GradientErrorEstimator(np.asarray)
     kept.add(approximation(4, np.zeros(3), gradients, [1, 5]))
