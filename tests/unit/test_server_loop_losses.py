@@ -156,6 +156,15 @@ def test_a_chunk_that_fails_on_two_workers_and_on_none_succeeds_ends_the_run(mak
         run.follow(iter(script), 2)
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_other_machines_would_help_unless_gradients_failed_on_all_that_are_lost(make_run, dies):
+    run = make_run(workers=3, replication=3, parts=2)
+    with pytest.raises(RunFailed) as caught:
+        run.follow(iter([[Died(1)] if dies else failed(1, 0), failed(2, 0, chunk=1)]), 1, dim=2)
+    assert isinstance(caught.value, TooFewWorkers) == dies
+    assert ("gradients failed on 1 other worker, too" in str(caught.value)) != dies
+
+
 def test_a_chunk_that_was_left_out_since_its_failure_was_not_done_well(make_run):
     run = make_run("static", recovery=approximate(deadline=5.0), replication=WORKERS)
 
