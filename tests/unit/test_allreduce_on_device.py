@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from types import SimpleNamespace
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -15,12 +15,11 @@ from psgc.aggregation.slices import make_slices
 from psgc.backend import Backend, CupyBackend, copy, part_length
 from psgc.coding.sketch import sketch
 from psgc.config import Injection, OptimizerSettings
-from psgc.messages import entries, stamp_length, stamp_of
 from psgc.optimizer import make_optimizer
-from psgc.transport import Vector
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from tests.stand_in import cupy, cupyx
+from tests.unit.list_transport import ListTransport
 
 DIM = 150_001  # more than a block, and not a multiple of the parts
 WORKERS, ITERATIONS, LAST = (1, 2), 3, 16
@@ -38,43 +37,15 @@ def opened(name):
     return Backend() if name == "numpy" else CupyBackend(cupy, 0, cuda_aware="aware" in name)
 
 
-class End:
-    """A rank's transport over lists. What is sent lies in its own buffer until it is taken, as with MPI."""
-
-    def __init__(self, rank, ends):
-        self.rank, self._ends, self.woken = rank, ends, threading.Event()
-        self.posted, self.vectors, self.control = [], [], []
-        self.remember = self.forget = self.keep = lambda _: None
-        self.wake, self.post = self.woken.set, self.posted.append
-
-    def send(self, dest, records):
-        self._ends[dest].control += [(self.rank, entry) for one in records for entry in entries(one)]
-
-    def send_vector(self, dest, vector):
-        sending = SimpleNamespace(is_done=False, is_free=False)
-        self._ends[dest].vectors.append((self.rank, vector, sending))
-        return sending
-
-    def arrived(self):
-        """The vectors that have been sent here, each in a buffer that was posted."""
-        sent, self.vectors[:] = self.vectors[:], []
-        for source, vector, sending in sent:
-            buffer = self.posted.pop(0)
-            assert type(buffer) is type(vector)
-            buffer[: len(vector)] = vector
-            sending.is_done = sending.is_free = True
-            yield Vector(source, *stamp_of(buffer[: len(vector)]), buffer, len(vector) - stamp_length(vector.dtype))
-
-
 class Ranks(Listener):
     def __init__(self, backend, matrix, dtype):
-        self._ends = {}
-        self._ends |= {rank: End(rank, self._ends) for rank in (0, *WORKERS)}
+        self._under_way, self._woken = [], defaultdict(threading.Event)
+        self._ends = {rank: ListTransport(rank, self._under_way) for rank in (0, *WORKERS)}
         self.here = set()  # slices of rank 0
         self.all = {
             rank: AllReduce(
                 *(end, backend, Sums(matrix, DIM, np.dtype(dtype), 0, LAST)),
-                Replica(make_optimizer(OptimizerSettings(kind="adam", lr=0.1)), backend, end.wake),
+                Replica(make_optimizer(OptimizerSettings(kind="adam", lr=0.1)), backend, self._woken[rank].set),
                 self if rank == 0 else None,
             )
             for rank, end in self._ends.items()
@@ -87,15 +58,18 @@ class Ranks(Listener):
 
     def until(self, done):
         while not done():
+            for source, end in self._ends.items():
+                for dest, entry in [end.control.pop(0) for _ in range(len(end.control))]:
+                    self.all[dest].announced(source, entry)
+            for handle, source, dest, message in [self._under_way.pop(0) for _ in range(len(self._under_way))]:
+                vector = self._ends[dest].receive(source, message)
+                assert type(vector.buffer) is type(message)
+                handle.is_free = True
+                self.all[dest].arrived(vector)
             for rank, it in self.all.items():
-                end = self._ends[rank]
-                for source, entry in [end.control.pop(0) for _ in range(len(end.control))]:
-                    it.announced(source, entry)
-                for vector in end.arrived():
-                    it.arrived(vector)
                 if it.replica.is_stepping:
-                    assert end.woken.wait(TIMEOUT)
-                    end.woken.clear()
+                    assert self._woken[rank].wait(TIMEOUT)
+                    self._woken[rank].clear()
                 it.poll()
 
 

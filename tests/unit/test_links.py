@@ -4,7 +4,7 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import Coding
-from psgc.messages import UNDER_WAY, Kind, joined, stepped_record
+from psgc.messages import UNDER_WAY, Kind, joined, stepped_record, sums_records
 from psgc.plan import make_plan
 from psgc.server.arrivals import Failed, Gone, Moved
 from psgc.server.links import Links
@@ -39,6 +39,13 @@ def test_a_text_belongs_to_the_records_that_come_next_and_to_no_later_ones(trans
     assert list(links.poll()) == [
         Failed(3, 0, chunk, 0, text) for chunk, text in ((1, "one\nhalf"), (2, ""), (3, "more"))
     ]
+
+
+def test_sums_belong_to_the_report_that_comes_next_and_to_no_later_one(transport, links):
+    links.start(1)
+    transport.arrived = [Control(3, sums_records(0, 1, (5.0, 2.0, 7.0))), said(3, Kind.REPORT, 0, 1)]
+    transport.arrived += [said(2, Kind.REPORT, 0, 1), said(3, Kind.REPORT, 0, 2)]
+    assert [report.sums for report in links.poll()] == [(5.0, 2.0, 7.0), (0.0, 0.0), (0.0, 0.0)]
 
 
 def test_at_the_end_nothing_more_is_sent(transport, links):

@@ -196,8 +196,8 @@ def test_a_failure_is_told_unless_nobody_needs_the_chunk(combined):
 def test_what_comes_for_a_failed_chunk_before_the_run_ends_changes_nothing(combined):
     worker = Worker([1, 0], combined)
     worker.mailbox.failed(worker.mailbox.take(), "division by zero")
-    worker.mailbox.tell(WorkerState.discard, 0, 1)  # somebody else has done it meanwhile
     assert not worker.state.held
+    worker.mailbox.tell(WorkerState.discard, 0, 1)  # somebody else has done it meanwhile
     worker.compute()
     worker.mailbox.tell(WorkerState.share, 0)
 
