@@ -34,59 +34,16 @@ def called(*iterations, first=0, is_whole=True, state=b"state"):
     return hand_over
 
 
-def test_a_call_waits_for_its_sum_and_wakes_the_thread_that_does_mpi():
-    woken = threading.Event()
-    hand_over = HandOver(3, woken.set)
-    answers = []
-    thread = threading.Thread(target=lambda: (hand_over.call(3, True, 0.0), answers.append(hand_over.answer())))
-    thread.start()
-    assert woken.wait(TIMEOUT)
-    assert not hand_over.is_answered()
-    hand_over.give(3, vector(3))
-    thread.join(TIMEOUT)
-    assert answers[0][0] == 3
-
-
-def test_a_script_that_is_late_gets_every_sum():
-    hand_over = called(0)
-    for iteration in range(3):
-        hand_over.give(iteration, vector(iteration))
-    for iteration in range(3):
-        hand_over.call(iteration, True, 0.0)
-        assert hand_over.is_answered()
-        assert hand_over.answer()[0] == iteration
-    hand_over.call(3, True, 0.0)
-    assert not hand_over.is_answered()
-
-
-def test_a_state_answers_the_call_that_has_missed_its_sum():
-    hand_over = called(4)
-    hand_over.bring(ScriptState(7, b"old"))
-    hand_over.bring(ScriptState(9, b"new"))
-    assert hand_over.answer() == ScriptState(9, b"new")
-    hand_over.call(9, True, 0.0)
-    assert not hand_over.is_answered()
-    hand_over.give(9, vector(9))
-    assert hand_over.answer()[0] == 9
-
-
-def test_what_ends_the_run_is_raised_and_the_first_reason_counts():
-    hand_over = called(0)
-    hand_over.stop(RunFailed("too few"))
-    hand_over.stop(SystemExit(0))
-    for _ in range(2):
-        with pytest.raises(RunFailed, match="too few"):
-            hand_over.answer()
-
-
-def test_a_sum_that_is_here_counts_although_the_run_is_over():
+def test_a_sum_that_is_here_counts_although_the_run_is_over_and_then_its_first_reason():
     hand_over = called(0)
     hand_over.give(0, vector(1))
+    hand_over.stop(RunFailed("too few"))
     hand_over.stop(SystemExit(0))
     assert hand_over.answer()[0] == 1
     hand_over.call(1, True, 0.0)
-    with pytest.raises(SystemExit):
-        hand_over.answer()
+    for _ in range(2):
+        with pytest.raises(RunFailed, match="too few"):
+            hand_over.answer()
 
 
 def replica_of(hand_over):
@@ -116,6 +73,10 @@ def test_a_step_is_made_when_the_script_comes_with_the_next_call():
     assert (replica.steps, replica.is_stepping) == (1, False)
     assert not replica.poll()
     assert replica.digest() == b"of iteration one"
+    replica.step(vector(2))
+    hand_over.end()  # then it makes no other call
+    assert replica.poll()
+    assert replica.steps == 2
 
 
 @pytest.mark.parametrize("called_for", [2, 3], ids=["behind", "with a wrong replica"])
@@ -129,15 +90,6 @@ def test_nothing_is_said_or_given_of_the_replica_that_a_state_replaces(called_fo
     assert not hand_over.is_answered()
     hand_over.call(3, True, 0.0, digest=b"of the new state")
     assert replica.digest() == b"of the new state"
-
-
-def test_the_last_step_is_made_when_the_script_ends():
-    hand_over = called(0)
-    replica = replica_of(hand_over)
-    replica.step(vector(2))
-    hand_over.end()
-    assert replica.poll()
-    assert replica.steps == 1
 
 
 def test_a_state_is_given_only_from_a_call_that_is_whole():
@@ -157,9 +109,10 @@ def test_a_state_is_made_by_the_thread_of_the_script_which_then_waits_on():
         made.set()
         return b"state"
 
-    hand_over = HandOver(0, state=state)
+    woken, answers = [], []
+    hand_over = HandOver(0, lambda: woken.append(threading.get_ident()), state)
     hand_over.call(0, True, 0.0)
-    answers = []
+    assert woken == [threading.get_ident()]
     thread = threading.Thread(target=lambda: answers.append(hand_over.answer()))
     thread.start()
     replica = replica_of(hand_over)
@@ -172,12 +125,15 @@ def test_a_state_is_made_by_the_thread_of_the_script_which_then_waits_on():
     replica.step(vector(0))
     thread.join(TIMEOUT)
     assert answers[0][0] == 0
-    assert made_by == [thread.ident]
+    assert made_by == [thread.ident] == woken[1:]
 
 
 def test_a_state_that_is_too_late_for_its_call_is_that_of_the_next_one_that_is_whole():
     hand_over = called(0)
     replica = replica_of(hand_over)
+    assert replica.snapshot() is None
+    assert hand_over.make_state()  # for which nobody comes
+    hand_over.call(0, True, 0.0)
     assert replica.snapshot() is None
     replica.step(vector(0))
     assert not hand_over.make_state()  # first of all the script goes on
@@ -192,19 +148,6 @@ def test_a_state_that_is_too_late_for_its_call_is_that_of_the_next_one_that_is_w
     assert hand_over.make_state()
     assert replica.snapshot().steps == 2
     assert not hand_over.is_due()
-
-
-def test_a_state_that_nobody_has_come_for_is_not_that_of_the_next_call():
-    hand_over = called(0)
-    replica = replica_of(hand_over)
-    assert replica.snapshot() is None
-    assert hand_over.make_state()
-    replica.step(vector(0))
-    hand_over.call(1, True, 0.0)
-    assert replica.poll()
-    assert replica.snapshot() is None
-    assert hand_over.make_state()
-    assert replica.snapshot().steps == 1
 
 
 @pytest.mark.parametrize("end", [lambda it: it.end(), lambda it: it.stop(RunFailed("over"))])
@@ -260,13 +203,19 @@ def report(worker, iteration, signature):
 def test_an_iteration_begins_when_rank_0_calls_for_it():
     hand_over = HandOver(0)
     script = script_of(hand_over)
-    assert script.may_begin(0) is None
-    hand_over.call(0, True, 0.0)
+    assert script.may_begin(0) is script.is_whole(0) is None
+    hand_over.call(0, False, 0.0)
     assert script.may_begin(0) is True
-    assert script.may_begin(1) is None
+    assert script.is_whole(0) is False
+    assert script.may_begin(1) is script.is_whole(1) is None
+    hand_over.call(1, True, 0.0)
+    assert script.is_whole(1) is True
+    assert script.is_whole(0) is False  # the script has gone on
+    assert script.over_on() == set()
     hand_over.end()
-    assert script.may_begin(1) is False
+    assert script.may_begin(2) is script.is_whole(2) is script.is_whole(1) is False
     assert script.is_over()
+    assert script.over_on() == {0}
 
 
 def test_chunks_of_a_small_batch_cost_less_than_those_of_the_first_one():
@@ -299,29 +248,20 @@ def test_the_loss_is_that_of_the_mean_example():
     assert [script.loss(0, np.array([0, 0, 0, *one])) for one in sums] == [2.0, None, None]
 
 
-def test_a_script_that_ends_with_that_of_rank_0_is_not_missed():
+def test_a_script_that_ends_is_missed_where_that_of_rank_0_goes_on():
     hand_over = called(4)
     script = script_of(hand_over)
     script.ended(1, 5, "", False)
     assert script.due() == []
+    script.ended(2, 5, "its script raised KeyError: 3", False)
+    assert script.over_on() == {1, 2}
+    assert script.due() == [(2, "its script raised KeyError: 3")]  # at once
     hand_over.call(5, True, 0.0)
     assert script.due() == [(1, "its script has ended, that of rank 0 has not")]
-    assert script.due() == []
-
-
-def test_a_script_that_raised_is_given_up_at_once():
-    script = script_of(called(4))
-    script.ended(2, 5, "its script raised KeyError: 3", False)
-    assert script.due() == [(2, "its script raised KeyError: 3")]
-
-
-def test_a_mistake_of_the_user_ends_the_run_unless_rank_0_makes_it_too():
-    hand_over = called(4)
-    script = script_of(hand_over)
-    script.ended(2, 5, "run.backward: got a list", True)
-    assert script.due() == []  # the script of rank 0 has not come there
-    assert 2 in script.over_on()
-    hand_over.call(5, True, 0.0)
+    script.ended(2, 6, "run.backward: got a list", True)
+    assert script.due() == []  # the script of rank 0 may come to the same mistake
+    assert script.over_on() == {2}
+    hand_over.call(6, True, 0.0)
     with pytest.raises(UserError, match=r"^worker 2 on c: run.backward: got a list$"):
         script.due()
 

@@ -60,6 +60,10 @@ class Script:
         self.run.save(self.folder / "last.safetensors")
         return self
 
+    def keep(self):
+        """The state before the step of the batch that is under way."""
+        self.states.append(self.run.standing.state(self.run.standing.iteration - 1))
+
     def saved(self, name):
         return load_file(self.folder / f"{name}.safetensors")["0.weight"].tolist()
 
@@ -69,7 +73,7 @@ def whole(tmp_path):
     """The run that nobody disturbs, and the states before each step."""
     (tmp_path / "whole").mkdir()
     script = Script(tmp_path / "whole")
-    script.train(lambda script: script.states.append(script.run.standing.state(script.run.standing.iteration - 1)))
+    script.train(Script.keep)
     assert 3 < len(script.log) < EPOCHS  # it was ended early, and after the best epoch
     return script
 
@@ -123,9 +127,7 @@ def test_nothing_is_saved_before_a_resumed_run_is_where_it_was(tmp_path, whole):
 @pytest.mark.parametrize("done", [2, 4, 5])
 def test_evaluations_within_an_epoch_are_told_from_those_after_it(tmp_path, done):
     whole = Script(tmp_path)
-    whole.train(
-        lambda script: script.states.append(script.run.standing.state(script.run.standing.iteration - 1)), within=True
-    )
+    whole.train(Script.keep, within=True)
     resumed = Script(tmp_path)
     resumed.run.begin(Single(2, ScriptState(0, whole.states[done])))
     resumed.train(within=True)
@@ -192,7 +194,7 @@ def test_an_evaluation_that_is_left_out_for_finished_epochs_shifts_no_other(tmp_
             has_steps = False
             for batch in script.run.batches(4):
                 script.run.backward(batch)
-                script.states.append(script.run.standing.state(script.run.standing.iteration - 1))
+                script.keep()
                 script.optimizer.step()
                 has_steps = True
             if has_steps:

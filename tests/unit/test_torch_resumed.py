@@ -72,7 +72,7 @@ class Script:
         return self.steps
 
 
-@pytest.mark.parametrize("done", range(9))
+@pytest.mark.parametrize("done", [0, 2, 3, 5, 8])
 def test_a_schedule_that_is_stepped_after_each_epoch_is_not_stepped_again(done):
     whole = Script()
     expected = whole.train()
@@ -80,8 +80,7 @@ def test_a_schedule_that_is_stepped_after_each_epoch_is_not_stepped_again(done):
     resumed = Script()
     resumed.run.begin(Single(4, ScriptState(done, whole.states[done])))
     assert resumed.train() == expected[done:]
-    for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(one, other)
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
 
 
 def through_torch(found):
@@ -92,29 +91,21 @@ def through_torch(found):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("done", [0, 1, 4, 5])
-def test_a_new_run_goes_on_from_a_dictionary(done):
+@pytest.mark.parametrize(("when", "done"), [("each_step", 0), ("each_step", 4), ("each_batch", 1), ("each_batch", 8)])
+def test_a_new_run_goes_on_from_a_dictionary(when, done):
+    """What was drawn for a batch before the dictionary was made is drawn again."""
     whole, saved = Script(), []
-    saved.append(through_torch(whole.run.state_dict()))
-    expected = whole.train(each_step=lambda: saved.append(through_torch(whole.run.state_dict())))
+    keep = lambda: saved.append(through_torch(whole.run.state_dict()))  # noqa: E731
+    keep()
+    expected = whole.train(**{when: keep})
     new = Script()
-    new.run.load_state_dict(saved[done])
+    new.run.load_state_dict(saved[done + (when == "each_batch")])
     assert new.train() == expected[done:]
-    for one, other in zip(new.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("done", [0, 1, 3, 8])
-def test_what_was_drawn_for_a_batch_before_a_dictionary_was_made_is_drawn_again(done):
-    whole, saved = Script(), []
-    expected = whole.train(each_batch=lambda: saved.append(through_torch(whole.run.state_dict())))
-    new = Script()
-    new.run.load_state_dict(saved[done])
-    assert new.train() == expected[done:]
+    torch.testing.assert_close(new.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("when", ["each_step", "each_batch"])
-@pytest.mark.parametrize("done", [0, 1, 3, 7])
+@pytest.mark.parametrize("done", [0, 3])
 def test_a_script_that_was_stopped_in_a_loop_draws_on_when_it_is_resumed(tmp_path, done, when):
     def stop():
         if len(ended.steps) == done + 1:
@@ -177,13 +168,6 @@ def test_a_dictionary_of_another_run_is_refused_in_one_line():
     found["psgc"]["position"] = [3, 0, 20]
     with pytest.raises(UserError, match="step 3 begins after 20 examples of epoch 0, but the dataset has 20 examples"):
         script.run.load_state_dict(found)
-
-
-def test_there_is_no_dictionary_in_the_middle_of_a_step():
-    script = Script()
-    script.run.backward(next(script.run.batches(8)))
-    with pytest.raises(UserError, match=r"called after run.backward and before the end of optimizer.step\(\)"):
-        script.run.state_dict()
 
 
 def test_metrics_before_the_first_batch_of_a_resumed_run_are_computed():
