@@ -105,31 +105,25 @@ def test_a_run_that_diverges_goes_on_from_before(tmp_path, monkeypatch):
     assert math.isfinite(resumed.run.backward(batch))
 
 
-def test_parameters_that_are_not_finite_are_not_written(tmp_path, capsys):
-    def each_step(script, step):
-        script.model.weight.data[:] = 3e38 if step < 3 else math.nan  # the sum of the former is infinite
-
-    script = Script(tmp_path, 0.0, loss=lambda model, batch: (0 * model.bias.sum(), len(batch[1])), checkpoint_every=1)
-    script.train(1, each_step)
-    assert steps_in(tmp_path) == [1, 2, 3]
-    assert capsys.readouterr().err.splitlines() == [
-        "psgc: no checkpoint of step 4: entries of model.weight are NaN or infinite; the run goes on",
-        f"psgc: the last checkpoint is not in {tmp_path}/checkpoints",
-    ]
-
-
-def test_an_optimizer_that_is_not_finite_is_not_written(tmp_path, capsys):
-    """In its state a moment can overflow whose steps are 0. A buffer may be infinite: a mask, for example."""
+@pytest.mark.parametrize("what", ["the model", "its optimizer"])
+def test_a_state_that_is_not_finite_is_not_written(tmp_path, capsys, what):
+    """A buffer may be infinite: a mask. So may the sum of large numbers, and a moment whose steps are 0."""
 
     def each_step(script, step):
         script.model.mask.fill_(-math.inf)
-        if step == 7:
+        if what == "the model":
+            script.model.weight.data[:] = 3e38 if step < 7 else math.nan
+        elif step == 7:
             script.optimizer.state[script.model.bias]["momentum_buffer"].fill_(math.inf)
 
-    Script(tmp_path, checkpoint_every=1, checkpoint_keep=2).train(1, each_step)
+    constant = lambda model, batch: (0 * model.bias.sum(), len(batch[1]))  # noqa: E731
+    Script(tmp_path, 0.0, constant, checkpoint_every=1, checkpoint_keep=2).train(1, each_step)
     assert steps_in(tmp_path) == [6, 7]
-    said = "psgc: no checkpoint of step 8: entries of optimizer.state.1.momentum_buffer are NaN or infinite"
-    assert capsys.readouterr().err.startswith(f"{said}; the run goes on\n")
+    entry = "model.weight" if what == "the model" else "optimizer.state.1.momentum_buffer"
+    assert capsys.readouterr().err.splitlines() == [
+        f"psgc: no checkpoint of step 8: entries of {entry} are NaN or infinite; the run goes on",
+        f"psgc: the last checkpoint is not in {tmp_path}/checkpoints",
+    ]
 
 
 def test_checkpoints_none_of_which_can_be_used_end_the_script_with_one_line(tmp_path, monkeypatch):

@@ -7,11 +7,6 @@ from psgc.errors import UserError
 from psgc.torch.sampling import ChunkCosts
 
 
-def test_without_a_function_chunks_cost_as_many_examples_as_they_have():
-    assert ChunkCosts(None, 4).of(np.arange(7, 12), 3) == [1, 2, 2]
-    assert ChunkCosts(None, 4).of(np.arange(2), 4) == [0, 1, 0, 1]
-
-
 def test_the_function_is_asked_for_each_micro_batch_as_they_are_computed():
     asked = []
     costs = ChunkCosts(lambda rows: asked.append(rows) or len(rows) * max(rows), micro_batch=2)
@@ -21,23 +16,15 @@ def test_the_function_is_asked_for_each_micro_batch_as_they_are_computed():
 
 
 def test_an_average_example_is_one_of_the_first_batch():
-    costs = ChunkCosts(sum, micro_batch=8)
+    """Empty chunks cost nothing; rows that were asked for before are not asked for again."""
+    asked = []
+    costs = ChunkCosts(lambda rows: asked.append(rows) or sum(rows), micro_batch=8)
     first, second = np.array([1, 3]), np.array([4, 8])
     assert costs.of(first, 2) == [0.5, 1.5]
-    assert costs.of(second, 2) == [2.0, 4.0]
-
-
-def test_rows_that_were_asked_for_before_are_not_asked_for_again():
-    asked = []
-    costs = ChunkCosts(lambda rows: asked.append(rows) or 1.0, micro_batch=8)
-    first, second = np.arange(2), np.arange(2, 4)
-    for rows in (first, second, second):  # a step, what follows, and then that
-        costs.of(rows, 1)
-    assert asked == [[0, 1], [2, 3]]
-
-
-def test_an_empty_chunk_costs_nothing_and_the_function_is_not_asked():
-    assert ChunkCosts(max, micro_batch=8).of(np.array([5]), 3) == [0, 0, 1]
+    assert costs.of(second, 2) == costs.of(second, 2) == [2.0, 4.0]
+    assert asked == [[1], [3], [4], [8]]
+    for function, expected in ((None, [0, 1, 0, 1]), (max, [0, 16 / 15, 0, 14 / 15])):
+        assert ChunkCosts(function, 8).of(np.array([8, 7]), 4) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -46,36 +46,33 @@ def test_any_number_of_metrics_and_of_examples_is_exact(run):
     assert found == {str(power): sum(float(x**power) for x in range(12)) / count for power in range(12)}
 
 
-def test_a_random_metric_draws_other_numbers_in_each_chunk(run):
-    run, data = run
-    drawn = []
-
-    def metric(model, batch):
-        drawn.append(float(torch.rand(())))
-        return batch[0].sum(), len(batch[0])
-
-    run.evaluate(data, metric)
-    assert len({*drawn}) == len(drawn) >= 4
-
-
 def test_what_a_script_does_with_a_result_changes_no_state(run):
     run, data = run
     run.evaluate(data, lambda *_: {"metric": 1.0}).clear()
     assert run.state_dict()["psgc"]["evaluations"] == [[0, -1, {"metric": 1.0}]]
 
 
-def test_nothing_as_large_as_the_gradient_is_made(run, monkeypatch):
+def test_each_chunk_has_random_numbers_of_its_own_and_two_numbers_are_summed(run, monkeypatch):
     run, data = run
-    made, add_up = [], Single.sum
-    monkeypatch.setattr(Single, "sum", lambda self, *call: made.append(add_up(self, *call)) or made[-1])
-    assert run.evaluate(data, lambda model, batch: (batch[0].sum(), len(batch[0]))) == 5.5
-    assert [(len(total), total.dtype) for total in made] == [(2, torch.float64)]
+    drawn, calls, add_up = [], [], Single.sum
+    monkeypatch.setattr(Single, "sum", lambda self, *call: calls.append(call[1]) or add_up(self, *call))
+
+    def metric(model, batch):
+        drawn.append(float(torch.rand(())))
+        return batch[0].sum(), len(batch[0])
+
+    assert run.evaluate(data, metric) == 5.5
+    assert len({*drawn}) == len(drawn) >= 4
+    run.evaluate(data, lambda model, batch: {"other": 1.0})
+    assert [call.num_sums for call in calls] == [2, 2]
+    assert calls[0].signature != calls[1].signature
 
 
-def test_a_metric_without_names_or_with_other_names_later_is_refused(run):
+def test_a_metric_that_returns_something_else_is_refused(run):
     run, data = run
-    with pytest.raises(UserError, match="the metric returned 0 values"):
-        run.evaluate(data, lambda model, batch: {})
+    for returned, said in (({}, "the metric returned 0 values"), ("good", "the metric returned str")):
+        with pytest.raises(UserError, match=said):
+            run.evaluate(data, lambda model, batch, returned=returned: returned)
     with pytest.raises(UserError, match="'3', but not for the first example"):
         run.evaluate(data, lambda model, batch: {str(int(batch[0][0])): 1.0})
 

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from psgc.torch.chunk_gradient import ChunkGradient
@@ -17,8 +16,6 @@ import digits
 
 sys.path.pop(0)
 
-EXAMPLES = Path(digits.__file__).parent
-
 
 def vector(model, loss, pieces):
     """Of a chunk, which is the same a second time."""
@@ -27,11 +24,6 @@ def vector(model, loss, pieces):
     return computed_twice(
         model, flat.dim, lambda: pieces, lambda loaded: gradient.vector(loaded, (0, 0, 0), lambda: True, 15)
     )
-
-
-@pytest.mark.parametrize("name", ["digits.py", "characters.py"])
-def test_they_are_short(name):
-    assert len((EXAMPLES / name).read_text().splitlines()) < 80
 
 
 def test_digits():

@@ -5,6 +5,7 @@ import gc
 import os
 import random
 import weakref
+from contextlib import suppress
 
 import pytest
 import torch
@@ -53,35 +54,6 @@ def sgd(layer, rate=0.1):
     return torch.optim.SGD(layer.parameters(), rate, momentum=0.9)
 
 
-def train_in_turns(run, ours, batches):
-    """The second optimizer steps after every second batch; the positions of states that are whole."""
-    whole = []
-    for number, batch in enumerate(batches):
-        run.backward(batch, accumulate=True)
-        for optimizer in ours[: 1 + number % 2]:
-            optimizer.step()
-            optimizer.zero_grad()
-        try:
-            whole.append(run.state_dict()["psgc"]["position"][0])
-        except UserError:
-            continue
-    return whole
-
-
-def test_an_optimizer_that_steps_after_every_second_batch_has_the_gradients_of_both():
-    run, model, other = begun()
-    ours, its = ([sgd(m[0]), sgd(m[2])] for m in (model, other))
-    run.attach(*ours)
-    for number, batch in enumerate(run.batches(16, epochs=2)):
-        run.backward(batch, accumulate=True)
-        by_torch(other, batch)
-        for one, same in [*zip(ours, its, strict=True)][: 1 + number % 2]:
-            one.step()  # what it has stepped is not added to, also without zero_grad()
-            same.step()
-            same.zero_grad()
-    assert_same(model, other)
-
-
 class Heads(nn.Module):
     """use: which of its heads a batch goes through: b, c or both."""
 
@@ -93,7 +65,7 @@ class Heads(nn.Module):
         return sum(getattr(self, name)(torch.tanh(self.a(x))) for name in self.use)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_turns_of_three_optimizers_are_those_of_torch(seed):
     torch.manual_seed(seed)
     draws, model = random.Random(seed), Heads()
@@ -123,10 +95,18 @@ def test_random_turns_of_three_optimizers_are_those_of_torch(seed):
 
 @pytest.mark.parametrize(("every", "there"), [(1, [2, 4, 6, 8]), (3, [4, 6, 8])])
 def test_a_state_is_made_where_no_gradient_waits_for_a_step(tmp_path, every, there):
+    """The second optimizer steps after every second batch."""
     run, model, _ = begun(output=str(tmp_path), checkpoint_every=every, checkpoint_keep=9)
-    ours = [sgd(model[0]), sgd(model[2])]
+    ours, whole = [sgd(model[0]), sgd(model[2])], []
     run.attach(*ours)
-    assert train_in_turns(run, ours, run.batches(16, epochs=2)) == [2, 4, 6, 8]
+    for batch in run.batches(16, epochs=2):
+        run.backward(batch, accumulate=True)
+        for optimizer in ours[: 1 + batch.iteration % 2]:
+            optimizer.step()
+            optimizer.zero_grad()
+        with suppress(UserError):
+            whole.append(run.state_dict()["psgc"]["position"][0])
+    assert whole == [2, 4, 6, 8]
     run.end(False)
     assert sorted(int(name[:8]) for name in os.listdir(tmp_path / "checkpoints")) == there
 
