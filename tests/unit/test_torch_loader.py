@@ -208,6 +208,7 @@ def test_a_dataset_that_may_not_be_loaded_ahead(at_once, why):
     dataset = Rows(at={0}, act=lambda: random.randrange(1)) if why == "it draws for its first row" else Rows()
     loader = ChunkLoader(dataset, lambda examples: examples, 1)
     with torch.device("cpu" if dataset.at else "meta"):  # a default device is that of one thread
+        list(loader.micro_batches([]))  # which says nothing
         list(loader.micro_batches([0, 1]))
         loader.expect([2, 3])
         time.sleep(0.05)

@@ -47,6 +47,7 @@ class Script:
                 if within and batch.iteration % 2 == 0:
                     self.log.append(("step", batch.iteration, self.run.evaluate(self.test, self.metric)))
                 self.run.backward(batch)
+                self.norm = float(self.model[0].weight.grad.norm())  # also where it has fallen behind
                 kept(self)
                 self.optimizer.step()
             value = self.run.evaluate(self.test, self.metric)

@@ -150,6 +150,21 @@ def test_a_run_goes_back_to_where_it_was():
     assert [iteration for iteration, _ in steps] == [0, 1, 2, 3, 2, 3, 2, 3, 4, 5]
 
 
+def test_ranks_that_have_loaded_different_states_make_different_calls():
+    def signature(state, size=8):
+        script, calls = Script(), []
+        script.run.engine.sum = lambda _, call: calls.append(call) or ScriptState(0, script.run.standing.state())
+        if state is not None:
+            script.run.load_state_dict(state)
+        script.run.backward(next(script.run.batches(size)))
+        return calls[0].signature
+
+    one, other = (Script().run.state_dict() for _ in range(2))
+    assert signature(one) == signature(other)
+    other["model"]["2.bias"] += 1e-6
+    assert len({*map(signature, (one, other, None)), signature(None, size=9)}) == 4
+
+
 def test_what_is_changed_after_loading_stays_changed():
     script = Script()
     found = script.run.state_dict()

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import psgc.torch
 from psgc.checkpoints import newest_first
 from psgc.errors import RunFailed, UserError
 from psgc.torch import begin
+from psgc.torch.calls import Single
 from tests.simulation.network import Clock
 
 ROWS, SIZE = 50, 20
@@ -142,21 +144,31 @@ def test_a_state_that_no_file_holds_is_refused_when_it_is_attached(monkeypatch):
         param.grad = torch.ones_like(param)
     adam.step()
     run.attach(adam)
+    monkeypatch.undo()
+    for batch in run.batches(SIZE):  # it is looked at again, as states grow
+        adam.param_groups[0]["log"] = object() if batch.iteration else 0
+        with pytest.raises(UserError, match="Adam, attached to the run") if batch.iteration else nullcontext():
+            run.backward(batch)
+        adam.step()
 
 
 def test_a_scaled_gradient_that_is_infinite_is_left_out_by_the_scaler():
     def large(model, batch):
         total, count = loss(model, batch)
-        return total * 1e280, count
+        return total * 1e308 * 1e10, count
 
     model, _, run, optimizer = made(large)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     run.attach(optimizer, scaler)
+    rows = []
+    run.on("iteration", rows.append)
     before = model.weight.detach().clone()
     batch = next(run.batches(SIZE, epochs=1))
     run.backward(batch, scaler=scaler)
     scaler.step(optimizer)
     scaler.update()
+    run.give_rows()
+    assert [row.loss for row in rows] == [None]
     assert torch.equal(model.weight, before)
     assert scaler.get_scale() == 2.0**119
     assert run.state_dict()["psgc"]["position"] == list(batch.after)  # that was a step, for the run
@@ -259,6 +271,18 @@ def test_a_run_in_one_process_that_is_stopped_or_fails_says_so(tmp_path, monkeyp
     summary = json.loads((tmp_path / "stopped/summary.json").read_text())
     assert (summary["status"], summary["reason"], summary["exit_code"]) == ("interrupted", "stopped by SIGTERM", 143)
     begin.stopped_by.clear()
+    _, data, run, optimizer = made(output=str(tmp_path / "in an evaluation"))
+    run.attach(optimizer)
+    for batch in run.batches(SIZE):
+        run.backward(batch)
+        optimizer.step()
+        begin.stopped_by.append(signal.SIGTERM)
+        with pytest.raises(RunFailed):
+            run.evaluate(data, loss)
+        break
+    run.end(False)  # what the script does after the evaluation is not done
+    assert not (tmp_path / "in an evaluation/checkpoints").exists()
+    begin.stopped_by.clear()
     _, data, run, _ = made(output=str(tmp_path / "failed"))
     with pytest.raises(UserError):
         run.evaluate(data, lambda model, batch: "good")
@@ -267,17 +291,35 @@ def test_a_run_in_one_process_that_is_stopped_or_fails_says_so(tmp_path, monkeyp
     assert (summary["status"], summary["exit_code"]) == ("failed", 1)
 
 
-def test_ranks_that_load_other_states_make_other_calls():
-    signatures = []
-    for bias in (0.0, 0.0, 1.0):
-        _, _, run, optimizer = made()
-        run.attach(optimizer)
-        found = run.state_dict()
-        found["model"]["bias"] += bias
-        run.load_state_dict(found)
-        run.engine.sum = lambda _, call: signatures.append(call.signature) or torch.ones(23, dtype=torch.float64)
-        run.backward(next(run.batches(SIZE)))
-    assert signatures[0] == signatures[1] != signatures[2]
+def test_only_rank_0_writes_files(tmp_path):
+    _, _, run, optimizer = made(output=str(tmp_path / "run"), checkpoint_every=1)
+    run.attach(optimizer)
+    other = Single(7)
+    other.rank = 1
+    run.begin(other)
+    for batch in run.batches(SIZE):
+        run.backward(batch)
+        optimizer.step()
+    run.save(tmp_path / "model.safetensors")
+    run.end(False)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_random_numbers_are_others_in_each_chunk_of_each_step():
+    drawn = set()
+
+    def noisy(model, batch):
+        drawn.add(noise := float(torch.rand(())))
+        total, count = loss(model, batch)
+        return (1 + 1e-9 * noise) * total, count
+
+    _, _, run, optimizer = made(noisy, micro_batch=64)
+    run.attach(optimizer)
+    for batch in run.batches(25):
+        run.backward(batch)
+        optimizer.step()
+    assert len(drawn) >= 2 * 7
 
 
 @pytest.mark.parametrize(("settings", "text"), [

@@ -1,8 +1,10 @@
 """The settings of a script for so many workers."""
 
 import pytest
+import torch
 
 from psgc.errors import UserError
+from psgc.torch.program import TorchProgram
 from psgc.torch.settings import alone, settings_of, settled
 
 DIM = 100
@@ -37,3 +39,34 @@ def test_one_process_holds_each_chunk_once_and_compares_nothing():
     config, plan = settled(alone(settings_of({"parts": 2, "verify": {"every": 2}})), 1, DIM)
     assert (plan.parts, config.verify, config.aggregation) == (1, None, "server")
     assert plan.holders() == [[1]] * plan.num_chunks
+
+
+def program(row=1.0, weight=1.0, **given):
+    """Of a rank with these arguments, these data and this model."""
+    model = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        model.weight.fill_(weight)
+        model.bias.fill_(0.0)
+    data = [torch.tensor([0.0]), torch.tensor([row])]
+    made = TorchProgram(model, data, lambda model, batch: model(batch).mean(), settings_of(given), None, None)
+    made.look_at_rows()
+    return made
+
+
+def test_what_ranks_do_not_share_is_named():
+    first = program()
+    for other, difference in (
+        (program(), ""),
+        (program(seed=3), "seed is 3, not 0"),
+        (program(verify={"every": 2}), "verify.every is 2, not nothing"),
+        (program(row=2.0), "row 1 of the dataset is another one"),
+    ):
+        assert other.difference(first.expected()).startswith(difference)
+        assert bool(other.difference(first.expected())) == bool(difference)
+        assert bool(first.difference(other.expected())) == bool(difference)
+    assert program().fingerprint() == first.fingerprint() != program(weight=2.0).fingerprint()
+
+
+def test_loggers_need_a_directory():
+    with pytest.raises(UserError, match=r"^psgc.torch.init: log_with: expected output, the directory of the run"):
+        program(log_with=["tensorboard"])

@@ -214,6 +214,7 @@ class Worker:
 
     def is_over(self):
         self.turn()
+        self.turn()  # it says goodbye after the turn in which it stops
         return bool(self.said(Kind.GOODBYE))
 
     def summed(self, *iterations, ranks=3):
@@ -306,6 +307,14 @@ def test_a_script_that_cannot_have_the_last_sums_ends_with_the_run(begin):
     worker.turn(Control(0, record(Kind.STOP, 2)))
     with pytest.raises(CalledOff):
         worker.hand_over.answer()
+
+
+def test_a_script_that_has_ended_is_not_waited_for(begin):
+    worker = begin()
+    worker.turn(Control(0, record(Kind.STOP, 3)))
+    assert not worker.is_over()
+    worker.hand_over.end()
+    assert worker.is_over()
 
 
 def test_a_worker_does_not_wait_for_ever_for_the_last_sums(begin, monkeypatch):
