@@ -1,7 +1,5 @@
 """psgc.torch under a real mpirun: every rank makes the same steps as one process does, whoever dies."""
 
-import csv
-import hashlib
 import json
 import os
 import signal
@@ -46,29 +44,11 @@ def alone(tmp_path_factory):
     return ended[0]
 
 
-@pytest.fixture(scope="module")
-def alone_with_more(tmp_path_factory):
-    """The same, with a closure, going back to an earlier state, and scaled gradients that add up."""
-    ended, said = trained(tmp_path_factory.mktemp("alone"), 0, more=True)
-    assert not said
-    return ended[0]
-
-
 def assert_equal(ended, ranks, alone):
     """All these ranks have the same parameters, and rank 0 the losses that one process has (others may fall behind)."""
     assert ended.keys() == ranks
     assert len({(digest, right) for digest, right, _ in ended.values()}) == 1
     assert ended[0][2] == pytest.approx(alone[2], rel=1e-6)
-
-
-@pytest.mark.faults
-def test_a_worker_dies_and_the_others_make_the_steps_of_one_process(tmp_path, alone):
-    what = {2: ["killed in a chunk", 4]}
-    ended, said = trained(tmp_path, 4, aggregation="allreduce", what=what, pause=0.3)
-    assert_equal(ended, {0, 1, 3}, alone)
-    (line,) = said
-    assert line.startswith(f"worker 2 on {socket.gethostname()} lost in iteration ")
-    assert line.endswith(": its process died")
 
 
 @pytest.mark.faults
@@ -147,32 +127,6 @@ def launched(folder, ranks, *options, code=0, **settings):
 
 
 @pytest.mark.faults
-def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_steps_of_one_process(tmp_path, alone_with_more):
-    """Through rank 0, to the last bit."""
-    alone = alone_with_more
-    arguments = {"aggregation": "server", "transfer": "per_chunk", "more": True}
-    arguments |= {"output": "run", "checkpoint_every": 2}
-    ended, _ = trained(tmp_path, 5, code=128 + signal.SIGUSR1, what={0: ["stops", 4]}, **arguments)
-    assert not ended
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["status"] == "interrupted"
-    assert 4 <= (done := summary["iterations"]) < len(alone[2])
-    assert f"{done:08d}" in {path.name.partition("-")[0] for path in (tmp_path / "run/checkpoints").iterdir()}
-    ended, _ = launched(tmp_path, 3, "--resume", **arguments)
-    assert ended == dict.fromkeys(range(3), (*alone[:2], alone[2][done:]))
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert (summary["status"], summary["iterations"]) == ("done", len(alone[2]) + 1)  # and the evaluation
-    with (tmp_path / "run/iterations.csv").open() as stream:
-        losses = [float(row["loss"] or "nan") for row in csv.DictReader(stream)]
-    assert losses[:-1] == pytest.approx(alone[2], rel=1e-6)
-    saved = load_file(tmp_path / "model.safetensors")
-    digest = hashlib.sha256(
-        b"".join(saved[f"{n}.{name}"].numpy().tobytes() for n in (1, 5) for name in ("weight", "bias"))
-    )
-    assert digest.hexdigest() == alone[0]
-
-
-@pytest.mark.faults
 def test_ctrl_c_is_told_as_such(tmp_path):
     """The ranks get another signal from `psgc launch`."""
     settings = json.dumps({"output": "run", "pause": 0.1, "epochs": 100})
@@ -185,7 +139,8 @@ def test_ctrl_c_is_told_as_such(tmp_path):
     (line,) = finished.stderr.splitlines()
     assert line.startswith("psgc launch: stopped by Ctrl-C (SIGINT); to resume from the last checkpoint: psgc launch ")
     assert "SIGUSR1" not in finished.said
-    assert json.loads((tmp_path / "run/summary.json").read_text())["reason"] == "stopped by Ctrl-C (SIGINT)"
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by Ctrl-C (SIGINT)")
 
 
 @pytest.mark.parametrize("aggregation", ["server", pytest.param("allreduce", marks=pytest.mark.faults)])

@@ -3,7 +3,6 @@
 what: {rank: [what to do there, after so many steps]}; epochs;
 pause: seconds after each step on rank 0;
 costs: of each example, for init; gamma: of the schedule, by default soon nothing changes any more;
-more: go on with a closure, go back, and add up scaled gradients;
 device: CuPy is the stand-in (tests/stand_in), and the memory of the model passes for that of a GPU. The script fails if
 a vector gets to the host or back, other than to be sent ("staged": MPI cannot read the GPU).
 
@@ -35,7 +34,7 @@ nothing_is_compiled = {"disable": lambda function, *_, **__: function, "graph_br
 sys.modules["torch._dynamo"] = SimpleNamespace(**nothing_is_compiled)
 settings = json.loads(sys.argv[1])
 what = {int(rank): tuple(value) for rank, value in settings.pop("what", {}).items()}
-epochs, pause, more = settings.pop("epochs", 2), settings.pop("pause", 0.0), settings.pop("more", False)
+epochs, pause = settings.pop("epochs", 2), settings.pop("pause", 0.0)
 device, costs, gamma = settings.pop("device", ""), settings.pop("costs", None), settings.pop("gamma", 0.1)
 rank, done = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")), 0
 torch.set_num_threads(1)
@@ -96,9 +95,7 @@ if costs:
 run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, **settings)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
 schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma)
-newton = torch.optim.LBFGS([param for param in model.parameters() if param.is_contiguous()], max_iter=3)
-scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
-run.attach(optimizer, schedule, *([newton, scaler] if more else []))
+run.attach(optimizer, schedule)
 losses = []
 run.on("iteration", rows.append)
 
@@ -125,8 +122,6 @@ for batch in run.batches(60, epochs=epochs):
         seconds, pid = what.pop(rank)[2], os.getpid()
         subprocess.Popen(["sh", "-c", f"kill -STOP {pid}; sleep {seconds}; kill -CONT {pid}"])
         signal.sigtimedwait([], 1.0)  # until it is
-    if happens("stops"):
-        os.kill(os.getpid(), signal.SIGUSR1)
     if happens("goes wrong"):
         what.pop(rank)
         with torch.no_grad():
@@ -135,16 +130,6 @@ for batch in run.batches(60, epochs=epochs):
         sys.exit(0)
     if happens("exits"):
         sys.exit(3)
-if more:
-    before = run.state_dict()
-    for batch in run.batches(125):
-        newton.step(lambda batch=batch: losses.append(run.backward(batch)) or torch.tensor(losses[-1]))
-    run.load_state_dict(before)
-    for number, batch in enumerate(run.batches(50)):
-        losses.append(run.backward(batch, accumulate=True, scaler=scaler))
-        if number % 2:
-            scaler.step(optimizer)
-            scaler.update()
 right = run.evaluate(data, accuracy)["right"]
 run.save("model.safetensors")
 if device and set(copies) - {device}:

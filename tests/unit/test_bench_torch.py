@@ -51,12 +51,6 @@ def test_a_loss_that_differs_is_named_with_its_step(name, loss):
     assert bench_torch.disagreeing(rows) == f"{SETTINGS[name].text}, step 1: 1.0 (DDP, gloo), {loss!r} (psgc)"
 
 
-def test_one_worker_has_a_fifth_of_what_the_others_have():
-    assert SETTINGS["perceptron-slow"].shares == (0.35, 0.07, 0.35, 0.35)
-    assert set(SETTINGS["perceptron-killed"].shares) == {0.35}
-    assert SETTINGS["transformer"].shares is None
-
-
 def test_a_run_that_hangs_after_a_failure_is_ended(monkeypatch):
     commands = ["import sys; sys.exit(3)", "import time; time.sleep(60)"]
     processes = [subprocess.Popen([sys.executable, "-c", command]) for command in commands]

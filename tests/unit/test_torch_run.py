@@ -1,6 +1,5 @@
 """A run of psgc.torch in one process: what a script may do with it, and what it is told."""
 
-import copy
 import csv
 import json
 import signal
@@ -95,27 +94,6 @@ def test_calls_in_a_wrong_order_are_mistakes():
     run.end(False)
     with pytest.raises(UserError, match=r"^this run ended when psgc.torch.init was called again"):
         run.evaluate(data, loss)
-
-
-def test_scaled_gradients_that_add_up_are_those_of_torch():
-    model, data, run, _ = made()
-    alone = copy.deepcopy(model)
-    optimizer, other = (torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in (model, alone))
-    scaler, its = (torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=2) for _ in range(2))
-    run.attach(optimizer, scaler)
-    for number, batch in enumerate(run.batches(10, epochs=2)):
-        x, y = data[[int(row) for row in batch.rows]]
-        its.scale(F.mse_loss(alone(x).squeeze(1), y)).backward()
-        run.backward(batch, accumulate=True, scaler=scaler)
-        if number % 2:
-            for one, scales, parameters in ((optimizer, scaler, model), (other, its, alone)):
-                scales.unscale_(one)
-                torch.nn.utils.clip_grad_norm_(parameters.parameters(), 0.5)
-                scales.step(one)
-                scales.update()
-            other.zero_grad()
-    assert scaler.state_dict() == its.state_dict()
-    torch.testing.assert_close(model.state_dict(), alone.state_dict())
 
 
 class Rate:

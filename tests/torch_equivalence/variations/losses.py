@@ -128,16 +128,6 @@ class L2Penalty(Variation):
     loss = mean
 
 
-class LabelSmoothing(Variation):
-    """Label smoothing, and a loss that is the mean over the examples."""
-
-    def mean(self, model, batch):
-        x, y = batch
-        return F.cross_entropy(model(x), y, label_smoothing=0.1)
-
-    loss = mean
-
-
 class LossWithParameters(Variation):
     """A loss with a parameter of its own, which the optimizer steps, outside of the model."""
 

@@ -156,19 +156,6 @@ def centre(param):
     param.grad -= param.grad.mean(1, keepdim=True)
 
 
-class GroupNorm(Variation):
-    """Group normalisation, after a convolution."""
-
-    def data(self):
-        return rows(2, 6, 6)
-
-    def model(self):
-        return nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
-
-    def attached(self, model):
-        return [torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)]
-
-
 class Lora(Variation):
     """Low-rank matrices beside a frozen layer are trained, the base is not."""
 

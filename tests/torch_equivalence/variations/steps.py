@@ -5,7 +5,6 @@ import random
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, ReduceLROnPlateau, StepLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.torch_equivalence.variation import Variation
 
@@ -17,30 +16,6 @@ class WeightDecay(Variation):
 
     def attached(self, model):
         return [torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.3)]
-
-
-class FusedAdamw(Variation):
-    """AdamW in one kernel for all parameters."""
-
-    def attached(self, model):
-        return [torch.optim.AdamW(model.parameters(), 1e-2, fused=True)]
-
-
-class ParameterGroups(Variation):
-    """Biases have a rate of their own and no weight decay."""
-
-    def attached(self, model):
-        decayed = [param for name, param in model.named_parameters() if name.endswith("weight")]
-        others = [param for name, param in model.named_parameters() if name.endswith("bias")]
-        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0, "lr": 3e-3}]
-        return [torch.optim.AdamW(groups, 1e-2)]
-
-
-class Clipping(Variation):
-    """The norm of the gradient is at most 0.1, of which each step has more."""
-
-    def before_step(self, model):
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
 
 
 class GradientNoise(Variation):
@@ -84,19 +59,6 @@ class WeightClipping(Variation):
     def after_step(self, model):
         for param in model.parameters():
             param.clamp_(-0.2, 0.2)
-
-
-class MovingAverage(Variation):
-    """A moving average of the parameters (EMA), which is attached."""
-
-    def attached(self, model):
-        return [*super().attached(model), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8))]
-
-    def after_step(self, model, average):
-        average.update_parameters(model)
-
-    def result(self, model, optimizer, average):
-        return model, average
 
 
 class SchedulePerStep(Variation):
