@@ -163,23 +163,6 @@ def test_nobody_waits_for_a_state_of_a_script_that_ends(end):
     assert replica.snapshot() is None
 
 
-def test_a_replica_with_a_state_that_the_script_has_not_come_to_gives_none_and_keeps_its_sum():
-    hand_over = called(2)
-    replica = replica_of(hand_over)
-    snapshot = snapshot_of(called(6, state=b"of another"))
-    replica.load(snapshot)
-    assert replica.steps == 6
-    assert replica.snapshot() is None
-    replica.step(vector(6))  # all others have done its chunks
-    assert hand_over.answer() == ScriptState(6, b"of another")
-    assert not replica.poll()
-    hand_over.call(6, True, 0.0)
-    assert hand_over.answer()[0] == 6
-    hand_over.call(7, True, 0.0)
-    assert replica.poll()
-    assert replica.steps == 7
-
-
 @pytest.mark.parametrize("length", [0, 1, 11, 12, 13, 100])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bytes_travel_as_a_vector(length, dtype):

@@ -331,20 +331,6 @@ def test_an_error_comes_out_where_the_row_is_used(opened):
     assert "test_torch_loader.py:" in str(error.value)
 
 
-def test_an_error_that_is_gone_when_the_row_is_used_is_none(opened):
-    errors = [OSError("once")]
-
-    def once():
-        if errors:
-            raise errors.pop()
-        return 0
-
-    loader = opened(Rows(at={13}, act=once))
-    loader.expect([12, 13])
-    eventually(lambda: not errors)
-    assert loaded(loader, [12, 13]) == [[12, 13]]
-
-
 def test_who_waits_for_a_row_that_fails_ahead_loads_it_itself(opened):
     asked, got = threading.Event(), []
 

@@ -2,13 +2,12 @@
 
 import random
 from contextlib import suppress
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from psgc.torch.generators import all_states, preserved, seeded
+from psgc.torch.generators import preserved, seeded
 
 CPU = torch.device("cpu")
 
@@ -70,14 +69,3 @@ def test_the_generator_of_the_cuda_device_too(monkeypatch):
     got, (seed, number), within, restored = called
     assert (got, seed, within, restored) == (("get", device), "seed", "within", ("set", "state", device))
     assert 0 <= number < 2**63
-
-
-DRAWS = [random.random, np.random.random, np.random.standard_normal, partial(torch.rand, 1), partial(torch.randn, 1)]
-
-
-@pytest.mark.parametrize("draw", DRAWS)
-def test_each_draw_is_seen(draw):
-    for _ in range(4):
-        before = all_states()
-        draw()
-        assert all_states() != before
