@@ -103,11 +103,11 @@ def interruptible() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_however_it_ends(tmp_path: Path, number: int) -> None:
+def test_nothing_is_left_however_it_ends(number: int) -> None:
     before = left()
     options = ["--dims", "1000", "--situations", "processor", "--iterations", "100000"]
     with subprocess.Popen(
-        [sys.executable, SCRIPT, *options], cwd=tmp_path, start_new_session=True, preexec_fn=interruptible
+        [sys.executable, SCRIPT, *options], cwd=tempfile.gettempdir(), start_new_session=True, preexec_fn=interruptible
     ) as bench:
         try:
             wait_until(lambda: bench.poll() is not None or any(started(bench.pid)))

@@ -139,8 +139,8 @@ def test_a_host_that_is_cut_off_for_ever_is_done_without_and_ends_by_itself(clus
 
 
 WAITING = """
-from psgc import transport
-transport.REMINDER = 0.5
+from psgc import rendezvous, transport
+rendezvous.REMINDER = 0.5
 ranks = transport.Transport()
 if ranks.rank == 0:
     print("all are here", flush=True)

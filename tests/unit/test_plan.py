@@ -219,8 +219,11 @@ def test_a_worker_that_is_named_again_for_a_chunk(folder, dtype, times, layout):
 def test_a_number_that_would_be_cut_to_another(folder):
     scipy.sparse.save_npz("A.npz", scipy.sparse.dia_array(MATRIX))
     with np.load("A.npz") as archive:
-        np.savez("A.npz", **dict(archive) | {"offsets": archive["offsets"].astype("u4")})  # -1 is 2^32 - 1 there
+        arrays = dict(archive)
+    np.savez("A.npz", **arrays | {"offsets": arrays["offsets"].astype("u4")})  # -1 is 2^32 - 1 there
     assert refusal("A.npz").startswith("damaged: offsets holds 0 to 4294967295")
+    np.savez("A.npz", **arrays | {"offsets": arrays["offsets"] + 0.5})
+    assert refusal("A.npz").startswith("expected whole numbers in offsets, found dtype float64")
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia"])
