@@ -12,7 +12,7 @@ from psgc.config import from_yaml_text
 from psgc.data import Dataset, from_arrays, open_data, write_dense, write_sparse
 from psgc.errors import UserError
 from psgc.run import inputs
-from psgc.run.inputs import description, fingerprint
+from psgc.run.inputs import description, fingerprint, open_held_out
 from psgc.run.meeting import check_same
 
 SAME = "problem: {KIND}\noptimizer: {kind: sgd, lr: 1}\niterations: 1\noutput: out\ndata: {path: d.npz}\n"
@@ -86,6 +86,16 @@ def test_readers_that_read_something_else_are_noticed(model):
             check_same([ours, described(model=True, read=from_arrays("r", other)), ours], HOSTS, WHAT)
     other = described(model=model("x = 2"), read=from_arrays("r", X_AND_TEST))
     assert json.loads(ours)["file of the reader"] != json.loads(other)["file of the reader"]
+
+
+def test_held_out_rows_are_those_of_the_reader_or_of_their_file(tmp_path):
+    settings = SAME.replace("KIND", "kind: logistic")
+    read = from_arrays("r", X_AND_TEST)
+    assert open_held_out(from_yaml_text(settings), read).num_rows == 50
+    assert open_held_out(from_yaml_text(settings), None) is None
+    write_dense(tmp_path / "t.npz", ROWS[:7], np.ones(7))
+    in_file = from_yaml_text(settings.replace("path: d.npz", f"path: d.npz, test: {tmp_path}/t.npz"))
+    assert open_held_out(in_file, read).num_rows == 7
 
 
 def test_data_are_known_by_what_they_are(tmp_path):
