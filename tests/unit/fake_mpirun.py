@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ MakeMpirun = Callable[..., dict[str, str]]
 def summary(status: str) -> str:
     """The shell of a run that ends so."""
     return f"""echo '{{"status": "{status}"}}' > out/summary.json"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it holds; the test fails when that takes long."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from psgc.run.launched import Found
-from tests.unit.fake_mpirun import CHECKPOINT, NAMED, STUBBORN, launch, summary
+from tests.unit.fake_mpirun import CHECKPOINT, NAMED, STUBBORN, launch, summary, wait_for
 
 PATIENCE = "psgc.launching.mpirun_process.STOP_SEQUENCE = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
 PROGRAM = """
@@ -26,13 +26,6 @@ def start(environ, usr1=20, term=20, path="run.yaml"):
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ})
     wait_for(lambda: Path("ready").exists() or process.poll() is not None)
     return process
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def runs(pid):

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import psgc
 from psgc.cli import main
 from psgc.config import load
 from psgc.data import open_data
+from tests.unit.fake_mpirun import wait_for
 from tests.unit.recorded_runs import record
 
 
@@ -212,8 +212,7 @@ def begun(mpirun):
 
     def launch(body, number, handler):
         def once_begun():
-            while not Path("begun").exists():
-                time.sleep(0.01)
+            wait_for(lambda: Path("begun").exists())
             os.kill(os.getpid(), number)
 
         mpirun(body)
