@@ -267,6 +267,18 @@ def test_dynamic_gives_the_share_of_who_is_to_rest_to_others_for_one_iteration(c
     assert not any(order.worker == 1 and order.chunks == () for order in schedule.begin() if isinstance(order, Queue))
 
 
+def test_dynamic_is_not_surprised_that_who_rests_reports_nothing():
+    schedule, _ = with_checks([[1, 2, 3], [2, 3, 1], [3, 1, 2]])
+    for worker in (1, 2, 3):
+        done(schedule, worker, worker - 1, 1.0)
+    schedule.rest({1})
+    schedule.begin()
+    for worker, chunk in ((2, 1), (3, 2), (2, 0)):
+        done(schedule, worker, chunk, 5.0)
+    schedule.begin()
+    assert schedule.estimates.keys() == {1, 2, 3}
+
+
 def test_dynamic_lets_nobody_rest_from_what_fewer_than_two_others_hold():
     _, orders = resting([[1, 2], [2, 3, 1], [3, 1, 2]], {1})
     assert not any(order.worker == 1 for order in orders)

@@ -155,6 +155,9 @@ def test_what_is_committed_goes_where_the_map_says():
         yield told(record(Kind.COMMIT, 0, 1, worker=2, role=2, attempt=1))
         yield [map_of(0, 3, (1, 1, 0), (1, 2, 1))]
         assert sorted(worker.sent()) == [(0, 0, (1, 0), 14.0), (0, 0, (2, 1), 7.0)]
+        assert worker.loop.allreduce.blocks.accumulators
+        yield [*state_of(1, np.zeros(3)), *begin(1)]
+        assert not worker.loop.allreduce.blocks.accumulators  # they are memory that is free again
 
 
 def test_each_failure_has_its_own_text_right_before_it_and_so_has_the_end():
@@ -285,6 +288,23 @@ def test_the_servers_death_ends_a_worker_out_of_order_and_no_other_ones():
     worker = Worker(1)
     worker.transport.script = iter([[Died(0)], *[[]] * 4])
     assert not worker.loop.run()
+
+
+@pytest.mark.parametrize("survives_deaths", [False, True])
+def test_without_fault_tolerance_no_worker_leaves_before_rank_0_has_said_so(clock, survives_deaths):
+    """It would take the server with it."""
+    worker = Worker(1)
+    worker.transport.survives_deaths = survives_deaths
+
+    def script():
+        yield [Control(0, record(Kind.STOP))]
+        yield []
+        clock.now += worker_loop.LAST_WORD
+        yield []
+        yield [Control(0, record(Kind.LEAVE))]
+
+    worker.transport.script = script()
+    assert worker.loop.run() is not survives_deaths
 
 
 def test_goodbye_is_the_last_thing_that_is_sent():
