@@ -258,13 +258,3 @@ def test_who_is_left_out_sums_what_others_need_and_waits_for_nothing_else():
     assert (summed, passed_on) == (SumBlock(BlockKey(1, 0, 0), (own(1),)), SendBlock(1, BlockKey(1, 0, 0)))
     exchange.handle(Sent(passed_on))
     assert exchange.is_empty
-
-
-def test_after_the_end_nobody_waits_for_accumulators_any_more():
-    exchange, _ = begun(equal_map([0, 1], [own(1)], entries=2), 0)
-    exchange.handle(Arrived(1, key(1)))
-    exchange.handle(Mapped(Map(0, 1, (0, 1), (own(1),), (Slice(1, 0, 1),)), 1))
-    exchange.handle(Arrived(1, BlockKey(0, 1, 0)))
-    assert exchange.handle(Closed(0, {0: 1})) == [Place(BlockKey(0, 1, 0)), Step(0)]
-    exchange.handle(Stepped())
-    assert exchange.is_empty

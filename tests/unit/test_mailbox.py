@@ -68,20 +68,6 @@ def in_thread(function):
     return answer
 
 
-def test_work_carries_what_belongs_to_its_iteration():
-    worker = Worker([2, 0], combined=True)
-    work = worker.mailbox.take()
-    assert (work.iteration, work.chunk) == (0, 2)
-    assert work.params is PARAMS
-    newer = PARAMS + 1
-    worker.mailbox.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
-    worker.mailbox.begin(1, newer)
-    later = worker.mailbox.take()
-    assert (later.iteration, later.chunk) == (1, 2)
-    assert later.params is newer
-    assert later.begun >= work.begun
-
-
 def test_a_done_chunk_is_reported_and_its_gradient_encoded_when_it_is_committed():
     worker = Worker([2, 0], combined=True)
     _, gradient = worker.compute()

@@ -115,6 +115,7 @@ def test_a_worker_with_a_wrong_replica_needs_a_state_whatever_its_replica_says(i
     assert it.gifts(17, LIVE) == []
     assert it.receivers(17, [1]) == (0,)
     assert not it.is_at(1, 17)
+    assert it.is_wrong(1)
     it.behind(1, 17, 17)  # it has dropped it
     for worker in LIVE[1:]:
         it.stepped(worker, 18)

@@ -264,6 +264,18 @@ def test_who_reports_nothing_for_longer_than_expected_is_a_surprise():
     assert schedule.estimates == {}
 
 
+def test_who_cannot_have_reported_before_the_end_is_no_surprise():
+    schedule = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]})
+    schedule.begin()
+    done(schedule, 1, 0, 1.0, 1.0)
+    done(schedule, 2, 1, 9.0, 9.0)
+    schedule.begin()
+    done(schedule, 1, 0, 1.0, 1.0)
+    done(schedule, 1, 1, 2.0, 1.0)
+    schedule.begin()
+    assert schedule.estimates == {1: 1.0, 2: 9.0}
+
+
 def test_an_abandoned_chunk_teaches_as_well_and_is_not_done_again():
     schedule = two_workers(estimates={1: 1.0, 2: 1.0})
     schedule.begin()

@@ -165,6 +165,15 @@ def test_dynamic_lets_who_rests_do_what_is_invalidated():
     assert done(schedule, 2, 0, 3.0, 3.0, []) == []
 
 
+def test_dynamic_has_who_did_a_chunk_that_is_invalidated_do_it_again():
+    schedule, holders = begun_dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 1.0})
+    done(schedule, 1, 0, 1.0, others=[2])
+    done(schedule, 2, 1, 1.0, others=[1])
+    schedule.freed(2, 0, now=2.0, seconds=1.0)  # a copy that came too late, and was dropped
+    orders = schedule.lost(loss(1, without(holders, 1), invalidated={0: (1, [2])}, collected=True), now=3.0)
+    assert orders == [Queue(2, (0,))]
+
+
 def test_dynamic_knows_that_nobody_is_in_anything_once_all_was_collected():
     """2 was in chunk 1 when it was recovered, until 4 for all that was known; it begins what is invalidated at once."""
     schedule, holders = begun_dynamic({1: [0], 2: [1], 3: []}, {1: [], 2: [0], 3: [1]}, {1: 2.0, 2: 4.0, 3: 9.0})
@@ -247,6 +256,15 @@ def with_checks(holders, parts=1, checked=()):
 def test_dynamic_has_a_checked_chunk_done_by_one_more():
     assert with_checks([[1, 2], [2, 1]], checked=[0])[1][0] == Queue(2, (1, 0))
     assert with_checks([[1], [2, 1]])[1] == []  # no second copy of what has begun before anything is known
+
+
+def test_dynamic_has_nobody_do_a_chunk_whose_copies_are_being_compared():
+    schedule, _ = with_checks([[1, 2, 3], [2, 3, 1], [3, 1, 2]], checked=[0])
+    for worker in (1, 2):
+        schedule.counts(worker, 0)
+        schedule.freed(worker, 0, now=1.0, seconds=1.0)
+    orders = done(schedule, 3, 2, 1.0)
+    assert not any(0 in order.chunks for order in orders if isinstance(order, Queue))
 
 
 def resting(holders, workers, parts=1, costs=()):

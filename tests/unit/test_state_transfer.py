@@ -127,12 +127,6 @@ def test_a_newer_state_takes_the_place_of_an_older_one(ranks, under_way, seed):
     assert ranks[2].receiver.complete() is None
 
 
-def test_before_the_first_step_the_parameters_are_all(ranks, under_way):
-    sent = vectors(1, 1)
-    ranks[0].giver.give(2, 0, sent, NUMBERS)
-    assert same(deliver(ranks, under_way), 0, sent)
-
-
 def test_a_few_blocks_are_under_way_at_a_time(ranks, under_way):
     ranks[0].giver.give(2, 7, vectors(1), NUMBERS)
     ranks[0].giver.poll()
