@@ -102,7 +102,7 @@ class Kind(IntEnum):
     SUMS = 32  # iteration, chunk, role: how many sums, `last` on the last record; the other fields hold five of them
     #            each. Of a chunk of an evaluation that is reported next; chunk -1: of all, which ends the iteration
     # any rank -> worker
-    STATE = 27  # iteration, chunk, start: a state of this iteration (psgc.aggregation.state_messages); vectors follow
+    STATE = 27  # iteration, chunk, start: a state of this iteration (psgc.aggregation.state_transfer); vectors follow
 
 
 def stamp_length(dtype: Any) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.map_messages import to_records
 from psgc.aggregation.pool import LEAST_ROOM
-from psgc.aggregation.state_messages import AnnouncedState, state_records
+from psgc.aggregation.state_transfer import AnnouncedState, state_records
 from psgc.config import OptimizerSettings
 from psgc.messages import BlockName, joined, pack_block, stamp_length
 from psgc.optimizer import make_optimizer

@@ -10,7 +10,7 @@ from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.pool import POSTED, UNDER_WAY
 from psgc.aggregation.replica import Replica
 from psgc.aggregation.slices import Slice
-from psgc.aggregation.state_messages import AnnouncedState, state_records
+from psgc.aggregation.state_transfer import AnnouncedState, state_records
 from psgc.backend import Backend
 from psgc.config import OptimizerSettings
 from psgc.messages import BlockName, entries, joined, pack_block, stamp_length

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from psgc.aggregation.map import Contributor, Map, in_order
 from psgc.aggregation.map_messages import AS_BEFORE, RECEIVES, SLICE, CloseReader, MapReader, close_records, to_records
 from psgc.aggregation.slices import Slice, make_slices
-from psgc.aggregation.state_messages import AnnouncedState, StateReader, state_records
+from psgc.aggregation.state_transfer import AnnouncedState, StateReader, state_records
 from psgc.errors import ProtocolError
 from psgc.messages import Kind, entries, joined, record
 

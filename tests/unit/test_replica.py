@@ -7,7 +7,7 @@ import pytest
 
 from psgc import config
 from psgc.aggregation.replica import IN_THREAD, Replica, Snapshot
-from psgc.aggregation.state_messages import AnnouncedState, StateReader, state_records
+from psgc.aggregation.state_transfer import AnnouncedState, StateReader, state_records
 from psgc.backend import Backend
 from psgc.errors import RunFailed
 from psgc.messages import entries, joined

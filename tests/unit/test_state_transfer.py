@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from psgc.aggregation.pool import Pool
-from psgc.aggregation.state_messages import AnnouncedState, state_records
-from psgc.aggregation.state_transfer import WINDOW, Giver, Receiver
+from psgc.aggregation.state_transfer import WINDOW, AnnouncedState, Giver, Receiver, state_records
 from psgc.backend import Backend
 from psgc.errors import ProtocolError
 from psgc.messages import BlockName, entries, joined, unpack_block
