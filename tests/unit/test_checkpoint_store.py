@@ -5,7 +5,6 @@ import os
 import threading
 from contextlib import nullcontext
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
@@ -182,12 +181,6 @@ def test_what_room_does_not_help_against_removes_nothing(tmp_path, monkeypatch, 
     store = CheckpointStore(tmp_path, keep=3)
     assert not write(store, 4)
     assert (store.no_room, numbers(tmp_path)) == (False, ["00000001", "00000002"])
-
-
-def test_a_file_that_does_not_come_to_the_disk_leaves_no_half(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.NewFile, "keep_on_disk", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
-    assert not write(CheckpointStore(tmp_path, keep=2), 1)
-    assert names(tmp_path) == []
 
 
 def test_a_directory_that_is_a_link_is_neither_written_to_nor_cleared(tmp_path, capfd):

@@ -106,12 +106,10 @@ EMPTY = {"overrides": [], "for_mpirun": []}
 def test_launch_passes_on_its_arguments(launched, arguments, program, placement, requeue):
     assert exit_code("launch", "run.yaml", "-n", "9", *arguments.split()) == 0
     assert launched.call_args.args == (Program("run.yaml", **EMPTY | program), placement, requeue)
-
-
-def test_what_follows_the_dashes_is_the_scripts(launched):
-    assert exit_code("launch", "train.py", "-n", "9", "--mpirun=--map-by core", "--", "--map-by", "-n", "--", "x") == 0
-    program = Program("train.py", [], ["--map-by", "-n", "--", "x"], for_mpirun=["--map-by", "core"])
-    assert launched.call_args.args == (program, Placement(9), None)
+    own = ["--map-by", "-n", "--", "x"]  # what follows the dashes is a script's
+    assert exit_code("launch", "train.py", "-n", "9", "--mpirun=--map-by core", "--", *own) == 0
+    script = Program("train.py", [], own, for_mpirun=["--map-by", "core"])
+    assert launched.call_args.args == (script, Placement(9), None)
 
 
 # errors

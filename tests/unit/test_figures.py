@@ -178,14 +178,6 @@ def test_who_is_not_there_is_named_until_they_are_back(run):
     assert gantt(crowd, 4).caption.endswith(f"{MARKED} (in iteration 0) and 3 more.")
 
 
-def test_an_approximate_iteration_does_not_recover(run):
-    rough = with_columns(run, error_measure=[0, 0.1, 0, 0, 0, 0])
-    assert "; ended, approximate after " in gantt(rough, 1).alt
-    (legend,) = gantt(rough, 1).draw(LIGHT).legends
-    assert any(text.get_text().startswith("ended, approximate: ") for text in legend.get_texts())
-    assert "; recovered after " in gantt(rough, 2).alt
-
-
 # lines and scales
 
 

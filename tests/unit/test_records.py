@@ -8,7 +8,6 @@ import os
 import numpy as np
 import pytest
 
-from psgc.errors import UserError
 from psgc.record.recorder import Recorder
 from psgc.record.summary import summarise
 from psgc.run_rows import Outcome, WorkerEvent
@@ -265,20 +264,6 @@ def test_actual_errors_are_filled_in_when_the_run_is_over(recorder_in, tmp_path)
     assert [goes_on[name] for name in ("approximate_iterations", "error_measure", "actual_error")] == pytest.approx(
         told
     )
-
-
-# links that others have put there
-
-
-@pytest.mark.parametrize("planted", ["config.yaml", "iterations.csv", "timeline.raw"])
-def test_a_run_does_not_begin_on_somebodys_link(recorder_in, tmp_path, planted):
-    stopped_run(recorder_in, tmp_path / "out", finish=True)
-    (tmp_path / "precious").write_text("precious")
-    (tmp_path / "out" / planted).unlink(missing_ok=True)
-    (tmp_path / "out" / planted).symlink_to("../precious")
-    with pytest.raises(UserError, match=f"output: {tmp_path}/out/{planted}: Is a link, not a file"):
-        going_on(tmp_path / "out", 2)
-    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_the_run_directory_may_be_a_link(recorder_in, tmp_path):

@@ -124,18 +124,6 @@ def test_an_entry_that_was_being_written_is_left_out(timeline, tmp_path):
         assert entries(read_timeline(tmp_path)[0]) == (ENTRIES[:-1] if cut <= 29 else ENTRIES[:-2])
 
 
-def test_what_did_not_fit_follows_when_there_is_room(timeline, tmp_path, monkeypatch):
-    """A short write in the middle of an entry, then none at all, and room again: no entry is lost or torn."""
-    disk = ShortWrites(monkeypatch, most=17, room=40)
-    for entry in ENTRIES:
-        with suppress(OSError):
-            record(timeline, entry)
-    assert entries(read_timeline(tmp_path)[0]) == ENTRIES[:1]  # and of the second, a part
-    disk.room = float("inf")
-    record(timeline)
-    assert entries(read_timeline(tmp_path)[0]) == ENTRIES
-
-
 def test_of_what_did_not_fit_only_so_much_waits(timeline, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_WAITING", 40)
     disk = ShortWrites(monkeypatch, most=29, room=29)
