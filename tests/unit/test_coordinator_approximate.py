@@ -3,6 +3,7 @@
 import pytest
 
 from psgc.schedules import Schedule
+from psgc.schedules.schedule import Queue
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Begin, Deadline, Lost, Report, Summed
 from psgc.server.instructions import Commit, Discard, Finish, Invalidate, Share
@@ -54,6 +55,13 @@ def test_a_lost_copy_is_missing_again():
     assert it.books.missing == 2  # the copy that chunk 1 needs is to be done again, see below
     report(it, (3, 1))
     assert it.handle(Deadline()) == []  # not before somebody has done it
+
+
+def test_dynamic_has_nothing_done_after_the_deadline_but_what_is_invalidated():
+    it = begun(EVERYBODY, name="dynamic")
+    report(it, (1, 0))
+    it.handle(Deadline())
+    assert {order.chunks for order in it.handle(Lost(1)) if isinstance(order, Queue)} == {(0,)}
 
 
 def test_an_invalidated_chunk_is_waited_for_and_nothing_else_counts_meanwhile():

@@ -4,7 +4,7 @@ import pytest
 from coordinating import Recording, begun, report
 from refusal import refused, snapshot
 
-from psgc.schedules.schedule import Skip
+from psgc.schedules.schedule import Next, Skip
 from psgc.server.events import Abandoned, Lost, Report
 from psgc.server.instructions import Commit, Finish, Share
 
@@ -52,6 +52,14 @@ def test_full_does_not_count_the_unfinished_load_of_a_lost_worker():
 
 
 # lost after it was committed
+
+
+def test_a_chunk_that_is_being_done_again_is_not_invalidated_once_more_for_a_loss_without_a_copy():
+    it = begun([[1, 2, 3, 4], [2, 3, 4]])
+    report(it, (1, 0))
+    assert it.handle(Lost(1))[-1] == Next(2, 0)
+    assert it.handle(Lost(2)) == [Next(3, 0)]
+    assert report(it, (4, 0), attempt=1) == [Commit(0, (1,), ((4, 1),))]
 
 
 def test_a_copy_from_before_the_invalidation_changes_nothing_but_its_worker_is_free():

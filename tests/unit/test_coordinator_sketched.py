@@ -8,7 +8,7 @@ from coordinating import report
 
 from psgc.schedules.schedule import Next
 from psgc.server.events import Compared, Deadline, Lost, Summed
-from psgc.server.instructions import Commit, Compare, Discard, Finish, Invalidate, Share, Wrong
+from psgc.server.instructions import Commit, Compare, Discard, Finish, Invalidate, Reassign, Share, Wrong
 
 begun = partial(coordinating.begun, every=1)
 EVERYBODY = [[1, 2, 3, 4], [1, 2, 3, 4]]
@@ -84,3 +84,22 @@ def test_what_nothing_had_shown_right_at_the_deadline_is_done_again_without_bein
     assert it.handle(Lost(1))[-1] == Next(2, 0)
     assert report(it, (3, 0), attempt=1) == [commit(0, 3, 1, 1), Share(((3, 1, 1),))]
     assert (it.books.recovered, it.books.missing) == (1, 1)
+
+
+def test_after_the_deadline_nobody_is_asked_for_a_disputed_chunk():
+    it = begun(EVERYBODY)
+    report(it, (1, 0), (2, 0))
+    assert it.handle(Compared(0, ())) == [Next(3, 0)]
+    report(it, (1, 1), (2, 1))
+    it.handle(Compared(1, (1, 2)))
+    assert it.handle(Deadline()) == [Share(((1, 1, 0),))]
+    assert it.handle(Lost(3)) == []
+
+
+def test_who_is_found_for_a_dispute_hears_how_often_the_chunk_was_invalidated():
+    it = begun([[1, 2], [3, 4], [3, 5]])
+    report(it, (1, 0), (2, 0))
+    it.handle(Compared(0, (1, 2)))
+    assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Next(2, 0)]
+    assert report(it, (2, 0), attempt=1) == [compare(0, 1, 2)]
+    assert it.handle(Compared(0, ())) == [Reassign(4, 0, 1), Invalidate(4, 0, 1), Next(4, 0)]
