@@ -34,13 +34,16 @@ def called(*iterations, first=0, is_whole=True, state=b"state"):
     return hand_over
 
 
-def test_a_sum_that_is_here_counts_although_the_run_is_over_and_then_its_first_reason():
+def test_sums_that_are_here_count_although_the_run_is_over_and_then_its_first_reason():
     hand_over = called(0)
-    hand_over.give(0, vector(1))
+    for iteration in range(3):
+        hand_over.give(iteration, vector(iteration))
     hand_over.stop(RunFailed("too few"))
     hand_over.stop(SystemExit(0))
-    assert hand_over.answer()[0] == 1
-    hand_over.call(1, True, 0.0)
+    for iteration in range(3):
+        hand_over.call(iteration, True, 0.0)
+        assert hand_over.answer()[0] == iteration
+    hand_over.call(3, True, 0.0)
     for _ in range(2):
         with pytest.raises(RunFailed, match="too few"):
             hand_over.answer()
@@ -126,6 +129,9 @@ def test_a_state_is_made_by_the_thread_of_the_script_which_then_waits_on():
     thread.join(TIMEOUT)
     assert answers[0][0] == 0
     assert made_by == [thread.ident] == woken[1:]
+    hand_over.call(1, True, 0.0)
+    assert replica.poll()
+    assert replica.snapshot() is None  # another one is asked for
 
 
 def test_a_state_that_is_too_late_for_its_call_is_that_of_the_next_one_that_is_whole():
