@@ -26,6 +26,10 @@ LARGE = float(2**24)  # float32 does not count further
 
 @pytest.fixture
 def run(one_process):
+    return begun()
+
+
+def begun():
     model = torch.nn.Linear(1, 1)
     data = TensorDataset(torch.arange(12.0)[:, None])
     run = psgc.torch.init(
@@ -63,9 +67,11 @@ def test_each_chunk_has_random_numbers_of_its_own_and_two_numbers_are_summed(run
 
     assert run.evaluate(data, metric) == 5.5
     assert len({*drawn}) == len(drawn) >= 4
-    run.evaluate(data, lambda model, batch: {"other": 1.0})
-    assert [call.num_sums for call in calls] == [2, 2]
-    assert calls[0].signature != calls[1].signature
+    for name in ("", "other", "other"):  # of the same call on ranks
+        begun()[0].evaluate(data, lambda model, batch, name=name: {name: 1.0})
+    assert [call.num_sums for call in calls] == [2] * 4
+    one, other, another, same = (call.signature for call in calls)
+    assert one == other != another == same
 
 
 def test_a_metric_that_returns_something_else_is_refused(run):

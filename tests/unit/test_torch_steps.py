@@ -120,7 +120,7 @@ def test_a_gradient_waits_for_no_step_once_another_state_is_loaded():
     assert run.state_dict()["psgc"]["position"] == saved["psgc"]["position"]
 
 
-def test_an_optimizer_of_another_model_does_not_end_a_sum_of_gradients():
+def test_a_step_of_an_optimizer_of_another_model_is_none():
     run, model, other = begun()
     run.attach(sgd(model))
     stranger = nn.Linear(2, 2)
@@ -132,6 +132,10 @@ def test_an_optimizer_of_another_model_does_not_end_a_sum_of_gradients():
         its.step()
     for one, same in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one.grad, same.grad)
+    run.backward(next(run.batches(32)))
+    its.step()
+    with pytest.raises(UserError, match=r"called after run.backward and before the end of optimizer.step\(\)"):
+        run.state_dict()
 
 
 def test_a_step_that_raises_is_no_step_and_the_next_one_is():
