@@ -3,6 +3,7 @@
 from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Begin, Report
+from psgc.server.instructions import Commit, Compare
 from psgc.server.membership import Membership
 from psgc.server.verification import Checks
 
@@ -36,6 +37,15 @@ def report(it, *copies, attempt=0):
     for worker, chunk in copies:
         answers = it.handle(Report(worker, 0, chunk, attempt=attempt))
     return answers
+
+
+def compare(chunk, *workers):
+    return Compare(chunk, tuple((worker, worker) for worker in workers))
+
+
+def commit(chunk, *contributors):
+    """Each of them in its own role, and told so."""
+    return Commit(chunk, contributors, tuple((worker, worker) for worker in contributors))
 
 
 class Recording(Schedule):

@@ -6,6 +6,7 @@ import re
 import traceback
 
 import pytest
+from coordinating import commit
 from refusal import refused, snapshot
 
 from psgc.errors import ProtocolError
@@ -13,7 +14,7 @@ from psgc.schedules import SCHEDULES
 from psgc.schedules.schedule import Skip
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Abandoned, Begin, Deadline, Lost, Report, Summed, Tick
-from psgc.server.instructions import Commit, Discard, Finish, Share
+from psgc.server.instructions import Discard, Finish, Share
 from psgc.server.membership import Membership
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -21,11 +22,6 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 
 def coordinator(holders, parts, name="static", combined=True):
     return Coordinator(Membership(holders, parts), SCHEDULES[name](loads(holders)), combined)
-
-
-def commit(chunk, *contributors):
-    """Each of them in its own role, and told so."""
-    return Commit(chunk, contributors, tuple((worker, worker) for worker in contributors))
 
 
 def loads(holders):

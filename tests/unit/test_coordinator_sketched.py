@@ -4,18 +4,14 @@ from functools import partial
 
 import coordinating
 import pytest
-from coordinating import report
+from coordinating import compare, report
 
 from psgc.schedules.schedule import Next
 from psgc.server.events import Compared, Deadline, Lost, Summed
-from psgc.server.instructions import Commit, Compare, Discard, Finish, Invalidate, Reassign, Share, Wrong
+from psgc.server.instructions import Commit, Discard, Finish, Invalidate, Reassign, Share, Wrong
 
 begun = partial(coordinating.begun, every=1)
 EVERYBODY = [[1, 2, 3, 4], [1, 2, 3, 4]]
-
-
-def compare(chunk, *workers):
-    return Compare(chunk, tuple((worker, worker) for worker in workers))
 
 
 def commit(chunk, worker, role=None, serial=0):

@@ -4,7 +4,7 @@ from functools import partial
 
 import coordinating
 import pytest
-from coordinating import Recording, report
+from coordinating import Recording, commit, compare, report
 
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.schedules.schedule import Next, Skip
@@ -12,14 +12,6 @@ from psgc.server.events import Abandoned, Compared, Deadline, Lost
 from psgc.server.instructions import Commit, Compare, Finish, Reassign, Wrong
 
 begun = partial(coordinating.begun, combined=False, every=1)
-
-
-def compare(chunk, *workers):
-    return Compare(chunk, tuple((worker, worker) for worker in workers))
-
-
-def commit(chunk, *workers):
-    return Commit(chunk, workers, tuple((worker, worker) for worker in workers))
 
 
 # a chunk that is checked
