@@ -51,6 +51,18 @@ def test_who_was_away_sends_nothing_of_an_iteration_whose_end_it_was_not_told():
     assert it.handle(part.Sent(sends[1])) == [part.Forget(0, None)]
 
 
+def test_who_was_away_sends_what_it_has_summed_to_its_end():
+    it = exchange(2)
+    sends = it.handle(mapped(0))
+    for block in (2, 3):
+        it.handle(part.Arrived(1, BlockKey(0, 0, block, ONE)))
+    it.handle(mapped(3, contributors=(ONE,)))
+    for send in sends:  # as one has been sent, others follow
+        sends += [due for due in it.handle(part.Sent(send)) if isinstance(due, part.SendBlock)]
+    sums = {(send.dest, send.key.number) for send in sends if send.key.contributor is None}
+    assert sums == {(0, 2), (0, 3), (1, 2), (1, 3)}
+
+
 def test_who_is_left_out_while_it_makes_the_step_before_may_be_asked_to_redo_something():
     it = exchange(1)
     it.handle(part.Evaluated(0))
