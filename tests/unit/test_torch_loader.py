@@ -229,6 +229,10 @@ def test_what_is_expected_may_change_and_what_comes_may_be_something_else(opened
     assert dataset.ahead.count(30) + [row for row, _ in dataset.asked].count(30) == 2  # once, ahead
     loader.expect([])
     assert loaded(loader, [20, 21]) == [[20, 21]]
+    loader.expect([50, 51])
+    loader.expect([60, 61])
+    for _ in range(2):  # some chunks are computed twice
+        assert loaded(loader, [50, 51]) == [[50, 51]]
 
 
 def test_a_chunk_that_is_left_makes_room_for_the_next(opened):
