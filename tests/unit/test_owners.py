@@ -49,6 +49,8 @@ def test_what_is_missing_of_a_lost_owner_goes_to_another_one_and_the_version_tha
     it.here(0, 3, 100.6)
     assert it.is_complete
     assert it.versions == (0, 0, 0, 1)
+    it.learn()
+    assert it.rates == {0: 1.0, 1: 1.0, 2: 1.0, 3: RATES[0]}  # however soon the other one was there
 
 
 def test_nothing_is_shared_again_when_everything_is_here(it):
