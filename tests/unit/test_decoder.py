@@ -228,3 +228,20 @@ def test_it_takes_no_memory_before_there_is_something_to_sum_and_keeps_only_what
     finally:
         tracemalloc.stop()
     assert (decoder.gradient == 64).all()
+
+
+def test_sums_of_an_evaluation_are_compared_and_counted_and_gone_in_the_next_iteration():
+    it = Decoder(Backend(), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 2.0]]), 2, "float64", tolerance=1e-9)
+    it.begin(has_gradient=False)
+    for worker, loss in ((1, 5.0), (2, 5.0), (3, 6.0), (4, 5.0)):
+        it.hold_sums(worker, 0, (loss, 1.0))
+    assert it.agreeing(0, [(worker, worker) for worker in (1, 2, 3)]) == []  # two do, of three that have to
+    assert it.agreeing(0, [(worker, worker) for worker in (1, 2, 3, 4)]) == [1, 2, 4]
+    it.commit(0, [(2, 2)])
+    assert it.sums == {0: (5.0, 1.0)}
+    it.begin()
+    assert (it.sums, it.has_sketch(1, 0)) == ({}, False)
+    for worker in (1, 2):
+        it.hold(worker, 0, np.array([6.0 + worker]))
+    it.commit(0, [(1, 1), (2, 2)])
+    assert it.gradient.tolist() == [7.0, 8.0]
