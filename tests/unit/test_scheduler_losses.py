@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from psgc.schedules import SCHEDULES
-from psgc.schedules.decisions import LONG_REST
+from psgc.schedules.decisions import LEAST_REST, LONG_REST
 from psgc.schedules.dynamic import DynamicSchedule
 from psgc.schedules.schedule import Loss, Next, Queue, Skip
 from tests.unit.scheduling import done, dynamic, holders_of
@@ -314,19 +314,21 @@ def test_dynamic_has_who_rests_do_what_is_lost():
     assert any(order.worker == 1 and order.chunks for order in orders if isinstance(order, Queue))
 
 
-def test_dynamic_has_who_rests_do_what_is_left_when_the_others_stop():
+@pytest.mark.parametrize("seconds", [1.0, 0.01])
+def test_dynamic_has_who_rests_do_what_is_left_when_the_others_stop(seconds):
     """Once it waited until they were lost."""
     holders = [[1, 2, 3], [2, 3, 1], [3, 1, 2]]
     schedule, _ = with_checks(holders)
     for worker in (1, 2, 3):
-        done(schedule, worker, worker - 1, 1.0)
+        done(schedule, worker, worker - 1, seconds)
     schedule.rest({1})
     schedule.begin()
     told = {}
     while 1 not in told and schedule.wake < inf:
         now = schedule.wake
         told |= {order.worker: now for order in schedule.tick(now) if isinstance(order, Queue) and order.chunks}
-    assert told[1] == LONG_REST * 1.0
+    assert told[1] == max(LEAST_REST, LONG_REST * seconds)
+    assert schedule.wake > told[1]
 
 
 def test_dynamic_has_a_disputed_chunk_done_by_who_rests_also_if_was_reassigned_it():
