@@ -221,10 +221,10 @@ def test_an_empty_directory_or_none_becomes_the_runs(output):
         Path("out").mkdir()
     if output == "killed":  # before it had written anything
         Path("killed").mkdir()
-        Path("killed", LOCK).write_text("")
+        Path("killed", LOCK).write_text('{"host": "with.a.long.name.example.org", "pid": 4711}' + 99 * "?")
         Path("killed/.psgc-0123.tmp").write_text("half")
     with claimed(output):
-        assert Path(output, LOCK).exists()
+        assert json.loads(Path(output, LOCK).read_text())["pid"] == os.getpid()
     assert len(os.listdir()) == 1
     if output == ".":  # it is not renamed under our feet
         assert "give the run its own directory" in refusal(".")

@@ -156,8 +156,9 @@ def test_the_generators_of_chunks_are_as_good_as_independent_and_one_that_is_kep
     assert abs(draws.mean() - 0.5) < 4 * np.sqrt(1 / 12) / 100
     for one, next_one in ((draws[1:], draws[:-1]), (draws[:, 1:], draws[:, :-1])):
         assert abs(np.corrcoef(one.ravel(), next_one.ravel())[0, 1]) < 0.04
-    children = [*rng_of(0, 0, 0).spawn(2), rng_of(0, 1, 0).spawn(1)[0]]
-    assert len({child.random() for child in children}) == 3
+    parent = rng_of(0, 0, 0)
+    children = [*parent.spawn(2), *parent.spawn(1), *rng_of(0, 1, 0).spawn(1)]
+    assert len({child.random() for child in children}) == 4
 
 
 def test_a_batch_is_that_many_rows_of_the_chunk_drawn_anew_in_every_iteration(run):

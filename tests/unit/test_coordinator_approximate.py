@@ -64,6 +64,14 @@ def test_dynamic_has_nothing_done_after_the_deadline_but_what_is_invalidated():
     assert {order.chunks for order in it.handle(Lost(1)) if isinstance(order, Queue)} == {(0,)}
 
 
+def test_nobody_does_what_was_left_out_when_its_holder_is_lost():
+    it = begun([[1, 2], [1, 2], [3]])
+    report(it, (1, 0), (2, 1))
+    it.handle(Deadline())
+    assert it.handle(Lost(3)) == []
+    assert it.phase == "collecting"
+
+
 def test_an_invalidated_chunk_is_waited_for_and_nothing_else_counts_meanwhile():
     it = begun(EVERYBODY)
     report(it, (1, 0), (2, 1))

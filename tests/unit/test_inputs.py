@@ -24,10 +24,13 @@ class Problem:
         self.dim = dim
 
 
+def of(values):
+    return Dataset("d.npz", len(values), 1, False, values[:, None], np.arange(len(values)))
+
+
 def described(rows=20, dim=3, model=None, read=None):
     kind = "python: 'the_model:Model'" if model else "kind: logistic"
-    X = np.arange(float(rows))[:, None]
-    dataset = read or Dataset("d.npz", rows, 1, False, X, np.arange(rows))
+    dataset = read or of(np.arange(float(rows)))
     settings = SAME.replace("path: d.npz", "python: 'the_model:read'") if read else SAME
     return json.dumps(description(from_yaml_text(settings.replace("KIND", kind)), dataset, Problem(dim), None))
 
@@ -63,6 +66,18 @@ def test_the_first_rank_that_differs_is_named_with_what_it_has(monkeypatch, mode
     monkeypatch.setattr(inputs, "__version__", "0.0.1")
     with pytest.raises(UserError, match=r"psgc: 0\.0\.1, not "):
         check_same([ours, described(), ours], HOSTS, WHAT)
+
+
+def test_other_held_out_rows_on_a_rank_are_noticed():
+    config = from_yaml_text(
+        SAME.replace("d.npz", "d.npz, test: t.npz").replace("KIND", "kind: logistic") + "evaluate: {every: 1}"
+    )
+    ours, others = (
+        json.dumps(description(config, of(np.arange(20.0)), Problem(3), of(test)))
+        for test in (np.arange(5.0), np.arange(1.0, 6.0))
+    )
+    with pytest.raises(UserError, match=r"^rank 1 on b .*: test data: 5 rows of 1 features \(\w+\), not 5 rows"):
+        check_same([ours, others], HOSTS, WHAT)
 
 
 def test_a_description_fits_into_what_is_gathered(model):

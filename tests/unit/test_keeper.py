@@ -118,6 +118,9 @@ def test_callbacks_get_the_row_and_the_parameters_and_can_end_the_run():
     assert keeper.enough == "callback least said so"
     keeper.save_last()
     assert checkpoints(heard) == [2]
+    keeper.best = SimpleNamespace(enough="no better for 3 evaluations")
+    assert keeper.stepped(3, IterationRecord(2, 0.6), np.ones(2))
+    assert told[-1] == (2, 0.6, [1, 1])  # also of the iteration that patience ends
 
 
 def test_a_callback_that_raises_or_writes_to_the_parameters_ends_the_run():

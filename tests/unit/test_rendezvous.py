@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from psgc import processes, rendezvous
 from psgc.errors import RunFailed
 from psgc.rendezvous import Rendezvous
 
-TEXTS = b'["any", "any"]'  # what the other rank sends while they meet
+TEXTS = b'["any", "any", "any"]'  # what the other rank sends while they meet
 LIMIT = 30.0  # seconds for which a rank may be stopped
 
 
@@ -59,9 +60,11 @@ class World:
         return SimpleNamespace(Test=lambda: self._clock.now >= self.takes)
 
     def Improbe(self, source, tag, status):
-        if not self.sends:
+        wanted = [sent for sent in self.sends if tag in (sent[0], MPI.ANY_TAG)]
+        if not wanted:
             return None
-        tag, self.data = self.sends.pop(0)
+        self.sends.remove(wanted[0])
+        tag, self.data = wanted[0]
         status.Set_source(1 - self._rank)
         status.Set_tag(tag)
         return SimpleNamespace(Irecv=self._fill)
@@ -105,6 +108,19 @@ def test_texts_are_gathered_with_512_bytes_of_each(ranks):
     world.sends = [(rendezvous.DATA_TAG, b"the other one's")]
     assert it.gather("x" * 600) == ["x" * 512, "the other one's"]
     assert json.loads(world.told[-1][1]) == ["x" * 512, "the other one's"]
+
+
+def test_the_reminder_of_a_rank_that_waits_is_not_its_text(ranks):
+    it, world, _ = ranks
+    world.sends = [(rendezvous.REMINDER_TAG, b""), (rendezvous.DATA_TAG, b"its text")]
+    assert it.gather("mine") == ["mine", "its text"]
+
+
+def test_of_several_that_die_rank_0_is_named_since_the_others_have_left_because_of_that(meet, monkeypatch):
+    it, _, _ = meet(1)
+    monkeypatch.setattr(rendezvous, "failed_ranks", lambda _: [2, 0])
+    with pytest.raises(RunFailed, match="rank 0 on there died while the run was being set up"):
+        it.broadcast(None)
 
 
 def test_short_stops_do_not_add_up(ranks, clock):

@@ -108,11 +108,10 @@ def test_the_run_is_told_why_its_script_has_ended(ends):
     assert ends(ValueError("no"))[1] == ("its script raised ValueError: no", 1)
     assert ends(ValueError("no"), rank=1)[1] == ("its script raised ValueError: no\nValueError: no\n", 1)
 
-    def cannot_save(raised):
-        assert not raised
-        raise UserError("nothing can be saved")
-
-    assert ends(None, last=cannot_save) == (2, ("nothing can be saved", 2))
+    for error, code in ((UserError("nothing can be saved"), 2), (RunFailed("nothing can be saved"), 1)):
+        last = Mock(side_effect=error)
+        assert ends(None, last=last) == (code, ("nothing can be saved", code))
+        last.assert_called_once_with(False)
 
 
 @pytest.mark.parametrize(

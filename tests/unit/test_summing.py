@@ -132,6 +132,18 @@ def test_short_sums_wait_for_a_script_that_is_late_by_a_chunk_or_a_slow_step(dim
         assert (1 in rank_0.it.receivers()) == (iteration < FIRST + most)
 
 
+def test_who_has_not_made_the_step_before_owns_no_slice(rank_0):
+    """All others would wait for it."""
+    rank_0.begin(10)
+    for worker in (1, 2):
+        rank_0.it.moved(Moved(worker, 11, False, b""))
+    rank_0.begin(11)
+    rank_0.it.share([(1, 1, 0), (2, 2, 0)], now=0.0)
+    (made,) = rank_0.maps(3)
+    assert {part.owner for part in made.slices} == {0, 1, 2}
+    assert made.receivers == (0, *WORKERS)
+
+
 def test_with_server_rank_0_owns_every_slice_and_gives_every_state():
     rank_0 = Rank0(aggregation="server")
     rank_0.begin(10)

@@ -122,16 +122,22 @@ def test_resume_makes_runs_longer_that_were_to_have_fewer_epochs(sweep, launch):
     assert "done already" not in out
 
 
-def test_a_signal_that_comes_when_the_last_run_is_done_stops_nothing(sweep, launch, monkeypatch):
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_signal_that_comes_when_a_run_is_done_stops_those_that_are_to_come(sweep, launch, monkeypatch, place):
     def launched(*arguments, heard, **named):
         code = launch(*arguments, heard=heard, **named)
-        heard.stopped_by = signal.SIGTERM if len(launch.calls) == 2 else None
+        heard.stopped_by = signal.SIGTERM if len(launch.calls) == place else None
         return code
 
     monkeypatch.setattr("psgc.cli.sweep.launch", launched)
     code, out, err = sweep(*LR)
-    assert (code, err) == (0, "")
-    assert "the runs are in runs/a" in out
+    assert len(launch.calls) == place
+    if place == 2:  # there are none
+        assert (code, err) == (0, "")
+        assert "the runs are in runs/a" in out
+    else:
+        assert code == 143
+        assert err.startswith("psgc sweep: stopped by SIGTERM in run 1 of 2; to go on: ")
 
 
 @pytest.mark.parametrize(

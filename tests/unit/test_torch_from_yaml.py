@@ -106,6 +106,10 @@ def test_wrong_settings(folder, override, said):
     assert refusal(override).startswith(f"--set {override}: {said}")
 
 
+def test_a_schedule_may_be_over_with_the_last_step(folder):
+    from_yaml.train("run.yaml", ["scheduler={torch: OneCycleLR, max_lr: 1, total_steps: 6}"])
+
+
 def test_the_line_of_a_wrong_argument_is_named(folder):
     Path("run.yaml").write_text(YAML.replace("betas", "beta"))
     assert refusal() == "run.yaml:5: optimizer.beta: AdamW has no such argument, did you mean 'betas'?"

@@ -22,7 +22,12 @@ class Ranks(Following):
     """Workers that do nothing until they are told to end."""
 
     def __init__(self, **_):
-        super().__init__(3, iter(lambda: [said(worker, Kind.GOODBYE) for worker in (1, 2)], None))
+        super().__init__(3, self._words())
+
+    def _words(self):
+        while True:
+            ends = [worker for worker in (1, 2) if any(entry["kind"] == Kind.STOP for entry in self.records[worker])]
+            yield [said(worker, Kind.GOODBYE) for worker in ends]
 
     def finalize(self):
         pass
@@ -31,16 +36,36 @@ class Ranks(Following):
         pass
 
 
-def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(one_process, tmp_path, monkeypatch):
+@pytest.fixture
+def signals(one_process, monkeypatch):
+    """This process is rank 0 of three; the signals that have come."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
     monkeypatch.setattr(session, "Transport", Ranks)
     for name, value in (("_begun", False), ("_stopped_by", ())):
         monkeypatch.setattr(launched, name, value)
-    monkeypatch.setattr(begin, "stopped_by", signals := [])
+    monkeypatch.setattr(begin, "stopped_by", come := [])
+    return come
+
+
+def begun(tmp_path):
     model = torch.nn.Linear(2, 1)
     loss = lambda model, batch: (model(batch[0]).sum(), len(batch[0]))  # noqa: E731
     run = psgc.torch.init(model, TensorDataset(torch.ones(8, 2)), loss, chunks=2, output=str(tmp_path / "out"))
     run.attach(torch.optim.SGD(model.parameters(), 0.1))
+    return run
+
+
+def test_workers_are_told_how_many_sums_there_are_for_their_last_steps(signals, tmp_path):
+    run = begun(tmp_path)
+    ranks = run.engine._transport
+    run.end(False)
+    run.engine.end()
+    ends = [entry["iteration"] for worker in (1, 2) for entry in ranks.records[worker] if entry["kind"] == Kind.STOP]
+    assert ends == [0, 0]  # none, and nothing has failed
+
+
+def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(signals, tmp_path):
+    run = begun(tmp_path)
     batch = next(iter(run.batches(4)))
     signals.append(signal.SIGUSR1)
     with pytest.raises(RunFailed, match="stopped by SIGUSR1"):

@@ -10,11 +10,13 @@ from contextlib import suppress
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import TensorDataset
 
 import psgc.torch
+from psgc.checkpoints import newest_first
 from psgc.errors import UserError
 from psgc.run.script_ending import ScriptEnding
 
@@ -109,6 +111,24 @@ def test_a_state_is_made_where_no_gradient_waits_for_a_step(tmp_path, every, the
     assert whole == [2, 4, 6, 8]
     run.end(False)
     assert sorted(int(name[:8]) for name in os.listdir(tmp_path / "checkpoints")) == there
+
+
+def test_a_checkpoint_of_a_step_is_not_made_between_two_steps_with_one_batch(tmp_path):
+    """As SAM makes them: who goes on from there would do the first step again."""
+    run, model, _ = begun(output=str(tmp_path), checkpoint_every=1)
+    optimizer = sgd(model)
+    run.attach(optimizer)
+    for batch in run.batches(32):
+        before = model[0].weight.tolist()
+        for _ in range(2):
+            run.backward(batch)
+            optimizer.step()
+            optimizer.zero_grad()
+        if batch.iteration:
+            break
+    run.end(True)  # the script has raised
+    (path,) = newest_first(tmp_path / "checkpoints")
+    assert load_file(path)["model.0.weight"].tolist() == before
 
 
 def test_a_gradient_waits_for_no_step_once_another_state_is_loaded():
