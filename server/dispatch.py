@@ -70,10 +70,8 @@ class Dispatcher(Target):
         cluster.leave_out(self.summing.without_state(iteration, cluster.here))
         try:
             is_new = cluster.rebalance()
-        except (
-            TooFewWorkers
-        ) as error:  # who was lost before, so that too few workers are left, and is not back, is named
-            raise self._too_few or error from None
+        except TooFewWorkers as error:
+            raise self._too_few or error from None  # the former names who was lost before, and is not back
         if is_new:
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():
