@@ -31,7 +31,7 @@ class Driver(Protocol):
         """What two replicas do not share, by their digests."""
 
     def waiting(self, nbytes: int) -> int:
-        """How many sums of so many bytes may wait for a rank, besides those that may in every run."""
+        """How many sums of so many bytes may wait for a rank, if more than may in every run."""
 
     def is_whole(self, iteration: int) -> bool | None:
         """Whether its state can be had in its call for `iteration`; None while it has not come there, but may."""
