@@ -1,5 +1,6 @@
 """The smallest runs of scripts/bench_network.py, and that nothing is left of them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -127,5 +128,6 @@ def started(bench: int) -> list[int]:
     found = []
     for pattern in (f"psgc-bench-{bench}/*/cgroup.procs", f"cpu/psgc-bench-{bench}/*/cgroup.procs"):
         for file in ROOT.glob(pattern):
-            found += [int(pid) for pid in file.read_text().split()]
+            with contextlib.suppress(OSError):  # the group may be removed meanwhile
+                found += [int(pid) for pid in file.read_text().split()]
     return found
