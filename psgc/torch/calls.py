@@ -31,20 +31,22 @@ WORKER = 1  # as which this process is in the record
 class Call:
     """One call of the script: the sum of a vector over all chunks is wanted.
 
-    vector: of a chunk, (dim,) on the device of the model, memory of its own; None once the chunk is not wanted any
-    more, which it asks the function that it is given. expect: told the chunk that probably comes next. loss: reads a
+    vector: the sum over some chunks, from one pass over all their rows, (dim,) on the device of the model, memory of
+    its own; None once it is not wanted any more, which it asks the function that it is given. joins: whether these may
+    be several chunks, as is seen with the first one. expect: told the chunks that probably come next. loss: reads a
     sum. signature: equal on ranks that make the same call; is_whole: see HandOver; costs: returns what each
     chunk costs (`psgc.torch.sampling`). num_sums: of an evaluation, how many numbers are summed; they are the vector
     then, of float64 on the CPU. 0: a gradient is wanted.
     """
 
-    vector: Callable[[int, Callable[[], bool]], Tensor | None]
-    expect: Callable[[int], object]
+    vector: Callable[[Sequence[int], Callable[[], bool]], Tensor | None]
+    expect: Callable[[Sequence[int]], object]
     loss: Callable[[Tensor], float | None]
     signature: float
     is_whole: bool
     costs: Callable[[], Sequence[float]]
     num_sums: int = 0
+    joins: Callable[[], bool] = lambda: False
 
 
 class Engine(Protocol):
@@ -127,9 +129,9 @@ class Single:
         if reason := interruption(self._stopped_by):
             raise RunFailed(reason)
         if chunk + 1 < self.num_chunks:
-            call.expect(chunk + 1)
+            call.expect((chunk + 1,))
         start = time.monotonic()
-        vector = call.vector(chunk, lambda: True)
+        vector = call.vector((chunk,), lambda: True)
         assert vector is not None
         seconds = time.monotonic() - start
         self.record.chunk(WORKER, chunk, iteration, start - began, seconds, Outcome.USED)

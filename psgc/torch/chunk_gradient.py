@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from psgc.errors import ModelError, UserError
 from psgc.torch.checks import check_leaves, check_model
 from psgc.torch.flat import FlatModel
-from psgc.torch.generators import seeded
+from psgc.torch.generators import all_states, seeded
 from psgc.torch.loader import MicroBatch
 from psgc.torch.statistics import RunningStatistics
 
@@ -29,6 +29,9 @@ class ChunkGradient:
     The vector is [gradient (D) | loss | examples | unused (P) | running statistics (B)], every entry a sum over
     examples or chunks. unused: by parameter, in how many chunks it had no gradient.
 
+    A vector may be the sum over several chunks, from one pass, where it does not matter which rows are computed
+    together: without running statistics, and where nothing draws random numbers, which are those of a chunk.
+
     loss: (model, batch) -> (sum over the batch's examples, how many they are); or their mean alone.
     buffers: "chunk" for running statistics of batch normalisation, see RunningStatistics; None: there are none (B = 0).
     num_chunks: of an iteration. dim: entries of the vector, D + 2 + P + B; gradient: D; device: of the model.
@@ -41,6 +44,7 @@ class ChunkGradient:
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
         self._num_chunks = num_chunks
         self._has_looked = False  # at what the loss depends on
+        self._draws = False  # random numbers, in some chunk so far
         self.gradient, self.device = flat.dim, flat.device
         self._unused = slice(flat.dim + SUMS, flat.dim + SUMS + len(flat.names))
         self.dim = self._unused.stop + (self._statistics.size if self._statistics else 0)
@@ -52,6 +56,7 @@ class ChunkGradient:
         wanted: Callable[[], bool],
         rows: int,
         scale: float | None = None,
+        chunks: int = 1,
     ) -> Tensor | None:
         """The vector (dim,) of a chunk, memory of its own; None once the chunk is not wanted any more.
 
@@ -61,6 +66,7 @@ class ChunkGradient:
         rows: examples of the whole step.
         scale: what the gradient is multiplied with (GradScaler). Then a loss or a gradient that is not finite is a
         result like others, and without it an error. The sum of the loss is not scaled.
+        chunks: how many chunks these micro-batches are, the first of which is that of `seed`; several if `joins`.
 
         Raises UserError: the loss does not return what it should, or batch normalisation is in training mode, or has
         one example to normalise.
@@ -77,12 +83,14 @@ class ChunkGradient:
         flat.gradients_into(vector)
         try:
             with seeded(seed, flat.device), merging, torch.enable_grad():
+                before = all_states(flat.device)
                 for piece in micro_batches:
                     part, count = self._add(piece, factor, seed)
                     total, examples = total + part, examples + count
                     if not wanted():
                         return None
-            vector[self._unused] = torch.tensor(flat.complete(), dtype=flat.dtype)
+                self._draws = self._draws or all_states(flat.device) != before
+            vector[self._unused] = torch.tensor(flat.complete(), dtype=flat.dtype) * chunks
         finally:
             flat.restore()
         vector[flat.dim] = total
@@ -92,6 +100,11 @@ class ChunkGradient:
         else:
             vector[: flat.dim] *= factor.rest
         return vector
+
+    @property
+    def joins(self) -> bool:
+        """Whether a vector may be that of several chunks, as far as the chunks so far show."""
+        return self._statistics is None and not self._draws
 
     def apply(self, total: Tensor, accumulate: bool = False) -> float:
         """Take the sum of the vectors of all chunks, whose memory may become that of `.grad`; the mean loss.

@@ -83,7 +83,8 @@ class Evaluator:
         with seeded(seed, self._device):
             names = names_of(self._model, metric, next(loader.micro_batches([0])))
 
-        def vector(chunk: int, wanted: Callable[[], bool]) -> Tensor | None:
+        def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
+            (chunk,) = chunks
             if not rows(chunk):
                 return torch.zeros(2 * len(names), dtype=torch.float64, device="cpu")
             with seeded((*seed, chunk), self._device):
@@ -91,7 +92,7 @@ class Evaluator:
 
         made = signature("evaluate", number, length, names)
         costs = [float(len(rows(chunk))) for chunk in range(num_chunks)]
-        expect, num_sums = lambda chunk: loader.expect(rows(chunk)), 2 * len(names)
+        expect, num_sums = lambda chunks: loader.expect(rows(chunks[0])), 2 * len(names)
         total = total_of(Call(vector, expect, lambda _: None, made, False, lambda: costs, num_sums))
         loader.close()
         if total is None:

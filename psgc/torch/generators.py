@@ -165,6 +165,7 @@ def states() -> tuple[Any, ...]:
     return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
 
 
-def all_states() -> tuple[Any, ...]:
-    """The states of `random`, of NumPy's and of torch's generator."""
-    return *states(), torch.get_rng_state().numpy().tobytes()
+def all_states(device: torch.device) -> tuple[Any, ...]:
+    """The states of `random`, of NumPy's and of torch's generators, as of `Generators`."""
+    cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    return *states(), torch.get_rng_state().numpy().tobytes(), cuda

@@ -1,6 +1,6 @@
 """The gradient of a batch, as a call of the run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -40,15 +40,18 @@ class BatchGradient:
     def call(self, batch: Batch, num_chunks: int, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
         """scale: of the GradScaler; is_whole: see HandOver; loaded: tells ranks apart that have loaded other states."""
 
-        def vector(chunk: int, wanted: Callable[[], bool]) -> Tensor | None:
-            rows = batch.chunk(chunk, num_chunks)
+        def rows_of(chunks: Sequence[int]) -> np.ndarray:
+            return np.concatenate([batch.chunk(chunk, num_chunks) for chunk in chunks])
+
+        def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
+            rows = rows_of(chunks)
 
             def compute(micro_batches: Iterable[MicroBatch]) -> Tensor | None:
-                seed = self._seed, batch.iteration, chunk
-                return self._compute.vector(micro_batches, seed, wanted, len(batch), scale)
+                seed = self._seed, batch.iteration, chunks[0]
+                return self._compute.vector(micro_batches, seed, wanted, len(batch), scale, len(chunks))
 
             if self._halves is not None:
-                self._compare_halves(self._halves, batch, rows, chunk, num_chunks, scale)
+                self._compare_halves(self._halves, batch, rows, chunks[0], num_chunks, scale)
             load = partial(self._loader.micro_batches, rows)
             if self._is_checked:
                 return self._sampled.compute(batch.iteration, load, compute)
@@ -56,15 +59,19 @@ class BatchGradient:
             self._is_checked = found is not None and len(rows) > 0
             return found
 
-        def expect(chunk: int) -> None:
-            self._loader.expect(batch.chunk(chunk, num_chunks))
+        def expect(chunks: Sequence[int]) -> None:
+            self._loader.expect(rows_of(chunks))
 
         def loss_in(total: Tensor) -> float | None:
             loss, examples = total[self._gradient : self._gradient + 2].tolist()
             return loss / examples if examples else None
 
         made = signature("backward", batch.position, len(batch), scale, loaded)
-        return Call(vector, expect, loss_in, made, is_whole, partial(self._costs.of, batch.rows, num_chunks))
+        costs = partial(self._costs.of, batch.rows, num_chunks)
+        return Call(vector, expect, loss_in, made, is_whole, costs, joins=self._joins)
+
+    def _joins(self) -> bool:
+        return self._is_checked and self._compute.joins
 
     def _compare_halves(
         self, halves: Halves, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None

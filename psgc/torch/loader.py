@@ -22,6 +22,7 @@ from psgc.torch.sampling import length_of
 
 AHEAD = 2  # micro-batches that are loaded before they are asked for, at most, and of what is not expected any more
 LONG = 1e-3  # seconds of a load that a thread has to save: it costs about 0.6 ms of CPU time for each
+CPU = torch.device("cpu")
 LEAST, TIMED = 3, 9  # the newest loads, of which the median has to save so much: the first may be slow
 
 LAST_LOAD = 5.0  # seconds that Python's end waits for a load that is under way
@@ -109,9 +110,9 @@ class ChunkLoader:
             for at in range(self._pieces(chunk)):
                 rows = self._rows(chunk, at)
                 if self.may_load_ahead is None:
-                    before = all_states()
+                    before = all_states(CPU)
                     batch = self._load(rows)
-                    draws = draws or all_states() != before
+                    draws = draws or all_states(CPU) != before
                 else:
                     batch = self._taken(chunk, at)
                 yield MicroBatch(len(rows), batch)

@@ -101,11 +101,11 @@ class ScriptWorker:
     def prepare(self, work: Work) -> tuple[float, float]:
         """Have the examples of the next chunk loaded meanwhile."""
         if (following := self._mailbox.following) is not None:
-            self._call.expect(following)
+            self._call.expect((following,))
         return 0.0, 0.0
 
     def compute(self, iteration: int, chunk: int, params: Array, is_wanted: Callable[[], bool]) -> Computed | None:
-        vector = self._call.vector(chunk, is_wanted)
+        vector = self._call.vector((chunk,), is_wanted)
         if vector is None:
             return None
         with self.here():

@@ -127,10 +127,10 @@ def test_chunks_are_reported_with_the_signature_of_their_call(num_sums):
     hand_over = HandOver(0)
     worker, mailbox = computing(3, hand_over)
 
-    def vector(chunk, wanted):
-        if chunk == 1:
+    def vector(chunks, wanted):
+        if chunks == (1,):
             hand_over.stop(CalledOff())
-        return torch.tensor([0.5, chunk]) if num_sums else torch.ones(3)
+        return torch.tensor([0.5, *chunks]) if num_sums else torch.ones(3)
 
     call, expected = call_of(vector, num_sums)
     mailbox.begin(0, None)
@@ -139,7 +139,7 @@ def test_chunks_are_reported_with_the_signature_of_their_call(num_sums):
     assert [entry["loss"] for entry in told if entry["kind"] == Kind.REPORT] == [7.0, 7.0]
     reader = SumsReader()
     assert [reader.read(entry) for entry in told if entry["kind"] == Kind.SUMS] == [(0.5, 0.0), (0.5, 1.0)][:num_sums]
-    assert expected == [1]
+    assert expected == [(1,)]
 
 
 def test_a_script_may_be_asked_for_states_between_its_chunks_again_and_again():
@@ -156,7 +156,7 @@ def test_a_script_may_be_asked_for_states_between_its_chunks_again_and_again():
     hand_over.call(0, True, 7.0)
     mailbox.begin(0, None)
 
-    def vector(chunk, wanted):
+    def vector(chunks, wanted):
         hand_over.state(0)  # the one that was made before is taken, another one is asked for
         hand_over.state(0)
         return torch.ones(3)

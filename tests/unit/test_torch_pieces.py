@@ -1,0 +1,116 @@
+"""Several chunks in one pass: their sum, and when that may be."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from psgc.torch.chunk_gradient import SUMS, ChunkGradient
+from psgc.torch.flat import FlatModel
+from psgc.torch.gradient import BatchGradient
+from psgc.torch.loader import ChunkLoader
+from psgc.torch.sampling import ChunkCosts, Sampler
+
+NUM_CHUNKS, MICRO_BATCH = 6, 16
+X = torch.randn(60, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+DATA = [(x, row % 2) for row, x in enumerate(X)]
+
+
+def always():
+    return True
+
+
+def cross_entropy(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y, reduction="sum"), len(y)
+
+
+def small(*more):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), *more, nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def call_of(model=None, loss=cross_entropy, data=DATA, buffers=None):
+    """The call for a batch of 60 rows in six chunks, and the number of entries of the gradient."""
+    model = model or small()
+    flat = FlatModel(model)
+    compute = ChunkGradient(flat, model, loss, buffers, NUM_CHUNKS)
+    loader = ChunkLoader(data, None, MICRO_BATCH, spare_core=False)
+    gradient = BatchGradient(model, loader, compute, flat.dim, 7, ChunkCosts(None, MICRO_BATCH))
+    return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), NUM_CHUNKS, None, True, None), flat.dim
+
+
+def test_a_piece_is_the_sum_of_its_chunks_in_few_micro_batches():
+    sizes = []
+
+    def watching(model, batch):
+        sizes.append(len(batch[1]))
+        return cross_entropy(model, batch)
+
+    call, _ = call_of(loss=watching)
+    singly = [call.vector((chunk,), always) for chunk in range(NUM_CHUNKS)]
+    sizes.clear()
+    torch.testing.assert_close(call.vector((2, 3, 5), always), singly[2] + singly[3] + singly[5])
+    assert sizes == [15, 15]
+
+
+def test_a_parameter_without_a_gradient_in_a_piece_had_none_in_each_of_its_chunks():
+    model = small()
+    model.unused = nn.Linear(1, 1).double()
+    call, dim = call_of(model, lambda model, batch: cross_entropy(nn.Sequential(*model[:3]), batch))
+    for chunks in (0,), (1, 2, 3):
+        vector = call.vector(chunks, always)
+        assert vector[dim + SUMS :].tolist() == [0.0] * 4 + [len(chunks)] * 2
+
+
+def test_the_first_chunk_shows_that_chunks_may_be_joined():
+    call, _ = call_of()
+    assert not call.joins()
+    assert call.vector((0,), lambda: False) is None
+    assert not call.joins()
+    call.vector((0,), always)
+    assert call.joins()
+
+
+def with_noise(draw):
+    return lambda model, batch: cross_entropy(model, (batch[0] + float(draw()), batch[1]))
+
+
+class Augmented:
+    def __len__(self):
+        return len(DATA)
+
+    def __getitem__(self, row):
+        x, y = DATA[row]
+        return x + random.random(), y
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        {"model": small(nn.Dropout(0.1))},
+        {"data": Augmented()},
+        {"loss": with_noise(np.random.rand)},
+        {"loss": with_noise(random.random)},
+        {"loss": with_noise(lambda: torch.rand(()))},
+        {"model": small(nn.BatchNorm1d(4)), "buffers": "chunk"},
+    ],
+    ids=["dropout", "augmentation", "numpy", "random", "torch", "batch norm"],
+)
+def test_chunks_stay_alone_where_rows_of_others_would_change_them(of):
+    call, _ = call_of(**of)
+    call.vector((0,), always)
+    assert not call.joins()
+
+
+def test_chunks_stay_alone_once_random_numbers_are_drawn():
+    layer = nn.Dropout(0.0)
+    call, _ = call_of(small(layer))
+    call.vector((0,), always)
+    assert call.joins()
+    layer.p = 0.5
+    call.vector((1, 2), always)
+    assert not call.joins()
