@@ -59,7 +59,7 @@ def init(
         then the longest chunks come first. It changes no result.
 
     The others are settings, which docs/torch/init.md explains, most of them as in YAML files. In one process
-    aggregation, transfer, parts, schedule, trial, verify, faults and stragglers have no effect.
+    aggregation, parts, schedule, trial, verify, faults and stragglers have no effect.
 
     Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
     """
@@ -109,7 +109,8 @@ def _alone(program: TorchProgram) -> Single:
     record, state = program.prepare(columns)
     config, plan = settled(alone(program.settings), 1, program.dim)
     record.begin(config, plan, state)
-    return Single(plan.num_chunks, state, record, program.params, stopped_by)
+    singly = config.transfer == "per_chunk"
+    return Single(plan.num_chunks, state, record, program.params, stopped_by, singly)
 
 
 def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding) -> ScriptRun:

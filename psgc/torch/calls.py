@@ -1,7 +1,4 @@
-"""What a script computes in a call, and the run in which one process does it alone, without MPI.
-
-Its sums have the bits of `per_chunk` with parts 1.
-"""
+"""What a script computes in a call, and the run in which one process does it alone, without MPI."""
 
 import math
 import time
@@ -83,6 +80,10 @@ def signature(*of: object) -> float:
 class Single:
     """Makes sums of the calls in this process alone (`Engine`).
 
+    A gradient is that of all chunks in one pass where they may be joined. The first chunk of the process shows that,
+    and is then done again with the others: so the bits are the same in a run that is resumed.
+
+    singly: chunk by chunk in any case, and the sums have the bits that other ranks have with `per_chunk` and parts 1.
     state: what the run goes on from, or None; record: has begun; params: gives the parameters; stopped_by: the signals
     that have come, a handler fills it.
     """
@@ -97,45 +98,59 @@ class Single:
         record: Record | None = None,
         params: Callable[[], np.ndarray] = lambda: np.zeros(0),
         stopped_by: Sequence[int] = (),
+        singly: bool = False,
     ) -> None:
         self.num_chunks = num_chunks
         self.iteration = 0 if state is None else state.iteration
         self.state = None if state is None else state.blob
         self.record = record or Record(None)
-        self._params, self._stopped_by = params, stopped_by
+        self._params, self._stopped_by, self._singly = params, stopped_by, singly
         self._error: PsgcError | None = None
+        self._began, self._done = 0.0, list[tuple[int, float, float]]()  # of a call: chunks, their starts and seconds
 
     def sum(self, iteration: int, call: Call) -> Tensor:
         """The sum of the call. Raises what its vectors raise, and RunFailed when the run was told to stop."""
-        tree, sums, began = Tree(), dict[int, list[float]](), time.monotonic()
+        self._began, self._done = time.monotonic(), []
         try:
-            for chunk in range(self.num_chunks):
-                vector = self._vector(chunk, iteration, call, began)
-                if call.num_sums:
-                    sums[chunk] = vector.tolist()
-                else:
-                    tree.add(chunk, vector)
-            total = torch.tensor(summed(sums), dtype=torch.float64, device="cpu") if sums else tree.total()
+            total = self._evaluated(call) if call.num_sums else self._gradient(call)
         except PsgcError as error:
             self._error = error
             raise
-        assert isinstance(total, Tensor)
-        loss, seconds = call.loss(total), time.monotonic() - began
+        loss, seconds = call.loss(total), time.monotonic() - self._began
+        for chunk, start, took in self._done:
+            self.record.chunk(WORKER, chunk, iteration, start, took, Outcome.USED)
         known = loss if loss is None or math.isfinite(loss) else None
         self.record.iteration(IterationRecord(iteration, known, seconds, recovered=self.num_chunks))
         return total
 
-    def _vector(self, chunk: int, iteration: int, call: Call, began: float) -> Tensor:
+    def _gradient(self, call: Call) -> Tensor:
+        tree = Tree()
+        for chunk in range(self.num_chunks):
+            if call.joins() and not self._singly:
+                tree, self._done = Tree(), []
+                return self._vector(range(self.num_chunks), call)
+            vector = self._vector((chunk,), call)
+            vector += 0.0  # turns -0 into 0, as encoding does
+            tree.add(chunk, vector)
+        total = tree.total()
+        assert isinstance(total, Tensor)
+        return total
+
+    def _evaluated(self, call: Call) -> Tensor:
+        sums = {chunk: self._vector((chunk,), call).tolist() for chunk in range(self.num_chunks)}
+        return torch.tensor(summed(sums), dtype=torch.float64, device="cpu")
+
+    def _vector(self, chunks: Sequence[int], call: Call) -> Tensor:
+        if chunks[-1] + 1 < self.num_chunks:
+            call.expect((chunks[-1] + 1,))
+        start = time.monotonic()
+        vector = call.vector(chunks, lambda: not self._stopped_by)
         if reason := interruption(self._stopped_by):
             raise RunFailed(reason)
-        if chunk + 1 < self.num_chunks:
-            call.expect((chunk + 1,))
-        start = time.monotonic()
-        vector = call.vector((chunk,), lambda: True)
         assert vector is not None
-        seconds = time.monotonic() - start
-        self.record.chunk(WORKER, chunk, iteration, start - began, seconds, Outcome.USED)
-        vector += 0.0  # turns -0 into 0, as encoding does
+        took = (time.monotonic() - start) / len(chunks)
+        first = start - self._began
+        self._done += [(chunk, first + number * took, took) for number, chunk in enumerate(chunks)]
         return vector
 
     def end(self, text: str = "", code: int = 1) -> None:

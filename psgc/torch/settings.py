@@ -44,8 +44,9 @@ def _plain(value: Any) -> Any:
 
 
 def alone(settings: TorchRun) -> TorchRun:
-    """As one process does it, which is the only worker."""
-    how = {"aggregation": "server", "transfer": "per_chunk", "verify": None}
+    """As one process does it, which is the only worker: chunk by chunk if the transfer is to be that."""
+    transfer = "per_chunk" if settings.transfer == "per_chunk" else "combined"
+    how = {"aggregation": "server", "transfer": transfer, "verify": None}
     coding = settings.coding.model_copy(update={"parts": 1, "replication": 1})
     return settings.model_copy(update={**how, "coding": coding, "faults": Faults(), "stragglers": Stragglers()})
 

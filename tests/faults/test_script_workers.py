@@ -13,7 +13,7 @@ SECONDS, PAUSE, EPOCHS, STEPS, GAMMA = 5, 0.1, 18, 90, 0.9  # the others make ab
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    ended, _ = trained(tmp_path_factory.mktemp("alone"), 0, epochs=EPOCHS, gamma=GAMMA)
+    ended, _ = trained(tmp_path_factory.mktemp("alone"), 0, transfer="per_chunk", epochs=EPOCHS, gamma=GAMMA)
     return ended[0]
 
 

@@ -39,7 +39,7 @@ def results_of(command, folder, code=0, env=None):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Digest and losses of one process."""
-    ended, said = trained(tmp_path_factory.mktemp("alone"), 0)
+    ended, said = trained(tmp_path_factory.mktemp("alone"), 0, transfer="per_chunk")
     assert not said
     return ended[0]
 

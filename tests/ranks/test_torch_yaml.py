@@ -17,6 +17,7 @@ optimizer: {torch: AdamW, lr: 1.0e-2, weight_decay: 0.1, clip_norm: 0.5}
 scheduler: {torch: StepLR, step_size: 2}
 batch: {size: 60, epochs: 2}
 micro_batch: 3
+transfer: per_chunk
 autocast: bfloat16
 coding: {chunks: 12}
 faults: {inject: [{kind: kill, rank: 2, iteration: 4}]}

@@ -13,7 +13,7 @@ import torch
 
 from tests.torch_equivalence.prepared import Prepared
 from tests.torch_equivalence.values import difference
-from tests.torch_equivalence.ways import AFTER_RESUME, ALL, CLOSE, WAYS, Ranks, has_torch, is_refused, refusal, result
+from tests.torch_equivalence.ways import AFTER_RESUME, ALL, CLOSE, EXACT, WAYS, Ranks, has_torch, is_refused, refusal, result
 from tests.torch_equivalence.ways import script as script_of
 
 BESIDE = 3  # runs at once: their processes wait much
@@ -47,10 +47,10 @@ def row_of(name: str, folder: Path, prepared: Prepared, pool: ThreadPoolExecutor
             cells.append(f"{'(!) ' if is_wrong else ''}exit {found}")
             wrong += [f"{name}, {way}: exit code {found}: {lines}"] if is_wrong else []
         return [*cells, *[""] * (len(WAYS) - len(cells) + 1)]
-    expected = result(name, "psgc", folder)
+    expected = result(name, "psgc", folder, **EXACT)
     cells = ["is the reference"]
     if has_torch(name):
-        apart = difference(expected, result(name, "torch", folder))
+        apart = difference(result(name, "psgc", folder), result(name, "torch", folder))
         cells = [shown(apart, is_wrong := not apart <= CLOSE)]
         wrong += [f"{name}: {apart:.1e} from plain torch"] if is_wrong else []
     made = [Ranks(name, way, Path(tempfile.mkdtemp(dir=folder)), prepared) for way in WAYS]

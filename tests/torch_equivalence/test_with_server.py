@@ -3,7 +3,7 @@
 import pytest
 
 from tests.torch_equivalence.prepared import Prepared
-from tests.torch_equivalence.ways import ALL, Ranks, Way, cases, is_refused, refusal, result, script
+from tests.torch_equivalence.ways import ALL, EXACT, Ranks, Way, cases, is_refused, refusal, result, script
 
 pytestmark = pytest.mark.faults
 
@@ -16,7 +16,7 @@ def prepared():
 
 @pytest.mark.parametrize(("name", "way"), cases("server"), ids=str)
 def test_the_result_is_that_of_one_process(name, way, tmp_path, prepared):
-    expected = result(name, "psgc", tmp_path)
+    expected = result(name, "psgc", tmp_path, **EXACT)
     _, complaints = Ranks(name, way, tmp_path, prepared).complaints(expected)
     assert not complaints, "\n".join(complaints)
 

@@ -38,7 +38,9 @@ VARIATIONS = {
     if isinstance(found, type) and issubclass(found, Variation) and found is not Variation
 }
 ALL = sorted([*FILES, *VARIATIONS])
-EXACT = {"transfer": "per_chunk"}  # with the server and parts 1, with which psgc promises the same bits
+EXACT = {
+    "transfer": "per_chunk"
+}  # with which one process has the same bits as the server with parts 1
 CLOSE = 1e-6  # of the largest entry of a tensor; for sums in another order
 TIMEOUT = 100.0  # seconds of a run
 WORKERS = 3
@@ -107,10 +109,10 @@ def one_process() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def result(name: str, how: str, folder: Path) -> Values:
-    """Of the script in this process, with "torch" or "psgc"."""
+def result(name: str, how: str, folder: Path, **settings: Any) -> Values:
+    """Of the script in this process, with "torch" or "psgc"; settings: of the latter."""
     with one_process(), chdir(folder):
-        return values(getattr(script(name), f"with_{how}")())
+        return values(getattr(script(name), f"with_{how}")(**settings))
 
 
 def refusal(name: str, folder: Path) -> tuple[int, str]:

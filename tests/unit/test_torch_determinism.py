@@ -242,7 +242,7 @@ def test_a_count_that_matters_later_is_found_then():
 
     model = small(Late())
     data = torch.utils.data.TensorDataset(DATA, torch.arange(10) % 2)
-    run = psgc.torch.init(model, data, cross_entropy, chunks=10)
+    run = psgc.torch.init(model, data, cross_entropy, chunks=10, transfer="per_chunk")
     optimizer = torch.optim.SGD(model.parameters(), 1e-9)
     run.attach(optimizer)
     steps = []
@@ -307,7 +307,7 @@ def test_a_run_computes_the_first_chunk_of_a_process_twice(monkeypatch):
     data = torch.utils.data.TensorDataset(DATA, torch.arange(10) % 2)
     counted = Counted()
     model = small(counted)
-    run = psgc.torch.init(model, data, cross_entropy, chunks=5, micro_batch=8)
+    run = psgc.torch.init(model, data, cross_entropy, chunks=5, micro_batch=8, transfer="per_chunk")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     run.attach(optimizer)
     for batch in run.batches(4):

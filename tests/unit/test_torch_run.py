@@ -211,7 +211,7 @@ def test_one_process_leaves_a_record(tmp_path, capsys, monkeypatch):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["status"], summary["exit_code"], summary["iterations"]) == ("done", 0, 6)
     assert (summary["workers"], summary["chunks"], summary["chunks_used"]) == (1, 7, 42)
-    assert summary["transfer"] == "per_chunk"
+    assert summary["transfer"] == "combined"
     assert [row["iteration"] for row in rows_in(tmp_path / "run")] == [*"012345"]
     assert float(rows_in(tmp_path / "run")[-1]["loss"]) == pytest.approx(summary["final_loss"])
     assert [path.name.partition("-")[0] for path in newest_first(tmp_path / "run/checkpoints")] == [

@@ -41,6 +41,11 @@ def test_one_process_holds_each_chunk_once_and_compares_nothing():
     assert plan.holders() == [[1]] * plan.num_chunks
 
 
+@pytest.mark.parametrize(("transfer", "expected"), [("per_chunk", "per_chunk"), ("auto", "combined")])
+def test_one_process_goes_chunk_by_chunk_with_per_chunk_alone(transfer, expected):
+    assert settled(alone(settings_of({"transfer": transfer})), 1, DIM)[0].transfer == expected
+
+
 def program(row=1.0, weight=1.0, **given):
     """Of a rank with these arguments, these data and this model."""
     model = torch.nn.Linear(1, 1)
