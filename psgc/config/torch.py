@@ -53,7 +53,9 @@ class TorchRun(Config):
 
     unused: ClassVar[Mapping[str, str]] = {}
 
-    micro_batch: Count = key(64, "examples of a chunk that are computed at a time, at most")
+    micro_batch: Count | None = key(
+        None, "examples that are computed at a time, at most; null: those of a step over the number of workers"
+    )
     buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = key(
         None, "chunk: batch normalisation in training mode, with the statistics of each chunk"
     )

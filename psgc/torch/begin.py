@@ -30,7 +30,7 @@ def init(
     *,
     replication: int = 3,
     chunks: int = 60,
-    micro_batch: int = 64,
+    micro_batch: int | None = None,
     seed: int = 0,
     output: str | os.PathLike[str] | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,

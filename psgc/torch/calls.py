@@ -49,12 +49,14 @@ class Call:
 class Engine(Protocol):
     """What makes sums of the calls: this process alone, or together with others.
 
-    rank: of this process; num_chunks: of every call; iteration: of the first call; state: what the run goes on from,
-    or None; record: of the run, on rank 0.
+    rank: of this process; num_workers: of the run, as it begins; num_chunks: of every call; iteration: of the first
+    call; state: what the run goes on from, or None; record: of the run, on rank 0.
     """
 
     @property
     def rank(self) -> int: ...
+    @property
+    def num_workers(self) -> int: ...
     @property
     def num_chunks(self) -> int: ...
     @property
@@ -88,7 +90,7 @@ class Single:
     that have come, a handler fills it.
     """
 
-    rank = 0
+    rank, num_workers = 0, 1
     is_alone, in_order, is_cut_short, reports = True, True, False, False  # as of a Session
 
     def __init__(

@@ -141,8 +141,8 @@ class ChunkGradient:
             raise UserError(
                 f"step {seed[1]}, chunk {seed[2]}: batch normalisation has one example to normalise, expected at least "
                 f"two in each micro-batch: a batch of {2 * self._num_chunks} examples or more for {self._num_chunks} "
-                "chunks, and a micro_batch of 3 or more (run.batches(..., drop_last=True) leaves out a last batch of "
-                "few examples)"
+                "chunks, and no micro_batch below 3 (run.batches(..., drop_last=True) leaves out a last batch of few "
+                "examples)"
             ) from error
         loss, count = loss_and_count(returned, piece.rows)
         value = float(loss.detach())

@@ -16,6 +16,7 @@ from psgc.torch.generators import seeded
 from psgc.torch.loader import ChunkLoader, MicroBatch, has_spare_core
 from psgc.torch.sampling import length_of
 
+AT_ONCE = 64  # examples, where micro_batch does not say: the sums are those of any number of workers
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
 EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
 
@@ -39,7 +40,7 @@ class Evaluator:
 
     def __init__(self, model: nn.Module, collate: Any, settings: TorchRun, device: torch.device) -> None:
         self._model, self._collate, self._device = model, collate, device
-        self._micro_batch, self._seed = settings.micro_batch, settings.seed
+        self._at_once, self._seed = settings.micro_batch or AT_ONCE, settings.seed
         self.results: Sequence[Evaluation] = ()
         self._asked = Counter[tuple[int, int]]()
 
@@ -70,11 +71,11 @@ class Evaluator:
         Raises UserError.
         """
         length = length_of(dataset)
-        loader = ChunkLoader(dataset, self._collate, self._micro_batch, has_spare_core(self._device))
+        loader = ChunkLoader(dataset, self._collate, self._at_once, has_spare_core(self._device))
         number = len(self.results) + 1
         seed = (self._seed, number)
 
-        batches = -(-length // self._micro_batch)  # as many as in a plain loop; if they are few, some chunks are empty
+        batches = -(-length // self._at_once)  # as many as in a plain loop; if they are few, some chunks are empty
 
         def rows(chunk: int) -> range:
             first, end = bounds(chunk, batches, num_chunks)

@@ -19,8 +19,8 @@ class BatchGradient:
     """Makes the calls.
 
     compute: the vector of a chunk; gradient: how many of its entries are the gradient; seed: of the run; costs: of
-    chunks. Before the first chunk the loss is looked at (`psgc.torch.halves`). Then it is computed twice, and some of
-    the later ones are (`psgc.torch.determinism`).
+    chunks; micro_batch: as of `init`. Before the first chunk the loss is looked at (`psgc.torch.halves`). Then it is
+    computed twice, and some of the later ones are (`psgc.torch.determinism`).
     """
 
     def __init__(
@@ -31,14 +31,26 @@ class BatchGradient:
         gradient: int,
         seed: int,
         costs: ChunkCosts,
+        micro_batch: int | None,
     ) -> None:
         self._model, self._loader, self._compute = model, loader, compute
         self._gradient, self._seed, self._costs = gradient, seed, costs
+        self._micro_batch = micro_batch
         self._halves: Halves | None = Halves(model, compute, loader.micro_batch)  # None: they were compared
         self._is_checked, self._sampled = False, Sampled(model, gradient)
 
-    def call(self, batch: Batch, num_chunks: int, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
+    def call(
+        self,
+        batch: Batch,
+        num_workers: int,
+        num_chunks: int,
+        scale: float | None,
+        is_whole: bool,
+        loaded: int | None,
+    ) -> Call:
         """scale: of the GradScaler; is_whole: see HandOver; loaded: tells ranks apart that have loaded other states."""
+        # by default what a worker has of a step, and a single chunk in any case: so its bits are those of any number
+        self._loader.size = self._micro_batch or -(-len(batch) // min(num_workers, num_chunks))
 
         def rows_of(chunks: Sequence[int]) -> np.ndarray:
             return np.concatenate([batch.chunk(chunk, num_chunks) for chunk in chunks])

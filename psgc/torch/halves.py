@@ -27,8 +27,8 @@ IN_HALF = 30  # times as large where something is computed in half precision, of
 TINY = 1e-6  # a loss of one example that is a rounding error of numbers of size 1
 OTHERS = (
     "Where the loss of an example depends on others of the batch (contrastive losses, padding that is not masked), "
-    "psgc cannot compute it in parts: make what belongs together one example of the dataset, or use chunks=1 and a "
-    "micro_batch of the size of a batch, which one worker computes"
+    "psgc cannot compute it in parts: make what belongs together one example of the dataset, or use chunks=1 without "
+    "micro_batch: then one worker computes a batch in one piece"
 )
 
 

@@ -61,9 +61,9 @@ class ChunkLoader:
     chunk. Whether it does is seen with the first chunk, which is never loaded ahead, and watched from then on. Nor is
     it loaded ahead any more once that has failed: what is wrong comes out where the rows are used.
 
-    collate_fn: examples -> batch, as of torch's DataLoader, whose default is the default here; micro_batch: examples of
-    a batch at most. The rows of a chunk are spread evenly over as few batches as that allows, so that none is left
-    alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one.
+    collate_fn: examples -> batch, as of torch's DataLoader, whose default is the default here; size: examples of a
+    batch at most, may be changed. The rows of a chunk are spread evenly over as few batches as that allows, so that
+    none is left alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one.
     spare_core: whether there is a core for the thread; may_load_ahead: None while that is not known.
 
     Raises UserError for a dataset without length (`length_of`).
@@ -73,16 +73,16 @@ class ChunkLoader:
         self,
         dataset: Any,
         collate_fn: Callable[[list[Any]], Any] | None,
-        micro_batch: int,
+        size: int,
         spare_core: bool = True,
     ) -> None:
         self._length, self._spare_core = length_of(dataset), spare_core
-        self._dataset, self._collate, self.size = dataset, collate_fn or default_collate, micro_batch
+        self._dataset, self._collate, self.size = dataset, collate_fn or default_collate, size
         self._reading = threading.Lock()
         self._changed = threading.Condition()  # guards what follows
-        self._current = _Loading(())
-        self._next = _Loading(())  # what is expected
-        self._before = _Loading(())  # what was expected before that
+        self._current = _Loading()
+        self._next = _Loading()  # what is expected
+        self._before = _Loading()  # what was expected before that
         self.may_load_ahead: bool | None = None
         self._savings: deque[float] = deque(maxlen=TIMED)  # seconds of loads that were not ahead
         self._is_worth_it = False
@@ -95,20 +95,20 @@ class ChunkLoader:
         Raises UserError, with the row, when the dataset or collate_fn fails.
         """
         with self._changed:
-            self._current = _Loading(rows)
-            if self._before.rows == self._current.rows:
+            self._current = _Loading(rows, self.size)
+            if self._before.is_like(self._current):
                 self._current = self._before
-            elif self._next.rows == self._current.rows:
-                self._current, self._next = self._next, _Loading(())
-            self._before = _Loading(())
+            elif self._next.is_like(self._current):
+                self._current, self._next = self._next, _Loading()
+            self._before = _Loading()
             self._start()
             return self._batches(self._current)
 
     def _batches(self, chunk: "_Loading") -> Iterator[MicroBatch]:
         draws = False
         try:
-            for at in range(self._pieces(chunk)):
-                rows = self._rows(chunk, at)
+            for at in range(chunk.batches):
+                rows = chunk.rows_of(at)
                 if self.may_load_ahead is None:
                     before = all_states(CPU)
                     batch = self._load(rows)
@@ -123,7 +123,7 @@ class ChunkLoader:
         finally:
             with self._changed:
                 if self._current is chunk:
-                    self._current = _Loading(())
+                    self._current = _Loading()
                     self._changed.notify_all()
 
     def micro_batch(self, rows: Sequence[int]) -> MicroBatch:
@@ -138,15 +138,15 @@ class ChunkLoader:
         next chunk, so this may be called right before `micro_batches` as well. No rows: nothing is expected.
         """
         with self._changed:
-            if self._next.rows != tuple(rows):
-                self._before, self._next = self._next, _Loading(rows)
+            if not self._next.is_like(expected := _Loading(rows, self.size)):
+                self._before, self._next = self._next, expected
                 self._start()
 
     def close(self) -> None:
         """Load nothing ahead any more, and drop what was. May be called again."""
         with self._changed:
             self._closed = True
-            self._next = self._before = _Loading(())
+            self._next = self._before = _Loading()
             self._changed.notify_all()
 
     def join(self, timeout: float) -> None:
@@ -172,11 +172,7 @@ class ChunkLoader:
                     return chunk.loaded.popleft()
             chunk.begun = at + 1
             self._start()
-        return self._load(self._rows(chunk, at))
-
-    def _rows(self, chunk: "_Loading", at: int) -> Sequence[int]:
-        """The rows of micro-batch `at`."""
-        return chunk.rows[slice(*bounds(at, len(chunk.rows), self._pieces(chunk)))]
+        return self._load(chunk.rows_of(at))
 
     def _is_loading_ahead(self) -> bool:
         return bool(self.may_load_ahead) and self._is_worth_it and not self._closed
@@ -189,7 +185,7 @@ class ChunkLoader:
                     self._changed.wait_for(lambda: not self._is_loading_ahead() or self._to_load() is not None)
                     if not self._is_loading_ahead() or (chunk := self._to_load()) is None:
                         return
-                    rows = self._rows(chunk, chunk.begun)
+                    rows = chunk.rows_of(chunk.begun)
                     chunk.begun += 1
                 try:
                     batch = self._load_quietly(rows)
@@ -205,15 +201,11 @@ class ChunkLoader:
     def _to_load(self) -> "_Loading | None":
         """The chunk whose next micro-batch is to be loaded ahead, if any."""
         if len(self._current.loaded) + len(self._next.loaded) < AHEAD:
-            if 0 < self._current.begun < self._pieces(self._current):  # its first one is not worth a change of threads
+            if 0 < self._current.begun < self._current.batches:  # its first one is not worth a change of threads
                 return self._current
-            if self._next.begun < self._pieces(self._next):
+            if self._next.begun < self._next.batches:
                 return self._next
         return None
-
-    def _pieces(self, chunk: "_Loading") -> int:
-        """How many micro-batches it has."""
-        return -(-len(chunk.rows) // self.size)
 
     def _load_quietly(self, rows: Sequence[int]) -> Any:
         """As `_load`. Raises Draws when the dataset draws random numbers."""
@@ -277,12 +269,23 @@ def _shown(rows: Sequence[int]) -> str:
 
 
 class _Loading:
-    """The rows of a chunk, its micro-batches that are loaded and not used yet, and how many have been begun."""
+    """The rows of a chunk, in how many batches of `size` or fewer they go, those of them that are loaded and not used
+    yet, and how many have been begun.
+    """
 
-    def __init__(self, rows: Sequence[int] | np.ndarray) -> None:
+    def __init__(self, rows: Sequence[int] | np.ndarray = (), size: int = 1) -> None:
         self.rows = tuple(np.asarray(rows, np.int64).tolist())
+        self.batches = -(-len(self.rows) // size)
         self.loaded: deque[Any] = deque()
         self.begun = 0
+
+    def rows_of(self, at: int) -> Sequence[int]:
+        """The rows of batch `at`."""
+        return self.rows[slice(*bounds(at, len(self.rows), self.batches))]
+
+    def is_like(self, other: "_Loading") -> bool:
+        """Whether it has the same batches."""
+        return self.rows == other.rows and self.batches == other.batches
 
 
 class _Times:

@@ -46,9 +46,10 @@ class ScriptRun:
     ) -> None:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
         self._evaluator = Evaluator(model, collate, settings, flat.device)
-        self._loader = ChunkLoader(dataset, collate, settings.micro_batch, has_spare_core(flat.device))
-        costs = ChunkCosts(cost, settings.micro_batch)
-        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings.seed, costs)
+        at_once = settings.micro_batch
+        self._loader = ChunkLoader(dataset, collate, at_once or 1, has_spare_core(flat.device))
+        costs = ChunkCosts(cost, at_once)
+        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings.seed, costs, at_once)
         self._sampler = Sampler(length, settings.seed)
         self.attached: list[Stateful] = []
         self._steps = Steps(model, flat, self.attached)
@@ -150,7 +151,8 @@ class ScriptRun:
         self.give_rows()
         standing.is_at(batch.position)
         is_due = self._checkpoints.is_due(batch.iteration) and is_whole
-        call = self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, standing.loaded)
+        ranks = self.engine.num_workers, self.engine.num_chunks
+        call = self._gradient.call(batch, *ranks, scale, is_whole, standing.loaded)
         if due:
             self._flat.keep(due)
         else:

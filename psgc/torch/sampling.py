@@ -173,10 +173,10 @@ class ChunkCosts:
     """What chunks cost: 1 is an average example of the first batch.
 
     cost_fn: (rows of a micro-batch) -> what it costs, in any unit; None: every example costs the same.
-    micro_batch: examples of a micro-batch, at most.
+    micro_batch: examples of a micro-batch, at most; None: all of a chunk.
     """
 
-    def __init__(self, cost_fn: CostFunction | None, micro_batch: int) -> None:
+    def __init__(self, cost_fn: CostFunction | None, micro_batch: int | None) -> None:
         self._cost_fn, self._size = cost_fn, micro_batch
         self._unit = 0.0  # of the function, for an average example
         self._newest: tuple[np.ndarray, list[float]] | None = None  # rows, and what they cost
@@ -205,7 +205,7 @@ class ChunkCosts:
 
     def _cost(self, rows: list[int]) -> float:
         """Of a chunk; the micro-batches are those of `psgc.torch.loader`."""
-        number = -(-len(rows) // self._size)
+        number = -(-len(rows) // (self._size or max(1, len(rows))))
         return sum(self._asked(rows[slice(*bounds(at, len(rows), number))]) for at in range(number))
 
     def _asked(self, rows: list[int]) -> float:

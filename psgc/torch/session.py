@@ -81,6 +81,10 @@ class Session:
         return self._ending.in_order
 
     @property
+    def num_workers(self) -> int:
+        return self.plan.num_workers
+
+    @property
     def num_chunks(self) -> int:
         return self.plan.num_chunks
 

@@ -13,7 +13,18 @@ import torch
 
 from tests.torch_equivalence.prepared import Prepared
 from tests.torch_equivalence.values import difference
-from tests.torch_equivalence.ways import AFTER_RESUME, ALL, CLOSE, EXACT, WAYS, Ranks, has_torch, is_refused, refusal, result
+from tests.torch_equivalence.ways import (
+    AFTER_RESUME,
+    ALL,
+    CLOSE,
+    EXACT,
+    WAYS,
+    Ranks,
+    has_torch,
+    is_refused,
+    refusal,
+    result,
+)
 from tests.torch_equivalence.ways import script as script_of
 
 BESIDE = 3  # runs at once: their processes wait much

@@ -38,9 +38,7 @@ VARIATIONS = {
     if isinstance(found, type) and issubclass(found, Variation) and found is not Variation
 }
 ALL = sorted([*FILES, *VARIATIONS])
-EXACT = {
-    "transfer": "per_chunk"
-}  # with which one process has the same bits as the server with parts 1
+EXACT = {"transfer": "per_chunk"}  # with which one process has the same bits as the server with parts 1
 CLOSE = 1e-6  # of the largest entry of a tensor; for sums in another order
 TIMEOUT = 100.0  # seconds of a run
 WORKERS = 3

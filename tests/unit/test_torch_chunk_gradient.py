@@ -282,8 +282,8 @@ def test_one_example_is_too_few_for_batch_normalisation():
         gradient.vector([MicroBatch(1, (X[:1], Y[:1]))], (1, 2, 3), always, 10)
     assert str(refused.value) == (
         "step 2, chunk 3: batch normalisation has one example to normalise, expected at least two in each micro-batch: "
-        "a batch of 60 examples or more for 30 chunks, and a micro_batch of 3 or more (run.batches(..., "
-        "drop_last=True) leaves out a last batch of few examples)"
+        "a batch of 60 examples or more for 30 chunks, and no micro_batch below 3 (run.batches(..., drop_last=True) "
+        "leaves out a last batch of few examples)"
     )
     gradient, _ = made(model.eval())
     model.train()  # later than psgc.torch.init

@@ -59,7 +59,7 @@ def test_settings_are_written_and_read_again(folder):
     config = load("run.yaml")
     assert isinstance(config, TorchConfig)
     assert config.optimizer.arguments == {"lr": 0.01, "betas": [0.8, 0.9]}
-    assert (config.coding.chunks, config.coding.parts, config.micro_batch) == (4, 1, 64)
+    assert (config.coding.chunks, config.coding.parts, config.micro_batch) == (4, 1, None)
     text = config.to_yaml()
     assert from_yaml_text(text) == config
     assert not {"data", "iterations", "recovery", "assignment"} & set(text.replace(":", " ").split())

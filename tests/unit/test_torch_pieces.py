@@ -33,14 +33,16 @@ def small(*more):
     return nn.Sequential(nn.Linear(3, 4), *more, nn.Tanh(), nn.Linear(4, 2)).double()
 
 
-def call_of(model=None, loss=cross_entropy, data=DATA, buffers=None):
-    """The call for a batch of 60 rows in six chunks, and the number of entries of the gradient."""
+def call_of(
+    model=None, loss=cross_entropy, data=DATA, buffers=None, micro_batch=MICRO_BATCH, workers=1, chunks=NUM_CHUNKS
+):
+    """The call for a batch of 60 rows in some chunks, and the number of entries of the gradient."""
     model = model or small()
     flat = FlatModel(model)
-    compute = ChunkGradient(flat, model, loss, buffers, NUM_CHUNKS)
+    compute = ChunkGradient(flat, model, loss, buffers, chunks)
     loader = ChunkLoader(data, None, MICRO_BATCH, spare_core=False)
-    gradient = BatchGradient(model, loader, compute, flat.dim, 7, ChunkCosts(None, MICRO_BATCH))
-    return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), NUM_CHUNKS, None, True, None), flat.dim
+    gradient = BatchGradient(model, loader, compute, flat.dim, 7, ChunkCosts(None, None), micro_batch)
+    return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), workers, chunks, None, True, None), flat.dim
 
 
 def test_a_piece_is_the_sum_of_its_chunks_in_few_micro_batches():
@@ -55,6 +57,24 @@ def test_a_piece_is_the_sum_of_its_chunks_in_few_micro_batches():
     sizes.clear()
     torch.testing.assert_close(call.vector((2, 3, 5), always), singly[2] + singly[3] + singly[5])
     assert sizes == [15, 15]
+
+
+@pytest.mark.parametrize(
+    ("workers", "chunks", "expected"), [(1, 6, [60]), (3, 6, [20, 20, 20]), (4, 2, [30, 30])], ids=str
+)
+def test_by_default_a_pass_is_what_a_worker_has_of_a_step_or_a_chunk(workers, chunks, expected):
+    sizes = []
+
+    def watching(model, batch):
+        sizes.append(len(batch[1]))
+        return cross_entropy(model, batch)
+
+    call, _ = call_of(loss=watching, micro_batch=None, workers=workers, chunks=chunks)
+    call.vector((0,), always)
+    assert {*sizes[3:]} == {60 // chunks}  # after the comparison with its halves
+    sizes.clear()
+    call.vector(range(chunks), always)
+    assert sizes == expected
 
 
 def test_a_parameter_without_a_gradient_in_a_piece_had_none_in_each_of_its_chunks():

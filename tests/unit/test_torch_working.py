@@ -55,7 +55,7 @@ class Rank:
     Its other thread asks for a state in each chunk, until it has one. Then the run ends.
     """
 
-    rank, num_chunks, iteration, record, state = 1, CHUNKS, 0, None, None
+    rank, num_workers, num_chunks, iteration, record, state = 1, 1, CHUNKS, 0, None, None
 
     def __init__(self):
         self.model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 1))
