@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from psgc.errors import ModelError, UserError
 from psgc.torch.checks import check_leaves, check_model
 from psgc.torch.flat import FlatModel
-from psgc.torch.generators import all_states, seeded
+from psgc.torch.generators import places, seeded
 from psgc.torch.loader import MicroBatch
 from psgc.torch.statistics import RunningStatistics
 
@@ -83,13 +83,13 @@ class ChunkGradient:
         flat.gradients_into(vector)
         try:
             with seeded(seed, flat.device), merging, torch.enable_grad():
-                before = all_states(flat.device)
+                before = places(flat.device)
                 for piece in micro_batches:
                     part, count = self._add(piece, factor, seed)
                     total, examples = total + part, examples + count
                     if not wanted():
                         return None
-                self._draws = self._draws or all_states(flat.device) != before
+                self._draws = self._draws or places(flat.device) != before
             vector[self._unused] = torch.tensor(flat.complete(), dtype=flat.dtype) * chunks
         finally:
             flat.restore()

@@ -89,6 +89,8 @@ class FlatModel:
 
         is_used: by parameter, whether it has a gradient.
         """
+        if not any(param._backward_hooks for param in self._parameters):
+            return
         with torch.no_grad():
             for param, view, has in zip(self._parameters, self.views(gradient), is_used, strict=True):
                 for hook in [*(param._backward_hooks or {}).values()] if has else []:

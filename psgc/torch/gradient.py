@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 from torch import Tensor, nn
 
-from psgc.torch.calls import Call, signature
+from psgc.config.torch import TorchRun
+from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import Sampled, computed_twice
 from psgc.torch.halves import Halves, NotFinite
@@ -18,9 +19,9 @@ from psgc.torch.sampling import Batch, ChunkCosts
 class BatchGradient:
     """Makes the calls.
 
-    compute: the vector of a chunk; gradient: how many of its entries are the gradient; seed: of the run; costs: of
-    chunks; micro_batch: as of `init`. Before the first chunk the loss is looked at (`psgc.torch.halves`). Then it is
-    computed twice, and some of the later ones are (`psgc.torch.determinism`).
+    compute: the vector of a chunk; gradient: how many of its entries are the gradient; costs: of chunks. Before the
+    first chunk the loss is looked at (`psgc.torch.halves`). Then it is computed twice, and some of the later ones are
+    (`psgc.torch.determinism`).
     """
 
     def __init__(
@@ -29,34 +30,23 @@ class BatchGradient:
         loader: ChunkLoader,
         compute: ChunkGradient,
         gradient: int,
-        seed: int,
+        settings: TorchRun,
         costs: ChunkCosts,
-        micro_batch: int | None,
     ) -> None:
         self._model, self._loader, self._compute = model, loader, compute
-        self._gradient, self._seed, self._costs = gradient, seed, costs
-        self._micro_batch = micro_batch
+        self._gradient, self._costs = gradient, costs
+        self._seed, self._micro_batch = settings.seed, settings.micro_batch
         self._halves: Halves | None = Halves(model, compute, loader.micro_batch)  # None: they were compared
         self._is_checked, self._sampled = False, Sampled(model, gradient)
 
-    def call(
-        self,
-        batch: Batch,
-        num_workers: int,
-        num_chunks: int,
-        scale: float | None,
-        is_whole: bool,
-        loaded: int | None,
-    ) -> Call:
+    def call(self, batch: Batch, engine: Engine, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
         """scale: of the GradScaler; is_whole: see HandOver; loaded: tells ranks apart that have loaded other states."""
         # by default what a worker has of a step, and a single chunk in any case: so its bits are those of any number
-        self._loader.size = self._micro_batch or -(-len(batch) // min(num_workers, num_chunks))
-
-        def rows_of(chunks: Sequence[int]) -> np.ndarray:
-            return np.concatenate([batch.chunk(chunk, num_chunks) for chunk in chunks])
+        num_chunks = engine.num_chunks
+        self._loader.size = self._micro_batch or -(-len(batch) // min(engine.num_workers, num_chunks))
 
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
-            rows = rows_of(chunks)
+            rows = batch.of_chunks(chunks, num_chunks)
 
             def compute(micro_batches: Iterable[MicroBatch]) -> Tensor | None:
                 seed = self._seed, batch.iteration, chunks[0]
@@ -72,7 +62,7 @@ class BatchGradient:
             return found
 
         def expect(chunks: Sequence[int]) -> None:
-            self._loader.expect(rows_of(chunks))
+            self._loader.expect(batch.of_chunks(chunks, num_chunks))
 
         def loss_in(total: Tensor) -> float | None:
             loss, examples = total[self._gradient : self._gradient + 2].tolist()

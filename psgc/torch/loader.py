@@ -1,12 +1,11 @@
 """The examples of a chunk, in micro-batches; those of the next chunk are loaded while this one is computed."""
 
 import atexit
-import resource
 import statistics
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -14,15 +13,15 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line, raised_at
 from psgc.machine import local_ranks, usable_cores
 from psgc.torch.generators import GENERATORS, Draws, NoDraws, all_states, states
+from psgc.torch.indexed import indexed
+from psgc.torch.loading import Loading, Times
 from psgc.torch.sampling import length_of
 
 AHEAD = 2  # micro-batches that are loaded before they are asked for, at most, and of what is not expected any more
 LONG = 1e-3  # seconds of a load that a thread has to save: it costs about 0.6 ms of CPU time for each
-CPU = torch.device("cpu")
 LEAST, TIMED = 3, 9  # the newest loads, of which the median has to save so much: the first may be slow
 
 LAST_LOAD = 5.0  # seconds that Python's end waits for a load that is under way
@@ -78,11 +77,12 @@ class ChunkLoader:
     ) -> None:
         self._length, self._spare_core = length_of(dataset), spare_core
         self._dataset, self._collate, self.size = dataset, collate_fn or default_collate, size
+        self._indexed = indexed(dataset, self._collate)
         self._reading = threading.Lock()
         self._changed = threading.Condition()  # guards what follows
-        self._current = _Loading()
-        self._next = _Loading()  # what is expected
-        self._before = _Loading()  # what was expected before that
+        self._current = Loading()
+        self._next = Loading()  # what is expected
+        self._before = Loading()  # what was expected before that
         self.may_load_ahead: bool | None = None
         self._savings: deque[float] = deque(maxlen=TIMED)  # seconds of loads that were not ahead
         self._is_worth_it = False
@@ -95,41 +95,41 @@ class ChunkLoader:
         Raises UserError, with the row, when the dataset or collate_fn fails.
         """
         with self._changed:
-            self._current = _Loading(rows, self.size)
+            self._current = Loading(rows, self.size)
             if self._before.is_like(self._current):
                 self._current = self._before
             elif self._next.is_like(self._current):
-                self._current, self._next = self._next, _Loading()
-            self._before = _Loading()
+                self._current, self._next = self._next, Loading()
+            self._before = Loading()
             self._start()
             return self._batches(self._current)
 
-    def _batches(self, chunk: "_Loading") -> Iterator[MicroBatch]:
+    def _batches(self, chunk: Loading) -> Iterator[MicroBatch]:
         draws = False
         try:
             for at in range(chunk.batches):
                 rows = chunk.rows_of(at)
                 if self.may_load_ahead is None:
-                    before = all_states(CPU)
+                    before = all_states()
                     batch = self._load(rows)
-                    draws = draws or all_states(CPU) != before
+                    draws = draws or all_states() != before
                 else:
                     batch = self._taken(chunk, at)
                 yield MicroBatch(len(rows), batch)
-            if self.may_load_ahead is None and chunk.rows:
+            if self.may_load_ahead is None and len(chunk.rows):
                 with self._changed:  # a default device, unlike a default dtype, is that of one thread
                     self.may_load_ahead = not draws and torch.get_default_device().type == "cpu"
                     self._start()
         finally:
             with self._changed:
                 if self._current is chunk:
-                    self._current = _Loading()
-                    self._changed.notify_all()
+                    self._current = Loading()
+                    self._start()
 
     def micro_batch(self, rows: Sequence[int]) -> MicroBatch:
         """The micro-batch of these rows, loaded now. Raises UserError, as above."""
         with self._reading:
-            return MicroBatch(len(rows), self._collated(rows))
+            return MicroBatch(len(rows), self._collated(np.asarray(rows)))
 
     def expect(self, rows: Sequence[int] | np.ndarray) -> None:
         """Load these rows next, ahead: most probably the next chunk is of them. Any thread may call it.
@@ -138,7 +138,7 @@ class ChunkLoader:
         next chunk, so this may be called right before `micro_batches` as well. No rows: nothing is expected.
         """
         with self._changed:
-            if not self._next.is_like(expected := _Loading(rows, self.size)):
+            if not self._next.is_like(expected := Loading(rows, self.size)):
                 self._before, self._next = self._next, expected
                 self._start()
 
@@ -146,7 +146,7 @@ class ChunkLoader:
         """Load nothing ahead any more, and drop what was. May be called again."""
         with self._changed:
             self._closed = True
-            self._next = self._before = _Loading()
+            self._next = self._before = Loading()
             self._changed.notify_all()
 
     def join(self, timeout: float) -> None:
@@ -155,21 +155,24 @@ class ChunkLoader:
             self._thread.join(timeout)
 
     def _start(self) -> None:
-        """Have the thread, if it may, look at what there is to load."""
-        if self._thread is None and self._is_loading_ahead() and self._to_load() is not None:
+        """Have the thread load what there is to load, if it may; to wake it for nothing takes long."""
+        if not self._is_loading_ahead() or self._to_load() is None:
+            return
+        if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="psgc-loader", daemon=True)
             _with_thread.add(self)
             self._thread.start()
         self._changed.notify_all()
 
-    def _taken(self, chunk: "_Loading", at: int) -> Any:
+    def _taken(self, chunk: Loading, at: int) -> Any:
         """Micro-batch `at` of the chunk: from the thread if it has begun it, else loaded here."""
         with self._changed:
             if chunk.begun > at:
                 self._changed.wait_for(lambda: chunk.loaded or not self._is_loading_ahead())
                 if chunk.loaded:
-                    self._changed.notify_all()
-                    return chunk.loaded.popleft()
+                    batch = chunk.loaded.popleft()
+                    self._start()
+                    return batch
             chunk.begun = at + 1
             self._start()
         return self._load(chunk.rows_of(at))
@@ -198,7 +201,7 @@ class ChunkLoader:
                     chunk.loaded.append(batch)
                     self._changed.notify_all()
 
-    def _to_load(self) -> "_Loading | None":
+    def _to_load(self) -> Loading | None:
         """The chunk whose next micro-batch is to be loaded ahead, if any."""
         if len(self._current.loaded) + len(self._next.loaded) < AHEAD:
             if 0 < self._current.begun < self._current.batches:  # its first one is not worth a change of threads
@@ -207,7 +210,7 @@ class ChunkLoader:
                 return self._next
         return None
 
-    def _load_quietly(self, rows: Sequence[int]) -> Any:
+    def _load_quietly(self, rows: np.ndarray) -> Any:
         """As `_load`. Raises Draws when the dataset draws random numbers."""
         with self._reading, GENERATORS:  # nobody else seeds them meanwhile
             before = states()
@@ -216,17 +219,21 @@ class ChunkLoader:
                 raise Draws
         return batch
 
-    def _load(self, rows: Sequence[int]) -> Any:
+    def _load(self, rows: np.ndarray) -> Any:
         with self._reading:
-            before = _Times()
+            before = Times()
             batch = self._collated(rows)
-            self._savings.append(before.savings(_Times(), self._spare_core))
+            self._savings.append(before.savings(Times(), self._spare_core))
         if len(self._savings) >= LEAST and statistics.median_low(self._savings) > LONG:
             self._is_worth_it = True
         return batch
 
-    def _collated(self, rows: Sequence[int]) -> Any:
-        examples = self._examples(list(rows))
+    def _collated(self, which: np.ndarray) -> Any:
+        if self._indexed is not None:
+            with suppress(Exception):  # row by row it is told which one it is
+                return self._indexed(which)
+        rows = which.tolist()
+        examples = self._examples(rows)
         try:
             return self._collate(examples)
         except Exception as error:  # the user's code
@@ -266,39 +273,3 @@ def _shown(rows: Sequence[int]) -> str:
     if len(rows) == 1:
         return f"row {rows[0]}"
     return f"rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''}"
-
-
-class _Loading:
-    """The rows of a chunk, in how many batches of `size` or fewer they go, those of them that are loaded and not used
-    yet, and how many have been begun.
-    """
-
-    def __init__(self, rows: Sequence[int] | np.ndarray = (), size: int = 1) -> None:
-        self.rows = tuple(np.asarray(rows, np.int64).tolist())
-        self.batches = -(-len(self.rows) // size)
-        self.loaded: deque[Any] = deque()
-        self.begun = 0
-
-    def rows_of(self, at: int) -> Sequence[int]:
-        """The rows of batch `at`."""
-        return self.rows[slice(*bounds(at, len(self.rows), self.batches))]
-
-    def is_like(self, other: "_Loading") -> bool:
-        """Whether it has the same batches."""
-        return self.rows == other.rows and self.batches == other.batches
-
-
-class _Times:
-    """What this thread has done so far, in seconds, and how often it has waited."""
-
-    def __init__(self) -> None:
-        self._now, self._computed = time.monotonic(), time.thread_time()
-        self._waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-
-    def savings(self, end: "_Times", spare_core: bool) -> float:
-        """Seconds until `end` that would be saved if they passed while a chunk is computed."""
-        took = end._now - self._now
-        if spare_core:
-            return took
-        # without a wait the rest is time in which the kernel gave the core to others
-        return took - (end._computed - self._computed) if end._waits > self._waits else 0.0

@@ -46,10 +46,9 @@ class ScriptRun:
     ) -> None:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
         self._evaluator = Evaluator(model, collate, settings, flat.device)
-        at_once = settings.micro_batch
-        self._loader = ChunkLoader(dataset, collate, at_once or 1, has_spare_core(flat.device))
-        costs = ChunkCosts(cost, at_once)
-        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings.seed, costs, at_once)
+        self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1, has_spare_core(flat.device))
+        costs = ChunkCosts(cost, settings.micro_batch)
+        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings, costs)
         self._sampler = Sampler(length, settings.seed)
         self.attached: list[Stateful] = []
         self._steps = Steps(model, flat, self.attached)
@@ -151,8 +150,7 @@ class ScriptRun:
         self.give_rows()
         standing.is_at(batch.position)
         is_due = self._checkpoints.is_due(batch.iteration) and is_whole
-        ranks = self.engine.num_workers, self.engine.num_chunks
-        call = self._gradient.call(batch, *ranks, scale, is_whole, standing.loaded)
+        call = self._gradient.call(batch, self.engine, scale, is_whole, standing.loaded)
         if due:
             self._flat.keep(due)
         else:

@@ -4,7 +4,7 @@ An epoch is a random order of all examples, a pure function of (seed, epoch). St
 every example comes once an epoch whatever the batch sizes, and nothing but a `Position` is needed to go on anywhere.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
@@ -17,7 +17,7 @@ from psgc.errors import UserError, one_line
 
 CostFunction: TypeAlias = Callable[[list[int]], float]
 EXPECTED = "expected how long a micro-batch of these examples takes, in any unit: a number > 0"
-_rows_of = lru_cache(2)(rows_of)  # of a step, and of the next one
+BLOCK = 1 << 14  # places of an epoch whose rows are computed at a time: a call takes as long as 3,000 of them
 
 
 class Position(NamedTuple):
@@ -61,6 +61,18 @@ class Batch:
         """The rows of chunk i of `num_chunks`: consecutive ones; some chunks are empty when there are too few rows."""
         return self.rows[slice(*bounds(i, len(self), num_chunks))]
 
+    def of_chunks(self, chunks: Sequence[int], num_chunks: int) -> np.ndarray:
+        """The rows of these chunks, one after another."""
+        if list(chunks) == [*range(chunks[0], chunks[-1] + 1)]:
+            first, end = bounds(chunks[0], len(self), num_chunks)[0], bounds(chunks[-1], len(self), num_chunks)[1]
+            return self.rows[first:end]
+        return np.concatenate([self.chunk(chunk, num_chunks) for chunk in chunks])
+
+
+@lru_cache(2)  # that of a step, and that of the next one
+def _block(seed: int, epoch: int, length: int, start: int, shuffle: bool) -> np.ndarray:
+    return rows_of(seed, epoch, length, start, min(start + BLOCK, length), shuffle)
+
 
 class Sampler:
     """The steps of a run, one after another, over a dataset of `length` examples.
@@ -68,7 +80,7 @@ class Sampler:
     position: where the next step begins. Whoever makes the steps sets it: to `batch.after` once a step is made, to
     that of a checkpoint, or to that of a rank that is ahead. `batches` goes on from it.
 
-    Memory: the rows of two batches. Orders are computed, not kept (`psgc.data.epochs`), also with 10^8 examples.
+    Memory: 256 KB, and the rows of batches. An order is not kept (`psgc.data.epochs`), also with 10^8 examples.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -140,7 +152,11 @@ class Sampler:
         stop = min(start + size, self._length)
         has_more = self._length - stop >= least
         after = Position(iteration + 1, epoch, stop) if has_more else Position(iteration + 1, epoch + 1)
-        return Batch(self._position, after, _rows_of(self._seed, epoch, self._length, start, stop, shuffle))
+        rows = [
+            _block(self._seed, epoch, self._length, at, shuffle)[max(0, start - at) : stop - at]
+            for at in range(start - start % BLOCK, stop, BLOCK)
+        ]
+        return Batch(self._position, after, np.concatenate(rows))
 
 
 def check_whole(name: str, value: object) -> None:

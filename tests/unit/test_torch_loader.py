@@ -121,8 +121,8 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = self.computed = self.waits = 0
-        monkeypatch.setattr("psgc.torch.loader.time", self)
-        monkeypatch.setattr("psgc.torch.loader.resource", self)
+        monkeypatch.setattr("psgc.torch.loading.time", self)
+        monkeypatch.setattr("psgc.torch.loading.resource", self)
 
     RUSAGE_THREAD = None
     monotonic = property(lambda self: lambda: self.now)

@@ -1,6 +1,7 @@
 """Several chunks in one pass: their sum, and when that may be."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,9 +41,11 @@ def call_of(
     model = model or small()
     flat = FlatModel(model)
     compute = ChunkGradient(flat, model, loss, buffers, chunks)
+    settings = SimpleNamespace(seed=7, micro_batch=micro_batch)
     loader = ChunkLoader(data, None, MICRO_BATCH, spare_core=False)
-    gradient = BatchGradient(model, loader, compute, flat.dim, 7, ChunkCosts(None, None), micro_batch)
-    return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), workers, chunks, None, True, None), flat.dim
+    gradient = BatchGradient(model, loader, compute, flat.dim, settings, ChunkCosts(None, None))
+    engine = SimpleNamespace(num_workers=workers, num_chunks=chunks)
+    return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), engine, None, True, None), flat.dim
 
 
 def test_a_piece_is_the_sum_of_its_chunks_in_few_micro_batches():
