@@ -36,6 +36,21 @@ def is_checked(chunk: int, iteration: int, every: int) -> bool:
     return every > 0 and (chunk + iteration) % every == 0
 
 
+def piece_length(left: int, fraction: float) -> int:
+    """How many of the chunks that are left in its queue a worker does in one pass: large pieces first, then small ones.
+
+    That is guided self-scheduling (Polychronopoulos and Kuck 1987).
+
+    >>> left, pieces = 15, []
+    >>> while left:
+    ...     pieces.append(piece_length(left, 0.5))
+    ...     left -= pieces[-1]
+    >>> pieces, piece_length(15, 0.0), piece_length(15, 1.0)
+    ([7, 4, 2, 1, 1], 1, 15)
+    """
+    return max(1, int(left * fraction))
+
+
 def trial_chunks(
     queues: Mapping[int, Sequence[int]], holders: Sequence[Sequence[int]], reassigning: bool
 ) -> dict[int, int]:

@@ -74,7 +74,8 @@ class Kind(IntEnum):
     NEXT = 10  # iteration, chunk: to be done before everything else
     KILL = 16  # worker: end the process of this worker, which hangs on the same host
     LEAVE = 17  # last: whether everybody leaves in order, through MPI's Finalize
-    BEGIN = 20  # iteration: work on it, once the step before it has been made
+    BEGIN = 20  # iteration: work on it, once the step before it has been made; start: the fraction of its queue that a
+    #             worker does in one pass (psgc.iteration.piece_length)
     MAP = 21  # who sums what in an iteration (psgc.aggregation.map_messages); the work on the iteration is over
     CLOSE = 22  # iteration, chunk, attempt: the version that counts of slice `chunk` of the iteration's first map: one
     #             record per slice with another version than 0, `last` on the last; chunk -1: all have version 0
@@ -82,8 +83,10 @@ class Kind(IntEnum):
     GIVE = 24  # iteration, worker: send this worker your state of that iteration
     DROP = 30  # this worker's replica is wrong: it can only go on from another rank's state
     # worker -> server
-    REPORT = 11  # iteration, chunk, attempt, start, seconds, loss, test_loss, test_accuracy (combined only)
-    ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was done
+    REPORT = 11  # iteration, chunk, attempt, start, seconds, loss, test_loss, test_accuracy (combined only); of a piece
+    #              one record per chunk, `last` on the last; role: 1 if this worker can do several chunks in one pass
+    ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was
+    #                 done; of a piece one record per chunk, as REPORT
     FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
     #              attempt: the exit code with which the run must end since no worker can do better, or 0
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1;
@@ -201,6 +204,19 @@ class Fields(TypedDict, total=False):
 def record(kind: Kind, iteration: int = 0, chunk: int = 0, *, last: bool = True, **fields: Unpack[Fields]) -> Records:
     """One record, as an array of length 1. What is not said is 0."""
     return np.array([(kind, last, iteration, chunk, *(UNSAID | fields).values())], RECORD)
+
+
+def piece_records(kind: Kind, iteration: int, piece: Sequence[int], **fields: Unpack[Fields]) -> Records:
+    """What is said of a piece: a record for each of its chunks, with the same fields, and `last` on the last.
+
+    >>> [(entry["chunk"], entry["last"], entry["loss"]) for entry in entries(piece_records(Kind.REPORT, 3, (4, 5)))]
+    [(4, 0, 0.0), (5, 1, 0.0)]
+    """
+    records = np.repeat(record(kind, iteration, piece[0], **fields), len(piece))
+    if len(piece) > 1:
+        records["chunk"] = piece
+        records["last"][:-1] = 0
+    return records
 
 
 def sums_records(iteration: int, chunk: int, sums: Sequence[float]) -> Records:

@@ -23,7 +23,9 @@ The rules of both, said once:
 7. With `combined` the accumulators are *shared out*: the ranks sum them. What is committed after that, since a worker
    was lost, goes to new accumulators, and all of them are shared out again. The gradient may be there before, from what
    was shared out last: then the iteration is over, and what is being done again is not needed.
-8. Nothing survives into the next iteration but the membership. Lost workers return between two iterations
+8. The chunks of a *piece*, which its worker has done in one pass, count together, or not at all: if the copy of another
+   worker counts for one of them, or one was invalidated, those that are still needed are done again.
+9. Nothing survives into the next iteration but the membership. Lost workers return between two iterations
    (`rebalance`).
 """
 
@@ -53,7 +55,7 @@ from psgc.server.events import (
     Summed,
     Tick,
 )
-from psgc.server.instructions import Compare, Finish, Instruction, Share
+from psgc.server.instructions import Compare, Discard, Finish, Instruction, Invalidate, Share
 from psgc.server.membership import Membership
 from psgc.server.verification import Checks
 
@@ -143,11 +145,13 @@ class Coordinator:
         match event:
             case Report() | Abandoned():
                 possible = possible and 0 <= event.chunk < len(self._copies)
+                for chunk in event.others:
+                    possible = possible and 0 <= chunk < len(self._copies)
                 if possible and not late:
-                    copies = self._copies[event.chunk]
-                    possible = event.worker in self.membership.holders[event.chunk]
-                    possible = possible and 0 <= event.attempt <= copies.attempt
-                    late = event.worker in copies.reported
+                    piece = [(chunk, self._copies[chunk]) for chunk in (event.chunk, *event.others)]
+                    possible = all(event.worker in self.membership.holders[chunk] for chunk, _ in piece)
+                    possible = possible and 0 <= event.attempt <= piece[0][1].attempt
+                    late = any(event.worker in copies.reported for _, copies in piece)
             case Begin(iteration):
                 possible = iteration > self.iteration
             case Lost(worker):
@@ -166,6 +170,8 @@ class Coordinator:
         match event:
             case Report():
                 return self._report(event)
+            case Abandoned(others=others) if others:
+                return self._do_again(event)
             case Abandoned(_, _, chunk):
                 done = event.attempt == self._copies[chunk].attempt and chunk not in self._checks.disputed
                 return [*self._freed(event, done)]
@@ -196,6 +202,8 @@ class Coordinator:
     # reports and losses
 
     def _report(self, event: Report) -> list[Instruction]:
+        if event.others:
+            return self._report_piece(event)
         copies = self._copies[event.chunk]
         if event.attempt < copies.attempt:  # the worker has dropped it since
             return [*self._freed(event, done=False)]
@@ -208,8 +216,30 @@ class Coordinator:
         instructions += self._freed(event, done=True)
         return instructions + [Compare(due, self._copies[due].there) for due in self._checks.comparing]
 
+    def _report_piece(self, event: Report) -> list[Instruction]:
+        piece = (event.chunk, *event.others)
+        if not self._counting.counts_whole(event.worker, piece):
+            return self._do_again(event)
+        instructions: list[Instruction] = []
+        for chunk in piece:
+            self._copies[chunk].reported += (event.worker,)
+            self._schedule.counts(event.worker, chunk)
+        for chunk in piece:
+            instructions += self._counting.count(event.worker, chunk, is_told=chunk == event.chunk)
+        return instructions + (self._finalize() if self._is_enough() else [*self._freed(event, done=True)])
+
+    def _do_again(self, event: Report | Abandoned) -> list[Instruction]:
+        """This pass does not count: what is still needed of it is to be done again."""
+        worker, piece = event.worker, (event.chunk, *event.others)
+        needed = [chunk for chunk in piece if self._counting.is_needed(chunk)]
+        instructions: list[Instruction] = [Invalidate(worker, chunk, self._copies[chunk].attempt) for chunk in needed]
+        if event.chunk not in needed:
+            instructions.append(Discard(worker, event.chunk))
+        return [*instructions, *self._freed(event, done=False), *self._schedule.again(worker, needed, event.now)]
+
     def _freed(self, event: Report | Abandoned, done: bool) -> Sequence[Order]:
-        return self._schedule.freed(event.worker, event.chunk, event.now, event.seconds, done=done, late=event.late)
+        worker, chunk, others = event.worker, event.chunk, event.others
+        return self._schedule.freed(worker, chunk, event.now, event.seconds, done, event.late, others)
 
     def _lost(self, worker: int, held: Sequence[int], now: float) -> list[Instruction]:
         collected = self.phase == COLLECTING

@@ -47,8 +47,20 @@ class Counting:
 
     # reports
 
-    def count(self, worker: int, chunk: int) -> list[Instruction]:
-        """Count the copy of `worker`, if it is needed."""
+    def is_needed(self, chunk: int) -> bool:
+        """Whether there has to be one copy of `chunk` more."""
+        copies = self._copies[chunk]
+        return bool(copies.redo) or not (self.closed or copies.contributors)
+
+    def counts_whole(self, worker: int, piece: Sequence[int]) -> bool:
+        """Whether one gradient of these chunks may count: nobody else's copy does, and they go to one accumulator."""
+        roles = {self._membership.role(worker, chunk) for chunk in piece}
+        is_plain = self._combined and self._membership.parts == 1 and not self._checks.every and len(roles) == 1
+        free = (self.is_needed(chunk) and self._copies[chunk].attempt == 0 for chunk in piece)
+        return is_plain and all(free)
+
+    def count(self, worker: int, chunk: int, is_told: bool = True) -> list[Instruction]:
+        """Count the copy of `worker`, if it is needed. is_told: it hears of that."""
         copies, parts, here = self._copies[chunk], self._membership.parts, not self._combined
         compared = self.is_sketched(chunk) or (here and self._checks.every > 0)
         if copies.redo and not compared:
@@ -62,7 +74,7 @@ class Counting:
         elif chunk not in self._checks.checked:
             self.books.missing -= 1
             if len(copies.there) == parts:
-                return self._recover(chunk, copies.there)
+                return self._recover(chunk, copies.there, is_told)
         return []
 
     def _redone(self, worker: int, chunk: int) -> list[Instruction]:
@@ -75,19 +87,19 @@ class Counting:
         self.books.redo.remove(chunk)
         return self._recover(chunk, again)
 
-    def _recover(self, chunk: int, from_these: tuple[Copy, ...]) -> list[Instruction]:
-        commit, reported = self.commit(chunk, from_these), self._copies[chunk].reported
+    def _recover(self, chunk: int, from_these: tuple[Copy, ...], is_told: bool = True) -> list[Instruction]:
+        commit, reported = self.commit(chunk, from_these, is_told), self._copies[chunk].reported
         unreported = [holder for holder in self._membership.holders[chunk] if holder not in reported]
         return [commit, *self._schedule.committed(chunk, unreported)]
 
-    def commit(self, chunk: int, to_these: tuple[Copy, ...]) -> Commit:
-        """These copies count."""
+    def commit(self, chunk: int, to_these: tuple[Copy, ...], is_told: bool = True) -> Commit:
+        """These copies count. is_told: their workers hear of that, not with another chunk of the same piece."""
         copies = self._copies[chunk]
         copies.commit(to_these)
         if self._combined:
             for copy in to_these:
                 self.books.accumulators.add(copy, chunk, copies.attempt)
-        return Commit(chunk, copies.contributors, to_these, self.books.accumulators.serial)
+        return Commit(chunk, copies.contributors, to_these if is_told else (), self.books.accumulators.serial)
 
     # copies that were compared
 

@@ -1,5 +1,7 @@
 """What each arrival from a worker leads to, and what each of the coordinator's instructions does."""
 
+from collections.abc import Callable
+
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
@@ -23,7 +25,7 @@ from psgc.server.events import (
     Tick,
 )
 from psgc.server.instructions import Roles, Target, carry_out
-from psgc.server.iteration_log import IterationLog
+from psgc.server.iteration_log import IterationLog, shares
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
 from psgc.server.summing import Summing
@@ -35,6 +37,7 @@ class Dispatcher(Target):
 
     decoder, summing: of the run, set before its first iteration.
     driver: makes the calls.
+    sums_pieces: whether a gradient of several chunks counts in an iteration.
     finished: whether the gradient is determined, or the evaluation.
     num_sums: of an evaluation; 0: the iteration has a gradient.
     """
@@ -50,12 +53,15 @@ class Dispatcher(Target):
         log: IterationLog,
         trial: TrialComparison,
         driver: Driver,
+        sums_pieces: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._coordinator, self._cluster, self._observer = coordinator, cluster, cluster.observer
         self._links, self._tell = links, links.outbox.tell
         self._log, self._trial, self._driver = log, trial, driver
+        self._sums_pieces = sums_pieces
         self._too_few: TooFewWorkers | None = None  # the newest loss of that kind
         self._complaints: dict[int, int] = {}  # worker -> whose messages it refuses
+        self._joins: set[int] = set()  # workers that can do several chunks in one pass, as far as they know
         self._told = dict(cluster.queues)  # the newest default queue of each worker
         self.finished = False
         self.num_sums = 0
@@ -85,21 +91,25 @@ class Dispatcher(Target):
         if resting := self.summing.resting(iteration):
             cluster.schedule.rest(resting)
             has_plan = True
-        if not has_plan:
-            self._have_begin(iteration)
-        self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
-        self._log.begin(iteration, lost=len(cluster.detector.away))
         self.num_sums = self._driver.num_sums(iteration)
+        if cluster.schedule.join(self._may_join(iteration)):
+            has_plan = True
         self.decoder.begin(has_gradient=not self.num_sums)
         self.finished = False
-        self._bring(Begin(iteration, has_gradient=not self.num_sums))
+        before, begin = self._coordinator.books, Begin(iteration, has_gradient=not self.num_sums)
         if has_plan:
-            self._have_begin(iteration)
-
-    def _have_begin(self, iteration: int) -> None:
-        """Have the workers begin."""
-        self.summing.begin(iteration, self._cluster.membership.live)
+            self._bring(begin)
+        self.summing.begin(iteration, cluster.membership.live, cluster.schedule.fraction)
         self._links.outbox.send()
+        self._log.finish(before)  # the iteration before, while the workers begin this one
+        self._log.begin(iteration, lost=len(cluster.detector.away))
+        if not has_plan:
+            self._bring(begin)
+
+    def _may_join(self, iteration: int) -> bool:
+        """Whether workers may do several chunks in one pass: one gradient is all that comes of them."""
+        can = self._joins.issuperset(self._cluster.membership.live)
+        return can and not self.num_sums and self._sums_pieces(iteration)
 
     def tick(self, deadline: float) -> None:
         """Time has passed; deadline: of the iteration, in seconds since it began."""
@@ -130,10 +140,11 @@ class Dispatcher(Target):
             match arrival:
                 case Report():
                     self._report(arrival)
-                case Abandoned(_, iteration, chunk):
+                case Abandoned(_, iteration):
                     self._bring_from_worker(arrival)
                     self._cluster.detector.through(worker, arrival.seconds)
-                    self._observer.chunk(worker, chunk, iteration, arrival.start, arrival.seconds, Outcome.ABANDONED)
+                    for chunk, start, seconds in shares(arrival):
+                        self._observer.chunk(worker, chunk, iteration, start, seconds, Outcome.ABANDONED)
                 case Alive():
                     self._cluster.alive(arrival)
                     self.summing.alive(arrival)
@@ -197,9 +208,11 @@ class Dispatcher(Target):
         self._bring_from_worker(report)
         self._cluster.detector.through(worker, report.seconds)
         self._trial.reported(worker, iteration)
+        (self._joins.add if report.joins else self._joins.discard)(worker)
         if is_current:
-            self._cluster.failures.pop(chunk, None)
-        self._log.reported(report)
+            for one in (chunk, *report.others):
+                self._cluster.failures.pop(one, None)
+        self._log.reported(report, counts=is_current and coordinator.books.used(worker, chunk, report.attempt))
 
     def _failed(self, failure: Failed) -> None:
         reason = self._cluster.failed(failure)

@@ -28,6 +28,8 @@ class Report:
     The rest is not for the coordinator. start: when the worker began the chunk, by its own clock; loss: of the chunk;
     sums: of an evaluation, the part of the chunk: held-out loss and accuracy (`evaluate`), or what a script asks for;
     coded: the coded gradient, (dim / parts,), valid until the next event; None when the worker keeps its gradient.
+
+    others: the chunks of a piece besides `chunk`; joins: whether the worker can do several chunks in one pass.
     """
 
     worker: int
@@ -41,6 +43,8 @@ class Report:
     loss: float = 0.0
     sums: tuple[float, ...] = ()
     coded: Any = field(default=None, repr=False, compare=False)
+    others: tuple[int, ...] = ()
+    joins: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Abandoned:
     attempt: int = 0
     late: float = 0.0
     start: float = 0.0
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

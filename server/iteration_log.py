@@ -1,12 +1,12 @@
 """The rows of a run's record: filled during an iteration, written during the next."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from psgc.iteration import is_evaluated, summed
 from psgc.run_rows import HELD_OUT, Outcome
-from psgc.server.coordinator import Coordinator
-from psgc.server.events import Report
+from psgc.server.copies import Books
+from psgc.server.events import Abandoned, Report
 from psgc.server.observer import IterationRecord, Observer
 
 
@@ -38,16 +38,21 @@ class IterationLog:
         """The row of an iteration, in which so many workers take no part."""
         self.row, self._is_complete = IterationRecord(iteration, lost=lost), False
 
-    def reported(self, report: Report) -> None:
-        """A worker has done a chunk."""
-        worker, chunk, start, seconds = report.worker, report.chunk, report.start, report.seconds
-        if report.iteration == self.row.iteration:
+    def reported(self, report: Report, counts: bool = True) -> None:
+        """A worker has done a chunk, or the chunks of a piece; each of these is given the same time and loss.
+
+        counts: whether it is part of the gradient.
+        """
+        worker, loss = report.worker, report.loss / (1 + len(report.others))
+        for chunk, start, seconds in shares(report):
+            if report.iteration != self.row.iteration:  # whose row is finished
+                self._observer.chunk(worker, chunk, report.iteration, start, seconds, Outcome.LATE)
+                continue
             self.row.reports[worker, chunk, report.attempt] = (start, seconds)
-            self.row.losses.setdefault(chunk, report.loss)
+            if counts or not report.others:  # the loss of some chunks only cannot be told from that of all
+                self.row.losses.setdefault(chunk, loss)
             if is_evaluated(report.iteration, self._every):
                 self.row.held_out.setdefault(chunk, report.sums)
-        else:  # of an iteration whose row is finished
-            self._observer.chunk(worker, chunk, report.iteration, start, seconds, Outcome.LATE)
 
     def lost(self, worker: int) -> None:
         """`worker` takes no part from now on."""
@@ -80,14 +85,14 @@ class IterationLog:
         where = f" (that of chunk {wrong[0]} is {losses[wrong[0]]})" if wrong else ""
         return f"the loss of iteration {self.row.iteration} is {loss}{where}; a smaller optimizer.lr may help"
 
-    def finish(self, coordinator: Coordinator) -> None:
-        """The iteration is over, and `coordinator` has not begun the next. A row that is not complete is left out."""
+    def finish(self, books: Books) -> None:
+        """The iteration is over; books: its copies. A row that is not complete is left out."""
         self.write()
         row = self.row
         if not self._is_complete:
             return
         for (worker, chunk, attempt), (start, seconds) in row.reports.items():
-            used = coordinator.books.used(worker, chunk, attempt)
+            used = books.used(worker, chunk, attempt)
             row.redundant += not used
             outcome = Outcome.USED if used else Outcome.LOST if worker in row.gone else Outcome.LATE
             self._observer.chunk(worker, chunk, row.iteration, start, seconds, outcome)
@@ -98,3 +103,14 @@ class IterationLog:
         row, self._finished = self._finished, None
         if row is not None:
             self._observer.iteration(row)
+
+
+def shares(done: Report | Abandoned) -> Iterator[tuple[int, float, float]]:
+    """Of each chunk of a piece when it began and the seconds that it took, as if they had been done one after another.
+
+    >>> [*shares(Abandoned(worker=1, iteration=0, chunk=4, start=1.0, seconds=3.0, others=(7, 8)))]
+    [(4, 1.0, 1.0), (7, 2.0, 1.0), (8, 3.0, 1.0)]
+    """
+    each = done.seconds / (1 + len(done.others))
+    for place, chunk in enumerate((done.chunk, *done.others)):
+        yield chunk, done.start + place * each, each

@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Links:
         self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
         self._readers: defaultdict[int, SumsReader] = defaultdict(SumsReader)
         self._sums: dict[int, tuple[float, ...]] = {}  # of an evaluation: what each worker sent before its next report
+        self._pieces: dict[int, tuple[int, ...]] = {}  # what each worker said of a piece before its last record
         self._ignored: set[int] = set()  # workers that sent something malformed
         self._spared: set[int] = set()  # workers for which there are more receive buffers
 
@@ -143,12 +145,20 @@ class Links:
         kind, iteration, chunk, attempt = entry["kind"], entry["iteration"], entry["chunk"], entry["attempt"]
         start, seconds, loss = entry["start"], entry["seconds"], entry["loss"]
         if kind == Kind.REPORT or kind == Kind.ABANDONED:
+            piece = (*self._pieces.pop(worker, ()), chunk)
+            if len(set(piece)) < len(piece):
+                raise Malformed(f"a piece of the chunks {piece}")
+            if not entry["last"]:
+                self._pieces[worker] = piece
+                return None
+            chunk, *others = piece
             now = self.now
             late = max(0.0, now - start - seconds)
             if kind == Kind.REPORT:
                 sums = self._sums.pop(worker, (entry["test_loss"], entry["test_accuracy"]))
-                return Report(worker, iteration, chunk, now, seconds, attempt, late, start, loss, sums)
-            return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start)
+                more: dict[str, Any] = {"others": tuple(others), "joins": entry["role"] == 1}
+                return Report(worker, iteration, chunk, now, seconds, attempt, late, start, loss, sums, **more)
+            return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start, tuple(others))
         if kind == Kind.SUMS:
             if sums := self._readers[worker].read(entry):
                 self._sums[worker] = sums

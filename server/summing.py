@@ -81,8 +81,11 @@ class Summing(Listener):
         """Whether rank 0 can give its state of `iteration`; if not, no other rank can either."""
         return bool(self._driver.is_whole(iteration))
 
-    def begin(self, iteration: int, live: Collection[int]) -> None:
-        """The live workers are to begin `iteration`, as soon as their replicas are there."""
+    def begin(self, iteration: int, live: Collection[int], fraction: float = 0.0) -> None:
+        """The live workers are to begin `iteration`, as soon as their replicas are there.
+
+        fraction: of its queue that a worker does in one pass.
+        """
         returned = set(live).difference(self._live)
         away = [worker for worker in self._workers if worker not in live]
         for worker in returned:
@@ -95,7 +98,7 @@ class Summing(Listener):
         self._owners.begin(iteration)
         self._redoing = False
         for worker in self._live:
-            self._outbox.tell(worker, Kind.BEGIN)
+            self._outbox.tell(worker, Kind.BEGIN, start=fraction)
         self._give()
 
     def share(self, accumulators: Iterable[tuple[int, int, int]], now: float) -> None:

@@ -49,13 +49,21 @@ class Computed(NamedTuple):
 
 
 class Source(Protocol):
-    """What computes chunks."""
+    """What computes chunks.
+
+    joins: whether it can compute several in one pass; False as long as that is not known.
+    """
+
+    @property
+    def joins(self) -> bool: ...
 
     def prepare(self, work: Work) -> tuple[float, float]:
         """What comes before the chunk, and is no part of its time; its part of the held-out loss and accuracy."""
 
-    def compute(self, iteration: int, chunk: int, params: Array, is_wanted: Callable[[], bool]) -> Computed | None:
-        """The chunk; None once it is not wanted, if that can be noticed."""
+    def compute(
+        self, iteration: int, piece: Sequence[int], params: Array, is_wanted: Callable[[], bool]
+    ) -> Computed | None:
+        """The sum over these chunks; None once it is not wanted, if that can be noticed."""
 
     def told(self, error: BaseException) -> str | PsgcError:
         """What the server is told of an error; the error itself when it ends the run, since no worker can do better.
@@ -80,7 +88,7 @@ class ChunkRunner:
 
     def run(self, source: Source, is_over: Callable[[], bool] = lambda: False) -> bool:
         """Until the mailbox stops, or it is over; False after an error that ends the run."""
-        while (work := self._mailbox.take(is_over)) is not None:
+        while (work := self._mailbox.take(is_over, source.joins)) is not None:
             try:
                 self._do(source, work)
                 if work.iteration == self._trial.iteration and not self._is_tried:
@@ -97,12 +105,13 @@ class ChunkRunner:
         held_out = source.prepare(work)
         start = time.monotonic()  # the seconds of a chunk are those of its gradient, from which its worker is judged
         self._injector.at("gradient", work.iteration)
-        found = source.compute(work.iteration, work.chunk, work.params, lambda: self._mailbox.wants(work))
+        found = source.compute(work.iteration, work.piece, work.params, lambda: self._mailbox.wants(work))
         seconds = time.monotonic() - start
         if found is None:
             self._mailbox.gave_up(work, start - work.begun, seconds)
             return
-        extra = self._emulation.extra(work.iteration, seconds, work.chunk)
+        share = seconds / len(work.piece)
+        extra = sum(self._emulation.extra(work.iteration, share, chunk) for chunk in work.piece)
         if extra > 0:
             pause = extra - self._late
             self._mailbox.wait_stale(work, pause)
@@ -113,7 +122,8 @@ class ChunkRunner:
             if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
                 self._mailbox.tried(work.iteration, work.chunk, sketch(found.vector, self._xp))
             gradient, sums = (None, found.sums) if found.sums else (found.vector, held_out)
-            self._mailbox.finished(work, Result(gradient, found.loss, start - work.begun, seconds, found.is_own, sums))
+            started, joins = start - work.begun, source.joins
+            self._mailbox.finished(work, Result(gradient, found.loss, started, seconds, found.is_own, sums, joins))
 
     def _try(self, source: Source, work: Work) -> None:
         """Do the chunk of the trial, at the parameters of `work`."""
@@ -123,7 +133,7 @@ class ChunkRunner:
         self._mailbox.trying(own)
         tried = NO_SKETCH
         try:
-            if (found := source.compute(work.iteration, own, work.params, lambda: True)) is not None:
+            if (found := source.compute(work.iteration, [own], work.params, lambda: True)) is not None:
                 with source.here():
                     tried = sketch(found.vector, self._xp)
         except BaseException as error:  # the worker whose chunk it is tells what else is wrong with it

@@ -3,7 +3,7 @@
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from math import nan
 from typing import Any, Protocol
@@ -12,12 +12,15 @@ import numpy as np
 from numpy.random.bit_generator import ISpawnableSeedSequence
 
 from psgc.backend import Array, Backend
+from psgc.coding.sketch import relative_difference, sketch
 from psgc.data import Chunk, ChunkSource, Epochs
 from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.iteration import is_evaluated
 from psgc.problems import ChunkCheck, Problem, change_of, measures_of, part_of, prepare_evaluation
 from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.mailbox import Mailbox, Work
+
+SAME = {4: 1e-4, 8: 1e-8}  # of a gradient's length, by the bytes of an entry: rounding errors stay below
 
 Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
 
@@ -54,25 +57,28 @@ def gradient_of(
     iteration: int,
     seed: int,
     batch: int | Epochs | None,
+    many: int = 1,
 ) -> tuple[float, Array]:
-    """Loss and gradient (dim,) of a chunk.
+    """Loss and gradient (dim,) of a chunk, or of so many chunks in a row in one pass.
 
     batch: None for all its rows; a number of them, drawn from (seed, iteration, chunk); or epochs, which say what rows
     of the data the chunk has in this iteration. Of no rows both are 0, and the model is not asked.
     """
     rng = rng_of(seed, iteration, chunk)
-    data = rows_of_chunk(chunks, chunk, iteration, rng, batch)
+    data = rows_of_chunk(chunks, chunk, iteration, rng, batch, many)
     return (0.0, np.zeros_like(params)) if data is None else evaluate(params, data, rng)
 
 
 def rows_of_chunk(
-    chunks: ChunkSource, chunk: int, iteration: int, rng: np.random.Generator, batch: int | Epochs | None
+    chunks: ChunkSource, chunk: int, iteration: int, rng: np.random.Generator, batch: int | Epochs | None, many: int = 1
 ) -> Chunk | None:
     """The rows that a gradient is computed over (`gradient_of`); None when there are none."""
     if isinstance(batch, Epochs):
-        rows = batch.rows(iteration, chunk, chunks.num_chunks)
+        rows = np.concatenate([batch.rows(iteration, one, chunks.num_chunks) for one in range(chunk, chunk + many)])
         return chunks.take(chunk, rows, rows.size / batch.rows_in(iteration)) if rows.size else None
-    return chunks.chunk(chunk) if batch is None else chunks.sample(chunk, batch, rng)
+    if batch is None:
+        return chunks.chunk(chunk) if many == 1 else chunks.joined(chunk, many)
+    return chunks.sample(chunk, batch, rng)
 
 
 class HeldOut:
@@ -161,6 +167,8 @@ class Gradients:
 
     evaluate: loss and gradient (dim,) of a chunk; batch: the rows of a chunk (`gradient_of`). held_out: rows that are
     evaluated with the chunks; halves: looks at the first chunk.
+    joins: whether several chunks are computed in one pass. That is so once the first chunk has drawn no random numbers,
+    unless their rows would have to be copied; and as long as the first piece is the sum of its chunks.
     """
 
     here = staticmethod(nullcontext)
@@ -180,6 +188,8 @@ class Gradients:
     ) -> None:
         self._mailbox, self._evaluate, self._chunks, self.backend = mailbox, evaluate, chunks, backend
         self._dim, self._dtype, self._seed, self._batch = dim, np.dtype(dtype), seed, batch
+        self.joins = False
+        self._has_looked = self._has_compared = False  # whether the first chunk draws; a piece with its chunks
 
     def prepare(self, work: Work) -> tuple[float, float]:
         """Evaluate the held-out rows that go with the chunk, and compare it with its halves as long as none was."""
@@ -198,9 +208,31 @@ class Gradients:
                     self.halves = None
         return found
 
-    def compute(self, iteration: int, chunk: int, params: Array, is_wanted: Callable[[], bool]) -> Computed:
-        loss, gradient, is_own = self._gradient(iteration, chunk, params)
-        return Computed(gradient, loss, is_own)
+    def compute(self, iteration: int, piece: Sequence[int], params: Array, is_wanted: Callable[[], bool]) -> Computed:
+        if len(piece) == 1:
+            loss, gradient, is_own = self._gradient(iteration, piece[0], params)
+            return Computed(gradient, loss, is_own)
+        found = self._sum(iteration, in_a_row(piece), params)
+        if not self._has_compared:
+            self._has_compared = True
+            single = self._sum(iteration, [(chunk, 1) for chunk in piece], params)
+            sketches = [sketch(one.vector, self.backend.xp) for one in (found, single)]
+            self.joins = relative_difference(*sketches) <= SAME[self._dtype.itemsize]
+            return single
+        return found
+
+    def _sum(self, iteration: int, ranges: Iterable[tuple[int, int]], params: Array) -> Computed:
+        """Over ranges of chunks, (the first, how many) each, one pass for each of them."""
+        total: Computed | None = None
+        for first, many in ranges:
+            loss, gradient, is_own = self._gradient(iteration, first, params, many)
+            if total is None:
+                total = Computed(gradient if is_own else gradient.copy(), loss, True)
+            else:
+                self.backend.xp.add(total.vector, gradient, out=total.vector)
+                total = total._replace(loss=total.loss + loss)
+        assert total is not None
+        return total
 
     def told(self, error: BaseException) -> str | PsgcError:
         if isinstance(error, ModelError):
@@ -209,15 +241,24 @@ class Gradients:
             return str(error)
         return f"{one_line(error)}{raised_at(error)}\n{traceback.format_exc()}"
 
-    def _gradient(self, iteration: int, chunk: int, params: Array) -> tuple[float, Array, bool]:
-        """Loss, gradient, and whether the gradient's memory is psgc's."""
+    def _gradient(self, iteration: int, chunk: int, params: Array, many: int = 1) -> tuple[float, Array, bool]:
+        """Loss and gradient of so many chunks in a row, and whether the gradient's memory is psgc's."""
+        evaluate, chunks = self._evaluate if self._has_looked else self._watched, self._chunks
         loss, returned, unshared = call(
-            lambda: gradient_of(self._evaluate, self._chunks, chunk, params, iteration, self._seed, self._batch)
+            lambda: gradient_of(evaluate, chunks, chunk, params, iteration, self._seed, self._batch, many)
         )
         gradient, is_new = (returned, False) if self._fits(returned) else self._converted(returned)
         if not self.backend.all_finite(gradient):
             raise _BadGradient("the gradient has entries that are NaN or infinite")
         return float(loss), gradient, unshared or is_new
+
+    def _watched(self, params: Array, chunk: Any, rng: np.random.Generator) -> tuple[float, Array]:
+        """As `evaluate`, and sees whether the model draws random numbers."""
+        before = repr(rng.bit_generator.state)
+        loss, gradient = self._evaluate(params, chunk, rng)
+        self._has_looked, draws = True, repr(rng.bit_generator.state) != before
+        self.joins = not draws and (isinstance(self._batch, Epochs) or (self._batch is None and self._chunks.in_place))
+        return loss, gradient
 
     def _fits(self, array: Any) -> bool:
         return (
@@ -237,6 +278,21 @@ class Gradients:
         with np.errstate(all="ignore"):
             converted = self.backend.xp.ascontiguousarray(gradient, self._dtype)
         return converted, converted is not gradient and converted.base is None
+
+
+def in_a_row(piece: Sequence[int]) -> list[tuple[int, int]]:
+    """The chunks of a piece in ranges, (the first, how many) each.
+
+    >>> in_a_row((3, 4, 5, 9, 8))
+    [(3, 3), (9, 1), (8, 1)]
+    """
+    found: list[tuple[int, int]] = []
+    for chunk in piece:
+        if found and chunk == sum(found[-1]):
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((chunk, 1))
+    return found
 
 
 class _BadGradient(Exception):

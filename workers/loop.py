@@ -90,6 +90,7 @@ class WorkerLoop(Listener):
         self._closes, self._sums = CloseReader(), SumsReader()
         self._iteration = sums.first - 1
         self._due = -1  # the newest iteration that the server has begun
+        self._fraction = 0.0  # of the chunks in a queue that are one piece in that iteration
         self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
         self._stopped = False
         self._in_order: bool | None = None  # how to leave, once the server has said so
@@ -165,7 +166,7 @@ class WorkerLoop(Listener):
             params.setflags(write=False)  # a model that steps in place would break exactness silently
         self._encoder.begin()
         self._injector.at("begin", self._iteration)
-        self._mailbox.begin(self._iteration, params)
+        self._mailbox.begin(self._iteration, params, self._fraction)
 
     def hear(self, entry: Entry, source: int) -> None:
         """One record from `source`."""
@@ -173,7 +174,7 @@ class WorkerLoop(Listener):
         tell = self._mailbox.tell
         match entry["kind"]:
             case Kind.BEGIN:
-                self._due = iteration
+                self._due, self._fraction = iteration, entry["start"]
             case Kind.COMMIT:
                 self._list.append(entry["worker"])
                 if entry["last"]:

@@ -15,7 +15,7 @@ from typing import Any
 from psgc.backend import Array
 from psgc.coding.sketch import Sketch
 from psgc.errors import PsgcError
-from psgc.messages import Kind, Records, record, sums_records
+from psgc.messages import Kind, Records, piece_records, record, sums_records
 from psgc.workers.encoder import Encoder
 from psgc.workers.state import Order, WorkerState
 
@@ -24,12 +24,21 @@ SHORT = 2e-4  # seconds; the report of a shorter chunk waits for those of the ne
 
 @dataclass(slots=True)
 class Work:
-    """One chunk for the compute thread. begun: when its iteration began here, time.monotonic() seconds."""
+    """One chunk for the compute thread, or a piece of several.
+
+    begun: when its iteration began here, time.monotonic() seconds; others: the chunks of a piece besides `chunk`.
+    """
 
     iteration: int
     chunk: int
     params: Array
     begun: float
+    others: tuple[int, ...] = ()
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """All chunks."""
+        return (self.chunk, *self.others)
 
 
 @dataclass(slots=True)
@@ -39,6 +48,7 @@ class Result:
     gradient: None of an evaluation of a script.
     is_own: whether the gradient's memory is psgc's, to write to; otherwise it is copied when it has to be kept.
     sums: of an evaluation, the chunk's part: of the held-out loss and accuracy, or what the script asks for.
+    joins: whether several chunks can be done in one pass.
     """
 
     gradient: Array | None
@@ -47,6 +57,7 @@ class Result:
     seconds: float
     is_own: bool = True
     sums: Sequence[float] = (0.0, 0.0)
+    joins: bool = False
 
 
 @dataclass(slots=True)
@@ -104,17 +115,18 @@ class Mailbox:
 
     # for the compute thread
 
-    def take(self, is_over: Callable[[], bool] = lambda: False) -> Work | None:
+    def take(self, is_over: Callable[[], bool] = lambda: False, joins: bool = False) -> Work | None:
         """The next chunk, waiting until there is one; None when the worker stops, and once `is_over()`.
 
-        Whoever makes `is_over` true calls `look` after that.
+        Whoever makes `is_over` true calls `look` after that. joins: several chunks can be done in one pass.
         """
         with self._changed:
             while not self._stopped and not is_over():
-                chunk = self._state.take()
+                chunk = self._state.take(joins)
                 if chunk is not None:
                     self._taken = time.monotonic()
-                    return Work(self._state.iteration, chunk, self._params, self._begun)
+                    others = self._state.piece[1:]
+                    return Work(self._state.iteration, chunk, self._params, self._begun, others)
                 self._changed.wait()
         return None
 
@@ -133,10 +145,8 @@ class Mailbox:
         with self._changed:
             done = self._state.gave_up(work.iteration, work.chunk)
         if done is not None:
-            attempt = done.attempt
-            self._post(
-                record(Kind.ABANDONED, work.iteration, work.chunk, attempt=attempt, start=start, seconds=seconds)
-            )
+            times: dict[str, Any] = {"attempt": done.attempt, "start": start, "seconds": seconds}
+            self._post(piece_records(Kind.ABANDONED, work.iteration, work.piece, **times))
 
     def ended(self, iteration: int, text: str, code: int = 0) -> None:
         """The script makes no call for `iteration`; text: why, or empty; code: the exit code of its error."""
@@ -177,9 +187,10 @@ class Mailbox:
             elif done.wanted:
                 test_loss, test_accuracy = result.sums
                 figures: dict[str, Any] = {"loss": result.loss, "test_loss": test_loss, "test_accuracy": test_accuracy}
-                message = record(Kind.REPORT, iteration, chunk, **times, **figures)
+                figures["role"] = int(result.joins)
+                message = piece_records(Kind.REPORT, iteration, work.piece, **times, **figures)
             else:
-                message = record(Kind.ABANDONED, iteration, chunk, **times)
+                message = piece_records(Kind.ABANDONED, iteration, work.piece, **times)
             if done.wanted and found is not None:
                 self._outbox.append(_sketch_record(Kind.SKETCH, iteration, chunk, found))
         self._outbox.append(message)
@@ -249,10 +260,10 @@ class Mailbox:
         """Whether the compute thread is in a chunk, or about to take one."""
         return self._trying is not None or self._state.running is not None or self._state.has_next
 
-    def begin(self, iteration: int, params: Array) -> None:
-        """The parameters of `iteration` are here; older work is dropped."""
+    def begin(self, iteration: int, params: Array, fraction: float = 0.0) -> None:
+        """The parameters of `iteration` are here; older work is dropped. fraction: see `WorkerState.begin`."""
         with self._changed:
-            self._state.begin(iteration)
+            self._state.begin(iteration, fraction)
             self._params, self._begun = params, time.monotonic()
             self._changed.notify_all()
 

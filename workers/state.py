@@ -18,17 +18,21 @@ Each method is an event, from the server or from this worker's compute thread. B
 7. An invalidated chunk counts as not done. What is held of it is freed. Its next report says how often it was
    invalidated.
 8. A default queue is for its iteration and all later ones. So is the role in which a reassigned chunk is coded.
-9. Events of an older iteration change nothing. Orders may arrive before their iteration begins: they are kept for
-   `begin`. A commit cannot: it raises ProtocolError, and so does a commit of a chunk that is not held. An event that
-   raises changes nothing.
+9. Chunks that follow one another in the queue may be taken together, as one *piece*: as many as the iteration says
+   (`psgc.iteration.piece_length`), of one role, none of which was invalidated. A piece is reported, held, committed and
+   discarded as its first chunk. When one of its chunks is discarded it is of no use.
+10. Events of an older iteration change nothing. Orders may arrive before their iteration begins: they are kept for
+    `begin`. A commit cannot: it raises ProtocolError, and so does a commit of a chunk that is not held. An event that
+    raises changes nothing.
 """
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 from psgc.errors import ProtocolError
-from psgc.iteration import is_checked
+from psgc.iteration import is_checked, piece_length
 
 Order = Callable[..., None]  # a method of WorkerState: of the worker, the iteration, and what else it takes
 
@@ -62,7 +66,9 @@ class WorkerState:
         self._queue: deque[int] = deque()
         self._done: set[int] = set()
         self._held: dict[int, Any] = {}
-        self._running: tuple[int, int] | None = None  # (iteration, chunk) that the compute thread is in
+        self._running: tuple[int, int] | None = None  # (iteration, first chunk) that the compute thread is in
+        self.piece: tuple[int, ...] = ()  # all chunks that it is in, or was in last
+        self._fraction = 0.0  # of the queue that is taken as one piece
         self._unwanted = False  # the running chunk was discarded
         self._attempts: dict[int, int] = {}  # how often a chunk of this iteration was invalidated
         self._early: list[tuple[int, Order, tuple[Any, ...]]] = []  # (iteration, order, its arguments)
@@ -74,7 +80,7 @@ class WorkerState:
 
     @property
     def running(self) -> int | None:
-        """The chunk that the compute thread is in."""
+        """The chunk that the compute thread is in, of a piece the first one."""
         return None if self._running is None else self._running[1]
 
     @property
@@ -97,15 +103,26 @@ class WorkerState:
 
     # events of the compute thread
 
-    def take(self) -> int | None:
-        """The compute thread is free: the chunk it is in from now on, or None when there is nothing to do."""
+    def take(self, joins: bool = False) -> int | None:
+        """The compute thread is free: the chunk it is in from now on, or None when there is nothing to do.
+
+        joins: whether it can do several chunks in one pass; then it is in all those of `piece`.
+        """
         if self._running is not None:
             raise self._illegal("take()")
         if not self._queue:
             return None
-        chunk = self._queue.popleft()
-        self._running = (self.iteration, chunk)
-        return chunk
+        first = self._queue[0]
+        most = piece_length(len(self._queue), self._fraction) if joins and first not in self._attempts else 1
+        rest = takewhile(lambda chunk: self._joins(first, chunk), islice(self._queue, 1, most))
+        self.piece = (first, *rest)
+        for _ in self.piece:
+            self._queue.popleft()
+        self._running = (self.iteration, first)
+        return first
+
+    def _joins(self, first: int, chunk: int) -> bool:
+        return self.role(chunk) == self.role(first) and chunk not in self._attempts
 
     def finished(self, iteration: int, chunk: int, gradient: Any = None) -> Done:
         """The compute thread has the gradient of the chunk it took."""
@@ -116,13 +133,13 @@ class WorkerState:
         if iteration < self.iteration or self._unwanted:
             self._unwanted = False
             return Done(False, attempt)
-        self._done.add(chunk)
+        self._done.update(self.piece)
         if self.is_combined:
             self._held[chunk] = gradient
         return Done(True, attempt)
 
     def wants(self, iteration: int, chunk: int) -> bool:
-        """Whether the result of the chunk that the compute thread is in would be reported."""
+        """Whether the result of what the compute thread is in, `chunk` first, would be reported."""
         return self._running == (iteration, chunk) and iteration == self.iteration and not self._unwanted
 
     def gave_up(self, iteration: int, chunk: int) -> Done | None:
@@ -133,16 +150,16 @@ class WorkerState:
         if not self.wants(iteration, chunk):
             return self.finished(iteration, chunk)
         self._running = None
-        self._queue.appendleft(chunk)
+        self._queue.extendleft(reversed(self.piece))
         return None
 
     # events from the server
 
-    def begin(self, iteration: int) -> None:
-        """Work on `iteration` begins."""
+    def begin(self, iteration: int, fraction: float = 0.0) -> None:
+        """Work on `iteration` begins. fraction: of its queue that a worker takes as one piece."""
         if iteration <= self.iteration:
             raise self._illegal(f"begin({iteration})")
-        self.iteration = iteration
+        self.iteration, self._fraction = iteration, fraction
         self._queue = deque(self._default_queue)
         self._done = set()
         self._held = {}
@@ -163,10 +180,10 @@ class WorkerState:
     def queue(self, iteration: int, chunks: Sequence[int]) -> None:
         """Do these chunks next, in this order; what is done or running already is left out."""
         if self._is_now(WorkerState.queue, iteration, chunks):
-            running = self._running[1] if self._running and self._running[0] == iteration else None
-            if running in chunks:
-                self._unwanted = False
-            self._queue = deque(c for c in dict.fromkeys(chunks) if c not in self._done and c != running)
+            running = self._piece_of(iteration)
+            self._unwanted = self._unwanted and not (running and running <= {*chunks})
+            left_out = self._done if self._unwanted and len(running) > 1 else self._done | running
+            self._queue = deque(c for c in dict.fromkeys(chunks) if c not in left_out)
 
     def next(self, iteration: int, chunk: int) -> None:
         """Do this chunk before all others, unless it is done or running."""
@@ -184,14 +201,14 @@ class WorkerState:
             self._attempts[chunk] = attempt
             self._done.discard(chunk)
             self._held.pop(chunk, None)
-            if self._running == (iteration, chunk):
+            if self._piece_of(iteration) == {chunk}:
                 self._unwanted = False
 
     def discard(self, iteration: int, chunk: int) -> None:
         """This worker's copy of `chunk` is not needed, whether it is done or not."""
         if self._is_now(WorkerState.discard, iteration, chunk):
             self._held.pop(chunk, None)
-            if self._running == (iteration, chunk):
+            if chunk in self._piece_of(iteration):
                 self._unwanted = True
             elif chunk in self._queue:
                 self._queue.remove(chunk)
@@ -223,6 +240,10 @@ class WorkerState:
         elif iteration == self.iteration:
             self._queue.clear()
             self._unwanted = self._running is not None
+
+    def _piece_of(self, iteration: int) -> set[int]:
+        """The chunks of `iteration` that the compute thread is in."""
+        return {*self.piece} if self._running and self._running[0] == iteration else set()
 
     def _is_now(self, order: Order, iteration: int, chunks: int | Sequence[int], *arguments: int) -> bool:
         """Whether an order is for this iteration; one for a later iteration is kept."""

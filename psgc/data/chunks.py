@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -88,6 +89,22 @@ class ChunkSource:
             self._check(chunk, self._range(i))
             self._checked.add(i)
         return chunk
+
+    def joined(self, first: int, many: int) -> Chunk:
+        """So many chunks from `first` on as one, with the weight of all."""
+        chunks = [self.chunk(i) for i in range(first, first + many)]  # checked
+        rows = range(self._range(first).start, self._range(first + many - 1).stop)
+        return self._load(first, rows, sum(chunk.weight for chunk in chunks))
+
+    @cached_property
+    def in_place(self) -> bool:
+        """Whether rows are used where they lie, in the memory of a map; then `joined` copies none."""
+        if self._dataset is None or self._backend.xp is not np:
+            return False
+        X, y = _read(self._dataset, range(0, 1))
+        features = X.data if self._dataset.sparse else X
+        labels = () if y is None else ((y, label_dtype(y, self._dtype)),)
+        return all(in_place(array, kind) is array for array, kind in ((features, self._dtype_of(features)), *labels))
 
     def each(self) -> Iterator[Chunk]:
         """All chunks in order, each read when it is taken. Those that are not in memory yet are not kept there."""

@@ -5,7 +5,8 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Any
 
-from psgc.schedules.progress import LEAD, ChunkView, Learning, WorkerView
+from psgc.schedules.learning import Learning
+from psgc.schedules.progress import LEAD, ChunkView, WorkerView
 from psgc.schedules.schedule import Order, Queue, Schedule, Skip
 
 UNEVEN = 1.1  # costs that differ by no more than this factor count as equal
@@ -77,21 +78,21 @@ class Decisions(Schedule):
     def _withdraw(self, chunk: ChunkView, workers: Sequence[WorkerView]) -> list[Order]:
         """These workers need not begin `chunk`; if it is recovered, they need not do it at all."""
         for worker in workers:
-            if worker.running is not chunk:
+            if chunk not in worker.piece:
                 worker.forget(chunk)
                 if not worker.told:
                     self.bare[worker] = None
         return [Skip(worker.rank, chunk.number, chunk.committed) for worker in workers]
 
     def _start_next(self, worker: WorkerView, now: float) -> list[Order]:
-        """`worker` begins the first chunk that it was told. Others need not begin it if enough are in it."""
+        """`worker` begins the first chunks that it was told. Others need not begin them if enough are in them."""
         worker.start_next(now)
-        chunk = worker.running
-        if chunk is None:
-            return []
-        others = [taker for taker in chunk.takers if taker.running is not chunk]
-        started = chunk.copies + len(chunk.takers) - len(others)
-        return self._withdraw(chunk, others) if started >= chunk.wanted else []
+        orders: list[Order] = []
+        for chunk in worker.piece:
+            others = [taker for taker in chunk.takers if chunk not in taker.piece]
+            if chunk.copies + len(chunk.takers) - len(others) >= chunk.wanted:
+                orders += self._withdraw(chunk, others)
+        return orders
 
     def _pull(self, worker: WorkerView, now: float) -> list[Order]:
         """Take over chunks from holders that have more left to do, as long as `worker` would be through sooner."""
@@ -103,7 +104,7 @@ class Decisions(Schedule):
         offers: dict[WorkerView, set[ChunkView]] = {}  # what those that will be through later were told
         for chunk in worker.choices():
             for other in chunk.takers:
-                if other.running is chunk:
+                if chunk in other.piece:
                     continue
                 end = ends.get(other)
                 if end is None:
@@ -147,8 +148,7 @@ class Decisions(Schedule):
         for chunk in before:
             worker.forget(chunk)
         orders: list[Order] = []
-        running = worker.running
-        if running is not None and running.committed and worker.pace is not None and now > worker.due:
+        if worker.is_unwanted and worker.pace is not None and now > worker.due:
             worker.forget_all()  # it heard that the chunk is recovered before it began it, and reports nothing
         best = worker.best(now, lag, spread)
         rested = worker.running is None
@@ -168,9 +168,8 @@ class Decisions(Schedule):
         return orders
 
     def _queue(self, worker: WorkerView) -> Queue:
-        """The chunk that `worker` is in, which it may not have begun by then, and all that it was told."""
-        running = worker.running
-        first = () if running is None or running.committed else (running,)
+        """What `worker` is in, which it may not have begun by then, and all that it was told."""
+        first = [chunk for chunk in worker.piece if not chunk.committed]
         return Queue(worker.rank, tuple(chunk.number for chunk in (*first, *worker.told)))
 
 

@@ -5,8 +5,12 @@ from copy import copy
 from typing import Any, Self
 
 from psgc.schedules.decisions import LEAST_REST, LONG_REST, Decisions, balance, uneven
+from psgc.schedules.learning import TRUSTED
 from psgc.schedules.progress import WorkerView
 from psgc.schedules.schedule import Loss, Order, Queue, Queues, split
+
+# the surprise up to which so large a fraction of what is left is done in one pass
+PIECES = ((TRUSTED, 0.95), (0.3, 0.5))
 
 
 class DynamicSchedule(Decisions):
@@ -42,6 +46,7 @@ class DynamicSchedule(Decisions):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._plans = False  # with costs that it was told and that differ
+        self._may_join = False  # in the next iteration
 
     @classmethod
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
@@ -53,10 +58,16 @@ class DynamicSchedule(Decisions):
             chunk.cost = cost
         return self._plans
 
+    def join(self, may: bool) -> bool:
+        self._may_join = may
+        return may  # who has begun a large piece does not give chunks of it to others
+
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         workers = self.workers.values()
         if not self.learning.trusts_paces(workers, self._latest):  # begin as for the first time
             self.estimates.clear()
+        self.fraction = next((part for limit, part in PIECES if self.learning.surprise <= limit), 0.0)
+        self.fraction = self.fraction if self._may_join and self.estimates else 0.0
         before = self._latest
         self._forget_plans()
         for chunk in self.chunks:
@@ -64,7 +75,7 @@ class DynamicSchedule(Decisions):
         for number in checked:
             self.chunks[number].wanted += 1
         for worker in workers:
-            worker.begin(self.estimates.get(worker.rank))
+            worker.begin(self.estimates.get(worker.rank), self.fraction, self.learning.fixed)
         resting, self.resting = self.resting & self.workers.keys(), frozenset()
         if resting and before:
             self._rest_ends = max(LEAST_REST, LONG_REST * before)
@@ -104,7 +115,7 @@ class DynamicSchedule(Decisions):
         """Give chunks of resting workers to other holders, where there is one to spare. Returns who got some."""
         more: dict[WorkerView, None] = {}
         for worker in [self.workers[rank] for rank in sorted(resting)]:
-            worker.mean = None  # that it reports nothing is no surprise
+            worker.before = None  # that it reports nothing is no surprise
             for chunk in worker.held:
                 others = [self.workers[r] for r in self._holders[chunk.number] if r not in resting]
                 if len(others) <= chunk.wanted:  # else one of them may stop
@@ -127,23 +138,34 @@ class DynamicSchedule(Decisions):
         it.committed = True
         workers = [worker for worker in it.takers if worker.rank in unreported]
         for worker in workers:  # one that hears so before it has begun the chunk reports nothing
-            if worker.running is it and worker.pace is None and not worker.told:
+            if it in worker.piece and worker.pace is None and not worker.told:
                 self.bare[worker] = None
         return self._withdraw(it, workers)
 
     def freed(
-        self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
+        self,
+        worker: int,
+        chunk: int,
+        now: float,
+        seconds: float,
+        done: bool = True,
+        late: float = 0.0,
+        others: Sequence[int] = (),
     ) -> list[Order]:
         by, it = self.workers[worker], self.chunks[chunk]
-        self.estimates[worker] = self.learning.learn(by, seconds / it.cost, late)
+        piece = [self.chunks[number] for number in (chunk, *others)]
+        self.estimates[worker] = self.learning.learn(by, piece, seconds, late)
         self._latest = now
         running = by.running
+        if running is it:
+            by.reported(piece)
         if done:
-            if running is not it:
-                by.forget(it)
-            it.doers += (by,)
+            for one in piece:
+                if one not in by.piece:
+                    by.forget(one)
+                one.doers += (by,)
         orders: list[Order] = []
-        if running is None or running is it or running.committed:
+        if running is None or running is it or by.is_unwanted:
             orders = self._start_next(by, now)
         else:  # an order crossed its report: it did this chunk first, and has begun the one we thought it was in
             by.began(now)
@@ -155,6 +177,16 @@ class DynamicSchedule(Decisions):
         if not by.told:
             self.bare[by] = None
         return orders
+
+    def again(self, worker: int, chunks: Sequence[int], now: float) -> list[Order]:
+        by = self.workers[worker]
+        for number in chunks:
+            if self.chunks[number] not in by.told:
+                by.tell(self.chunks[number])
+        if not chunks:
+            return []
+        orders = [] if by.piece else self._start_next(by, now)
+        return [*orders, self._queue(by)]
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
         self._holders = loss.holders
@@ -186,9 +218,9 @@ class DynamicSchedule(Decisions):
             worker.held = worker.held if chunk in worker.held else [*worker.held, chunk]
             worker.left = worker.left if chunk in worker.left else [*worker.left, chunk]
         chunk.committed, chunk.copies = False, copies
-        chunk.takers = tuple(w for w in workers if w.running is chunk or chunk in w.told)
+        chunk.takers = tuple(w for w in workers if chunk in w.piece or chunk in w.told)
         chunk.doers = tuple(w for w in chunk.doers if w not in workers)
-        return [worker for worker in workers if worker.running is chunk]
+        return [worker for worker in workers if chunk in worker.piece]
 
     def _share_out(self, in_it: Sequence[WorkerView], now: float) -> list[Order]:
         """in_it: these may have dropped the chunk that they were in, because it was recovered before they began it."""
@@ -200,5 +232,5 @@ class DynamicSchedule(Decisions):
         self.estimates = {rank: pace for rank, pace in other.estimates.items() if rank in self.workers}
         for rank, worker in self.workers.items():
             if (before := other.workers.get(rank)) is not None:
-                worker.mean, worker.sum, worker.reports = before.mean, before.sum, before.reports
+                worker.before, worker.took, worker.reports = before.before, before.took, before.reports
         self.learning, self._latest = copy(other.learning), other._latest

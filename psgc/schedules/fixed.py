@@ -38,6 +38,10 @@ class UncodedSchedule(Schedule):
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
         return split(ordered, own)[0], {}
 
+    def join(self, may: bool) -> bool:
+        self.fraction = float(may)
+        return False
+
 
 class SkippingSchedule(Schedule):
     """The order of `static`; a recovered chunk is dropped from all queues that still hold it."""
@@ -79,9 +83,16 @@ class FullSchedule(Schedule):
         return (chunk,)
 
     def freed(
-        self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
+        self,
+        worker: int,
+        chunk: int,
+        now: float,
+        seconds: float,
+        done: bool = True,
+        late: float = 0.0,
+        others: Sequence[int] = (),
     ) -> list[Order]:
-        orders = super().freed(worker, chunk, now, seconds, done, late)
+        orders = super().freed(worker, chunk, now, seconds, done, late, others)
         if not done and chunk in self._load[worker] and chunk not in self._done[worker]:
             orders.append(self.tell_next(worker, chunk))
         return orders

@@ -1,21 +1,20 @@
-"""What `dynamic` knows of chunks and workers, what it learns from reports, and when it expects a chunk to be done.
+"""What `dynamic` knows of chunks and workers in an iteration, and when it expects a chunk to be done.
 
-All times are seconds since the iteration began; for `lag` and `spread` see `Learning`.
+All times are seconds since the iteration began; for `lag` and `spread` see `psgc.schedules.learning`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import islice
 from math import inf
+from typing import NamedTuple
+
+from psgc.iteration import piece_length
 
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is chosen once more
 SOON = 0.5  # share of a chunk's time: two workers that would end a chunk within this of each other would both begin it
 UNKNOWN = 5.0  # a worker without a report, after e seconds: expected to need this times e more
-TRUSTED = 0.08  # surprise up to which the paces of one iteration are used in the next
-LEARNING_RATE = 0.25  # weight of a worker's newest chunk in its pace
-RISE, FALL = 0.25, 0.02  # weight of a chunk in the spread, when it took longer and when not
-LAG_RATE = 0.25  # weight of the newest report in the lag
-LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice the lag
 
 
 class ChunkView:
@@ -42,47 +41,72 @@ class ChunkView:
         missing = self.wanted - self.copies
         if missing > len(self.takers):
             return inf
-        ends = [taker.free(now, lag) if taker.running is self else taker.through(now, lag) for taker in self.takers]
+        ends = [taker.free(now, lag) if self in taker.piece else taker.through(now, lag) for taker in self.takers]
         return sorted(ends)[missing - 1]
 
     def length(self, now: float, lag: float, spread: float) -> float:
         """The cost of a copy. What is late is taken for a long chunk, up to `spread` times the usual length."""
-        late = [w.elapsed(now, lag) / w.pace for w in self.takers if w.running is self and w.pace]
+        late = [w.elapsed(now, lag) / w.pace for w in self.takers if self in w.piece and w.pace]
         return self.cost * max(1.0, min(spread, *late)) if late else self.cost
+
+    def lengths(self, now: float, lag: float, spread: float) -> float:
+        """The cost of a copy, and of the other ones without which it is of no use: all of a pass counts, or nothing."""
+        piece = next((taker.piece for taker in self.takers if self in taker.piece), (self,))
+        others = [chunk for chunk in piece if chunk is not self and not chunk.committed and len(chunk.takers) == 1]
+        return self.length(now, lag, spread) + sum(chunk.length(now, lag, spread) for chunk in others)
+
+
+class Took(NamedTuple):
+    """What a worker has done in an iteration: passes over chunks of this cost in so many seconds."""
+
+    seconds: float = 0.0
+    chunks: float = 0.0
+    passes: int = 0
+
+    def and_then(self, seconds: float, chunks: float) -> Took:
+        """And one pass more."""
+        return Took(self.seconds + seconds, self.chunks + chunks, self.passes + 1)
+
+    def pace(self, fixed: float) -> float:
+        """Seconds per average chunk, when a pass costs as much as `fixed` chunks besides."""
+        return self.seconds / (self.chunks + fixed * self.passes)
 
 
 class WorkerView:
     """A worker in one iteration.
 
     own: its own share; held: all chunks that it holds, in order of preference; left: those that may have to be done;
-    mean: its pace in the iteration before, in seconds per average chunk, or the least that it can have been; pace: the
-    expected one, None before the first report; told: what it does next, in order; ahead: the cost of that; running: the
-    chunk that it is in, from `since` until `due`; chosen: whether it was told one chunk that may still be changed;
-    reports: how many there were; sum: of the paces that they told; alarm: when to choose for it again.
+    before: what it took in the iteration before, or the least that it can have taken; pace: in seconds per average
+    chunk, the expected one, None before the first report; told: what it does next, in order; ahead: the cost of that;
+    running: the chunk that it is in, from `since` until `due`; piece: all chunks that it is in, in one pass; cost: of
+    that pass; fraction: of what it was told that it does in one pass; fixed: the cost of a pass besides that of its
+    chunks; chosen: whether it was told one chunk that may still be changed; reports: how many there were; took: what
+    they told; alarm: when to choose for it again.
     """
 
     __slots__ = (
-        "ahead", "alarm", "chosen", "due", "held", "left", "mean", "own", "pace", "rank", "reports", "running",
-        "since", "sum", "told",
+        "ahead", "alarm", "before", "chosen", "cost", "due", "fixed", "fraction", "held", "left", "own", "pace",
+        "piece", "rank", "reports", "running", "since", "told", "took",
     )  # fmt: skip
 
     def __init__(self, rank: int, own: list[ChunkView], backups: list[ChunkView]) -> None:
         self.rank = rank
         self.own = own
         self.held = own + backups
-        self.mean: float | None = None
-        self.reports, self.sum = 0, 0.0
+        self.before: Took | None = None
+        self.reports, self.took = 0, Took()
 
-    def begin(self, pace: float | None) -> None:
+    def begin(self, pace: float | None, fraction: float = 0.0, fixed: float = 0.0) -> None:
         """A new iteration: the worker is told its own share."""
-        self.pace = pace
+        self.pace, self.fraction, self.fixed = pace, fraction, fixed
         self.left = self.held
         self.told: dict[ChunkView, None] = {}
         self.ahead = 0.0
         self.running: ChunkView | None = None
-        self.since = self.due = 0.0
+        self.piece: tuple[ChunkView, ...] = ()
+        self.since = self.due = self.cost = 0.0
         self.chosen = False
-        self.reports, self.sum = 0, 0.0
+        self.reports, self.took = 0, Took()
         self.alarm = inf
         for chunk in self.own:
             self.tell(chunk)
@@ -96,20 +120,37 @@ class WorkerView:
         chunk.takers += (self,)
 
     def start_next(self, now: float) -> None:
-        """The worker is in the next chunk that it was told, or rests."""
-        if self.running is not None:
-            self.forget(self.running)
-        self.running = next(iter(self.told), None)
+        """The worker is in the next chunks that it was told, or rests."""
+        for chunk in self.piece:
+            self.forget(chunk)
+        self.piece = tuple(islice(self.told, piece_length(len(self.told), self.fraction)))
+        self.running = self.piece[0] if self.piece else None
         self.alarm = inf
-        if self.running is not None:
-            self._strike(self.running)
+        for chunk in self.piece:
+            self._strike(chunk)
         self.began(now)
 
     def began(self, now: float) -> None:
         """The worker has begun the chunk that it is in, or rests, since `now`."""
         self.since = self.due = now
-        if self.running is not None and self.pace is not None:
-            self.due += self.pace * self.running.cost
+        self.cost = self.cost_of(self.piece)
+        if self.pace is not None:
+            self.due += self.pace * self.cost
+
+    def cost_of(self, piece: Collection[ChunkView]) -> float:
+        """What these cost in one pass."""
+        return self.fixed + sum(chunk.cost for chunk in piece) if piece else 0.0
+
+    def reported(self, piece: Collection[ChunkView]) -> None:
+        """It was in these alone: what else was believed to be in the pass comes next."""
+        rest = [chunk for chunk in self.piece if chunk not in piece]
+        self.piece = tuple(chunk for chunk in self.piece if chunk in piece)
+        for chunk in rest:
+            if chunk.committed:
+                self.forget(chunk)
+        rest = [chunk for chunk in rest if not chunk.committed]
+        self.told = dict.fromkeys([*rest, *self.told])
+        self.ahead += sum(chunk.cost for chunk in rest)
 
     def forget(self, chunk: ChunkView) -> None:
         """The worker does not do `chunk`, or has done it."""
@@ -119,11 +160,9 @@ class WorkerView:
 
     def forget_all(self) -> None:
         """The worker is in no chunk and was told none."""
-        for chunk in tuple(self.told):
+        for chunk in (*self.told, *self.piece):
             self.forget(chunk)
-        if self.running is not None:
-            self.forget(self.running)
-        self.running, self.alarm = None, inf
+        self.running, self.piece, self.alarm = None, (), inf
 
     def _strike(self, chunk: ChunkView) -> None:
         del self.told[chunk]
@@ -133,8 +172,13 @@ class WorkerView:
     # what is expected of it
 
     def elapsed(self, now: float, lag: float) -> float:
-        """Seconds per average chunk that it has spent on its chunk so far: its pace cannot be less."""
-        return 0.0 if self.running is None else max(0.0, now - self.since - lag) / self.running.cost
+        """Seconds per average chunk that it has spent on its pass so far: its pace cannot be less."""
+        return 0.0 if self.running is None else max(0.0, now - self.since - lag) / self.cost
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether the pass that it is in cannot count any more."""
+        return any(chunk.committed for chunk in self.piece)
 
     def free(self, now: float, lag: float) -> float:
         """When it will have finished the chunk that it is in. A late chunk is expected to take as much longer."""
@@ -160,16 +204,16 @@ class WorkerView:
         Those that nobody begins soon come first: a second copy helps only when it is the worker that is slow.
         """
         pace, start = self.pace, self.free(now, lag) + 2 * lag
-        is_untried = pace is None and (self.running is None or self.running.committed)  # then any chunk will do
+        is_untried = pace is None and (self.running is None or self.is_unwanted)  # then any chunk will do
         best, begun, latest = None, True, -inf
         for chunk in self.choices():
             if chunk.copies >= chunk.wanted:  # they are being compared
                 continue
             end = chunk.expected(now, lag)
-            gain = end - start - (0.0 if pace is None else pace * chunk.length(now, lag, spread))
+            gain = end - start - (0.0 if pace is None else pace * (self.fixed + chunk.lengths(now, lag, spread)))
             if (end <= latest and not begun) or (gain < 0 and not is_untried):
                 continue
-            running = any(taker.running is chunk for taker in chunk.takers)
+            running = any(chunk in taker.piece for taker in chunk.takers)
             if running and end < inf and pace is None and not is_untried:
                 continue  # it is not needed, and nothing says yet which of them is sooner
             soon = running or (pace is not None and gain < SOON * pace * chunk.cost)
@@ -181,53 +225,16 @@ class WorkerView:
         """When to choose for it again; infinite when only a report can change the choice."""
         if self.pace is None or self.pace == inf:
             return inf
-        if self.running is not None and not self.running.committed:
+        if self.running is not None and not self.is_unwanted:
             when = self.free(now, lag) - LEAD * self.pace
         else:  # when another worker is so late that this one could be sooner
-            gain = self.pace + 2 * lag
             late = [
-                taker.since + lag + (gain / UNKNOWN if taker.pace is None else spread * gain + taker.pace)
+                taker.since + lag + (gain / UNKNOWN if taker.pace is None else spread * gain + taker.pace * many)
                 for chunk in self.choices()
                 for taker in chunk.takers
                 if taker.running is not None
+                for many in [self.fixed + len(taker.piece)]
+                for gain in [self.pace * many + 2 * lag]
             ]
             when = max(min(late, default=inf), now + LEAD * self.pace)
         return when if when > now else inf
-
-
-class Learning:
-    """What lasts from one iteration to the next. The paces themselves are with the workers.
-
-    lag: seconds from the end of a chunk until the server handles its report, smoothed.
-    spread: how many times as long as expected the longest chunks take, of workers that are no slower than before.
-    """
-
-    def __init__(self) -> None:
-        self.lag = 0.0
-        self.spread = 1.0
-        self._surprise = 0.0  # how far paces are from those of the iteration before, as a share; a weighted mean
-
-    def trusts_paces(self, workers: Collection[WorkerView], seconds: float) -> bool:
-        """Whether the paces of the iteration that is over are a guide for the next; seconds: until its last report."""
-        for worker in workers:
-            before = worker.mean
-            if worker.reports:  # the mean: single chunks of a worker that shares its processor differ much
-                worker.mean = worker.sum / worker.reports
-            elif before is not None and before < seconds:  # it was expected to report
-                worker.mean = seconds
-            if before is not None and worker.mean is not None:  # less than the lag is no difference
-                change = max(0.0, abs(worker.mean - before) - self.lag) / max(worker.mean, before, 1e-300)
-                self._surprise += (change - self._surprise) / len(workers)
-        return self._surprise <= TRUSTED
-
-    def learn(self, worker: WorkerView, pace: float, late: float) -> float:
-        """A report: `pace` seconds per average chunk, and `late` seconds late. Returns the new pace of `worker`."""
-        if worker.reports and worker.pace:
-            times = min(pace / worker.pace, 2 * self.spread)  # once is no rule
-            self.spread += (RISE if times > self.spread else FALL) * (max(1.0, times) - self.spread)
-        worker.sum += pace
-        old = pace if worker.pace is None else worker.pace
-        worker.pace = old + LEARNING_RATE * (pace - old)
-        # a single worker whose reports take long says nothing about the server
-        self.lag += LAG_RATE * (min(late, max(2 * self.lag, LAG_STEP)) - self.lag)
-        return worker.pace

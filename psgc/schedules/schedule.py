@@ -3,7 +3,8 @@
 * `begin`      an iteration starts;
 * `counts`     a worker reports a chunk: which of its copies count from now on?
 * `committed`  a chunk is recovered;
-* `freed`      a worker has finished or abandoned a chunk, and goes on with the next in its queue;
+* `freed`      a worker has finished or abandoned a chunk or a piece, and goes on with the next in its queue;
+* `again`      what a worker has done in one pass does not count;
 * `lost`       a worker is lost;
 * `disputed`   copies of a chunk do not agree (`verify`): one more is needed;
 * `tick`       the time that `wake` asked for has come.
@@ -92,6 +93,7 @@ class Schedule:
         self._holders, self._parts, self._costs = holders, parts, costs
         self.estimates: dict[int, float] = {}  # seconds per average chunk by worker; empty unless adaptive
         self.resting: Set[int] = frozenset()  # in the next iteration
+        self.fraction = 0.0  # of the chunks that a worker has left it does so many in one pass, once it has begun
         self._paces: dict[int, float] = {}  # seconds that each worker took for its newest chunk
         self._substitutes: dict[int, dict[int, None]] = {}  # worker -> chunks of this iteration that it was told next
 
@@ -108,6 +110,13 @@ class Schedule:
         """What the chunks of the next iterations take, relative to an average one. A schedule need not use it.
 
         Returns whether it has a plan of its own for them: then its orders should come before a worker begins.
+        """
+        return False
+
+    def join(self, may: bool) -> bool:
+        """Whether workers may do several chunks in one pass in the next iteration (`fraction`).
+
+        Returns whether orders should come before a worker begins.
         """
         return False
 
@@ -129,15 +138,26 @@ class Schedule:
         return []
 
     def freed(
-        self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
+        self,
+        worker: int,
+        chunk: int,
+        now: float,
+        seconds: float,
+        done: bool = True,
+        late: float = 0.0,
+        others: Sequence[int] = (),
     ) -> list[Order]:
         """Orders when `worker` has finished or abandoned `chunk`, in so many seconds; `counts` comes first.
 
         done: False when the copy is older than the invalidation of the chunk, so that the worker may have to repeat it;
-        late: seconds between the end of the chunk and this call.
+        late: seconds between the end of the chunk and this call; others: what it has done in the same pass.
         """
-        self._paces[worker] = seconds
+        self._paces[worker] = seconds / (1 + len(others))
         return []
+
+    def again(self, worker: int, chunks: Sequence[int], now: float) -> list[Order]:
+        """Orders for these chunks, of a pass of `worker` that does not count; `freed` comes first."""
+        return [self.tell_next(worker, chunk) for chunk in reversed(chunks)]
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
         """Orders when a worker is lost during an iteration; none when everything is recovered without it."""

@@ -12,7 +12,7 @@ from math import inf, isfinite
 from psgc.schedules import Schedule
 from psgc.server import events
 from psgc.server.coordinator import Coordinator
-from psgc.server.instructions import Target, carry_out
+from psgc.server.instructions import Roles, Target, carry_out
 from psgc.server.membership import Membership
 from psgc.workers.state import WorkerState
 
@@ -36,7 +36,8 @@ class VirtualCluster(Target):
 
     holders[i]: ranks that hold chunk i; queues: by rank; costs[i]: what chunk i takes relative to an average one (None:
     all equal); pause: seconds that a worker needs between two chunks; breaks_off: whether a new iteration ends the work
-    on an older one at once, else a worker finishes its chunk first.
+    on an older one at once, else a worker finishes its chunk first; fixed: seconds that a pass takes besides those of
+    its chunks, if workers can do several of them in one (transfer `combined`).
     """
 
     def __init__(
@@ -48,12 +49,15 @@ class VirtualCluster(Target):
         costs: Sequence[float] | None = None,
         pause: float = 0.0,
         breaks_off: bool = True,
+        fixed: float | None = None,
     ) -> None:
-        self._schedule = schedule
+        joins = fixed is not None
+        self._schedule, self._joins, self._fixed = schedule, joins, fixed or 0.0
         self._num_chunks, self._parts = len(holders), parts
-        self._coordinator = Coordinator(Membership(holders, parts, workers=queues), schedule, combined=False)
-        self._workers = {rank: WorkerState(rank, queue, len(holders), False) for rank, queue in queues.items()}
+        self._coordinator = Coordinator(Membership(holders, parts, workers=queues), schedule, combined=joins)
+        self._workers = {rank: WorkerState(rank, queue, len(holders), joins) for rank, queue in queues.items()}
         self._costs, self._pause, self._breaks_off = costs, pause, breaks_off
+        self._pieces: dict[int, tuple[int, ...]] = {}  # all chunks that the worker of a rank is in
         self._in: dict[int, tuple[int, int]] = {}  # rank -> iteration and number of the chunk it is in
         self.begun: list[tuple[int, int, float]] = []  # (rank, chunk, when) in the newest iteration
         self._ends: list[tuple[float, int, int]] = []  # (when, rank, chunk) for every worker that will be through
@@ -77,9 +81,10 @@ class VirtualCluster(Target):
         heapify(self._ends)
         self._recovered, self._orders, self._now = False, 0, 0.0
         self.begun = []
+        self._schedule.join(self._joins)
         self._bring(events.Begin(self._iteration))  # the orders arrive together with the parameters
         for worker in self._workers.values():
-            worker.begin(self._iteration)
+            worker.begin(self._iteration, self._schedule.fraction)
         busy = {rank for _, rank, _ in self._ends}
         for rank in [rank for rank in self._in if rank not in busy]:
             self._workers[rank].finished(*self._in.pop(rank))
@@ -98,29 +103,30 @@ class VirtualCluster(Target):
                 self._bring(events.Tick(wake))
                 continue
             self._now, rank, chunk = heappop(self._ends)
-            iteration, _ = self._in.pop(rank)
+            (iteration, _), piece, took = self._in.pop(rank), self._pieces[rank], self._takes(rank)
             wanted, _ = self._workers[rank].finished(iteration, chunk)
-            self._take(rank)
             if iteration < self._iteration:
+                self._take(rank)
                 continue
-            done.append((rank, chunk))
-            if needed[chunk]:
-                needed[chunk] -= 1
-                useful.append(self._now)
-            reported += wanted
+            for one in piece:
+                done.append((rank, one))
+                if needed[one]:
+                    needed[one] -= 1
+                    useful.append(self._now)
+            reported += wanted * len(piece)
             event = events.Report if wanted else events.Abandoned
-            took = seconds[rank] * self._cost(chunk)
-            self._bring(event(rank, self._iteration, chunk, self._now, took))
+            self._take(rank)
+            self._bring(event(rank, self._iteration, chunk, self._now, took, others=piece[1:]))
         return self._result(done, tuple(useful), reported)
 
     def _result(self, done: Sequence[tuple[int, int]], useful: tuple[float, ...], reported: int) -> Simulated:
         used = [copy for copy in done if self.used(*copy)]
         took = {copy: self._seconds[copy[0]] * self._cost(copy[1]) for copy in done}
         spent = sum(took.values())
-        for end, rank, chunk in self._ends:
+        for end, rank, _ in self._ends:
             if self._in[rank][0] == self._iteration:
                 left = end - self._now if self._breaks_off else 0.0
-                spent += max(0.0, self._seconds[rank] * self._cost(chunk) - left)
+                spent += max(0.0, self._takes(rank) - left)
         return Simulated(
             time=self._now,
             computed=len(done),
@@ -140,14 +146,17 @@ class VirtualCluster(Target):
         return 1.0 if self._costs is None else self._costs[chunk]
 
     def _take(self, rank: int) -> None:
-        chunk = self._workers[rank].take()
+        chunk = self._workers[rank].take(self._joins)
         if chunk is None:
             return
-        self._in[rank] = (self._iteration, chunk)
-        self.begun.append((rank, chunk, self._now))
+        self._in[rank], self._pieces[rank] = (self._iteration, chunk), self._workers[rank].piece
+        self.begun += [(rank, one, self._now) for one in self._pieces[rank]]
         if isfinite(self._seconds[rank]):
-            end = self._now + (self._seconds[rank] * self._cost(chunk) + self._pause)
-            heappush(self._ends, (end, rank, chunk))
+            heappush(self._ends, (self._now + (self._takes(rank) + self._pause), rank, chunk))
+
+    def _takes(self, rank: int) -> float:
+        """Seconds of what the worker of this rank is in."""
+        return self._fixed + self._seconds[rank] * sum(map(self._cost, self._pieces[rank]))
 
     def _bring(self, event: events.Event) -> None:
         carry_out(self._coordinator.handle(event), self)
@@ -156,6 +165,20 @@ class VirtualCluster(Target):
 
     def finish(self) -> None:
         self._recovered = True
+
+    def share(self, contributors: tuple[tuple[int, int, int], ...]) -> None:
+        self._bring(events.Summed())
+
+    def commit(self, chunk: int, contributors: tuple[int, ...], told: Roles, serial: int) -> None:
+        for worker, _ in told:
+            if self._joins:
+                self._workers[worker].commit(self._iteration, chunk)
+
+    def discard(self, worker: int, chunk: int) -> None:
+        self._workers[worker].discard(self._iteration, chunk)
+
+    def invalidate(self, worker: int, chunk: int, attempt: int) -> None:
+        self._workers[worker].invalidate(self._iteration, chunk, attempt)
 
     def skip(self, worker: int, chunk: int, recovered: bool) -> None:
         self._orders += 1

@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -104,8 +104,10 @@ class ScriptWorker:
             self._call.expect((following,))
         return 0.0, 0.0
 
-    def compute(self, iteration: int, chunk: int, params: Array, is_wanted: Callable[[], bool]) -> Computed | None:
-        vector = self._call.vector((chunk,), is_wanted)
+    def compute(
+        self, iteration: int, piece: Sequence[int], params: Array, is_wanted: Callable[[], bool]
+    ) -> Computed | None:
+        vector = self._call.vector(piece, is_wanted)
         if vector is None:
             return None
         with self.here():

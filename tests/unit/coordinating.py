@@ -60,7 +60,7 @@ class Recording(Schedule):
         self.losses.append((loss, now))
         return []
 
-    def freed(self, worker, chunk, now, seconds, done=True, late=0.0):
+    def freed(self, worker, chunk, now, seconds, done=True, late=0.0, others=()):
         self.freed_by.append((worker, chunk, now, seconds, done))
         return []
 

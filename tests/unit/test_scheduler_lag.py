@@ -2,7 +2,8 @@
 
 import pytest
 
-from psgc.schedules.progress import Learning, WorkerView
+from psgc.schedules.learning import Learning
+from psgc.schedules.progress import ChunkView, WorkerView
 from psgc.schedules.schedule import Queue, Skip
 from tests.unit.scheduling import done, dynamic
 from tests.unit.scripted_run import WORKERS
@@ -79,10 +80,10 @@ def test_the_lag_follows_most_reports_and_not_one_worker_whose_reports_take_long
     learning, worker = Learning(), WorkerView(1, [], [])
     worker.begin(1.0)
     for report_number in range(800):
-        learning.learn(worker, 1.0, 10.0 if report_number % 8 == 0 else 0.02)
+        learning.learn(worker, [ChunkView(0, 1.0)], 1.0, 10.0 if report_number % 8 == 0 else 0.02)
     assert 0.01 < learning.lag < 0.03
     for _ in range(50):
-        learning.learn(worker, 1.0, 0.0)
+        learning.learn(worker, [ChunkView(0, 1.0)], 1.0, 0.0)
     assert learning.lag < 1e-6
 
 
