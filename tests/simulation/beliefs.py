@@ -16,10 +16,11 @@ def check_beliefs(world: Any) -> None:
     assert it.workers.keys() == set(membership.live)
     for chunk in it.chunks:
         assert chunk.committed == watch.is_done_with(chunk.number)
-        takers = {worker for worker in it.workers.values() if chunk in worker.told or worker.running is chunk}
+        takers = {worker for worker in it.workers.values() if chunk in worker.told or chunk in worker.piece}
         assert set(chunk.takers) == takers
     for rank, worker in it.workers.items():
-        does = {*worker.told, *([] if worker.running is None else [worker.running])}
+        does = {*worker.told, *worker.piece}
+        assert worker.running is (worker.piece[0] if worker.piece else None)
         numbers = {chunk.number for chunk in does}
         assert numbers <= {*membership.held(rank)}
         assert not any(chunk.committed for chunk in worker.told)
@@ -39,7 +40,7 @@ def _check_nothing_lost(world: Any, worker: int, counted_on: set[int]) -> None:
         return
     will = node.state.will_do
     if node.work is not None and node.work.iteration == world.iteration:
-        will.add(node.work.chunk)
+        will.update(node.work.piece)
     counted_on = {chunk for chunk in counted_on if not watch.is_done_with(chunk)}
     assert counted_on <= will, "lost"
     assert not watch.is_calm or len(will - counted_on) <= 1, "does more than the one chunk that an order crossed"

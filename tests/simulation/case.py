@@ -54,6 +54,8 @@ class Case:
 
     scripts: the steps are made by scripts (`tests.simulation.scripts`); partial: iterations before which these are in
     the middle of something, as in the accumulation of gradients; waiting: bytes of sums that may wait for each of them.
+
+    fraction: of what a worker has left that it does in one pass, if that may be; 0: one chunk at a time.
     """
 
     plan: Plan
@@ -75,3 +77,4 @@ class Case:
     scripts: bool = False
     partial: Collection[int] = ()
     waiting: int = 0
+    fraction: float = 0.0

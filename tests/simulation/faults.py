@@ -107,6 +107,20 @@ def random_case(rng: random.Random, verified: bool = False, allreduce: bool = Fa
     return replace(case, verify=Verify(every=rng.choice([1, 1, 2, 5, 50]), strikes=rng.choice([1, 3, 99])), wrong=wrong)
 
 
+def with_pieces(rng: random.Random, case: Case) -> Case:
+    """The same with one part, exact, and with several chunks in one pass."""
+    workers, schedule = case.plan.num_workers, case.schedule
+    replication = rng.randint(1, min(4, workers))
+    return replace(
+        case,
+        plan=plan_of("cyclic", workers, rng.randint(2, 6), replication, 1, schedule),
+        combined=True,
+        num_iterations=case.num_iterations + rng.randint(1, 3),
+        recovery=Recovery(),
+        fraction=rng.choice([0.5, 0.5, 0.9, 1.0]),
+    )
+
+
 def _sharing(rng: random.Random, case: Case, moment: Callable[[], tuple[int, int]]) -> Case:
     """The same, but links are slow as well, and ranks fail at steps of the protocol."""
     workers = case.plan.num_workers
@@ -220,14 +234,14 @@ def run(
     allreduce: bool = False,
     scripts: bool = False,
     server: bool = False,
+    pieces: bool = False,
 ) -> Counter[str]:
     """One schedule of faults; what happened in it. Raises what goes wrong."""
     rng = random.Random(seed)
     world: World
-    if scripts:
-        world = ScriptWorld(server_case(rng) if server else script_case(rng))
-    else:
-        world = ReplicatedWorld(random_case(rng, verified, allreduce), thorough)
+    case = random_case(rng, verified, allreduce) if not scripts else server_case(rng) if server else script_case(rng)
+    case = with_pieces(rng, case) if pieces else case
+    world = ScriptWorld(case) if scripts else ReplicatedWorld(case, thorough)
     world.run()
     return world.counts
 
@@ -240,12 +254,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--allreduce", action="store_true", help="workers sum their accumulators among themselves")
     parser.add_argument("--scripts", action="store_true", help="of users, which make the steps")
     parser.add_argument("--server", action="store_true", help="with --scripts: aggregation `server`")
+    parser.add_argument("--pieces", action="store_true", help="workers do several chunks in one pass")
     options = parser.parse_args(arguments)
     if options.server and not options.scripts:
         parser.error("--server needs --scripts")
     kinds = {
         "verified": options.verify,
-        **{kind: getattr(options, kind) for kind in ("allreduce", "scripts", "server")},
+        **{kind: getattr(options, kind) for kind in ("allreduce", "scripts", "server", "pieces")},
     }
     counts: Counter[str] = Counter()
     began = time.monotonic()
@@ -255,7 +270,9 @@ def main(arguments: list[str] | None = None) -> int:
         except Exception:
             traceback.print_exc()
             same = "".join(
-                f" --{kind}" for kind in ("verify", "allreduce", "scripts", "server") if getattr(options, kind)
+                f" --{kind}"
+                for kind in ("verify", "allreduce", "scripts", "server", "pieces")
+                if getattr(options, kind)
             )
             print(f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}{same}", file=sys.stderr)
             return 1

@@ -46,8 +46,8 @@ class ImpatientState(WorkerState):
         """How often the chunk was invalidated in this iteration."""
         return self._attempts.get(chunk, 0)
 
-    def take(self) -> int | None:
-        chunk = super().take()
+    def take(self, joins: bool = False) -> int | None:
+        chunk = super().take(joins)
         if chunk is None:
             raise NothingToDo
         return chunk
@@ -56,8 +56,8 @@ class ImpatientState(WorkerState):
 class NotedMailbox(Mailbox):
     begun: Callable[[], None]
 
-    def begin(self, iteration: int, params: np.ndarray) -> None:
-        super().begin(iteration, params)
+    def begin(self, iteration: int, params: np.ndarray, fraction: float = 0.0) -> None:
+        super().begin(iteration, params, fraction)
         self.begun()
 
     @property
@@ -73,6 +73,7 @@ class Node(WorkerLoop):
     """
 
     loss = 1.0
+    joins = False  # whether it can do several chunks in one pass
     end: MeshEnd
 
     def __init__(
@@ -173,6 +174,7 @@ class Node(WorkerLoop):
                 assert what not in self.unneeded, "told to do what is not needed"
             case Kind.INVALIDATE:
                 self.unneeded.discard(what)
+                self.taken = [copy for copy in self.taken if copy != (chunk, entry["attempt"])]
         if kind in (Kind.QUEUE, Kind.NEXT, Kind.INVALIDATE):
             self.redirected = max(self.redirected, iteration)
             self.collected = -1 if self.collected == iteration else self.collected
@@ -191,8 +193,9 @@ class Node(WorkerLoop):
         """Nothing more is to be done in an iteration, as far as is known."""
         self.collected = iteration
         if self.work is not None and self.work.iteration == iteration:
-            self.unneeded.add((iteration, self.work.chunk))
-            self.interrupted.add((iteration, self.work.chunk))
+            for chunk in self.work.piece:
+                self.unneeded.add((iteration, chunk))
+                self.interrupted.add((iteration, chunk))
 
     # what the compute thread does
 
@@ -202,9 +205,13 @@ class Node(WorkerLoop):
         except NothingToDo:
             self.waiting = True
             return
-        iteration, chunk = self.work.iteration, self.work.chunk
+        iteration = self.work.iteration
         assert iteration == self.state.iteration
         self.check_params(iteration, self.work.params)
+        for chunk in self.work.piece:
+            self._check_taken(iteration, chunk)
+
+    def _check_taken(self, iteration: int, chunk: int) -> None:
         assert (iteration, chunk) not in self.unneeded | self.skipped, "told not to do this chunk"
         assert iteration != self.collected, "goes on after it was told to stop"
         copy = (chunk, self.state.attempt(chunk))
@@ -218,7 +225,7 @@ class Node(WorkerLoop):
             assert {(iteration, c) for c in passed if c not in taken} <= self.unneeded
 
     def next_work(self) -> Work:
-        work = self.mailbox.take()
+        work = self.mailbox.take(joins=self.joins)
         assert work is not None
         return work
 
@@ -231,19 +238,24 @@ class Node(WorkerLoop):
         assert work is not None
         self.gradients.append(weakref.ref(gradient))
         self.done += 1
-        unwanted = work.iteration < self.state.iteration or (work.iteration, work.chunk) in self.unneeded
+        pairs = {(work.iteration, chunk) for chunk in work.piece}
+        unwanted = work.iteration < self.state.iteration or not pairs.isdisjoint(self.unneeded)
         before = len(self.mailbox.unsent)
-        self.mailbox.finished(work, Result(gradient, self.loss, 0.0, seconds))
+        self.mailbox.finished(work, Result(gradient, self.loss_of(work.piece), 0.0, seconds, joins=self.joins))
         sketched = not unwanted and self.state.is_sketched(work.iteration, work.chunk)
         assert len(self.mailbox.unsent) == before + 1 + sketched
         message = self.mailbox.unsent[-1]
         kind = Kind(message["kind"][0]) if isinstance(message, np.ndarray) else Kind.REPORT
         assert isinstance(message, np.ndarray) or not self.state.is_combined
         assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT), "reported although nobody wants it"
-        interrupted = (work.iteration, work.chunk) in self.interrupted
+        interrupted = not pairs.isdisjoint(self.interrupted) or len(work.piece) > 1
         if (self.verified or interrupted) and unwanted and work.iteration == self.state.iteration:
-            again = work.chunk, self.state.attempt(work.chunk)  # it may be wanted after all
-            self.taken = [copy for copy in self.taken if copy != again]
+            again = {(chunk, self.state.attempt(chunk)) for chunk in work.piece}  # they may be wanted after all
+            self.taken = [copy for copy in self.taken if copy not in again]
+
+    def loss_of(self, piece: tuple[int, ...]) -> float:
+        """That it says these chunks have."""
+        return self.loss * len(piece)
 
     def fail(self) -> None:
         """The chunk's gradient raises."""

@@ -12,6 +12,9 @@ FIXED = tuple(name for name, schedule in production.SCHEDULES.items() if schedul
 SCHEDULES = (*production.SCHEDULES, "reordering")
 
 
+FRACTION = 0.0  # of what a worker has left that it does in one pass
+
+
 class Reordering(Schedule):
     """Only here: new queues at the start and after every recovery."""
 
@@ -48,8 +51,15 @@ class Reordering(Schedule):
 def make(name: str, *arguments: Any) -> Schedule:
     """The schedule, with `recipe`, which makes another one from the same arguments."""
     schedule = Reordering(*arguments) if name == "reordering" else production.SCHEDULES[name](*arguments)
+    if name in ("static", "random", "skipping", "reordering"):  # only here: passes that do not count are frequent then
+        schedule.join = partial(_join, schedule)  # type: ignore[method-assign]
     schedule.recipe = lambda: make(name, *arguments)  # type: ignore[attr-defined]
     return schedule
+
+
+def _join(schedule: Schedule, may: bool) -> bool:
+    schedule.fraction = FRACTION if may else 0.0
+    return False
 
 
 FACTORIES = {name: partial(make, name) for name in SCHEDULES}  # in place of `psgc.schedules.SCHEDULES`

@@ -130,8 +130,11 @@ class ScriptNode(Node, ScriptLoop):
     def loss(self) -> float:  # type: ignore[override]
         return self.script.signature
 
+    def loss_of(self, piece: tuple[int, ...]) -> float:
+        return self.loss
+
     def next_work(self) -> Work:
-        work = self.mailbox.take(self.script.hand_over.is_due)
+        work = self.mailbox.take(self.script.hand_over.is_due, self.joins)
         assert work is not None
         assert self.script.may_do(work.iteration), "a chunk of another call"
         return work

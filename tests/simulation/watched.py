@@ -65,6 +65,11 @@ class WatchedCoordinator(Coordinator):
         return instructions
 
 
+def piece_of(event: Report | Abandoned) -> tuple[int, ...]:
+    """All chunks that it is about."""
+    return (event.chunk, *event.others)
+
+
 class Watch:
     """What has happened in this iteration."""
 
@@ -90,6 +95,7 @@ class Watch:
         self.wrong: set[tuple[int, int]] = set()  # (worker, chunk)
         self.deadline = self.finished = False
         self.is_calm = True  # nobody was lost, nothing taken back
+        self.in_vain: set[tuple[int, int]] = set()  # (worker, chunk) of passes that did not count
 
     def fresh(self) -> Coordinator:
         """A new coordinator that knows what the schedule has learnt, and nothing else."""
@@ -103,9 +109,9 @@ class Watch:
 
     def is_late(self, event: Event) -> bool:
         match event:
-            case Report(worker, iteration, chunk) | Abandoned(worker, iteration, chunk):
+            case Report(worker, iteration) | Abandoned(worker, iteration):
                 known = self.it.phase in ("working", "redoing") and worker in self.it.membership.live
-                heard = (worker, chunk, self.attempts[chunk]) in self.heard
+                heard = any((worker, chunk, self.attempts[chunk]) in self.heard for chunk in piece_of(event))
                 return not known or iteration < self.it.iteration or heard
         return False
 
@@ -120,8 +126,11 @@ class Watch:
                 if left_out:
                     self.world.counts["do nothing without a state"] += len(left_out)
                 assert all(len(holders) >= membership.parts for holders in membership.holders)
-            case Report(worker, _, chunk) if not late:
-                self.heard.add((worker, chunk, event.attempt))
+            case Report(worker) if not late:
+                self.heard |= {(worker, chunk, event.attempt) for chunk in piece_of(event)}
+                self.pass_over(event)
+            case Abandoned(worker, others=others) if others and not late:
+                self.pass_over(event)
             case Deadline():
                 self.deadline = True
                 assert self.world.clock.now - self.world.began_at >= self.world.case.recovery.deadline
@@ -155,7 +164,7 @@ class Watch:
                 self.check_commit(chunk, contributors, told, serial)
             case Discard(worker, chunk):
                 assert it.is_combined
-                assert (worker, chunk, self.attempts[chunk]) in self.heard
+                assert (worker, chunk, self.attempts[chunk]) in self.heard or (worker, chunk) in self.in_vain
                 self.check_dropped(worker, chunk)
             case Skip(worker, chunk, recovered):
                 assert world.case.schedule not in FIXED, "this schedule skips nothing"
@@ -177,7 +186,7 @@ class Watch:
             case Invalidate(worker, chunk, attempt):
                 assert world.case.combined
                 assert worker in membership.holders[chunk]
-                assert chunk in self.redo
+                assert chunk in self.redo or (worker, chunk) in self.in_vain
                 assert self.attempts[chunk] <= attempt <= self.attempts[chunk] + 1
                 world.counts["invalidated"] += attempt > self.attempts[chunk]
                 self.attempts[chunk] = attempt
@@ -212,6 +221,17 @@ class Watch:
                 assert not self.shared
                 assert not it.books.accumulators.shared
 
+    def pass_over(self, event: Report | Abandoned) -> None:
+        """A pass counts as a whole, or not at all."""
+        worker, piece = event.worker, piece_of(event)
+        used = {self.it.books.used(worker, chunk, event.attempt) for chunk in piece}
+        if len(piece) > 1 and used != {True}:
+            assert used == {False} or any(chunk in self.commits for chunk in piece)
+            self.is_calm = False
+            self.world.counts["passes in vain"] += 1
+            self.in_vain |= {(worker, chunk) for chunk in piece}
+            self.heard -= {(worker, chunk, event.attempt) for chunk in piece}
+
     def check_may_end(self) -> None:
         it = self.it
         assert all(self.is_done_with(chunk) for chunk in range(self.world.plan.num_chunks))
@@ -226,6 +246,9 @@ class Watch:
         self, chunk: int, contributors: tuple[int, ...], told: tuple[tuple[int, int], ...], serial: int
     ) -> None:
         it, membership = self.it, self.it.membership
+        if not told:  # with the first chunk of its piece
+            ((worker, _),) = it.books.chunks[chunk].used
+            told = ((worker, contributors[0]),)
         if chunk not in self.commits:
             self.commits[chunk] = contributors
             assert len(contributors) == len(set(contributors))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from math import inf
 from typing import Any
 from unittest import mock
 
@@ -24,7 +25,7 @@ from psgc.config import Config
 from psgc.errors import PsgcError, RunFailed, UserError
 from psgc.optimizer import Optimizer
 from psgc.run.gradient_error import unseen
-from psgc.schedules import SCHEDULES
+from psgc.schedules import SCHEDULES, dynamic
 from psgc.server import cluster as server_cluster
 from psgc.server import links as server_links
 from psgc.server import loop as server_loop
@@ -34,6 +35,7 @@ from psgc.server.settings import ServerSettings
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
 from tests.simulation.beliefs import check_beliefs
+from tests.simulation import schedules
 from tests.simulation.case import Case, Nap
 from tests.simulation.network import Clock
 from tests.simulation.node import Node
@@ -82,6 +84,8 @@ class World:
         self.failed: set[int] = set()  # chunks, each on one worker only
         self.used: Counter[int] = Counter()  # copies of each chunk that are part of the gradient
         self.connect()
+        for node in self.nodes.values():
+            node.joins = case.fraction > 0
 
     def connect(self) -> None:
         """The workers, and the server's end of the network."""
@@ -102,6 +106,8 @@ class World:
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             stack.enter_context(mock.patch.dict(SCHEDULES, reordering=Reordering))
             stack.enter_context(mock.patch.object(server_cluster, "SCHEDULES", FACTORIES))
+            stack.enter_context(mock.patch.object(schedules, "FRACTION", self.case.fraction))
+            stack.enter_context(mock.patch.object(dynamic, "PIECES", ((inf, self.case.fraction),)))
             stack.enter_context(mock.patch.object(server_loop, "Coordinator", partial(WatchedCoordinator, self)))
             case = self.case
             config = config_of(
@@ -308,7 +314,8 @@ class World:
             self.failed.add(work.chunk)
             node.fail()
         else:
-            row = self.table[(iteration := work.iteration), work.chunk]
+            self.counts["pieces"] += len(work.piece) > 1
+            row = self.table[(iteration := work.iteration), [*work.piece]].sum(axis=0)
             wrong = (what := (iteration, work.chunk, node.rank)) in self.case.wrong
             error = np.random.default_rng(what).uniform(1, 9, len(row)) if wrong else 0.0
             node.finish(row + error, SECONDS[self.choose(len(SECONDS))])
