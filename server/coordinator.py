@@ -232,9 +232,10 @@ class Coordinator:
         """This pass does not count: what is still needed of it is to be done again."""
         worker, piece = event.worker, (event.chunk, *event.others)
         needed = [chunk for chunk in piece if self._counting.is_needed(chunk)]
-        instructions: list[Instruction] = [Invalidate(worker, chunk, self._copies[chunk].attempt) for chunk in needed]
-        if event.chunk not in needed:
-            instructions.append(Discard(worker, event.chunk))
+        instructions: list[Instruction] = []
+        if isinstance(event, Report):  # else the worker has dropped it, and may be doing some of these again
+            instructions += [Invalidate(worker, chunk, self._copies[chunk].attempt) for chunk in needed]
+            instructions += [] if event.chunk in needed else [Discard(worker, event.chunk)]
         return [*instructions, *self._freed(event, done=False), *self._schedule.again(worker, needed, event.now)]
 
     def _freed(self, event: Report | Abandoned, done: bool) -> Sequence[Order]:

@@ -115,6 +115,7 @@ class Node(WorkerLoop):
         self.waiting = False  # there was nothing to take
         self.done = 0
         self.taken: list[tuple[int, int]] = []  # (chunk, how often invalidated before) in this iteration
+        self.in_vain: set[int] = set()  # chunks of pieces that it has left in this iteration
         self.unneeded: set[tuple[int, int]] = set()  # (iteration, chunk) that it need not do
         self.interrupted: set[tuple[int, int]] = set()  # the same, since the work was over
         self.skipped: set[tuple[int, int]] = set()  # that it need not begin, unless it is told otherwise
@@ -154,7 +155,7 @@ class Node(WorkerLoop):
 
     def begun(self) -> None:
         """The mailbox has begun an iteration."""
-        self.waiting, self.taken = False, []
+        self.waiting, self.taken, self.in_vain = False, [], set()
         assert not self.state.held, "a chunk of an older iteration is still held"
         assert self.alive() == 0, "gradients of an older iteration are still in memory"
 
@@ -179,6 +180,7 @@ class Node(WorkerLoop):
             self.redirected = max(self.redirected, iteration)
             self.collected = -1 if self.collected == iteration else self.collected
         super().hear(entry, source)
+        self._may_take_again()
         if kind == Kind.DISCARD:
             assert iteration != self.state.iteration or chunk not in self.state.held
         if kind == Kind.MAP and entry["last"]:
@@ -248,10 +250,18 @@ class Node(WorkerLoop):
         kind = Kind(message["kind"][0]) if isinstance(message, np.ndarray) else Kind.REPORT
         assert isinstance(message, np.ndarray) or not self.state.is_combined
         assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT), "reported although nobody wants it"
-        interrupted = not pairs.isdisjoint(self.interrupted) or len(work.piece) > 1
+        interrupted = not pairs.isdisjoint(self.interrupted)
         if (self.verified or interrupted) and unwanted and work.iteration == self.state.iteration:
             again = {(chunk, self.state.attempt(chunk)) for chunk in work.piece}  # they may be wanted after all
             self.taken = [copy for copy in self.taken if copy not in again]
+        if unwanted and work.iteration == self.state.iteration and len(work.piece) > 1:
+            self.in_vain |= {*work.piece}
+            self._may_take_again()
+
+    def _may_take_again(self) -> None:
+        """It is told to do chunks once more of a piece that it has left."""
+        again = {(chunk, self.state.attempt(chunk)) for chunk in self.in_vain & self.state.will_do}
+        self.taken = [copy for copy in self.taken if copy not in again]
 
     def loss_of(self, piece: tuple[int, ...]) -> float:
         """That it says these chunks have."""

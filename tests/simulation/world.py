@@ -34,8 +34,8 @@ from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
-from tests.simulation.beliefs import check_beliefs
 from tests.simulation import schedules
+from tests.simulation.beliefs import check_beliefs
 from tests.simulation.case import Case, Nap
 from tests.simulation.network import Clock
 from tests.simulation.node import Node
