@@ -210,7 +210,7 @@ class WorkerState:
             self._held.pop(chunk, None)
             if chunk in self._piece_of(iteration):
                 self._unwanted = True
-            elif chunk in self._queue:
+            if chunk in self._queue:  # also of a piece that was unwanted before
                 self._queue.remove(chunk)
 
     def skip(self, iteration: int, chunk: int) -> None:
