@@ -208,7 +208,8 @@ class Dispatcher(Target):
         self._bring_from_worker(report)
         self._cluster.detector.through(worker, report.seconds)
         self._trial.reported(worker, iteration)
-        (self._joins.add if report.joins else self._joins.discard)(worker)
+        if is_current and not self.num_sums:
+            (self._joins.add if report.joins else self._joins.discard)(worker)
         if is_current:
             for one in (chunk, *report.others):
                 self._cluster.failures.pop(one, None)

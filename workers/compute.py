@@ -5,7 +5,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from math import nan
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +14,9 @@ from psgc.backend import Array, Backend
 from psgc.coding.sketch import relative_difference, sketch
 from psgc.data import Chunk, ChunkSource, Epochs
 from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
-from psgc.iteration import is_evaluated
-from psgc.problems import ChunkCheck, Problem, change_of, measures_of, part_of, prepare_evaluation
+from psgc.problems import ChunkCheck
 from psgc.workers.chunk_runner import ChunkRunner, Computed
+from psgc.workers.held_out import HeldOut
 from psgc.workers.mailbox import Mailbox, Work
 
 SAME = {4: 1e-4, 8: 1e-8}  # of a gradient's length, by the bytes of an entry: rounding errors stay below
@@ -79,64 +78,6 @@ def rows_of_chunk(
     if batch is None:
         return chunks.chunk(chunk) if many == 1 else chunks.joined(chunk, many)
     return chunks.sample(chunk, batch, rng)
-
-
-class HeldOut:
-    """Evaluates part c of the held-out rows for whoever does chunk c.
-
-    rows: the held-out rows, cut into as many parts as there are chunks, or fewer; chunks: the training data;
-    every: iterations from one evaluation to the next.
-    """
-
-    def __init__(self, problem: Problem, rows: ChunkSource, chunks: ChunkSource, every: int) -> None:
-        self._problem, self._rows, self._chunks, self._every = problem, rows, chunks, every
-        self._measures = measures_of(problem)
-        self._is_checked = False
-        # A problem that prepares itself is prepared once for all parts: a gradient in between may change its state.
-        self._prepares = hasattr(problem, "prepare_evaluation")
-        self._prepared: tuple[int, list[tuple[float, float]]] = (-1, [])  # an iteration, and the figures of all parts
-
-    def is_due(self, iteration: int) -> bool:
-        """Whether chunks of this iteration come with a part of the held-out rows."""
-        return is_evaluated(iteration, self._every)
-
-    def evaluate(
-        self, iteration: int, chunk: int, params: Array, gradient: Callable[[], object]
-    ) -> tuple[float, float]:
-        """The figures of the part that belongs to `chunk`, at `params`; (0, 0) where there is no such part.
-
-        gradient: has the problem compute a gradient. Raises ModelError when that changes the figures: the state that
-        the problem has is that of this worker alone.
-        """
-        if chunk >= self._rows.num_chunks:
-            return 0.0, 0.0
-        if not self._is_checked:
-            self._check(chunk, params, gradient)
-            self._is_checked = True
-        if not self._prepares:
-            return self._figures(chunk, params)
-        if self._prepared[0] != iteration:
-            prepare_evaluation(self._problem, params, self._chunks.each())
-            parts = [self._figures(part, params) for part in range(self._rows.num_chunks)]
-            self._prepared = iteration, parts
-        return self._prepared[1][chunk]
-
-    def _figures(self, part: int, params: Array) -> tuple[float, float]:
-        rows = self._rows.chunk(part)
-        loss, accuracy = (
-            part_of(what, self._measures[what], params, rows) if what in self._measures else nan
-            for what in ("loss", "accuracy")
-        )
-        return loss, accuracy
-
-    def _check(self, part: int, params: Array, gradient: Callable[[], object]) -> None:
-        def disturb() -> None:
-            gradient()
-            prepare_evaluation(self._problem, params, self._chunks.each())
-
-        prepare_evaluation(self._problem, params, self._chunks.each())
-        if change := change_of(self._problem, params, self._rows.chunk(part), disturb):
-            raise ModelError(f"no held-out figures (evaluate): {change}")
 
 
 class Computing(Protocol):

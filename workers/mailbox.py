@@ -134,11 +134,10 @@ class Mailbox:
         """Whether the chunk that the compute thread is in is still needed."""
         return not self._stopped and self._state.wants(work.iteration, work.chunk)
 
-    @property
-    def following(self) -> int | None:
-        """The chunk that would be taken next."""
+    def following(self, joins: bool = False) -> tuple[int, ...]:
+        """The chunk or piece that would be taken next, or nothing."""
         with self._changed:
-            return self._state.following
+            return self._state.following(joins)
 
     def gave_up(self, work: Work, start: float, seconds: float) -> None:
         """The compute thread has left a chunk before its end, since it was not needed; start, seconds: as in Result."""

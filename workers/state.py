@@ -88,10 +88,13 @@ class WorkerState:
         """Whether there is a chunk to take."""
         return bool(self._queue)
 
-    @property
-    def following(self) -> int | None:
-        """The chunk that would be taken next."""
-        return self._queue[0] if self._queue else None
+    def following(self, joins: bool = False) -> tuple[int, ...]:
+        """The chunks that would be taken next, one or a piece, or nothing. joins: see `take`."""
+        first, *_ = self._queue or (None,)
+        if first is None:
+            return ()
+        most = piece_length(len(self._queue), self._fraction) if joins and first not in self._attempts else 1
+        return (first, *takewhile(lambda chunk: self._joins(first, chunk), islice(self._queue, 1, most)))
 
     def role(self, chunk: int) -> int:
         """The role in which `chunk` is coded."""
@@ -110,16 +113,12 @@ class WorkerState:
         """
         if self._running is not None:
             raise self._illegal("take()")
-        if not self._queue:
+        if not (piece := self.following(joins)):
             return None
-        first = self._queue[0]
-        most = piece_length(len(self._queue), self._fraction) if joins and first not in self._attempts else 1
-        rest = takewhile(lambda chunk: self._joins(first, chunk), islice(self._queue, 1, most))
-        self.piece = (first, *rest)
-        for _ in self.piece:
+        self.piece, self._running = piece, (self.iteration, piece[0])
+        for _ in piece:
             self._queue.popleft()
-        self._running = (self.iteration, first)
-        return first
+        return piece[0]
 
     def _joins(self, first: int, chunk: int) -> bool:
         return self.role(chunk) == self.role(first) and chunk not in self._attempts

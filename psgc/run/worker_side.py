@@ -25,7 +25,8 @@ from psgc.run.meeting import Meeting
 from psgc.run.memory import check_memory
 from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner
-from psgc.workers.compute import ComputeThread, Gradients, HeldOut
+from psgc.workers.compute import ComputeThread, Gradients
+from psgc.workers.held_out import HeldOut
 from psgc.workers.input_guard import InputGuard
 from psgc.workers.loop import WorkerLoop
 from psgc.workers.mailbox import Mailbox

@@ -94,14 +94,18 @@ class ScriptWorker:
         while self._runner.run(self, self._hand_over.is_due) and self._hand_over.make_state():
             pass
 
+    @property
+    def joins(self) -> bool:
+        return self._call.joins()
+
     def ended(self, iteration: int, text: str, code: int) -> None:
         """The script makes no call for `iteration`, nor later ones; text: why, or empty; code: of its error."""
         self._mailbox.ended(iteration, text, code)
 
     def prepare(self, work: Work) -> tuple[float, float]:
-        """Have the examples of the next chunk loaded meanwhile."""
-        if (following := self._mailbox.following) is not None:
-            self._call.expect((following,))
+        """Have the examples of what comes next loaded meanwhile."""
+        if following := self._mailbox.following(self.joins):
+            self._call.expect(following)
         return 0.0, 0.0
 
     def compute(

@@ -50,7 +50,7 @@ class FakeDesk:
         self.results, self.failures, self.waits = {}, {}, []
         self.broken_rules, self.tries, self.sketches = [], [], []
 
-    def take(self, is_over=None):
+    def take(self, is_over=None, joins=False):
         return self.works.pop(0) if self.works else None
 
     def wait_stale(self, work, seconds):
@@ -373,7 +373,7 @@ def test_what_comes_before_a_chunk_is_no_part_of_its_time(clock):
 
     desk = FakeDesk([Work(0, 2, PARAMS, clock.now)], clock)
     runner = ChunkRunner(desk, Backend(), Emulation("none", 1, 0), Injector(()), NO_TRIAL)
-    assert runner.run(SimpleNamespace(prepare=prepare, compute=compute, here=nullcontext))
+    assert runner.run(SimpleNamespace(joins=False, prepare=prepare, compute=compute, here=nullcontext))
     result = desk.results[0, 2]
     assert (result.start, result.seconds, result.sums) == (3.0, 2.0, (0.25, 0.5))
 
@@ -425,7 +425,7 @@ def test_the_thread_chooses_its_gpu_before_anything_else():
             order.append(threading.current_thread())
 
     class NoWork(FakeDesk):
-        def take(self, is_over=None):
+        def take(self, is_over=None, joins=False):
             order.append("take")
 
     order = []

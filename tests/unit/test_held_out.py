@@ -7,7 +7,7 @@ from psgc.backend import Backend
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import ModelError
 from psgc.problems import Softmax
-from psgc.workers.compute import HeldOut
+from psgc.workers.held_out import HeldOut
 
 X, y = np.random.default_rng(0).normal(size=(7, 3)), np.array([0, 1, 2, 0, 1, 2, 0])
 DATA = Dataset("rows.npz", 7, 3, False, X, y)
