@@ -5,6 +5,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from math import isclose
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.held_out import HeldOut
 from psgc.workers.mailbox import Mailbox, Work
 
-SAME = {4: 1e-4, 8: 1e-8}  # of a gradient's length, by the bytes of an entry: rounding errors stay below
+SAME = {4: 1e-4, 8: 1e-8}  # relative difference, by the bytes of an entry: rounding errors stay below
 
 Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
 
@@ -157,8 +158,12 @@ class Gradients:
         if not self._has_compared:
             self._has_compared = True
             single = self._sum(iteration, [(chunk, 1) for chunk in piece], params)
-            sketches = [sketch(one.vector, self.backend.xp) for one in (found, single)]
-            self.joins = relative_difference(*sketches) <= SAME[self._dtype.itemsize]
+            sketches, same = (
+                [sketch(one.vector, self.backend.xp) for one in (found, single)],
+                SAME[self._dtype.itemsize],
+            )
+            is_sum = isclose(found.loss, single.loss, rel_tol=same)
+            self.joins = is_sum and relative_difference(*sketches) <= same
             return single
         return found
 
