@@ -37,6 +37,15 @@ def test_some_hundred_schedules_of_faults(capsys, options, steps):
     assert len(counts.keys() & at_steps) > 2 * len(steps)
 
 
+@pytest.mark.parametrize("options", [["--allreduce"], ["--scripts", "--server"]])
+def test_pieces_survive_some_hundred_schedules_of_faults(capsys, options):
+    assert faults.main(["--pieces", *options, "--schedules", "60", "--seed", "200000"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:-1]
+    counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
+    assert counts["pieces"] > 2 * counts["passes in vain"] > 100
+    assert counts["invalidated"] > 50
+
+
 def test_the_same_seed_is_the_same_schedule():
     assert faults.run(3) == faults.run(3)
 
