@@ -1,4 +1,4 @@
-"""The Gantt chart of one iteration: a row for each worker, and each chunk in the colour of its outcome."""
+"""The Gantt chart of one iteration: a row for each worker, and each pass in the colour of its outcome."""
 
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from psgc.run_rows import OUTCOMES
 from psgc.tools.drawing import HATCHES, MARKED, NAMED_ROWS, WIDTH, Picture, Theme, new_figure, rows, unit_of
 from psgc.tools.run_directory import RecordedRun
 
+SAME = 1e-9  # seconds by which recorded times of the chunks of a pass may be off
 NARROW = {"handlelength": 1.4, "columnspacing": 1.2, "handletextpad": 0.5}  # a legend
 
 
@@ -47,7 +48,8 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
         f"{ended} after {duration(total)}{best}."
     )
     caption = (
-        f"{which.capitalize()}. Each bar is a chunk that a worker worked on. Used: its copy is part of the gradient. "
+        f"{which.capitalize()}. Each bar is a chunk that a worker worked on, or several in one pass. "
+        "Used: its copy is part of the gradient. "
         "Late: done when it was not needed any more. Abandoned: given up before it was done. "
         "Lost: done by a worker that was lost before it delivered."
     )
@@ -60,6 +62,24 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
     return Picture("gantt", f"Iteration {numbers[row]}, worker by worker", alt, caption, draw)
 
 
+def passes(columns: dict[str, Any]) -> dict[str, Any]:
+    """The passes of an iteration, with `start` and `end`: chunks of a worker that took the same, with no pause between.
+
+    >>> chunks = {"worker": [1, 1, 2, 1], "start": [0.0, 0.5, 0.5, 1.1], "seconds": [0.5] * 4, "outcome": [0] * 4}
+    >>> found = passes({name: np.array(values) for name, values in chunks.items()})
+    >>> found["worker"].tolist(), found["start"].tolist(), found["end"].tolist()
+    ([1, 1, 2], [0.0, 1.1, 0.5], [1.0, 1.6, 1.0])
+    """
+    order = np.lexsort((columns["start"], columns["worker"]))
+    start, seconds, worker, outcome = (columns[name][order] for name in ("start", "seconds", "worker", "outcome"))
+    end = start + seconds
+    follows = (np.diff(worker) == 0) & (np.diff(outcome) == 0)
+    follows &= (np.abs(start[1:] - end[:-1]) < SAME) & (np.abs(np.diff(seconds)) < SAME)
+    first = np.concatenate([[True], ~follows])[: len(order)]
+    last = np.concatenate([~follows, [True]])[: len(order)]
+    return {"worker": worker[first], "start": start[first], "end": end[last], "outcome": outcome[first]}
+
+
 def _draw(
     workers: int,
     columns: dict[str, Any],
@@ -68,7 +88,8 @@ def _draw(
     away: dict[int, int],
     theme: Theme,
 ) -> Figure:
-    start, end, few = columns["start"], columns["start"] + columns["seconds"], workers <= NAMED_ROWS
+    ran, few = passes(columns), workers <= NAMED_ROWS
+    start, end = ran["start"], ran["end"]
     longest = max(end.max(initial=0.0), *moments.values())
     scale, unit = unit_of(longest)
     figure = new_figure(WIDTH, min(1.8 + 0.32 * workers, 9.0))
@@ -77,8 +98,8 @@ def _draw(
     for outcome, name in enumerate(OUTCOMES):
         if not counts[outcome]:
             continue
-        here = columns["outcome"] == outcome
-        left, right, middle = scale * start[here], scale * end[here], columns["worker"][here]
+        here = ran["outcome"] == outcome
+        left, right, middle = scale * start[here], scale * end[here], ran["worker"][here]
         half = 0.4 if few else 0.5
         corners = [(left, middle - half), (left, middle + half), (right, middle + half), (right, middle - half)]
         hatch = HATCHES[outcome] if few else None
@@ -92,7 +113,7 @@ def _draw(
         axes.axvline(scale * value, **line)
         handles.append(Line2D([], [], label=f"{name}: {duration(value)}", **line))
     for worker, iteration in away.items() if few else ():
-        last = end[columns["worker"] == worker].max(initial=0.0)
+        last = end[ran["worker"] == worker].max(initial=0.0)
         axes.text(scale * (last + 0.005 * longest), worker, f"✕ lost in iteration {iteration}", va="center")
     axes.set_xlim(0, 1.02 * scale * longest)
     axes.set_xlabel(f"{unit} after the worker had the parameters")

@@ -130,7 +130,9 @@ def test_a_killed_run_without_timeline_and_one_without_iterations(run):
 # the Gantt chart of one iteration
 
 
-def test_the_gantt_chart_has_a_bar_for_each_chunk_in_the_colour_of_its_outcome(run):
+def test_the_gantt_chart_has_a_bar_for_each_pass_in_the_colour_of_its_outcome(run):
+    assert sum(len(bars.get_paths()) for bars in gantt(run, 2).draw(DARK).axes[0].collections) < 12  # without a pause
+    run = changed(run, timeline={**run.timeline, "start": 1.0001 * run.timeline["start"]})
     picture = gantt(run, 2)
     axes = picture.draw(DARK).axes[0]
     mine = run.timeline["iteration"] == 2
