@@ -99,7 +99,7 @@ class Dispatcher(Target):
         before, begin = self._coordinator.books, Begin(iteration, has_gradient=not self.num_sums)
         if has_plan:
             self._bring(begin)
-        self.summing.begin(iteration, cluster.membership.live, cluster.schedule.fraction)
+        self.summing.begin(iteration, cluster.membership.live, cluster.schedule.fractions)
         self._links.outbox.send()
         self._log.finish(before)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))

@@ -5,7 +5,7 @@ the gradient, and is the only contributor as well. Its own replica takes part as
 `psgc.server.replicas` decide; this file tells.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -81,10 +81,10 @@ class Summing(Listener):
         """Whether rank 0 can give its state of `iteration`; if not, no other rank can either."""
         return bool(self._driver.is_whole(iteration))
 
-    def begin(self, iteration: int, live: Collection[int], fraction: float = 0.0) -> None:
+    def begin(self, iteration: int, live: Collection[int], fractions: Mapping[int, float] | None = None) -> None:
         """The live workers are to begin `iteration`, as soon as their replicas are there.
 
-        fraction: of its queue that a worker does in one pass.
+        fractions: by worker, how much of its queue it does in one pass; of others it is one chunk.
         """
         returned = set(live).difference(self._live)
         away = [worker for worker in self._workers if worker not in live]
@@ -98,7 +98,7 @@ class Summing(Listener):
         self._owners.begin(iteration)
         self._redoing = False
         for worker in self._live:
-            self._outbox.tell(worker, Kind.BEGIN, start=fraction)
+            self._outbox.tell(worker, Kind.BEGIN, start=(fractions or {}).get(worker, 0.0))
         self._give()
 
     def share(self, accumulators: Iterable[tuple[int, int, int]], now: float) -> None:

@@ -10,7 +10,7 @@ from psgc.schedules.progress import WorkerView
 from psgc.schedules.schedule import Loss, Order, Queue, Queues, split
 
 # the surprise up to which so large a fraction of what is left is done in one pass
-PIECES = ((TRUSTED, 0.95), (0.3, 0.5))
+PIECES = ((TRUSTED / 2, 0.95), (TRUSTED, 0.5))
 
 
 class DynamicSchedule(Decisions):
@@ -66,8 +66,9 @@ class DynamicSchedule(Decisions):
         workers = self.workers.values()
         if not self.learning.trusts_paces(workers, self._latest):  # begin as for the first time
             self.estimates.clear()
-        self.fraction = next((part for limit, part in PIECES if self.learning.surprise <= limit), 0.0)
-        self.fraction = self.fraction if self._may_join and self.estimates else 0.0
+        fraction = next((part for limit, part in PIECES if self.learning.surprise <= limit), 0.0)
+        # a worker of which nothing is known may be slow: others take its chunks one by one
+        self.fractions = dict.fromkeys(self.estimates, fraction) if self._may_join else {}
         before = self._latest
         self._forget_plans()
         for chunk in self.chunks:
@@ -75,7 +76,8 @@ class DynamicSchedule(Decisions):
         for number in checked:
             self.chunks[number].wanted += 1
         for worker in workers:
-            worker.begin(self.estimates.get(worker.rank), self.fraction, self.learning.fixed)
+            rank = worker.rank
+            worker.begin(self.estimates.get(rank), self.fractions.get(rank, 0.0), self.learning.fixed)
         resting, self.resting = self.resting & self.workers.keys(), frozenset()
         if resting and before:
             self._rest_ends = max(LEAST_REST, LONG_REST * before)

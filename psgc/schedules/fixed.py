@@ -39,7 +39,7 @@ class UncodedSchedule(Schedule):
         return split(ordered, own)[0], {}
 
     def join(self, may: bool) -> bool:
-        self.fraction = float(may)
+        self.fractions = dict.fromkeys(self._queues, float(may))
         return False
 
 

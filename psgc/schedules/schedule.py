@@ -93,7 +93,7 @@ class Schedule:
         self._holders, self._parts, self._costs = holders, parts, costs
         self.estimates: dict[int, float] = {}  # seconds per average chunk by worker; empty unless adaptive
         self.resting: Set[int] = frozenset()  # in the next iteration
-        self.fraction = 0.0  # of the chunks that a worker has left it does so many in one pass, once it has begun
+        self.fractions: dict[int, float] = {}  # by worker: how much of what it has left it does in one pass; else 0
         self._paces: dict[int, float] = {}  # seconds that each worker took for its newest chunk
         self._substitutes: dict[int, dict[int, None]] = {}  # worker -> chunks of this iteration that it was told next
 
@@ -114,7 +114,7 @@ class Schedule:
         return False
 
     def join(self, may: bool) -> bool:
-        """Whether workers may do several chunks in one pass in the next iteration (`fraction`).
+        """Whether workers may do several chunks in one pass in the next iteration (`fractions`).
 
         Returns whether orders should come before a worker begins.
         """

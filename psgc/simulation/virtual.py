@@ -36,8 +36,8 @@ class VirtualCluster(Target):
 
     holders[i]: ranks that hold chunk i; queues: by rank; costs[i]: what chunk i takes relative to an average one (None:
     all equal); pause: seconds that a worker needs between two chunks; breaks_off: whether a new iteration ends the work
-    on an older one at once, else a worker finishes its chunk first; fixed: seconds that a pass takes besides those of
-    its chunks, if workers can do several of them in one (transfer `combined`).
+    on an older one at once, else a worker finishes its chunk first; fixed: what a pass costs
+    besides its chunks, in average chunks, if workers can do several in one (transfer `combined`).
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class VirtualCluster(Target):
         self.begun = []
         self._schedule.join(self._joins)
         self._bring(events.Begin(self._iteration))  # the orders arrive together with the parameters
-        for worker in self._workers.values():
-            worker.begin(self._iteration, self._schedule.fraction)
+        for rank, worker in self._workers.items():
+            worker.begin(self._iteration, self._schedule.fractions.get(rank, 0.0))
         busy = {rank for _, rank, _ in self._ends}
         for rank in [rank for rank in self._in if rank not in busy]:
             self._workers[rank].finished(*self._in.pop(rank))
@@ -156,7 +156,7 @@ class VirtualCluster(Target):
 
     def _takes(self, rank: int) -> float:
         """Seconds of what the worker of this rank is in."""
-        return self._fixed + self._seconds[rank] * sum(map(self._cost, self._pieces[rank]))
+        return self._seconds[rank] * (self._fixed + sum(map(self._cost, self._pieces[rank])))
 
     def _bring(self, event: events.Event) -> None:
         carry_out(self._coordinator.handle(event), self)

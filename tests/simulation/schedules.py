@@ -58,7 +58,7 @@ def make(name: str, *arguments: Any) -> Schedule:
 
 
 def _join(schedule: Schedule, may: bool) -> bool:
-    schedule.fraction = FRACTION if may else 0.0
+    schedule.fractions = dict.fromkeys(schedule._queues, FRACTION if may else 0.0)
     return False
 
 
