@@ -231,10 +231,11 @@ class Coordinator:
     def _do_again(self, event: Report | Abandoned) -> list[Instruction]:
         """This pass does not count: what is still needed of it is to be done again."""
         worker, piece = event.worker, (event.chunk, *event.others)
-        needed = [chunk for chunk in piece if self._counting.is_needed(chunk)]
+        # one that was invalidated is done again since then
+        needed = [chunk for chunk in piece if self._counting.is_needed(chunk) and not self._copies[chunk].attempt]
         instructions: list[Instruction] = []
         if isinstance(event, Report):  # else the worker has dropped it, and may be doing some of these again
-            instructions += [Invalidate(worker, chunk, self._copies[chunk].attempt) for chunk in needed]
+            instructions += [Invalidate(worker, chunk, 0) for chunk in needed]
             instructions += [] if event.chunk in needed else [Discard(worker, event.chunk)]
         return [*instructions, *self._freed(event, done=False), *self._schedule.again(worker, needed, event.now)]
 

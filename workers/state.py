@@ -200,8 +200,8 @@ class WorkerState:
             self._attempts[chunk] = attempt
             self._done.discard(chunk)
             self._held.pop(chunk, None)
-            if self._piece_of(iteration) == {chunk}:
-                self._unwanted = False
+            if chunk in (running := self._piece_of(iteration)):
+                self._unwanted = len(running) > 1  # a piece says of none of its chunks that it was invalidated
 
     def discard(self, iteration: int, chunk: int) -> None:
         """This worker's copy of `chunk` is not needed, whether it is done or not."""

@@ -115,6 +115,7 @@ class Node(WorkerLoop):
         self.waiting = False  # there was nothing to take
         self.done = 0
         self.taken: list[tuple[int, int]] = []  # (chunk, how often invalidated before) in this iteration
+        self.spoilt: Work | None = None  # a piece one of whose chunks was invalidated
         self.in_vain: set[int] = set()  # chunks of pieces that it has left in this iteration
         self.unneeded: set[tuple[int, int]] = set()  # (iteration, chunk) that it need not do
         self.interrupted: set[tuple[int, int]] = set()  # the same, since the work was over
@@ -176,6 +177,8 @@ class Node(WorkerLoop):
             case Kind.INVALIDATE:
                 self.unneeded.discard(what)
                 self.taken = [copy for copy in self.taken if copy != (chunk, entry["attempt"])]
+                if self.work and iteration == self.work.iteration and chunk in self.work.piece and self.work.others:
+                    self.spoilt = self.work
         if kind in (Kind.QUEUE, Kind.NEXT, Kind.INVALIDATE):
             self.redirected = max(self.redirected, iteration)
             self.collected = -1 if self.collected == iteration else self.collected
@@ -241,7 +244,7 @@ class Node(WorkerLoop):
         self.gradients.append(weakref.ref(gradient))
         self.done += 1
         pairs = {(work.iteration, chunk) for chunk in work.piece}
-        unwanted = work.iteration < self.state.iteration or not pairs.isdisjoint(self.unneeded)
+        unwanted = work.iteration < self.state.iteration or not pairs.isdisjoint(self.unneeded) or work is self.spoilt
         before = len(self.mailbox.unsent)
         self.mailbox.finished(work, Result(gradient, self.loss_of(work.piece), 0.0, seconds, joins=self.joins))
         sketched = not unwanted and self.state.is_sketched(work.iteration, work.chunk)
