@@ -229,14 +229,15 @@ class Coordinator:
         return instructions + (self._finalize() if self._is_enough() else [*self._freed(event, done=True)])
 
     def _do_again(self, event: Report | Abandoned) -> list[Instruction]:
-        """This pass does not count: what is still needed of it is to be done again."""
-        worker, piece = event.worker, (event.chunk, *event.others)
-        # one that was invalidated is done again since then
-        needed = [chunk for chunk in piece if self._counting.is_needed(chunk) and not self._copies[chunk].attempt]
+        """This pass does not count: what is still needed of it is to be done again, if that was not said since."""
+        worker = event.worker
+        piece = [chunk for chunk in (event.chunk, *event.others) if not self._copies[chunk].attempt]
+        needed = [chunk for chunk in piece if self._counting.is_needed(chunk)]
         instructions: list[Instruction] = []
         if isinstance(event, Report):  # else the worker has dropped it, and may be doing some of these again
             instructions += [Invalidate(worker, chunk, 0) for chunk in needed]
-            instructions += [] if event.chunk in needed else [Discard(worker, event.chunk)]
+            if event.chunk in piece and event.chunk not in needed:
+                instructions.append(Discard(worker, event.chunk))
         return [*instructions, *self._freed(event, done=False), *self._schedule.again(worker, needed, event.now)]
 
     def _freed(self, event: Report | Abandoned, done: bool) -> Sequence[Order]:
