@@ -1,13 +1,18 @@
 """What a step takes with DistributedDataParallel over gloo and with psgc.torch: one table, every row a real run.
 
-    python scripts/bench_torch.py [--rows perceptron perceptron-slow perceptron-killed transformer]
-        [--programs ddp psgc] [--steps 40] [--batch 10240] [--turns] [--out runs/bench/torch.md]
+    python scripts/bench_torch.py [--rows perceptron defaults ...] [--programs ddp psgc] [--steps 40] [--batch 10240]
+        [--turns] [--out runs/bench/torch.md]
 
 The same model, data, batches and optimizer (torch_tasks.py); losses that differ by more than 1e-4 are an error.
 
-    perceptron         669,706 parameters, 4 workers, each with 0.35 of a core
+    perceptron         669,706 parameters, 4 workers, each with 0.35 of a core, chunks and micro-batches tried out
     perceptron-slow    the same, and one worker has 0.07 of a core
     perceptron-killed  the same with 0.35 for all, and one worker is killed half-way
+    defaults           the perceptron with the defaults of psgc.torch.init; a rank of DDP computes its examples at once
+    defaults-slow      the same, and one worker has 0.07 of a core
+    alone              the same in one process, with batches of 8,192, and plain torch
+    small              85,002 parameters, batches of 256, defaults, in one process, and plain torch
+    small-workers      the same with 4 workers; the ratio is to plain torch in one process
     transformer        characters of functions of Python's standard library, of very different length, padded for each
                        micro-batch; 2 workers with a core each, nobody slow
 
@@ -54,7 +59,8 @@ ADVICE = "pip install '.[torch]'"
 @dataclass(frozen=True)
 class Setting:
     """A pair of rows. task: of torch_tasks.TASKS; shares: of a core for each worker, None: nobody is held back;
-    batch: examples of a step, None: --batch; undisturbed: the setting with nobody slow; steps: relative to --steps."""
+    workers: 1 for one process; batch: examples of a step, None: --batch; undisturbed: the setting with nobody slow;
+    steps: relative to --steps."""
 
     task: str
     text: str
@@ -67,12 +73,16 @@ class Setting:
 
 
 EQUAL = (SHARE,) * 4
+ONE_SLOW = (*EQUAL[: SLOW - 1], SLOW_SHARE, *EQUAL[SLOW:])
 SETTINGS = {
     "perceptron": Setting("perceptron", "perceptron, none slow", EQUAL),
-    "perceptron-slow": Setting(
-        "perceptron", "perceptron, one 5 x slower", (*EQUAL[: SLOW - 1], SLOW_SHARE, *EQUAL[SLOW:]), steps=0.5
-    ),
+    "perceptron-slow": Setting("perceptron", "perceptron, one 5 x slower", ONE_SLOW, steps=0.5),
     "perceptron-killed": Setting("perceptron", "perceptron, one killed", EQUAL, killed=True),
+    "defaults": Setting("defaults", "defaults, none slow", EQUAL, undisturbed="defaults"),
+    "defaults-slow": Setting("defaults", "defaults, one 5 x slower", ONE_SLOW, undisturbed="defaults", steps=0.5),
+    "alone": Setting("defaults", "defaults, one process", None, 1, 8192, undisturbed="alone"),
+    "small": Setting("small", "small, one process", None, 1, 256, undisturbed="small", steps=10),
+    "small-workers": Setting("small", "small, 4 workers", None, 4, 256, undisturbed="small", steps=5),
     "transformer": Setting("transformer", "transformer, none slow", None, 2, 32, undisturbed="transformer", steps=0.8),
 }
 
@@ -157,6 +167,8 @@ def start(program: str, workers: int, options: dict[str, Any]) -> list["subproce
     environ = {**os.environ, **dict.fromkeys(THREADS, "1"), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": str(workers)}
     if program == DDP:
         commands = [[sys.executable, script, "ddp"]] * workers
+    elif workers == 1:
+        commands = [[sys.executable, script, "psgc"]]
     else:
         launch = ["-P", "-m", "psgc", "launch", script, "-n", str(workers + 1)]
         commands = [[sys.executable, *launch, "--", "psgc"]]
@@ -202,7 +214,7 @@ def kill_all(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
 def line(rows: Rows, name: str, program: str) -> str:
     """A line of the table, as Markdown. The ratio is to DDP with nobody slow."""
     row, reference = rows[name, program], rows.get((SETTINGS[name].undisturbed, DDP))
-    cells = [SETTINGS[name].text, program]
+    cells = [SETTINGS[name].text, "torch" if program == DDP and SETTINGS[name].workers == 1 else program]
     if row.seconds is None:
         return f"| {' | '.join([*cells, 'ends', '', ''])} |"
     ratio = f"{row.seconds / reference.seconds:.2f}" if reference and reference.seconds else ""

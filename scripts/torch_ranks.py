@@ -1,7 +1,8 @@
 """What the ranks of scripts/bench_torch.py run: one training loop with DistributedDataParallel, one with psgc.torch.
 
-    python torch_ranks.py ddp OPTIONS           # with RANK and WORLD_SIZE in the environment
+    python torch_ranks.py ddp OPTIONS           # with RANK and WORLD_SIZE in the environment; alone it is torch's model
     psgc launch torch_ranks.py -n 5 -- psgc OPTIONS
+    python torch_ranks.py psgc OPTIONS          # one process
 
 OPTIONS is a JSON object: task (of torch_tasks.py), steps, batch (examples of a step), folder (for results), groups (the
 folder of the CPU quotas, empty for none), kill (rank and step, or null). Both take the same examples in every step.
@@ -64,8 +65,9 @@ def with_ddp(task: Task, options: dict[str, Any]) -> None:
     """Examples dealt out as DistributedSampler does; one all-reduce a step, behind the last backward."""
     store = f"file://{options['folder']}/store"
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
-    model = DistributedDataParallel(task.model)
+    if size > 1:
+        distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
+    model = DistributedDataParallel(task.model) if size > 1 else task.model
     optimizer = task.optimizer(model.parameters())
     progress, losses = Progress(rank + 1, options), []
     sampler = Sampler(len(task.dataset), SEED)
@@ -74,9 +76,10 @@ def with_ddp(task: Task, options: dict[str, Any]) -> None:
         count = task.count(batch.rows)
         own = batch.rows[rank::size]
         total = torch.zeros(())
-        for first in range(0, len(own), task.at_once):
-            examples = task.collate([task.dataset[row] for row in own[first : first + task.at_once]])
-            with nullcontext() if first + task.at_once >= len(own) else model.no_sync():
+        at_once = task.at_once or len(own)
+        for first in range(0, len(own), at_once):
+            examples = task.collate([task.dataset[row] for row in own[first : first + at_once]])
+            with nullcontext() if size == 1 or first + at_once >= len(own) else model.no_sync():
                 loss, _ = task.loss(model, examples)
                 (loss * (size / count)).backward()  # DDP takes the mean over the ranks
             total += loss.detach()
@@ -86,10 +89,12 @@ def with_ddp(task: Task, options: dict[str, Any]) -> None:
         losses.append(total / count)
         sampler.position = batch.after
     summed = torch.stack(losses)
-    distributed.all_reduce(summed)
+    if size > 1:
+        distributed.all_reduce(summed)
     if rank == 0:
         progress.write(summed.tolist())
-    distributed.destroy_process_group()
+    if size > 1:
+        distributed.destroy_process_group()
     os._exit(0)  # Python's own end is aborted by a thread of gloo in one run of ten
 
 
@@ -97,21 +102,13 @@ def with_psgc(task: Task, options: dict[str, Any]) -> None:
     """The same with psgc."""
     import psgc.torch
 
-    run = psgc.torch.init(
-        task.model,
-        task.dataset,
-        task.loss,
-        chunks=task.chunks,
-        micro_batch=task.at_once,
-        seed=SEED,
-        output=Path(options["folder"], "run"),
-        collate_fn=task.collate,
-        cost_fn=task.cost,
-        checkpoint_every=0,
-    )
+    tuned: dict[str, Any] = {"chunks": task.chunks, "micro_batch": task.at_once, "checkpoint_every": 0}
+    tuned |= {"output": Path(options["folder"], "run"), "cost_fn": task.cost}
+    settings = tuned if task.chunks else {}
+    run = psgc.torch.init(task.model, task.dataset, task.loss, seed=SEED, collate_fn=task.collate, **settings)
     optimizer = task.optimizer(task.model.parameters())
     run.attach(optimizer)
-    rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
+    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
     progress = Progress(rank, options)
     epochs = -(-options["steps"] * task.batch // len(task.dataset))
     for step, batch in enumerate(run.batches(task.batch, epochs)):

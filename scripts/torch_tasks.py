@@ -3,7 +3,7 @@
 import ast
 import sysconfig
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ class Task:
     """A model and its data, the same on every rank.
 
     loss: of (model, micro-batch), the sum and the number of terms; count: the number of terms of examples. batch: the
-    examples of a step, of which `at_once` go through the model together, at most; chunks: of psgc, in a step; cost: how
-    long examples that go through the model together take, as psgc is told.
+    examples of a step, of which `at_once` go through the model together, at most; chunks: of psgc, in a step; None: all
+    that a rank has, and psgc's defaults. cost: how long examples that go through the model together take, as psgc is
+    told.
     """
 
     model: nn.Module
@@ -34,23 +35,23 @@ class Task:
     collate: Callable[[Any], Any]
     optimizer: Callable[[Any], torch.optim.Optimizer]
     batch: int
-    at_once: int
-    chunks: int
+    at_once: int | None = None
+    chunks: int | None = None
     cost: Callable[[Sequence[int]], float] | None = None
 
 
-def perceptron(steps: int, batch: int) -> Task:
-    """Three layers, 669,706 parameters; an epoch has two steps."""
+def perceptron(steps: int, batch: int, inputs: int = 784, hidden: int = 512, batches: int = 2) -> Task:
+    """Three layers, 669,706 parameters; an epoch has two steps. psgc has its defaults."""
 
     def loss(model: nn.Module, examples: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
         x, y = examples
         return F.cross_entropy(model(x), y, reduction="sum"), len(y)
 
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2 * batch, 784, generator=generator)
-    y = (x @ torch.randn(784, 10, generator=generator)).argmax(1)
+    x = torch.randn(batches * batch, inputs, generator=generator)
+    y = (x @ torch.randn(inputs, 10, generator=generator)).argmax(1)
     torch.manual_seed(0)
-    layers = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
+    layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10)]
     return Task(
         model=nn.Sequential(*layers),
         dataset=range(len(y)),
@@ -59,9 +60,17 @@ def perceptron(steps: int, batch: int) -> Task:
         collate=lambda rows: (x[rows], y[rows]),
         optimizer=lambda params: torch.optim.SGD(params, 0.02, momentum=0.9),
         batch=batch,
-        at_once=1024,
-        chunks=12,  # as many for each of four workers as for each of three
     )
+
+
+def tuned(steps: int, batch: int) -> Task:
+    """The perceptron with settings that were tried out."""
+    return replace(perceptron(steps, batch), at_once=1024, chunks=12)  # as many for each of four workers as of three
+
+
+def small(steps: int, batch: int) -> Task:
+    """Three layers, 85,002 parameters, as somebody tries first; an epoch has forty steps."""
+    return perceptron(steps, batch, 64, 256, 40)
 
 
 class Texts:
@@ -148,4 +157,9 @@ def functions(number: int) -> list[str]:
     return [found[i * len(found) // number] for i in range(number)]
 
 
-TASKS: dict[str, Callable[[int, int], Task]] = {"perceptron": perceptron, "transformer": transformer}
+TASKS: dict[str, Callable[[int, int], Task]] = {
+    "perceptron": tuned,
+    "defaults": perceptron,
+    "small": small,
+    "transformer": transformer,
+}

@@ -28,6 +28,8 @@ def test_the_table_is_relative_to_ddp_with_nobody_slow():
         ("perceptron-slow", DDP): Row(1.0, (2.0,)),
         ("perceptron-killed", DDP): Row(None),
         ("transformer", PSGC): Row(0.5, (3.0,)),
+        ("small", DDP): Row(0.002, (3.0,)),
+        ("small-workers", PSGC): Row(0.003, (3.0,)),
     }
     assert [bench_torch.line(rows, *key) for key in rows] == [
         "| perceptron, none slow | DDP, gloo | 200 ms | 1.00 | 1.00000 |",
@@ -35,6 +37,8 @@ def test_the_table_is_relative_to_ddp_with_nobody_slow():
         "| perceptron, one 5 x slower | DDP, gloo | 1000 ms | 5.00 | 2.00000 |",
         "| perceptron, one killed | DDP, gloo | ends |  |  |",
         "| transformer, none slow | psgc | 500 ms |  | 3.00000 |",
+        "| small, one process | torch | 2 ms | 1.00 | 3.00000 |",
+        "| small, 4 workers | psgc | 3 ms | 1.50 | 3.00000 |",
     ]
     assert "slow processors: CPU quotas:" in bench_torch.report(rows, "CPU quotas")
 
