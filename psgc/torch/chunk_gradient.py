@@ -1,7 +1,7 @@
 """The gradient of a chunk: the user's loss over its micro-batches, summed in the memory of one vector."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from math import inf, isfinite
 from typing import Any, Literal, TypeAlias
 
@@ -75,9 +75,9 @@ class ChunkGradient:
         check_model(self._model, self._buffers)
         flat = self._flat
         vector = torch.empty(self.dim, dtype=flat.dtype, device=flat.device)  # no page of it takes memory yet
-        vector[flat.dim :] = 0
-        statistics = vector[self._unused.stop :]
-        merging = self._statistics.of_chunk(seed[2], statistics) if self._statistics else nullcontext()
+        merging: AbstractContextManager[None] = nullcontext()
+        if self._statistics:
+            merging = self._statistics.of_chunk(seed[2], vector[self._unused.stop :].zero_())
         total, examples = 0.0, 0.0
         factor = None if scale is None else _Factor(scale, rows)
         flat.gradients_into(vector)
@@ -90,11 +90,10 @@ class ChunkGradient:
                     if not wanted():
                         return None
                 self._draws = self._draws or places(flat.device) != before
-            vector[self._unused] = torch.tensor(flat.complete(), dtype=flat.dtype) * chunks
+            tail = [total, examples, *(chunks * is_unused for is_unused in flat.complete())]
         finally:
             flat.restore()
-        vector[flat.dim] = total
-        vector[flat.dim + 1] = examples
+        vector[flat.dim : self._unused.stop] = torch.tensor(tail, dtype=flat.dtype)
         if factor is None:
             self._check_finite(vector)
         else:
@@ -116,11 +115,12 @@ class ChunkGradient:
         Raises UserError when no example was counted.
         """
         flat = self._flat
-        loss, examples = float(total[flat.dim]), float(total[flat.dim + 1])
+        tail: list[float] = total[flat.dim : self._unused.stop].tolist()
+        loss, examples, *unused = tail
         if not examples > 0:
             raise UserError(f"the loss counted {examples:g} examples in the whole batch; expected more than 0")
         flat.restore()
-        is_used = (total[self._unused] < self._num_chunks - 0.5).tolist()
+        is_used = [chunks < self._num_chunks - 0.5 for chunks in unused]
         gradient = total[: flat.dim].div_(examples)
         flat.call_hooks(gradient, is_used)
         if accumulate:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from psgc.torch.generators import preserved, seeded
+from psgc.torch.generators import Generators, preserved, seeded
 
 CPU = torch.device("cpu")
 
@@ -27,6 +27,19 @@ def test_numbers_depend_on_the_seed_alone():
     assert of(1, 2, 3) == first
     seen = [first, of(1, 2, 4), of(1, 3, 3), of(2, 2, 3), of(0, 0, 0), of(2**63, 0, 0)]
     assert len({number for numbers in seen for number in numbers}) == 6 * len(seen)
+
+
+def test_a_normal_number_that_numpy_keeps_belongs_to_the_state():
+    np.random.seed(3)
+    np.random.standard_normal()
+    kept = Generators.now(CPU)
+    expected = np.random.standard_normal(), np.random.standard_normal()
+    for _ in range(2):
+        kept.set(CPU)
+        assert Generators.now(CPU).contents() == kept.contents()
+        first = np.random.standard_normal()
+        assert Generators.now(CPU).contents() != kept.contents()
+        assert (first, np.random.standard_normal()) == expected
 
 
 @pytest.fixture
