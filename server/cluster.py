@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from math import inf
 
 from psgc.errors import ModelError, RunFailed, UserError
+from psgc.iteration import is_evaluated
 from psgc.processes import RunningTime
 from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.server.arrivals import Alive, Failed
@@ -45,6 +46,7 @@ class Cluster:
         self.failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
         self._raised: set[int] = set()  # workers on which a gradient failed
         self.strikes = Counter[int]()  # wrong copies of each worker (`verify`)
+        self._joins: set[int] = set()  # workers that can do several chunks in one pass, as they say
         self._stuck = Stuck()
 
     def _make_schedule(self, backups: Queues) -> Schedule:
@@ -102,6 +104,21 @@ class Cluster:
         """Tell the schedule what the chunks of this iteration take, if known; whether it has a plan for that."""
         known = self._settings.known_costs
         return known is not None and self.schedule.know_costs(known(iteration))
+
+    def can_join(self, worker: int, can: bool) -> None:
+        """A worker says whether it can do several chunks in one pass."""
+        (self._joins.add if can else self._joins.discard)(worker)
+
+    def join(self, iteration: int, num_sums: int) -> bool:
+        """Have workers do several chunks in one pass, where one gradient is all that comes of these.
+
+        num_sums: see `Dispatcher`. Returns whether the orders of the schedule should come before a worker begins.
+        """
+        config = self._config
+        is_plain = config.transfer == "combined" and self._plan.parts == 1
+        is_plain = is_plain and config.verify is None and config.recovery.mode == "exact"
+        has_figures = num_sums > 0 or is_evaluated(iteration, config.evaluate.every if config.evaluate else 0)
+        return self.schedule.join(is_plain and not has_figures and self._joins.issuperset(self.membership.live))
 
     def weights(
         self, iteration: int, reports: Iterable[tuple[int, int, int]], incomplete: Container[int]

@@ -1,7 +1,5 @@
 """What each arrival from a worker leads to, and what each of the coordinator's instructions does."""
 
-from collections.abc import Callable
-
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
@@ -37,7 +35,6 @@ class Dispatcher(Target):
 
     decoder, summing: of the run, set before its first iteration.
     driver: makes the calls.
-    sums_pieces: whether a gradient of several chunks counts in an iteration.
     finished: whether the gradient is determined, or the evaluation.
     num_sums: of an evaluation; 0: the iteration has a gradient.
     """
@@ -53,15 +50,12 @@ class Dispatcher(Target):
         log: IterationLog,
         trial: TrialComparison,
         driver: Driver,
-        sums_pieces: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._coordinator, self._cluster, self._observer = coordinator, cluster, cluster.observer
         self._links, self._tell = links, links.outbox.tell
         self._log, self._trial, self._driver = log, trial, driver
-        self._sums_pieces = sums_pieces
         self._too_few: TooFewWorkers | None = None  # the newest loss of that kind
         self._complaints: dict[int, int] = {}  # worker -> whose messages it refuses
-        self._joins: set[int] = set()  # workers that can do several chunks in one pass, as far as they know
         self._told = dict(cluster.queues)  # the newest default queue of each worker
         self.finished = False
         self.num_sums = 0
@@ -92,8 +86,7 @@ class Dispatcher(Target):
             cluster.schedule.rest(resting)
             has_plan = True
         self.num_sums = self._driver.num_sums(iteration)
-        if cluster.schedule.join(self._may_join(iteration)):
-            has_plan = True
+        has_plan = cluster.join(iteration, self.num_sums) or has_plan
         self.decoder.begin(has_gradient=not self.num_sums)
         self.finished = False
         before, begin = self._coordinator.books, Begin(iteration, has_gradient=not self.num_sums)
@@ -105,11 +98,6 @@ class Dispatcher(Target):
         self._log.begin(iteration, lost=len(cluster.detector.away))
         if not has_plan:
             self._bring(begin)
-
-    def _may_join(self, iteration: int) -> bool:
-        """Whether workers may do several chunks in one pass: one gradient is all that comes of them."""
-        can = self._joins.issuperset(self._cluster.membership.live)
-        return can and not self.num_sums and self._sums_pieces(iteration)
 
     def tick(self, deadline: float) -> None:
         """Time has passed; deadline: of the iteration, in seconds since it began."""
@@ -209,7 +197,7 @@ class Dispatcher(Target):
         self._cluster.detector.through(worker, report.seconds)
         self._trial.reported(worker, iteration)
         if is_current and not self.num_sums:
-            (self._joins.add if report.joins else self._joins.discard)(worker)
+            self._cluster.can_join(worker, report.joins)
         if is_current:
             for one in (chunk, *report.others):
                 self._cluster.failures.pop(one, None)

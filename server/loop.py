@@ -49,11 +49,7 @@ class Server:
         checks = Checks(config.verify.every if config.verify else 0)
         self.coordinator = Coordinator(membership, schedule, combined, settings.tolerated, checks, every)
         self.links = Links(transport, backend, config, plan)
-        is_plain = combined and plan.parts == 1 and config.verify is None and config.recovery.mode == "exact"
-        self._dispatcher = Dispatcher(
-            *(self.coordinator, self.cluster, self.links, self.log, self._trial, self._driver),
-            sums_pieces=lambda iteration: is_plain and not is_evaluated(iteration, every),
-        )
+        self._dispatcher = Dispatcher(self.coordinator, self.cluster, self.links, self.log, self._trial, self._driver)
 
     def run(
         self, params: Array, iterations: int, first: int = 0, begins: Callable[[int], object] = lambda _: None
