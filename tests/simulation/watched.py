@@ -4,6 +4,7 @@ What was committed, kept, delivered and lost is written down a second time here,
 """
 
 from collections import Counter
+from copy import copy
 from typing import Any
 
 from psgc.config import Recovery
@@ -56,7 +57,9 @@ class WatchedCoordinator(Coordinator):
         assert not isinstance(event, Tick) or self.wake > event.now, "wakes up for ever"
         if fresh is not None:
             assert fresh.handle(event) == instructions
-            assert snapshot(fresh, ["recipe"]) == snapshot(self, ["recipe"]), "something survived into this iteration"
+            assert snapshot(fresh, ["recipe", "join"]) == snapshot(self, ["recipe", "join"]), (
+                "something survived into this iteration"
+            )
         watch.hear(event, late)
         for instruction in instructions:
             watch.see(instruction)
@@ -102,6 +105,8 @@ class Watch:
         schedule = self.schedule.recipe()  # type: ignore[attr-defined]
         schedule.inherit(self.schedule)
         schedule.rest(self.schedule.resting)
+        for told in {"fractions", "_may_join"} & vars(self.schedule).keys():  # whether there may be pieces
+            setattr(schedule, told, copy(vars(self.schedule)[told]))
         combined, tolerated, checks, *_ = self.settings
         return Coordinator(self.it.membership, schedule, combined, tolerated, Checks(checks.every))
 
