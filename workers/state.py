@@ -180,7 +180,9 @@ class WorkerState:
         """Do these chunks next, in this order; what is done or running already is left out."""
         if self._is_now(WorkerState.queue, iteration, chunks):
             running = self._piece_of(iteration)
-            self._unwanted = self._unwanted and not (running and running <= {*chunks})
+            # the report of a piece does not say of which of its chunks copies do not count any more
+            is_spoilt = len(running) > 1 and not running.isdisjoint(self._attempts)
+            self._unwanted = self._unwanted and (is_spoilt or not (running and running <= {*chunks}))
             left_out = self._done if self._unwanted and len(running) > 1 else self._done | running
             self._queue = deque(c for c in dict.fromkeys(chunks) if c not in left_out)
 
@@ -201,7 +203,7 @@ class WorkerState:
             self._done.discard(chunk)
             self._held.pop(chunk, None)
             if chunk in (running := self._piece_of(iteration)):
-                self._unwanted = len(running) > 1  # a piece says of none of its chunks that it was invalidated
+                self._unwanted = len(running) > 1
 
     def discard(self, iteration: int, chunk: int) -> None:
         """This worker's copy of `chunk` is not needed, whether it is done or not."""

@@ -79,6 +79,18 @@ def test_a_piece_is_held_and_committed_as_its_first_chunk():
     assert state.commit(0, 0) == "of both"
 
 
+def test_a_piece_one_of_whose_chunks_is_invalidated_is_in_vain_even_when_all_are_to_be_done_again():
+    state = at_work()
+    state.take(joins=True)
+    first, *_ = piece = state.piece
+    state.invalidate(0, piece[-1], 1)
+    for chunk in reversed(piece):
+        state.next(0, chunk)
+    assert not state.wants(0, first)
+    assert state.finished(0, first) == Done(False, 0)
+    assert taken(state)[:2] == [(0,), (1,)]
+
+
 def test_a_piece_one_of_whose_chunks_is_discarded_is_left_and_the_rest_can_be_done_again():
     state = at_work()
     state.take(joins=True)
