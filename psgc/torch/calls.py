@@ -129,8 +129,11 @@ class Single:
         tree = Tree()
         for chunk in range(self.num_chunks):
             if call.joins() and not self._singly:
-                tree, self._done = Tree(), []
-                return self._vector(range(self.num_chunks), call)
+                done, self._done = self._done, []
+                joined = self._vector(range(self.num_chunks), call)
+                if call.joins():  # else they have turned out not to add up
+                    return joined
+                self._done = done
             vector = self._vector((chunk,), call)
             vector += 0.0  # turns -0 into 0, as encoding does
             tree.add(chunk, vector)

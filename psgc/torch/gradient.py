@@ -3,17 +3,35 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from math import isclose, isfinite
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
+from psgc.coding.sketch import sketch
 from psgc.config.torch import TorchRun
 from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import ChunkGradient
-from psgc.torch.determinism import Sampled, computed_twice
+from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice
 from psgc.torch.halves import Halves, NotFinite
 from psgc.torch.loader import ChunkLoader, MicroBatch
 from psgc.torch.sampling import Batch, ChunkCosts
+
+
+class _Figures(NamedTuple):
+    """What stands for a vector: two projections of the gradient, its length, and the loss."""
+
+    projections: np.ndarray
+    length: float
+    loss: float
+    tolerance: float
+
+    def is_sum_of(self, others: "Sequence[_Figures]") -> bool:
+        """Projections of a sum are the sums of projections."""
+        off = np.abs(self.projections - sum(other.projections for other in others)).max()
+        loss = sum(other.loss for other in others)
+        return bool(off <= self.tolerance * self.length) and isclose(self.loss, loss, rel_tol=self.tolerance)
 
 
 class BatchGradient:
@@ -21,7 +39,8 @@ class BatchGradient:
 
     compute: the vector of a chunk; gradient: how many of its entries are the gradient; costs: of chunks. Before the
     first chunk the loss is looked at (`psgc.torch.halves`). Then it is computed twice, and some of the later ones are
-    (`psgc.torch.determinism`).
+    (`psgc.torch.determinism`). The first pass over several chunks is compared with the sum over these: with bfloat16,
+    for example, they differ by more than sums in another order do, and chunks stay single.
     """
 
     def __init__(
@@ -38,6 +57,7 @@ class BatchGradient:
         self._seed, self._micro_batch = settings.seed, settings.micro_batch
         self._halves: Halves | None = Halves(model, compute, loader.micro_batch)  # None: they were compared
         self._is_checked, self._sampled = False, Sampled(model, gradient)
+        self._is_sum: bool | None = None  # whether a pass over several chunks is; None: not known
 
     def call(self, batch: Batch, engine: Engine, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
         """scale: of the GradScaler; is_whole: see HandOver; loaded: tells ranks apart that have loaded other states."""
@@ -45,7 +65,7 @@ class BatchGradient:
         num_chunks = engine.num_chunks
         self._loader.size = self._micro_batch or -(-len(batch) // min(engine.num_workers, num_chunks))
 
-        def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
+        def in_one_pass(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
             rows = batch.of_chunks(chunks, num_chunks)
 
             def compute(micro_batches: Iterable[MicroBatch]) -> Tensor | None:
@@ -61,6 +81,22 @@ class BatchGradient:
             self._is_checked = found is not None and len(rows) > 0
             return found
 
+        def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
+            if len(chunks) == 1 or self._is_sum:
+                return in_one_pass(chunks, wanted)
+            single = [self._figures(in_one_pass((chunk,), wanted)) for chunk in chunks]  # one vector at a time
+            found = in_one_pass(chunks, wanted)
+            if (figures := self._figures(found)) is not None and None not in single:
+                self._is_sum = figures.is_sum_of([one for one in single if one is not None])
+            if found is None or self._is_sum is not False:
+                return found
+            found.zero_()
+            for chunk in chunks:
+                if (one := in_one_pass((chunk,), wanted)) is None:
+                    return None
+                found += one
+            return found
+
         def expect(chunks: Sequence[int]) -> None:
             self._loader.expect(batch.of_chunks(chunks, num_chunks))
 
@@ -73,7 +109,14 @@ class BatchGradient:
         return Call(vector, expect, loss_in, made, is_whole, costs, joins=self._joins)
 
     def _joins(self) -> bool:
-        return self._is_checked and self._compute.joins
+        return self._is_checked and self._compute.joins and self._is_sum is not False
+
+    def _figures(self, vector: Tensor | None) -> "_Figures | None":
+        """None when there is no vector, or it is not finite."""
+        if vector is None or not isfinite(float(vector[: self._gradient + 1].sum())):
+            return None
+        one, other, length = sketch(vector[: self._gradient].cpu().numpy())
+        return _Figures(np.array([one, other]), length, float(vector[self._gradient]), TOLERANCE[vector.dtype])
 
     def _compare_halves(
         self, halves: Halves, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None

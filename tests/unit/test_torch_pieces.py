@@ -35,8 +35,9 @@ def small(*more):
 
 
 def call_of(
-    model=None, loss=cross_entropy, data=DATA, buffers=None, micro_batch=MICRO_BATCH, workers=1, chunks=NUM_CHUNKS
-):
+    model=None, loss=cross_entropy, data=DATA, buffers=None, micro_batch=MICRO_BATCH, workers=1, chunks=NUM_CHUNKS,
+    scale=None,
+):  # fmt: skip
     """The call for a batch of 60 rows in some chunks, and the number of entries of the gradient."""
     model = model or small()
     flat = FlatModel(model)
@@ -45,7 +46,7 @@ def call_of(
     loader = ChunkLoader(data, None, MICRO_BATCH, spare_core=False)
     gradient = BatchGradient(model, loader, compute, flat.dim, settings, ChunkCosts(None, None))
     engine = SimpleNamespace(num_workers=workers, num_chunks=chunks)
-    return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), engine, None, True, None), flat.dim
+    return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), engine, scale, True, None), flat.dim
 
 
 def test_a_piece_is_the_sum_of_its_chunks_in_few_micro_batches():
@@ -57,6 +58,7 @@ def test_a_piece_is_the_sum_of_its_chunks_in_few_micro_batches():
 
     call, _ = call_of(loss=watching)
     singly = [call.vector((chunk,), always) for chunk in range(NUM_CHUNKS)]
+    torch.testing.assert_close(call.vector((0, 1), always), singly[0] + singly[1])  # which compares them
     sizes.clear()
     torch.testing.assert_close(call.vector((2, 3, 5), always), singly[2] + singly[3] + singly[5])
     assert sizes == [15, 15]
@@ -75,6 +77,7 @@ def test_by_default_a_pass_is_what_a_worker_has_of_a_step_or_a_chunk(workers, ch
     call, _ = call_of(loss=watching, micro_batch=None, workers=workers, chunks=chunks)
     call.vector((0,), always)
     assert {*sizes[3:]} == {60 // chunks}  # after the comparison with its halves
+    call.vector(range(chunks), always)  # which compares it with its chunks
     sizes.clear()
     call.vector(range(chunks), always)
     assert sizes == expected
@@ -95,6 +98,35 @@ def test_the_first_chunk_shows_that_chunks_may_be_joined():
     assert call.vector((0,), lambda: False) is None
     assert not call.joins()
     call.vector((0,), always)
+    assert call.joins()
+
+
+def in_bfloat16(model, batch):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return cross_entropy(model, (batch[0].float(), batch[1]))
+
+
+def of_several(model, batch):
+    """A sum over examples, but for batches of more than 15."""
+    total, count = cross_entropy(model, batch)
+    return (total if count <= 15 else 1.01 * total), count
+
+
+@pytest.mark.parametrize(("loss", "model"), [(in_bfloat16, small().float()), (of_several, small())])
+def test_chunks_stay_single_when_a_pass_over_several_is_not_their_sum(loss, model):
+    data = [(x.float(), y) for x, y in DATA] if loss is in_bfloat16 else DATA
+    call, _ = call_of(model, loss, data, micro_batch=60)
+    singly = [call.vector((chunk,), always) for chunk in range(NUM_CHUNKS)]
+    assert call.joins()
+    found = call.vector(range(NUM_CHUNKS), always)
+    assert not call.joins()
+    assert torch.equal(found, sum(singly))
+
+
+def test_what_is_not_finite_says_nothing_about_passes_over_several_chunks():
+    call, _ = call_of(loss=lambda model, batch: (cross_entropy(model, batch)[0] * float("inf"), 1), scale=1.0)
+    for chunks in (0,), (1, 2):
+        call.vector(chunks, always)
     assert call.joins()
 
 
