@@ -19,7 +19,7 @@ from psgc.torch.loader import ChunkLoader, MicroBatch
 from psgc.torch.sampling import Batch, ChunkCosts
 
 
-class _Figures(NamedTuple):
+class _OfVector(NamedTuple):
     """What stands for a vector: two projections of the gradient, its length, and the loss."""
 
     projections: np.ndarray
@@ -27,7 +27,7 @@ class _Figures(NamedTuple):
     loss: float
     tolerance: float
 
-    def is_sum_of(self, others: "Sequence[_Figures]") -> bool:
+    def is_sum_of(self, others: "Sequence[_OfVector]") -> bool:
         """Projections of a sum are the sums of projections."""
         off = np.abs(self.projections - sum(other.projections for other in others)).max()
         loss = sum(other.loss for other in others)
@@ -111,12 +111,12 @@ class BatchGradient:
     def _joins(self) -> bool:
         return self._is_checked and self._compute.joins and self._is_sum is not False
 
-    def _figures(self, vector: Tensor | None) -> "_Figures | None":
+    def _figures(self, vector: Tensor | None) -> "_OfVector | None":
         """None when there is no vector, or it is not finite."""
         if vector is None or not isfinite(float(vector[: self._gradient + 1].sum())):
             return None
         one, other, length = sketch(vector[: self._gradient].cpu().numpy())
-        return _Figures(np.array([one, other]), length, float(vector[self._gradient]), TOLERANCE[vector.dtype])
+        return _OfVector(np.array([one, other]), length, float(vector[self._gradient]), TOLERANCE[vector.dtype])
 
     def _compare_halves(
         self, halves: Halves, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None

@@ -16,8 +16,7 @@ from torch.utils.data import default_collate
 from psgc.errors import UserError, one_line, raised_at
 from psgc.machine import local_ranks, usable_cores
 from psgc.torch.generators import GENERATORS, Draws, NoDraws, all_states, states
-from psgc.torch.indexed import indexed
-from psgc.torch.loading import Loading, Times
+from psgc.torch.loading import Loading, Times, indexed
 from psgc.torch.sampling import length_of
 
 AHEAD = 2  # micro-batches that are loaded before they are asked for, at most, and of what is not expected any more

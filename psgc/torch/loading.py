@@ -1,12 +1,15 @@
-"""What a loader has loaded of a chunk, and what loading took."""
+"""What a loader has loaded of a chunk, what loading took, and batches that one index makes."""
 
 import resource
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 from psgc.data.epochs import bounds
 
@@ -45,3 +48,22 @@ class Times:
             return took
         # without a wait the rest is time in which the kernel gave the core to others
         return took - (end._computed - self._computed) if end._waits > self._waits else 0.0
+
+
+def indexed(dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> Callable[[np.ndarray], list[Tensor]] | None:
+    """Gives the batch of rows (n,), as collating row by row does. None unless the dataset is tensors, or a Subset."""
+    if collate_fn is not default_collate:
+        return None
+    if type(dataset) is Subset:
+        of_whole, places = indexed(dataset.dataset, collate_fn), dataset.indices
+        return None if of_whole is None else lambda rows: of_whole(np.asarray([places[row] for row in rows]))
+    if type(dataset) is not TensorDataset or not all(map(_is_plain, dataset.tensors)):
+        return None
+    return lambda rows: [tensor[torch.from_numpy(rows).to(tensor.device)] for tensor in dataset.tensors]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether an index gives memory of its own, laid out as `torch.stack` does it."""
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.requires_grad:
+        return False
+    return tensor.is_contiguous() and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())

@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import Subset, TensorDataset, default_collate, random_split
 
 from psgc.errors import UserError
-from psgc.torch.indexed import indexed
 from psgc.torch.loader import ChunkLoader
+from psgc.torch.loading import indexed
 
 X, Y = torch.randn(20, 2, 3), torch.arange(20)
 WHOLE = TensorDataset(X, Y)
