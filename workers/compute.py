@@ -158,12 +158,10 @@ class Gradients:
         if not self._has_compared:
             self._has_compared = True
             single = self._sum(iteration, [(chunk, 1) for chunk in piece], params)
-            sketches, same = (
-                [sketch(one.vector, self.backend.xp) for one in (found, single)],
-                SAME[self._dtype.itemsize],
-            )
+            same = SAME[self._dtype.itemsize]
+            one, other = (sketch(computed.vector, self.backend.xp) for computed in (found, single))
             is_sum = isclose(found.loss, single.loss, rel_tol=same)
-            self.joins = is_sum and relative_difference(*sketches) <= same
+            self.joins = is_sum and relative_difference(one, other) <= same
             return single
         return found
 
