@@ -178,7 +178,8 @@ class Server:
             self.summing.evaluated(summed(self._decoder.sums))
         else:
             self.summing.close()
-        self.links.outbox.send()
+        if self.summing.params is None:  # else the step was a short one: what workers are told goes with their next orders
+            self.links.outbox.send()
         while (params := self.summing.params) is None:
             try:
                 self.poll()
@@ -202,6 +203,7 @@ class Server:
         They may need what this rank has summed.
         """
         end = time.monotonic() + min(self._settings.config.faults.collect_timeout, self._driver.last_step)
+        self.links.outbox.send()
         while self._trial.awaited or (not self._is_followed() and time.monotonic() < end):
             self.poll()
 

@@ -24,7 +24,7 @@ class Outbox:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._iteration = -1
-        self.orders: dict[int, list[Records]] = {}  # by worker, not sent yet
+        self.orders: dict[int, list[tuple[int, Records]]] = {}  # by worker, with their kind, not sent yet
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
 
     def begin(self, iteration: int) -> None:
@@ -35,11 +35,11 @@ class Outbox:
 
     def tell(self, to: int, kind: Kind, chunk: int = 0, **fields: Any) -> None:
         """An order for the worker `to`; fields: further ones of its record."""
-        self.orders.setdefault(to, []).append(record(kind, self._iteration, chunk, **fields))
+        self.orders.setdefault(to, []).append((kind, record(kind, self._iteration, chunk, **fields)))
 
     def tell_all(self, to: int, records: Records) -> None:
-        """Records that are ready, for the worker `to`."""
-        self.orders.setdefault(to, []).append(records)
+        """Records of one kind that are ready, for the worker `to`."""
+        self.orders.setdefault(to, []).append((int(records["kind"][0]), records))
 
     def tell_list(self, worker: int, kind: Kind, chunks: Sequence[int]) -> None:
         """Chunks in order, one record each."""
@@ -49,15 +49,16 @@ class Outbox:
     def tell_default_queue(self, worker: int, queue: Sequence[int]) -> None:
         """A default queue. It replaces one that has not been sent yet."""
         waiting = self.orders.get(worker, [])
-        self.orders[worker] = [order for order in waiting if order["kind"][0] != Kind.DEFAULT_QUEUE]
+        self.orders[worker] = [order for order in waiting if order[0] != Kind.DEFAULT_QUEUE]
         self.tell_list(worker, Kind.DEFAULT_QUEUE, queue)
 
     def send(self) -> None:
         """Send the orders for all workers that may be sent more."""
         for worker in [worker for worker in self.orders if self._unheard[worker] < UNHEARD]:
-            orders = self.orders.pop(worker)
+            orders = [records for _, records in self.orders.pop(worker)]
             self._transport.send(worker, orders)
             self._unheard[worker] += 1 + sum(map(len, orders)) // BATCH
+        self._transport.wake_others()
 
     def heard(self, worker: int) -> None:
         """Something came from `worker`: it has read what it was sent."""
@@ -68,7 +69,7 @@ class Outbox:
         self._keep(worker, () if for_good else LASTING)
 
     def _keep(self, worker: int, kinds: Collection[Kind]) -> None:
-        if orders := [order for order in self.orders.pop(worker, []) if order["kind"][0] in kinds]:
+        if orders := [order for order in self.orders.pop(worker, []) if order[0] in kinds]:
             self.orders[worker] = orders
 
     def clear(self) -> None:

@@ -6,7 +6,6 @@ the gradient, and is the only contributor as well. Its own replica takes part as
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from math import inf
 
@@ -18,7 +17,7 @@ from psgc.aggregation.replica import CHECKED
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError
-from psgc.messages import Kind, joined, sums_records, unpack_block
+from psgc.messages import Kind, Records, joined, sums_records, unpack_block
 from psgc.server.arrivals import Alive, BlockArrived, Moved
 from psgc.server.contributions import Contributions
 from psgc.server.digests import Digests, WrongReplica
@@ -142,12 +141,17 @@ class Summing(Listener):
                     self.allreduce.give(worker, self._iteration)
             self._give()
         is_first = self._driver.is_alike and self._digests.last < 0  # nothing has been compared yet
-        if (self.allreduce.poll() or is_first) and (digest := self.allreduce.digest()):
-            self._digests.own(self.allreduce.steps, digest)
+        self._follow(is_first)
         self._owners.moved(0, self.allreduce.link.carried[self._iteration], now)
         if phase == COLLECTING:
             awaited = partial(self.allreduce.exchange.awaited, self._iteration)
             self._send(self._owners.late(self.receivers(), now, awaited))
+
+    def _follow(self, is_first: bool = False) -> None:
+        """Go on with the replica of this rank."""
+        has_moved = self.allreduce.poll()
+        if (has_moved or is_first) and (digest := self.allreduce.digest()):
+            self._digests.own(self.allreduce.steps, digest)
 
     def choose(self) -> None:
         """Make the gradient of the versions that are here first: they count, and late ones change nothing."""
@@ -162,9 +166,11 @@ class Summing(Listener):
         """Every rank is to make the step with the versions that are here."""
         self._owners.learn()
         self._contributions.learn(self._iteration)
+        versions = joined(close_records(self._iteration, self._owners.versions))
         for worker in self._live:
-            self._outbox.tell_all(worker, joined(close_records(self._iteration, self._owners.versions)))
+            self._outbox.tell_all(worker, versions)
         self.allreduce.closed(self._iteration, self._owners.others)
+        self._follow()  # a short step is made already
 
     def evaluated(self, sums: Sequence[float]) -> None:
         """The iteration was an evaluation, without a gradient: every rank goes on with these sums."""
@@ -281,12 +287,12 @@ class Summing(Listener):
     def _send(self, made: Map | None, own: Accumulators = NONE) -> None:
         if made is None:
             return
-        shares = self._owners.shares
-        everything = to_records(made, shares)
+        told: dict[int, Records] = {}  # by the identity of the map before: most workers have the same
         for worker in self._live:
             before = self._before.get(worker)
-            is_same = before is not None and replace(before, iteration=made.iteration) == made
-            self._outbox.tell_all(worker, to_records(made, shares, before) if is_same else everything)
+            if id(before) not in told:
+                told[id(before)] = to_records(made, self._owners.shares, before)
+            self._outbox.tell_all(worker, told[id(before)])
             if not made.attempt:
                 self._before[worker] = made
         self.allreduce.mapped(made, own)

@@ -104,13 +104,15 @@ class WorkerLoop(Listener):
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._open()
         self._compute.start()
+        may_have_come = True
         while not self._stopped:
-            self.poll()  # also when nobody rang: an own thread rings when a step is made
+            if may_have_come or self.allreduce.is_moving:
+                self.poll()
             self._send_outbox()
             self._send_vectors()
             if self._reported == self._iteration and not (self._coded.waiting or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            self._wait()
+            may_have_come = self._wait()
         self._mailbox.stop()
         self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
@@ -124,10 +126,10 @@ class WorkerLoop(Listener):
         if self._duties.alike:
             self.allreduce.start(self._duties.sums.first, self.allreduce.replica.params)
 
-    def _wait(self) -> None:
+    def _wait(self) -> bool:
         it = self.allreduce
         nap = it.nap if it.is_busy or not self._transport.sending() else 0.0  # coded gradients move while MPI is called
-        self._transport.wait(busy=self._mailbox.busy, nap=nap, exchanging=it.is_busy)
+        return self._transport.wait(busy=self._mailbox.busy, nap=nap, exchanging=it.is_busy)
 
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -151,10 +153,10 @@ class WorkerLoop(Listener):
                 case Died(rank) if rank == SERVER:
                     self._stopped, self._in_order = True, False
             self._begin_when_ready()
-        if self.allreduce.poll():
+        while self.allreduce.poll():  # short steps follow one another
             iteration = self.allreduce.steps
             if self.allreduce.exchange.is_at(iteration):  # else it was dropped during the step, and follows nothing
-                self._transport.send(SERVER, [stepped_record(iteration, self.allreduce.digest())])
+                self._transport.send(SERVER, [stepped_record(iteration, self.allreduce.digest())], hurries=False)
             self._begin_when_ready()
 
     def _begin_when_ready(self) -> None:

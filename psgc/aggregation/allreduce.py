@@ -105,6 +105,11 @@ class AllReduce:
         """Whether something is left to be sent, or awaited."""
         return self._is_exchanging or self._giver.is_busy
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether `poll` may go on although no message has come: another thread of this rank may be ready."""
+        return self.replica.is_stepping or bool(self._to_give)
+
     def digest(self) -> bytes:
         """Of the replica, 16 bytes, at the iterations at which replicas are compared; else nothing."""
         return self.replica.digest() if self._is_checked(self.steps) else b""
@@ -189,8 +194,7 @@ class AllReduce:
 
     def poll(self) -> bool:
         """Go on. Whether the replica is at another iteration than before. Raises what a step raises."""
-        for event in self.link.poll():
-            self._bring(event)
+        self._look_at_sends()
         has_moved = self._has_stepped()
         if not self.replica.is_stepping:
             has_moved = self._load() or has_moved
@@ -205,6 +209,15 @@ class AllReduce:
     # what follows
 
     def _bring(self, event: protocol.Event) -> None:
+        self._carry_out(event)
+        while self.link.has_sent:  # small blocks, at once: more may follow
+            self._look_at_sends()
+
+    def _look_at_sends(self) -> None:
+        for event in self.link.poll():
+            self._carry_out(event)
+
+    def _carry_out(self, event: protocol.Event) -> None:
         for instruction in self.exchange.handle(event):
             match instruction:
                 case protocol.SendBlock():

@@ -93,13 +93,14 @@ class Pool:
 
 @dataclass(slots=True)
 class _UnderWay:
-    """A block that is being sent. size: bytes."""
+    """A block that is being sent. size: bytes; at_once: MPI took all of it at once, as it does small ones."""
 
     send: SendBlock
     handle: Sending
     buffer: Array
     size: int
     since: float
+    at_once: bool
 
 
 class Link:
@@ -115,6 +116,11 @@ class Link:
         self.carried: Counter[int] = Counter()
 
     @property
+    def has_sent(self) -> bool:
+        """Whether `poll` would say that something was sent."""
+        return any(one.handle.is_done for one in self._under_way)
+
+    @property
     def is_sending(self) -> bool:
         """Whether a block is being sent."""
         return bool(self._under_way)
@@ -123,7 +129,7 @@ class Link:
         """Begin to send the first entries of `buffer`."""
         handle = self._transport.send_vector(send.dest, self._pool.message(buffer, entries))
         size = entries * self._pool.dtype.itemsize
-        self._under_way.append(_UnderWay(send, handle, buffer, size, time.monotonic()))
+        self._under_way.append(_UnderWay(send, handle, buffer, size, time.monotonic(), handle.is_done))
 
     def came(self, iteration: int, entries: int) -> None:
         """A block of so many entries is here."""
@@ -142,7 +148,7 @@ class Link:
             (ended if one.handle.is_done else self._under_way).append(one)
         for one in ended:
             took = now - one.since
-            self.usual += (min(took, long) - self.usual) / 16
+            self.usual += 0.0 if one.at_once else (min(took, long) - self.usual) / 16
             self.carried[one.send.key.iteration] += one.size
             self._pool.sent(one.buffer, one.handle)
             if one.send.key.contributor is not None:  # a block of the gradient may be sent to others too

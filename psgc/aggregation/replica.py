@@ -63,7 +63,7 @@ class Replica:
     params: (dim,), never changed in place; steps: how many have been made, so also the iteration whose gradients are
     computed at params; is_stepping: whether a step is under way, during which only `poll` and `digest` may be called.
 
-    wake: called, by any thread, when a step is made; then `poll` says so.
+    wake: called by the thread when it has made a step; then `poll` says so.
     """
 
     params: Array
@@ -155,6 +155,7 @@ class Replica:
         """The thread."""
         while True:
             self._make(*self._begun.get())
+            self._wake()
 
     def _make(self, params: Array, gradient: Array, iteration: int, digest: bool) -> None:
         try:
@@ -163,7 +164,6 @@ class Replica:
             self._made.put((stepped, self._digest_of(stepped) if digest else None))
         except Exception as error:  # for the thread that communicates
             self._made.put(error)
-        self._wake()
 
     def _digest_of(self, params: Array) -> bytes:
         to_host = self._backend.to_host

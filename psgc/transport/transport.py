@@ -65,6 +65,7 @@ class Transport:
         self.keep, self.forget, self.remember = self._receives.keep, self._sends.forget, self._sends.remember
         self.sending, self.unreached, self.pending = self._sends.awaits, self._sends.unreached, self._sends.pending
         self._bell = Bell(self._processes[self.rank])
+        self._to_wake: set[int] = set()  # ranks that were sent something since they were last rung at
         self._is_woken = False  # whoever sends this process something rings its bell
         self._rang = 0.0  # when this process last rang others' bells, time.monotonic()
         self._expects = False  # the bell has rung for a message that has not come yet
@@ -108,11 +109,14 @@ class Transport:
 
     # messages
 
-    def send(self, dest: int, records: Iterable[Records]) -> None:
-        """Send control records, in order, in as few messages as they fit."""
+    def send(self, dest: int, records: Iterable[Records], hurries: bool = True) -> None:
+        """Send control records, in order, in as few messages as they fit.
+
+        hurries: whether `dest` is woken for them. Else it reads them when it looks at MPI the next time.
+        """
         everything = joined(records)
         for first in range(0, len(everything), BATCH):
-            self._send(self._control, everything[first : first + BATCH], dest, CONTROL_TAG)
+            self._send(self._control, everything[first : first + BATCH], dest, CONTROL_TAG, hurries)
 
     def send_text(self, dest: int, text: str) -> None:
         """Send a text of at most 64 KiB. It arrives before the records that are sent after it."""
@@ -130,11 +134,18 @@ class Transport:
         message = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
         return self._send(self._vectors, message, dest, len(vectors))
 
-    def _send(self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int) -> Sending:
+    def _send(self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int, hurries: bool = True) -> Sending:
         sending = self._sends.send(comm, buffer, dest, tag)
-        self._backoff.reset(soon=self._expects)
-        self._ring_at([dest])
+        if hurries:
+            self._backoff.reset(soon=self._expects)
+            self._to_wake.add(dest)
         return sending
+
+    def wake_others(self) -> None:
+        """Ring once at each rank that was sent something. `wait` does so as well."""
+        if self._to_wake:
+            self._ring_at(self._to_wake)
+            self._to_wake.clear()
 
     def _ring_at(self, ranks: Iterable[int]) -> None:
         self._rang = time.monotonic()
@@ -171,6 +182,7 @@ class Transport:
         busy: another thread of this process has a use for the core. nap: seconds between two looks, at least;
         exchanging: never more than that either, and the end of a send is something to poll.
         """
+        self.wake_others()
         self._receives.repost()
         if not exchanging:  # else the end of a send is to be returned
             self._sends.poll()

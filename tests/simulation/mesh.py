@@ -155,10 +155,13 @@ class MeshEnd:
         self._lent = [buffer for buffer in given if not any(buffer is other for other in self._once)]
         return arrived
 
-    def wait(self, *_: object, **__: object) -> None:
-        pass
+    def wait(self, *_: object, **__: object) -> bool:
+        return True
 
     def wake(self) -> None:
+        pass
+
+    def wake_others(self) -> None:
         pass
 
     def post(self, buffer: np.ndarray, source: int | None = None) -> None:
@@ -171,7 +174,7 @@ class MeshEnd:
         (place,) = [place for place, lent in enumerate(self._lent) if lent is buffer]
         del self._lent[place]
 
-    def send(self, dest: int, records: list[Records]) -> None:
+    def send(self, dest: int, records: list[Records], hurries: bool = True) -> None:
         everything = np.concatenate(records)
         self._sends(dest, everything)
         if dest not in self.told:

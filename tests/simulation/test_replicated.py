@@ -123,7 +123,7 @@ def test_who_sends_a_block_that_no_correct_rank_sends_is_lost_and_not_its_receiv
 
 
 def test_a_run_that_is_over_does_not_fail_since_all_workers_die_in_the_last_step():
-    case = quiet_case(5)
+    case = quiet_case(4)
     last = case.num_iterations - 1
     deaths = [Fault("dies", worker, last, 0, "stepping") for worker in range(1, case.plan.num_workers + 1)]
     world = ReplicatedWorld(replace(case, faults=deaths))

@@ -45,7 +45,7 @@ class Transport:
         assert more is not None, "the script is at its end, and the loop still waits"
         return arrived + more
 
-    def send(self, dest: int, records: list[Records]) -> None:
+    def send(self, dest: int, records: list[Records], hurries: bool = True) -> None:
         self.sent.append((dest, [Kind(int(entry["kind"][0])).name for entry in records]))
         self.records[dest].extend(np.concatenate(records))
 
@@ -93,6 +93,9 @@ class Transport:
         return True
 
     def wake(self) -> None:
+        pass
+
+    def wake_others(self) -> None:
         pass
 
     def forget(self, rank: int) -> None:

@@ -3,6 +3,7 @@
 import threading
 import weakref
 from dataclasses import replace
+from functools import partial
 from math import inf
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
@@ -16,7 +17,7 @@ from psgc.processes import Identity
 from psgc.rendezvous import MPI
 from psgc.transport import Control, Died, Vector, receives, sends, waiting
 from psgc.transport.receives import CONTROL_TAG, Receives
-from psgc.transport.sends import SLOWEST, Sends
+from psgc.transport.sends import SLOWEST, SMALL, Sends
 from psgc.transport.transport import NAP, Transport
 from psgc.transport.waiting import BUSY, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, SILENCE, SILENT, SPINS, Backoff, Bell
 from tests.stand_in import cupy
@@ -55,8 +56,8 @@ class Request:
         self.is_null = self.is_null or (moved and self.status is not None)
         return self.is_null
 
-    def Test(self, status):
-        if self.ends():
+    def Test(self, status=None):
+        if self.ends() and status is not None:
             vars(status).update(vars(self.status))
         return self.is_null
 
@@ -179,13 +180,25 @@ def test_a_send_to_a_dead_rank_is_dropped_and_its_buffer_is_free(it, mpi):
 def test_nobody_looks_more_often_for_the_sake_of_a_forgotten_rank(it):
     """The largest send that is under way says how `Transport.wait` looks."""
     assert it.largest() == 0
-    send(it, 1, 8)
+    send(it, 1, SMALL + 1)
     send(it, 2, 1 << 20)
     assert it.largest() == 1 << 20
     it.forget(2)
-    assert it.largest() == 8
+    assert it.largest() == SMALL + 1
     it.remember(2)
     assert it.largest() == 1 << 20
+
+
+@pytest.mark.parametrize("size", [SMALL, SMALL + 1])
+def test_a_small_message_is_free_as_soon_as_mpi_has_taken_it_and_nobody_looks_after_it(it, mpi, size):
+    buffer = np.empty(size, np.uint8)
+    mpi.Isend = lambda *_: Request(status=Status())
+    sending = it.send(mpi, buffer, 1, 0)
+    assert (sending.is_free, it.awaits()) == (size == SMALL, size > SMALL)
+    mpi.Isend = lambda *_: Request()  # there is no room for it
+    assert not it.send(mpi, buffer, 1, 0).is_free
+    assert it.awaits()
+    assert it.largest() == (size if size > SMALL else 0)
 
 
 def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
@@ -194,6 +207,7 @@ def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
 
     def take(message, *_):
         given.append(message[0].__cuda_array_interface__["shape"])
+        return Request()
 
     buffer = cupy.zeros(3)
     with pytest.raises(RuntimeError, match="under way"):
@@ -377,7 +391,7 @@ class Waiting:
             pending=lambda: {2: sending},
         )
         self._bell, self._expects, self._is_woken, self._rang = self, False, is_woken, rang
-        self._ring_at = self.rung.extend
+        self._ring_at, self.wake_others = self.rung.extend, lambda: None
         self._backoff, self._rest, self._least_nap = Backoff(waiting.BELL), waiting.BELL, NAP
 
     def sleep(self, seconds):
@@ -426,6 +440,18 @@ def test_while_a_send_is_under_way_its_receiver_is_woken_again_unless_that_was_j
     it = Waiting([{NEIGHBOUR}], sending=size, rang=rang)
     assert Transport.wait(it)
     assert it.rung == rung
+
+
+def test_who_was_sent_several_messages_is_woken_once_and_not_for_one_that_does_not_hurry():
+    rung, it = [], Waiting([{NEIGHBOUR}])
+    it._sends, it._control, it._to_wake = SimpleNamespace(send=lambda *_: None), None, set()
+    it._ring_at, it._send = lambda ranks: rung.append(sorted(ranks)), partial(Transport._send, it)
+    for dest in (2, 3, 2):
+        Transport.send(it, dest, [record(Kind.BEGIN, 0)])
+    Transport.send(it, 1, [record(Kind.STEPPED, 0)], hurries=False)
+    for _ in range(2):
+        Transport.wake_others(it)
+    assert rung == [[2, 3]]
 
 
 @pytest.fixture

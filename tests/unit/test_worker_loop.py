@@ -328,8 +328,17 @@ def test_goodbye_is_the_last_thing_that_is_sent():
     assert said_at == [4]
 
 
-def test_a_replica_that_has_made_a_step_is_heard_although_nobody_else_rang():
-    worker, waits = Worker(1), iter([False] * 9)
-    worker.transport.wait = lambda **_: next(waits)
-    worker.transport.script = iter([[], [], [Control(0, record(Kind.STOP))], [Control(0, record(Kind.LEAVE))]])
+@pytest.mark.parametrize("is_stepping", [True, False])
+def test_a_replica_that_has_made_a_step_is_heard_although_nobody_else_rang(is_stepping):
+    worker, waits, polls = Worker(1), [True] * 9 + [False] * 3, []
+
+    def script():
+        for comes in ([], [Control(0, record(Kind.STOP))], [Control(0, record(Kind.LEAVE))]):
+            polls.append(len(waits))
+            worker.loop.allreduce.replica.is_stepping = is_stepping and len(polls) == 1
+            yield comes
+
+    worker.transport.wait = lambda **_: waits.pop()
+    worker.transport.script = script()
     assert worker.loop.run()
+    assert polls[:2] == ([12, 11] if is_stepping else [12, 8])
