@@ -203,6 +203,7 @@ class Worker:
     def rests(self, *_, **__):
         self.rest.release()
         assert self.turns.acquire(timeout=TIMEOUT)
+        return True
 
     def end(self):
         self.transport.arrived = [Control(0, record(Kind.STOP, -1)), Control(0, record(Kind.LEAVE))]
