@@ -178,7 +178,7 @@ class Server:
             self.summing.evaluated(summed(self._decoder.sums))
         else:
             self.summing.close()
-        if self.summing.params is None:  # else the step was a short one: what workers are told goes with their next orders
+        if self.summing.params is None:  # else the step was short, and this goes with the orders of the next iteration
             self.links.outbox.send()
         while (params := self.summing.params) is None:
             try:
