@@ -108,6 +108,19 @@ def test_who_waits_for_the_state_of_a_rank_that_gives_none_any_more_is_not_waite
     assert rank_0.it.is_followed({2})
 
 
+def test_who_waits_for_a_lost_owner_when_nobody_has_a_state_to_give_is_given_up(rank_0):
+    """Once rank 0 waited for a state that it could not give."""
+    rank_0.within = {11}
+    rank_0.begin(10)
+    for worker in (2, 3):
+        rank_0.it.moved(Moved(worker, 11, False, b""))
+    rank_0.it.poll(100.0, WORKING)
+    rank_0.begin(11)
+    for now, lacking in ((100.0 + 0.9 * TIMEOUT, set()), (100.0 + TIMEOUT, {1})):
+        assert rank_0.gives(now) == set()
+        assert set(rank_0.it.without_state(11, WORKERS)) == lacking
+
+
 def test_a_script_is_asked_for_its_state_only_in_a_call_that_is_whole(rank_0):
     """Else it would come some calls later, when the worker is not waited for any more."""
     rank_0.within = {11, 12, 13, 14, 15, 16, 17}
