@@ -69,3 +69,8 @@ def test_a_rank_that_has_the_state_of_an_iteration_whose_sum_it_does_not_get_lea
 def test_a_worker_that_lacks_a_state_at_the_end_is_told_that_nothing_more_comes():
     """Once it waited for sums until rank 0 killed it."""
     assert faults.run(20243, scripts=True, server=True)["killed"] == 0
+
+
+def test_a_rank_that_waits_for_a_lost_owner_while_gradients_are_accumulated_is_not_waited_for():
+    """Once rank 0 waited for a state that it could not give."""
+    assert faults.run(1088, scripts=True)["lost"] == 2
