@@ -9,7 +9,7 @@ from psgc.processes import RunningTime
 from psgc.rendezvous import MPI, Deaths, in_bytes
 
 SLOWEST = 1e6  # bytes per second that any network moves
-SMALL = 1 << 12  # bytes; a message up to that leaves whether or not MPI is called, if there is room for it
+SMALL = 1 << 12  # bytes; MPI takes a message up to that at once, if it has room
 
 
 @dataclass(eq=False, slots=True)
@@ -85,8 +85,8 @@ class Sends:
         return any((buffer is None or sent.buffer is buffer) and not sent.is_done for sent in self._sent)
 
     def largest(self) -> int:
-        """Bytes of the largest message that is under way and does not leave by itself, 0 for none."""
-        return max((sent.size for sent in self._sent if sent.size > SMALL and not sent.is_done), default=0)
+        """Bytes of the largest message that is under way, 0 for none."""
+        return max((sent.size for sent in self._sent if not sent.is_done), default=0)
 
     def unreached(self, patience: float) -> list[int]:
         """Ranks, except forgotten ones, that have not taken a message for `patience` seconds.
