@@ -2,6 +2,9 @@
 
 A chunk must take long enough for two limits. A worker spends at most 5 % of its time on the overhead of chunks. Rank 0,
 which handles the reports of all workers one after another, spends at most 25 % of its time on them.
+
+Small vectors travel with the reports of their chunks, which takes a message less. Not those of a torch model: with one
+sum of each worker it computes several chunks in one pass, which saves more.
 """
 
 import time
@@ -11,6 +14,7 @@ import numpy as np
 
 from psgc.backend import Backend
 from psgc.config import Config
+from psgc.config.torch import TorchRun
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError, one_line, raised_at
 from psgc.messages import MESSAGE
@@ -77,9 +81,11 @@ def chosen_transfer(config: Config, num_chunks: int, dim: int) -> Literal["per_c
         return config.transfer
     if config.aggregation == "allreduce":
         return "combined"
-    needs_chunks = config.recovery.estimator == "unbiased" or (config.verify is not None and config.coding.parts > 1)
+    if config.recovery.estimator == "unbiased" or (config.verify is not None and config.coding.parts > 1):
+        return "per_chunk"
+    in_passes = isinstance(config, TorchRun) and config.verify is None
     is_small = num_chunks * vector_bytes(config, dim) <= PER_CHUNK_BYTES
-    return "per_chunk" if is_small or needs_chunks else "combined"
+    return "per_chunk" if is_small and not in_passes else "combined"
 
 
 def without_auto(config: Config, num_chunks: int, num_workers: int, dim: int) -> Config:

@@ -41,6 +41,14 @@ def test_one_process_holds_each_chunk_once_and_compares_nothing():
     assert plan.holders() == [[1]] * plan.num_chunks
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "combined"), ({"verify": {"every": 2}}, "per_chunk"), ({"transfer": "per_chunk"}, "per_chunk")],
+)
+def test_workers_of_a_small_model_send_one_sum_each_unless_their_copies_are_compared(given, expected):
+    assert settled(settings_of(given), 4, DIM)[0].transfer == expected
+
+
 @pytest.mark.parametrize(("transfer", "expected"), [("per_chunk", "per_chunk"), ("auto", "combined")])
 def test_one_process_goes_chunk_by_chunk_with_per_chunk_alone(transfer, expected):
     assert settled(alone(settings_of({"transfer": transfer})), 1, DIM)[0].transfer == expected
