@@ -97,10 +97,39 @@ def test_a_schedule_within_something_of_the_user_that_was_attached_belongs_to_it
     assert script.train() == 10
 
 
-def test_rates_that_are_set_by_hand_and_schedules_of_others_are_not_refused(monkeypatch):
-    looked = []
-    every = SimpleNamespace(get_objects=lambda: looked.append("") or gc.get_objects())
-    monkeypatch.setattr(ours, "gc", every)
+@pytest.fixture
+def looked(monkeypatch):
+    """How often all objects were looked through: the length of a list."""
+    found = []
+    monkeypatch.setattr(ours, "gc", SimpleNamespace(get_objects=lambda: found.append("") or gc.get_objects()))
+    return found
+
+
+def test_what_an_attached_schedule_sets_is_no_reason_to_look_again(looked):
+    script = Script()
+    schedule = schedules.CosineAnnealingLR(script.optimizer, 10)
+    script.run.attach(schedule)
+    script.train(lambda _: schedule.step())
+    assert len(looked) == 1
+
+
+def test_a_schedule_that_is_made_later_is_found_beside_an_attached_one():
+    script, made = Script(), []
+    schedule = schedules.StepLR(script.optimizer, 2)
+    script.run.attach(schedule)
+
+    def each_step(batch):
+        for other in made or [schedule]:
+            other.step()
+        if batch.iteration == 4:
+            made.append(schedules.ExponentialLR(script.optimizer, 0.9))
+
+    with pytest.raises(UserError, match=REFUSED.format("ExponentialLR")):
+        script.train(each_step)
+    assert script.run.standing.iteration == 7
+
+
+def test_rates_that_are_set_by_hand_and_schedules_of_others_are_not_refused(looked):
     script = Script()
     other = optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
     its = schedules.StepLR(other, 3)
