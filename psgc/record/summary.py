@@ -16,6 +16,7 @@ from psgc.run_rows import Outcome
 
 NAMED = 4  # lost and returned workers that the lines for a person name
 MUCH = 0.3  # of the time, as overhead: said
+SEVERAL = 2.0  # chunks in one pass, on average: workers compute what they can at once
 TOLD = 0.5  # of an iteration, that the computing time without redundancy has to be
 
 
@@ -44,6 +45,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "bound_seconds_per_iteration": median(bounds),
         "overhead": median(tally.overheads[1:] or tally.overheads),  # in the first one ranks are still being set up
         "seconds_per_chunk": median(tally.chunk_seconds),
+        "chunks_per_pass": (used + late) / tally.passes if tally.passes else None,
         "efficiency": median(bounds[known] / took[known]),
         "efficiency_iterations": int(known.sum()),
         "chunks_used": used,
@@ -131,8 +133,12 @@ def advice(summary: Mapping[str, Any]) -> str | None:
     share = summary.get("overhead")
     if share is None or share <= MUCH:
         return None
-    each = f"a chunk takes {1e3 * summary['seconds_per_chunk']:.1f} ms"
-    own = summary.get("chunks_per_worker")
+    seconds, in_one, own = summary["seconds_per_chunk"], summary["chunks_per_pass"], summary.get("chunks_per_worker")
+    if in_one > SEVERAL:  # fewer chunks would not be fewer passes
+        larger = "larger batches, or " if own is None or summary.get("batch") else ""
+        each = f"a pass over {in_one:.0f} chunks takes {duration(in_one * seconds)}"
+        return f"{each}; try {larger}fewer workers (psgc launch -n)"
+    each = f"a chunk takes {duration(seconds)}"
     if own is None:
         return f"{each}; try fewer chunks"
     fewer = own

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from psgc import coding
+from psgc.record.timeline import passes
 from psgc.run_rows import IterationRow, Outcome
 
 SHARE = 0.02  # of the run's time, that the bounds may take
@@ -57,6 +58,7 @@ class Tally:
         self.uncoded = array("d")  # seconds that it would have taken without redundancy
         self.overheads = array("d")
         self.chunk_seconds = array("d")  # median
+        self.passes = 0  # in which the chunks were computed that workers have finished
         self.bytes = 0
         self.final_loss: float | None = None
         self.chunks = np.zeros(len(Outcome), int)  # how many had each outcome
@@ -92,8 +94,9 @@ class Tally:
         # the slowest worker's own chunks at its pace: that of this iteration, else its mean, else what it abandoned
         self.uncoded.append(float((self._own_chunks * np.where(np.isnan(pace), mean, pace)).max()))
         self.overheads.append(math.nan if row.error_measure or row.is_evaluated else overhead(entries, row.seconds))
-        delivered = entries["seconds"][entries["outcome"] <= Outcome.LATE]
-        self.chunk_seconds.append(float(np.median(delivered)) if len(delivered) else math.nan)
+        delivered = entries[entries["outcome"] <= Outcome.LATE]
+        self.passes += len(passes(delivered)["worker"])
+        self.chunk_seconds.append(float(np.median(delivered["seconds"])) if len(delivered) else math.nan)
 
 
 class BoundSampler:

@@ -29,6 +29,7 @@ _pack = struct.Struct("<iiiddb").pack  # one ENTRY
 LONGEST_HEAD = 1000  # bytes of the first line of timeline.raw
 OLD_NAMES = {"fate": "outcome", "fates": "outcomes"}  # that columns of timeline.npz had once
 PIECE = 1 << 18  # entries that are looked at together
+SAME = 1e-9  # seconds by which recorded times of the chunks of a pass may be off
 
 Columns = dict[str, np.ndarray]
 
@@ -39,6 +40,24 @@ def recorded_every(iterations: int, copies: int) -> int:
     copies: chunks that the workers may work on in an iteration.
     """
     return max(1, math.ceil(iterations * copies * ENTRY.itemsize / MOST_BYTES))
+
+
+def passes(columns: Columns | np.ndarray) -> Columns:
+    """The passes of an iteration, with `start` and `end`: chunks of a worker that took the same, with no pause between.
+
+    >>> chunks = {"worker": [1, 1, 2, 1], "start": [0.0, 0.5, 0.5, 1.1], "seconds": [0.5] * 4, "outcome": [0] * 4}
+    >>> found = passes({name: np.array(values) for name, values in chunks.items()})
+    >>> found["worker"].tolist(), found["start"].tolist(), found["end"].tolist()
+    ([1, 1, 2], [0.0, 1.1, 0.5], [1.0, 1.6, 1.0])
+    """
+    order = np.lexsort((columns["start"], columns["worker"]))
+    start, seconds, worker, outcome = (columns[name][order] for name in ("start", "seconds", "worker", "outcome"))
+    end = start + seconds
+    follows = (np.diff(worker) == 0) & (np.diff(outcome) == 0)
+    follows &= (np.abs(start[1:] - end[:-1]) < SAME) & (np.abs(np.diff(seconds)) < SAME)
+    first = np.concatenate([[True], ~follows])[: len(order)]
+    last = np.concatenate([~follows, [True]])[: len(order)]
+    return {"worker": worker[first], "start": start[first], "end": end[last], "outcome": outcome[first]}
 
 
 class TimelineWriter:

@@ -10,11 +10,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from psgc.record.summary import duration
+from psgc.record.timeline import passes
 from psgc.run_rows import OUTCOMES
 from psgc.tools.drawing import HATCHES, MARKED, NAMED_ROWS, WIDTH, Picture, Theme, new_figure, rows, unit_of
 from psgc.tools.run_directory import RecordedRun
 
-SAME = 1e-9  # seconds by which recorded times of the chunks of a pass may be off
 NARROW = {"handlelength": 1.4, "columnspacing": 1.2, "handletextpad": 0.5}  # a legend
 
 
@@ -60,24 +60,6 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
     moments = {ended: total} | ({"T*": bound} if np.isfinite(bound) else {})
     draw = partial(_draw, run.workers, columns, counts, moments, away)
     return Picture("gantt", f"Iteration {numbers[row]}, worker by worker", alt, caption, draw)
-
-
-def passes(columns: dict[str, Any]) -> dict[str, Any]:
-    """The passes of an iteration, with `start` and `end`: chunks of a worker that took the same, with no pause between.
-
-    >>> chunks = {"worker": [1, 1, 2, 1], "start": [0.0, 0.5, 0.5, 1.1], "seconds": [0.5] * 4, "outcome": [0] * 4}
-    >>> found = passes({name: np.array(values) for name, values in chunks.items()})
-    >>> found["worker"].tolist(), found["start"].tolist(), found["end"].tolist()
-    ([1, 1, 2], [0.0, 1.1, 0.5], [1.0, 1.6, 1.0])
-    """
-    order = np.lexsort((columns["start"], columns["worker"]))
-    start, seconds, worker, outcome = (columns[name][order] for name in ("start", "seconds", "worker", "outcome"))
-    end = start + seconds
-    follows = (np.diff(worker) == 0) & (np.diff(outcome) == 0)
-    follows &= (np.abs(start[1:] - end[:-1]) < SAME) & (np.abs(np.diff(seconds)) < SAME)
-    first = np.concatenate([[True], ~follows])[: len(order)]
-    last = np.concatenate([~follows, [True]])[: len(order)]
-    return {"worker": worker[first], "start": start[first], "end": end[last], "outcome": outcome[first]}
 
 
 def _draw(

@@ -55,6 +55,7 @@ def test_the_numbers(recorder):
         "bound_seconds_per_iteration": 2.0,  # 1, 2 and 2: the fast worker does both
         "overhead": (1 / 4 + 3 / 6) / 2,  # the slow worker's chunk decides; the first iteration is left out
         "seconds_per_chunk": 2.0,  # the medians are 1, 2 and 2
+        "chunks_per_pass": 7 / 6,  # worker 1 went on without a pause to a chunk that took as long
         "efficiency": 0.5,  # the median of 1 / 2, 2 / 4 and 2 / 6
         "efficiency_iterations": 3,
         "chunks_used": 6,
@@ -199,6 +200,7 @@ SUMMARY = {
     "chunks_late": 0,
     "bytes": 10_000,
     "seconds_per_chunk": 0.00164,
+    "chunks_per_pass": 1.0,
 }
 
 
@@ -216,6 +218,14 @@ SUMMARY = {
         (0.5, {"chunks_per_worker": None}, "a chunk takes 1.6 ms; try fewer chunks"),
         (0.5, {"transfer": "combined"}, "a chunk takes 1.6 ms; try coding.chunks_per_worker: 2"),
         (0.5, {"transfer": "combined", "bytes": 10 << 30}, "a chunk takes 1.6 ms; try fewer workers (psgc launch -n)"),
+        (0.5, {"chunks_per_pass": 5.0}, "a pass over 5 chunks takes 8.2 ms; try fewer workers (psgc launch -n)"),
+        *(
+            (
+                *(0.5, {"chunks_per_pass": 5.0} | changed),
+                "a pass over 5 chunks takes 8.2 ms; try larger batches, or fewer workers (psgc launch -n)",
+            )
+            for changed in ({"chunks_per_worker": None}, {"batch": {"size": 10, "epochs": 3}})
+        ),
     ],
 )
 def test_what_to_change_goes_by_the_messages(overhead, changed, said):
