@@ -17,7 +17,7 @@ from psgc.coding.sketch import Sketch
 from psgc.errors import PsgcError
 from psgc.messages import Kind, Records, piece_records, record, sums_records
 from psgc.workers.encoder import Encoder
-from psgc.workers.state import Order, WorkerState
+from psgc.workers.state import Done, Order, WorkerState
 
 SHORT = 2e-4  # seconds; the report of a shorter chunk waits for those of the next ones
 
@@ -144,8 +144,7 @@ class Mailbox:
         with self._changed:
             done = self._state.gave_up(work.iteration, work.chunk)
         if done is not None:
-            times: dict[str, Any] = {"attempt": done.attempt, "start": start, "seconds": seconds}
-            self._post(piece_records(Kind.ABANDONED, work.iteration, work.piece, **times))
+            self._post_abandoned(work, done, start, seconds)
 
     def ended(self, iteration: int, text: str, code: int = 0) -> None:
         """The script makes no call for `iteration`; text: why, or empty; code: the exit code of its error."""
@@ -197,13 +196,16 @@ class Mailbox:
             self._wake()
 
     def failed(self, work: Work, text: str) -> None:
-        """Tell the server that a chunk's gradient cannot be had here, unless nobody needs it any more."""
+        """Tell the server that a chunk's gradient cannot be had here; if nobody needs it any more, that it was left."""
         with self._changed:
-            wanted = self._state.finished(work.iteration, work.chunk).wanted
-            if wanted:
+            done = self._state.finished(work.iteration, work.chunk)
+            if done.wanted:
                 self._state.discard(work.iteration, work.chunk)  # there is no gradient to hold
-        if wanted:
+        if done.wanted:
             self._post(Failure(work.iteration, work.chunk, text))
+        else:  # others of the same pass may still be needed
+            seconds = time.monotonic() - self._taken
+            self._post_abandoned(work, done, max(0.0, self._taken - work.begun), seconds)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -229,6 +231,10 @@ class Mailbox:
     def broken(self, work: Work, error: PsgcError) -> None:
         """Tell the server that the run must end: no worker can do better. The compute thread takes no more work."""
         self._post(Failure(work.iteration, work.chunk, str(error), error.exit_code))
+
+    def _post_abandoned(self, work: Work, done: Done, start: float, seconds: float) -> None:
+        times: dict[str, Any] = {"attempt": done.attempt, "start": start, "seconds": seconds}
+        self._post(piece_records(Kind.ABANDONED, work.iteration, work.piece, **times))
 
     def _current(self, work: Work) -> bool:
         return work.iteration == self._state.iteration

@@ -182,9 +182,9 @@ class DynamicSchedule(Decisions):
 
     def again(self, worker: int, chunks: Sequence[int], now: float) -> list[Order]:
         by = self.workers[worker]
-        for number in chunks:
-            if self.chunks[number] not in by.told:
-                by.tell(self.chunks[number])
+        for chunk in (self.chunks[number] for number in chunks):
+            if chunk not in by.told and chunk not in by.piece:  # it may have been told so since, and have begun it
+                by.tell(chunk)
         if not chunks:
             return []
         orders = [] if by.piece else self._start_next(by, now)

@@ -257,7 +257,12 @@ class Node(WorkerLoop):
         if (self.verified or interrupted) and unwanted and work.iteration == self.state.iteration:
             again = {(chunk, self.state.attempt(chunk)) for chunk in work.piece}  # they may be wanted after all
             self.taken = [copy for copy in self.taken if copy not in again]
-        if unwanted and work.iteration == self.state.iteration and len(work.piece) > 1:
+        if unwanted:
+            self._left(work)
+
+    def _left(self, work: Work) -> None:
+        """What it did is of no use."""
+        if work.iteration == self.state.iteration and len(work.piece) > 1:
             self.in_vain |= {*work.piece}
             self._may_take_again()
 
@@ -275,3 +280,5 @@ class Node(WorkerLoop):
         work, self.work = self.work, None
         assert work is not None
         self.mailbox.failed(work, "it raises")
+        if isinstance(self.mailbox.unsent[-1], np.ndarray):  # nobody needed it any more
+            self._left(work)

@@ -129,6 +129,18 @@ def test_one_report_names_all_chunks_of_a_piece_and_their_gradient_is_added_once
     assert encoder.accumulators[1, 0].tolist() == [9.0] * 3
 
 
+def test_a_pass_that_fails_when_it_is_not_needed_is_left_as_a_whole():
+    """What is still needed of it is to be done again."""
+    state = WorkerState(1, [4, 2, 3], 5, True)
+    mailbox = Mailbox(state, Encoder(Backend(), np.ones((2, 1)), 3, "float64"))
+    mailbox.begin(0, np.zeros(3), 1.0)
+    work = mailbox.take(joins=True)
+    mailbox.tell(WorkerState.discard, 0, 2)
+    mailbox.failed(work, "nobody minds")
+    (records,) = mailbox.outgoing()
+    assert [(entry["kind"], entry["chunk"]) for entry in entries(records)] == [(Kind.ABANDONED, c) for c in (4, 2, 3)]
+
+
 # the server
 
 
@@ -157,6 +169,19 @@ def test_of_a_piece_that_was_left_what_is_still_needed_is_done_again():
     it.handle(Report(2, 0, 1))
     answers = it.handle(Abandoned(1, 0, 0, others=(1,)))
     assert [(order.worker, order.chunk) for order in answers] == [(1, 0)]
+
+
+def test_what_was_told_before_a_piece_was_left_is_told_once():
+    """The worker has begun it by then, or so it is believed."""
+    made = SCHEDULES["dynamic"]({1: [0, 1, 2], 2: [3]}, {2: [0, 1, 2]}, [[1, 2], [1, 2], [1, 2], [2]], 1)
+    made.estimates.update({1: 1.0, 2: 1.0})
+    made.join(True)
+    made.begin()
+    worker = made.workers[1]
+    worker.start_next(0.0)
+    made.again(1, [chunk.number for chunk in worker.piece], 1.0)
+    (order,) = made.again(1, [0, 1, 2], 2.0)
+    assert sorted(order.chunks) == [0, 1, 2]
 
 
 def test_a_lost_piece_is_done_again_chunk_by_chunk():
