@@ -35,13 +35,14 @@ class FailureDetector:
 
     chunk_timeout: seconds in one chunk after which its worker is lost (faults.chunk_timeout); None: PATIENCE times the
     slowest chunk that anybody has done, and no limit before that.
+    slowest: how many seconds that one took, 0 before that.
     """
 
     def __init__(self, workers: Iterable[int], timeout: float, chunk_timeout: float | None = None) -> None:
         self._workers = {worker: _Worker() for worker in workers}
         self._timeout = timeout
         self._chunk_timeout = chunk_timeout
-        self._slowest = 0.0  # seconds of any chunk that was reported
+        self.slowest = 0.0
 
     @property
     def away(self) -> list[int]:
@@ -75,7 +76,7 @@ class FailureDetector:
         worker = self._workers[rank]
         worker.chunk = -1
         if worker.here and worker.heard - seconds >= worker.returned:
-            self._slowest = max(self._slowest, seconds)
+            self.slowest = max(self.slowest, seconds)
 
     def busy(self, rank: int, chunk: int, seconds: float, now: float) -> None:
         """The worker says that it has been in `chunk` for so long; chunk -1: in none.
@@ -93,7 +94,7 @@ class FailureDetector:
         """The workers to give up now, and why. While some are silent, only those: they may hold up the others."""
         silent, found = [], []
         limit = f"for {self._timeout:g} s (faults.collect_timeout)"
-        patience = max(self._timeout, PATIENCE * self._slowest) if self._slowest else inf
+        patience = max(self._timeout, PATIENCE * self.slowest) if self.slowest else inf
         by = ""
         if self._chunk_timeout is not None:
             patience, by = self._chunk_timeout, " (faults.chunk_timeout)"

@@ -114,7 +114,8 @@ class WorkerLoop(Listener):
                 self._injector.at("after_report", self._iteration)
             may_have_come = self._wait()
         self._mailbox.stop()
-        self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
+        # the server takes what comes until goodbye; another rank may hang, and never take what it is sent
+        self._poll_until(lambda: not self._transport.pending()[SERVER], LAST_WORD)
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
         # without fault tolerance whoever leaves before the server has saved everything takes the server with it
         patience = LAST_WORD if self._transport.survives_deaths else inf

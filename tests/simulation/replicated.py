@@ -268,7 +268,8 @@ class ReplicatedWorld(World):
                 if sources:
                     to.append((partial(ReplicatedWorld.vectors_come, sources=sources), node))
             able += [(partial(ReplicatedWorld.death_is_seen, dead=d), node) for d in dead if d not in end.told]
-            in_node = where[slow[rank]]
+            # before anybody has done a chunk there is no limit, and nobody is given up for one
+            in_node = where[slow[rank] if self.server.cluster.detector.slowest else min(1, slow[rank])]
             if self.is_stepping(node):
                 where[min(1, slow[rank])].append((ReplicatedWorld.step_is_made, node))
             if node is None:

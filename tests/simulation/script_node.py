@@ -150,7 +150,7 @@ class ScriptNode(Node, ScriptLoop):
 
     @property
     def may_say_goodbye(self) -> bool:
-        return self._stopped and not self._has_said_goodbye and not self.end.sending()
+        return self._stopped and not self._has_said_goodbye and not self.end.pending()[SERVER]
 
     def spin(self) -> None:
         super().spin()

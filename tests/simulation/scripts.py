@@ -165,6 +165,7 @@ class ScriptWorld(ReplicatedWorld):
 
     def stop_workers(self, done: int) -> None:
         here, self.is_ending, self.events = self.here(), True, 0
+        lacking = self.server.summing.lack_a_state()  # who is left out may hear so from STOP first
         self.at_steps = [fault for fault in self.at_steps if fault.kind != "stops"]  # here nobody would wake it up
         self.server.stop_workers(PATIENCE, done)
         self.naps.clear()
@@ -180,7 +181,7 @@ class ScriptWorld(ReplicatedWorld):
         if done >= 0:
             for rank in here - self.faulty:
                 left = isinstance(self.scripts[rank].error, CalledOff)
-                knows = self.nodes[rank].allreduce.is_behind or rank in self.server.observer.lost_once
+                knows = self.nodes[rank].allreduce.is_behind or rank in lacking | self.server.observer.lost_once
                 assert not left or knows, "left without a sum although it follows"
                 self.counts["left behind" if left else "workers at the end"] += 1
         self.check_scripts()
