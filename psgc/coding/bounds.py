@@ -15,23 +15,29 @@ from psgc.coding.assignment import Assignment, check, from_matrix
 from psgc.errors import UserError
 
 
-def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: ArrayLike) -> float:
+def clairvoyant_bound(
+    assignment: Assignment, parts: int, seconds_per_chunk: ArrayLike, pass_cost: float = 0.0
+) -> float:
     """T*: the earliest time at which any schedule whatever, even one that knew all speeds, can recover.
 
-    seconds_per_chunk: s_j > 0 of every worker, shape (m,); inf for a worker that failed.
+    seconds_per_chunk: s_j > 0 of every worker, shape (m,); inf for a worker that failed. pass_cost: a, what a pass over
+    one or several chunks costs besides these, in chunks: no schedule takes less than one pass for each worker.
 
-    Returns seconds, always k*s_j for some worker j and whole number k; inf when the live workers cannot recover.
+    Returns seconds, always (a + k)*s_j for some worker j and whole number k; inf when the live workers cannot recover.
     Raises UserError: shapes do not match, a time is NaN, zero or negative, a chunk has fewer than l holders.
 
-    By T worker j has finished at most min(floor(T/s_j), delta_j) chunks. T* is the smallest T at which a flow of N*l
-    units exists from the workers (these capacities) through A (one unit an edge) to the chunks (capacity l). The search
-    runs over the sorted finishing times k*s_j, k <= delta_j, so nothing is divided and rounded. It starts where the
-    capacities reach N*l and l holders of each chunk have finished something, which is usually the answer.
+    By T worker j has finished at most min(floor(T/s_j - a), delta_j) chunks, which it has done in one pass. T* is the
+    smallest T at which a flow of N*l units exists from the workers (these capacities) through A (one unit an edge) to
+    the chunks (capacity l). The search runs over the sorted finishing times (a + k)*s_j, k <= delta_j, so nothing is
+    divided and rounded. It starts where the capacities reach N*l and l holders of each chunk have finished something,
+    which is usually the answer.
 
     With A complete and l = 1, T* is where the workers together finish N chunks:
 
     >>> clairvoyant_bound(np.ones((6, 2)), 1, [1.0, 2.0])
     4.0
+    >>> clairvoyant_bound(np.ones((6, 2)), 1, [1.0, 2.0], pass_cost=0.5)
+    5.0
     """
     assignment = from_matrix(assignment)
     check(assignment, parts)
@@ -42,7 +48,7 @@ def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: Arr
     load = np.bincount(assignment.indices, minlength=m)
     worker = np.repeat(np.arange(m), load)
     k = np.arange(1, len(worker) + 1) - np.repeat(np.cumsum(load) - load, load)
-    finished = k * seconds[worker]
+    finished = (pass_cost + k) * seconds[worker]
     order = np.argsort(finished, kind="stable")
     finished, worker = finished[order], worker[order]
     alive = int(np.searchsorted(finished, np.inf))  # events after these never happen
@@ -55,7 +61,7 @@ def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: Arr
         return np.inf
     chunk, pace = np.repeat(np.arange(n), np.diff(assignment.indptr)), seconds[assignment.indices]
     pace = pace[np.lexsort((pace, chunk))]  # of each chunk's holders, the fastest first
-    slowest_needed = pace[assignment.indptr[:-1] + parts - 1].max()
+    slowest_needed = (pass_cost + 1) * pace[assignment.indptr[:-1] + parts - 1].max()
     start = max(n * parts - 1, int(np.searchsorted(finished, slowest_needed)))
     event = start + first_true(lambda later: recovered(min(start + later, alive - 1)))
     return float(finished[event])

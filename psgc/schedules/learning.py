@@ -1,6 +1,8 @@
 """What `dynamic` learns from reports."""
 
 from collections.abc import Collection
+from math import inf
+from statistics import fmean
 
 from psgc.schedules.progress import ChunkView, Took, WorkerView
 
@@ -24,10 +26,11 @@ class Learning:
         self.lag = 0.0
         self.fixed = 0.0
         self.spread = 1.0
-        self._surprise = 0.0  # how far paces are from those of the iteration before, as a share; a weighted mean
+        self._surprise: float | None = None  # a weighted mean
 
     def trusts_paces(self, workers: Collection[WorkerView], seconds: float) -> bool:
         """Whether the paces of the iteration that is over are a guide for the next; seconds: until its last report."""
+        changes: list[float] = []
         for worker in workers:
             before = None if worker.before is None else worker.before.pace(self.fixed)
             if worker.reports:  # the mean: single chunks of a worker that shares its processor differ much
@@ -36,14 +39,18 @@ class Learning:
                 worker.before = Took(seconds, 1.0)
             if before is not None and worker.before is not None:  # less than the lag is no difference
                 mean = worker.before.pace(self.fixed)
-                change = max(0.0, abs(mean - before) - self.lag) / max(mean, before, 1e-300)
-                self._surprise += (change - self._surprise) / len(workers)
-        return self._surprise <= TRUSTED
+                changes.append(max(0.0, abs(mean - before) - self.lag) / max(mean, before, 1e-300))
+        if changes:
+            surprise = fmean(changes) if self._surprise is None else self._surprise
+            for change in changes:
+                surprise += (change - surprise) / len(workers)
+            self._surprise = surprise
+        return self._surprise is None or self._surprise <= TRUSTED
 
     @property
     def surprise(self) -> float:
-        """How far paces are from those of the iteration before, as a share."""
-        return self._surprise
+        """How far paces are from those of the iteration before, as a share; infinite before two were compared."""
+        return inf if self._surprise is None else self._surprise
 
     def learn(self, worker: WorkerView, piece: Collection[ChunkView], seconds: float, late: float) -> float:
         """A report of these chunks, done in so many seconds and heard so late. Returns the new pace of `worker`."""

@@ -71,7 +71,7 @@ class Trials:
 
 def steps(settings: Settings) -> int:
     """How many times `run` calls its `step`."""
-    simulated = sum(not SCHEDULES[schedule].keeps_queues for schedule in settings.schedules)
+    simulated = sum(not _is_closed(settings, schedule) for schedule in settings.schedules)
     return len(settings.parts) * settings.trials * (simulated + settings.bound)
 
 
@@ -97,7 +97,7 @@ def simulate(settings: Settings, step: Told = lambda what: None) -> Iterator[Tri
         compared = _Comparison(settings, assignment, ordering, parts, seconds, costs, step)
         bounds = compared.bounds() if settings.bound else None
         for schedule in settings.schedules:
-            closed = SCHEDULES[schedule].keeps_queues
+            closed = _is_closed(settings, schedule)
             times, computed, errors = (compared.in_closed_form if closed else compared.event_by_event)(schedule)
             yield Trials(parts, schedule, closed_form.rounded_up(times, settings.clock), computed, errors, bounds)
 
@@ -125,7 +125,8 @@ class _Comparison:
         bounds = np.empty(len(self.seconds))
         for t, seconds in enumerate(self.seconds):
             if self.costs is None:
-                bounds[t] = coding.clairvoyant_bound(self.assignment, self.parts, seconds)
+                pass_cost = self.settings.pass_cost or 0.0
+                bounds[t] = coding.clairvoyant_bound(self.assignment, self.parts, seconds, pass_cost)
             else:  # the mean of all work: what would do if everybody could do any part of any chunk
                 bounds[t] = self.parts * self.costs[t].sum() / (1 / seconds).sum()
             self.step(f"bound, l = {self.parts}")
@@ -159,7 +160,10 @@ class _Comparison:
         return np.empty(trials), np.empty(trials), np.empty((trials, len(self.settings.deadlines)))
 
     def event_by_event(self, schedule: str) -> tuple[Seconds, Seconds, Seconds]:
-        """The same, from the production coordinator and schedule. A trial knows nothing of what others have learnt."""
+        """The same, from the production coordinator and schedule.
+
+        A trial knows nothing of what others have learnt, unless they are consecutive.
+        """
         held = self.assignment if SCHEDULES[schedule].holds_backups else self.primary
         holders = [(row + 1).tolist() for row in np.split(held.indices, held.indptr[1:-1])]
         queues, backups = self._queues(schedule)
@@ -167,9 +171,11 @@ class _Comparison:
         believed = None if error is None else estimates(self.seconds, error, [settings.seed, 2])
         known_costs = self._known_costs()
         times, computed, errors = self._empty()
+        joins, pass_cost = settings.pass_cost is not None, settings.pass_cost or 0.0
         for t, seconds in enumerate(self.seconds):
-            rules = SCHEDULES[schedule](queues, backups, holders, self.parts)
-            cluster = VirtualCluster(holders, queues, self.parts, rules)
+            if t == 0 or not settings.consecutive:
+                rules = SCHEDULES[schedule](queues, backups, holders, self.parts)
+                cluster = VirtualCluster(holders, queues, self.parts, rules, pass_cost=pass_cost, joins=joins)
             if believed is not None:
                 cluster.know(dict(enumerate(believed[t].tolist(), start=1)))
             if known_costs is not None:
@@ -191,6 +197,11 @@ class _Comparison:
         believed: Seconds = estimates(self.costs, error, [self.settings.seed, 3])
         believed /= believed.mean(axis=1, keepdims=True)
         return believed
+
+
+def _is_closed(settings: Settings, schedule: str) -> bool:
+    """Whether there is a closed form of this schedule."""
+    return SCHEDULES[schedule].keeps_queues and settings.pass_cost is None
 
 
 def _assignment(settings: Settings) -> Any:

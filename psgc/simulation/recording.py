@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from psgc.errors import UserError
+from psgc.record.timeline import passes
 from psgc.run_rows import Outcome
+from psgc.schedules.learning import MOST_FIXED
 from psgc.tools.run_directory import RecordedRun
 
 AT_THE_END = 0.95  # of an iteration: what was abandoned later was broken off by its end, and not done
@@ -30,7 +32,9 @@ class Recording:
     counts: np.ndarray  # (iterations,) bool, see above
     exact: np.ndarray  # (iterations,) bool, whether all chunks were recovered
     here: np.ndarray  # (iterations, workers) bool, whether the worker took part
-    pause: float  # seconds between two chunks of a worker
+    pause: float  # seconds between two passes of a worker
+    joins: bool  # whether workers did several chunks in one pass
+    pass_cost: float  # what a pass costs besides its chunks, in average chunks; 0 where that was not seen
     spent: np.ndarray  # (iterations,) seconds of computing
     used: np.ndarray  # (iterations,) of these for copies in the gradient
     assumed: float  # share of `seconds` that was not seen
@@ -57,6 +61,14 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     )
     row, column = np.searchsorted(numbers, iteration), worker - 1
     work = np.ones(len(chunk)) if costs is None else np.asarray(costs)[chunk]
+    place = row * run.workers + column
+    order, first = passes({name: values[mine] for name, values in timeline.items() if name != "outcomes"})
+    pass_cost = 0.0
+    if joins := run.config.transfer == "combined" and not first.all():
+        pass_cost = _pass_cost(place[order], seconds[order], work[order], first)
+        work[order[first]] += pass_cost
+    else:
+        first[:] = True
     broken_off = (outcome == Outcome.ABANDONED) & breaks_off & (start + seconds > AT_THE_END * took[row])
 
     here = np.ones((len(numbers), run.workers), bool)
@@ -68,7 +80,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     counts = ~np.isin(numbers, disturbed)
     counts[0] &= len(numbers) == 1
     finished = np.isfinite(paces)
-    pauses = _pauses(row * run.workers + column, start, seconds)
+    pauses = _pauses(place[order], start[order], seconds[order], first)
     return Recording(
         seconds=_filled(paces, least, here),
         took=took,
@@ -76,6 +88,8 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
         exact=run.iterations["recovered"][seen] == run.chunks,
         here=here,
         pause=float(np.median(pauses)) if len(pauses) else 0.0,
+        joins=joins,
+        pass_cost=pass_cost,
         spent=np.bincount(row, seconds, len(numbers)),
         used=np.bincount(row, seconds * (outcome == Outcome.USED), len(numbers)),
         assumed=float((here & ~finished).sum() / max(1, here.sum())),
@@ -112,9 +126,26 @@ def _filled(paces: np.ndarray, least: np.ndarray, here: np.ndarray) -> np.ndarra
     return filled.clip(min=SHORTEST)
 
 
-def _pauses(place: np.ndarray, start: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Seconds between the end of a chunk and the start of the next at the same place (a worker in an iteration)."""
-    order = np.lexsort((start, place))
-    between = start[order][1:] - (start + seconds)[order][:-1]
-    pauses: np.ndarray = between[np.diff(place[order]) == 0].clip(min=0.0).round(6)
+def _pass_cost(place: np.ndarray, seconds: np.ndarray, work: np.ndarray, first: np.ndarray) -> float:
+    """What a pass costs besides its work: from the largest and the smallest of a worker in an iteration.
+
+    Of all chunks in order: their place (a worker in an iteration), seconds, work, and whether they begin a pass.
+    """
+    if not len(place):
+        return 0.0
+    begins = np.flatnonzero(first)
+    work, seconds, place = np.add.reduceat(work, begins), np.add.reduceat(seconds, begins), place[begins]
+    by_work = np.lexsort((work, place))
+    changes = np.diff(place[by_work], prepend=-1, append=-1) != 0
+    small, large = by_work[changes[:-1]], by_work[changes[1:]]
+    told = (work[large] >= 2 * work[small]) & (seconds[large] > seconds[small])
+    small, large = small[told], large[told]
+    costs = (work[large] * seconds[small] - work[small] * seconds[large]) / (seconds[large] - seconds[small])
+    return float(np.median(costs).clip(0.0, MOST_FIXED)) if len(costs) else 0.0
+
+
+def _pauses(place: np.ndarray, start: np.ndarray, seconds: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Seconds between the end of a pass and the start of the next at the same place; as for `_pass_cost`."""
+    between = start[1:] - (start + seconds)[:-1]
+    pauses: np.ndarray = between[(np.diff(place) == 0) & first[1:]].clip(min=0.0).round(6)
     return pauses

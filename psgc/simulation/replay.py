@@ -5,12 +5,12 @@ The model:
 * A worker takes in each iteration what it took then (`psgc.simulation.recording`), in proportion to the rows of a
   chunk: half as long for each of twice as many chunks. With `batch` an iteration has as many rows as then. With epochs
   every worker holds all data, and the schedule does not know that the last batch of an epoch is smaller.
-* A worker needs as long between two chunks as then, whatever their size.
+* A worker needs as long between two passes as then, whatever their size.
 * The rest of an iteration is its overhead: messages, decoding, the step. It is in proportion to the messages of rank 0
   and their bytes (each message counts as `MESSAGE` bytes more), so that the median of the simulated run is that of the
   recorded one.
-* The seconds of a chunk include what a gradient costs however few rows it has. One run cannot tell that from what grows
-  with the rows, so fewer and larger chunks are often faster than predicted.
+* What a pass costs however few rows it has is seen where workers did several chunks in one pass, now more, now fewer.
+  Other runs cannot tell that from what grows with the rows, so fewer and larger chunks are often faster than predicted.
 * Workers that were lost are away in the same iterations, and the others share their chunks as in production.
 * Recovery is exact. An approximate iteration of the run says how fast the workers were, and nothing else.
 * The schedule learns from one iteration to the next. Of a long run, blocks of consecutive iterations are simulated,
@@ -134,7 +134,8 @@ class Replay:
     def _simulate(self, plan: Plan, schedule: str) -> dict[str, np.ndarray]:
         """The fields of `Simulated` in each iteration that counts."""
         recording, config = self.recording, self.run.config
-        seconds = recording.seconds * (self.run.chunks / plan.num_chunks)
+        rows = self.run.chunks / plan.num_chunks
+        seconds, joins = recording.seconds * rows, recording.joins and plan.parts == 1
         costs = self._costs(plan.num_chunks)
         ranks = np.arange(1, plan.num_workers + 1)
         everybody = Membership(plan.holders(), plan.parts, config.faults.adopt, ranks.tolist())
@@ -151,12 +152,14 @@ class Replay:
                     rules.inherit(before)
                 takes = costs if self._in_proportion else None
                 cluster = VirtualCluster(
-                    membership.holders, queues, plan.parts, rules, takes, recording.pause, self._breaks_off
+                    *(membership.holders, queues, plan.parts, rules, takes, recording.pause, self._breaks_off),
+                    pass_cost=recording.pass_cost / rows,
+                    joins=joins,
                 )
             trials[t] = cluster.recover({rank: float(seconds[t, rank - 1]) for rank in queues})
         return {
             name: np.array([getattr(trials[t], name) for t in self._counted])
-            for name in ("time", "computed", "spent", "used", "reported", "orders", "contributors")
+            for name in ("time", "computed", "passes", "spent", "used", "reported", "orders", "contributors")
         }
 
     def _prediction(self, choice: Choice, plan: Plan, trials: dict[str, np.ndarray]) -> Prediction:
@@ -188,7 +191,7 @@ class Replay:
         coded = part_length(dim, plan.parts)
         copies, reported, orders = trials["computed"], trials["reported"], trials["orders"]
         live = self.recording.here[self._counted].sum(axis=1)
-        messages = live + copies
+        messages = live + trials["passes"]
         if self._combined:
             contributors, needed = trials["contributors"], plan.num_chunks * plan.parts
             messages = messages + contributors

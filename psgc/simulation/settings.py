@@ -182,10 +182,20 @@ class Settings(Section):
     # relative error of the speeds that adaptive schedules start with; None: they know nothing
     known_speeds: RelativeError | None = None
     trials: Count = 1000
+    # trials are iterations of one run, from which the schedules learn
+    consecutive: Annotated[bool, expect("true or false")] = False
+    # what a pass costs besides its chunks, in chunks: workers do several in one; None: one by one, and without a cost
+    pass_cost: NotNegative | None = None
     clock: Positive | None = None  # completion times are rounded up to its multiples; None: they are not
     deadlines: Annotated[list[Positive], expect("a list of numbers > 0")] = Field([])
     bound: Annotated[bool, expect("true or false")] = False  # also T* and T / T*
     seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _passes_of_one_part(self) -> Self:
+        if self.pass_cost is not None and max(self.parts) > 1:
+            raise refuse("several chunks are done in one pass with parts 1 alone", "pass_cost", "parts")
+        return self
 
     @model_validator(mode="after")
     def _known_to_somebody(self) -> Self:

@@ -29,6 +29,7 @@ class Simulated:
     reported: int = 0  # copies
     orders: int = 0  # records sent to workers
     contributors: int = 0  # workers with a copy in the gradient
+    passes: int = 0  # in which these copies were done
 
 
 class VirtualCluster(Target):
@@ -36,8 +37,8 @@ class VirtualCluster(Target):
 
     holders[i]: ranks that hold chunk i; queues: by rank; costs[i]: what chunk i takes relative to an average one (None:
     all equal); pause: seconds that a worker needs between two chunks; breaks_off: whether a new iteration ends the work
-    on an older one at once, else a worker finishes its chunk first; fixed: what a pass costs
-    besides its chunks, in average chunks, if workers can do several in one (transfer `combined`).
+    on an older one at once, else a worker finishes its chunk first; pass_cost: what a pass costs besides its chunks, in
+    average chunks; joins: whether workers can do several chunks in one pass (transfer `combined`).
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class VirtualCluster(Target):
         costs: Sequence[float] | None = None,
         pause: float = 0.0,
         breaks_off: bool = True,
-        fixed: float | None = None,
+        pass_cost: float = 0.0,
+        joins: bool = False,
     ) -> None:
-        joins = fixed is not None
-        self._schedule, self._joins, self._fixed = schedule, joins, fixed or 0.0
+        self._schedule, self._joins, self._pass_cost = schedule, joins, pass_cost
         self._num_chunks, self._parts = len(holders), parts
         self._coordinator = Coordinator(Membership(holders, parts, workers=queues), schedule, combined=joins)
         self._workers = {rank: WorkerState(rank, queue, len(holders), joins) for rank, queue in queues.items()}
@@ -90,8 +91,8 @@ class VirtualCluster(Target):
             self._workers[rank].finished(*self._in.pop(rank))
         for rank in [rank for rank in self._workers if rank not in busy]:
             self._take(rank)
-        done: list[tuple[int, int]] = []  # (rank, chunk)
-        reported = 0
+        done: list[tuple[int, int, float]] = []  # (rank, chunk, seconds)
+        reported = passes = 0
         useful: list[float] = []
         needed = dict.fromkeys(range(self._num_chunks), self._parts)
         while not self._recovered:
@@ -108,8 +109,9 @@ class VirtualCluster(Target):
             if iteration < self._iteration:
                 self._take(rank)
                 continue
+            passes += 1
             for one in piece:
-                done.append((rank, one))
+                done.append((rank, one, took / len(piece)))
                 if needed[one]:
                     needed[one] -= 1
                     useful.append(self._now)
@@ -117,12 +119,13 @@ class VirtualCluster(Target):
             event = events.Report if wanted else events.Abandoned
             self._take(rank)
             self._bring(event(rank, self._iteration, chunk, self._now, took, others=piece[1:]))
-        return self._result(done, tuple(useful), reported)
+        return self._result(done, tuple(useful), reported, passes)
 
-    def _result(self, done: Sequence[tuple[int, int]], useful: tuple[float, ...], reported: int) -> Simulated:
-        used = [copy for copy in done if self.used(*copy)]
-        took = {copy: self._seconds[copy[0]] * self._cost(copy[1]) for copy in done}
-        spent = sum(took.values())
+    def _result(
+        self, done: Sequence[tuple[int, int, float]], useful: tuple[float, ...], reported: int, passes: int
+    ) -> Simulated:
+        used = {(rank, chunk): seconds for rank, chunk, seconds in done if self.used(rank, chunk)}
+        spent = sum(seconds for _, _, seconds in done)
         for end, rank, _ in self._ends:
             if self._in[rank][0] == self._iteration:
                 left = end - self._now if self._breaks_off else 0.0
@@ -132,10 +135,11 @@ class VirtualCluster(Target):
             computed=len(done),
             useful=useful,
             spent=spent,
-            used=sum(took[copy] for copy in used),
+            used=sum(used.values()),
             reported=reported,
             orders=self._orders,
             contributors=len({rank for rank, _ in used}),
+            passes=passes,
         )
 
     def used(self, rank: int, chunk: int) -> bool:
@@ -156,7 +160,7 @@ class VirtualCluster(Target):
 
     def _takes(self, rank: int) -> float:
         """Seconds of what the worker of this rank is in."""
-        return self._seconds[rank] * (self._fixed + sum(map(self._cost, self._pieces[rank])))
+        return self._seconds[rank] * (self._pass_cost + sum(map(self._cost, self._pieces[rank])))
 
     def _bring(self, event: events.Event) -> None:
         carry_out(self._coordinator.handle(event), self)

@@ -1,6 +1,7 @@
 """Runs recorded by the simulator itself, whose workers' speeds are known."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def by_rank(row: Sequence[float]) -> dict[int, float]:
 
 
 def messages(trial: Simulated, workers: int) -> int:
-    """The parameters to each worker, and a report of each copy."""
-    return workers + trial.computed
+    """The parameters to each worker, and a report of each pass."""
+    return workers + trial.passes
 
 
 def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 0.0, **more: Any) -> RecordedRun:
@@ -56,12 +57,15 @@ def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 
     for iteration, row in enumerate(seconds):
         trial = watched.recover(by_rank(row))
         took.append(trial.time + message * messages(trial, workers))
-        for rank, chunk, begun in watched.begun:
-            whole = row[rank - 1] * (1.0 if costs is None else costs[chunk])
-            spent = min(whole, took[-1] - begun) if more.get("breaks_off", True) else whole
-            used = watched.used(rank, chunk)
-            outcome = Outcome.USED if used else Outcome.LATE if begun + whole + pause <= took[-1] else Outcome.ABANDONED
-            entries.append((rank, chunk, iteration, begun, spent, outcome))
+        for (rank, begun), of in groupby(watched.begun, key=lambda begun: begun[::2]):
+            piece = [chunk for _, chunk, _ in of]
+            work = sum(1.0 if costs is None else costs[chunk] for chunk in piece)
+            whole = row[rank - 1] * (more.get("pass_cost", 0.0) + work)
+            spent = (min(whole, took[-1] - begun) if more.get("breaks_off", True) else whole) / len(piece)
+            for place, chunk in enumerate(piece):
+                is_done = begun + whole + pause <= took[-1]
+                outcome = Outcome.USED if watched.used(rank, chunk) else Outcome.LATE if is_done else Outcome.ABANDONED
+                entries.append((rank, chunk, iteration, begun + place * spent, spent, outcome))
     return recorded_run(config, entries, took, workers, chunks)
 
 

@@ -125,6 +125,29 @@ def test_steps_are_as_many_as_announced():
     assert seen[-1] == "dynamic, l = 2"
 
 
+@pytest.mark.parametrize("pass_cost", [0.0, 0.75])
+def test_where_a_pass_costs_something_a_share_is_done_in_one_and_other_chunks_one_by_one(tmp_path, pass_cost):
+    """T* counts one pass for each worker."""
+    chunks, seconds = np.ones((4, 2)), [[1.0, 2.0]] * 3
+    settings = given_speeds(tmp_path, chunks, seconds, schedules=["uncoded", "static"], bound=True, pass_cost=pass_cost)
+    uncoded, static = experiment.simulate(settings)
+    assert uncoded.times.tolist() == [(2 + pass_cost) * 2.0] * 3
+    assert static.times.tolist() == [3 * (1 + pass_cost)] * 3  # three of the four by the faster one
+    assert uncoded.bounds.tolist() == [coding.clairvoyant_bound(chunks, 1, [1.0, 2.0], pass_cost)] * 3
+
+
+@pytest.mark.parametrize("consecutive", [False, True])
+def test_in_consecutive_trials_the_schedule_learns(tmp_path, consecutive):
+    settings = given_speeds(
+        *(tmp_path, np.ones((16, 2)), [[1.0, 4.0]] * 6),
+        schedules=["dynamic"],
+        pass_cost=1.0,
+        consecutive=consecutive,
+    )
+    (trials,) = experiment.simulate(settings)
+    assert (trials.times[-1] < 0.8 * trials.times[0]) == consecutive
+
+
 def test_original_gradient_coding_is_approximated_by_least_squares_where_the_paper_does():
     settings = simulation(parts=[1, 2], schedules=["full"], deadlines=[4.0], speeds=PLAIN)
     one, two = experiment.run(settings)

@@ -56,6 +56,26 @@ def test_a_recording_predicts_itself_and_all_others_exactly(own, other, seconds)
     np.testing.assert_allclose(replay.predict(other).times, truth(other, scaled), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("schedule", "wavers"), [("dynamic", 0.01), ("dynamic", 0.05), ("uncoded", 0.01)])
+def test_what_a_pass_costs_is_seen_where_passes_differ_and_is_the_same_with_other_chunks(schedule, wavers):
+    """`uncoded` does all in one pass: what that costs cannot be told from its chunks."""
+    config = settings(schedule, chunks_per_worker=16, replication=3).model_copy(update={"transfer": "combined"})
+    rng = np.random.default_rng(0)
+    seconds = (np.array([1.0, 1.25, 1.5, 2.0]) * np.exp(wavers * rng.standard_normal((30, WORKERS)))).tolist()
+    passes = {"pass_cost": 0.75, "joins": True, "pause": 0.03125}  # by which passes are told apart
+    replay = Replay(record(config, seconds, **passes), None, None, most=100)
+    assert replay.recording.joins
+    np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-9 if schedule == "uncoded" else 0.03)
+    if schedule == "dynamic":
+        assert replay.recording.pass_cost == pytest.approx(0.75, abs=0.05)
+        np.testing.assert_allclose(replay.recording.seconds[5:], seconds[5:], rtol=0.01)
+        scaled = [[2 * second for second in row] for row in seconds]
+        expected = truth(Choice("dynamic", 8, 3, 1), scaled, pass_cost=0.375, joins=True, pause=0.03125)
+        assert replay.predict(Choice("dynamic", 8, 3, 1)).times.mean() == pytest.approx(np.mean(expected), rel=0.05)
+        one_by_one = truth(Choice("static", 16, 2, 2), seconds, pass_cost=0.75, pause=0.03125)
+        assert replay.predict(Choice("static", 16, 2, 2)).times.mean() == pytest.approx(np.mean(one_by_one), rel=0.05)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("chunks", "faster"), [(1, True), (2, True), (8, False)])
 def test_the_overhead_of_other_settings_goes_by_their_messages(schedule, chunks, faster):

@@ -42,6 +42,11 @@ def test_defaults(sim_yaml):
     assert loaded.known_speeds is None
 
 
+def test_passes_over_several_chunks_need_one_part(sim_yaml):
+    with pytest.raises(UserError, match="several chunks are done in one pass with parts 1 alone"):
+        load(sim_yaml, ["pass_cost=1", "parts=[2]"])
+
+
 def test_known_speeds_need_a_schedule_that_uses_them(sim_yaml):
     with pytest.raises(UserError, match=r"known_speeds=0\.1: only the schedule dynamic uses it"):
         load(sim_yaml, ["schedules=[static, skipping]", "known_speeds=0.1"])

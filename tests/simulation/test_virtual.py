@@ -117,9 +117,14 @@ def test_costs_pauses_and_work_that_is_not_broken_off():
     rules = SCHEDULES["static"](plan.queues)
     virtual = VirtualCluster(plan.holders(), plan.queues, 1, rules, costs=[0.5, 1.5], pause=0.25, breaks_off=False)
     first, second = virtual.recover({1: 2.0, 2: 4.0}), virtual.recover({1: 2.0, 2: 0.5})
-    assert first == Simulated(1.25 + 3.25, 2, (1.25, 4.5), spent=1 + 3 + 6, used=4, reported=2, contributors=1)
+    assert first == Simulated(
+        1.25 + 3.25, 2, (1.25, 4.5), spent=1 + 3 + 6, used=4, reported=2, contributors=1, passes=2
+    )
     # the second worker is through with its old chunk after 1.75 s, and then does chunk 1 in 0.75 + 0.25 s
-    assert second == Simulated(2.75, 2, (1.25, 2.75), spent=1 + 3 + 0.75 + 0.25, used=1.75, reported=2, contributors=2)
+    assert second.passes == 2
+    assert replace(second, passes=0) == Simulated(
+        2.75, 2, (1.25, 2.75), spent=1 + 3 + 0.75 + 0.25, used=1.75, reported=2, contributors=2
+    )
 
 
 @settings(deadline=None, max_examples=60)

@@ -16,17 +16,18 @@ seconds_per_chunk = st.one_of(st.floats(0.01, 10), st.sampled_from([0.1, 0.3, 1.
 
 @st.composite
 def cases(draw):
-    """(assignment, parts, seconds): any small assignment, with failed workers and equal speeds among them."""
+    """(assignment, parts, seconds, pass_cost): any small assignment, workers failed or equally fast."""
     assignment = draw(assignments(max_chunks=6))
     m = assignment.shape[1]
-    return assignment, draw(any_parts(assignment)), draw(st.lists(seconds_per_chunk, min_size=m, max_size=m))
+    seconds = draw(st.lists(seconds_per_chunk, min_size=m, max_size=m))
+    return assignment, draw(any_parts(assignment)), seconds, draw(st.sampled_from([0.0, 0.5, 3.0]))
 
 
-def brute_force(assignment, parts, seconds):
-    """The first time k * s_j that meets the min-cut condition, which is tried on every set of workers."""
+def brute_force(assignment, parts, seconds, pass_cost):
+    """The first time (a + k) * s_j that meets the min-cut condition, which is tried on every set of workers."""
     dense, seconds = assignment.toarray(), np.array(seconds)
     n, m = dense.shape
-    times = np.arange(1, n + 1)[:, None] * seconds
+    times = (pass_cost + np.arange(1, n + 1)[:, None]) * seconds
     subsets = [np.array(subset, bool) for subset in product([0, 1], repeat=m)]
     for time in np.unique(times[np.isfinite(times)]):
         capacity = (times <= time).sum(axis=0)

@@ -209,7 +209,7 @@ def times(schedule, seconds, noise=0.0, iterations=12, fixed=FIXED):
     """What the iterations take, and in how many passes; 60 chunks."""
     plan = even_plan(Coding(replication=3), schedule, len(seconds), 60, 0)
     made = SCHEDULES[schedule](plan.queues, plan.backups, plan.holders(), 1)
-    cluster = VirtualCluster(plan.holders(), plan.queues, 1, made, fixed=fixed)
+    cluster = VirtualCluster(plan.holders(), plan.queues, 1, made, pass_cost=fixed, joins=True)
     rng, found = np.random.default_rng(0), []
     for _ in range(iterations):
         now = {rank: each * np.exp(noise * rng.standard_normal()) for rank, each in enumerate(seconds, 1)}
@@ -225,8 +225,8 @@ def test_without_copies_a_worker_does_its_share_in_one_pass():
 @pytest.mark.parametrize(("seconds", "best"), [([1, 1, 1, 1], 15 + FIXED), ([1, 1, 1, 5], 60 / 3.2 + FIXED)])
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_with_steady_paces_dynamic_comes_near_to_one_pass_for_each(seconds, best, noise):
-    first, *others = times("dynamic", seconds, noise)
-    assert first[1] == 60  # nothing is known yet
+    first, second, *others = times("dynamic", seconds, noise)
+    assert (first[1], second[1] >= 60) == (60, True)  # nothing is known yet of their paces, and how steady they are
     assert np.mean([took for took, _ in others]) < 1.15 * best
     assert all(passes <= 16 for _, passes in others)
 
