@@ -46,16 +46,6 @@ def test_pieces_survive_some_hundred_schedules_of_faults(capsys, options):
     assert counts["invalidated"] > 50
 
 
-def test_a_pass_that_raises_when_it_is_not_needed_is_done_again():
-    """Once nobody heard of it."""
-    faults.run(320609, pieces=True)
-
-
-def test_a_first_chunk_that_never_returns_ends_when_nobody_can_be_waited_for():
-    """Of a worker that sleeps on in it rank 0 cannot know that it does."""
-    assert faults.run(330581, allreduce=True, pieces=True)["stopped with too few workers"] == 1
-
-
 def test_the_same_seed_is_the_same_schedule():
     assert faults.run(3) == faults.run(3)
 

@@ -74,13 +74,3 @@ def test_a_worker_that_lacks_a_state_at_the_end_is_told_that_nothing_more_comes(
 def test_a_rank_that_waits_for_a_lost_owner_while_gradients_are_accumulated_is_not_waited_for():
     """Once rank 0 waited for a state that it could not give."""
     assert faults.run(1088, scripts=True)["lost"] == 2
-
-
-def test_who_was_left_out_may_hear_of_that_from_the_end_of_the_run():
-    """The map that says so waits in the outbox, which is dropped."""
-    assert faults.run(300376, scripts=True, pieces=True)["left behind"] == 1
-
-
-def test_a_process_that_hangs_at_the_end_is_killed_alone():
-    """Once those that were sending something to it said no goodbye, and were killed with it."""
-    assert faults.run(20738, scripts=True)["killed"] == 1
