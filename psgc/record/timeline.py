@@ -9,7 +9,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +28,6 @@ ENTRY = np.dtype([(name, field.dtype) for name, field in TIMELINE.items()])
 _pack = struct.Struct("<iiiddb").pack  # one ENTRY
 LONGEST_HEAD = 1000  # bytes of the first line of timeline.raw
 OLD_NAMES = {"fate": "outcome", "fates": "outcomes"}  # that columns of timeline.npz had once
-SAME = 1e-9  # seconds by which recorded times of the chunks of a pass may be off
 PIECE = 1 << 18  # entries that are looked at together
 SAME = 1e-9  # seconds by which recorded times of the chunks of a pass may be off
 
@@ -46,6 +45,8 @@ def recorded_every(iterations: int, copies: int) -> int:
 def passes(columns: Columns | np.ndarray) -> Columns:
     """The passes of an iteration, with `start` and `end`: chunks of a worker that took the same, with no pause between.
 
+    order: of all chunks; begins: the places in it at which a pass begins.
+
     >>> chunks = {"worker": [1, 1, 2, 1], "start": [0.0, 0.5, 0.5, 1.1], "seconds": [0.5] * 4, "outcome": [0] * 4}
     >>> found = passes({name: np.array(values) for name, values in chunks.items()})
     >>> found["worker"].tolist(), found["start"].tolist(), found["end"].tolist()
@@ -58,7 +59,8 @@ def passes(columns: Columns | np.ndarray) -> Columns:
     follows &= (np.abs(start[1:] - end[:-1]) < SAME) & (np.abs(np.diff(seconds)) < SAME)
     first = np.concatenate([[True], ~follows])[: len(order)]
     last = np.concatenate([~follows, [True]])[: len(order)]
-    return {"worker": worker[first], "start": start[first], "end": end[last], "outcome": outcome[first]}
+    found = {"worker": worker[first], "start": start[first], "end": end[last], "outcome": outcome[first]}
+    return found | {"order": order, "begins": np.flatnonzero(first)}
 
 
 class TimelineWriter:
@@ -145,24 +147,6 @@ def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
         _check(columns)
         return {name: columns[name] for name in (*TIMELINE, "outcomes")}, {}
-
-
-def passes(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The chunks by iteration, worker and start, as an order of them, and which of these a worker began a pass with.
-
-    In a pass are chunks of one outcome that took the same, with no pause between.
-
-    >>> chunks = {"worker": [1, 1, 2, 1], "start": [0.0, 0.5, 0.5, 1.1], "seconds": [0.5] * 4, "outcome": [0] * 4}
-    >>> order, first = passes({"iteration": np.zeros(4)} | {name: np.array(of) for name, of in chunks.items()})
-    >>> order.tolist(), first.tolist()
-    ([0, 1, 3, 2], [True, False, True, True])
-    """
-    order = np.lexsort((columns["start"], columns["worker"], columns["iteration"]))
-    start, seconds = columns["start"][order], columns["seconds"][order]
-    follows = (np.abs(start[1:] - (start + seconds)[:-1]) < SAME) & (np.abs(np.diff(seconds)) < SAME)
-    for name in ("iteration", "worker", "outcome"):
-        follows &= np.diff(columns[name][order]) == 0
-    return order, np.append([True] * bool(len(order)), ~follows).astype(bool)
 
 
 def pieces(columns: Columns) -> Iterator[Columns]:

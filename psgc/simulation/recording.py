@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from psgc.errors import UserError
-from psgc.record.timeline import passes
+from psgc.record.timeline import Columns, passes
 from psgc.run_rows import Outcome
 from psgc.schedules.learning import MOST_FIXED
 from psgc.tools.run_directory import RecordedRun
@@ -61,14 +61,11 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     )
     row, column = np.searchsorted(numbers, iteration), worker - 1
     work = np.ones(len(chunk)) if costs is None else np.asarray(costs)[chunk]
-    place = row * run.workers + column
-    order, first = passes({name: values[mine] for name, values in timeline.items() if name != "outcomes"})
-    pass_cost = 0.0
-    if joins := run.config.transfer == "combined" and not first.all():
-        pass_cost = _pass_cost(place[order], seconds[order], work[order], first)
-        work[order[first]] += pass_cost
-    else:
-        first[:] = True
+    in_iteration = {"worker": row * run.workers + column, "start": start, "seconds": seconds, "outcome": outcome}
+    done, pass_cost = passes(in_iteration), 0.0
+    if joins := run.config.transfer == "combined" and len(done["begins"]) < len(work):
+        pass_cost = _pass_cost(done, np.add.reduceat(work[done["order"]], done["begins"]))
+        work[done["order"][done["begins"]]] += pass_cost
     broken_off = (outcome == Outcome.ABANDONED) & breaks_off & (start + seconds > AT_THE_END * took[row])
 
     here = np.ones((len(numbers), run.workers), bool)
@@ -80,7 +77,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     counts = ~np.isin(numbers, disturbed)
     counts[0] &= len(numbers) == 1
     finished = np.isfinite(paces)
-    pauses = _pauses(place[order], start[order], seconds[order], first)
+    pauses = (done["start"][1:] - done["end"][:-1])[np.diff(done["worker"]) == 0].clip(min=0.0).round(6)
     return Recording(
         seconds=_filled(paces, least, here),
         took=took,
@@ -126,15 +123,12 @@ def _filled(paces: np.ndarray, least: np.ndarray, here: np.ndarray) -> np.ndarra
     return filled.clip(min=SHORTEST)
 
 
-def _pass_cost(place: np.ndarray, seconds: np.ndarray, work: np.ndarray, first: np.ndarray) -> float:
+def _pass_cost(done: Columns, work: np.ndarray) -> float:
     """What a pass costs besides its work: from the largest and the smallest of a worker in an iteration.
 
-    Of all chunks in order: their place (a worker in an iteration), seconds, work, and whether they begin a pass.
+    done: the passes (`psgc.record.timeline.passes`), by worker and iteration; work: of each.
     """
-    if not len(place):
-        return 0.0
-    begins = np.flatnonzero(first)
-    work, seconds, place = np.add.reduceat(work, begins), np.add.reduceat(seconds, begins), place[begins]
+    seconds, place = done["end"] - done["start"], done["worker"]
     by_work = np.lexsort((work, place))
     changes = np.diff(place[by_work], prepend=-1, append=-1) != 0
     small, large = by_work[changes[:-1]], by_work[changes[1:]]
@@ -142,10 +136,3 @@ def _pass_cost(place: np.ndarray, seconds: np.ndarray, work: np.ndarray, first: 
     small, large = small[told], large[told]
     costs = (work[large] * seconds[small] - work[small] * seconds[large]) / (seconds[large] - seconds[small])
     return float(np.median(costs).clip(0.0, MOST_FIXED)) if len(costs) else 0.0
-
-
-def _pauses(place: np.ndarray, start: np.ndarray, seconds: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Seconds between the end of a pass and the start of the next at the same place; as for `_pass_cost`."""
-    between = start[1:] - (start + seconds)[:-1]
-    pauses: np.ndarray = between[(np.diff(place) == 0) & first[1:]].clip(min=0.0).round(6)
-    return pauses

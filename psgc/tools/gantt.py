@@ -70,10 +70,8 @@ def _draw(
     away: dict[int, int],
     theme: Theme,
 ) -> Figure:
-    few, (order, first) = workers <= NAMED_ROWS, passes(columns)
-    begin, last = order[first], order[np.append(first[1:], [True] * bool(len(order)))]
-    ran = {name: column[begin] for name, column in columns.items()}
-    start, end = ran["start"], (columns["start"] + columns["seconds"])[last]
+    ran, few = passes(columns), workers <= NAMED_ROWS
+    start, end = ran["start"], ran["end"]
     longest = max(end.max(initial=0.0), *moments.values())
     scale, unit = unit_of(longest)
     figure = new_figure(WIDTH, min(1.8 + 0.32 * workers, 9.0))
