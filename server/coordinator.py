@@ -36,7 +36,7 @@ from math import inf
 from psgc.errors import ProtocolError
 from psgc.iteration import is_evaluated
 from psgc.schedules import Schedule
-from psgc.schedules.schedule import Order
+from psgc.schedules.schedule import Order, Pass
 from psgc.server.counting import Counting
 from psgc.server.events import (
     COLLECTING,
@@ -241,8 +241,8 @@ class Coordinator:
         return [*instructions, *self._freed(event, done=False), *self._schedule.again(worker, needed, event.now)]
 
     def _freed(self, event: Report | Abandoned, done: bool) -> Sequence[Order]:
-        worker, chunk, others = event.worker, event.chunk, event.others
-        return self._schedule.freed(worker, chunk, event.now, event.seconds, done, event.late, others)
+        chunks = (event.chunk, *event.others)
+        return self._schedule.freed(Pass(event.worker, chunks, event.now, event.seconds, done, event.late))
 
     def _lost(self, worker: int, held: Sequence[int], now: float) -> list[Instruction]:
         collected = self.phase == COLLECTING

@@ -7,7 +7,7 @@ from typing import Any, Self
 from psgc.schedules.decisions import LEAST_REST, LONG_REST, Decisions, balance, uneven
 from psgc.schedules.learning import TRUSTED
 from psgc.schedules.progress import WorkerView
-from psgc.schedules.schedule import Loss, Order, Queue, Queues, split
+from psgc.schedules.schedule import Loss, Order, Pass, Queue, Queues, split
 
 # the surprise up to which so large a fraction of what is left is done in one pass
 PIECES = ((TRUSTED / 2, 0.95), (TRUSTED, 0.5))
@@ -144,30 +144,20 @@ class DynamicSchedule(Decisions):
                 self.bare[worker] = None
         return self._withdraw(it, workers)
 
-    def freed(
-        self,
-        worker: int,
-        chunk: int,
-        now: float,
-        seconds: float,
-        done: bool = True,
-        late: float = 0.0,
-        others: Sequence[int] = (),
-    ) -> list[Order]:
-        by, it = self.workers[worker], self.chunks[chunk]
-        piece = [self.chunks[number] for number in (chunk, *others)]
-        self.estimates[worker] = self.learning.learn(by, piece, seconds, late)
+    def freed(self, it: Pass) -> list[Order]:
+        by, piece, now = self.workers[it.worker], [self.chunks[number] for number in it.chunks], it.now
+        self.estimates[it.worker] = self.learning.learn(by, piece, it.seconds, it.late)
         self._latest = now
         running = by.running
-        if running is it:
+        if running is piece[0]:
             by.reported(piece)
-        if done:
+        if it.is_done:
             for one in piece:
                 if one not in by.piece:
                     by.forget(one)
                 one.doers += (by,)
         orders: list[Order] = []
-        if running is None or running is it or by.is_unwanted:
+        if running is None or running is piece[0] or by.is_unwanted:
             orders = self._start_next(by, now)
         else:  # an order crossed its report: it did this chunk first, and has begun the one we thought it was in
             by.began(now)

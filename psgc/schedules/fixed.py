@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from random import Random
 from typing import Any
 
-from psgc.schedules.schedule import Loss, Order, Queues, Schedule, Skip, split
+from psgc.schedules.schedule import Loss, Order, Pass, Queues, Schedule, Skip, split
 
 
 class StaticSchedule(Schedule):
@@ -82,18 +82,9 @@ class FullSchedule(Schedule):
         self._counted.add((worker, chunk))
         return (chunk,)
 
-    def freed(
-        self,
-        worker: int,
-        chunk: int,
-        now: float,
-        seconds: float,
-        done: bool = True,
-        late: float = 0.0,
-        others: Sequence[int] = (),
-    ) -> list[Order]:
-        orders = super().freed(worker, chunk, now, seconds, done, late, others)
-        if not done and chunk in self._load[worker] and chunk not in self._done[worker]:
+    def freed(self, it: Pass) -> list[Order]:
+        orders, worker, (chunk, *_) = super().freed(it), it.worker, it.chunks
+        if not it.is_done and chunk in self._load[worker] and chunk not in self._done[worker]:
             orders.append(self.tell_next(worker, chunk))
         return orders
 

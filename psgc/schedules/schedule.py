@@ -3,7 +3,7 @@
 * `begin`      an iteration starts;
 * `counts`     a worker reports a chunk: which of its copies count from now on?
 * `committed`  a chunk is recovered;
-* `freed`      a worker has finished or abandoned a chunk or a piece, and goes on with the next in its queue;
+* `freed`      a worker is through with a pass, and goes on with the next chunks in its queue;
 * `again`      what a worker has done in one pass does not count;
 * `lost`       a worker is lost;
 * `disputed`   copies of a chunk do not agree (`verify`): one more is needed;
@@ -16,7 +16,7 @@ arrays.
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import inf
-from typing import ClassVar, Self, TypeAlias
+from typing import ClassVar, NamedTuple, Self, TypeAlias
 
 Queues: TypeAlias = "dict[int, list[int]]"  # chunks by worker, in the order in which it does them
 
@@ -47,6 +47,21 @@ class Next:
 
 
 Order = Skip | Queue | Next
+
+
+class Pass(NamedTuple):
+    """What `worker` has finished or abandoned: a chunk, or several, in so many seconds.
+
+    is_done: False when it does not count, so that the worker may have to repeat it; late: seconds between its end and
+    `now`, when the server hears of it.
+    """
+
+    worker: int
+    chunks: tuple[int, ...]
+    now: float
+    seconds: float
+    is_done: bool = True
+    late: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -137,22 +152,9 @@ class Schedule:
         """Orders when `chunk` is recovered; `unreported` are its holders that have not reported it."""
         return []
 
-    def freed(
-        self,
-        worker: int,
-        chunk: int,
-        now: float,
-        seconds: float,
-        done: bool = True,
-        late: float = 0.0,
-        others: Sequence[int] = (),
-    ) -> list[Order]:
-        """Orders when `worker` has finished or abandoned `chunk`, in so many seconds; `counts` comes first.
-
-        done: False when the copy is older than the invalidation of the chunk, so that the worker may have to repeat it;
-        late: seconds between the end of the chunk and this call; others: what it has done in the same pass.
-        """
-        self._paces[worker] = seconds / (1 + len(others))
+    def freed(self, it: Pass) -> list[Order]:
+        """Orders when a worker is through with a pass; `counts` comes first."""
+        self._paces[it.worker] = it.seconds / len(it.chunks)
         return []
 
     def again(self, worker: int, chunks: Sequence[int], now: float) -> list[Order]:

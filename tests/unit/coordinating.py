@@ -60,8 +60,8 @@ class Recording(Schedule):
         self.losses.append((loss, now))
         return []
 
-    def freed(self, worker, chunk, now, seconds, done=True, late=0.0, others=()):
-        self.freed_by.append((worker, chunk, now, seconds, done))
+    def freed(self, it):
+        self.freed_by.append((it.worker, it.chunks[0], it.now, it.seconds, it.is_done))
         return []
 
 

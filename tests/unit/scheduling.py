@@ -1,6 +1,7 @@
 """The schedule `dynamic`, small enough to follow by hand, and what comes of reports."""
 
 from psgc.schedules.dynamic import DynamicSchedule
+from psgc.schedules.schedule import Pass
 
 
 def holders_of(own, backups):
@@ -19,5 +20,5 @@ def dynamic(own, backups, estimates=(), lag=0.0, **arguments):
 def done(schedule, worker, chunk, now, seconds=1.0, others=(), late=0.0):
     """What comes of a report that is alone, when one copy is enough; others: who has not reported the chunk."""
     assert list(schedule.counts(worker, chunk)) == [chunk]
-    orders = schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, seconds, late=late)
+    orders = schedule.committed(chunk, others) + schedule.freed(Pass(worker, (chunk,), now, seconds, late=late))
     return orders + (schedule.tick(now) if schedule.wake <= now else [])

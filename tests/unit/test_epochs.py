@@ -14,6 +14,7 @@ from psgc.errors import UserError
 from psgc.problems import evaluate, make_problem
 from psgc.run.inputs import check_data, check_rows, iterations_of, rows_taken
 from psgc.schedules.dynamic import DynamicSchedule
+from psgc.schedules.schedule import Pass
 from psgc.workers.compute import gradient_of
 
 rng = np.random.default_rng(0)
@@ -133,5 +134,5 @@ def test_small_batches_do_not_look_like_fast_workers():
     for iteration, seconds in ((0, 1.0), (1, 0.1)):
         assert schedule.know_costs(epochs.costs(iteration, 4)) == (iteration == 1)
         schedule.begin()
-        schedule.freed(1, 1, seconds, seconds)
+        schedule.freed(Pass(1, (1,), seconds, seconds))
         assert schedule.estimates == {1: pytest.approx(1.0)}

@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from psgc.schedules.schedule import Queue, Skip
+from psgc.schedules.schedule import Pass, Queue, Skip
 from tests.unit.scheduling import done, dynamic
 
 
@@ -32,7 +32,7 @@ def test_dynamic_handles_reports_that_come_together_before_it_decides_anything()
     assert schedule.begin() == []
     for worker, chunk in [(1, 0), (1, 1), (1, 2), (2, 4), (2, 5), (2, 6)]:
         schedule.counts(worker, chunk)
-        assert schedule.committed(chunk, [3 - worker]) + schedule.freed(worker, chunk, 3.0, 1.0) == []
+        assert schedule.committed(chunk, [3 - worker]) + schedule.freed(Pass(worker, (chunk,), 3.0, 1.0)) == []
     assert schedule.wake == 3.0
     assert schedule.tick(3.0) == []
 
@@ -76,7 +76,7 @@ def test_equals_begin_nothing_twice_when_all_orders_cross_their_reports():
                     chunk = begun[rank][now - 1]
                     schedule.counts(rank, chunk)
                     orders += schedule.committed(chunk, [other for other in shares if other != rank])
-                    orders += schedule.freed(rank, chunk, float(now), 1.0)
+                    orders += schedule.freed(Pass(rank, (chunk,), float(now), 1.0))
             for order in orders + schedule.tick(float(now)):  # they have begun the next one by now
                 chunks = order.chunks if isinstance(order, Queue) else queues[order.worker]
                 not_to_do = {*begun[order.worker], order.chunk if isinstance(order, Skip) else None}
@@ -281,7 +281,7 @@ def test_an_abandoned_chunk_teaches_as_well_and_is_not_done_again():
     schedule.begin()
     done(schedule, 1, 0, 1.0, 1.0, [2])
     schedule.committed(4, [2])
-    assert schedule.freed(2, 4, 2.0, 2.0) == []
+    assert schedule.freed(Pass(2, (4,), 2.0, 2.0)) == []
     assert schedule.estimates[2] == 1.25
 
 

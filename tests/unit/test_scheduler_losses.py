@@ -7,7 +7,7 @@ import pytest
 from psgc.schedules import SCHEDULES
 from psgc.schedules.decisions import LEAST_REST, LONG_REST
 from psgc.schedules.dynamic import DynamicSchedule
-from psgc.schedules.schedule import Loss, Next, Queue, Skip
+from psgc.schedules.schedule import Loss, Next, Pass, Queue, Skip
 from tests.unit.scheduling import done, dynamic, holders_of
 
 QUEUES = {1: [0, 1, 2], 2: [1, 2, 0], 3: [2, 0, 1]}
@@ -23,7 +23,7 @@ def begun(name, queues=QUEUES, paces=()):
     schedule = SCHEDULES[name](queues)
     schedule.begin()
     for worker, seconds in dict(paces).items():
-        assert schedule.freed(worker, 9, now=seconds, seconds=seconds) == []
+        assert schedule.freed(Pass(worker, (9,), seconds, seconds)) == []
     return schedule
 
 
@@ -74,7 +74,7 @@ def test_who_shares_out_anew_knows_the_paces():
     schedule.inherit(begun("static", paces={1: 3.0, 2: 1.0}))
     schedule.begin()
     assert schedule.lost(loss(4, invalidated={0: (1, [1, 2])}), now=1.0) == [Next(2, 0)]
-    schedule.freed(1, 0, now=0.5, seconds=0.5)
+    schedule.freed(Pass(1, (0,), 0.5, 0.5))
     schedule.begin()
     assert schedule.lost(loss(4, invalidated={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
 
@@ -115,10 +115,10 @@ def test_what_counted_already_and_is_invalidated_counts_again():
 
 def test_a_copy_of_the_load_from_before_a_invalidateing_is_done_again():
     schedule = begun("full")
-    assert schedule.freed(1, 0, now=1.0, seconds=1.0, done=False) == [Next(1, 0)]
+    assert schedule.freed(Pass(1, (0,), 1.0, 1.0, is_done=False)) == [Next(1, 0)]
     schedule.counts(1, 0)
-    assert schedule.freed(1, 0, now=2.0, seconds=1.0, done=False) == []
-    assert schedule.freed(1, 7, now=2.0, seconds=1.0, done=False) == []  # reassigned before: not of its load
+    assert schedule.freed(Pass(1, (0,), 2.0, 1.0, is_done=False)) == []
+    assert schedule.freed(Pass(1, (7,), 2.0, 1.0, is_done=False)) == []  # reassigned before: not of its load
 
 
 def test_full_forgets_at_the_next_iteration_what_counted_and_what_was_urgent():
@@ -169,7 +169,7 @@ def test_dynamic_has_who_did_a_chunk_that_is_invalidated_do_it_again():
     schedule, holders = begun_dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 1.0})
     done(schedule, 1, 0, 1.0, others=[2])
     done(schedule, 2, 1, 1.0, others=[1])
-    schedule.freed(2, 0, now=2.0, seconds=1.0)  # a copy that came too late, and was dropped
+    schedule.freed(Pass(2, (0,), 2.0, 1.0))  # a copy that came too late, and was dropped
     orders = schedule.lost(loss(1, without(holders, 1), invalidated={0: (1, [2])}, collected=True), now=3.0)
     assert orders == [Queue(2, (0,))]
 
@@ -197,7 +197,7 @@ def test_dynamic_has_a_dropped_copy_done_by_another():
         {1: [0], 2: [0], 3: []}, {1: [], 2: [], 3: [0]}, {1: 1.0, 2: 9.0, 3: 1.0}, parts=2
     )
     assert list(schedule.counts(1, 0)) == [0]
-    schedule.freed(1, 0, now=1.0, seconds=1.0)
+    schedule.freed(Pass(1, (0,), 1.0, 1.0))
     assert schedule.lost(loss(1, without(holders, 1), dropped=[0]), now=1.0) == [Queue(2, (0,))]
 
 
@@ -262,7 +262,7 @@ def test_dynamic_has_nobody_do_a_chunk_whose_copies_are_being_compared():
     schedule, _ = with_checks([[1, 2, 3], [2, 3, 1], [3, 1, 2]], checked=[0])
     for worker in (1, 2):
         schedule.counts(worker, 0)
-        schedule.freed(worker, 0, now=1.0, seconds=1.0)
+        schedule.freed(Pass(worker, (0,), 1.0, 1.0))
     orders = done(schedule, 3, 2, 1.0)
     assert not any(0 in order.chunks for order in orders if isinstance(order, Queue))
 
@@ -281,7 +281,7 @@ def test_dynamic_gives_the_share_of_who_is_to_rest_to_others_for_one_iteration(c
     told = {order.worker: order.chunks for order in orders if isinstance(order, Queue)}
     assert told[1] == ()
     assert {chunk for worker in (2, 3) for chunk in told.get(worker, (worker - 1,))} == {0, 1, 2}
-    assert all(order.worker != 1 for order in schedule.freed(2, 1, now=1.0, seconds=1.0))
+    assert all(order.worker != 1 for order in schedule.freed(Pass(2, (1,), 1.0, 1.0)))
     assert not any(order.worker == 1 and order.chunks == () for order in schedule.begin() if isinstance(order, Queue))
 
 
