@@ -63,7 +63,10 @@ def _with_progress(total: int, run: Callable[[Callable[[str], object]], Rows]) -
 def _show_network(settings: NetworkSettings, rows: Iterable[NetworkRow]) -> None:
     links = settings.network
     size = f"{links.dim} entries of {links.itemsize} bytes"
-    say(f"an iteration with nothing to compute; links of {links.rate:g} bytes/s, latency {links.latency:g} s; {size}")
+    rates = f"links of {links.rate:g} bytes/s" + (f", the last {links.slow:g} times slower" if links.slow > 1 else "")
+    say(f"an iteration with nothing to compute; {rates}, latency {links.latency:g} s; {size}")
+    if settings.per_host > 1:
+        say(f"{settings.per_host} workers on a host share its link, and sum in its memory")
     table = _table("workers", "program", "l", "seconds", "MB busiest link", "over mean", "control at rank 0", "")
     for row in rows:
         table.add_row(

@@ -67,6 +67,9 @@ class VirtualNetwork:
             then()
 
     def _post(self, links: VirtualLinks, source: int, message: Transfer) -> None:
+        if source == message.dest:  # within a host
+            self.at(self.now, message.arrived)
+            return
         links.waiting[source].append(message)
         if not links.sending[source]:
             self._next(links, source)

@@ -5,6 +5,8 @@
   owner, which sends the gradient of the slice to all (`psgc.aggregation`).
 * `server`: the same, but rank 0 owns everything.
 
+Several workers on a host share its link, and sum in its memory: one vector leaves the host, and one comes.
+
 The last two drive the production coordinator. Control messages are one record each: to rank 0 for each chunk that a
 worker has done, from rank 0 for each commit, and for each worker BEGIN, MAP (the same as before), CLOSE and STEPPED.
 
@@ -13,6 +15,7 @@ when rank r sends something to rank r + k, rank r - k sends the same to rank r. 
 are too many to be simulated one by one. Rank 0 then contributes to the coded all-reduce as well.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +31,7 @@ from psgc.server.coordinator import Coordinator
 from psgc.server.instructions import Target, carry_out
 from psgc.server.membership import Membership
 from psgc.simulation.network import VirtualNetwork, nothing
-from psgc.simulation.settings import NetworkSettings, ProgramName
+from psgc.simulation.settings import LinkSettings, NetworkSettings, ProgramName
 
 ONE_BY_ONE = 100_000  # messages with vectors; more are simulated by symmetry
 
@@ -38,7 +41,7 @@ class Traffic:
     """What passed through the network in one iteration."""
 
     seconds: float
-    link_bytes: list[int]  # of each rank's link, both directions together
+    link_bytes: list[int]  # of each link, both directions together
     control: int  # messages to and from rank 0
     by_symmetry: bool  # whether one rank stood for all
 
@@ -51,11 +54,12 @@ class NetworkRow:
     program: ProgramName
     parts: int | None  # None where they play no role
     seconds: float  # from its beginning until every rank can step
-    busiest_bytes: int  # through the links of the ranks, both directions together
+    busiest_bytes: int  # through the links, both directions together
     mean_bytes: float
     ratio: float  # of these two
     control_messages: int  # to and from rank 0
     by_symmetry: bool
+    per_host: int
 
 
 def wanted(settings: NetworkSettings) -> list[tuple[int, ProgramName, int | None]]:
@@ -75,27 +79,33 @@ def run(settings: NetworkSettings, step: Callable[[str], object] = lambda what: 
         traffic = PROGRAMS[program](settings, workers, parts or 1)
         busiest, mean = max(traffic.link_bytes), sum(traffic.link_bytes) / len(traffic.link_bytes)
         ratio, control = busiest / mean if mean else 1.0, traffic.control
-        yield NetworkRow(workers, program, parts, traffic.seconds, busiest, mean, ratio, control, traffic.by_symmetry)
+        more = traffic.by_symmetry, settings.per_host
+        yield NetworkRow(workers, program, parts, traffic.seconds, busiest, mean, ratio, control, *more)
+
+
+def _rates(links: LinkSettings, count: int) -> list[float]:
+    """Of so many links; the last one may be slower."""
+    return [*[links.rate] * (count - 1), links.rate / links.slow]
 
 
 def allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
-    """A ring of `workers` ranks; `parts` plays no role. most: messages that are simulated one by one."""
-    links, steps = settings.network, 2 * (workers - 1)
-    network = VirtualNetwork([links.rate] * workers, links.latency)
-    by_symmetry = workers * steps > most
+    """A ring of all links; `parts` plays no role. most: messages that are simulated one by one."""
+    links, count = settings.network, workers // settings.per_host
+    network, steps = VirtualNetwork(_rates(links, count), links.latency), 2 * (count - 1)
+    by_symmetry = count * steps > most and links.slow == 1
 
     def send(rank: int, step: int) -> None:
         if step < steps:
-            piece = (rank - step) % workers
-            entries = links.dim * (piece + 1) // workers - links.dim * piece // workers
-            dest = (rank + 1) % workers
+            piece = (rank - step) % count
+            entries = links.dim * (piece + 1) // count - links.dim * piece // count
+            dest = (rank + 1) % count
             network.send(rank, dest, entries * links.itemsize, partial(send, 0 if by_symmetry else dest, step + 1))
 
-    for rank in range(1 if by_symmetry else workers):
+    for rank in range(1 if by_symmetry else count):
         send(rank, 0)
     network.run()
     bytes_ = network.vectors.bytes
-    return Traffic(network.now, [sum(bytes_)] * workers if by_symmetry else bytes_, 0, by_symmetry)
+    return Traffic(network.now, [sum(bytes_)] * count if by_symmetry else bytes_, 0, by_symmetry)
 
 
 def coded_allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
@@ -118,12 +128,17 @@ PROGRAMS: dict[ProgramName, Callable[[NetworkSettings, int, int], Traffic]] = {
 class _CodedAllreduce(Target):
     """Rank 0 with the production coordinator, and workers that have done each chunk as soon as they begin.
 
+    One rank of each link takes part in the exchange for those that share it: rank 0, or all workers of a host.
+
     most: messages that are simulated one by one; None: all, and rank 0 owns everything.
     """
 
     def __init__(self, settings: NetworkSettings, workers: int, parts: int, most: int | None) -> None:
-        self._links, self._workers, self._parts = settings.network, workers, parts
-        self._network = VirtualNetwork([self._links.rate] * (workers + 1), self._links.latency)
+        self._links, self._parts = settings.network, parts
+        on, hosts = settings.per_host, workers // settings.per_host
+        self._link = [*range(workers + 1)] if on == 1 else [0, *(host for host in range(hosts) for _ in range(on))]
+        self._rates = _rates(self._links, self._link[-1] + 1)
+        self._network = VirtualNetwork(self._rates, self._links.latency)
         self._seconds, self._control = 0.0, 0
         chunks = range(workers * settings.chunks_per_worker)
         holders = [[1 + (chunk + k) % workers for k in range(parts)] for chunk in chunks]
@@ -136,9 +151,10 @@ class _CodedAllreduce(Target):
         self._bring(events.Begin(0))
 
         entries = -(-self._links.dim // parts)
-        self._ranks, self._all_own = range(workers + 1), most is not None
-        self._map, self._most = self._make_map(entries, self._ranks[1:])
-        self._by_symmetry = most is not None and 2 * len(self._ranks) * self._blocks() > most
+        self._ranks, self._all_own = range(len(self._rates)), most is not None
+        self._map, self._most = self._make_map(entries, self._ranks[on == 1 :])
+        many = most is not None and 2 * len(self._ranks) * self._blocks() > most
+        self._by_symmetry = many and self._links.slow == 1
         if self._by_symmetry:
             entries = -(-entries // len(self._ranks)) * len(self._ranks)  # for slices of one size
             self._map, self._most = self._make_map(entries, self._ranks)
@@ -147,13 +163,17 @@ class _CodedAllreduce(Target):
         self._exchanges = {rank: Exchange(rank, parts) for rank in simulated}
         for exchange in self._exchanges.values():
             exchange.handle(protocol.Loaded(0))
-        self._mapped = 0  # workers that have the map
+        self._without_map = Counter(self._link)  # ranks, by link
+        self._without_close = Counter(self._link[1:])
+        self._on: dict[int, list[int]] = {link: [] for link in self._ranks}  # the workers of a link
+        for worker in self._queues:
+            self._on[self._link[worker]].append(worker)
         self._missing = len(self._map.slices)  # at rank 0
 
     def _make_map(self, entries: int, contributors: Iterable[int]) -> tuple[Map, int]:
         """The map, and the entries of a block."""
         itemsize = self._links.itemsize
-        rates = {rank: self._links.rate if self._all_own or not rank else 0.0 for rank in self._ranks}
+        rates = {rank: self._rates[rank] if self._all_own or not rank else 0.0 for rank in self._ranks}
         slices = make_slices(entries, self._parts, rates, least_slice(itemsize))
         own = tuple(Contributor(rank, rank, 0) for rank in contributors)
         return Map(0, 0, tuple(self._ranks), own, tuple(slices)), block_entries(slices, itemsize)
@@ -174,7 +194,7 @@ class _CodedAllreduce(Target):
     def _tell(self, source: int, dest: int, then: Callable[[], object]) -> None:
         """A control message from or to rank 0."""
         self._control += 1
-        self._network.tell(source, dest, RECORD.itemsize, then)
+        self._network.tell(self._link[source], self._link[dest], RECORD.itemsize, then)
 
     def _report(self, worker: int) -> None:
         """The worker has done all its chunks."""
@@ -192,27 +212,29 @@ class _CodedAllreduce(Target):
             self._tell(0, worker, nothing)
 
     def share(self, contributors: object) -> None:
-        if not self._by_symmetry:
-            self._handle(0, protocol.Mapped(self._map, self._most))
+        self._read_map(0)
         for worker in self._queues:
             self._tell(0, worker, partial(self._read_map, worker))  # MAP, the same as in the iteration before
 
     def finish(self) -> None:
         """Rank 0 has the gradient; by symmetry the others have it at the same time."""
         for worker in self._queues:
-            if self._by_symmetry:
-                self._tell(0, worker, partial(self._step, worker))  # CLOSE
-            else:
-                self._tell(0, worker, partial(self._handle, worker, protocol.Closed(0, {})))
+            with_rank_0 = self._by_symmetry or not self._link[worker]
+            self._tell(0, worker, partial(self._step if with_rank_0 else self._close, worker))  # CLOSE
 
     # the exchange
 
-    def _read_map(self, worker: int) -> None:
-        self._mapped += 1
-        if not self._by_symmetry:
-            self._handle(worker, protocol.Mapped(self._map, self._most))
-        elif self._mapped == self._workers:
-            self._handle(0, protocol.Mapped(self._map, self._most))
+    def _read_map(self, rank: int) -> None:
+        link = self._link[rank]
+        self._without_map[link] -= 1
+        if not (self._without_map.total() if self._by_symmetry else self._without_map[link]):
+            self._handle(0 if self._by_symmetry else link, protocol.Mapped(self._map, self._most))
+
+    def _close(self, worker: int) -> None:
+        link = self._link[worker]
+        self._without_close[link] -= 1
+        if not self._without_close[link]:
+            self._handle(link, protocol.Closed(0, {}))
 
     def _handle(self, rank: int, event: protocol.Event) -> None:
         for instruction in self._exchanges[rank].handle(event):
@@ -224,7 +246,8 @@ class _CodedAllreduce(Target):
                     if not self._missing:
                         self._bring(events.Summed())
                 case protocol.Step():
-                    self._step(rank)
+                    for worker in self._on[rank]:
+                        self._step(worker)
 
     def _send(self, rank: int, send: protocol.SendBlock) -> None:
         dest, key, contributor = send.dest, send.key, send.key.contributor

@@ -32,6 +32,7 @@ from psgc.validation import (
 from psgc.yaml_source import shown
 
 MOST_REPORTS = 1_000_000  # all of which are in memory
+MOST_ONE_BY_ONE = 1024  # links of which none stands for all
 
 ProgramName = Literal["allreduce", "server", "coded_allreduce"]
 ItemSize = Annotated[int, Field(ge=1, le=16), expect("a whole number >= 1")]
@@ -206,12 +207,13 @@ class Settings(Section):
 
 
 class LinkSettings(Section):
-    """The links, all alike, and the size of the gradient."""
+    """The links, and the size of the gradient."""
 
     rate: Positive = Field(description="bytes per second of a link, a number > 0")
     latency: NotNegative = Field(description="seconds that a message takes besides, a number >= 0")
     dim: Count = Field(description="entries of the gradient, a whole number >= 1")
     itemsize: ItemSize = Field(description="bytes of an entry, a whole number >= 1")
+    slow: Annotated[float, Field(ge=1, le=MOST), expect("a number >= 1")] = 1.0  # times that the last link is slower
 
 
 class NetworkSettings(Section):
@@ -228,6 +230,19 @@ class NetworkSettings(Section):
     )
     parts: Annotated[list[Count], expect("a list of at least one whole number >= 1")] = Field([1], min_length=1)
     chunks_per_worker: Count = 8
+    per_host: Count = 1  # workers that share a link, and sum in memory what leaves their host
+
+    @model_validator(mode="after")
+    def _whole_hosts(self) -> Self:
+        if self.per_host > 1 and ("server" in self.programs or max(self.parts) > 1):
+            text = "several workers of a host sum with parts 1, and with the programs allreduce and coded_allreduce"
+            raise refuse(text, "per_host", "programs", "parts")
+        for workers in self.workers:
+            if workers % self.per_host:
+                raise refuse(f"{workers} workers are no whole hosts of {self.per_host}", "workers", "per_host")
+            if self.network.slow > 1 and workers > MOST_ONE_BY_ONE * self.per_host:
+                raise refuse(f"expected <= {MOST_ONE_BY_ONE} links when they differ", "workers", "network.slow")
+        return self
 
     @model_validator(mode="after")
     def _enough_workers(self) -> Self:

@@ -107,6 +107,32 @@ def test_a_coded_allreduce_by_symmetry(workers, parts, dim):
     assert max(one.link_bytes[1:]) == pytest.approx(max(workers_bytes) + 4 * dim // parts // (workers + 1), rel=0.01)
 
 
+@pytest.mark.parametrize("program", [allreduce, coded_allreduce])
+def test_of_a_host_one_vector_leaves_however_many_workers_it_has(program):
+    """And one comes. Of a link that is slower than others no other one waits for a part of its own."""
+    one = program(settings(chunks_per_worker=1), 8, 1)
+    on_hosts = settings(chunks_per_worker=1).model_copy(update={"per_host": 4})
+    many = program(on_hosts, 32, 1)
+    assert len(many.link_bytes) == 8
+    control = RECORD.itemsize * many.control
+    assert max(many.link_bytes) < 4 * 4e6 * 7 / 8 + control + 8
+    assert many.seconds == pytest.approx(one.seconds, rel=0.05)
+
+
+@pytest.mark.parametrize("most", [{}, {"most": 1}])
+def test_hosts_by_symmetry(most):
+    on_hosts = settings(chunks_per_worker=1).model_copy(update={"per_host": 4})
+    assert coded_allreduce(on_hosts, 32, 1, **most).seconds == pytest.approx(0.28, rel=0.03)
+
+
+@pytest.mark.parametrize("per_host", [1, 4])
+def test_a_slow_link_holds_up_a_ring_in_every_step_and_the_coded_allreduce_once(per_host):
+    slow = settings(chunks_per_worker=1, slow=5.0).model_copy(update={"per_host": per_host})
+    ring, coded = (program(slow, 8 * per_host, 1).seconds for program in (allreduce, coded_allreduce))
+    assert ring == pytest.approx(5 * 2 * WHOLE * 7 / 8, rel=0.01)
+    assert 5 * WHOLE < coded < 0.9 * ring
+
+
 def test_by_symmetry_all_begin_when_the_last_has_been_asked():
     one_by_one = coded_allreduce(settings(dim=1000, chunks_per_worker=1, rate=1e6), 200, 1)
     one = coded_allreduce(settings(dim=1000, chunks_per_worker=1, rate=1e6), 200, 1, most=1)

@@ -42,6 +42,23 @@ def test_defaults(sim_yaml):
     assert loaded.known_speeds is None
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["per_host=3"], "8 workers are no whole hosts of 3"),
+        (["per_host=2", "parts=[2]"], "with parts 1"),
+        (["per_host=2", "programs=[server]"], "allreduce and coded_allreduce"),
+        (["network.slow=2", "workers=[2048]"], "expected <= 1024 links when they differ"),
+        (["network.slow=0.5"], "expected a number >= 1"),
+    ],
+)
+def test_hosts_and_slow_links_that_cannot_be(tmp_path, changes, said):
+    path = tmp_path / "network.yaml"
+    path.write_text("network: {rate: 1, latency: 0, dim: 1, itemsize: 1}\nworkers: [8]\nprograms: [allreduce]\n")
+    with pytest.raises(UserError, match=said):
+        load(path, changes)
+
+
 def test_passes_over_several_chunks_need_one_part(sim_yaml):
     with pytest.raises(UserError, match="several chunks are done in one pass with parts 1 alone"):
         load(sim_yaml, ["pass_cost=1", "parts=[2]"])
@@ -139,7 +156,7 @@ def test_the_network_in_scripts_is_valid():
     [
         ("network.rat=1", "unknown key, did you mean 'rate'?"),
         ("network.rate=0", "expected a number > 0, got 0"),
-        ("network=fast", "expected a mapping with the keys rate, latency, dim, itemsize, got 'fast'"),
+        ("network=fast", "expected a mapping with the keys rate, latency, dim, itemsize, slow, got 'fast'"),
         ("network={rate: 1}", "network.latency: missing, expected seconds that a message takes besides"),
         ("workers=8", "expected a list of at least one whole number >= 1, got 8"),
         ("workers=[9, 200000]", "200000 workers x 8 chunks x 1 parts are 1600000 reports, expected <= 1000000"),
