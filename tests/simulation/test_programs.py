@@ -129,6 +129,8 @@ def test_hosts_by_symmetry(most):
 def test_a_slow_link_holds_up_a_ring_in_every_step_and_the_coded_allreduce_once(per_host):
     slow = settings(chunks_per_worker=1, slow=5.0).model_copy(update={"per_host": per_host})
     ring, coded = (program(slow, 8 * per_host, 1).seconds for program in (allreduce, coded_allreduce))
+    assert not allreduce(slow, 8 * per_host, 1, most=1).by_symmetry
+    assert not coded_allreduce(slow, 8 * per_host, 1, most=1).by_symmetry
     assert ring == pytest.approx(5 * 2 * WHOLE * 7 / 8, rel=0.01)
     assert 5 * WHOLE < coded < 0.9 * ring
 

@@ -72,8 +72,8 @@ def test_what_a_pass_costs_is_seen_where_passes_differ_and_is_the_same_with_othe
         scaled = [[2 * second for second in row] for row in seconds]
         expected = truth(Choice("dynamic", 8, 3, 1), scaled, pass_cost=0.375, joins=True, pause=0.03125)
         assert replay.predict(Choice("dynamic", 8, 3, 1)).times.mean() == pytest.approx(np.mean(expected), rel=0.05)
-        one_by_one = truth(Choice("static", 16, 2, 2), seconds, pass_cost=0.75, pause=0.03125)
-        assert replay.predict(Choice("static", 16, 2, 2)).times.mean() == pytest.approx(np.mean(one_by_one), rel=0.05)
+        one_by_one = truth(Choice("dynamic", 16, 3, 2), seconds, pass_cost=0.75, pause=0.03125)
+        assert replay.predict(Choice("dynamic", 16, 3, 2)).times.mean() == pytest.approx(np.mean(one_by_one), rel=0.05)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

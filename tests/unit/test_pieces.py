@@ -11,7 +11,7 @@ from psgc.messages import Kind, entries
 from psgc.plan import even_plan
 from psgc.schedules import SCHEDULES
 from psgc.schedules.learning import Learning
-from psgc.schedules.progress import ChunkView, WorkerView
+from psgc.schedules.progress import ChunkView, Took, WorkerView
 from psgc.server.events import Abandoned, Lost, Report
 from psgc.server.instructions import Commit, Discard, Invalidate, Share
 from psgc.simulation.virtual import VirtualCluster
@@ -234,6 +234,17 @@ def test_with_steady_paces_dynamic_comes_near_to_one_pass_for_each(seconds, best
 def test_with_paces_that_jump_chunks_are_done_one_by_one():
     found = times("dynamic", [1, 1, 1, 1], noise=0.7, iterations=20)
     assert np.mean([passes for _, passes in found[5:]]) > 40
+
+
+def test_how_steady_paces_are_is_known_once_two_iterations_were_compared():
+    learning, workers, found = Learning(), [WorkerView(1, [], []), WorkerView(2, [], [])], []
+    for pace in (None, 1.0, 1.25, 1.25):  # in the iteration before
+        for worker in workers:
+            worker.begin(None)
+            worker.reports, worker.took = (1, Took(pace, 1.0)) if pace else (0, Took())
+        learning.trusts_paces(workers, 1.25)
+        found.append(learning.surprise)
+    assert found == pytest.approx([np.inf, np.inf, 0.2, 0.05])
 
 
 def test_what_a_pass_costs_besides_its_chunks_is_learnt():
