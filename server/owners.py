@@ -13,6 +13,7 @@ What a slow network carries is progress, however little it is. Only when no byte
 slices that are missing get other owners.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from statistics import median
 
@@ -32,14 +33,22 @@ LEAST_RATE = 0.05
 class Owners:
     """ranks: of the run; entries: of the coded vector; itemsize: bytes of an entry.
 
-    timeout: seconds in which no byte moves after which all slices that are missing get other owners.
+    timeout: seconds in which no byte moves after which all slices that are missing get other owners; hosts: of maps.
     rates: of the ranks' links, relative to the fastest, by what was seen of their slices.
     shares: the rates by which the slices of this iteration were made: 0 of a rank that may own nothing.
     """
 
-    def __init__(self, ranks: Iterable[int], entries: int, parts: int, itemsize: int, timeout: float) -> None:
+    def __init__(
+        self,
+        ranks: Iterable[int],
+        entries: int,
+        parts: int,
+        itemsize: int,
+        timeout: float,
+        hosts: tuple[int, ...] = (),
+    ) -> None:
         self._entries, self._parts, self._least = entries, parts, least_slice(itemsize)
-        self._itemsize, self._timeout = itemsize, timeout
+        self._itemsize, self._timeout, self._hosts = itemsize, timeout, hosts
         self.rates = dict.fromkeys(ranks, 1.0)
         self.begin(-1)
 
@@ -85,10 +94,10 @@ class Owners:
         self._able = set(able)
         if self.map is None:
             self.shares = {rank: self.rates[rank] if rank in self._able else 0.0 for rank in receivers}
-            self._slices = tuple(make_slices(self._entries, self._parts, self.shares, self._least))
+            self._slices = tuple(make_slices(self._entries, self._parts, self.shares, self._least, self._hosts))
             self._owners = [{0: part.owner} for part in self._slices]
             self._began = self._progress = self._made = now
-            self.map = Map(self._iteration, 0, tuple(sorted(receivers)), made, self._slices)
+            self.map = Map(self._iteration, 0, tuple(sorted(receivers)), made, self._slices, self._hosts)
             self._needed = self._needs(self.map)
             return self.map
         contributing = {one.rank for one in made}
@@ -152,6 +161,9 @@ class Owners:
         return now - since > usual or (now - self._began) * left > usual * carried
 
     def _needs(self, map: Map) -> dict[int, int]:
+        """By owner the bytes that its link carries; between the ranks of a host none."""
+        if map.is_shared:
+            return self._needs_of_hosts(map)
         needed = {}
         for owner, start, stop in map.slices:
             own, size = sum(one.rank == owner for one in map.contributors), stop - start
@@ -159,6 +171,22 @@ class Owners:
             accumulators = others * own + size * (len(map.contributors) - own)
             gradient = self._parts * (others + size * (len(map.receivers) - 1))
             needed[owner] = (accumulators + gradient) * self._itemsize
+        return needed
+
+    def _needs_of_hosts(self, map: Map) -> dict[int, int]:
+        hosts, owned = {map.hosts[rank] for rank in map.receivers}, Counter[int]()
+        carriers = {map.hosts[one.rank]: set[int]() for one in map.contributors}
+        for one in map.contributors:
+            carriers[map.hosts[one.rank]].add(one.rank)
+        for owner, start, stop in map.slices:
+            owned[map.hosts[owner]] += stop - start
+        needed = {}
+        for owner, start, stop in map.slices:
+            host = map.hosts[owner]
+            of_host = carriers.get(host, set())
+            carried = 2 * (self._entries - owned[host]) // len(of_host) if owner in of_host else 0
+            messages = len(carriers) - (host in carriers) + len(hosts) - 1
+            needed[owner] = ((stop - start) * messages + carried) * self._itemsize
         return needed
 
     def here(self, attempt: int, number: int, now: float) -> None:
@@ -202,5 +230,6 @@ class Owners:
             )
             self._owners[number][attempt] = owner
             slices.append(self._slices[number]._replace(owner=owner))
-        self.map = Map(self._iteration, attempt, tuple(sorted(receivers)), contributors, tuple(slices))
+        everybody = tuple(sorted(receivers))
+        self.map = Map(self._iteration, attempt, everybody, contributors, tuple(slices), self._hosts)
         return self.map

@@ -86,7 +86,8 @@ class WorkerLoop(Listener):
         sums = duties.sums
         self._stamp = stamp_length(sums.dtype)
         self.allreduce = AllReduce(transport, backend, sums, replica, self)
-        self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least_slice(sums.dtype.itemsize))
+        least, hosts = least_slice(sums.dtype.itemsize), transport.shared.hosts
+        self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least, hosts)
         self._closes, self._sums = CloseReader(), SumsReader()
         self._iteration = sums.first - 1
         self._due = -1  # the newest iteration that the server has begun

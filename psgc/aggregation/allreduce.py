@@ -15,6 +15,7 @@ from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.pool import Link, Pool
 from psgc.aggregation.protocol import Arrived, BlockKey
 from psgc.aggregation.replica import Snapshot, Stepping, is_checked
+from psgc.aggregation.shared import HostMemory
 from psgc.aggregation.slices import block_entries
 from psgc.aggregation.state_transfer import Giver, Receiver
 from psgc.backend import Array, Backend
@@ -62,7 +63,10 @@ class AllReduce:
         self.exchange = Exchange(transport.rank, sums.parts)
         self.pool = Pool(backend, sums.dim, sums.parts, sums.dtype)
         self.link = Link(transport, self.pool)
-        self.blocks = Blocks(transport.rank, backend, self.pool, sums)
+        shared, memory = transport.shared, None
+        if shared.memory is not None:
+            memory = HostMemory(shared.mates(transport.rank), shared.memory, sums.entries, sums.dtype)
+        self.blocks = Blocks(transport.rank, backend, self.pool, sums, memory)
         self._giver = Giver(transport, self.pool, backend)
         self.receiver = Receiver(self.pool, backend)
         self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
@@ -133,7 +137,10 @@ class AllReduce:
         self.link.came(iteration, length)
         contributor = Contributor(source, name.role, name.serial) if name.role else None
         event = Arrived(source, BlockKey(iteration, name.attempt, name.block, contributor), length)
-        if self.blocks.keep(event.key, buffer):
+        if not length:
+            self.pool.give_back(buffer)
+            self._bring(event)
+        elif self.blocks.keep(event.key, buffer):
             self._bring(event)
         else:
             self._refuse(event)
@@ -218,15 +225,21 @@ class AllReduce:
             self._carry_out(event)
 
     def _carry_out(self, event: protocol.Event) -> None:
+        missed = None  # an iteration
         for instruction in self.exchange.handle(event):
             match instruction:
+                case protocol.Publish():
+                    self.blocks.publish(instruction)
                 case protocol.SendBlock():
                     self._send(instruction)
-                case protocol.SumBlock(key, contributors):
-                    self.blocks.sum(key, self.exchange.block(key), contributors)
+                case protocol.SumBlock(key):
+                    self.blocks.sum(instruction, self.exchange.routes(key))
                     self._listener.at("summing", key.iteration)
+                case protocol.Relay(key):
+                    self.blocks.relay(key, self.exchange.routes(key))
                 case protocol.Place(key):
-                    self.blocks.place(key, self.exchange.block(key))
+                    if not self.blocks.place(key, self.exchange.routes(key)):
+                        missed = key.iteration
                 case protocol.Drop(key):
                     self.blocks.release(key)
                 case protocol.Refuse(refused):
@@ -234,7 +247,7 @@ class AllReduce:
                     self._refuse(refused)
                 case protocol.Have(iteration, attempt, number):
                     self._listener.have(iteration, attempt, number)
-                case protocol.Step(iteration):
+                case protocol.Step(iteration) if iteration != missed:
                     gradient = self.blocks.gradient(iteration)
                     self._listener.stepping(iteration, gradient)
                     self.replica.step(gradient, digest=self._is_checked(iteration + 1))
@@ -245,11 +258,16 @@ class AllReduce:
                     self.blocks.forget(iteration, attempt)
                     if attempt is None and iteration != self.steps:
                         self.blocks.forget_gradient(iteration)
+        if missed is not None:
+            self._carry_out(protocol.Missed(missed))
 
     def _send(self, send: protocol.SendBlock) -> None:
-        buffer, entries = self.blocks.message(send.key, self.exchange.block(send.key))
-        self.link.send(send, buffer, entries)
-        self._listener.at("sending" if send.key.contributor else "passing_on", send.key.iteration)
+        key, routes = send.key, self.exchange.routes(send.key)
+        if routes.is_near(self._transport.rank, send.dest):
+            self.link.note(send, self.blocks.note(key))
+        else:
+            self.link.send(send, *self.blocks.message(key, routes))
+        self._listener.at("sending" if key.contributor else "passing_on", key.iteration)
 
     def _refuse(self, event: Arrived) -> None:
         iteration, attempt, number, contributor = event.key

@@ -10,6 +10,9 @@ several parts) and sends the block of the gradient, `parts` times as long, to al
 4. An owner sums a block when the blocks of all contributors are there, in the order of contributors. So the gradient
    does not depend on the order of arrival, and no block is summed twice.
 5. A destination that takes long is *held*: sends to it do not count in the window, and there is one at a time.
+6. A rank tells its mates (`psgc.aggregation.map.Routes`) that its accumulators can be read, and which blocks of the
+   gradient. These messages are short: they go first, and do not count in the window. A carrier sums a block of its host
+   when all accumulators of the host can be read and it is time to send it.
 """
 
 from collections import Counter, deque
@@ -17,34 +20,38 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from psgc.aggregation.map import Contributor, Routes
-from psgc.aggregation.protocol import Arrived, BlockKey, Forget, Have, Instruction, Phase, Place, SendBlock
+from psgc.aggregation.protocol import WHOLE, Arrived, BlockKey, Forget, Have, Instruction, Phase, Place, SendBlock
 
 WINDOW = 2  # sends under way: while one is on the link the next is ready
 
 
 class Attempt:
     """slice_of: by block the number of its slice in the map of attempt 0; owners: by that number;
-    missing: by own block the contributors whose blocks are not here: none is left when the block is summed;
-    absent: blocks of the gradient that are awaited; left: by slice how many have not come;
-    under_way: sends that have begun.
+    mates: of this rank; unpublished: accumulators of mates that cannot be read yet;
+    missing: by own block the contributors whose blocks are not here: none is left, and none unpublished, when the block
+    is summed; absent: blocks of the gradient that are awaited; left: by slice how many have not come;
+    relayed: those of the absent ones that mates wait for as well; under_way: sends that have begun.
     """
 
     def __init__(self, routes: Routes, rank: int, numbers: dict[int, int], held: Collection[int]) -> None:
-        self.routes = routes
+        self.routes, self._rank = routes, rank
         slices, blocks = routes.map.slices, range(len(routes.blocks))
         self.slice_of = [numbers[slices[place].start] for place in routes.slice_of]
         self.owners = {numbers[part.start]: part.owner for part in slices}
-        others = {one for one in routes.map.contributors if one.rank != rank}
-        self.missing = {block: {*others} for block in blocks if routes.blocks[block].owner == rank}
+        self.mates = routes.mates(rank)
+        self.unpublished = {one for one in routes.map.contributors if one.rank in self.mates}
+        self.missing = {block: routes.awaited(block) for block in blocks if routes.blocks[block].owner == rank}
         self.absent = set(blocks)
         self.left = Counter(self.slice_of)
-        self._others = routes.others(rank)
-        self._queue = deque(
-            SendBlock(routes.blocks[block].owner, self.key(block, own)) for block, own in routes.coded_sends(rank)
-        )
+        self.relayed = {block for block in blocks if routes.relays(block, rank)} if self.mates else set()
+        self._gone: set[int] = set()
+        self._queue: deque[SendBlock] = deque()
+        self._notes = deque(SendBlock(mate, self.key(WHOLE, own)) for own in routes.own(rank) for mate in self.mates)
         self.under_way: list[SendBlock] = []
         self._waiting: dict[int, deque[SendBlock]] = {dest: deque() for dest in held}  # sends to those that are held
-        self._may_be_late = False  # whether blocks of the gradient may come that are not awaited
+        self._is_closed = self._may_be_late = False  # whether blocks of the gradient may come that are not awaited
+        if not self.unpublished:
+            self._send_coded()
 
     def key(self, block: int, contributor: Contributor | None = None) -> BlockKey:
         """By which others know this block."""
@@ -53,24 +60,63 @@ class Attempt:
     @property
     def is_done(self) -> bool:
         """Whether nothing is awaited, nor left to be sent."""
-        return not (self.absent or self._queue or self.under_way or any(self._waiting.values()))
+        return not (self.absent or self._notes or self._queue or self.under_way or any(self._waiting.values()))
 
     def is_possible(self, event: Arrived, parts: int) -> bool:
         """Whether a correct rank sends this block."""
         blocks, number, contributor = self.routes.blocks, event.key.number, event.key.contributor
+        is_near = event.source in self.mates
+        if number == WHOLE:
+            is_own = contributor is not None and contributor.rank == event.source
+            return is_own and contributor in self.unpublished and event.length in (None, 0)
         if not 0 <= number < len(blocks):
             return False
-        owner, start, stop = blocks[number]
-        if event.length not in (None, (stop - start) * (parts if contributor is None else 1)):
+        _, start, stop = blocks[number]
+        length = 0 if is_near else (stop - start) * (parts if contributor is None else 1)
+        if event.length not in (None, length):
             return False
         if contributor is None:
-            return owner == event.source and number not in self.missing and (number in self.absent or self._may_be_late)
+            is_awaited = number not in self.missing and (number in self.absent or self._may_be_late)
+            return is_awaited and self.routes.source(number, self._rank) == event.source
         return contributor.rank == event.source and contributor in self.missing.get(number, ())
+
+    def publish(self, contributor: Contributor) -> bool:
+        """An accumulator of a mate can be read. Whether it was the last one."""
+        self.unpublished.remove(contributor)
+        if not (self.unpublished or self._is_closed):
+            self._send_coded()
+        return not self.unpublished
+
+    def _send_coded(self) -> None:
+        self._queue.extend(
+            SendBlock(self.routes.blocks[block].owner, self.key(block, one))
+            for block, one in self.routes.coded_sends(self._rank)
+            if self.routes.blocks[block].owner not in self._gone
+        )
+
+    def is_summed(self, block: int) -> bool:
+        """Whether all that it takes to sum an own block is here."""
+        return not (self.missing[block] or self.unpublished)
 
     def pass_on(self, block: int) -> None:
         """A block of the gradient is summed here: the others are to get it."""
         self.absent.remove(block)
-        self._queue.extend(SendBlock(dest, self.key(block)) for dest in self._others)
+        others = self.routes.others(block, self._rank)
+        self._queue.extend(SendBlock(dest, self.key(block)) for dest in others if dest not in self._gone)
+        self._tell_mates(block)
+
+    def relay(self, block: int) -> None:
+        """A block of the gradient is in the memory of the host."""
+        self.relayed.remove(block)
+        self._tell_mates(block)
+
+    def _tell_mates(self, block: int) -> None:
+        self._notes.extend(SendBlock(mate, self.key(block)) for mate in self.mates if mate not in self._gone)
+
+    def sources(self, which: int) -> set[int]:
+        """Who is to send what is absent of a slice, or to pass it on."""
+        absent = [block for block in self.absent if self.slice_of[block] == which] if self.mates else ()
+        return {self.owners[which], *(self.routes.source(block, self._rank) for block in absent)}
 
     def due(self) -> list[SendBlock]:
         """The sends that may begin now."""
@@ -78,12 +124,13 @@ class Attempt:
         busy = {send.dest for send in self.under_way}
         for dest, waiting in self._waiting.items():
             if waiting and dest not in busy:
+                busy.add(dest)
                 due.append(waiting.popleft())
-        in_window = sum(send.dest not in self._waiting for send in self.under_way)
-        while self._queue and in_window < WINDOW:
-            send = self._queue.popleft()
+        in_window = sum(map(self._is_in_window, self.under_way))
+        while self._notes or (self._queue and in_window < WINDOW):
+            send = (self._notes or self._queue).popleft()
             if (waiting_for := self._waiting.get(send.dest)) is None:
-                in_window += 1
+                in_window += self._is_in_window(send)
                 due.append(send)
             elif waiting_for or send.dest in busy:
                 waiting_for.append(send)
@@ -93,32 +140,38 @@ class Attempt:
         self.under_way += due
         return due
 
+    def _is_in_window(self, send: SendBlock) -> bool:
+        return send.dest not in self._waiting and send.dest not in self.mates
+
     def hold(self, dest: int) -> None:
         """Sends to `dest` take long."""
         self._waiting.setdefault(dest, deque())
 
     def leave(self, rank: int) -> None:
-        """Send nothing more to `rank`."""
-        self._others = [other for other in self._others if other != rank]
+        """Send nothing more to `rank`, and wait for nothing to pass on that it was to send."""
+        self._gone.add(rank)
+        self.relayed = {block for block in self.relayed if self.routes.blocks[block].owner != rank}
         self._queue = deque(send for send in self._queue if send.dest != rank)
+        self._notes = deque(send for send in self._notes if send.dest != rank)
         self._waiting.pop(rank, None)
 
     def close(self, blocks: Collection[int]) -> None:
         """Only these blocks of the gradient count, and all of them have been summed."""
-        self._may_be_late = True
+        self._is_closed = self._may_be_late = True
 
         def counts(send: SendBlock) -> bool:
             return send.key.contributor is None and send.key.number in blocks
 
-        self._queue = deque(filter(counts, self._queue))
+        self._queue, self._notes = deque(filter(counts, self._queue)), deque(filter(counts, self._notes))
         self._waiting = {dest: deque(filter(counts, sends)) for dest, sends in self._waiting.items()}
         self.absent &= set(blocks) - self.missing.keys()  # those of this rank that are not summed are not needed
+        self.relayed &= self.absent
 
     def quit(self) -> None:
         """This rank does not need the gradient any more. What it owes to others it still does."""
         self._may_be_late = True
         if self.absent:
-            self.absent &= {block for block, missing in self.missing.items() if missing}
+            self.absent &= {block for block in self.missing if not self.is_summed(block)} | self.relayed
 
 
 @dataclass
@@ -188,10 +241,12 @@ class Iteration:
             attempt.leave(rank)
         return self._due()
 
-    def give_up(self) -> list[Instruction]:
+    def give_up(self, passes_nothing_on: bool) -> list[Instruction]:
         """It is over, and which versions count was not said here: any may."""
         for attempt in self.attempts.values():
             attempt.close(range(len(attempt.slice_of)))
+            if passes_nothing_on:
+                attempt.relayed.clear()
         return self._due()
 
     def let_go(self, number: int) -> list[Instruction]:
@@ -208,8 +263,8 @@ class Iteration:
         return [send for attempt in self.attempts.values() for send in attempt.due()]
 
     def lacks(self) -> Iterator[int]:
-        """The owners of the versions that count and are not complete."""
+        """Who is to send, or to pass on, what is absent of the versions that count."""
         for number, version in enumerate(self.versions or ()):
             attempt = self.attempts[version]
             if attempt.left[number]:
-                yield attempt.owners[number]
+                yield from attempt.sources(number)

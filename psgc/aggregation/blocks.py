@@ -3,22 +3,25 @@
 Every block that is sent lies in a buffer of its own, with its stamp behind it: an accumulator is copied into one block
 by block, a block of the gradient is summed into one. So accumulators are never tied up by MPI. Buffers are used again
 and again. One that was being sent to a rank that has left is not, since that rank may still read it one day.
+
+Ranks of a host have accumulators and sums in memory that they share (`HostMemory`), and read them there.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from psgc.aggregation.map import Contributor
+from psgc.aggregation.map import Contributor, Routes
 from psgc.aggregation.pool import Pool
-from psgc.aggregation.protocol import BlockKey
-from psgc.aggregation.slices import Block
+from psgc.aggregation.protocol import BlockKey, Publish, SumBlock
+from psgc.aggregation.shared import HostMemory
 from psgc.backend import Array, Backend, copy, part_length
 from psgc.messages import BlockName, pack_block, stamp
 
 Accumulators = Mapping[tuple[int, int], Array]  # (role, serial) -> (part_length,)
+PIECE = 1 << 15  # entries that are summed at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,13 @@ class Sums:
 
 
 class Blocks:
-    """rank: this one.
+    """rank: this one; memory: of its host, unless it shares none.
 
     accumulators: of this rank, for the newest map; gradients: by iteration; spare: those that are not used.
     """
 
-    def __init__(self, rank: int, backend: Backend, pool: Pool, sums: Sums) -> None:
+    def __init__(self, rank: int, backend: Backend, pool: Pool, sums: Sums, memory: HostMemory | None = None) -> None:
+        self._memory = memory
         self._rank, self._backend, self._pool, self._sums = rank, backend, pool, sums
         self._rows = sums.matrix.astype(sums.dtype)
         self._columns = sums.dim // sums.parts
@@ -80,52 +84,126 @@ class Blocks:
         return is_first
 
     def release(self, key: BlockKey) -> None:
-        """The block is not needed any more."""
-        self._pool.give_back(self._buffers.pop(key))
+        """The block is not needed any more; it may be in the memory of the host alone."""
+        if (buffer := self._buffers.pop(key, None)) is not None:
+            self._pool.give_back(buffer)
 
-    def message(self, key: BlockKey, block: Block) -> tuple[Array, int]:
-        """What is sent of a block: its buffer, and its entries. Of an accumulator it is copied into one now."""
+    def publish(self, publish: Publish) -> None:
+        """Put accumulators into the memory of the host."""
+        assert self._memory is not None
+        for slot, (_, role, serial) in enumerate(publish.contributors):
+            copy(self._backend, self._memory.accumulator(self._rank, slot), self.accumulators[role, serial])
+
+    def message(self, key: BlockKey, routes: Routes) -> tuple[Array, int]:
+        """What is sent of a block: its buffer, and its entries.
+
+        An accumulator is copied into one now, or those of the host are summed.
+        """
+        block = routes.blocks[key.number]
         entries = block.stop - block.start
         if key.contributor is None:
             return self._buffers[key], self._sums.parts * entries
-        buffer, accumulator = self._pool.take(), self.accumulators[key.contributor.role, key.contributor.serial]
-        copy(self._backend, buffer[:entries], accumulator[block.start : block.stop])
+        buffer = self._pool.take()
+        if routes.is_shared:
+            self._add_up(buffer[:entries], SumBlock(key, routes.terms(key.number, self._rank)), routes)
+        else:
+            copy(self._backend, buffer[:entries], self._coded(key, key.contributor, routes))
         self._stamp(buffer, entries, key)
         return buffer, entries
 
-    def _stamp(self, buffer: Array, entries: int, key: BlockKey) -> None:
-        _, role, serial = key.contributor or (0, 0, 0)
-        name = BlockName(key.attempt, serial, role, key.number)
-        stamp(self._pool.message(buffer, entries), key.iteration, pack_block(name))
+    def _coded(self, key: BlockKey, one: Contributor, routes: Routes) -> Array:
+        """The entries of a block that a contributor has accumulated, or that have come in its name."""
+        _, start, stop = routes.blocks[key.number]
+        if one.rank == self._rank:
+            return self.accumulators[one.role, one.serial][start:stop]
+        if routes.is_near(one.rank, self._rank):
+            assert self._memory is not None
+            return self._memory.accumulator(one.rank, routes.slots[one])[start:stop]
+        return self._backend.asarray(self._buffers[key.of(one)][: stop - start])
 
-    def sum(self, key: BlockKey, block: Block, contributors: Iterable[Contributor]) -> None:
+    def note(self, key: BlockKey) -> Array:
+        """The message that says that a block can be read in the memory of the host."""
+        return self._stamped(self._pool.note(), key)
+
+    def _stamp(self, buffer: Array, entries: int, key: BlockKey) -> None:
+        self._stamped(self._pool.message(buffer, entries), key)
+
+    def _stamped(self, message: Array, key: BlockKey) -> Array:
+        _, role, serial = key.contributor or (0, 0, 0)
+        return stamp(message, key.iteration, pack_block(BlockName(key.attempt, serial, role, key.number)))
+
+    def sum(self, sum: SumBlock, routes: Routes) -> None:
         """Part k of the block is the sum over contributors j of R[j, k] y_j."""
-        parts, size, buffer = self._sums.parts, block.stop - block.start, self._pool.take()
-        whole, xp = buffer[: parts * size], self._backend.xp
+        key, (_, start, stop) = sum.key, routes.blocks[sum.key.number]
+        size, shared = self._sums.parts * (stop - start), self._shared(self._rank, key, routes)
+        buffer = self._pool.take() if shared is None or routes.others(key.number, self._rank) else None
+        whole = shared if buffer is None else buffer[:size]
+        if routes.map.hosts:
+            self._add_up(whole, sum, routes)
+        else:
+            self._decode(whole, sum, routes)
+        if buffer is not None:
+            self._stamp(buffer, size, key)
+            self._buffers[key] = buffer
+            if shared is not None:
+                shared[:] = whole
+        for term in sum.terms:
+            for one in term:
+                self.release(key.of(one))
+
+    def _shared(self, rank: int, key: BlockKey, routes: Routes) -> Array | None:
+        """Where `rank`, of this host, has a block of the gradient for its mates; None: it has none."""
+        if self._memory is None or not routes.mates(rank):
+            return None
+        _, start, stop = routes.blocks[key.number]
+        if rank == self._rank and not self._memory.begin(rank, key.iteration):
+            return None
+        return self._memory.sums(rank, key.iteration)[start:stop]
+
+    def _decode(self, whole: Array, sum: SumBlock, routes: Routes) -> None:
+        parts, xp = self._sums.parts, self._backend.xp
         work = whole if isinstance(whole, xp.ndarray) else xp.empty(whole.size, self._sums.dtype)
-        for place, contributor in enumerate(contributors):
-            coded_key = key.of(contributor)
-            if contributor.rank == self._rank:
-                coded = self.accumulators[contributor.role, contributor.serial][block.start : block.stop]
-            else:
-                coded = self._backend.asarray(self._buffers[coded_key][:size])
-            row = self._rows[contributor.role - 1]
+        for place, contributor in enumerate(one for term in sum.terms for one in term):
+            coded, row = self._coded(sum.key, contributor, routes), self._rows[contributor.role - 1]
             if place == 0 and parts == 1:  # one pass in place of two
                 xp.multiply(coded, float(row[0]), out=work)
             else:
                 if place == 0:
                     work[:] = 0
-                self._backend.combine(work.reshape(parts, size), row[:, None], coded[None])
-            if contributor.rank != self._rank:
-                self.release(coded_key)
+                self._backend.combine(work.reshape(parts, -1), row[:, None], coded[None])
         if work is not whole:
             copy(self._backend, whole, work)
-        self._stamp(buffer, whole.size, key)
-        self._buffers[key] = buffer
 
-    def place(self, key: BlockKey, block: Block) -> None:
-        """Copy the block into the gradient. If it is another rank's it is not needed any more."""
-        gradient, buffer, size = self.gradient(key.iteration), self._buffers[key], block.stop - block.start
+    def _add_up(self, whole: Array, sum: SumBlock, routes: Routes) -> None:
+        """For one part, in which nothing is coded."""
+        terms = [[self._coded(sum.key, one, routes) for one in term] for term in sum.terms]
+        of_term = np.empty(min(PIECE, whole.size), whole.dtype)
+        for start in range(0, whole.size, PIECE):
+            piece = slice(start, min(start + PIECE, whole.size))
+            for place, term in enumerate(terms):
+                out = whole[piece] if place == 0 else of_term[: piece.stop - start]
+                first, *others = (coded[piece] for coded in term)
+                if not others:
+                    out = out if place == 0 else first
+                    if place == 0:
+                        out[:] = first
+                for number, other in enumerate(others):
+                    np.add(out if number else first, other, out=out)
+                if place:
+                    whole[piece] += out
+
+    def relay(self, key: BlockKey, routes: Routes) -> None:
+        """Put a block of the gradient that has come into the memory of the host."""
+        shared = self._shared(self._rank, key, routes)
+        if shared is not None:  # else mates that still need it are too late (`place`)
+            shared[:] = self._buffers[key][: shared.size]
+
+    def place(self, key: BlockKey, routes: Routes) -> bool:
+        """Copy the block into the gradient. If it is another rank's it is not needed any more. Whether it was there."""
+        block, source = routes.blocks[key.number], routes.source(key.number, self._rank)
+        shared = self._shared(source, key, routes) if key not in self._buffers else None
+        buffer = self._buffers[key] if shared is None else shared
+        gradient, size = self.gradient(key.iteration), block.stop - block.start
         stop = min(block.stop, self._columns)
         for row in range(self._sums.parts):
             start = row * self._columns
@@ -136,6 +214,7 @@ class Blocks:
             copy(self._backend, rest, buffer[size - 1 : self._sums.parts * size : size][: rest.size])
         if block.owner != self._rank:
             self.release(key)
+        return shared is None or self._memory is None or self._memory.is_of(source, key.iteration)
 
     def gradient(self, iteration: int) -> Array:
         """(dim,): the gradient, as far as it is here."""

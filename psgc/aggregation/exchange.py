@@ -23,6 +23,7 @@ from psgc.aggregation.attempts import Attempt, Iteration
 from psgc.aggregation.map import Map, Routes
 from psgc.aggregation.protocol import (
     TRANSITIONS,
+    WHOLE,
     Arrived,
     BlockKey,
     Chosen,
@@ -35,9 +36,12 @@ from psgc.aggregation.protocol import (
     Instruction,
     Loaded,
     Mapped,
+    Missed,
     Phase,
+    Publish,
     RankLeft,
     Refuse,
+    Relay,
     SendBlock,
     Sent,
     Step,
@@ -75,7 +79,11 @@ class Exchange:
 
     def block(self, key: BlockKey) -> Block:
         """What a block is a part of."""
-        return self._iterations[key.iteration].attempts[key.attempt].routes.blocks[key.number]
+        return self.routes(key).blocks[key.number]
+
+    def routes(self, key: BlockKey) -> Routes:
+        """By which a block travels."""
+        return self._iterations[key.iteration].attempts[key.attempt].routes
 
     @property
     def is_busy(self) -> bool:
@@ -91,7 +99,12 @@ class Exchange:
         """The ranks whose accumulators this one lacks for the slices that it owns."""
         known = self._iterations.get(iteration)
         attempts = known.attempts.values() if known else ()
-        return {one.rank for attempt in attempts for missing in attempt.missing.values() for one in missing}
+        return {
+            one.rank
+            for attempt in attempts
+            for missing in (*attempt.missing.values(), attempt.unpublished if attempt.missing else ())
+            for one in missing
+        }
 
     def is_at(self, iteration: int) -> bool:
         """Whether the replica is where gradients of `iteration` can be computed, whoever gets their sum."""
@@ -140,7 +153,7 @@ class Exchange:
             case Sent(SendBlock(_, key) as send):
                 attempt = self._attempt(key)
                 return key.iteration, attempt is not None and send in attempt.under_way
-            case Chosen(iteration) | Closed(iteration) | Evaluated(iteration):
+            case Chosen(iteration) | Closed(iteration) | Evaluated(iteration) | Missed(iteration):
                 return iteration, True
             case Stepped():
                 return self.steps, self._stepping
@@ -169,12 +182,15 @@ class Exchange:
                 return [] if is_known else [due for it in self._iterations.values() for due in it.hold(dest)]
             case Chosen(number, others):
                 return self._choose(number, others)
+            case Closed(number, others) if self.phase(number) == "past":
+                known = self._iterations.get(number)
+                return [*known.choose(others), *self._let_go()] if known and known.numbers else []
             case Closed(number, others):
                 iteration = self._iterations[number]
                 instructions = [] if iteration.phase == "chosen" else self._choose(number, others)
                 iteration.phase = "closed"
             case Evaluated(number):
-                instructions = self._give_up_before(number)
+                instructions = self._give_up_before(number, is_told=True)
                 self._iterations[number] = Iteration("closed", versions=())
                 self.is_behind = self.is_behind and not self._comes_to(number)
             case RankLeft(rank):
@@ -192,6 +208,9 @@ class Exchange:
                 self._stepping, self._is_wrong = False, False
                 self.steps, self._dropped = number, number - 1
                 instructions = self._give_up_before(number)
+            case Missed(number):
+                self._stepping = self._stepping and number != self.steps
+                return self._fall_behind(number, number)
             case Dropped():
                 self._is_wrong, missed = True, self.steps + self._stepping - 1
                 return self._fall_behind(missed, missed)
@@ -201,16 +220,16 @@ class Exchange:
 
     def _mapped(self, map: Map, most: int) -> list[Instruction]:
         self._left -= set(map.receivers)
-        instructions = self._give_up_before(map.iteration)
+        instructions = self._give_up_before(map.iteration, is_told=True)
         is_there = self._comes_to(map.iteration)
         if self._rank not in map.receivers:  # if its replica is there it may still be asked to redo what is lost
             return instructions + self._fall_behind(map.iteration, map.iteration - is_there)
         self.is_behind = self.is_behind and not is_there
         iteration = self._iterations.setdefault(map.iteration, Iteration())
         attempt = iteration.add(Routes(map, most), self._rank, self._held.intersection(map.receivers))
-        for block, missing in attempt.missing.items():
-            instructions += [] if missing else self._sum(attempt, block)
-        instructions += attempt.due()
+        if attempt.mates and (own := attempt.routes.own(self._rank)):
+            instructions.append(Publish(map.iteration, own))
+        instructions += [*attempt.due(), *self._sum_complete(attempt)]
         early, iteration.early = iteration.early, []
         for event in early:
             instructions += self._arrived(event)
@@ -220,8 +239,8 @@ class Exchange:
 
     def _arrived(self, event: Arrived) -> list[Instruction]:
         number, _, block, contributor = event.key
-        attempt = self._attempt(event.key)
-        if self.phase(number) == "past" and (contributor is None or attempt is None):
+        attempt, is_past = self._attempt(event.key), self.phase(number) == "past"
+        if is_past and (attempt is None or (contributor is None and block not in attempt.relayed)):
             return [Drop(event.key)]
         if attempt is None:
             self._iterations.setdefault(number, Iteration()).early.append(event)
@@ -230,10 +249,28 @@ class Exchange:
             return [Refuse(event)]
         if contributor is None:
             attempt.absent.discard(block)
-            return self._got(event.key)
-        missing = attempt.missing[block]
-        missing.remove(contributor)
-        return [] if missing else [*self._sum(attempt, block), *attempt.due()]
+            return [
+                *self._relay(attempt, block),
+                *([Drop(event.key), *self._let_go()] if is_past else self._got(event.key)),
+            ]
+        if block == WHOLE:
+            return [*self._sum_complete(attempt), *attempt.due()] if attempt.publish(contributor) else []
+        attempt.missing[block].remove(contributor)
+        return [*self._sum(attempt, block), *attempt.due()] if attempt.is_summed(block) else []
+
+    def _relay(self, attempt: Attempt, block: int) -> list[Instruction]:
+        """A block of the gradient has come: if for the host, it is passed on there."""
+        if block not in attempt.relayed:
+            return []
+        attempt.relay(block)
+        return [Relay(attempt.key(block)), *attempt.due()]
+
+    def _sum_complete(self, attempt: Attempt) -> list[Instruction]:
+        """Sum the own blocks of which everything is here, now that this rank's or a mate's accumulators are."""
+        instructions: list[Instruction] = []
+        for block in filter(attempt.is_summed, attempt.missing):
+            instructions += [*self._sum(attempt, block), *attempt.due()]
+        return instructions
 
     def _sum(self, attempt: Attempt, block: int) -> list[Instruction]:
         """The last accumulator of an own block is here."""
@@ -241,7 +278,7 @@ class Exchange:
             return []
         attempt.pass_on(block)
         key = attempt.key(block)
-        return [SumBlock(key, attempt.routes.map.contributors), *self._got(key)]
+        return [SumBlock(key, attempt.routes.terms(block)), *self._got(key)]
 
     def _got(self, key: BlockKey) -> list[Instruction]:
         """A block of the gradient is here."""
@@ -281,15 +318,16 @@ class Exchange:
         self._dropped = max(self._dropped, dropped)
         return [*self._let_go(), FallBehind(number)]
 
-    def _give_up_before(self, number: int) -> list[Instruction]:
+    def _give_up_before(self, number: int, is_told: bool = False) -> list[Instruction]:
         """All iterations before this one are closed. One whose end was not said here is not followed.
 
         That is so when this rank was lost meanwhile, and when a state comes before the end of the iteration before.
+        is_told: by rank 0, which will not say the end any more: mates have been told that this rank has left.
         """
         instructions: list[Instruction] = []
         for past, iteration in self._iterations.items():
             if past < number and iteration.versions is None:
                 self._dropped = max(self._dropped, past)
                 self.is_behind = self.is_behind or past >= self.steps
-                instructions += iteration.give_up()
+                instructions += iteration.give_up(is_told)
         return instructions + self._let_go()

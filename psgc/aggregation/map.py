@@ -1,10 +1,13 @@
 """The map of an iteration: who contributes what, who sums which slice, and who gets the gradient."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from psgc.aggregation.slices import Block, Slice, cut
+
+SLOTS = 4  # accumulators of a rank that the memory of its host has room for
 
 
 class Contributor(NamedTuple):
@@ -25,7 +28,8 @@ class Map:
     attempt: 0 for the first map of the iteration, which has all slices; later ones have those that rank 0 lacks.
     receivers: the ranks that get the gradient, ascending; contributors: by (role, serial, rank), the order in which
     they are summed: a rank may have several accumulators, and need not have any; slices: in the order of their entries,
-    each owned by a receiver, which may own several.
+    each owned by a receiver, which may own several; hosts: by rank the number of the host whose memory it shares, ()
+    where no rank shares any.
     """
 
     iteration: int
@@ -33,6 +37,16 @@ class Map:
     receivers: tuple[int, ...]
     contributors: tuple[Contributor, ...]
     slices: tuple[Slice, ...]
+    hosts: tuple[int, ...] = ()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the ranks of a host read each other's accumulators and sums where they are.
+
+        Later attempts, which are rare, do not: they are for when a rank of a host is late or lost.
+        """
+        most = max(Counter(one.rank for one in self.contributors).values(), default=0)
+        return self.attempt == 0 and bool(self.hosts) and most <= SLOTS
 
 
 def in_order(contributor: Contributor) -> tuple[int, int, int]:
@@ -44,14 +58,38 @@ class Routes:
     """Who sends what to whom for one map; the same on all ranks.
 
     blocks: of the coded vector, by number, in the order of their entries, each of `most` entries at most;
-    slice_of: by block the place of its slice among those of the map.
+    slice_of: by block the place of its slice among those of the map; slots: where the memory of its host has a
+    contributor's accumulator.
+
+    When the map is shared a host is one contributor, whatever the number of its ranks. Its *carrier* of a block sums
+    the accumulators of the host, sends that to the owner, and gets the gradient for the host. Messages between ranks of
+    a host, its *mates*, only say that something can be read. Where nothing crosses a link a slice is one block.
 
     Raises ValueError when the parts of the map do not fit each other.
     """
 
     def __init__(self, map: Map, most: int) -> None:
         _check(map)
-        self.map = map
+        self.map, self.is_shared = map, map.is_shared
+        self.slots: dict[Contributor, int] = {}
+        self._ranks: dict[int, list[int]] = {}  # by host its receivers
+        self._contributors: dict[int, list[Contributor]] = {}  # by host, in the order of hosts
+        if map.hosts:
+            for one in sorted(map.contributors, key=lambda one: map.hosts[one.rank]):
+                self._contributors.setdefault(map.hosts[one.rank], []).append(one)
+        if self.is_shared:
+            for rank in map.receivers:
+                self._ranks.setdefault(map.hosts[rank], []).append(rank)
+            places = Counter[int]()
+            for one in map.contributors:
+                self.slots[one] = places[one.rank]
+                places[one.rank] += 1
+            if len(self._ranks) == 1 and len(map.receivers) > 1:
+                most = max(part.stop - part.start for part in map.slices)
+        self._carriers = {
+            host: sorted({one.rank for one in self._contributors.get(host, ())}) or ranks[:1]
+            for host, ranks in self._ranks.items()
+        }
         self.blocks: list[Block] = []
         self.slice_of: list[int] = []
         rounds: dict[int, list[int]] = {}  # the first blocks of all slices, the second blocks, ...
@@ -62,18 +100,84 @@ class Routes:
                 self.slice_of.append(number)
         self._rounds = [sorted(numbers, key=lambda number: self.blocks[number].owner) for numbers in rounds.values()]
 
-    def others(self, rank: int) -> list[int]:
-        """The other receivers, from the one after `rank` on."""
-        here = self.map.receivers.index(rank)
-        return [*self.map.receivers[here + 1 :], *self.map.receivers[:here]]
+    def own(self, rank: int) -> tuple[Contributor, ...]:
+        """What `rank` contributes."""
+        return tuple(one for one in self.map.contributors if one.rank == rank)
+
+    # who
+
+    def mates(self, rank: int) -> list[int]:
+        """The other receivers on the host of `rank`."""
+        return [other for other in self._ranks[self.map.hosts[rank]] if other != rank] if self.is_shared else []
+
+    def is_near(self, rank: int, other: int) -> bool:
+        """Whether these ranks read each other's memory."""
+        return self.is_shared and self.map.hosts[rank] == self.map.hosts[other]
+
+    def source(self, number: int, rank: int) -> int:
+        """From whom `rank` gets a block of the gradient that it does not own."""
+        owner = self.blocks[number].owner
+        if not self.is_shared or self.is_near(owner, rank):
+            return owner
+        carrier = self._carrier(number, self.map.hosts[rank])
+        return owner if carrier == rank else carrier
+
+    def relays(self, number: int, rank: int) -> bool:
+        """Whether `rank` gets a block of the gradient for its host."""
+        owner = self.blocks[number].owner
+        is_far = self.is_shared and not self.is_near(owner, rank)
+        return is_far and self._carrier(number, self.map.hosts[rank]) == rank  # which sums it for them as well
+
+    def others(self, number: int, rank: int) -> list[int]:
+        """To whom the owner `rank` sends the entries of a block of the gradient: first to those after itself."""
+        others = self.map.receivers if not self.is_shared else self._others(number, self.map.hosts[rank])
+        return [*(other for other in others if other > rank), *(other for other in others if other < rank)]
+
+    def _others(self, number: int, own: int) -> list[int]:
+        return sorted(self._carrier(number, host) for host in self._ranks if host != own)
+
+    def _carrier(self, number: int, host: int) -> int:
+        carriers = self._carriers[host]
+        return carriers[number % len(carriers)]
+
+    def _of_host(self, number: int, host: int) -> Contributor:
+        """By which name the carrier sends what a host contributes to a block."""
+        first = self._contributors[host][0]
+        return first._replace(rank=self._carrier(number, host))
+
+    # what
+
+    def awaited(self, number: int) -> set[Contributor]:
+        """What the owner of a block needs messages with entries for."""
+        owner = self.blocks[number].owner
+        if not self.is_shared:
+            return {one for one in self.map.contributors if one.rank != owner}
+        return {self._of_host(number, host) for host in self._contributors if host != self.map.hosts[owner]}
+
+    def terms(self, number: int, rank: int | None = None) -> Sequence[Sequence[Contributor]]:
+        """What a block of the gradient is the sum of, as `SumBlock` says. rank: of what a carrier sends of its host."""
+        if not self.map.hosts:
+            return (self.map.contributors,)
+        own = self.map.hosts[self.blocks[number].owner if rank is None else rank]
+        if rank is not None:
+            return (tuple(self._contributors[own]),)
+        return tuple(
+            tuple(ones) if host == own or not self.is_shared else (self._of_host(number, host),)
+            for host, ones in self._contributors.items()
+        )
 
     def coded_sends(self, rank: int) -> Iterator[tuple[int, Contributor]]:
-        """The blocks of accumulators that `rank` sends to their owners, in order."""
-        own = [contributor for contributor in self.map.contributors if contributor.rank == rank]
+        """The blocks of accumulators, or of the sum of a host's, that `rank` sends to their owners, in order."""
+        own = self.own(rank)
+        host = self.map.hosts[rank] if self.is_shared else None
         for numbers in self._rounds if own else ():
             after = [number for number in numbers if self.blocks[number].owner > rank]
             before = [number for number in numbers if self.blocks[number].owner < rank]
-            yield from ((number, contributor) for number in [*after, *before] for contributor in own)
+            for number in (*after, *before):
+                if host is None:
+                    yield from ((number, one) for one in own)
+                elif self.relays(number, rank):
+                    yield number, self._of_host(number, host)
 
 
 def _check(map: Map) -> None:

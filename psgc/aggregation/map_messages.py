@@ -59,11 +59,12 @@ def to_records(new: Map, rates: Mapping[int, float], before: Map | None = None) 
 class MapReader:
     """Puts the maps of a run together, from the records of one sender.
 
-    ranks: of the run; entries: of the coded vector; parts, least: as for `make_slices`.
+    ranks: of the run; entries: of the coded vector; parts, least, hosts: as for `make_slices`.
     """
 
-    def __init__(self, ranks: int, entries: int, parts: int, least: int) -> None:
+    def __init__(self, ranks: int, entries: int, parts: int, least: int, hosts: tuple[int, ...] = ()) -> None:
         self._ranks, self._entries, self._parts, self._least = ranks, entries, parts, least
+        self._hosts = hosts
         self._list: list[Entry] = []  # what has come of a map
         self._before: Map | None = None  # the latest first map
 
@@ -110,8 +111,8 @@ class MapReader:
             rates = {rank: _the_only([entry["start"] for entry in entries]) for rank, entries in by_rank.items()}
             if not all(isfinite(rate) and rate >= 0 for rate in rates.values()):
                 raise ValueError(f"links with rates {min(rates.values())}..{max(rates.values())}")
-            made = make_slices(self._entries, self._parts, rates, self._least)
-        return Map(iteration, attempt, tuple(receivers), tuple(contributors), tuple(made))
+            made = make_slices(self._entries, self._parts, rates, self._least, self._hosts)
+        return Map(iteration, attempt, tuple(receivers), tuple(contributors), tuple(made), self._hosts)
 
     def _contributors(self, rank: int, entries: Sequence[Entry]) -> list[Contributor]:
         if len(entries) == 1 and entries[0]["role"] == 0:

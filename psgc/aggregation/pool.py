@@ -56,6 +56,10 @@ class Pool:
         """The first entries of a buffer, and behind them the place of the stamp."""
         return buffer[: entries + self._stamp]
 
+    def note(self) -> Array:
+        """The place of a stamp alone."""
+        return self._backend.message_buffer(self._stamp, self.dtype)
+
     def give_back(self, buffer: Array) -> None:
         """The buffer is not needed any more."""
         self.in_use -= 1
@@ -93,11 +97,13 @@ class Pool:
 
 @dataclass(slots=True)
 class _UnderWay:
-    """A block that is being sent. size: bytes; at_once: MPI took all of it at once, as it does small ones."""
+    """A block that is being sent. buffer: of the pool, None of a note; size: bytes; at_once: MPI took all of it at
+    once, as it does small ones.
+    """
 
     send: SendBlock
     handle: Sending
-    buffer: Array
+    buffer: Array | None
     size: int
     since: float
     at_once: bool
@@ -131,6 +137,11 @@ class Link:
         size = entries * self._pool.dtype.itemsize
         self._under_way.append(_UnderWay(send, handle, buffer, size, time.monotonic(), handle.is_done))
 
+    def note(self, send: SendBlock, message: Array) -> None:
+        """Begin to send a message that has no entries."""
+        handle = self._transport.send_vector(send.dest, message)
+        self._under_way.append(_UnderWay(send, handle, None, 0, time.monotonic(), handle.is_done))
+
     def came(self, iteration: int, entries: int) -> None:
         """A block of so many entries is here."""
         self.carried[iteration] += entries * self._pool.dtype.itemsize
@@ -148,11 +159,12 @@ class Link:
             (ended if one.handle.is_done else self._under_way).append(one)
         for one in ended:
             took = now - one.since
-            self.usual += 0.0 if one.at_once else (min(took, long) - self.usual) / 16
-            self.carried[one.send.key.iteration] += one.size
-            self._pool.sent(one.buffer, one.handle)
-            if one.send.key.contributor is not None:  # a block of the gradient may be sent to others too
-                self._pool.give_back(one.buffer)
+            if one.buffer is not None:
+                self.usual += 0.0 if one.at_once else (min(took, long) - self.usual) / 16
+                self.carried[one.send.key.iteration] += one.size
+                self._pool.sent(one.buffer, one.handle)
+                if one.send.key.contributor is not None:  # a block of the gradient may be sent to others too
+                    self._pool.give_back(one.buffer)
             if took < long:
                 yield TakesLong(one.send.dest, False)
             yield Sent(one.send)

@@ -10,10 +10,13 @@ The *phase* of an iteration on this rank:
 * *past*: its step is made, or will not be made here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from psgc.aggregation.map import Contributor, Map
+
+WHOLE = (1 << 24) - 1  # in place of a block's number: all of an accumulator, which is in the memory of the host
 
 Phase = Literal["awaited", "summing", "chosen", "closed", "stepping", "past"]
 
@@ -44,7 +47,10 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A block is here from `source`. length: entries; None: as it should be."""
+    """A block is here from `source`. length: entries; None: as it should be.
+
+    From a rank of the same host none come: the block can be read where it is.
+    """
 
     source: int
     key: BlockKey
@@ -98,6 +104,13 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
+class Missed:
+    """The gradient of `iteration` is not right: a block was read too late from the memory of the host."""
+
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True)
 class RankLeft:
     """`rank` takes no part any more."""
 
@@ -116,7 +129,9 @@ class Dropped:
     """The replica is wrong, also after the step that it may be making."""
 
 
-Event = Mapped | Arrived | Sent | TakesLong | Chosen | Closed | Evaluated | Stepped | RankLeft | Loaded | Dropped
+Event = (
+    Mapped | Arrived | Sent | TakesLong | Chosen | Closed | Evaluated | Stepped | Missed | RankLeft | Loaded | Dropped
+)
 
 # For each event the phases in which its iteration may be, and those that may follow. (): the event is ignored; no
 # entry: it is illegal. The events that belong to no one iteration may always come.
@@ -128,9 +143,11 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
     Sent:    {"summing": ("summing",), "chosen": ("chosen",), "closed": ("closed",), "stepping": ("stepping",),
               "past": ("past",)},
     Chosen:  {"summing": ("chosen", "past")},
-    Closed:  {"awaited": (), "summing": ("closed", "stepping", "past"), "chosen": ("closed", "stepping"), "past": ()},
+    Closed:  {"awaited": (), "summing": ("closed", "stepping", "past"), "chosen": ("closed", "stepping"),
+              "past": ("past",)},
     Evaluated: {"awaited": ("closed", "stepping"), "past": ()},
     Stepped: {"stepping": ("past",), "past": ("past",)},
+    Missed:  {"summing": ("past",), "closed": ("past",), "stepping": ("past",), "past": ()},
 }
 # fmt: on
 
@@ -139,8 +156,16 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Publish:
+    """Put the accumulators of these contributors, all of this rank, into the memory of the host."""
+
+    iteration: int
+    contributors: tuple[Contributor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SendBlock:
-    """Send this block to `dest`; `Sent` says that it has ended."""
+    """Send this block to `dest`; `Sent` says that it has ended. A rank of this host only hears that it can be read."""
 
     dest: int
     key: BlockKey
@@ -148,10 +173,21 @@ class SendBlock:
 
 @dataclass(frozen=True, slots=True)
 class SumBlock:
-    """Make a block of the gradient from those of these contributors, in this order. They are then not needed."""
+    """Make a block of the gradient from those of these contributors. They are then not needed.
+
+    terms: the contributors of each host in order: those of a host are summed, then these sums. What comes from another
+    host may be the sum of it already, in the name of one contributor.
+    """
 
     key: BlockKey
-    contributors: tuple[Contributor, ...]
+    terms: Sequence[Sequence[Contributor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Put this block of the gradient, which is here, into the memory of the host."""
+
+    key: BlockKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,4 +242,4 @@ class FallBehind:
     iteration: int
 
 
-Instruction = SendBlock | SumBlock | Place | Drop | Refuse | Have | Step | Forget | FallBehind
+Instruction = Publish | SendBlock | SumBlock | Relay | Place | Drop | Refuse | Have | Step | Forget | FallBehind

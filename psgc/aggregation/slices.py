@@ -7,6 +7,9 @@ With n live ranks, link rates r_i, l parts and E entries, the owner of s entries
 gradient of its slice to everybody, E + (n - 1) l s entries, and to receive the gradient and the accumulators of others,
 l E + (n - 1) s. The shares s_i are those with which all links are through at the same time, and that time is least.
 A link that is too slow for that owns nothing.
+
+Ranks that share the memory of a host have one link, which carries what that of one rank would: then n is the number of
+hosts, and the ranks of a host divide what it owns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,21 +46,34 @@ class Block(NamedTuple):
     stop: int
 
 
-def make_slices(entries: int, parts: int, rates: Mapping[int, float], least: int = 1) -> list[Slice]:
+def make_slices(
+    entries: int, parts: int, rates: Mapping[int, float], least: int = 1, hosts: Sequence[int] = ()
+) -> list[Slice]:
     """One slice for each rank that is to own something, in the order of ranks; together they are all entries.
 
     rates: of the links of the live ranks, in any unit; a rank with rate 0 owns nothing. least: entries of a slice;
-    where there are not so many for everybody, an equal share.
+    where there are not so many for everybody, an equal share. hosts: as in a map.
 
     >>> make_slices(12, 1, {0: 1.0, 1: 1.0, 2: 1.0})
     [Slice(owner=0, start=0, stop=4), Slice(owner=1, start=4, stop=8), Slice(owner=2, start=8, stop=12)]
+    >>> make_slices(12, 1, {0: 1.0, 1: 1.0, 2: 1.0}, hosts=(5, 5, 6))
+    [Slice(owner=0, start=0, stop=3), Slice(owner=1, start=3, stop=6), Slice(owner=2, start=6, stop=12)]
     """
     ranks = sorted(rank for rank in rates if rates[rank] > 0)
     if not ranks or entries < 1:
         raise ValueError(f"{entries} entries and {len(ranks)} links cannot be shared out")
-    fastest, others = max(rates.values()), len(rates) - 1
+    host_of = {rank: hosts[rank] if hosts else rank for rank in rates}
+    fastest, others = max(rates.values()), len(set(host_of.values())) - 1
     while True:
-        shares = _shares(parts, tuple(rates[rank] / fastest for rank in ranks), others)
+        of_host: dict[int, list[float]] = {}  # the rates of its ranks
+        for rank in ranks:
+            of_host.setdefault(host_of[rank], []).append(rates[rank])
+        links = {host: max(found) for host, found in of_host.items()}
+        together = {host: sum(rate / links[host] for rate in found) for host, found in of_host.items()}
+        owned = _shares(parts, tuple(rate / fastest for rate in links.values()), others)
+        share_of = dict(zip(links, owned, strict=True))
+        each = ((rank, host_of[rank]) for rank in ranks)
+        shares = [share_of[host] * (rates[rank] / links[host] / together[host]) for rank, host in each]
         smallest = min(shares)
         if smallest * entries >= min(least, SMALLEST * entries / len(rates)):
             break

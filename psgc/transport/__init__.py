@@ -10,6 +10,7 @@ Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. `Transport.pol
 rank, then `Died`, then nothing of it any more. Sends to it are dropped.
 """
 
+from psgc.transport.host_memory import Shared as Shared
 from psgc.transport.receives import Control as Control
 from psgc.transport.receives import Died as Died
 from psgc.transport.receives import Message as Message

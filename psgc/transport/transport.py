@@ -15,6 +15,7 @@ from psgc.backend import Array
 from psgc.messages import BATCH, MESSAGE, RECORD, Records, joined
 from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import MPI, TIMEOUT, Deaths, Rendezvous, failed_ranks
+from psgc.transport.host_memory import Shared, share
 from psgc.transport.receives import CONTROL_TAG, TEXT_TAG, Message, Receives
 from psgc.transport.sends import Sending, Sends
 from psgc.transport.waiting import BELL, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, Backoff, Bell
@@ -56,6 +57,7 @@ class Transport:
         self.gather = self._rendezvous.gather
         self._processes = self._rendezvous.processes
         self.hosts = [process.host for process in self._processes]
+        self.shared = Shared()
         self.pids = [process.pid for process in self._processes]
         self.local_rank = sum(process.is_near(self._processes[self.rank]) for process in self._processes[: self.rank])
         self._unfinished: list[MPI.Request] = []
@@ -92,6 +94,11 @@ class Transport:
         self._unfinished.pop()
         made[0].Set_errhandler(MPI.ERRORS_RETURN)
         return made[0]
+
+    def share(self, size: Callable[[int], int], unless: str = "") -> list[str]:
+        """Have the ranks of each host share memory; `shared` says so. Collective; arguments, result: as of `share`."""
+        self.shared, reasons = share(self.rank, self._processes, self.gather, size, unless)
+        return reasons
 
     def start(self, from_everybody: bool = False) -> None:
         """Post the receives of control messages.

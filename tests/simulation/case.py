@@ -50,7 +50,8 @@ class Case:
     """What happens to whom. choices: at every step, one of all that can happen; timeout: faults.collect_timeout.
 
     allreduce: workers sum their accumulators among themselves; pace: how fast time passes between events; unheard: how
-    many messages a worker is sent without being heard, with `allreduce`.
+    many messages a worker is sent without being heard, with `allreduce`; hosts: by rank whose memory it shares, as in
+    `Shared`.
 
     scripts: the steps are made by scripts (`tests.simulation.scripts`); partial: iterations before which these are in
     the middle of something, as in the accumulation of gradients; waiting: bytes of sums that may wait for each of them.
@@ -74,6 +75,7 @@ class Case:
     allreduce: bool = False
     pace: float = 1.0
     unheard: int = UNHEARD
+    hosts: tuple[int, ...] = ()
     scripts: bool = False
     partial: Collection[int] = ()
     waiting: int = 0

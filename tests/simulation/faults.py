@@ -121,6 +121,15 @@ def with_pieces(rng: random.Random, case: Case) -> Case:
     )
 
 
+def with_hosts(rng: random.Random, case: Case) -> Case:
+    """The same with one part, and with ranks that share the memory of one to three hosts, on which they are anywhere."""
+    plan, workers = case.plan, case.plan.num_workers
+    if plan.parts > 1:
+        plan = plan_of("cyclic", workers, rng.randint(1, 3), rng.randint(1, min(4, workers)), 1, case.schedule)
+    count = rng.choice([1, 2, 3])
+    return replace(case, plan=plan, hosts=tuple(rng.randrange(count) for _ in range(workers + 1)))
+
+
 def _sharing(rng: random.Random, case: Case, moment: Callable[[], tuple[int, int]]) -> Case:
     """The same, but links are slow as well, and ranks fail at steps of the protocol."""
     workers = case.plan.num_workers
@@ -235,12 +244,14 @@ def run(
     scripts: bool = False,
     server: bool = False,
     pieces: bool = False,
+    hosts: bool = False,
 ) -> Counter[str]:
     """One schedule of faults; what happened in it. Raises what goes wrong."""
     rng = random.Random(seed)
     world: World
     case = random_case(rng, verified, allreduce) if not scripts else server_case(rng) if server else script_case(rng)
     case = with_pieces(rng, case) if pieces else case
+    case = with_hosts(rng, case) if hosts else case
     world = ScriptWorld(case) if scripts else ReplicatedWorld(case, thorough)
     world.run()
     return world.counts
@@ -255,12 +266,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scripts", action="store_true", help="of users, which make the steps")
     parser.add_argument("--server", action="store_true", help="with --scripts: aggregation `server`")
     parser.add_argument("--pieces", action="store_true", help="workers do several chunks in one pass")
+    parser.add_argument(
+        "--hosts", action="store_true", help="with allreduce or scripts: ranks share the memory of hosts"
+    )
     options = parser.parse_args(arguments)
     if options.server and not options.scripts:
         parser.error("--server needs --scripts")
     kinds = {
         "verified": options.verify,
-        **{kind: getattr(options, kind) for kind in ("allreduce", "scripts", "server", "pieces")},
+        **{kind: getattr(options, kind) for kind in ("allreduce", "scripts", "server", "pieces", "hosts")},
     }
     counts: Counter[str] = Counter()
     began = time.monotonic()
@@ -271,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
             same = "".join(
                 f" --{kind}"
-                for kind in ("verify", "allreduce", "scripts", "server", "pieces")
+                for kind in ("verify", "allreduce", "scripts", "server", "pieces", "hosts")
                 if getattr(options, kind)
             )
             print(f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}{same}", file=sys.stderr)

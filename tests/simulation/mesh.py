@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from psgc.aggregation.shared import memory_bytes
 from psgc.messages import Kind, Records, stamp_length, stamp_of
-from psgc.transport import Control, Died, Text, Vector
+from psgc.transport import Control, Died, Shared, Text, Vector
 from tests.simulation.network import Clock
 
 ALIVE = int(Kind.ALIVE)
@@ -41,6 +42,13 @@ class Flying:
     def read(self) -> np.ndarray:
         assert self.vector.tobytes() == self._as_sent.tobytes(), "a vector has changed while it was being sent"
         return self._as_sent
+
+
+def shared(hosts: tuple[int, ...], entries: int) -> list[Shared]:
+    """For each rank. entries: of a vector."""
+    sizes = {host: memory_bytes(hosts.count(host), entries, 8) for host in hosts}
+    memories = {host: bytearray(size) for host, size in sizes.items()}
+    return [Shared(hosts, memories[host]) for host in hosts]
 
 
 class Link:
@@ -87,6 +95,7 @@ class MeshEnd:
     """
 
     survives_deaths = True
+    shared = Shared()
     local_rank = bytes_sent = bytes_received = 0
 
     def __init__(

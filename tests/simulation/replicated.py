@@ -28,7 +28,7 @@ from psgc.server.outbox import LASTING
 from psgc.server.summing import Summing
 from psgc.workers import loop as worker_loop
 from tests.simulation.case import Case, Fault, Nap
-from tests.simulation.mesh import Link, MeshEnd
+from tests.simulation.mesh import Link, MeshEnd, shared
 from tests.simulation.node import Killed
 from tests.simulation.replicated_node import ReplicatedNode, SlowReplica, Told
 from tests.simulation.world import STEPS, World
@@ -74,6 +74,7 @@ class ReplicatedWorld(World):
         self.states: dict[int, tuple[Any, ...]] = {}  # the same with the optimizer's
         self.at_steps = [fault for fault in case.faults if fault.step]
         self.times: Counter[Fault] = Counter()  # that a worker was at the step of a fault
+        self.memories = shared(case.hosts, case.dim)
         super().__init__(case, thorough)
 
     def connect(self) -> None:
@@ -94,9 +95,16 @@ class ReplicatedWorld(World):
                     last=case.num_iterations,
                 )
                 for rank in ranks[1:]
-                if (end := MeshEnd(rank, self.links, clock, eager))
+                if (end := self.mesh_end(rank, eager))
             }
-        self.end = MeshEnd(0, self.links, clock, eager, self.advance, self.is_cut_off, self.check_sent)  # type: ignore[assignment]
+        self.end = self.mesh_end(0, eager, self.advance, self.is_cut_off, self.check_sent)  # type: ignore[assignment]
+
+    def mesh_end(self, rank: int, *more: Any) -> MeshEnd:
+        """The transport of a rank."""
+        end = MeshEnd(rank, self.links, self.clock, *more)
+        if self.case.hosts:
+            end.shared = self.memories[rank]
+        return end
 
     def replace(self, stack: ExitStack) -> None:
         for module in (slices, pool):

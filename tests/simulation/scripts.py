@@ -25,7 +25,7 @@ from psgc.torch import serving, working
 from psgc.torch.serving import ScriptDriver
 from psgc.torch.settings import OPEN_END
 from tests.simulation.case import Case
-from tests.simulation.mesh import Link, MeshEnd
+from tests.simulation.mesh import Link
 from tests.simulation.outputs import Observer
 from tests.simulation.replicated import CHECKED, ReplicatedWorld
 from tests.simulation.replicated_node import ReplicatedNode, Told
@@ -66,7 +66,7 @@ class ScriptWorld(ReplicatedWorld):
             self.nodes = {
                 rank: ScriptNode(
                     *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, clock, self.every),
-                    end=MeshEnd(rank, self.links, clock, eager),
+                    end=self.mesh_end(rank, eager),
                     injector=Told(partial(self.at, rank)),
                     script=self.scripts[rank],
                     last=OPEN_END,
@@ -74,8 +74,8 @@ class ScriptWorld(ReplicatedWorld):
                 )
                 for rank in ranks[1:]
             }
-        self.end = MeshEnd(  # type: ignore[assignment]
-            *(0, self.links, clock, eager, self.advance, self.is_cut_off, self.check_sent, self.kill)
+        self.end = self.mesh_end(  # type: ignore[assignment]
+            *(0, eager, self.advance, self.is_cut_off, self.check_sent, self.kill)
         )
 
     def replace(self, stack: ExitStack) -> None:

@@ -1,7 +1,7 @@
 """Transports over a list: what is sent lies in the sender's memory until it is delivered, as with MPI."""
 
 from psgc.messages import entries, stamp_length, stamp_of
-from psgc.transport import Vector
+from psgc.transport import Shared, Vector
 
 
 class Handle:
@@ -14,6 +14,8 @@ class Handle:
 
 
 class ListTransport:
+    shared = Shared()
+
     def __init__(self, rank, under_way):
         self.rank, self.under_way = rank, under_way  # [(handle, source, dest, message)]
         self.forgotten, self.posted, self.control, self.lent = set(), [], [], []

@@ -2,6 +2,8 @@
 
 `Rank` does what `Blocks`, `AllReduce` and the worker's loop do, `Network` what the server does with `Owners`,
 `Replicas` and the coordinator. Control messages from rank 0 are in order, and so are a worker's to rank 0.
+
+Ranks of a host read each other's memory; what is overwritten there before it is read is TORN.
 """
 
 from collections import Counter, defaultdict
@@ -9,10 +11,12 @@ from collections import Counter, defaultdict
 from psgc.aggregation import protocol as part
 from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.map import Contributor
+from psgc.aggregation.shared import GENERATIONS
 from psgc.server.owners import Owners
 from psgc.server.replicas import Replicas
 
 ENTRIES, MOST, ITEMSIZE = 7, 2, 8
+TORN = "torn"
 
 
 class Rank:
@@ -26,42 +30,63 @@ class Rank:
         self.is_stepping, self.is_dead = False, False
         self.to_give, self.states, self.left = {}, [], set()
         self.is_wrong = False  # its replica, as rank 0 knows
+        self.published, self.sums = {}, {}  # in the memory of its host
 
     def bring(self, event):
+        self.missed = None
         for instruction in self.exchange.handle(event):
             self.carry_out(instruction, event)
+        if self.missed is not None:
+            assert self.rank, "rank 0 reads too late"
+            self.network.missed += 1
+            self.bring(part.Missed(self.missed))
 
     def carry_out(self, instruction, event):
         match instruction:
+            case part.Publish(iteration, contributors):
+                assert self.mapped == self.begun == iteration
+                assert contributors
+                self.published = dict.fromkeys(contributors, iteration)
             case part.SendBlock(dest, key):
-                if key.contributor is None:
+                routes = self.exchange.routes(key)
+                if routes.is_near(self.rank, dest):
+                    content = None
+                elif key.contributor is None:
                     content = self.buffers[key]
                 else:
                     assert key.contributor.rank == self.rank
                     assert self.mapped == self.begun == key.iteration, "the accumulator is not there any more"
-                    content = key.contributor
+                    content = (key.contributor,)
+                    if routes.is_shared:
+                        content = self.term(key, routes.terms(key.number, self.rank)[0])
                 self.sending.append(part.Sent(instruction))
                 self.network.under_way.append((dest, part.Arrived(self.rank, key), content))
-            case part.SumBlock(key, contributors):
-                for one in contributors:
-                    if one.rank == self.rank:
-                        assert self.mapped == self.begun == key.iteration
-                    else:
-                        assert self.buffers.pop(key.of(one)) == one
-                self.buffers[key] = (key.iteration, key.attempt, contributors)
+            case part.SumBlock(key, terms):
+                contents = [self.term(key, term) for term in terms]
+                summed = TORN if TORN in contents else tuple(one for content in contents for one in content)
+                content, routes = (key.iteration, key.attempt, summed), self.exchange.routes(key)
+                if routes.mates(self.rank):
+                    self.write(key, content)
+                if routes.others(key.number, self.rank) or not routes.mates(self.rank):
+                    self.buffers[key] = content
+            case part.Relay(key):
+                self.write(key, self.buffers[key])
             case part.Place(key):
                 owner, start, stop = self.exchange.block(key)
                 self.placed[key] += 1
                 assert self.placed[key] == 1
-                self.gradients[key.iteration] |= dict.fromkeys(range(start, stop), self.buffers[key])
+                content = self.buffers[key] if key in self.buffers else self.read_from_memory(key)
+                self.gradients[key.iteration] |= dict.fromkeys(range(start, stop), content)
                 if owner != self.rank:
-                    del self.buffers[key]
+                    self.buffers.pop(key, None)
+            case part.Refuse():
+                raise AssertionError(instruction)
             case part.Drop(key):
-                del self.buffers[key]
+                self.buffers.pop(key, None)
             case part.Have(iteration, attempt, number):
                 if self.rank == 0 and iteration == self.network.iteration:
                     self.network.owners.here(attempt, number, self.network.now)
-            case part.Step(iteration):
+            case part.Step(iteration) if iteration != self.missed:
                 assert not self.is_stepping
                 assert self.gradients[iteration] == self.network.closed[iteration]
                 self.is_stepping = True
@@ -74,6 +99,36 @@ class Rank:
                 assert not any(over(sent.send.key) for sent in self.sending)
                 if attempt is None and iteration != self.exchange.steps:
                     self.gradients.pop(iteration, None)
+
+    def term(self, key, contributors):
+        """What there is of contributors whose sum is one term of a block's."""
+        routes, contents = self.exchange.routes(key), []
+        for one in contributors:
+            if one.rank == self.rank:
+                assert self.mapped == self.begun == key.iteration
+                contents.append((one,))
+            elif routes.is_near(one.rank, self.rank):
+                published = self.network.ranks[one.rank].published[one]
+                assert published >= key.iteration, "read before it is there"
+                contents.append((one,) if published == key.iteration else TORN)
+            else:
+                contents.append(self.buffers.pop(key.of(one)))
+        return TORN if TORN in contents else tuple(one for content in contents for one in content)
+
+    def write(self, key, content):
+        """A block of the gradient, into the memory of the host."""
+        iteration, blocks = self.sums.get(key.iteration % GENERATIONS, (-1, {}))
+        if iteration < key.iteration:
+            iteration, blocks = self.sums[key.iteration % GENERATIONS] = key.iteration, {}
+        if iteration == key.iteration:
+            blocks[key] = content
+
+    def read_from_memory(self, key):
+        source = self.network.ranks[self.exchange.routes(key).source(key.number, self.rank)]
+        iteration, blocks = source.sums[key.iteration % GENERATIONS]
+        if iteration != key.iteration:
+            self.missed = key.iteration
+        return blocks.get(key, TORN)
 
     def read(self, kind, value):
         """A control message of rank 0."""
@@ -140,13 +195,13 @@ class Rank:
 
 
 class Network:
-    def __init__(self, workers, iterations, choose, losses, evaluations=()):
-        self.evaluations = evaluations
+    def __init__(self, workers, iterations, choose, losses, evaluations=(), hosts=()):
+        self.evaluations, self.hosts, self.missed = evaluations, hosts, 0
         self.choose, self.last, self.losses = choose, iterations, losses
         self.rarely, self.slow = (10, 50, 200)[choose(3)], {choose(workers + 1) for _ in range(choose(3))}
         self.ranks = [Rank(self, rank) for rank in range(workers + 1)]
         self.live, self.away = set(range(1, workers + 1)), set()
-        self.owners = Owners(range(workers + 1), ENTRIES, 1, ITEMSIZE, 10.0)
+        self.owners = Owners(range(workers + 1), ENTRIES, 1, ITEMSIZE, 10.0, hosts)
         self.replicas = Replicas(range(1, workers + 1), 0)
         self.under_way, self.states = [], []
         self.maps, self.closed = {}, {}
@@ -229,7 +284,7 @@ class Network:
         self.owners.learn()
         others = {number: version for number, version in enumerate(versions) if version}
         self.closed[self.iteration] = {
-            entry: (self.iteration, version, self.maps[self.iteration, version].contributors)
+            entry: (self.iteration, version, self.in_order(self.maps[self.iteration, version].contributors))
             for (_, start, stop), version in zip(self.maps[self.iteration, 0].slices, versions, strict=True)
             for entry in range(start, stop)
         }
@@ -239,6 +294,10 @@ class Network:
         self.tell("close", (self.iteration, others))
         self.phase = "stepping"
         self.ranks[0].bring(part.Closed(self.iteration, others))
+
+    def in_order(self, contributors):
+        """As they are summed: hosts by number."""
+        return tuple(sorted(contributors, key=lambda one: self.hosts[one.rank] if self.hosts else 0))
 
     def lose(self, worker, dies, is_wrong=False):
         if is_wrong:
@@ -336,7 +395,8 @@ class Network:
         rank = self.ranks[dest]
         if not rank.is_dead:
             assert arrived.key not in rank.buffers
-            rank.buffers[arrived.key] = content
+            if content is not None:
+                rank.buffers[arrived.key] = content
             rank.bring(arrived)
 
     def deliver(self, place):

@@ -9,7 +9,7 @@ import numpy as np
 
 from psgc.config import Config, OptimizerSettings, PythonProblem
 from psgc.messages import TAIL, Kind, Records, record, stamp_length, stamp_of
-from psgc.transport import Control, Vector
+from psgc.transport import Control, Shared, Vector
 
 HAS_LEFT = SimpleNamespace(is_done=True, is_free=True)  # of everything that is sent
 
@@ -24,6 +24,7 @@ class Transport:
 
     survives_deaths = True
     library = "no MPI"
+    shared = Shared()
     rank = local_rank = bytes_sent = bytes_received = 0
 
     def __init__(self, ranks: int, script: Iterator[list[Any]] | None = None) -> None:

@@ -106,7 +106,7 @@ class Ranks:
                 self.sending[rank] -= 1
         for instruction in self.exchanges[rank].handle(event):
             match instruction:
-                case SumBlock(what, contributors):
+                case SumBlock(what, (contributors,)):
                     assert self.blocks[what.number].owner == rank
                     assert contributors == self.map.contributors
                     assert all(what.of(one) in self.held[rank] for one in contributors)
@@ -164,7 +164,7 @@ def test_sends_are_staggered_and_first_blocks_go_first():
     routes = Routes(equal_map(range(4), [own(rank) for rank in range(4)], entries=8), most=1)
     order = [(routes.blocks[number].owner, number) for number, _ in routes.coded_sends(2)]
     assert order == [(3, 6), (0, 0), (1, 2), (3, 7), (0, 1), (1, 3)]
-    assert routes.others(2) == [3, 0, 1]
+    assert routes.others(0, 2) == [3, 0, 1]
 
 
 def test_sends_are_staggered_by_owner_wherever_the_slices_lie():
@@ -176,7 +176,7 @@ def test_blocks_of_accumulators_go_before_blocks_of_the_gradient():
     exchange, first = begun(equal_map([1, 2, 3], [own(1), own(2), own(3)], entries=6), 1)
     assert first == [to(2, 2, own(1)), to(3, 4, own(1))]
     assert exchange.handle(Arrived(2, key(0, own(2)))) == []
-    summed = SumBlock(key(0), (own(1), own(2), own(3)))
+    summed = SumBlock(key(0), ((own(1), own(2), own(3)),))
     assert exchange.handle(Arrived(3, key(0, own(3)))) == [summed, Place(key(0))]
     left = [to(2, 3, own(1)), to(3, 5, own(1)), to(2, 0), to(3, 0)]
     for ended, follows in zip([*first, *left], [*left, None, None], strict=True):
@@ -255,6 +255,6 @@ def test_who_is_left_out_sums_what_others_need_and_waits_for_nothing_else():
     exchange.handle(Mapped(Map(1, 1, (1,), (own(1),), (Slice(1, 0, 2),)), 1))
     assert exchange.is_behind
     summed, passed_on = exchange.handle(Arrived(1, BlockKey(1, 0, 0, own(1))))
-    assert (summed, passed_on) == (SumBlock(BlockKey(1, 0, 0), (own(1),)), SendBlock(1, BlockKey(1, 0, 0)))
+    assert (summed, passed_on) == (SumBlock(BlockKey(1, 0, 0), ((own(1),),)), SendBlock(1, BlockKey(1, 0, 0)))
     exchange.handle(Sent(passed_on))
     assert exchange.is_empty

@@ -17,12 +17,15 @@ ONE, TWO = Contributor(1, 1, 0), Contributor(2, 2, 0)
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 3), st.integers(0, 1 << 32), st.sets(st.integers(0, 5)))
-@example(3, 5, 3, 1410, ())  # a wrong replica is dropped while it makes a step
+@given(
+    *(st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), st.integers(0, 1 << 32), st.sets(st.integers(0, 5))),
+    st.one_of(st.just(()), st.tuples(*[st.integers(0, 2)] * 6)),
+)
+@example(3, 5, 3, 1410, (), ())  # a wrong replica is dropped while it makes a step
 def test_whatever_happens_ranks_step_with_what_was_closed_and_nobody_waits_for_ever(
-    workers, iterations, losses, seed, evaluations
+    workers, iterations, losses, seed, evaluations, hosts
 ):
-    network = Network(workers, iterations, Random(seed).randrange, losses, evaluations)
+    network = Network(workers, iterations, Random(seed).randrange, losses, evaluations, hosts[: workers + 1])
     network.run()
     network.check()
 

@@ -1,0 +1,79 @@
+"""Memory that processes of one host share. It has no name, so nothing is left of it when they have ended."""
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from psgc.processes import Identity
+
+
+class Shared(NamedTuple):
+    """hosts: by rank the number of the host whose memory it shares, () where no rank shares any; ranks with a number
+    of their own share with nobody. memory: that of this rank's host, if it shares one.
+    """
+
+    hosts: tuple[int, ...] = ()
+    memory: Any = None
+
+    def mates(self, rank: int) -> list[int]:
+        """The ranks of the host of `rank`, itself among them."""
+        return [other for other, host in enumerate(self.hosts) if host == self.hosts[rank]]
+
+
+def create(size: int) -> int:
+    """A file of so many bytes, all 0, of which only those take memory that are written. Raises OSError without one.
+
+    It is in no folder: /dev/shm may be small in containers, and would keep what a killed process leaves there.
+    """
+    file = os.memfd_create("psgc", os.MFD_CLOEXEC)
+    os.ftruncate(file, size)
+    return file
+
+
+def attach(pid: int, file: int, size: int) -> mmap.mmap:
+    """The memory that process `pid` of this host has created as `file`. Raises OSError, and ValueError for another."""
+    opened = os.open(f"/proc/{pid}/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if (found := os.fstat(opened).st_size) != size:
+            raise ValueError(f"{found} bytes, not {size}")
+        return mmap.mmap(opened, size)
+    finally:
+        os.close(opened)
+
+
+def share(
+    rank: int,
+    processes: Sequence[Identity],
+    gather: Callable[[str], Sequence[str]],
+    size: Callable[[int], int],
+    unless: str = "",
+) -> tuple[Shared, list[str]]:
+    """Have the ranks of each host share memory. Collective: every rank calls it.
+
+    processes: of all ranks; gather: tells all ranks a text of each; size: bytes for so many ranks; unless: why this
+    rank cannot, or empty. Returns what this rank shares, and why those do not that could not.
+    """
+    firsts = [next(at for at, other in enumerate(processes) if other.is_near(process)) for process in processes]
+    first, count, file, memory = firsts[rank], firsts.count(firsts[rank]), -1, None
+    if rank == first and count > 1 and not unless:
+        try:
+            file = create(size(count))
+        except (OSError, AttributeError) as error:
+            unless = f"no memory to share: {error}"
+    files = gather(str(file))
+    if count > 1 and not unless and int(files[first]) >= 0:
+        try:
+            memory = attach(processes[first].pid, int(files[first]), size(count))
+        except (OSError, ValueError) as error:
+            unless = f"rank {rank} cannot open the memory of rank {first}: {error}"
+    reasons = gather(unless)
+    if file >= 0:  # all have opened it
+        os.close(file)
+    alone = {first for first, reason in zip(firsts, reasons, strict=True) if reason} | {
+        first for first in firsts if firsts.count(first) == 1
+    }
+    if alone.issuperset(firsts):
+        return Shared(), [*filter(None, reasons)]
+    hosts = tuple(other if first in alone else first for other, first in enumerate(firsts))
+    return Shared(hosts, None if first in alone else memory), [*filter(None, reasons)]
