@@ -59,15 +59,31 @@ PROGRAMS = {
 
 @dataclass(frozen=True)
 class Situation:
-    """text: as in the table; undisturbed: the key of the same situation with nobody slow; workers: how many."""
+    """text: as in the table; undisturbed: the key of the same situation with nobody slow; workers: how many.
+
+    hosts: on which they are, the server with the first ones; 0: everybody has a host of its own.
+    """
 
     text: str
     undisturbed: str = "none"
     computes: bool = False
     slow_link: bool = False
     slow_processor: bool = False
-    one_host: bool = False
+    hosts: int = 0
     workers: int = 8
+
+    @property
+    def one_host(self) -> bool:
+        """Whether nothing crosses a link."""
+        return self.hosts == 1
+
+    def places(self, with_server: bool) -> dict[str, int]:
+        """By host how many ranks it has, in their order."""
+        if not self.hosts:
+            return ({SERVER: 1} if with_server else {}) | {f"worker{n}": 1 for n in range(1, self.workers + 1)}
+        places = {f"host{n}": self.workers // self.hosts for n in range(1, self.hosts + 1)}
+        places["host1"] += with_server
+        return places
 
 
 SITUATIONS = {
@@ -75,7 +91,9 @@ SITUATIONS = {
     "link": Situation("one link at a fifth", slow_link=True),
     "chunks": Situation("none slow, chunks", "chunks", computes=True),
     "processor": Situation("one processor at a fifth, chunks", "chunks", computes=True, slow_processor=True),
-    "memory": Situation("4 on one host", "memory", one_host=True, workers=4),
+    "4x2": Situation("4 hosts of 2", "4x2", hosts=4),
+    "2x4": Situation("2 hosts of 4", "2x4", hosts=2),
+    "memory": Situation("4 on one host", "memory", hosts=1, workers=4),
 }
 
 
@@ -94,26 +112,26 @@ def measure(program: Program, situation: Situation, dim: int, iterations: int) -
     Raises UserError: no such hosts, links or quotas here; RunFailed: the run takes more than LIMIT seconds, ends with
     an error, or adds up wrongly.
     """
-    workers = [f"worker{number}" for number in range(1, situation.workers + 1)]
-    placed = workers if program.library else [SERVER, *workers]  # a rank each, in this order
+    placed = situation.places(with_server=not program.library)
+    workers, ranks = [name for name in placed if name != SERVER], sum(placed.values())
     work = {"dim": dim, "seconds": 0.0, "groups": ""}
     with ExitStack() as stack:
         if situation.computes:
             shares = processors(workers, situation.slow_processor, usable_cores())
             quotas = stack.enter_context(CpuQuotas(f"psgc-bench-{os.getpid()}", shares))
             work |= {"seconds": max(shares.values()) * CHUNK_SECONDS, "groups": str(quotas.folder)}
-        hosts = stack.enter_context(Hosts(*(["host"] if situation.one_host else placed)))
+        hosts = stack.enter_context(Hosts(*placed))
         if not situation.one_host:
-            for name, megabits in links(placed, situation.slow_link).items():
+            for name, megabits in links([*placed], situation.slow_link).items():
                 hosts.limit(name, megabits)
-        places = f"host:{len(placed)}" if situation.one_host else ",".join(f"{name}:1" for name in placed)
+        places = ",".join(f"{name}:{count}" for name, count in placed.items())
         environ = environment(hosts)
         folder = Path(hosts.folder, "run")
         folder.mkdir()
         if program.library:
-            command, additions = loop(program.library, work, iterations + 1, len(placed), places, environ, folder)
+            command, additions = loop(program.library, work, iterations + 1, ranks, places, environ, folder)
         else:
-            command, additions = training(program.settings, work, iterations + 1, len(placed), places, folder), {}
+            command, additions = training(program.settings, work, iterations + 1, ranks, places, folder), {}
         run_on(hosts, command, environ | additions, folder)
         carried = list(hosts.link_bytes().values())
         run = read(folder / OUTPUT)

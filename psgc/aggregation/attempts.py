@@ -105,10 +105,11 @@ class Attempt:
         self._queue.extend(SendBlock(dest, self.key(block)) for dest in others if dest not in self._gone)
         self._tell_mates(block)
 
-    def relay(self, block: int) -> None:
-        """A block of the gradient is in the memory of the host."""
+    def relay(self, block: int) -> bool:
+        """A block of the gradient is about to be in the memory of the host. Whether a mate needs it."""
         self.relayed.remove(block)
         self._tell_mates(block)
+        return bool(self._notes)
 
     def _tell_mates(self, block: int) -> None:
         self._notes.extend(SendBlock(mate, self.key(block)) for mate in self.mates if mate not in self._gone)

@@ -260,9 +260,8 @@ class Exchange:
 
     def _relay(self, attempt: Attempt, block: int) -> list[Instruction]:
         """A block of the gradient has come: if for the host, it is passed on there."""
-        if block not in attempt.relayed:
+        if block not in attempt.relayed or not attempt.relay(block):
             return []
-        attempt.relay(block)
         return [Relay(attempt.key(block)), *attempt.due()]
 
     def _sum_complete(self, attempt: Attempt) -> list[Instruction]:

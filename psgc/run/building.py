@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from psgc.aggregation.replica import Stepping
+from psgc.aggregation.shared import memory_bytes
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.plan import Plan
@@ -12,6 +15,7 @@ from psgc.run.launched import interruption
 from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.settings import ServerSettings
+from psgc.terminal import say
 from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner, Trial
 from psgc.workers.compute import Computing
@@ -41,6 +45,20 @@ class WorkerProgram(Protocol):
 
     def computing(self, mailbox: Mailbox, runner: ChunkRunner) -> Computing:
         """The thread that does the chunks of the mailbox, as `runner` has them done."""
+
+
+def share_memory(transport: Transport, config: Config, backend: Backend, dim: int) -> None:
+    """Ranks of a host sum in memory that they share, where they can. Collective.
+
+    dim: entries of a vector. With several parts the sum of a host's accumulators is longer than one of them.
+    """
+    if config.aggregation != "allreduce" or config.coding.parts > 1 or transport.size < 3:
+        return
+    itemsize = np.dtype(config.dtype).itemsize
+    unless = "" if backend.name == "numpy" else "vectors are on a GPU"
+    reasons = transport.share(lambda ranks: memory_bytes(ranks, dim, itemsize), unless)
+    if reasons and not transport.rank:
+        say(f"ranks of a host send each other what they sum: {reasons[0]}")
 
 
 def make_worker(transport: Transport, config: Config, plan: Plan, program: WorkerProgram, first: int = 0) -> WorkerLoop:

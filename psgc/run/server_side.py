@@ -25,7 +25,7 @@ from psgc.record.recorder import Recorder
 from psgc.record.summary import lines
 from psgc.run import launched, resume
 from psgc.run.best import Best, best_so_far, know_last
-from psgc.run.building import make_server
+from psgc.run.building import make_server, share_memory
 from psgc.run.checkpoint import Checkpoint
 from psgc.run.claim import Claim
 from psgc.run.ending import Ending, RunOutcome
@@ -91,6 +91,7 @@ def serve(
             loggers = Loggers(config.log, directory)
             at_end.callback(loggers.close, has_failed=True)  # unless it was closed before
         _tell_workers(meeting, run)
+        share_memory(transport, config, run.backend, run.problem.dim)
         _serve(transport, run, recorder, loggers, best, ending, debug)
 
 

@@ -11,7 +11,7 @@ from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import ChunkCheck, Problem, evaluate
-from psgc.run.building import make_worker
+from psgc.run.building import make_worker, share_memory
 from psgc.run.inputs import (
     SAME,
     Given,
@@ -49,6 +49,7 @@ def work(transport: Transport, given: Given, meeting: Meeting) -> bool:
         trouble = str(error)
     meeting.agree(trouble)
     meeting.compare(description(config, dataset, problem, test), SAME)
+    share_memory(transport, config, backend, problem.dim)
     program = ProblemProgram(config, backend, problem, chunks, transport.wake, test)
     return make_worker(transport, config, plan, program, first).run()
 

@@ -20,7 +20,7 @@ from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.run import resume
-from psgc.run.building import make_server, make_worker
+from psgc.run.building import make_server, make_worker, share_memory
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
 from psgc.run.inputs import known_costs, make_injector
 from psgc.run.launched import interruption
@@ -143,6 +143,7 @@ class Session:
             program = self._meet(transport, Meeting(transport, self._ending, "preparing the script"))
             hand_over = self._hand_over = HandOver(self.iteration, transport.wake, program.state)
             memory = self._open_memory(program)
+            share_memory(transport, self.config, memory.backend, program.dim)
             if transport.rank == 0:
                 self._serve(transport, program, hand_over, memory.backend)
             else:

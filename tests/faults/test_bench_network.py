@@ -61,7 +61,7 @@ def test_a_run_with_a_slow_link_and_a_slow_processor(program: str) -> None:
 
 
 def test_a_run_on_one_host_says_nothing_of_links() -> None:
-    measured = measure(PROGRAMS["allreduce-2"], Situation("", one_host=True, workers=2), 1000, 2)
+    measured = measure(PROGRAMS["allreduce-2"], Situation("", hosts=1, workers=2), 1000, 2)
     assert 0 < measured.seconds < 10
     assert (measured.busiest, measured.mean) == (0, 0)
 
