@@ -57,7 +57,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(  # `make faults` takes each transfer with 1 and with 2 parts
     ("transfer", "of_owners", "parts"),
-    [("per_chunk", False, 2), ("combined", False, 2), ("allreduce", False, 1), ("allreduce", True, 2)],
+    [
+        ("per_chunk", False, 2),
+        ("combined", False, 2),
+        ("allreduce", False, 1),
+        ("allreduce", True, 1),
+        ("allreduce", True, 2),
+    ],
 )
 def test_a_run_survives_every_fault_and_stays_exact(folder: Path, transfer: str, of_owners: bool, parts: int) -> None:
     how = settings(transfer, parts)

@@ -1,6 +1,8 @@
 """Blocks on arrays: whatever the order, the gradient is the sum over the accumulators, and all buffers come back."""
 
+from collections import Counter
 from dataclasses import replace
+from functools import reduce
 from random import Random
 
 import numpy as np
@@ -12,8 +14,10 @@ from psgc.aggregation import pool, slices
 from psgc.aggregation.allreduce import AllReduce, Listener
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.shared import memory_bytes
 from psgc.aggregation.slices import Slice, make_slices
 from psgc.backend import Backend
+from psgc.transport import Shared
 from tests.unit.list_transport import ListTransport
 
 
@@ -62,18 +66,23 @@ class Heard(Listener):
 
 
 class World:
-    """Rank 0 and workers, one accumulator each, in the role of its rank."""
+    """Rank 0 and workers, one accumulator each, in the role of its rank. hosts: whose memory ranks share."""
 
-    def __init__(self, workers, dim, parts, dtype, seed):
+    def __init__(self, workers, dim, parts, dtype, seed, hosts=()):
         self.random, rng = Random(seed), np.random.default_rng(seed)
-        self.bytes = 0  # delivered
-        self.matrix = rng.standard_normal((workers, parts))
+        self.bytes, self.sent = 0, Counter()  # delivered; entries by (source, dest)
+        self.hosts = hosts
+        self.matrix = np.ones((workers, 1)) if hosts else rng.standard_normal((workers, parts))
         self.sums = Sums(self.matrix, dim, np.dtype(dtype), 0, 99)
         self.under_way, ranks = [], range(workers + 1)
         self.coded = rng.standard_normal((workers, self.sums.entries)).astype(dtype)
         self.coded[:, dim // parts :] *= dim % parts > 0
         self.backends, self.replicas = [CountingBackend() for _ in ranks], [Steps() for _ in ranks]
         self.ends, self.heard = [ListTransport(rank, self.under_way) for rank in ranks], [Heard() for _ in ranks]
+        if hosts:
+            memories = {host: bytearray(memory_bytes(hosts.count(host), dim, 8)) for host in hosts}
+            for rank, end in enumerate(self.ends):
+                end.shared = Shared(hosts, memories[hosts[rank]])
         each = zip(self.ends, self.backends, self.replicas, self.heard, strict=True)
         self.all = [AllReduce(end, backend, self.sums, steps, heard) for end, backend, steps, heard in each]
         for it in self.all:
@@ -92,8 +101,9 @@ class World:
     def map(self, attempt=0, parts=None, serial=0):
         """Accumulators with serial 1 are wrong."""
         ranks = range(len(self.all))
-        parts = parts or make_slices(self.sums.entries, self.sums.parts, dict.fromkeys(ranks, 1.0))
-        made = Map(0, attempt, tuple(ranks), tuple(Contributor(rank, rank, serial) for rank in ranks[1:]), tuple(parts))
+        parts = parts or make_slices(self.sums.entries, self.sums.parts, dict.fromkeys(ranks, 1.0), hosts=self.hosts)
+        contributors = tuple(Contributor(rank, rank, serial) for rank in ranks[1:])
+        made = Map(0, attempt, tuple(ranks), contributors, tuple(parts), self.hosts)
         for rank in self.random.sample(ranks, len(ranks)):
             own = self.coded[rank - 1]
             self.all[rank].mapped(made, {(rank, 0): own, (rank, 1): own + 1} if rank else {})
@@ -108,6 +118,7 @@ class World:
             vector = self.ends[dest].receive(source, message)
             handle.is_free = True
             self.bytes += vector.length * self.sums.dtype.itemsize
+            self.sent[source, dest] += vector.length
             self.all[dest].arrived(vector)
             for it in self.random.sample(self.all, self.random.randrange(len(self.all) + 1)):
                 it.poll()
@@ -170,6 +181,51 @@ def test_versions_of_other_attempts_take_the_place_of_the_first(workers, dim, pa
         it.closed(0, dict.fromkeys(range(len(first)), 1))
     world.deliver()
     world.check_gradients()
+    world.check_nothing_is_left()
+
+
+on_hosts = st.tuples(*[st.integers(0, 2)] * 7), st.integers(1, 300), st.sampled_from(["f4", "f8"]), st.integers(0, 999)
+
+
+def in_order(world):
+    """The sum as it has to be: the contributors of each host in their order, then hosts by number."""
+    sums = {}
+    for rank, host in sorted(enumerate(world.hosts[1:], start=1), key=lambda pair: pair[1]):
+        own = world.coded[rank - 1]
+        sums[host] = sums[host] + own if host in sums else own
+    return reduce(np.add, sums.values())
+
+
+@settings(deadline=None, max_examples=60)
+@given(*on_hosts)
+def test_a_host_sends_the_sum_of_its_accumulators_and_gets_the_gradient_once(hosts, dim, dtype, seed):
+    world = World(len(hosts) - 1, dim, 1, dtype, seed, hosts)
+    made = world.map()
+    world.deliver()
+    for it in world.all:
+        it.closed(0, {})
+    assert all(replica.made[1].tobytes() == in_order(world).tobytes() for replica in world.replicas)
+    out = Counter()
+    for (source, dest), entries in world.sent.items():
+        assert hosts[source] != hosts[dest] or not entries
+        out[hosts[source]] += entries
+    for host in set(hosts):
+        owned = sum(stop - start for owner, start, stop in made.slices if hosts[owner] == host)
+        contributed = dim - owned if host in hosts[1:] else 0
+        assert out[host] == contributed + owned * (len(set(hosts)) - 1)
+    world.check_nothing_is_left()
+
+
+@settings(deadline=None, max_examples=40)
+@given(*on_hosts)
+def test_a_sum_has_the_same_bits_in_an_attempt_in_which_no_memory_is_shared(hosts, dim, dtype, seed):
+    world = World(len(hosts) - 1, dim, 1, dtype, seed, hosts)
+    first = world.map(serial=1).slices
+    world.map(1, first)
+    world.deliver()
+    for it in world.all:
+        it.closed(0, dict.fromkeys(range(len(first)), 1))
+    assert all(replica.made[1].tobytes() == in_order(world).tobytes() for replica in world.replicas)
     world.check_nothing_is_left()
 
 
