@@ -122,7 +122,7 @@ def with_pieces(rng: random.Random, case: Case) -> Case:
 
 
 def with_hosts(rng: random.Random, case: Case) -> Case:
-    """The same with one part, and with ranks that share the memory of one to three hosts, on which they are anywhere."""
+    """The same with one part, and ranks that share the memory of one to three hosts, on which they are anywhere."""
     plan, workers = case.plan, case.plan.num_workers
     if plan.parts > 1:
         plan = plan_of("cyclic", workers, rng.randint(1, 3), rng.randint(1, min(4, workers)), 1, case.schedule)
