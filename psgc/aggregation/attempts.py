@@ -11,7 +11,8 @@ several parts) and sends the block of the gradient, `parts` times as long, to al
    does not depend on the order of arrival, and no block is summed twice.
 5. A destination that takes long is *held*: sends to it do not count in the window, and there is one at a time.
 6. A rank tells its mates (`psgc.aggregation.map.Routes`) that its accumulators can be read, and which blocks of the
-   gradient. These messages are short: they go first, and do not count in the window. A carrier sums a block of its host
+   gradient. These messages are short: they go first, and do not count in the window. Rank 0 hears of the gradient after
+   the others. A carrier sums a block of its host
    when all accumulators of the host can be read and it is time to send it.
 """
 
@@ -109,10 +110,13 @@ class Attempt:
         """A block of the gradient is about to be in the memory of the host. Whether a mate needs it."""
         self.relayed.remove(block)
         self._tell_mates(block)
-        return bool(self._notes)
+        return not self._gone.issuperset(self.mates)
 
     def _tell_mates(self, block: int) -> None:
-        self._notes.extend(SendBlock(mate, self.key(block)) for mate in self.mates if mate not in self._gone)
+        """Rank 0 last: when it has all slices the iteration ends, and who lacks one then waits for this rank."""
+        for mate in self.mates:
+            if mate not in self._gone:
+                (self._notes if mate else self._queue).append(SendBlock(mate, self.key(block)))
 
     def sources(self, which: int) -> set[int]:
         """Who is to send what is absent of a slice, or to pass it on."""

@@ -77,19 +77,20 @@ class Routes:
         if map.hosts:
             for one in sorted(map.contributors, key=lambda one: map.hosts[one.rank]):
                 self._contributors.setdefault(map.hosts[one.rank], []).append(one)
+        self._carriers: dict[int, list[int]] = {}  # by host: ranks that have come to the iteration
         if self.is_shared:
+            for rank in sorted({0, *(owner for owner, _, _ in map.slices)}):
+                self._carriers.setdefault(map.hosts[rank], [rank])
+            for host, ones in self._contributors.items():
+                self._carriers[host] = sorted({one.rank for one in ones})
             for rank in map.receivers:
-                self._ranks.setdefault(map.hosts[rank], []).append(rank)
+                self._ranks.setdefault(self._host(rank), []).append(rank)
             places = Counter[int]()
             for one in map.contributors:
                 self.slots[one] = places[one.rank]
                 places[one.rank] += 1
             if len(self._ranks) == 1 and len(map.receivers) > 1:
                 most = max(part.stop - part.start for part in map.slices)
-        self._carriers = {
-            host: sorted({one.rank for one in self._contributors.get(host, ())}) or ranks[:1]
-            for host, ranks in self._ranks.items()
-        }
         self.blocks: list[Block] = []
         self.slice_of: list[int] = []
         rounds: dict[int, list[int]] = {}  # the first blocks of all slices, the second blocks, ...
@@ -106,37 +107,44 @@ class Routes:
 
     # who
 
+    def _host(self, rank: int) -> int:
+        """Its number; one of its own where no rank of the host has surely come to the iteration."""
+        host = self.map.hosts[rank]
+        return host if host in self._carriers else -1 - rank
+
     def mates(self, rank: int) -> list[int]:
         """The other receivers on the host of `rank`."""
-        return [other for other in self._ranks[self.map.hosts[rank]] if other != rank] if self.is_shared else []
+        return [other for other in self._ranks[self._host(rank)] if other != rank] if self.is_shared else []
 
     def is_near(self, rank: int, other: int) -> bool:
         """Whether these ranks read each other's memory."""
-        return self.is_shared and self.map.hosts[rank] == self.map.hosts[other]
+        return self.is_shared and self._host(rank) == self._host(other)
 
     def source(self, number: int, rank: int) -> int:
         """From whom `rank` gets a block of the gradient that it does not own."""
         owner = self.blocks[number].owner
         if not self.is_shared or self.is_near(owner, rank):
             return owner
-        carrier = self._carrier(number, self.map.hosts[rank])
+        carrier = self._carrier(number, self._host(rank))
         return owner if carrier == rank else carrier
 
     def relays(self, number: int, rank: int) -> bool:
         """Whether `rank` gets a block of the gradient for its host."""
         owner = self.blocks[number].owner
         is_far = self.is_shared and not self.is_near(owner, rank)
-        return is_far and self._carrier(number, self.map.hosts[rank]) == rank  # which sums it for them as well
+        return is_far and self._carrier(number, self._host(rank)) == rank  # which sums it for them as well
 
     def others(self, number: int, rank: int) -> list[int]:
         """To whom the owner `rank` sends the entries of a block of the gradient: first to those after itself."""
-        others = self.map.receivers if not self.is_shared else self._others(number, self.map.hosts[rank])
+        others = self.map.receivers if not self.is_shared else self._others(number, self._host(rank))
         return [*(other for other in others if other > rank), *(other for other in others if other < rank)]
 
     def _others(self, number: int, own: int) -> list[int]:
         return sorted(self._carrier(number, host) for host in self._ranks if host != own)
 
     def _carrier(self, number: int, host: int) -> int:
+        if host < 0:  # of one rank
+            return -1 - host
         carriers = self._carriers[host]
         return carriers[number % len(carriers)]
 

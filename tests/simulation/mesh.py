@@ -194,7 +194,8 @@ class MeshEnd:
 
     def send_vector(self, dest: int, vector: np.ndarray) -> Flying:
         assert dest != self.rank
-        flying = Flying(self, dest, vector, self._clock.now, dest in self.told or self._eager())
+        is_short = len(vector) == STAMP  # MPI always sends those eagerly
+        flying = Flying(self, dest, vector, self._clock.now, dest in self.told or is_short or self._eager())
         if dest not in self.told:
             self._links[self.rank, dest].vectors.append(flying)
         self.has_news = self.has_news or flying.is_free
@@ -216,8 +217,8 @@ class MeshEnd:
         if buffer is not None:
             flying = [it for dest in self._others for it in self._links[self.rank, dest].vectors]
             return any(it.vector is buffer and not it.is_done for it in flying)
-        dests = [dest for dest in self._others if dest not in self.forgotten | self.told]
-        return not all(self._links[self.rank, dest].is_empty for dest in dests)
+        links = [self._links[self.rank, dest] for dest in self._others if dest not in self.forgotten | self.told]
+        return any(link.control or not all(flying.is_free for flying in link.vectors) for link in links)
 
     def kill(self, rank: int) -> bool:
         self._kills(rank)

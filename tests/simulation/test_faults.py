@@ -21,7 +21,7 @@ OF_SERVER = ["begin", "after_commit", "sending"]
     [
         (["--schedules", "160"], OF_SERVER),
         (["--schedules", "120", "--allreduce"], [*OF_SERVER, "summing", "passing_on", "passed_on"]),
-        (["--schedules", "120", "--allreduce", "--hosts"], [*OF_SERVER, "summing", "passing_on", "passed_on"]),
+        (["--schedules", "180", "--allreduce", "--hosts"], [*OF_SERVER, "summing", "passing_on", "passed_on"]),
     ],
 )
 def test_some_hundred_schedules_of_faults(capsys, options, steps):

@@ -14,7 +14,7 @@ from psgc.aggregation import pool, slices
 from psgc.aggregation.allreduce import AllReduce, Listener
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor, Map
-from psgc.aggregation.shared import memory_bytes
+from psgc.aggregation.shared import GENERATIONS, memory_bytes
 from psgc.aggregation.slices import Slice, make_slices
 from psgc.backend import Backend
 from psgc.transport import Shared
@@ -227,6 +227,18 @@ def test_a_sum_has_the_same_bits_in_an_attempt_in_which_no_memory_is_shared(host
         it.closed(0, dict.fromkeys(range(len(first)), 1))
     assert all(replica.made[1].tobytes() == in_order(world).tobytes() for replica in world.replicas)
     world.check_nothing_is_left()
+
+
+def test_who_reads_from_the_memory_of_its_host_when_it_has_been_written_again_is_behind():
+    world = World(2, 30, 1, "f8", 0, hosts=(0, 0, 0))
+    world.map()
+    world.deliver(but=(1, 2))
+    for it in world.all:
+        it.closed(0, {})
+    assert world.all[1].blocks._memory.begin(1, GENERATIONS)
+    world.deliver()
+    assert [it.is_behind for it in world.all] == [False, False, True]
+    assert not hasattr(world.replicas[2], "made")
 
 
 def test_what_is_here_of_a_gradient_stays_when_a_state_is_loaded_that_the_gradient_follows():

@@ -1,5 +1,6 @@
 """Exchanges over the iterations of a run: any interleaving of messages, any loss, any change of owners."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from psgc.aggregation import protocol as part
 from psgc.aggregation.exchange import Exchange
-from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.map import Contributor, Map, Routes
 from psgc.aggregation.protocol import BlockKey
 from psgc.aggregation.slices import Slice
 from tests.unit.rank_network import Network
@@ -18,9 +19,13 @@ ONE, TWO = Contributor(1, 1, 0), Contributor(2, 2, 0)
 
 @settings(deadline=None, max_examples=200)
 @given(
-    *(st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), st.integers(0, 1 << 32), st.sets(st.integers(0, 5))),
-    st.one_of(st.just(()), st.tuples(*[st.integers(0, 2)] * 6)),
+    *(st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(0, 1 << 32), st.sets(st.integers(0, 5))),
+    st.one_of(st.just(()), st.tuples(*[st.integers(0, 2)] * 7)),
 )
+@example(6, 4, 1, 20541, {3}, (1, 0, 1, 2, 1, 0, 0))  # who is given a later state passes nothing on to its host
+@example(
+    2, 1, 1, 30140, {6}, (0, 2, 0)
+)  # who owns something, but contributes nothing, passes it on to rank 0, and dies
 @example(3, 5, 3, 1410, (), ())  # a wrong replica is dropped while it makes a step
 def test_whatever_happens_ranks_step_with_what_was_closed_and_nobody_waits_for_ever(
     workers, iterations, losses, seed, evaluations, hosts
@@ -170,3 +175,68 @@ def test_a_worker_that_is_lost_for_a_wrong_replica_computes_nothing_before_it_ha
     network.run()
     network.check()
     assert found
+
+
+def carrier():
+    """Rank 1, which gets block 0 of iteration 0 for rank 2 as well, and does not need it any more. What it has sent."""
+    it = exchange(1)
+    made = mapped(0)
+    it.handle(part.Mapped(replace(made.map, hosts=(9, 5, 5)), made.most))
+    it.handle(part.Arrived(2, BlockKey(0, 0, part.WHOLE, TWO)))
+    it.handle(part.Missed(0))
+    return it
+
+
+def end_sends(it):
+    """All that follows from the end of what is being sent, and of what is sent then."""
+    found = []
+    while part.Forget(0, None) not in found and (under_way := it._iterations[0].attempts[0].under_way):
+        found += it.handle(part.Sent(under_way[0]))
+    return found
+
+
+def test_a_carrier_passes_on_to_its_host_what_it_does_not_need_itself():
+    it, key = carrier(), BlockKey(0, 0, 0)
+    assert part.Forget(0, None) not in end_sends(it)
+    assert it.handle(part.Arrived(0, key)) == [part.Relay(key), part.SendBlock(2, key), part.Drop(key)]
+    assert part.Forget(0, None) in end_sends(it)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        part.RankLeft(0),  # which was to send it
+        part.Closed(0, {0: 1}),  # another version counts
+        mapped(1, contributors=(TWO,)),  # whose ranks were told that this one had left
+    ],
+)
+def test_a_carrier_does_not_wait_for_what_does_not_come(event):
+    it = carrier()
+    end_sends(it)
+    assert not it.is_empty
+    assert part.Forget(0, None) in it.handle(event)
+
+
+def test_a_block_for_rank_0_comes_from_its_owner_where_only_owners_are_on_its_host():
+    """Another rank may be lost, and rank 0 would not know that it is to make a new map."""
+    slices = Slice(1, 0, 2), Slice(2, 2, 4)
+    routes = Routes(Map(0, 0, (0, 1, 2), (TWO,), slices, (4, 4, 5)), 2)
+    assert [routes.source(number, 0) for number in (0, 1)] == [1, 2]
+    assert [routes.source(number, 1) for number in (0, 1)] == [1, 0]
+
+
+def test_who_misses_a_later_iteration_ends_the_step_that_it_makes():
+    it = exchange(1)
+    it.handle(part.Evaluated(0))
+    it.handle(mapped(1))
+    it.handle(part.Missed(1))
+    assert it.handle(part.Stepped()) == []
+    assert it.steps == 1
+    assert it.is_behind
+
+
+def test_a_carrier_sends_nothing_of_its_host_when_the_iteration_is_closed():
+    it, made = exchange(1), mapped(0)
+    it.handle(part.Mapped(replace(made.map, hosts=(9, 5, 5)), made.most))
+    it.handle(part.Closed(0, {}))
+    assert it.handle(part.Arrived(2, BlockKey(0, 0, part.WHOLE, TWO))) == []

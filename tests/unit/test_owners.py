@@ -224,3 +224,13 @@ def test_a_slow_owner_gets_less_also_after_many_iterations_that_were_summed_twic
     iteration(False, [0.1] * 4)
     sizes = {part.owner: part.stop - part.start for part in it.map.slices}
     assert sizes.get(3, 0) < sizes[0]
+
+
+def test_owners_of_a_host_need_together_what_its_link_carries():
+    it = Owners(ALL, 8, 1, 8, timeout=10.0, hosts=(0, 0, 1, 1))
+    it.begin(0)
+    it.share(MADE, ALL, ALL, 0.0)
+    needed = it._needed
+    own = accumulators = gradient = 4  # entries: each host owns half of the vector
+    # of its slices the sum of the other host comes and the gradient leaves; of the others the other way round
+    assert needed[0] + needed[1] == needed[2] + needed[3] == 8 * (own + own + accumulators + gradient)

@@ -91,3 +91,16 @@ def test_a_slice_is_cut_into_the_fewest_blocks_and_equal_ones(start, size, most)
 )
 def test_the_size_of_a_block(entries, expected):
     assert block_entries([Slice(0, 0, 10), Slice(1, 10, 10 + entries)], 4) == expected
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.2, 0.5, 1.0]), st.integers(1, 4)), min_size=1, max_size=4))
+def test_ranks_of_a_host_own_together_what_one_rank_with_its_link_would(hosts):
+    entries, of_ranks = 10**6, [(host, rate) for host, (rate, count) in enumerate(hosts) for _ in range(count)]
+    rates = {rank: rate for rank, (_, rate) in enumerate(of_ranks)}
+    together = dict.fromkeys(range(len(hosts)), 0)
+    for owner, start, stop in make_slices(entries, 1, rates, hosts=[host for host, _ in of_ranks]):
+        together[of_ranks[owner][0]] += stop - start
+    alone = {
+        owner: stop - start for owner, start, stop in make_slices(entries, 1, dict(enumerate(r for r, _ in hosts)))
+    }
+    assert together == pytest.approx(dict.fromkeys(together, 0) | alone, abs=2 * len(rates))
