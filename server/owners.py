@@ -9,6 +9,11 @@ An owner is late when most of the others are through long since, and
 * rank 0 does not wait for another contributor itself: that one would be late for any owner;
 * what its link still has to carry takes longer, at its pace, than another owner would take, or nothing moves there.
 
+Ranks that share the memory of a host have one link, and are late or slow together: which of them is through first says
+nothing of the others. What they need is known from the iteration before. Another owner takes longer there than the
+first one did, as many times as a host has ranks, since the next attempts do not share. On one host alone nothing
+crosses a link, and each rank is late by itself.
+
 What a slow network carries is progress, however little it is. Only when no byte has moved anywhere for `timeout`, all
 slices that are missing get other owners.
 """
@@ -23,6 +28,7 @@ from psgc.errors import RunFailed
 
 LATE = 2.0  # times the median of the other owners, after which an owner is late
 LEAST_LATE = 0.1  # seconds
+UNKNOWN = 1.0  # seconds that the slices of hosts take, before any iteration has shown it
 HEDGES = 8  # attempts in one iteration because of lateness
 SLOWER = 1.5  # times the median, after which an owner gets less
 LEAST_SLOWER = 0.05  # seconds
@@ -50,6 +56,7 @@ class Owners:
         self._entries, self._parts, self._least = entries, parts, least_slice(itemsize)
         self._itemsize, self._timeout, self._hosts = itemsize, timeout, hosts
         self.rates = dict.fromkeys(ranks, 1.0)
+        self._usual = UNKNOWN  # seconds until all slices of the iteration before were here
         self.begin(-1)
 
     def begin(self, iteration: int) -> None:
@@ -64,7 +71,8 @@ class Owners:
         self._hedges = 0
         self._able: set[int] = set()
         self._carried: dict[int, tuple[float, float]] = {}  # by rank: bytes that its link has carried, known since
-        self._needed: dict[int, int] = {}  # by owner: all that its link has to carry for the first map
+        self._needed: dict[int, int] = {}  # by link: all that it has to carry for the first map
+        self._by_host, self._ranks_of_a_host = False, 1  # whether hosts have links for the first map
         self.shares: dict[int, float] = {}
 
     @property
@@ -98,6 +106,8 @@ class Owners:
             self._owners = [{0: part.owner} for part in self._slices]
             self._began = self._progress = self._made = now
             self.map = Map(self._iteration, 0, tuple(sorted(receivers)), made, self._slices, self._hosts)
+            self._by_host = self.map.is_shared and len({self._hosts[rank] for rank in receivers}) > 1
+            self._ranks_of_a_host = max(Counter(map(self._link, receivers)).values())
             self._needed = self._needs(self.map)
             return self.map
         contributing = {one.rank for one in made}
@@ -146,6 +156,8 @@ class Owners:
         if self._hedges >= HEDGES or 2 * len(self._took) < len(self._slices):
             return []
         usual = median(self._took.values())
+        if self._by_host:
+            usual = max(usual, self._usual) * self._ranks_of_a_host
         if now < self._made + max(LEAST_LATE, LATE * usual) * 2**self._hedges:
             return []
         ranks = set(awaited())
@@ -156,37 +168,40 @@ class Owners:
 
     def _is_late(self, owner: int, usual: float, now: float) -> bool:
         """Whether another owner would be through before this one is, at the pace of its link."""
-        carried, since = self._carried.get(owner, (0, self._began))
-        left = self._needed.get(owner, 0) - carried
-        return now - since > usual or (now - self._began) * left > usual * carried
+        carried, since = self._carried.get(owner, (0.0, self._began))
+        needed = self._needed.get(self._link(owner), 0.0)
+        if self._by_host:
+            carried, since = self._carried_by(self._link(owner), needed)
+        return now - since > usual or (now - self._began) * (needed - carried) > usual * carried
+
+    def _carried_by(self, host: int, needed: float) -> tuple[float, float]:
+        """What the link of a host has carried, by what its ranks say and by which of its slices are here, and when."""
+        news = [news for rank, news in self._carried.items() if self._hosts[rank] == host]
+        own = [number for number, part in enumerate(self._slices) if self._hosts[part.owner] == host]
+        sizes = {number: self._slices[number].stop - self._slices[number].start for number in own}
+        done = [number for number in own if number in self._took]
+        by_slices = needed * sum(sizes[number] for number in done) / max(1, sum(sizes.values()))
+        since = max([self._began, *(at for _, at in news), *(self._began + self._took[number] for number in done)])
+        return max(by_slices, sum(size for size, _ in news)), since
+
+    def _link(self, rank: int) -> int:
+        """The number of the link that the blocks of `rank` travel through in the first map."""
+        return self._hosts[rank] if self._by_host else rank
 
     def _needs(self, map: Map) -> dict[int, int]:
-        """By owner the bytes that its link carries; between the ranks of a host none."""
-        if map.is_shared:
-            return self._needs_of_hosts(map)
+        """By link the bytes that it carries; between the ranks of a host none."""
+        made = [self._link(one.rank) for one in map.contributors]
+        if self._by_host:
+            made = [*set(made)]
+        receivers, owned = {self._link(rank) for rank in map.receivers}, Counter[int]()
+        for owner, start, stop in map.slices:
+            owned[self._link(owner)] += stop - start
         needed = {}
-        for owner, start, stop in map.slices:
-            own, size = sum(one.rank == owner for one in map.contributors), stop - start
-            others = self._entries - size
-            accumulators = others * own + size * (len(map.contributors) - own)
-            gradient = self._parts * (others + size * (len(map.receivers) - 1))
-            needed[owner] = (accumulators + gradient) * self._itemsize
-        return needed
-
-    def _needs_of_hosts(self, map: Map) -> dict[int, int]:
-        hosts, owned = {map.hosts[rank] for rank in map.receivers}, Counter[int]()
-        carriers = {map.hosts[one.rank]: set[int]() for one in map.contributors}
-        for one in map.contributors:
-            carriers[map.hosts[one.rank]].add(one.rank)
-        for owner, start, stop in map.slices:
-            owned[map.hosts[owner]] += stop - start
-        needed = {}
-        for owner, start, stop in map.slices:
-            host = map.hosts[owner]
-            of_host = carriers.get(host, set())
-            carried = 2 * (self._entries - owned[host]) // len(of_host) if owner in of_host else 0
-            messages = len(carriers) - (host in carriers) + len(hosts) - 1
-            needed[owner] = ((stop - start) * messages + carried) * self._itemsize
+        for link, size in owned.items():
+            own, others = made.count(link), self._entries - size
+            accumulators = others * own + size * (len(made) - own)
+            gradient = self._parts * (others + size * (len(receivers) - 1))
+            needed[link] = (accumulators + gradient) * self._itemsize
         return needed
 
     def here(self, attempt: int, number: int, now: float) -> None:
@@ -198,9 +213,15 @@ class Owners:
 
     def learn(self) -> None:
         """The iteration is over: owners that were slow get less in the next one."""
-        limit = max(SLOWER * (usual := median(self._took.values())), usual + LEAST_SLOWER)
-        owners = enumerate(part.owner for part in self._slices)
-        slow = {owner for number, owner in owners if self._versions[number] or self._took[number] > limit}
+        took: dict[int, float] = {}  # by link: until the last of its slices was here
+        for number, seconds in self._took.items():  # in the order in which they came
+            if not self._by_host or not self._versions[number]:
+                took[self._link(self._slices[number].owner)] = seconds
+        self._usual = max(took.values(), default=UNKNOWN)
+        usual = median(took.values()) if took else 0.0
+        slow = {link for link, seconds in took.items() if seconds > max(SLOWER * usual, usual + LEAST_SLOWER)}
+        late = {part.owner for number, part in enumerate(self._slices) if self._versions[number]}
+        slow = late.union(rank for rank in self.rates if self._link(rank) in slow)
         for rank, rate in self.rates.items():
             self.rates[rank] = min(1.0, max(LEAST_RATE, round(rate * RATES[rank not in slow], 3)))
 

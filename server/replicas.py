@@ -3,13 +3,13 @@
 A worker follows the iterations by itself. It *needs a state* at the start, when it comes back, and when it falls
 behind. A rank whose replica is at the current iteration gives it. Workers give before rank 0 does, each to WIDTH others
 at a time: at the start the state reaches all in a tree. Where only rank 0 has links to all others, it gives to
-all at once.
+all at once. To the ranks of a host one state comes from elsewhere; they give it on among themselves.
 
 A worker with a *wrong* replica is told to drop it. Until it says BEHIND, nothing that it says of its replica counts.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 WAITING = 2  # gradients that wait for a rank, at least
@@ -38,7 +38,8 @@ class _Whereabouts:
 
 class Replicas:
     """first: the iteration that the run begins with; alike: whether the workers have its state, as rank 0 has;
-    workers_give: whether workers give states to others; waiting: gradients that wait for a rank."""
+    workers_give: whether workers give states to others; waiting: gradients that wait for a rank; hosts: as in a map.
+    """
 
     def __init__(
         self,
@@ -47,7 +48,9 @@ class Replicas:
         alike: bool = False,
         workers_give: bool = True,
         waiting: int = WAITING,
+        hosts: Sequence[int] = (),
     ) -> None:
+        self._hosts = hosts
         self._workers_give, self._waiting, self._catching_up = workers_give, waiting, max(CATCHING_UP, waiting)
         steps, after = (first, None) if alike else (-1, first - 1)
         self._replicas = {worker: _Whereabouts(steps, after) for worker in workers}
@@ -178,12 +181,23 @@ class Replicas:
                 continue
             donors = [rank for rank in live if self._workers_give and self._replicas[rank].after is None]
             donors = [rank for rank in donors if self._replicas[rank].steps >= iteration - 1]  # the last step is near
-            donor = next((rank for rank in sorted(donors, key=lambda rank: giving[rank]) if giving[rank] < WIDTH), None)
+            first = sorted(donors, key=lambda rank: (not self._is_near(rank, worker), giving[rank]))
+            donor = next((rank for rank in first if giving[rank] < WIDTH), None)
             if donor is None and not donors and (giving[0] < WIDTH or not self._workers_give):
                 donor = 0
-            if donor is None:
+            if donor is None or (not urgent and self._waits_for_a_mate(worker, donor)):
                 continue
             giving[donor] += 1
             replica.donor, replica.given = donor, iteration
             made.append((donor, worker))
         return made
+
+    def _waits_for_a_mate(self, worker: int, donor: int) -> bool:
+        """Whether another rank of its host is given a state already, from as far away as `donor` is."""
+        if not self._hosts or self._is_near(donor, worker):
+            return False
+        mates = [self._replicas[rank] for rank in self._replicas if self._is_near(rank, worker)]
+        return any(mate.donor is not None for mate in mates)
+
+    def _is_near(self, rank: int, other: int) -> bool:
+        return bool(self._hosts) and self._hosts[rank] == self._hosts[other]

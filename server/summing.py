@@ -49,12 +49,12 @@ class Summing(Listener):
         ranks, first, timeout = range(len(sums.matrix) + 1), sums.first, config.faults.collect_timeout
         self._workers, self._outbox = ranks[1:], outbox
         self.allreduce = AllReduce(transport, backend, sums, driver.replica, self)
-        self._all_own = config.aggregation == "allreduce"
-        self._owners = Owners(ranks, sums.entries, sums.parts, sums.dtype.itemsize, timeout, transport.shared.hosts)
+        self._all_own, hosts = config.aggregation == "allreduce", transport.shared.hosts
+        self._owners = Owners(ranks, sums.entries, sums.parts, sums.dtype.itemsize, timeout, hosts)
         self._contributions = Contributions()
         self._driver = driver
         waiting, sure = max(WAITING, driver.waiting(params.nbytes)), first + CHECKED + 1 if driver.is_alike else 0
-        self._replicas = Replicas(ranks[1:], first, driver.is_alike, workers_give=self._all_own, waiting=waiting)
+        self._replicas = Replicas(ranks[1:], first, driver.is_alike, self._all_own, waiting, hosts)
         self._digests = Digests(driver.differing, sure)
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last

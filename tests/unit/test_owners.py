@@ -233,4 +233,89 @@ def test_owners_of_a_host_need_together_what_its_link_carries():
     needed = it._needed
     own = accumulators = gradient = 4  # entries: each host owns half of the vector
     # of its slices the sum of the other host comes and the gradient leaves; of the others the other way round
-    assert needed[0] + needed[1] == needed[2] + needed[3] == 8 * (own + own + accumulators + gradient)
+    assert needed[0] == needed[1] == 8 * (own + own + accumulators + gradient)
+
+
+@pytest.fixture
+def of_hosts():
+    """Two hosts of two ranks; the slices of an iteration took 0.3 s."""
+    it = Owners(ALL, 8, 1, 8, timeout=10.0, hosts=(0, 0, 1, 1))
+    for iteration in range(2):
+        it.begin(iteration)
+        it.share(MADE, ALL, ALL, 100.0)
+        for number in range(4 if iteration == 0 else 2):
+            it.here(0, number, 100.3 - 0.2 * iteration)
+        if iteration == 0:
+            it.learn()
+    return it
+
+
+def test_the_other_host_is_late_only_when_its_link_would_be_through_long_since(of_hosts):
+    late = 100.0 + LATE * 2 * 0.3  # a host has two ranks
+    assert of_hosts.late(ALL, late - 1e-6) is None
+    made = of_hosts.late(ALL, late)
+    assert [part[1:] for part in made.slices] == [(4, 6), (6, 8)]
+    assert not made.is_shared
+
+
+def test_an_owner_whose_host_gets_on_keeps_its_slice(of_hosts):
+    entries = 4 * 4  # each host owns half of the vector: sums come and gradients leave, and the other way round
+    of_hosts.moved(2, 0.9 * 8 * entries, 101.0)  # its mate owns the other slice
+    assert of_hosts.late(ALL, 101.59) is None
+    assert len(of_hosts.late(ALL, 101.61).slices) == 2  # nothing has moved for as long as others needed
+
+
+def test_of_what_the_link_of_a_host_carries_its_slices_tell_as_well():
+    it = Owners(range(8), 16, 1, 8, timeout=10.0, hosts=(0, 0, 0, 0, 1, 1, 1, 1))
+    it.begin(0)
+    it.share([Contributor(rank, rank, 0) for rank in range(1, 8)], range(8), range(8), 0.0)
+    for number in range(7):
+        it.here(0, number, 1.0 if number < 4 else LATE * 4 - 0.1)
+    assert it.late(range(8), LATE * 4) is None  # three of four took 7.9 s: the last one is soon here
+    assert it.late(range(8), LATE * 4 + 4) is not None
+
+
+def test_before_anything_is_known_of_the_links_of_hosts_they_have_time():
+    it = Owners(ALL, 8, 1, 8, timeout=10.0, hosts=(0, 0, 1, 1))
+    it.begin(0)
+    it.share(MADE, ALL, ALL, 100.0)
+    for number in range(2):
+        it.here(0, number, 100.0)
+    assert it.late(ALL, 103.9) is None
+    assert it.late(ALL, 104.0) is not None
+
+
+def test_the_ranks_of_a_host_are_slow_together():
+    it = Owners(range(6), 12, 1, 8, timeout=10.0, hosts=(0, 0, 1, 1, 2, 2))
+    it.begin(0)
+    it.share([Contributor(rank, rank, 0) for rank in range(1, 6)], range(6), range(6), 0.0)
+    for number, took in enumerate((0.01, 0.2, 0.2, 0.02, 0.1, 0.9)):
+        it.here(0, number, took)
+    it.learn()
+    assert [it.rates[rank] for rank in range(6)] == [1.0] * 4 + [RATES[0]] * 2
+
+
+def test_where_nothing_crosses_a_link_each_rank_of_the_host_is_late_by_itself():
+    it = Owners(ALL, 8, 1, 8, timeout=10.0, hosts=(7, 7, 7, 7))
+    it.begin(0)
+    it.share(MADE, ALL, ALL, 100.0)
+    for number in range(3):
+        it.here(0, number, 100.0 + LEAST_LATE)
+    assert it.late(ALL, 100.0 + LATE * LEAST_LATE - 1e-6) is None
+    assert [part[1:] for part in it.late(ALL, 100.0 + LATE * LEAST_LATE).slices] == [(6, 8)]
+    it.here(1, 3, 101.0)
+    it.learn()
+    assert [it.rates[rank] for rank in ALL] == [1.0, 1.0, 1.0, RATES[0]]
+
+
+def test_the_others_of_a_host_are_not_slow_when_one_of_them_is_late():
+    hosts = (0, 0, 1, 1, 2, 2)
+    it = Owners(range(6), 12, 1, 8, timeout=10.0, hosts=hosts)
+    it.begin(0)
+    it.share([Contributor(rank, rank, 0) for rank in range(1, 6)], range(6), range(6), 0.0)
+    for number in range(5):
+        it.here(0, number, 0.1)
+    assert it.lost(5, range(5), 0.2) is not None
+    it.here(1, 5, 3.0)
+    it.learn()
+    assert [it.rates[rank] for rank in range(6)] == [1.0] * 5 + [RATES[0]]

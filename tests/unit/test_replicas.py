@@ -165,3 +165,28 @@ def test_rank_0_gives_its_state_to_those_that_wait_for_others_in_vain(it):
         it.stepped(worker, 11)
     assert it.are_at(11, LIVE)
     assert it.gifts(12, LIVE) == []
+
+
+def test_one_state_comes_to_a_host_whose_ranks_give_it_on():
+    it = Replicas(range(1, 7), 0, hosts=(0, 0, 0, 1, 1, 1, 2))
+    assert it.gifts(0, range(1, 7)) == [(0, 1), (0, 2)]
+    it.stepped(1, 0)
+    it.stepped(2, 0)
+    assert it.gifts(0, range(1, 7)) == [(1, 3), (2, 6)]
+    it.stepped(3, 0)
+    assert it.gifts(0, range(1, 7)) == [(3, 4), (3, 5)]
+
+
+def test_nobody_waits_for_the_state_of_a_mate_when_the_iteration_needs_it():
+    it = Replicas(range(1, 4), 0, hosts=(0, 0, 1, 1))
+    it.stepped(1, 0)
+    assert it.gifts(0, [1, 2, 3]) == [(1, 2)]
+    assert it.gifts(0, [1, 2, 3], urgent=True) == [(1, 3)]
+
+
+def test_a_mate_that_is_behind_again_is_not_waited_for():
+    it = Replicas(range(1, 4), 0, hosts=(0, 0, 1, 1))
+    it.stepped(1, 3)
+    assert it.gifts(3, [1, 2, 3]) == [(1, 2)]
+    it.behind(2, 3, 3)
+    assert it.gifts(4, [1, 2, 3]) == [(1, 3)]
