@@ -1,7 +1,7 @@
 """From a worker's gradients to what it sends (docs/architecture.md, *Coding*), on the worker's backend."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ class Encoder:
     """Codes the gradients of a worker, in its own role or in that of a lost worker.
 
     coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient. With one part a chunk's
-    gradient becomes an accumulator without a copy.
+    gradient becomes an accumulator without a copy, unless it has a `place`.
+
+    places: (role, serial) -> the memory for that accumulator, which other ranks of the host read.
     """
 
     def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any) -> None:
@@ -30,6 +32,7 @@ class Encoder:
         self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # role and S_i -> the role's row of X_i
         self._accumulators: dict[tuple[int, int], Array] = {}  # by role and serial, of this iteration
         self._unused: list[Array] = []  # accumulators of iterations before
+        self.places: Mapping[tuple[int, int], Array] = {}
 
     def begin(self) -> None:
         """A new iteration: empty accumulators."""
@@ -49,12 +52,14 @@ class Encoder:
             coefficients = encoding_coefficients(self._coding_matrix[[worker - 1 for worker in contributors]])
             row = self._coefficients[key] = coefficients[contributors.index(role)]
         is_first = (role, serial) not in self._accumulators
-        if is_first and self._takes and row[0] == 1:
+        place = self.places.get((role, serial))
+        if is_first and self._takes and row[0] == 1 and place is None:
             self._accumulators[role, serial] = gradient
             return
         if is_first:
-            unused = self._unused.pop() if self._unused else self._backend.xp.empty(self._length, self._dtype)
-            self._accumulators[role, serial] = unused
+            if place is None:
+                place = self._unused.pop() if self._unused else self._backend.xp.empty(self._length, self._dtype)
+            self._accumulators[role, serial] = place
         target = self._accumulators[role, serial]
         if is_first and len(row) == 1:  # one pass in place of two
             self._backend.xp.multiply(gradient, float(row[0]), out=target)

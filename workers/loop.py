@@ -86,6 +86,7 @@ class WorkerLoop(Listener):
         sums = duties.sums
         self._stamp = stamp_length(sums.dtype)
         self.allreduce = AllReduce(transport, backend, sums, replica, self)
+        encoder.places = self.allreduce.blocks.places
         least, hosts = least_slice(sums.dtype.itemsize), transport.shared.hosts
         self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least, hosts)
         self._closes, self._sums = CloseReader(), SumsReader()

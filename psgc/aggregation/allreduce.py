@@ -26,6 +26,7 @@ from psgc.transport import Transport, Vector
 
 LOOKS, LONGEST_NAP = 4.0, 2e-3  # looks at MPI while a block is sent, and seconds between two of them at most
 SHORT, SHORT_NAP = 1 << 16, 2e-4  # bytes of a gradient, and seconds between two looks for one that is shorter
+FEW_NOTES = 16  # of the ranks of a host for each other in an iteration
 OTHER_LOOKS = 4.0  # times as many looks while no block is sent or awaited: for control messages
 
 
@@ -264,7 +265,7 @@ class AllReduce:
     def _send(self, send: protocol.SendBlock) -> None:
         key, routes = send.key, self.exchange.routes(send.key)
         if routes.is_near(self._transport.rank, send.dest):
-            self.link.note(send, self.blocks.note(key))
+            self.link.note(send, self.blocks.note(key), of_few=len(routes.blocks) <= FEW_NOTES)
         else:
             self.link.send(send, *self.blocks.message(key, routes))
         self._listener.at("sending" if key.contributor else "passing_on", key.iteration)

@@ -11,9 +11,10 @@ several parts) and sends the block of the gradient, `parts` times as long, to al
    does not depend on the order of arrival, and no block is summed twice.
 5. A destination that takes long is *held*: sends to it do not count in the window, and there is one at a time.
 6. A rank tells its mates (`psgc.aggregation.map.Routes`) that its accumulators can be read, and which blocks of the
-   gradient. These messages are short: they go first, and do not count in the window. Rank 0 hears of the gradient after
-   the others. A carrier sums a block of its host
-   when all accumulators of the host can be read and it is time to send it.
+   gradient. These messages are short: they go first, and do not count in the window. Who sums nothing hears of the
+   gradient alone, so that no more messages wait for a stopped rank than where no memory is shared. Rank 0 hears of the
+   gradient after the others. A carrier sums a block of its host when all accumulators of the host can be read and it is
+   time to send it.
 """
 
 from collections import Counter, deque
@@ -40,17 +41,21 @@ class Attempt:
         self.slice_of = [numbers[slices[place].start] for place in routes.slice_of]
         self.owners = {numbers[part.start]: part.owner for part in slices}
         self.mates = routes.mates(rank)
-        self.unpublished = {one for one in routes.map.contributors if one.rank in self.mates}
+        near = [one for one in routes.map.contributors if one.rank in self.mates]
+        self.unpublished = {one for one in near if rank in routes.readers(one.rank)}
         self.missing = {block: routes.awaited(block) for block in blocks if routes.blocks[block].owner == rank}
         self.absent = set(blocks)
         self.left = Counter(self.slice_of)
         self.relayed = {block for block in blocks if routes.relays(block, rank)} if self.mates else set()
         self._gone: set[int] = set()
         self._queue: deque[SendBlock] = deque()
-        self._notes = deque(SendBlock(mate, self.key(WHOLE, own)) for own in routes.own(rank) for mate in self.mates)
+        self._notes = deque(
+            SendBlock(mate, self.key(WHOLE, own)) for own in routes.own(rank) for mate in routes.readers(rank)
+        )
         self.under_way: list[SendBlock] = []
         self._waiting: dict[int, deque[SendBlock]] = {dest: deque() for dest in held}  # sends to those that are held
         self._is_closed = self._may_be_late = False  # whether blocks of the gradient may come that are not awaited
+        self.is_skipped = False
         if not self.unpublished:
             self._send_coded()
 
@@ -68,8 +73,8 @@ class Attempt:
         blocks, number, contributor = self.routes.blocks, event.key.number, event.key.contributor
         is_near = event.source in self.mates
         if number == WHOLE:
-            is_own = contributor is not None and contributor.rank == event.source
-            return is_own and contributor in self.unpublished and event.length in (None, 0)
+            is_own = contributor in self.unpublished and contributor.rank == event.source if contributor else is_near
+            return is_own and event.length in (None, 0)
         if not 0 <= number < len(blocks):
             return False
         _, start, stop = blocks[number]
@@ -117,6 +122,18 @@ class Attempt:
         for mate in self.mates:
             if mate not in self._gone:
                 (self._notes if mate else self._queue).append(SendBlock(mate, self.key(block)))
+
+    def skip(self) -> None:
+        """This rank has gone on without the map: its mates are not to wait for what it was to pass on."""
+        self.is_skipped = self._is_closed = True
+        self.absent, self.relayed, self.missing = set(), set(), {}
+        self.unpublished.clear()
+        self._queue.clear()
+        self._notes = deque(SendBlock(mate, self.key(WHOLE)) for mate in self.mates)
+
+    def awaits(self, rank: int) -> bool:
+        """Whether `rank` is to send, or to pass on, something that is absent."""
+        return any(self.routes.source(block, self._rank) == rank for block in self.absent)
 
     def sources(self, which: int) -> set[int]:
         """Who is to send what is absent of a slice, or to pass it on."""

@@ -88,11 +88,18 @@ class Blocks:
         if (buffer := self._buffers.pop(key, None)) is not None:
             self._pool.give_back(buffer)
 
+    @property
+    def places(self) -> Mapping[tuple[int, int], Array]:
+        """(role, serial) -> where in the memory of the host that accumulator is read, and may be from the first."""
+        return {} if self._memory is None else {(self._rank, 0): self._memory.accumulator(self._rank, 0)}
+
     def publish(self, publish: Publish) -> None:
-        """Put accumulators into the memory of the host."""
+        """Put accumulators into the memory of the host, unless they are there."""
         assert self._memory is not None
         for slot, (_, role, serial) in enumerate(publish.contributors):
-            copy(self._backend, self._memory.accumulator(self._rank, slot), self.accumulators[role, serial])
+            place, own = self._memory.accumulator(self._rank, slot), self.accumulators[role, serial]
+            if not np.shares_memory(place, own):
+                copy(self._backend, place, own)
 
     def message(self, key: BlockKey, routes: Routes) -> tuple[Array, int]:
         """What is sent of a block: its buffer, and its entries.

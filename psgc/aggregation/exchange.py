@@ -13,7 +13,8 @@ travel within one attempt is in `psgc.aggregation.attempts`. What comes of them:
    refused, and changes nothing.
 4. A rank that a map leaves out is *behind*: it does not follow that iteration and those before, and says so. `Loaded`
    ends that: the replica has the state of another rank. What it has to sum for others it sums all the same. So does
-   a rank whose replica is wrong (`Dropped`).
+   a rank whose replica is wrong (`Dropped`). A rank that has come to a later state before a map tells the mates for
+   which it was to get something: they are behind.
 5. A rank that has left is sent nothing. A rank that lacks a closed slice whose owner has left is behind as well.
 """
 
@@ -218,7 +219,20 @@ class Exchange:
 
     # maps
 
+    def _skip(self, map: Map, most: int) -> list[Instruction]:
+        """The map of a past iteration has come: mates may wait for what this rank is to get for them."""
+        if self._rank not in map.receivers:
+            return []
+        routes = Routes(map, most)
+        if not any(routes.relays(block, self._rank) for block in range(len(routes.blocks))):
+            return []
+        attempt = self._iterations.setdefault(map.iteration, Iteration()).add(routes, self._rank, ())
+        attempt.skip()
+        return [*attempt.due(), *self._let_go()]
+
     def _mapped(self, map: Map, most: int) -> list[Instruction]:
+        if self.phase(map.iteration) == "past":
+            return self._skip(map, most)
         self._left -= set(map.receivers)
         instructions = self._give_up_before(map.iteration, is_told=True)
         is_there = self._comes_to(map.iteration)
@@ -228,7 +242,7 @@ class Exchange:
         iteration = self._iterations.setdefault(map.iteration, Iteration())
         attempt = iteration.add(Routes(map, most), self._rank, self._held.intersection(map.receivers))
         if attempt.mates and (own := attempt.routes.own(self._rank)):
-            instructions.append(Publish(map.iteration, own))
+            instructions.append(Publish(map.iteration, tuple(sorted(own, key=lambda one: attempt.routes.slots[one]))))
         instructions += [*attempt.due(), *self._sum_complete(attempt)]
         early, iteration.early = iteration.early, []
         for event in early:
@@ -240,13 +254,15 @@ class Exchange:
     def _arrived(self, event: Arrived) -> list[Instruction]:
         number, _, block, contributor = event.key
         attempt, is_past = self._attempt(event.key), self.phase(number) == "past"
-        if is_past and (attempt is None or (contributor is None and block not in attempt.relayed)):
+        if is_past and (attempt is None or attempt.is_skipped or not (contributor or block in attempt.relayed)):
             return [Drop(event.key)]
         if attempt is None:
             self._iterations.setdefault(number, Iteration()).early.append(event)
             return []
         if not attempt.is_possible(event, self._parts):
             return [Refuse(event)]
+        if contributor is None and block == WHOLE:
+            return self._fall_behind(number, number) if self._rank and attempt.awaits(event.source) else []
         if contributor is None:
             attempt.absent.discard(block)
             return [

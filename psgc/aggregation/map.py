@@ -59,10 +59,12 @@ class Routes:
 
     blocks: of the coded vector, by number, in the order of their entries, each of `most` entries at most;
     slice_of: by block the place of its slice among those of the map; slots: where the memory of its host has a
-    contributor's accumulator.
+    contributor's accumulator: that of its own role is the first, and may be there before the map is.
 
     When the map is shared a host is one contributor, whatever the number of its ranks. Its *carrier* of a block sums
-    the accumulators of the host, sends that to the owner, and gets the gradient for the host. Messages between ranks of
+    the accumulators of the host, sends that to the owner, and gets the gradient for the host. Where nobody contributes
+    it is a rank that owns a slice, or rank 0, or else any, which may have gone on without the map when that comes, with
+    a later state: then it says so. Messages between ranks of
     a host, its *mates*, only say that something can be read. Where nothing crosses a link a slice is one block.
 
     Raises ValueError when the parts of the map do not fit each other.
@@ -77,16 +79,18 @@ class Routes:
         if map.hosts:
             for one in sorted(map.contributors, key=lambda one: map.hosts[one.rank]):
                 self._contributors.setdefault(map.hosts[one.rank], []).append(one)
-        self._carriers: dict[int, list[int]] = {}  # by host: ranks that have come to the iteration
+        self._carriers: dict[int, list[int]] = {}  # by host
         if self.is_shared:
+            for rank in map.receivers:
+                self._ranks.setdefault(map.hosts[rank], []).append(rank)
             for rank in sorted({0, *(owner for owner, _, _ in map.slices)}):
                 self._carriers.setdefault(map.hosts[rank], [rank])
+            for host, ranks in self._ranks.items():  # others may not have come to the iteration
+                self._carriers.setdefault(host, ranks[:1])
             for host, ones in self._contributors.items():
                 self._carriers[host] = sorted({one.rank for one in ones})
-            for rank in map.receivers:
-                self._ranks.setdefault(self._host(rank), []).append(rank)
             places = Counter[int]()
-            for one in map.contributors:
+            for one in sorted(map.contributors, key=lambda one: (one.role, one.serial) != (one.rank, 0)):
                 self.slots[one] = places[one.rank]
                 places[one.rank] += 1
             if len(self._ranks) == 1 and len(map.receivers) > 1:
@@ -107,44 +111,44 @@ class Routes:
 
     # who
 
-    def _host(self, rank: int) -> int:
-        """Its number; one of its own where no rank of the host has surely come to the iteration."""
-        host = self.map.hosts[rank]
-        return host if host in self._carriers else -1 - rank
-
     def mates(self, rank: int) -> list[int]:
         """The other receivers on the host of `rank`."""
-        return [other for other in self._ranks[self._host(rank)] if other != rank] if self.is_shared else []
+        return [other for other in self._ranks[self.map.hosts[rank]] if other != rank] if self.is_shared else []
+
+    def readers(self, rank: int) -> list[int]:
+        """The mates of `rank` that may have to sum what it contributes."""
+        mates, owners = self.mates(rank), {owner for owner, _, _ in self.map.slices}
+        if not owners.issubset([*mates, rank]):  # carriers sum as well
+            owners.update(one.rank for one in self.map.contributors)
+        return [mate for mate in mates if mate in owners]
 
     def is_near(self, rank: int, other: int) -> bool:
         """Whether these ranks read each other's memory."""
-        return self.is_shared and self._host(rank) == self._host(other)
+        return self.is_shared and self.map.hosts[rank] == self.map.hosts[other]
 
     def source(self, number: int, rank: int) -> int:
         """From whom `rank` gets a block of the gradient that it does not own."""
         owner = self.blocks[number].owner
         if not self.is_shared or self.is_near(owner, rank):
             return owner
-        carrier = self._carrier(number, self._host(rank))
+        carrier = self._carrier(number, self.map.hosts[rank])
         return owner if carrier == rank else carrier
 
     def relays(self, number: int, rank: int) -> bool:
         """Whether `rank` gets a block of the gradient for its host."""
         owner = self.blocks[number].owner
         is_far = self.is_shared and not self.is_near(owner, rank)
-        return is_far and self._carrier(number, self._host(rank)) == rank  # which sums it for them as well
+        return is_far and self._carrier(number, self.map.hosts[rank]) == rank  # which sums it for them as well
 
     def others(self, number: int, rank: int) -> list[int]:
         """To whom the owner `rank` sends the entries of a block of the gradient: first to those after itself."""
-        others = self.map.receivers if not self.is_shared else self._others(number, self._host(rank))
+        others = self.map.receivers if not self.is_shared else self._others(number, self.map.hosts[rank])
         return [*(other for other in others if other > rank), *(other for other in others if other < rank)]
 
     def _others(self, number: int, own: int) -> list[int]:
         return sorted(self._carrier(number, host) for host in self._ranks if host != own)
 
     def _carrier(self, number: int, host: int) -> int:
-        if host < 0:  # of one rank
-            return -1 - host
         carriers = self._carriers[host]
         return carriers[number % len(carriers)]
 

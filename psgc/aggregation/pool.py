@@ -137,9 +137,13 @@ class Link:
         size = entries * self._pool.dtype.itemsize
         self._under_way.append(_UnderWay(send, handle, buffer, size, time.monotonic(), handle.is_done))
 
-    def note(self, send: SendBlock, message: Array) -> None:
-        """Begin to send a message that has no entries."""
-        handle = self._transport.send_vector(send.dest, message)
+    def note(self, send: SendBlock, message: Array, of_few: bool) -> None:
+        """Begin to send a message that has no entries.
+
+        of_few: there are few for each rank. Others are only complete when they are read: all that a stopped rank does
+        not read takes up memory that MPI has for the messages of a whole host.
+        """
+        handle = self._transport.send_vector(send.dest, message, heard=not of_few)
         self._under_way.append(_UnderWay(send, handle, None, 0, time.monotonic(), handle.is_done))
 
     def came(self, iteration: int, entries: int) -> None:

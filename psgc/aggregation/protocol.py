@@ -16,7 +16,9 @@ from typing import Literal, NamedTuple
 
 from psgc.aggregation.map import Contributor, Map
 
-WHOLE = (1 << 24) - 1  # in place of a block's number: all of an accumulator, which is in the memory of the host
+# in place of a block's number: all of an accumulator, which is in the memory of the host; without a contributor: this
+# carrier passes nothing on to its host
+WHOLE = (1 << 24) - 1
 
 Phase = Literal["awaited", "summing", "chosen", "closed", "stepping", "past"]
 
@@ -137,9 +139,9 @@ Event = (
 # entry: it is illegal. The events that belong to no one iteration may always come.
 # fmt: off
 TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
-    Mapped:  {"awaited": ("awaited", "summing", "past"), "summing": ("summing", "past"), "past": ()},
-    Arrived: {"awaited": ("awaited",), "summing": ("summing",), "chosen": ("chosen",), "closed": ("closed", "stepping"),
-              "stepping": ("stepping",), "past": ("past",)},
+    Mapped:  {"awaited": ("awaited", "summing", "past"), "summing": ("summing", "past"), "past": ("past",)},
+    Arrived: {"awaited": ("awaited",), "summing": ("summing", "past"), "chosen": ("chosen",),
+              "closed": ("closed", "stepping", "past"), "stepping": ("stepping",), "past": ("past",)},
     Sent:    {"summing": ("summing",), "chosen": ("chosen",), "closed": ("closed",), "stepping": ("stepping",),
               "past": ("past",)},
     Chosen:  {"summing": ("chosen", "past")},
@@ -157,7 +159,7 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Put the accumulators of these contributors, all of this rank, into the memory of the host."""
+    """Have the accumulators of these contributors, all of this rank, in its slots of the memory of its host."""
 
     iteration: int
     contributors: tuple[Contributor, ...]

@@ -44,13 +44,13 @@ class Sends:
         self._running = RunningTime()
         self.bytes = 0
 
-    def send(self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int) -> Sending:
-        """Start to send what is in `buffer`."""
+    def send(self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int, heard: bool = False) -> Sending:
+        """Start to send what is in `buffer`. heard: even a small message is complete only when `dest` has taken it."""
         sending = Sending(MPI.REQUEST_NULL, buffer, buffer.nbytes, dest, self._running.now, self._forgotten)
         try:
             if dest not in self._deaths.dead:
                 finish(buffer)
-                sending.request = comm.Isend(in_bytes(buffer), dest, tag)
+                sending.request = (comm.Issend if heard else comm.Isend)(in_bytes(buffer), dest, tag)
                 self.bytes += buffer.nbytes
                 if buffer.nbytes <= SMALL:
                     sending.request.Test()

@@ -132,17 +132,22 @@ class Transport:
         for first in range(0, len(everything), size):
             self._send(self._control, everything[first : first + size], dest, TEXT_TAG)
 
-    def send_vector(self, dest: int, vector: Array) -> Sending:
-        """Send a vector with its stamp. It must not change until the result `is_free`; others may be sent it too."""
-        return self.send_vectors(dest, [vector])
+    def send_vector(self, dest: int, vector: Array, heard: bool = False) -> Sending:
+        """Send a vector with its stamp. It must not change until the result `is_free`; others may be sent it too.
+
+        heard: as of `Sends.send`.
+        """
+        return self._send(self._vectors, vector, dest, 1, heard=heard)
 
     def send_vectors(self, dest: int, vectors: Sequence[Array]) -> Sending:
         """Send vectors of one length in one message. Several must be in host memory, and are copied."""
         message = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
         return self._send(self._vectors, message, dest, len(vectors))
 
-    def _send(self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int, hurries: bool = True) -> Sending:
-        sending = self._sends.send(comm, buffer, dest, tag)
+    def _send(
+        self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int, hurries: bool = True, heard: bool = False
+    ) -> Sending:
+        sending = self._sends.send(comm, buffer, dest, tag, heard)
         if hurries:
             self._backoff.reset(soon=self._expects)
             self._to_wake.add(dest)

@@ -192,9 +192,9 @@ class MeshEnd:
     def send_text(self, dest: int, text: str) -> None:
         self._links[self.rank, dest].control.append((self._clock.now, text.encode()))
 
-    def send_vector(self, dest: int, vector: np.ndarray) -> Flying:
+    def send_vector(self, dest: int, vector: np.ndarray, heard: bool = False) -> Flying:
         assert dest != self.rank
-        is_short = len(vector) == STAMP  # MPI always sends those eagerly
+        is_short = len(vector) == STAMP and not heard  # MPI always sends those eagerly
         flying = Flying(self, dest, vector, self._clock.now, dest in self.told or is_short or self._eager())
         if dest not in self.told:
             self._links[self.rank, dest].vectors.append(flying)

@@ -17,6 +17,7 @@ class ListTransport:
     shared = Shared()
 
     def __init__(self, rank, under_way):
+        self.heard = set()  # whether those who sent have asked for what is read, in place of what is sent
         self.rank, self.under_way = rank, under_way  # [(handle, source, dest, message)]
         self.forgotten, self.posted, self.control, self.lent = set(), [], [], []
 
@@ -39,8 +40,9 @@ class ListTransport:
     def send(self, dest, records):
         self.control += [(dest, entry) for record in records for entry in entries(record)]
 
-    def send_vector(self, dest, message):
+    def send_vector(self, dest, message, heard=False):
         handle = Handle(dest, self.forgotten)
+        self.heard.add(heard)
         self.under_way.append((handle, self.rank, dest, message))
         return handle
 

@@ -108,9 +108,11 @@ class Rank:
                 assert self.mapped == self.begun == key.iteration
                 contents.append((one,))
             elif routes.is_near(one.rank, self.rank):
-                published = self.network.ranks[one.rank].published[one]
-                assert published >= key.iteration, "read before it is there"
-                contents.append((one,) if published == key.iteration else TORN)
+                mate = self.network.ranks[one.rank]
+                assert mate.published[one] >= key.iteration, "read before it is there"
+                is_own = (one.role, one.serial) == (one.rank, 0)  # which is written to from the next beginning on
+                is_there = mate.published[one] == key.iteration and not (is_own and mate.begun > key.iteration)
+                contents.append((one,) if is_there else TORN)
             else:
                 contents.append(self.buffers.pop(key.of(one)))
         return TORN if TORN in contents else tuple(one for content in contents for one in content)
@@ -202,7 +204,7 @@ class Network:
         self.ranks = [Rank(self, rank) for rank in range(workers + 1)]
         self.live, self.away = set(range(1, workers + 1)), set()
         self.owners = Owners(range(workers + 1), ENTRIES, 1, ITEMSIZE, 10.0, hosts)
-        self.replicas = Replicas(range(1, workers + 1), 0)
+        self.replicas = Replicas(range(1, workers + 1), 0, hosts=hosts)
         self.under_way, self.states = [], []
         self.maps, self.closed = {}, {}
         self.now, self.iteration = 0.0, -1

@@ -50,7 +50,7 @@ class Transport:
         self.sent.append((dest, [Kind(int(entry["kind"][0])).name for entry in records]))
         self.records[dest].extend(np.concatenate(records))
 
-    def send_vector(self, dest: int, vector: np.ndarray) -> Any:
+    def send_vector(self, dest: int, vector: np.ndarray, heard: bool = False) -> Any:
         iteration, what = stamp_of(vector)
         self.sent.append((dest, iteration))
         self.vectors.append((dest, iteration, what, vector[: -stamp_length(vector.dtype)].copy()))

@@ -331,3 +331,28 @@ def test_who_was_slow_once_is_held_no_longer_than_that(monkeypatch):
             it.poll()
             slow_sends(world, 0.0)
     assert at_once == [2, 2, 1, 2]
+
+
+@pytest.mark.parametrize(("entries_of_a_block", "heard"), [(10**6, {False}), (8, {False, True})])
+def test_of_many_notes_it_is_asked_which_are_read(monkeypatch, entries_of_a_block, heard):
+    """Else those that a stopped rank does not read would take up what MPI has for the messages of its host."""
+    monkeypatch.setattr("psgc.aggregation.allreduce.block_entries", lambda *_: entries_of_a_block)
+    world = World(3, 400, 1, np.float64, 0, hosts=(0, 0, 1, 1))
+    world.map()
+    world.deliver()
+    assert set.union(*(end.heard for end in world.ends)) == heard
+
+
+def test_an_accumulator_that_is_in_the_memory_of_the_host_from_the_first_is_read_there():
+    """That of the rank's own role; others are put behind it."""
+    world = World(2, 8, 1, np.float64, 0, hosts=(0, 0, 0))
+    others = Contributor(2, 1, 0), Contributor(2, 2, 0)
+    ((own, place),) = world.all[2].blocks.places.items()
+    assert own == (2, 0)
+    place[:] = world.coded[1]
+    made = Map(0, 0, (0, 1, 2), others, (Slice(1, 0, 8),), world.hosts)
+    world.all[2].mapped(made, {(1, 0): world.coded[0], own: place})
+    assert (place == world.coded[1]).all()
+    world.all[1].mapped(made, {})
+    world.deliver(but=(2, 0))
+    np.testing.assert_allclose(world.all[1].blocks.gradient(0), world.coded.sum(0))

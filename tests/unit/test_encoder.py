@@ -111,3 +111,19 @@ def test_accumulators_do_not_survive_their_iteration_and_their_memory_does():
         assert len(encoder.accumulators) == 2
         seen += encoder.accumulators.values()
     assert len({id(vector) for vector in seen}) == 2
+
+
+def test_an_accumulator_with_a_place_is_there_from_the_first_gradient_on():
+    encoder, place = Encoder(Backend(), np.ones((3, 1)), 4, "float64"), np.full(4, 9.0)
+    encoder.places = {(1, 0): place}
+    for first in (1.0, 2.0):
+        encoder.begin()
+        gradient = np.full(4, first)
+        encoder.add(gradient, (1,), 1)
+        encoder.add(np.full(4, 3.0), (1,), 1)
+        encoder.add(np.full(4, 7.0), (1,), 1, serial=1)
+        encoder.add(np.full(4, 8.0), (2,), 2)
+        assert encoder.accumulators[1, 0] is place
+        assert place.tolist() == [first + 3] * 4
+        assert gradient.tolist() == [first] * 4
+    assert [key for key, it in encoder.accumulators.items() if np.shares_memory(it, place)] == [(1, 0)]

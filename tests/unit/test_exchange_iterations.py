@@ -240,3 +240,82 @@ def test_a_carrier_sends_nothing_of_its_host_when_the_iteration_is_closed():
     it.handle(part.Mapped(replace(made.map, hosts=(9, 5, 5)), made.most))
     it.handle(part.Closed(0, {}))
     assert it.handle(part.Arrived(2, BlockKey(0, 0, part.WHOLE, TWO))) == []
+
+
+def without_contributors(rank, hosts=(5, 9, 9)):
+    """Of iteration 0, in which rank 0 has the only accumulator; ranks 1 and 2 share the memory of another host."""
+    slices, contributors = (Slice(0, 0, 4),), (Contributor(0, 1, 0),)
+    return part.Mapped(Map(0, 0, (0, 1, 2), contributors, slices, hosts), 2)
+
+
+def test_a_host_that_contributes_nothing_gets_each_block_once():
+    made = without_contributors(1).map
+    routes = Routes(made, 2)
+    assert [routes.others(block, 0) for block in (0, 1)] == [[1], [1]]
+    assert [routes.source(0, rank) for rank in (1, 2)] == [0, 1]
+
+
+def test_who_has_gone_on_without_the_map_tells_its_mates_and_they_are_behind():
+    it, mate, key = exchange(1), exchange(2), BlockKey(0, 0, part.WHOLE)
+    it.handle(part.Loaded(3))
+    send = part.SendBlock(2, key)
+    assert it.handle(without_contributors(1)) == [send]
+    for block in (0, 1):
+        assert it.handle(part.Arrived(0, BlockKey(0, 0, block))) == [part.Drop(BlockKey(0, 0, block))]
+    assert it.handle(part.Sent(send)) == [part.Forget(0, None)]
+    assert it.steps == 3
+    mate.handle(without_contributors(2))
+    assert part.FallBehind(0) in mate.handle(part.Arrived(1, key))
+
+
+def test_that_a_carrier_has_gone_on_may_be_said_before_the_map_and_after_all_that_it_was_to_get():
+    early, late, key = exchange(2), exchange(2), BlockKey(0, 0, part.WHOLE)
+    assert early.handle(part.Arrived(1, key)) == []
+    assert part.FallBehind(0) in early.handle(without_contributors(2))
+    late.handle(without_contributors(2))
+    for block in (0, 1):
+        late.handle(part.Arrived(1, BlockKey(0, 0, block)))
+    assert late.handle(part.Arrived(1, key)) == []
+    assert late.handle(part.Closed(0, {})) == [part.Step(0)]
+
+
+def test_only_a_mate_says_that_it_has_gone_on():
+    it, event = exchange(2), part.Arrived(0, BlockKey(0, 0, part.WHOLE))
+    it.handle(without_contributors(2))
+    assert it.handle(event) == [part.Refuse(event)]
+
+
+def test_who_passes_nothing_on_says_nothing_of_a_map_that_comes_late():
+    it = exchange(2)
+    it.handle(part.Loaded(3))
+    assert it.handle(without_contributors(2)) == []
+    assert it.is_empty
+
+
+def test_who_sums_nothing_is_not_told_of_accumulators():
+    slices = (Slice(1, 0, 4),)
+    made = part.Mapped(Map(0, 0, (0, 1, 2), (TWO,), slices, (5, 5, 5)), 4)
+    it = exchange(2)
+    told = [one.dest for one in it.handle(made) if isinstance(one, part.SendBlock)]
+    assert told == [1]
+    other = exchange(0)
+    assert other.handle(made) == []
+    assert other.awaited(0) == set()
+
+
+def test_what_comes_for_a_map_that_was_skipped_is_dropped():
+    it, slices = exchange(1), (Slice(0, 0, 2), Slice(1, 2, 4))
+    it.handle(part.Loaded(3))
+    made = part.Mapped(Map(0, 0, (0, 1, 2), (Contributor(0, 1, 0),), slices, (5, 9, 9)), 2)
+    assert [send.dest for send in it.handle(made)] == [2]
+    for contributor, block in ((None, 0), (Contributor(0, 1, 0), 1)):
+        key = BlockKey(0, 0, block, contributor)
+        assert it.handle(part.Arrived(0, key)) == [part.Drop(key)]
+
+
+def test_rank_0_does_not_fall_behind_when_a_carrier_has_gone_on():
+    """A slice that does not come gets another owner."""
+    it = exchange(0)
+    it.handle(part.Mapped(Map(0, 0, (0, 1, 2), (Contributor(1, 1, 0),), (Slice(2, 0, 4),), (5, 5, 9)), 2))
+    assert it.handle(part.Arrived(1, BlockKey(0, 0, part.WHOLE))) == []
+    assert not it.is_behind

@@ -200,6 +200,13 @@ def test_a_small_message_is_free_as_soon_as_mpi_has_taken_it(it, mpi, size):
     assert it.awaits()
 
 
+def test_a_message_of_which_it_is_asked_whether_it_is_heard_is_complete_no_earlier(it, mpi):
+    mpi.Isend = lambda *_: Request(status=Status())
+    mpi.Issend = lambda *_: Request()
+    buffer = np.empty(SMALL, np.uint8)
+    assert [it.send(mpi, buffer, 1, 0, heard).is_free for heard in (False, True)] == [True, False]
+
+
 def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
     """MPI would read what is not there yet, or write over what a kernel still has to read."""
     given = []

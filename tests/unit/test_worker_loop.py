@@ -9,10 +9,11 @@ import pytest
 
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.replica import Replica
+from psgc.aggregation.shared import HostMemory, memory_bytes
 from psgc.backend import Backend
 from psgc.messages import TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length, unpack_block
 from psgc.optimizer import make_optimizer
-from psgc.transport import Control, Died
+from psgc.transport import Control, Died, Shared
 from psgc.workers import encoder as worker_encoder
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
@@ -29,10 +30,11 @@ from tests.unit.scripted import Transport
 class Worker:
     """Worker 1 of two; the test computes its chunks."""
 
-    def __init__(self, num_chunks, combined=True, silence=1000.0, long=1000.0):
+    def __init__(self, num_chunks, combined=True, silence=1000.0, long=1000.0, shared=None):
         self.transport = Transport(3)
         self.transport.rank = 1
-        encoder = Encoder(Backend(), np.ones((2, 1)), 3, "float64")
+        self.transport.shared = shared or self.transport.shared
+        self.encoder = encoder = Encoder(Backend(), np.ones((2, 1)), 3, "float64")
         self.state = WorkerState(1, range(num_chunks), num_chunks, combined)
         self.mailbox = Mailbox(self.state, encoder)
         self.replica = Replica(make_optimizer(SGD), Backend(), lambda: None)
@@ -344,3 +346,10 @@ def test_a_replica_that_has_made_a_step_is_heard_although_nobody_else_rang(is_st
     worker.transport.script = script()
     assert worker.loop.run()
     assert polls[:2] == ([12, 11] if is_stepping else [12, 8])
+
+
+def test_what_a_worker_accumulates_is_in_the_memory_of_its_host():
+    memory = bytearray(memory_bytes(2, 3, 8))
+    worker = Worker(1, shared=Shared((9, 1, 1), memory))
+    worker.encoder.add(np.full(3, 2.0), (1,), 1)
+    assert HostMemory([1, 2], memory, 3, np.float64).accumulator(1, 0).tolist() == [2.0] * 3
