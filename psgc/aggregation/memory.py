@@ -1,16 +1,19 @@
 """What the ranks of a run hold in memory, besides the data, the program and what a model keeps for itself.
 
 A *vector* has the size of the parameters, a *coded* vector 1 / parts of it. Messages that are under way are counted,
-what is left of them when a rank is lost or stopped is not.
+what is left of them when a rank is lost or stopped is not. Of the memory that the ranks of a host share each is said to
+have what it writes; what it has read there of others is in its resident size as well.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from psgc.aggregation.pool import POSTED, room_bytes
+from psgc.aggregation.shared import GENERATIONS
 
 BLOCK_BUFFERS = POSTED + 4 + 4  # for receives, for what is being sent or summed, for states
 POOL_BYTES = 64 << 20  # of rank 0, for coded gradients: at least two vectors and at most one per worker
+SHARED = "shared with its host"
 KEPT = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "script": 2}  # vectors of an optimizer
 
 
@@ -76,6 +79,9 @@ def of_ranks(
         of_rank_0 = [Held("blocks", waits + few, 1, 0)]
         of_worker = [Held("blocks", parts * coded * transfer.all_own + few, 1, 0)]
         sent = Held("accumulators", coded, 1, 1)
+        if transfer.all_own and parts == 1:
+            of_rank_0.append(Held(SHARED, vector, GENERATIONS, 0))  # sums, if it has all that come to the host
+            sent = Held(SHARED, vector, 1 + GENERATIONS, 1)  # its accumulator as well
     else:
         pool = pool_buffers(num_workers, transfer.received)
         of_rank_0 = [

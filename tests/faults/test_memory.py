@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import pytest
 
@@ -45,13 +46,16 @@ dtype: float32
 output: out
 """
 PEAK = """
-import os, subprocess, sys
+import os, re, subprocess, sys, time
 
-child = subprocess.Popen([sys.executable, *sys.argv[1:]])
-status, used = os.wait4(child.pid, 0)[1:]
+child, shared = subprocess.Popen([sys.executable, *sys.argv[1:]]), 0
+while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+    with open(f"/proc/{child.pid}/status") as file:
+        shared = max(shared, *map(int, re.findall(r"RssShmem:\\s+(\\d+) kB", file.read())), 0)
+    time.sleep(0.02)
 with open("peak-" + os.environ["OMPI_COMM_WORLD_RANK"], "w") as file:
-    file.write(str(1024 * used.ru_maxrss))
-sys.exit(os.waitstatus_to_exitcode(status))
+    file.write(f"{1024 * ended[2].ru_maxrss} {1024 * shared}")
+sys.exit(os.waitstatus_to_exitcode(ended[1]))
 """
 SCRIPT = """
 import sys
@@ -81,28 +85,52 @@ LOST = "faults={collect_timeout: 3, inject: [{kind: stop, rank: 2, iteration: 2,
 UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
-def said(folder: Path, settings: list[str]) -> list[float]:
-    """Bytes of rank 0 and of a worker, at most, as `psgc launch --print` has them: the sums of its line."""
+class Peak(NamedTuple):
+    """Bytes of a rank: its own, and of its host's memory what it has read or written."""
+
+    own: float
+    shared: float
+
+    def over(self, other: "Peak") -> "Peak":
+        return Peak(self.own - other.own, self.shared - other.shared)
+
+
+def said(folder: Path, settings: list[str]) -> list[Peak]:
+    """Of rank 0 and of a worker, at most, as `psgc launch --print` has it: the sums of its line."""
     command = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", str(WORKERS + 1), "--print", *settings]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-    found = re.findall(r": ([\d.]+) (\w+)(?=;)", done.stdout + done.stderr)
-    assert len(found) == 2, done
-    return [float(number) * UNITS[unit] for number, unit in found]
+    found = re.findall(r"memory of rank 0: (.*); of a worker: (.*); besides", done.stdout + done.stderr)
+    assert len(found) == 1, done
+    return [Peak(size(r": ([\d.]+) (\w+)$", ranks) - shared(ranks), shared(ranks)) for ranks in found[0]]
 
 
-def peaks(folder: Path, settings: list[str]) -> list[int]:
-    """The peak resident size of each rank of a run, in bytes."""
+def size(pattern: str, text: str) -> float:
+    number, unit = re.findall(pattern, text)[0]
+    return float(number) * UNITS[unit]
+
+
+def shared(text: str) -> float:
+    return (
+        int(found[0]) * size(r"shared with its host \d x ([\d.]+) (\w+)", text)
+        if (found := re.findall(r"shared with its host (\d)", text))
+        else 0.0
+    )
+
+
+def peaks(folder: Path, settings: list[str]) -> list[Peak]:
+    """The peak resident size of each rank of a run."""
     return peaks_of(folder, ["-m", "psgc", "train", "run.yaml", *settings])
 
 
-def peaks_of(folder: Path, program: list[str]) -> list[int]:
+def peaks_of(folder: Path, program: list[str]) -> list[Peak]:
     finished = run(mpirun(WORKERS + 1, ["peak.py", *program], True), folder, 300)
     assert finished.returncode == 0, finished.said
-    return [int((folder / f"peak-{rank}").read_text()) for rank in range(WORKERS + 1)]
+    found = ((folder / f"peak-{rank}").read_text().split() for rank in range(WORKERS + 1))
+    return [Peak(int(peak) - int(shared), int(shared)) for peak, shared in found]
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Peak]]:
     """The peaks of the ranks when vectors are small, by aggregation."""
     made = {}
     for aggregation in ("allreduce", "server"):
@@ -126,7 +154,7 @@ def write_files(folder: Path) -> None:
     ],
 )
 def test_no_rank_holds_more_than_was_said(
-    tmp_path: Path, programs: dict[str, list[int]], settings: list[str], fault: list[str]
+    tmp_path: Path, programs: dict[str, list[Peak]], settings: list[str], fault: list[str]
 ) -> None:
     """fault: a worker is lost and comes back, so that a state is passed on."""
     write_files(tmp_path)
@@ -135,8 +163,13 @@ def test_no_rank_holds_more_than_was_said(
     words = [word for setting in changes for word in ("--set", setting)]
     rank_0, worker = said(tmp_path, words)
     most = [rank_0, *[worker] * WORKERS]
-    held = [large - program for large, program in zip(peaks(tmp_path, words), small, strict=True)]
-    rows = [f"rank {rank}: said {most[rank] / 1e6:.0f} MB, {held[rank] / 1e6:.0f} MB" for rank in range(WORKERS + 1)]
+    held = [large.over(program) for large, program in zip(peaks(tmp_path, words), small, strict=True)]
+    of_host = sum(peak.shared for peak in most)
+    rows = [
+        f"rank {rank}: said {most[rank].own / 1e6:.0f} MB, {held[rank].own / 1e6:.0f} MB; "
+        f"of {of_host / 1e6:.0f} MB that the host shares {held[rank].shared / 1e6:.0f}"
+        for rank in range(WORKERS + 1)
+    ]
     print("\n".join([" ".join(settings), *rows]))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     events = [event["event"] for event in summary["lost"]]
@@ -144,7 +177,8 @@ def test_no_rank_holds_more_than_was_said(
     assert bool(events) == bool(fault)
     assert events.count("lost") == events.count("returned")
     vector = 4 * DIM
-    assert all(3 * vector < held[rank] <= most[rank] for rank in range(WORKERS + 1)), rows
+    assert all(3 * vector < held[rank].own <= most[rank].own for rank in range(WORKERS + 1)), rows
+    assert all((vector if of_host else -vector / 4) < peak.shared < of_host + vector / 4 for peak in held), rows
 
 
 @pytest.mark.parametrize(("rows", "most"), [(384, 3.0), (32, 4.0)], ids=["chunks of 32 examples", "of 2 or 3"])
@@ -156,7 +190,7 @@ def test_what_a_worker_of_a_script_holds_besides_its_model_and_momentum(tmp_path
     vector = 4 * 25 * (WIDTH + 1) * WIDTH
     for _ in range(3):  # where other tests take the cores, accumulators are sent late, and held for so long
         large = peaks_of(tmp_path, ["script.py", str(WIDTH), str(rows)])
-        gradients = [(more - less) / vector - 2 for more, less in zip(large[1:], small[1:], strict=True)]
+        gradients = [more.over(less).own / vector - 2 for more, less in zip(large[1:], small[1:], strict=True)]
         print(rows, "examples a step, gradients:", *(f"{held:.2f}" for held in gradients))
         if median(gradients) < most:
             break
