@@ -41,8 +41,8 @@ class Attempt:
         self.slice_of = [numbers[slices[place].start] for place in routes.slice_of]
         self.owners = {numbers[part.start]: part.owner for part in slices}
         self.mates = routes.mates(rank)
-        near = [one for one in routes.map.contributors if one.rank in self.mates]
-        self.unpublished = {one for one in near if rank in routes.readers(one.rank)}
+        awaited = routes.map.contributors if rank in routes.summing else ()
+        self.unpublished = {one for one in awaited if one.rank in self.mates}
         self.missing = {block: routes.awaited(block) for block in blocks if routes.blocks[block].owner == rank}
         self.absent = set(blocks)
         self.left = Counter(self.slice_of)

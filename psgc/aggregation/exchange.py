@@ -68,6 +68,7 @@ class Exchange:
         self._rank, self._parts = rank, parts
         self.steps = -1
         self._iterations: dict[int, Iteration] = {}
+        self._routes: Routes | None = None  # of the newest map
         self._held: set[int] = set()
         self._left: set[int] = set()
         self._stepping = False
@@ -240,7 +241,8 @@ class Exchange:
             return instructions + self._fall_behind(map.iteration, map.iteration - is_there)
         self.is_behind = self.is_behind and not is_there
         iteration = self._iterations.setdefault(map.iteration, Iteration())
-        attempt = iteration.add(Routes(map, most), self._rank, self._held.intersection(map.receivers))
+        self._routes = self._routes.of(map, most) if self._routes else Routes(map, most)
+        attempt = iteration.add(self._routes, self._rank, self._held.intersection(map.receivers))
         if attempt.mates and (own := attempt.routes.own(self._rank)):
             instructions.append(Publish(map.iteration, tuple(sorted(own, key=lambda one: attempt.routes.slots[one]))))
         instructions += [*attempt.due(), *self._sum_complete(attempt)]

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from psgc.aggregation.slices import Block, Slice, cut
@@ -59,7 +60,8 @@ class Routes:
 
     blocks: of the coded vector, by number, in the order of their entries, each of `most` entries at most;
     slice_of: by block the place of its slice among those of the map; slots: where the memory of its host has a
-    contributor's accumulator: that of its own role is the first, and may be there before the map is.
+    contributor's accumulator: that of its own role is the first, and may be there before the map is; summing: the ranks
+    that may have to sum, as owners or carriers.
 
     When the map is shared a host is one contributor, whatever the number of its ranks. Its *carrier* of a block sums
     the accumulators of the host, sends that to the owner, and gets the gradient for the host. Where nobody contributes
@@ -72,7 +74,7 @@ class Routes:
 
     def __init__(self, map: Map, most: int) -> None:
         _check(map)
-        self.map, self.is_shared = map, map.is_shared
+        self.map, self.is_shared, self._most = map, map.is_shared, most
         self.slots: dict[Contributor, int] = {}
         self._ranks: dict[int, list[int]] = {}  # by host its receivers
         self._contributors: dict[int, list[Contributor]] = {}  # by host, in the order of hosts
@@ -80,6 +82,7 @@ class Routes:
             for one in sorted(map.contributors, key=lambda one: map.hosts[one.rank]):
                 self._contributors.setdefault(map.hosts[one.rank], []).append(one)
         self._carriers: dict[int, list[int]] = {}  # by host
+        self.summing = {owner for owner, _, _ in map.slices}
         if self.is_shared:
             for rank in map.receivers:
                 self._ranks.setdefault(map.hosts[rank], []).append(rank)
@@ -93,7 +96,9 @@ class Routes:
             for one in sorted(map.contributors, key=lambda one: (one.role, one.serial) != (one.rank, 0)):
                 self.slots[one] = places[one.rank]
                 places[one.rank] += 1
-            if len(self._ranks) == 1 and len(map.receivers) > 1:
+            if len(self._ranks) > 1:
+                self.summing.update(one.rank for one in map.contributors)
+            elif len(map.receivers) > 1:
                 most = max(part.stop - part.start for part in map.slices)
         self.blocks: list[Block] = []
         self.slice_of: list[int] = []
@@ -104,6 +109,14 @@ class Routes:
                 self.blocks.append(block)
                 self.slice_of.append(number)
         self._rounds = [sorted(numbers, key=lambda number: self.blocks[number].owner) for numbers in rounds.values()]
+
+    def of(self, map: Map, most: int) -> "Routes":
+        """Those of `map`; mostly it is as in the iteration before."""
+        if most != self._most or replace(map, iteration=self.map.iteration) != self.map:
+            return Routes(map, most)
+        same = copy(self)
+        same.map = map
+        return same
 
     def own(self, rank: int) -> tuple[Contributor, ...]:
         """What `rank` contributes."""
@@ -117,10 +130,7 @@ class Routes:
 
     def readers(self, rank: int) -> list[int]:
         """The mates of `rank` that may have to sum what it contributes."""
-        mates, owners = self.mates(rank), {owner for owner, _, _ in self.map.slices}
-        if not owners.issubset([*mates, rank]):  # carriers sum as well
-            owners.update(one.rank for one in self.map.contributors)
-        return [mate for mate in mates if mate in owners]
+        return [mate for mate in self.mates(rank) if mate in self.summing]
 
     def is_near(self, rank: int, other: int) -> bool:
         """Whether these ranks read each other's memory."""
@@ -136,6 +146,8 @@ class Routes:
 
     def relays(self, number: int, rank: int) -> bool:
         """Whether `rank` gets a block of the gradient for its host."""
+        if len(self._ranks) == 1:
+            return False
         owner = self.blocks[number].owner
         is_far = self.is_shared and not self.is_near(owner, rank)
         return is_far and self._carrier(number, self.map.hosts[rank]) == rank  # which sums it for them as well
