@@ -194,4 +194,5 @@ def test_what_a_worker_of_a_script_holds_besides_its_model_and_momentum(tmp_path
         print(rows, "examples a step, gradients:", *(f"{held:.2f}" for held in gradients))
         if median(gradients) < most:
             break
-    assert 1 < median(gradients) < most, gradients  # one worker may be interrupted at the wrong time
+    # besides what is shared; one worker may be interrupted at the wrong time
+    assert 0.5 < median(gradients) < most, gradients
