@@ -144,11 +144,9 @@ class Coordinator:
             possible = 0 <= event.iteration <= self.iteration and event.worker in self.membership.workers
         match event:
             case Report() | Abandoned():
-                possible = possible and 0 <= event.chunk < len(self._copies)
-                for chunk in event.others:
-                    possible = possible and 0 <= chunk < len(self._copies)
+                possible = possible and all(0 <= chunk < len(self._copies) for chunk in event.piece)
                 if possible and not late:
-                    piece = [(chunk, self._copies[chunk]) for chunk in (event.chunk, *event.others)]
+                    piece = [(chunk, self._copies[chunk]) for chunk in event.piece]
                     possible = all(event.worker in self.membership.holders[chunk] for chunk, _ in piece)
                     possible = possible and 0 <= event.attempt <= piece[0][1].attempt
                     late = any(event.worker in copies.reported for _, copies in piece)
@@ -217,21 +215,20 @@ class Coordinator:
         return instructions + [Compare(due, self._copies[due].there) for due in self._checks.comparing]
 
     def _report_piece(self, event: Report) -> list[Instruction]:
-        piece = (event.chunk, *event.others)
-        if not self._counting.counts_whole(event.worker, piece):
+        if not self._counting.counts_whole(event.worker, event.piece):
             return self._do_again(event)
         instructions: list[Instruction] = []
-        for chunk in piece:
+        for chunk in event.piece:
             self._copies[chunk].reported += (event.worker,)
             self._schedule.counts(event.worker, chunk)
-        for chunk in piece:
+        for chunk in event.piece:
             instructions += self._counting.count(event.worker, chunk, is_told=chunk == event.chunk)
         return instructions + (self._finalize() if self._is_enough() else [*self._freed(event, done=True)])
 
     def _do_again(self, event: Report | Abandoned) -> list[Instruction]:
         """This pass does not count: what is still needed of it is to be done again, if that was not said since."""
         worker = event.worker
-        piece = [chunk for chunk in (event.chunk, *event.others) if not self._copies[chunk].attempt]
+        piece = [chunk for chunk in event.piece if not self._copies[chunk].attempt]
         needed = [chunk for chunk in piece if self._counting.is_needed(chunk)]
         instructions: list[Instruction] = []
         if isinstance(event, Report):  # else the worker has dropped it, and may be doing some of these again
@@ -241,8 +238,7 @@ class Coordinator:
         return [*instructions, *self._freed(event, done=False), *self._schedule.again(worker, needed, event.now)]
 
     def _freed(self, event: Report | Abandoned, done: bool) -> Sequence[Order]:
-        chunks = (event.chunk, *event.others)
-        return self._schedule.freed(Pass(event.worker, chunks, event.now, event.seconds, done, event.late))
+        return self._schedule.freed(Pass(event.worker, event.piece, event.now, event.seconds, done, event.late))
 
     def _lost(self, worker: int, held: Sequence[int], now: float) -> list[Instruction]:
         collected = self.phase == COLLECTING

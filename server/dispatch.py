@@ -199,7 +199,7 @@ class Dispatcher(Target):
         if is_current and not self.num_sums:
             self._cluster.can_join(worker, report.joins)
         if is_current:
-            for one in (chunk, *report.others):
+            for one in report.piece:
                 self._cluster.failures.pop(one, None)
         self._log.reported(report, counts=is_current and coordinator.books.used(worker, chunk, report.attempt))
 

@@ -46,6 +46,11 @@ class Report:
     others: tuple[int, ...] = ()
     joins: bool = False
 
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """All chunks of the pass."""
+        return self.chunk, *self.others
+
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
@@ -60,6 +65,11 @@ class Abandoned:
     late: float = 0.0
     start: float = 0.0
     others: tuple[int, ...] = ()
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """All chunks of the pass."""
+        return self.chunk, *self.others
 
 
 @dataclass(frozen=True, slots=True)

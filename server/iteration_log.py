@@ -43,7 +43,7 @@ class IterationLog:
 
         counts: whether it is part of the gradient.
         """
-        worker, loss = report.worker, report.loss / (1 + len(report.others))
+        worker, loss = report.worker, report.loss / len(report.piece)
         for chunk, start, seconds in shares(report):
             if report.iteration != self.row.iteration:  # whose row is finished
                 self._observer.chunk(worker, chunk, report.iteration, start, seconds, Outcome.LATE)
@@ -111,6 +111,6 @@ def shares(done: Report | Abandoned) -> Iterator[tuple[int, float, float]]:
     >>> [*shares(Abandoned(worker=1, iteration=0, chunk=4, start=1.0, seconds=3.0, others=(7, 8)))]
     [(4, 1.0, 1.0), (7, 2.0, 1.0), (8, 3.0, 1.0)]
     """
-    each = done.seconds / (1 + len(done.others))
-    for place, chunk in enumerate((done.chunk, *done.others)):
+    each = done.seconds / len(done.piece)
+    for place, chunk in enumerate(done.piece):
         yield chunk, done.start + place * each, each
