@@ -68,11 +68,6 @@ class WatchedCoordinator(Coordinator):
         return instructions
 
 
-def piece_of(event: Report | Abandoned) -> tuple[int, ...]:
-    """All chunks that it is about."""
-    return (event.chunk, *event.others)
-
-
 class Watch:
     """What has happened in this iteration."""
 
@@ -116,7 +111,7 @@ class Watch:
         match event:
             case Report(worker, iteration) | Abandoned(worker, iteration):
                 known = self.it.phase in ("working", "redoing") and worker in self.it.membership.live
-                heard = any((worker, chunk, self.attempts[chunk]) in self.heard for chunk in piece_of(event))
+                heard = any((worker, chunk, self.attempts[chunk]) in self.heard for chunk in event.piece)
                 return not known or iteration < self.it.iteration or heard
         return False
 
@@ -132,7 +127,7 @@ class Watch:
                     self.world.counts["do nothing without a state"] += len(left_out)
                 assert all(len(holders) >= membership.parts for holders in membership.holders)
             case Report(worker) if not late:
-                self.heard |= {(worker, chunk, event.attempt) for chunk in piece_of(event)}
+                self.heard |= {(worker, chunk, event.attempt) for chunk in event.piece}
                 self.pass_over(event)
             case Abandoned(worker, others=others) if others and not late:
                 self.pass_over(event)
@@ -228,7 +223,7 @@ class Watch:
 
     def pass_over(self, event: Report | Abandoned) -> None:
         """A pass counts as a whole, or not at all."""
-        worker, piece = event.worker, piece_of(event)
+        worker, piece = event.worker, event.piece
         used = {self.it.books.used(worker, chunk, event.attempt) for chunk in piece}
         if len(piece) > 1 and used != {True}:
             assert used == {False} or any(chunk in self.commits for chunk in piece)
