@@ -1,7 +1,7 @@
-"""What a step takes with DistributedDataParallel over gloo and with psgc.torch: one table, every row a real run.
+"""What a step takes with DistributedDataParallel over gloo, torchft and psgc.torch: one table, every row a real run.
 
-    python scripts/bench_torch.py [--rows perceptron defaults ...] [--programs ddp psgc] [--steps 40] [--batch 10240]
-        [--turns] [--out runs/bench/torch.md]
+    python scripts/bench_torch.py [--rows perceptron defaults ...] [--programs ddp torchft psgc] [--steps 40]
+        [--batch 10240] [--turns] [--out runs/bench/torch.md]
 
 The same model, data, batches and optimizer (torch_tasks.py); losses that differ by more than 1e-4 are an error.
 
@@ -17,8 +17,9 @@ The same model, data, batches and optimizer (torch_tasks.py); losses that differ
                        micro-batch; 2 workers with a core each, nobody slow
 
 A share of a core is a CPU quota (cpu_quotas.py), or where there are none, or with --turns, the worker is stopped and
-continued in turns (stop_and_go.py). The examples of a step are dealt out to DDP's ranks as DistributedSampler does it.
-psgc's server comes on top of the workers and has no quota.
+continued in turns (stop_and_go.py). The examples of a step are dealt out to DDP's ranks as DistributedSampler does it,
+and to those of torchft, of which each is a replica group. torchft is left out where it is not installed, and in one
+process. psgc's server and torchft's lighthouse come on top of the workers and have no quota.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +48,14 @@ from psgc.errors import RunFailed, UserError
 from psgc.machine import THREADS
 from psgc.record.files import write_output_text
 
-DDP, PSGC = "DDP, gloo", "psgc"
-PROGRAMS = {"ddp": DDP, "psgc": PSGC}
+DDP, TORCHFT, PSGC = "DDP, gloo", "torchft, gloo", "psgc"
+PROGRAMS = {"ddp": DDP, "torchft": TORCHFT, "psgc": PSGC}
 AGREE = 1e-4  # relative difference of losses
 LIMIT, AFTER_FAILURE = 300.0, 60.0  # seconds of a run, and of what is left of it after a process has failed
 SHARE, SLOW_SHARE, SLOW, VICTIM = 0.35, 0.07, 2, 3  # of a core; workers, from 1 on
 WARM = 3  # steps that do not count
 ADVICE = "pip install '.[torch]'"
+NOT_INSTALLED = "not installed: pip install torchft==0.2.0"
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What a run came to. seconds: of a step in the median, None for a run that ended; losses: of each step."""
+    """What a run came to. seconds: of a step in the median, or what to say in its place; losses: of each step."""
 
-    seconds: float | None
+    seconds: float | str
     losses: tuple[float, ...] = ()
 
 
@@ -110,6 +112,8 @@ def main() -> int:
         for name in options.rows:
             steps = max(WARM + 1, 2 * round(options.steps * SETTINGS[name].steps / 2))  # an epoch has two
             for program in (PROGRAMS[word] for word in options.programs):
+                if program == TORCHFT and SETTINGS[name].workers == 1:
+                    continue
                 rows[name, program] = measure(SETTINGS[name], program, steps, options.batch, how == "CPU quotas")
                 print(line(rows, name, program), flush=True)
     except (UserError, RunFailed) as error:
@@ -139,6 +143,8 @@ def _options() -> argparse.Namespace:
 
 def measure(setting: Setting, program: str, steps: int, batch: int, quotas: bool) -> Row:
     """One run. Raises UserError: no torch; RunFailed: it fails, takes too long, or leaves nothing."""
+    if program == TORCHFT and importlib.util.find_spec("torchft") is None:
+        return Row(NOT_INSTALLED)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         options: dict[str, Any] = {"task": setting.task, "steps": steps, "batch": setting.batch or batch}
@@ -149,11 +155,19 @@ def measure(setting: Setting, program: str, steps: int, batch: int, quotas: bool
             name = f"psgc-bench-{os.getpid()}"
             groups = stack.enter_context(CpuQuotas(name, shares) if quotas else StopAndGo(shares))
             options["groups"] = str(groups.folder)
-        stack.callback(kill_all, processes := start(program, setting.workers, options))
+        environ = {}
+        if program == TORCHFT:
+            os.environ["RUST_LOG"] = "error"
+            from torchft.coordination import LighthouseServer
+
+            lighthouse = LighthouseServer("[::]:0", setting.workers - setting.killed, join_timeout_ms=60_000)
+            stack.callback(lighthouse.shutdown)
+            environ["TORCHFT_LIGHTHOUSE"] = f"http://localhost:{lighthouse.address().rpartition(':')[2]}"
+        stack.callback(kill_all, processes := start(program, setting.workers, options, environ))
         codes = wait(processes)
         errors = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("stderr*")))
-        if any(codes) and setting.killed and program == DDP:
-            return Row(None)
+        if any(codes) and setting.killed and program != PSGC:  # torchft 0.2.0: by an assertion in its ddp.py
+            return Row("ends")
         if any(codes) or not (folder / "result.json").exists():
             raise RunFailed(f"the run failed with exit code {max(codes)}: {' '.join(errors.split())[-500:]}")
         result = json.loads((folder / "result.json").read_text())
@@ -161,12 +175,15 @@ def measure(setting: Setting, program: str, steps: int, batch: int, quotas: bool
     return Row(statistics.median(result["seconds"][first:]), tuple(result["losses"]))
 
 
-def start(program: str, workers: int, options: dict[str, Any]) -> list["subprocess.Popen[bytes]"]:
-    """The processes of a run: DDP's ranks, or psgc launch."""
+def start(
+    program: str, workers: int, options: dict[str, Any], more: Mapping[str, str]
+) -> list["subprocess.Popen[bytes]"]:
+    """The processes of a run: ranks of DDP or torchft, or psgc launch. more: for their environment."""
     script = str(Path(__file__).with_name("torch_ranks.py"))
     environ = {**os.environ, **dict.fromkeys(THREADS, "1"), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": str(workers)}
-    if program == DDP:
-        commands = [[sys.executable, script, "ddp"]] * workers
+    environ |= more
+    if program != PSGC:
+        commands = [[sys.executable, script, "ddp" if program == DDP else "torchft"]] * workers
     elif workers == 1:
         commands = [[sys.executable, script, "psgc"]]
     else:
@@ -215,9 +232,9 @@ def line(rows: Rows, name: str, program: str) -> str:
     """A line of the table, as Markdown. The ratio is to DDP with nobody slow."""
     row, reference = rows[name, program], rows.get((SETTINGS[name].undisturbed, DDP))
     cells = [SETTINGS[name].text, "torch" if program == DDP and SETTINGS[name].workers == 1 else program]
-    if row.seconds is None:
-        return f"| {' | '.join([*cells, 'ends', '', ''])} |"
-    ratio = f"{row.seconds / reference.seconds:.2f}" if reference and reference.seconds else ""
+    if isinstance(row.seconds, str):
+        return f"| {' | '.join([*cells, row.seconds, '', ''])} |"
+    ratio = f"{row.seconds / reference.seconds:.2f}" if reference and isinstance(reference.seconds, float) else ""
     return f"| {' | '.join([*cells, f'{1e3 * row.seconds:.0f} ms', ratio, f'{row.losses[-1]:.5f}'])} |"
 
 
@@ -225,11 +242,12 @@ def disagreeing(rows: Rows) -> str:
     """The first step in which the programs' losses of a setting differ, in words; empty when they agree."""
     for name in dict.fromkeys(name for name, _ in rows):
         where = SETTINGS[name].undisturbed if SETTINGS[name].killed else name  # DDP has ended
-        pair = (rows.get((where, DDP)), rows.get((name, PSGC)))
-        losses = [row.losses if row else () for row in pair]
-        for step, (ddp, psgc) in enumerate(zip(*losses, strict=False)):
-            if not abs(ddp - psgc) <= AGREE * abs(ddp):
-                return f"{SETTINGS[name].text}, step {step}: {ddp!r} ({DDP}), {psgc!r} ({PSGC})"
+        for program in TORCHFT, PSGC:
+            pair = (rows.get((where, DDP)), rows.get((name, program)))
+            losses = [row.losses if row else () for row in pair]
+            for step, (ddp, other) in enumerate(zip(*losses, strict=False)):
+                if not abs(ddp - other) <= AGREE * abs(ddp):
+                    return f"{SETTINGS[name].text}, step {step}: {ddp!r} ({DDP}), {other!r} ({program})"
     return ""
 
 

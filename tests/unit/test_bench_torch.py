@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import bench_torch
 import torch_tasks
-from bench_torch import DDP, PSGC, SETTINGS, Row
+from bench_torch import DDP, NOT_INSTALLED, PSGC, SETTINGS, TORCHFT, Row
 from stop_and_go import StopAndGo
 
 from psgc.data.epochs import rows_of
@@ -26,7 +26,8 @@ def test_the_table_is_relative_to_ddp_with_nobody_slow():
         ("perceptron", DDP): Row(0.2, (2.0, 1.0)),
         ("perceptron", PSGC): Row(0.21, (2.0, 1.00001)),
         ("perceptron-slow", DDP): Row(1.0, (2.0,)),
-        ("perceptron-killed", DDP): Row(None),
+        ("perceptron-killed", DDP): Row("ends"),
+        ("defaults", TORCHFT): Row(NOT_INSTALLED),
         ("transformer", PSGC): Row(0.5, (3.0,)),
         ("small", DDP): Row(0.002, (3.0,)),
         ("small-workers", PSGC): Row(0.003, (3.0,)),
@@ -36,6 +37,7 @@ def test_the_table_is_relative_to_ddp_with_nobody_slow():
         "| perceptron, none slow | psgc | 210 ms | 1.05 | 1.00001 |",
         "| perceptron, one 5 x slower | DDP, gloo | 1000 ms | 5.00 | 2.00000 |",
         "| perceptron, one killed | DDP, gloo | ends |  |  |",
+        "| defaults, none slow | torchft, gloo | not installed: pip install torchft==0.2.0 |  |  |",
         "| transformer, none slow | psgc | 500 ms |  | 3.00000 |",
         "| small, one process | torch | 2 ms | 1.00 | 3.00000 |",
         "| small, 4 workers | psgc | 3 ms | 1.50 | 3.00000 |",
@@ -44,15 +46,23 @@ def test_the_table_is_relative_to_ddp_with_nobody_slow():
 
 
 @pytest.mark.parametrize("loss", [1.0002, float("nan")])
-@pytest.mark.parametrize("name", ["perceptron", "perceptron-killed"])
-def test_a_loss_that_differs_is_named_with_its_step(name, loss):
+@pytest.mark.parametrize(
+    ("name", "program"), [("perceptron", PSGC), ("perceptron", TORCHFT), ("perceptron-killed", PSGC)]
+)
+def test_a_loss_that_differs_is_named_with_its_step(name, program, loss):
     rows = {("perceptron", DDP): Row(0.2, (2.0, 1.0, 0.5)), ("perceptron", PSGC): Row(0.2, (2.0, 1.00009))}
     assert bench_torch.disagreeing(rows) == ""
     rows |= {
-        (name, DDP): Row(None) if name != "perceptron" else Row(0.2, (2.0, 1.0)),
-        (name, PSGC): Row(0.2, (2.0, loss)),
+        (name, DDP): Row("ends") if name != "perceptron" else Row(0.2, (2.0, 1.0)),
+        (name, program): Row(0.2, (2.0, loss)),
     }
-    assert bench_torch.disagreeing(rows) == f"{SETTINGS[name].text}, step 1: 1.0 (DDP, gloo), {loss!r} (psgc)"
+    assert bench_torch.disagreeing(rows) == f"{SETTINGS[name].text}, step 1: 1.0 (DDP, gloo), {loss!r} ({program})"
+
+
+def test_where_torchft_is_not_installed_its_row_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    row = bench_torch.measure(SETTINGS["perceptron"], TORCHFT, 4, 64, quotas=False)
+    assert row == Row("not installed: pip install torchft==0.2.0")
 
 
 def test_a_run_that_hangs_after_a_failure_is_ended(monkeypatch):
