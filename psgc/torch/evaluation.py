@@ -14,7 +14,6 @@ from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
 from psgc.torch.generators import seeded
 from psgc.torch.loader import ChunkLoader, MicroBatch, has_spare_core
-from psgc.torch.sampling import length_of
 
 AT_ONCE = 64  # examples, where micro_batch does not say: the sums are those of any number of workers
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -70,10 +69,10 @@ class Evaluator:
 
         Raises UserError.
         """
-        length = length_of(dataset)
         loader = ChunkLoader(dataset, self._collate, self._at_once, has_spare_core(self._device))
-        number = len(self.results) + 1
+        length, number = loader.length, len(self.results) + 1
         seed = (self._seed, number)
+        loader.seed = (*seed, "evaluation")
 
         batches = -(-length // self._at_once)  # as many as in a plain loop; if they are few, some chunks are empty
 

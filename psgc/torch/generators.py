@@ -3,6 +3,7 @@ whether code of the user draws any.
 """
 
 import hashlib
+import os
 import random
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,8 @@ from psgc.errors import UserError, one_line
 
 WORDS = 4 * 625  # bytes of NumPy's usual generator: 624 words, and how many of them have been used
 NAMES = "random", "numpy.random", "torch"
-GENERATORS = threading.Lock()  # held while states are set here; who compares states holds it meanwhile
+GENERATORS = threading.RLock()  # held while states are set here; who compares states holds it meanwhile
+os.register_at_fork(before=GENERATORS.acquire, after_in_parent=GENERATORS.release, after_in_child=GENERATORS.release)
 
 
 class Generators(NamedTuple):
@@ -121,17 +123,22 @@ def seeded(seed: tuple[int, ...], device: torch.device) -> Iterator[None]:
 
     Generators of the user's own are not reached.
     """
-    number = int.from_bytes(hashlib.blake2b(repr(seed).encode(), digest_size=20).digest())
     with preserved(device):
-        with GENERATORS:
-            random.seed(number & 0xFFFFFFFFFFFFFFFF)
-            np.random.seed(number >> 64 & 0xFFFFFFFF)  # one word: NumPy takes five times as long with two
-            for_torch = number >> 97  # below 2^63
-            torch.default_generator.manual_seed(for_torch)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(for_torch)
+        reseed(seed, device)
         yield
+
+
+def reseed(seed: tuple[object, ...], device: torch.device) -> None:
+    """Have the sources of `preserved` depend on `seed` alone. Takes 0.02 ms."""
+    number = int.from_bytes(hashlib.blake2b(repr(seed).encode(), digest_size=20).digest())
+    with GENERATORS:
+        random.seed(number & 0xFFFFFFFFFFFFFFFF)
+        np.random.seed(number >> 64 & 0xFFFFFFFF)  # one word: NumPy takes five times as long with two
+        for_torch = number >> 97  # below 2^63
+        torch.default_generator.manual_seed(for_torch)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(for_torch)
 
 
 # functions of torch that draw random numbers, if not from a generator that they are given; some do so with dropout only
@@ -165,11 +172,6 @@ def states() -> tuple[Any, ...]:
     """The states of `random` and of NumPy's generator, which all threads share."""
     kind, keys, *rest = np.random.get_state()
     return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
-
-
-def all_states() -> tuple[Any, ...]:
-    """The states of `random`, of NumPy's and of torch's generator."""
-    return *states(), torch.get_rng_state().numpy().tobytes()
 
 
 def places(device: torch.device) -> tuple[object, ...]:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from psgc.coding.sketch import sketch
 from psgc.config.torch import TorchRun
+from psgc.errors import UserError
 from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice
 from psgc.torch.halves import Halves, NotFinite
 from psgc.torch.loader import ChunkLoader, MicroBatch
+from psgc.torch.loading import Loading
 from psgc.torch.sampling import Batch, ChunkCosts
 
 
@@ -37,10 +39,11 @@ class _OfVector(NamedTuple):
 class BatchGradient:
     """Makes the calls.
 
-    compute: the vector of a chunk; gradient: how many of its entries are the gradient; costs: of chunks. Before the
-    first chunk the loss is looked at (`psgc.torch.halves`). Then it is computed twice, and some of the later ones are
-    (`psgc.torch.determinism`). The first pass over several chunks is compared with the sum over these: with bfloat16,
-    for example, they differ by more than sums in another order do, and chunks stay single.
+    compute: the vector of a chunk; gradient: how many of its entries are the gradient; costs: of chunks; following:
+    the batch that most probably comes after one. Before the first chunk the loss is looked at (`psgc.torch.halves`).
+    Then it is computed twice, and some of the later ones are (`psgc.torch.determinism`). The first pass over several
+    chunks is compared with the sum over these: with bfloat16, for example, they differ by more than sums in another
+    order do, and chunks stay single.
     """
 
     def __init__(
@@ -51,22 +54,28 @@ class BatchGradient:
         gradient: int,
         settings: TorchRun,
         costs: ChunkCosts,
+        following: Callable[[Batch], Batch | None] = lambda _: None,
     ) -> None:
-        self._model, self._loader, self._compute = model, loader, compute
+        self._model, self._loader, self._compute, self._following = model, loader, compute, following
         self._gradient, self._costs = gradient, costs
         self._seed, self._micro_batch = settings.seed, settings.micro_batch
         self._halves: Halves | None = Halves(model, compute, loader.micro_batch)  # None: they were compared
         self._is_checked, self._sampled = False, Sampled(model, gradient)
         self._is_sum: bool | None = None  # whether a pass over several chunks is; None: not known
+        self._passes: list[tuple[int, ...]] = []  # of the newest call, their chunks
 
     def call(self, batch: Batch, engine: Engine, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
         """scale: of the GradScaler; is_whole: see HandOver; loaded: tells ranks apart that have loaded other states."""
-        # by default what a worker has of a step, and a single chunk in any case: so its bits are those of any number
         num_chunks = engine.num_chunks
-        self._loader.size = self._micro_batch or -(-len(batch) // min(engine.num_workers, num_chunks))
+        of_all = self._loading(batch, range(num_chunks), engine)
+        self._loader.size, self._loader.seed = of_all.size, of_all.seed
+        before, self._passes = self._passes, []
 
-        def in_one_pass(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
+        def in_one_pass(
+            chunks: Sequence[int], wanted: Callable[[], bool], then: Sequence[Sequence[int]] = ()
+        ) -> Tensor | None:
             rows = batch.of_chunks(chunks, num_chunks)
+            coming = [self._loading(batch, one, engine) for one in then] or self._coming(batch, chunks, before, engine)
 
             def compute(micro_batches: Iterable[MicroBatch]) -> Tensor | None:
                 seed = self._seed, batch.iteration, chunks[0]
@@ -74,7 +83,7 @@ class BatchGradient:
 
             if self._halves is not None:
                 self._compare_halves(self._halves, batch, rows, chunks[0], num_chunks, scale)
-            load = partial(self._loader.micro_batches, rows)
+            load = partial(self._loader.micro_batches, rows, coming)
             if self._is_checked:
                 return self._sampled.compute(batch.iteration, load, compute)
             found = computed_twice(self._model, self._gradient, load, compute)
@@ -82,9 +91,13 @@ class BatchGradient:
             return found
 
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
+            self._passes = [*(one for one in self._passes if not {*one} & {*chunks}), tuple(chunks)]
             if len(chunks) == 1 or self._is_sum:
                 return in_one_pass(chunks, wanted)
-            single = [self._figures(in_one_pass((chunk,), wanted)) for chunk in chunks]  # one vector at a time
+            then: list[Sequence[int]] = [*((chunk,) for chunk in chunks), chunks]
+            single = [  # one vector at a time
+                self._figures(in_one_pass((chunk,), wanted, then[number:])) for number, chunk in enumerate(chunks, 1)
+            ]
             found = in_one_pass(chunks, wanted)
             if (figures := self._figures(found)) is not None and None not in single:
                 self._is_sum = figures.is_sum_of([one for one in single if one is not None])
@@ -109,7 +122,26 @@ class BatchGradient:
         return Call(vector, expect, loss_in, made, is_whole, costs, joins=self._joins)
 
     def _joins(self) -> bool:
-        return self._is_checked and self._compute.joins and self._is_sum is not False
+        return self._is_checked and self._compute.joins and not self._loader.mixes and self._is_sum is not False
+
+    def _loading(self, batch: Batch, chunks: Sequence[int], engine: Engine) -> Loading:
+        """Of a pass over these chunks. By default it goes through the model in as many examples as a worker has of a
+        step, and a single chunk at once in any case: so its bits are those of any number of workers.
+        """
+        size = self._micro_batch or -(-len(batch) // min(engine.num_workers, engine.num_chunks))
+        return Loading(batch.of_chunks(chunks, engine.num_chunks), size, (self._seed, batch.epoch))
+
+    def _coming(
+        self, batch: Batch, chunks: Sequence[int], before: list[tuple[int, ...]], engine: Engine
+    ) -> list[Loading]:
+        """What most probably comes after a pass over these chunks: as in the step before, here and in the next ones."""
+        found, passes = list[Loading](), before or self._passes
+        at = passes.index(tuple(chunks)) + 1 if tuple(chunks) in passes else len(passes)
+        coming: Batch | None = batch
+        while passes and coming is not None and len(found) < self._loader.ahead:
+            found += [self._loading(coming, one, engine) for one in passes[at : at + self._loader.ahead]]
+            coming, at = self._following(coming), 0
+        return found
 
     def _figures(self, vector: Tensor | None) -> "_OfVector | None":
         """None when there is no vector, or it is not finite."""
@@ -127,5 +159,9 @@ class BatchGradient:
             return  # the loss is called with each example alone, or with all of them
         some = (rows if len(rows) > 1 else batch.rows[:2])[:size]
         with suppress(NotFinite):  # then another chunk is looked at
-            halves.check(some.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale)
+            try:
+                halves.check(some.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale)
+            except UserError:
+                if not self._loader.mixes:  # then the halves have had other random numbers
+                    raise
             self._halves = None

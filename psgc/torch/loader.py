@@ -5,19 +5,17 @@ import statistics
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
 
-from psgc.errors import UserError, one_line, raised_at
 from psgc.machine import local_ranks, usable_cores
-from psgc.torch.generators import GENERATORS, Draws, NoDraws, all_states, states
-from psgc.torch.loading import Loading, Times, indexed
-from psgc.torch.sampling import length_of
+from psgc.torch.generators import GENERATORS, Draws, NoDraws, states
+from psgc.torch.loading import Loading, Times
+from psgc.torch.processes import Processes, taken_apart
+from psgc.torch.reading import Reader
 
 AHEAD = 2  # micro-batches that are loaded before they are asked for, at most, and of what is not expected any more
 LONG = 1e-3  # seconds of a load that a thread has to save: it costs about 0.6 ms of CPU time for each
@@ -50,21 +48,23 @@ class MicroBatch(NamedTuple):
 
 
 class ChunkLoader:
-    """Loads rows of a map-style dataset in micro-batches, and the next ones ahead, in a thread.
+    """Loads rows of a map-style dataset in micro-batches, and the next ones ahead: in the worker processes of a
+    DataLoader, if it is given one with such in place of the dataset, otherwise in a thread.
 
     Only one thread uses the dataset at a time. It is loaded ahead once that would save more time than a thread costs.
     Where all cores compute, a thread saves only the time in which a load waits.
 
-    It is not loaded ahead when it draws random numbers: then `micro_batches` loads it, where they are seeded by the
-    chunk. Whether it does is seen with the first chunk, which is never loaded ahead, and watched from then on. Nor is
-    it loaded ahead any more once that has failed: what is wrong comes out where the rows are used.
+    A thread does not load ahead what draws random numbers, since all threads have the same generators. Whether it does
+    is seen with the first chunk, which is never loaded ahead, and watched from then on. Nor does it load ahead any more
+    once that has failed: what is wrong comes out where the rows are used.
 
-    collate_fn: examples -> batch, as of torch's DataLoader, whose default is the default here; size: examples of a
-    batch at most, may be changed. The rows of a chunk are spread evenly over as few batches as that allows, so that
-    none is left alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one.
+    collate_fn: examples -> batch, by default that of the DataLoader, or torch's; size: examples of a batch at most;
+    seed: (seed, epoch), of what rows draw; both may be changed. The rows of a chunk are spread evenly over as few
+    batches as that allows, so that none is left alone, as batch normalisation needs it.
     spare_core: whether there is a core for the thread; may_load_ahead: None while that is not known.
+    ahead: how many micro-batches it is of use to know beforehand.
 
-    Raises UserError for a dataset without length (`length_of`).
+    Raises UserError for a dataset without length (`length_of`), or a DataLoader that cannot be used (`taken_apart`).
     """
 
     def __init__(
@@ -74,50 +74,55 @@ class ChunkLoader:
         size: int,
         spare_core: bool = True,
     ) -> None:
-        self._length, self._spare_core = length_of(dataset), spare_core
-        self._dataset, self._collate, self.size = dataset, collate_fn or default_collate, size
-        self._indexed = indexed(dataset, self._collate)
+        self._spare_core, self.size = spare_core, size
+        self.seed: tuple[object, ...] = (0, 0)
+        rows, collate, like = taken_apart(dataset, collate_fn)
+        self._reader = Reader(rows, collate)
+        self.length = self._reader.length
+        self._processes = None if like is None else Processes(self._reader, like)
+        self.ahead = 0 if self._processes is None else self._processes.ahead
         self._reading = threading.Lock()
         self._changed = threading.Condition()  # guards what follows
         self._current = Loading()
         self._next = Loading()  # what is expected
         self._before = Loading()  # what was expected before that
-        self.may_load_ahead: bool | None = None
+        self._then: Sequence[Loading] = ()  # what comes after that
+        self.may_load_ahead: bool | None = None if self._processes is None else False
         self._savings: deque[float] = deque(maxlen=TIMED)  # seconds of loads that were not ahead
         self._is_worth_it = False
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def micro_batches(self, rows: Sequence[int] | np.ndarray) -> Iterator[MicroBatch]:
+    @property
+    def mixes(self) -> bool:
+        """Whether collate_fn has drawn random numbers so far: then it matters which rows are loaded together."""
+        return self._reader.mixes or (self._processes is not None and self._processes.mixes)
+
+    def micro_batches(self, rows: Sequence[int] | np.ndarray, then: Sequence[Loading] = ()) -> Iterator[MicroBatch]:
         """The micro-batches of a chunk, in order. It may be left early; one chunk at a time.
+
+        then: what probably comes after it and what is expected, for worker processes.
 
         Raises UserError, with the row, when the dataset or collate_fn fails.
         """
         with self._changed:
-            self._current = Loading(rows, self.size)
+            self._current, self._then = Loading(rows, self.size, self.seed), then
             if self._before.is_like(self._current):
                 self._current = self._before
             elif self._next.is_like(self._current):
                 self._current, self._next = self._next, Loading()
             self._before = Loading()
             self._start()
+            self._tell()
             return self._batches(self._current)
 
     def _batches(self, chunk: Loading) -> Iterator[MicroBatch]:
-        draws = False
         try:
             for at in range(chunk.batches):
-                rows = chunk.rows_of(at)
-                if self.may_load_ahead is None:
-                    before = all_states()
-                    batch = self._load(rows)
-                    draws = draws or all_states() != before
-                else:
-                    batch = self._taken(chunk, at)
-                yield MicroBatch(len(rows), batch)
+                yield MicroBatch(len(chunk.rows_of(at)), self._taken(chunk, at))
             if self.may_load_ahead is None and len(chunk.rows):
                 with self._changed:  # a default device, unlike a default dtype, is that of one thread
-                    self.may_load_ahead = not draws and torch.get_default_device().type == "cpu"
+                    self.may_load_ahead = torch.get_default_device().type == "cpu"
                     self._start()
         finally:
             with self._changed:
@@ -127,8 +132,7 @@ class ChunkLoader:
 
     def micro_batch(self, rows: Sequence[int]) -> MicroBatch:
         """The micro-batch of these rows, loaded now. Raises UserError, as above."""
-        with self._reading:
-            return MicroBatch(len(rows), self._collated(np.asarray(rows)))
+        return MicroBatch(len(rows), self._load(np.asarray(rows, np.int64), self.seed))
 
     def expect(self, rows: Sequence[int] | np.ndarray) -> None:
         """Load these rows next, ahead: most probably the next chunk is of them. Any thread may call it.
@@ -137,9 +141,10 @@ class ChunkLoader:
         next chunk, so this may be called right before `micro_batches` as well. No rows: nothing is expected.
         """
         with self._changed:
-            if not self._next.is_like(expected := Loading(rows, self.size)):
+            if not self._next.is_like(expected := Loading(rows, self.size, self.seed)):
                 self._before, self._next = self._next, expected
                 self._start()
+                self._tell()
 
     def close(self) -> None:
         """Load nothing ahead any more, and drop what was. May be called again."""
@@ -147,6 +152,8 @@ class ChunkLoader:
             self._closed = True
             self._next = self._before = Loading()
             self._changed.notify_all()
+        if self._processes is not None:
+            self._processes.close()
 
     def join(self, timeout: float) -> None:
         """After `close`: wait for a load that is under way, so many seconds at most."""
@@ -163,6 +170,11 @@ class ChunkLoader:
             self._thread.start()
         self._changed.notify_all()
 
+    def _tell(self) -> None:
+        """Have the processes load what there is to load."""
+        if self._processes is not None:
+            self._processes.need([self._current, self._next, *self._then])
+
     def _taken(self, chunk: Loading, at: int) -> Any:
         """Micro-batch `at` of the chunk: from the thread if it has begun it, else loaded here."""
         with self._changed:
@@ -174,7 +186,7 @@ class ChunkLoader:
                     return batch
             chunk.begun = at + 1
             self._start()
-        return self._load(chunk.rows_of(at))
+        return self._load(chunk.rows_of(at), chunk.seed)
 
     def _is_loading_ahead(self) -> bool:
         return bool(self.may_load_ahead) and self._is_worth_it and not self._closed
@@ -213,62 +225,20 @@ class ChunkLoader:
         """As `_load`. Raises Draws when the dataset draws random numbers."""
         with self._reading, GENERATORS:  # nobody else seeds them meanwhile
             before = states()
-            batch = self._collated(rows)
+            batch = self._reader.plain(rows)
             if states() != before:
                 raise Draws
         return batch
 
-    def _load(self, rows: np.ndarray) -> Any:
+    def _load(self, rows: np.ndarray, seed: tuple[object, ...]) -> Any:
+        if self._processes is not None:
+            return self._processes.take(rows, seed)
         with self._reading:
             before = Times()
-            batch = self._collated(rows)
+            batch = self._reader.load(rows, seed)
             self._savings.append(before.savings(Times(), self._spare_core))
+        if self._reader.draws or self._reader.mixes:
+            self.may_load_ahead = False
         if len(self._savings) >= LEAST and statistics.median_low(self._savings) > LONG:
             self._is_worth_it = True
         return batch
-
-    def _collated(self, which: np.ndarray) -> Any:
-        if self._indexed is not None:
-            with suppress(Exception):  # row by row it is told which one it is
-                return self._indexed(which)
-        rows = which.tolist()
-        examples = self._examples(rows)
-        try:
-            return self._collate(examples)
-        except Exception as error:  # the user's code
-            name = getattr(self._collate, "__name__", type(self._collate).__name__)
-            raise UserError(f"{name} of {_shown(rows)}: {one_line(error)}{raised_at(error)}") from error
-
-    def _examples(self, rows: list[int]) -> list[Any]:
-        many = getattr(self._dataset, "__getitems__", None)
-        if not many:
-            return [self._example(row) for row in rows]
-        try:
-            examples = many(rows)
-        except Exception as error:  # the user's code
-            for row in rows:  # which one is it?
-                try:
-                    many([row])
-                except Exception as alone:
-                    raise self._failed([row], alone) from alone
-            raise self._failed(rows, error) from error
-        if len(examples) != len(rows):
-            name = type(self._dataset).__name__
-            raise UserError(f"the dataset ({name}): __getitems__ gave {len(examples)} examples for {len(rows)} rows")
-        return list(examples)
-
-    def _example(self, row: int) -> Any:
-        try:
-            return self._dataset[row]
-        except Exception as error:  # the user's code
-            raise self._failed([row], error) from error
-
-    def _failed(self, rows: Sequence[int], error: Exception) -> UserError:
-        of = f"of the dataset ({type(self._dataset).__name__}, {self._length} examples)"
-        return UserError(f"{_shown(rows)} {of}: {one_line(error)}{raised_at(error)}")
-
-
-def _shown(rows: Sequence[int]) -> str:
-    if len(rows) == 1:
-        return f"row {rows[0]}"
-    return f"rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''}"

@@ -3,7 +3,7 @@
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from psgc.data.epochs import bounds
 
 class Loading:
     """The rows of a chunk, in how many batches of `size` or fewer they go, those of them that are loaded and not used
-    yet, and how many have been begun.
+    yet, and how many have been begun. seed: (seed, epoch), of what rows draw.
     """
 
-    def __init__(self, rows: Sequence[int] | np.ndarray = (), size: int = 1) -> None:
-        self.rows = np.asarray(rows, np.int64)
+    def __init__(self, rows: Sequence[int] | np.ndarray = (), size: int = 1, seed: tuple[object, ...] = (0, 0)) -> None:
+        self.rows, self.size, self.seed = np.asarray(rows, np.int64), size, seed
         self.batches = -(-len(self.rows) // size)
         self.loaded: deque[Any] = deque()
         self.begun = 0
@@ -29,9 +29,14 @@ class Loading:
         """The rows of batch `at`."""
         return self.rows[slice(*bounds(at, len(self.rows), self.batches))]
 
+    def left(self) -> Iterator[np.ndarray]:
+        """The rows of each batch that has not been begun."""
+        return (self.rows_of(at) for at in range(self.begun, self.batches))
+
     def is_like(self, other: "Loading") -> bool:
         """Whether it has the same batches."""
-        return self.batches == other.batches and np.array_equal(self.rows, other.rows)
+        same = self.batches == other.batches and self.seed == other.seed
+        return same and np.array_equal(self.rows, other.rows)
 
 
 class Times:

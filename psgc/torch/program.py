@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from psgc.torch.determinism import digest as checksum
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import Generators
 from psgc.torch.hand_over import ScriptState
+from psgc.torch.processes import elsewhere, taken_apart
 from psgc.torch.record import Record
 from psgc.torch.rows import differing, sample
 from psgc.torch.run import ScriptRun
@@ -64,7 +66,8 @@ class TorchProgram:
             raise UserError(f"psgc.torch.init: loss is a {type(loss).__name__}, expected a function (model, batch)")
         if cost is not None and not callable(cost):
             raise UserError(f"psgc.torch.init: cost_fn is a {type(cost).__name__}, expected a function of rows")
-        self._model, self._dataset, self._length = model, dataset, length_of(dataset)
+        self._model, (self._dataset, _, self._like) = model, taken_apart(dataset, collate)
+        self._length = length_of(self._dataset)
         check_model(model, buffers)
         self._flat = FlatModel(model)
         compute = ChunkGradient(self._flat, model, loss, buffers, settings.coding.chunks)
@@ -91,7 +94,8 @@ class TorchProgram:
 
     def look_at_rows(self) -> None:
         """Before the ranks meet: what this one will say of its data."""
-        self._rows = sample(self._dataset, self._length, self.settings.seed, self.device)
+        look = partial(sample, self._dataset, self._length, self.settings.seed, self.device)
+        self._rows = look() if self._like is None else elsewhere(look, self._like)
 
     def expected(self) -> bytes:
         """For rank 0: what else has to be equal."""

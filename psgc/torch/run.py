@@ -48,8 +48,9 @@ class ScriptRun:
         self._evaluator = Evaluator(model, collate, settings, flat.device)
         self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1, has_spare_core(flat.device))
         costs = ChunkCosts(cost, settings.micro_batch)
-        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings, costs)
         self._sampler = Sampler(length, settings.seed)
+        following = self._sampler.following
+        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings, costs, following)
         self.attached: list[Stateful] = []
         self._steps = Steps(model, flat, self.attached)
         follows = self._sampler, self._steps, self._evaluator

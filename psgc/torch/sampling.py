@@ -87,6 +87,12 @@ class Sampler:
         self._length, self._seed = length, seed
         self._position = Position()
         self.epochs = 0  # of all calls of `batches`
+        self._newest = (
+            0,
+            False,
+            0,
+            0,
+        )  # size, shuffle and least of a loop, and the epoch that it ends before
 
     @property
     def position(self) -> Position:
@@ -145,10 +151,16 @@ class Sampler:
             elif self._length - self._position.start < least:  # the batches before had another size
                 self._position = Position(self._position.iteration, self._position.epoch + 1)
             else:
-                yield self._next(size, shuffle, least)
+                self._newest = size, shuffle, least, end
+                yield self._batch(self._position, size, shuffle, least)
 
-    def _next(self, size: int, shuffle: bool, least: int) -> Batch:
-        iteration, epoch, start = self._position
+    def following(self, batch: Batch) -> Batch | None:
+        """The batch after it, if the loop that is under way has one."""
+        size, shuffle, least, end = self._newest
+        return self._batch(batch.after, size, shuffle, least) if batch.after.epoch < end else None
+
+    def _batch(self, position: Position, size: int, shuffle: bool, least: int) -> Batch:
+        iteration, epoch, start = position
         stop = min(start + size, self._length)
         has_more = self._length - stop >= least
         after = Position(iteration + 1, epoch, stop) if has_more else Position(iteration + 1, epoch + 1)
@@ -156,7 +168,7 @@ class Sampler:
             _block(self._seed, epoch, self._length, at, shuffle)[max(0, start - at) : stop - at]
             for at in range(start - start % BLOCK, stop, BLOCK)
         ]
-        return Batch(self._position, after, np.concatenate(rows))
+        return Batch(position, after, np.concatenate(rows))
 
 
 def check_whole(name: str, value: object) -> None:

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from psgc.errors import UserError
-from psgc.torch.generators import DRAWING, seeded
+from psgc.torch.generators import DRAWING, Generators, seeded
 from psgc.torch.loader import AHEAD, ChunkLoader, has_spare_core
 
 CPU = torch.device("cpu")
@@ -270,13 +271,13 @@ def test_a_loader_that_is_closed_loads_nothing_ahead_and_still_serves(opened):
     ids=["torch", "dropout", "numpy", "random"],
 )
 @pytest.mark.parametrize("first", [0, 20], ids=["seen with the first chunk", "later"])
-def test_random_numbers_are_those_of_the_chunk_whoever_was_ahead(opened, draw, first):
+def test_random_numbers_are_those_of_the_row_whoever_was_ahead(opened, draw, first):
     rows = {first, 23}
-    with seeded((0, 1, 2), CPU):
-        expected = loaded(ChunkLoader(Rows(at=rows, act=draw), None, 2), [20, 21, 22, 23])
+    expected = [
+        number for row in range(20, 24) for (number,) in loaded(ChunkLoader(Rows(at=rows, act=draw), None, 2), [row])
+    ]
     dataset = Rows(at=rows, act=draw)
-    with seeded((9, 9, 9), CPU):
-        loader = opened(dataset)
+    loader = opened(dataset)
     with seeded((5, 5, 5), CPU):
         before = torch.get_rng_state()
         loader.expect([20, 21, 22, 23])
@@ -284,8 +285,19 @@ def test_random_numbers_are_those_of_the_chunk_whoever_was_ahead(opened, draw, f
             eventually(lambda: not loader.may_load_ahead)
         assert torch.equal(torch.get_rng_state(), before)  # the model of this chunk draws what it should
     with seeded((0, 1, 2), CPU):
-        assert loaded(loader, [20, 21, 22, 23]) == expected
+        before = Generators.now(CPU).contents()
+        assert [*chain(*loaded(loader, [20, 21, 22, 23]))] == expected
+        assert Generators.now(CPU).contents() == before
     assert (20 in dataset.ahead) == bool(first)
+
+
+def test_what_rows_draw_is_another_thing_in_the_next_epoch():
+    loader = ChunkLoader(Rows(at={1}, act=random.random), None, 2)
+    first = loaded(loader, [1])
+    loader.seed = 0, 1
+    assert loaded(loader, [1]) != first
+    loader.seed = 0, 0
+    assert loaded(loader, [0, 1])[0][1:] == pytest.approx(first[0], rel=1e-6)
 
 
 def test_a_generator_of_the_datasets_own_does_not_stop_it(opened):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from psgc.torch.chunk_gradient import SUMS, ChunkGradient
 from psgc.torch.flat import FlatModel
@@ -36,14 +37,14 @@ def small(*more):
 
 def call_of(
     model=None, loss=cross_entropy, data=DATA, buffers=None, micro_batch=MICRO_BATCH, workers=1, chunks=NUM_CHUNKS,
-    scale=None,
+    scale=None, collate=None,
 ):  # fmt: skip
     """The call for a batch of 60 rows in some chunks, and the number of entries of the gradient."""
     model = model or small()
     flat = FlatModel(model)
     compute = ChunkGradient(flat, model, loss, buffers, chunks)
     settings = SimpleNamespace(seed=7, micro_batch=micro_batch)
-    loader = ChunkLoader(data, None, MICRO_BATCH, spare_core=False)
+    loader = ChunkLoader(data, collate, MICRO_BATCH, spare_core=False)
     gradient = BatchGradient(model, loader, compute, flat.dim, settings, ChunkCosts(None, None))
     engine = SimpleNamespace(num_workers=workers, num_chunks=chunks)
     return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), engine, scale, True, None), flat.dim
@@ -147,18 +148,26 @@ class Augmented:
     "of",
     [
         {"model": small(nn.Dropout(0.1))},
-        {"data": Augmented()},
+        {"collate": lambda examples: default_collate([(x + random.random(), y) for x, y in examples])},
         {"loss": with_noise(np.random.rand)},
         {"loss": with_noise(random.random)},
         {"loss": with_noise(lambda: torch.rand(()))},
         {"model": small(nn.BatchNorm1d(4)), "buffers": "chunk"},
     ],
-    ids=["dropout", "augmentation", "numpy", "random", "torch", "batch norm"],
+    ids=["dropout", "collate_fn", "numpy", "random", "torch", "batch norm"],
 )
 def test_chunks_stay_alone_where_rows_of_others_would_change_them(of):
     call, _ = call_of(**of)
     call.vector((0,), always)
     assert not call.joins()
+
+
+def test_what_rows_draw_is_the_same_in_a_piece():
+    call, _ = call_of(data=Augmented())
+    singly = [call.vector((chunk,), always) for chunk in range(NUM_CHUNKS)]
+    assert call.joins()
+    torch.testing.assert_close(call.vector(range(NUM_CHUNKS), always), sum(singly))
+    assert call.joins()
 
 
 def test_chunks_stay_alone_once_random_numbers_are_drawn():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from psgc.torch.generators import all_states
+from psgc.torch.generators import Generators
 from psgc.torch.rows import LEAST, MOST, differing, sample
 
 CPU = torch.device("cpu")
@@ -89,8 +89,8 @@ class Augmented(list):
 
 def test_random_augmentation_is_the_same_on_every_rank_and_draws_nothing_of_the_scripts():
     data = Augmented([torch.zeros(3)] * 20)
-    before, found = all_states(), sampled(data)
-    assert all_states() == before
+    before, found = Generators.now(CPU).contents(), sampled(data)
+    assert Generators.now(CPU).contents() == before
     torch.rand(1), np.random.rand(), random.random()  # the scripts of other ranks have drawn others
     assert differing(found, sampled(data)) is None
     assert differing(found, sampled(Augmented([torch.ones(3)] * 20))) == 0

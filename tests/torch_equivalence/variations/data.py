@@ -17,7 +17,7 @@ IGNORED = -100
 class Augmentation(Variation):
     """The dataset draws noise for each example, from three sources of random numbers."""
 
-    alone, shuffle = "with psgc they are seeded by (seed, step, chunk)", True
+    alone, shuffle = "with psgc they are seeded by (seed, epoch, row)", True
 
     def data(self):
         return Noisy(rows().tensors)

@@ -1,0 +1,115 @@
+"""The batch of some rows: examples of a dataset put together, with random numbers that are those of the rows."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from psgc.errors import UserError, one_line, raised_at
+from psgc.torch.generators import GENERATORS, Generators, places, reseed
+from psgc.torch.loading import indexed
+from psgc.torch.sampling import length_of
+
+CPU = torch.device("cpu")
+
+
+class Reader:
+    """Loads batches from a map-style dataset, whose `__getitems__` is used if it has one.
+
+    What is drawn while a row is loaded follows from (seed, epoch, row): it does not matter who loads it, nor with which
+    others. What collate_fn draws follows from the first row of a batch. Afterwards the generators go on where they
+    were. They are seeded once something was drawn, for that takes time; what was loaded then is loaded again.
+
+    draws: random numbers were drawn for a row; mixes: collate_fn has drawn some, so it matters which rows are together.
+
+    Raises UserError for a dataset without length (`length_of`).
+    """
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+        self.length = length_of(dataset)
+        self._dataset, self._collate = dataset, collate
+        self._is_indexed = indexed(dataset, collate) is not None
+        self.draws = self.mixes = False
+
+    def load(self, rows: np.ndarray, seed: tuple[object, ...]) -> Any:
+        """The batch of these rows. seed: (seed, epoch). Raises UserError, with the row, when the user's code fails."""
+        if self._is_indexed:
+            return self.plain(rows)
+        before = Generators.now(CPU)
+        while True:
+            known = self.draws, self.mixes
+            batch = self._batch(rows.tolist(), seed)
+            if known == (self.draws, self.mixes):
+                break
+        if any(known):
+            with GENERATORS:
+                before.set(CPU)
+        return batch
+
+    def plain(self, rows: np.ndarray) -> Any:
+        """The same, of what draws no random numbers."""
+        if self._is_indexed and (by_index := indexed(self._dataset, self._collate)):
+            with suppress(Exception):  # row by row it is told which one it is
+                return by_index(rows)
+        return self._collated(self._examples(rows.tolist()), rows.tolist())
+
+    def _batch(self, rows: list[int], seed: tuple[object, ...]) -> Any:
+        if self.draws:
+            examples = []
+            for row in rows:
+                reseed((*seed, row), CPU)
+                examples += self._examples([row])
+        else:
+            before = places(CPU)
+            examples = self._examples(rows)
+            self.draws = places(CPU) != before
+        if self.mixes:
+            reseed((*seed, rows[0], "batch"), CPU)
+            return self._collated(examples, rows)
+        before = places(CPU)
+        batch = self._collated(examples, rows)
+        self.mixes = places(CPU) != before
+        return batch
+
+    def _collated(self, examples: list[Any], rows: list[int]) -> Any:
+        try:
+            return self._collate(examples)
+        except Exception as error:  # the user's code
+            name = getattr(self._collate, "__name__", type(self._collate).__name__)
+            raise UserError(f"{name} of {_shown(rows)}: {one_line(error)}{raised_at(error)}") from error
+
+    def _examples(self, rows: list[int]) -> list[Any]:
+        many = getattr(self._dataset, "__getitems__", None)
+        if not many:
+            return [self._example(row) for row in rows]
+        try:
+            examples = many(rows)
+        except Exception as error:  # the user's code
+            for row in rows:  # which one is it?
+                try:
+                    many([row])
+                except Exception as alone:
+                    raise self._failed([row], alone) from alone
+            raise self._failed(rows, error) from error
+        if len(examples) != len(rows):
+            name = type(self._dataset).__name__
+            raise UserError(f"the dataset ({name}): __getitems__ gave {len(examples)} examples for {len(rows)} rows")
+        return list(examples)
+
+    def _example(self, row: int) -> Any:
+        try:
+            return self._dataset[row]
+        except Exception as error:  # the user's code
+            raise self._failed([row], error) from error
+
+    def _failed(self, rows: Sequence[int], error: Exception) -> UserError:
+        of = f"of the dataset ({type(self._dataset).__name__}, {self.length} examples)"
+        return UserError(f"{_shown(rows)} {of}: {one_line(error)}{raised_at(error)}")
+
+
+def _shown(rows: Sequence[int]) -> str:
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    return f"rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''}"
