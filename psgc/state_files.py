@@ -96,7 +96,7 @@ def pieces(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> lis
     return [len(text).to_bytes(8, "little"), text, *found]
 
 
-def header_of(content: bytes) -> tuple[dict[str, Any], int]:
+def header_of(content: bytes | bytearray) -> tuple[dict[str, Any], int]:
     """What a safetensors file says of its tensors and, as `__metadata__`, of itself; and where the tensors begin.
 
     Raises ValueError when it is none.

@@ -33,6 +33,7 @@ class Checkpoints:
     def __init__(self, output: str | None, every: int, keep: int, model: nn.Module) -> None:
         self._store = None if output is None else CheckpointStore(Path(output) / "checkpoints", keep, "step")
         self._every, self._model = every, model
+        self._memory: bytearray | None = None  # of the newest file
         self._newest: int | None = None  # the step of the newest one, or that the run has begun with
         self._is_abandoned = False
 
@@ -47,12 +48,13 @@ class Checkpoints:
         every = self._every if self._store is not None else 0
         return every > 0 and (self._is_abandoned or step // every > self._newest // every)
 
-    def write(self, step: int, state: Callable[[], bytes]) -> None:
-        """Write the state before `step` soon. state: makes the file, of which memory has one at a time."""
+    def write(self, step: int, state: Callable[[bytearray | None], bytearray]) -> None:
+        """Write the state before `step` soon. state: makes the file, in the memory of the one before if it fits."""
         if self._store is not None:
             self._newest, self._is_abandoned = step, False
             self._store.flush()
-            self._store.write(content_of(step, state(), self._model))
+            self._memory = state(self._memory)
+            self._store.write(content_of(step, self._memory, self._model))
 
     def make_room(self) -> bool:
         """Remove the oldest one, but never the newest; whether there was one."""
@@ -64,7 +66,7 @@ class Checkpoints:
             self._store.close()
 
 
-def content_of(step: int, blob: bytes, model: nn.Module) -> Content:
+def content_of(step: int, blob: bytearray, model: nn.Module) -> Content:
     """A state of the model as a checkpoint."""
     params = {f"{MODEL}.{name}" for name, param in model.named_parameters() if param.requires_grad}
     header, start = header_of(blob)
@@ -73,7 +75,7 @@ def content_of(step: int, blob: bytes, model: nn.Module) -> Content:
         if (name in params or OPTIMIZER.match(name)) and (dtype := FLOATS.get(entry["dtype"])):
             begin, end = entry["data_offsets"]
             vectors[name] = np.ndarray((end - begin) // np.dtype(dtype).itemsize, dtype, blob, start + begin)
-    return Content(step, [blob], vectors)
+    return Content(step, [memoryview(blob)], vectors)
 
 
 def read(path: Path) -> tuple[int, ScriptState]:

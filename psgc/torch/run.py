@@ -246,7 +246,7 @@ class ScriptRun:
 
     def _write_checkpoint(self, step: int, calls: int) -> None:
         seconds = 0.0 if self.engine.record is None else self.engine.record.seconds
-        self._checkpoints.write(step, partial(self.standing.state, calls, seconds))
+        self._checkpoints.write(step, partial(self.standing.checkpoint, calls, seconds))
 
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""

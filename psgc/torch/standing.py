@@ -12,7 +12,7 @@ from psgc.torch.fingerprint import Fingerprint
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import GENERATORS, Generators, preserved
 from psgc.torch.sampling import Batch, Position, Sampler
-from psgc.torch.state import About, Stateful, about_in, about_of, from_bytes, load_state, state_of, to_bytes
+from psgc.torch.state import About, Stateful, about_in, about_of, from_bytes, load_state, state_of, to_bytes, to_memory
 from psgc.torch.steps import Steps
 
 
@@ -139,17 +139,21 @@ class Standing:
             generators = Generators.now(self._flat.device)
         self._position, self._generators = position, self._to_set or generators
 
-    def state(self, calls: int | None = None, seconds: float = 0.0) -> bytes:
-        """What another rank needs to go on from the call that this one is in, or that it has made after so many.
+    def state(self, calls: int | None = None) -> bytes:
+        """What another rank needs to go on from the call that this one is in, or that it has made after so many."""
+        return to_bytes(self._state(self.iteration if calls is None else calls, 0.0))
 
-        seconds: that the run has taken.
-        """
+    def checkpoint(self, calls: int, seconds: float, memory: bytearray | None) -> bytearray:
+        """What a run needs to go on after so many calls, which have taken so long. memory: see `to_memory`."""
+        return to_memory(self._state(calls, seconds), memory)
+
+    def _state(self, calls: int, seconds: float) -> dict[str, Any]:
         about = About(
-            *(self.iteration if calls is None else calls, self._position, self._seed, self.loss),
+            *(calls, self._position, self._seed, self.loss),
             *(self._evaluator.results, self.loaded, self._generators.saved()),
             seconds=seconds,
         )
-        return to_bytes(state_of(self._model, self._attached, about))
+        return state_of(self._model, self._attached, about)
 
     def digest(self) -> bytes:
         """16 bytes of all that decides the next step, as it is now."""
