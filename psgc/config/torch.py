@@ -59,6 +59,9 @@ class TorchRun(Config):
     buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = key(
         None, "chunk: batch normalisation in training mode, with the statistics of each chunk"
     )
+    draws: Annotated[Literal["chunk", "piece"], expect("chunk or piece")] = key(
+        "chunk", "whose random numbers a model draws: those of each chunk, or of all chunks of a pass"
+    )
     coding: TorchCoding = key(TorchCoding(), "chunks, and how their gradients are coded")
 
 
@@ -72,7 +75,9 @@ class ScriptConfig(TorchRun):
 
     def to_yaml(self) -> str:
         """The settings that a `Config` has."""
-        return to_text(self.model_dump(exclude={"micro_batch": True, "buffers": True, "coding": {"chunks"}}))
+        return to_text(
+            self.model_dump(exclude={"micro_batch": True, "buffers": True, "draws": True, "coding": {"chunks"}})
+        )
 
 
 class TorchConfig(TorchRun):

@@ -36,6 +36,7 @@ def init(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     cost_fn: CostFunction | None = None,
     buffers: Buffers = None,
+    draws: str = "chunk",
     aggregation: str = "auto",
     transfer: str = "auto",
     parts: int = 1,

@@ -44,7 +44,7 @@ class ChunkGradient:
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
         self._num_chunks = num_chunks
         self._has_looked = False  # at what the loss depends on
-        self._draws = False  # random numbers, in some chunk so far
+        self.draws = False  # random numbers, in some chunk so far
         self.gradient, self.device = flat.dim, flat.device
         self._unused = slice(flat.dim + SUMS, flat.dim + SUMS + len(flat.names))
         self.dim = self._unused.stop + (self._statistics.size if self._statistics else 0)
@@ -66,7 +66,7 @@ class ChunkGradient:
         rows: examples of the whole step.
         scale: what the gradient is multiplied with (GradScaler). Then a loss or a gradient that is not finite is a
         result like others, and without it an error. The sum of the loss is not scaled.
-        chunks: how many chunks these micro-batches are, the first of which is that of `seed`; several if `joins`.
+        chunks: how many chunks these micro-batches are, the first of which is that of `seed`; several if `is_sum`.
 
         Raises UserError: the loss does not return what it should, or batch normalisation is in training mode, or has
         one example to normalise.
@@ -89,7 +89,7 @@ class ChunkGradient:
                     total, examples = total + part, examples + count
                     if not wanted():
                         return None
-                self._draws = self._draws or places(flat.device) != before
+                self.draws = self.draws or places(flat.device) != before
             tail = [total, examples, *(chunks * is_unused for is_unused in flat.complete())]
         finally:
             flat.restore()
@@ -101,9 +101,9 @@ class ChunkGradient:
         return vector
 
     @property
-    def joins(self) -> bool:
-        """Whether a vector may be that of several chunks, as far as the chunks so far show."""
-        return self._statistics is None and not self._draws
+    def is_sum(self) -> bool:
+        """Whether a vector may be that of several chunks, if nothing draws random numbers."""
+        return self._statistics is None
 
     def apply(self, total: Tensor, accumulate: bool = False) -> float:
         """Take the sum of the vectors of all chunks, whose memory may become that of `.grad`; the mean loss.

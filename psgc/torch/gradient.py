@@ -59,6 +59,7 @@ class BatchGradient:
         self._model, self._loader, self._compute, self._following = model, loader, compute, following
         self._gradient, self._costs = gradient, costs
         self._seed, self._micro_batch = settings.seed, settings.micro_batch
+        self._is_free = settings.draws == "piece"  # to draw other numbers when other chunks are in a pass
         self._halves: Halves | None = Halves(model, compute, loader.micro_batch)  # None: they were compared
         self._is_checked, self._sampled = False, Sampled(model, gradient)
         self._is_sum: bool | None = None  # whether a pass over several chunks is; None: not known
@@ -92,7 +93,8 @@ class BatchGradient:
 
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
             self._passes = [*(one for one in self._passes if not {*one} & {*chunks}), tuple(chunks)]
-            if len(chunks) == 1 or self._is_sum:
+            draws = self._compute.draws or self._loader.mixes  # then they differ, whatever they are
+            if len(chunks) == 1 or self._is_sum or draws:
                 return in_one_pass(chunks, wanted)
             then: list[Sequence[int]] = [*((chunk,) for chunk in chunks), chunks]
             single = [  # one vector at a time
@@ -122,7 +124,9 @@ class BatchGradient:
         return Call(vector, expect, loss_in, made, is_whole, costs, joins=self._joins)
 
     def _joins(self) -> bool:
-        return self._is_checked and self._compute.joins and not self._loader.mixes and self._is_sum is not False
+        draws = self._compute.draws or self._loader.mixes
+        joins = self._compute.is_sum and (self._is_free or not draws)
+        return self._is_checked and joins and self._is_sum is not False
 
     def _loading(self, batch: Batch, chunks: Sequence[int], engine: Engine) -> Loading:
         """Of a pass over these chunks. By default it goes through the model in as many examples as a worker has of a

@@ -37,13 +37,13 @@ def small(*more):
 
 def call_of(
     model=None, loss=cross_entropy, data=DATA, buffers=None, micro_batch=MICRO_BATCH, workers=1, chunks=NUM_CHUNKS,
-    scale=None, collate=None,
+    scale=None, collate=None, draws="chunk",
 ):  # fmt: skip
     """The call for a batch of 60 rows in some chunks, and the number of entries of the gradient."""
     model = model or small()
     flat = FlatModel(model)
     compute = ChunkGradient(flat, model, loss, buffers, chunks)
-    settings = SimpleNamespace(seed=7, micro_batch=micro_batch)
+    settings = SimpleNamespace(seed=7, micro_batch=micro_batch, draws=draws)
     loader = ChunkLoader(data, collate, MICRO_BATCH, spare_core=False)
     gradient = BatchGradient(model, loader, compute, flat.dim, settings, ChunkCosts(None, None))
     engine = SimpleNamespace(num_workers=workers, num_chunks=chunks)
@@ -168,6 +168,32 @@ def test_what_rows_draw_is_the_same_in_a_piece():
     assert call.joins()
     torch.testing.assert_close(call.vector(range(NUM_CHUNKS), always), sum(singly))
     assert call.joins()
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        {"model": small(nn.Dropout(0.5))},
+        {"collate": lambda some: default_collate([(x + random.random(), y) for x, y in some])},
+    ],
+    ids=["dropout", "collate_fn"],
+)
+def test_a_model_may_draw_its_numbers_for_all_chunks_of_a_pass(of):
+    call, dim = call_of(**of, draws="piece", micro_batch=60)
+    first = call.vector((0,), always)
+    assert call.joins()
+    assert torch.equal(call.vector((0,), always), first)
+    found = call.vector((0, 1, 2), always)
+    assert call.joins()
+    assert torch.equal(call.vector((0, 1, 2), always), found)
+    assert found[dim + 1] == 30
+    assert not torch.allclose(found, first + call.vector((1,), always) + call.vector((2,), always))
+
+
+def test_with_running_statistics_chunks_stay_alone_all_the_same():
+    call, _ = call_of(small(nn.BatchNorm1d(4)), buffers="chunk", draws="piece")
+    call.vector((0,), always)
+    assert not call.joins()
 
 
 def test_chunks_stay_alone_once_random_numbers_are_drawn():
