@@ -65,6 +65,8 @@ def numbers(loader, rows):
 def test_what_rows_draw_is_the_same_in_any_process_and_batch(loading, workers):
     rows, before = [7, 3, 9, 1, 30, 2, 11], torch.get_rng_state()
     expected = numbers(loading(0), rows)
+    drawn = torch.cat([expected[:, :3] - torch.tensor(rows)[:, None], expected[:, 3:]], 1)
+    assert all(len(column.unique()) == len(rows) for column in drawn.T)
     assert torch.equal(numbers(loading(workers), rows), expected)
     assert torch.equal(numbers(loading(workers, size=1), rows), expected)
     assert torch.equal(numbers(loading(workers), rows[3:]), expected[3:])
@@ -72,10 +74,11 @@ def test_what_rows_draw_is_the_same_in_any_process_and_batch(loading, workers):
 
 
 def test_what_collate_fn_draws_is_the_same_in_any_process(loading):
-    found = [loading(workers, collate=noisy) for workers in (0, 2)]
+    found = [loading(workers, data=[(None, row, None) for row in range(9)], collate=noisy) for workers in (0, 2)]
     assert not any(loader.mixes for loader in found)
     one, other = (batches(loader, [5, 8, 1]) for loader in found)
     assert one == other
+    assert one != batches(found[0], [8, 5, 1])
     assert all(loader.mixes for loader in found)
 
 
