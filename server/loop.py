@@ -8,6 +8,7 @@ from psgc.aggregation.blocks import Sums
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
 from psgc.iteration import is_evaluated, summed
+from psgc.messages import Kind
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -21,7 +22,7 @@ from psgc.server.settings import ServerSettings
 from psgc.server.summing import Summing
 from psgc.server.trial import TrialComparison
 from psgc.server.verification import Checks
-from psgc.transport import Transport
+from psgc.transport import SMALL, Transport
 
 SETTLED = 0.003  # seconds after which all workers have begun an iteration, if they have made the step before it
 
@@ -73,6 +74,7 @@ class Server:
             self._transport, self._backend, self.links.outbox, config, sums, self._driver, params
         )
         self._has_begun = True
+        self.links.outbox.patient = (Kind.COMMIT,) if params.nbytes <= SMALL else ()
         if not self.coordinator.is_combined:
             self.links.open(self._decoder.message_length)
         del params  # they are memory that is free after the first step
@@ -156,18 +158,19 @@ class Server:
         return used
 
     def poll(self) -> None:
-        """Wait for something to arrive, handle it and what is due, and send what follows from it.
+        """Send what is to be sent, wait for something to arrive, handle it and what is due.
 
-        In this order: after the last report nothing is waited for.
+        In this order: after the last report nothing is waited for, and what follows from it goes with what comes after
+        that. So each worker is woken once.
         """
+        self.links.outbox.send()
         it = self.summing.allreduce
         nap = it.nap if it.is_busy or self.coordinator.is_combined else 0.0
-        self._transport.wait(nap=nap, exchanging=it.is_busy)
+        self._transport.wait(nap=nap, exchanging=it.needs_looks)
         for arrival in self.links.poll():
             self._dispatcher.hear(arrival)
         is_evaluated_now = is_evaluated(self.coordinator.iteration, self._every)
         self._dispatcher.tick(inf if is_evaluated_now else self._deadline.seconds)
-        self.links.outbox.send()
         self.cluster.tick()
         if (reason := self._settings.interrupted()) is not None:
             raise RunFailed(reason)
@@ -178,8 +181,7 @@ class Server:
             self.summing.evaluated(summed(self._decoder.sums))
         else:
             self.summing.close()
-        if self.summing.params is None:  # else the step was short, and this goes with the orders of the next iteration
-            self.links.outbox.send()
+        # a short step is made by now, and CLOSE goes with the BEGIN of the next iteration
         while (params := self.summing.params) is None:
             try:
                 self.poll()

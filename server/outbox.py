@@ -19,13 +19,17 @@ FOLLOWED = (Kind.COMMIT, Kind.MAP, Kind.CLOSE, Kind.LEFT, Kind.DROP)
 
 
 class Outbox:
-    """Orders for workers, which are ranks of `transport`."""
+    """Orders for workers, which are ranks of `transport`.
+
+    patient: kinds of orders that wait for others, and are worth no message of their own.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._iteration = -1
         self.orders: dict[int, list[tuple[int, Records]]] = {}  # by worker, with their kind, not sent yet
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
+        self.patient: Collection[Kind] = ()
 
     def begin(self, iteration: int) -> None:
         """Orders are for this iteration from now on. Of those for older ones only some are kept."""
@@ -53,8 +57,10 @@ class Outbox:
         self.tell_list(worker, Kind.DEFAULT_QUEUE, queue)
 
     def send(self) -> None:
-        """Send the orders for all workers that may be sent more."""
+        """Send the orders for all workers that may be sent more, unless all of them are patient."""
         for worker in [worker for worker in self.orders if self._unheard[worker] < UNHEARD]:
+            if all(kind in self.patient for kind, _ in self.orders[worker]):
+                continue
             orders = [records for _, records in self.orders.pop(worker)]
             self._transport.send(worker, orders)
             self._unheard[worker] += 1 + sum(map(len, orders)) // BATCH

@@ -132,7 +132,7 @@ class WorkerLoop(Listener):
     def _wait(self) -> bool:
         it = self.allreduce
         nap = it.nap if it.is_busy or not self._transport.sending() else 0.0  # coded gradients move while MPI is called
-        return self._transport.wait(busy=self._mailbox.busy, nap=nap, exchanging=it.is_busy)
+        return self._transport.wait(busy=self._mailbox.busy, nap=nap, exchanging=it.needs_looks)
 
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
         end = time.monotonic() + timeout

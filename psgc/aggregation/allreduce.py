@@ -22,7 +22,7 @@ from psgc.backend import Array, Backend
 from psgc.errors import ProtocolError
 from psgc.iteration import Moment
 from psgc.messages import Entry, unpack_block
-from psgc.transport import Transport, Vector
+from psgc.transport import SMALL, Transport, Vector
 
 LOOKS, LONGEST_NAP = 4.0, 2e-3  # looks at MPI while a block is sent, and seconds between two of them at most
 SHORT, SHORT_NAP = 1 << 16, 2e-4  # bytes of a gradient, and seconds between two looks for one that is shorter
@@ -70,6 +70,7 @@ class AllReduce:
         self.blocks = Blocks(transport.rank, backend, self.pool, sums, memory)
         self._giver = Giver(transport, self.pool, backend)
         self.receiver = Receiver(self.pool, backend)
+        self._is_small = sums.dim * sums.dtype.itemsize < SMALL
         self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
 
     def open(self) -> None:
@@ -109,6 +110,12 @@ class AllReduce:
     def is_busy(self) -> bool:
         """Whether something is left to be sent, or awaited."""
         return self._is_exchanging or self._giver.is_busy
+
+    @property
+    def needs_looks(self) -> bool:
+        """Whether something moves only while this rank looks at MPI. Small blocks come whole, and with a ring."""
+        sends = self.link.is_sending or self._giver.is_busy
+        return sends or (self.exchange.is_busy and not (self._is_small and self._transport.is_woken))
 
     @property
     def is_moving(self) -> bool:

@@ -16,6 +16,7 @@ from psgc.transport.receives import Died as Died
 from psgc.transport.receives import Message as Message
 from psgc.transport.receives import Text as Text
 from psgc.transport.receives import Vector as Vector
+from psgc.transport.sends import SMALL as SMALL
 from psgc.transport.sends import Sending as Sending
 from psgc.transport.transport import TEXT_LIMIT as TEXT_LIMIT
 from psgc.transport.transport import Transport as Transport

@@ -5,11 +5,12 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from psgc.backend import Array, finish
+from psgc.messages import BATCH, RECORD
 from psgc.processes import RunningTime
 from psgc.rendezvous import MPI, Deaths, in_bytes
 
 SLOWEST = 1e6  # bytes per second that any network moves
-SMALL = 1 << 12  # bytes; MPI takes a message up to that at once, if it has room
+SMALL = BATCH * RECORD.itemsize  # bytes; every MPI takes such a message at once, if it has room
 
 
 @dataclass(eq=False, slots=True)

@@ -32,6 +32,8 @@ class Transport:
     Also a `Rendezvous`, its `Receives` and its `Sends`: be_patient, broadcast and gather; keep; sending, unreached,
     pending, forget and remember are theirs.
 
+    is_woken: whether whoever sends this process something rings its bell.
+
     world: the ranks of the run, when they are not all of MPI's; interrupted: as in `Rendezvous`. Raises what that
     raises; so do `broadcast` and `gather`.
     """
@@ -68,7 +70,7 @@ class Transport:
         self.sending, self.unreached, self.pending = self._sends.awaits, self._sends.unreached, self._sends.pending
         self._bell = Bell(self._processes[self.rank])
         self._to_wake: set[int] = set()  # ranks that were sent something since they were last rung at
-        self._is_woken = False  # whoever sends this process something rings its bell
+        self.is_woken = False
         self._rang = 0.0  # when this process last rang others' bells, time.monotonic()
         self._expects = False  # the bell has rung for a message that has not come yet
         self._backoff, self._rest, self._least_nap = Backoff(SHORTEST), REST, 0.0
@@ -106,9 +108,9 @@ class Transport:
         from_everybody: workers send each other something as well. Else they hear from rank 0 only.
         """
         senders = range(self.size) if self.rank == 0 or from_everybody else [0]
-        self._is_woken = self._bell.works and all(map(self._is_near, senders))
-        self._rest = LONGEST if self.rank == 0 else BELL if self._is_woken else REST
-        if self._is_woken:
+        self.is_woken = self._bell.works and all(map(self._is_near, senders))
+        self._rest = LONGEST if self.rank == 0 else BELL if self.is_woken else REST
+        if self.is_woken:
             self._backoff = Backoff(self._rest)
         crowded = sum(map(self._is_near, range(self.size))) > len(os.sched_getaffinity(0))
         self._least_nap = NAP if crowded else 0.0
@@ -214,7 +216,7 @@ class Transport:
             if rung := self._bell.sleep(nap if looks else self._backoff.next(large, busy, nap)):
                 self._expects = self._expects or NEIGHBOUR in rung
                 self._backoff.reset(soon=self._expects)
-                if rung != {OWN} or not self._is_woken or exchanging:
+                if rung != {OWN} or not self.is_woken or exchanging:
                     return True
                 self._sends.poll()  # a large one moves only while MPI is called
                 return False

@@ -94,7 +94,7 @@ class MeshEnd:
     kills: ends the process of a rank.
     """
 
-    survives_deaths = True
+    survives_deaths = is_woken = True
     shared = Shared()
     local_rank = bytes_sent = bytes_received = 0
 

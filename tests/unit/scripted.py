@@ -22,7 +22,7 @@ class Transport:
     something: the test fails.
     """
 
-    survives_deaths = True
+    survives_deaths = is_woken = True
     library = "no MPI"
     shared = Shared()
     rank = local_rank = bytes_sent = bytes_received = 0
@@ -37,6 +37,8 @@ class Transport:
         self.vectors: list[tuple[int, int, int, np.ndarray]] = []  # (rank, iteration, what, as it was when it was sent)
         self.records: dict[int, list[Any]] = {rank: [] for rank in range(ranks)}  # to each rank, one by one
         self.posted = 0  # receives, so far
+        self._to_wake: set[int] = set()
+        self.woken: list[set[int]] = []  # the ranks that were woken at the same time
 
     def poll(self) -> list[Any]:
         self.arrived, arrived = [], self.arrived
@@ -47,11 +49,13 @@ class Transport:
         return arrived + more
 
     def send(self, dest: int, records: list[Records], hurries: bool = True) -> None:
+        self._to_wake.add(dest)
         self.sent.append((dest, [Kind(int(entry["kind"][0])).name for entry in records]))
         self.records[dest].extend(np.concatenate(records))
 
     def send_vector(self, dest: int, vector: np.ndarray, heard: bool = False) -> Any:
         iteration, what = stamp_of(vector)
+        self._to_wake.add(dest)
         self.sent.append((dest, iteration))
         self.vectors.append((dest, iteration, what, vector[: -stamp_length(vector.dtype)].copy()))
         return HAS_LEFT
@@ -91,13 +95,16 @@ class Transport:
         return []
 
     def wait(self, *_: object, **__: object) -> bool:
+        self.wake_others()
         return True
 
     def wake(self) -> None:
         pass
 
     def wake_others(self) -> None:
-        pass
+        if self._to_wake:
+            self.woken.append(self._to_wake)
+            self._to_wake = set()
 
     def forget(self, rank: int) -> None:
         pass

@@ -16,14 +16,14 @@ from psgc.config import OptimizerSettings
 from psgc.messages import BlockName, entries, joined, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
 from psgc.torch.hand_over import HandOver, ScriptReplica, vector_of
-from psgc.transport import Vector
+from psgc.transport import SMALL, Vector
 from tests.unit.list_transport import ListTransport
 
 
-def opened():
+def opened(dim=4):
     end = ListTransport(1, [])
     replica = Replica(make_optimizer(OptimizerSettings(kind="sgd", lr=0.1)), Backend(), lambda: None)
-    it = AllReduce(end, Backend(), Sums(np.ones((3, 1)), 4, np.dtype("f8"), 0, 9), replica)
+    it = AllReduce(end, Backend(), Sums(np.ones((3, 1)), dim, np.dtype("f8"), 0, 9), replica)
     it.open()
     return it, end
 
@@ -50,6 +50,18 @@ def test_who_has_left_before_the_state_was_there_that_it_was_to_be_given_is_sent
     assert {dest for dest, _ in end.control} == {3}
     assert {dest for _, _, dest, _ in end.under_way} == {3}
     assert end.forgotten == {2}
+
+
+def test_who_awaits_a_small_block_looks_at_mpi_only_if_it_is_not_woken_for_it():
+    is_small, is_woken = [True, True, False], [True, False, True]
+    for small, woken in zip(is_small, is_woken, strict=True):
+        dim = 4 if small else SMALL
+        it, end = opened(dim)
+        it.start(0, np.zeros(dim))
+        end.is_woken = woken
+        it.mapped(Map(0, 0, (0, 1, 2), (Contributor(2, 2, 0),), (Slice(0, 0, dim),)), {})
+        assert it.is_busy
+        assert it.needs_looks == (not (small and woken))
 
 
 def announced(it, source, state):

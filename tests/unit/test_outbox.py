@@ -63,6 +63,16 @@ def test_a_worker_that_is_not_heard_gets_so_many_messages_and_what_still_matters
     assert told(transport)[UNHEARD:] == [Kind.REASSIGN]
 
 
+def test_patient_orders_wait_for_others_and_go_before_them(transport, outbox):
+    outbox.patient = (Kind.COMMIT,)
+    outbox.tell(1, Kind.COMMIT)
+    outbox.send()
+    assert told(transport) == []
+    outbox.tell(1, Kind.MAP)
+    outbox.send()
+    assert transport.sent == [(1, ["COMMIT", "MAP"])]
+
+
 def test_orders_that_take_several_messages_count_as_such(transport, outbox):
     for _ in range(BATCH * UNHEARD):
         outbox.tell(1, Kind.SKIP)

@@ -1,12 +1,15 @@
 """The server's step: it is made to its end, whatever happens meanwhile."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from psgc.aggregation.replica import Replica
 from psgc.errors import RunFailed
-from psgc.messages import Kind
-from tests.unit.scripted import done
+from psgc.messages import BlockName, Kind, pack_block
+from tests.unit.given_states import block_of
+from tests.unit.scripted import done, said
 from tests.unit.scripted_run import WORKERS
 
 CHUNKS = 2 * WORKERS
@@ -48,6 +51,23 @@ def test_after_a_short_step_the_end_of_an_iteration_goes_with_the_beginning_of_t
     told = [kinds for dest, kinds in run.transport.sent if dest == 2 and isinstance(kinds, list)]
     assert ["MAP", "CLOSE", "BEGIN"] in told
     assert told[-1] == ["MAP", "CLOSE"]  # nothing follows the last one
+
+
+def test_workers_are_woken_once_for_the_sum_and_the_next_iteration(make_run):
+    run = make_run("uncoded", workers=2, chunks_per_worker=1, combined=True)
+    woken = run.transport.woken
+
+    def script():
+        for iteration in (0, 1):
+            yield [said(worker, Kind.REPORT, iteration, run.plan.queues[worker][0]) for worker in (1, 2)]
+            before = len(woken)
+            name = [pack_block(BlockName(0, 0, role, 0)) for role in (0, 1, 2)]
+            yield [replace(block_of(iteration, np.ones(1)), source=worker, chunk=name[worker]) for worker in (1, 2)]
+            if not iteration:
+                yield []
+                assert woken[before:] == [{1, 2}]
+
+    run.follow(script(), 2)
 
 
 def test_a_step_that_cannot_be_made_ends_the_run(make_run):

@@ -396,7 +396,7 @@ class Waiting:
             poll=lambda: self.looks.append(sending) or next(ended, False),
             pending=lambda: {2: sending},
         )
-        self._bell, self._expects, self._is_woken, self._rang = self, False, is_woken, rang
+        self._bell, self._expects, self.is_woken, self._rang = self, False, is_woken, rang
         self._ring_at, self.wake_others = self.rung.extend, lambda: None
         self._backoff, self._rest, self._least_nap = Backoff(waiting.BELL), waiting.BELL, NAP
 
