@@ -70,11 +70,12 @@ class Garbling(ReplicatedWorld):
 
         def send_garbled(dest, vector):
             if dest in victims and next(sent) >= first:
-                self.counts["garbled"] += 1
+                before = vector.tobytes()
                 if how == "twice":
                     send(dest, vector.copy())
                 else:
                     vector = how(vector.copy())
+                self.counts["garbled"] += how == "twice" or vector.tobytes() != before
             return send(dest, vector)
 
         end.send_vector = send_garbled
@@ -89,6 +90,8 @@ def named(**fields):
     def garbled(vector):
         iteration, what = stamp_of(vector)
         name = unpack_block(what)
+        if "serial" in fields and not name.role:
+            return vector  # a block of a gradient has none
         values = {field: change(getattr(name, field)) for field, change in fields.items()}
         return stamp(vector, iteration, pack_block(name._replace(**values)))
 
