@@ -70,7 +70,7 @@ class AllReduce:
         self.blocks = Blocks(transport.rank, backend, self.pool, sums, memory)
         self._giver = Giver(transport, self.pool, backend)
         self.receiver = Receiver(self.pool, backend)
-        self._is_small = sums.dim * sums.dtype.itemsize < SMALL
+        self._comes_whole = memory is not None or sums.dim * sums.dtype.itemsize < SMALL
         self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
 
     def open(self) -> None:
@@ -113,9 +113,12 @@ class AllReduce:
 
     @property
     def needs_looks(self) -> bool:
-        """Whether something moves only while this rank looks at MPI. Small blocks come whole, and with a ring."""
+        """Whether something moves only while this rank looks at MPI.
+
+        Small blocks come whole, and with a ring from this host; so do notes of those in its memory.
+        """
         sends = self.link.is_sending or self._giver.is_busy
-        return sends or (self.exchange.is_busy and not (self._is_small and self._transport.is_woken))
+        return sends or (self.exchange.is_busy and not (self._comes_whole and self._transport.is_woken))
 
     @property
     def is_moving(self) -> bool:

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.pool import POSTED, UNDER_WAY
 from psgc.aggregation.replica import Replica
+from psgc.aggregation.shared import memory_bytes
 from psgc.aggregation.slices import Slice
 from psgc.aggregation.state_transfer import AnnouncedState, state_records
 from psgc.backend import Backend
@@ -16,12 +18,14 @@ from psgc.config import OptimizerSettings
 from psgc.messages import BlockName, entries, joined, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
 from psgc.torch.hand_over import HandOver, ScriptReplica, vector_of
-from psgc.transport import SMALL, Vector
+from psgc.transport import SMALL, Shared, Vector
 from tests.unit.list_transport import ListTransport
 
 
-def opened(dim=4):
+def opened(dim=4, shares=False):
     end = ListTransport(1, [])
+    if shares:
+        end.shared = Shared((0, 0, 0), bytearray(memory_bytes(3, dim, 8)))
     replica = Replica(make_optimizer(OptimizerSettings(kind="sgd", lr=0.1)), Backend(), lambda: None)
     it = AllReduce(end, Backend(), Sums(np.ones((3, 1)), dim, np.dtype("f8"), 0, 9), replica)
     it.open()
@@ -52,16 +56,18 @@ def test_who_has_left_before_the_state_was_there_that_it_was_to_be_given_is_sent
     assert end.forgotten == {2}
 
 
-def test_who_awaits_a_small_block_looks_at_mpi_only_if_it_is_not_woken_for_it():
-    is_small, is_woken = [True, True, False], [True, False, True]
-    for small, woken in zip(is_small, is_woken, strict=True):
-        dim = 4 if small else SMALL
-        it, end = opened(dim)
-        it.start(0, np.zeros(dim))
-        end.is_woken = woken
-        it.mapped(Map(0, 0, (0, 1, 2), (Contributor(2, 2, 0),), (Slice(0, 0, dim),)), {})
-        assert it.is_busy
-        assert it.needs_looks == (not (small and woken))
+@pytest.mark.parametrize(
+    ("dim", "shares", "is_woken", "looks"),
+    [(4, False, True, False), (4, False, False, True), (SMALL, False, True, True), (SMALL, True, True, False)],
+)
+def test_who_is_woken_for_a_block_that_comes_whole_does_not_look_at_mpi_before(dim, shares, is_woken, looks):
+    """One that is small, or that lies in the memory of the host."""
+    it, end = opened(dim, shares)
+    it.start(0, np.zeros(dim))
+    end.is_woken = is_woken
+    it.mapped(Map(0, 0, (0, 1, 2), (Contributor(2, 2, 0),), (Slice(0, 0, dim),)), {})
+    assert it.is_busy
+    assert it.needs_looks == looks
 
 
 def announced(it, source, state):
