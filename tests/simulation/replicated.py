@@ -37,6 +37,9 @@ LARGEST = 64  # bytes of a block: 8 entries
 SMALL = 16  # bytes from which a slice is cut into several blocks
 CHECKED = 2  # digests are compared at every so many iterations
 BURST = 4  # vectors that come at once, at most
+AT_REST = (
+    60  # times in a row that nothing happens: a rank that was sent much is sent the rest once it says that all is well
+)
 
 
 class WatchedSumming(Summing):
@@ -197,7 +200,7 @@ class ReplicatedWorld(World):
         try:
             for _ in range(STEPS):
                 self.server.poll()
-                if self.idle > 10:
+                if self.idle > AT_REST:
                     break
         except RunFailed:
             return
