@@ -153,11 +153,11 @@ class Decisions(Schedule):
         best = worker.best(now, lag, spread)
         rested = worker.running is None
         if rested and best is not None:
-            worker.tell(best)
+            worker.copy(best)
             orders += self._start_next(worker, now)
-            best = worker.best(now, lag, spread)
+            best = None if worker.told else worker.best(now, lag, spread)
         if best is not None:
-            worker.tell(best)
+            worker.copy(best)
             worker.chosen = True
         worker.alarm = worker.next_alarm(now, lag, spread)
         if worker.alarm < inf:

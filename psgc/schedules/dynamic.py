@@ -2,15 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from copy import copy
+from statistics import median
 from typing import Any, Self
 
 from psgc.schedules.decisions import LEAST_REST, LONG_REST, Decisions, balance, uneven
-from psgc.schedules.learning import TRUSTED
 from psgc.schedules.progress import WorkerView
 from psgc.schedules.schedule import Loss, Order, Pass, Queue, Queues, split
-
-# the surprise up to which so large a fraction of what is left is done in one pass
-PIECES = ((TRUSTED / 2, 0.95), (TRUSTED, 0.5))
 
 
 class DynamicSchedule(Decisions):
@@ -31,14 +28,15 @@ class DynamicSchedule(Decisions):
 
     * a worker needs its pace for each chunk: an exponentially weighted mean that lasts from iteration to iteration. A
       chunk that is overdue takes as much longer as it is late;
-    * a worker without a report needs UNKNOWN times what it has taken so far.
+    * a worker without a report needs UNKNOWN times what it has taken so far. Where workers do several chunks in one
+      pass, and paces jump, it has the usual pace.
 
     The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
     that, and work changes hands only for a gain of twice the lag. Otherwise a server would take its own backlog of
     reports for slowness, and order copies that make it longer.
 
     A late chunk may be a long one, of which a copy would take as long. So it is copied only once it is later than
-    chunks usually are: the *spread*.
+    chunks usually are: the *spread*. And what is done in one pass is copied as a whole, or not before the pass is late.
     """
 
     is_adaptive = True
@@ -64,11 +62,14 @@ class DynamicSchedule(Decisions):
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         workers = self.workers.values()
-        if not self.learning.trusts_paces(workers, self._latest):  # begin as for the first time
-            self.estimates.clear()
-        fraction = next((part for limit, part in PIECES if self.learning.surprise <= limit), 0.0)
+        is_steady = self.learning.trusts_paces(workers, self._latest)
+        fraction = self.learning.fraction() if self._may_join else 0.0
         # a worker of which nothing is known may be slow: others take its chunks one by one
-        self.fractions = dict.fromkeys(self.estimates, fraction) if self._may_join else {}
+        self.fractions = dict.fromkeys(self.estimates, fraction) if fraction else {}
+        if not is_steady:  # begin as for the first time; but a large piece is to be known to be late
+            usual = median(self.estimates.values() or [0.0])
+            self.estimates.clear()
+            self.estimates.update(dict.fromkeys(self.fractions, usual))
         before = self._latest
         self._forget_plans()
         for chunk in self.chunks:

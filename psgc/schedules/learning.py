@@ -1,12 +1,13 @@
 """What `dynamic` learns from reports."""
 
 from collections.abc import Collection
-from math import inf
 from statistics import fmean
 
 from psgc.schedules.progress import ChunkView, Took, WorkerView
 
 TRUSTED = 0.08  # surprise up to which the paces of one iteration are used in the next
+PIECES = ((TRUSTED / 2, 0.95), (TRUSTED, 0.5))  # the surprise up to which so large a fraction is done in one pass
+IN_JUMPS, CHEAP = 0.5, 0.15  # the fraction beyond that; none where a pass costs fewer chunks besides those in it
 LEARNING_RATE = 0.25  # weight of a worker's newest chunk in its pace
 MOST_FIXED = 10.0  # chunks: what a pass may cost besides those that are in it
 RISE, FALL = 0.25, 0.02  # weight of a chunk in the spread, when it took longer and when not
@@ -25,6 +26,7 @@ class Learning:
     def __init__(self) -> None:
         self.lag = 0.0
         self.fixed = 0.0
+        self._knows_fixed = False
         self.spread = 1.0
         self._surprise: float | None = None  # a weighted mean
 
@@ -47,10 +49,12 @@ class Learning:
             self._surprise = surprise
         return self._surprise is None or self._surprise <= TRUSTED
 
-    @property
-    def surprise(self) -> float:
-        """How far paces are from those of the iteration before, as a share; infinite before two were compared."""
-        return inf if self._surprise is None else self._surprise
+    def fraction(self) -> float:
+        """How much of what is left a worker is to do in one pass: the more, the less paces change. At first nothing."""
+        if self._surprise is None:
+            return 0.0
+        in_jumps = 0.0 if self._knows_fixed and self.fixed < CHEAP else IN_JUMPS
+        return next((part for limit, part in PIECES if self._surprise <= limit), in_jumps)
 
     def learn(self, worker: WorkerView, piece: Collection[ChunkView], seconds: float, late: float) -> float:
         """A report of these chunks, done in so many seconds and heard so late. Returns the new pace of `worker`."""
@@ -73,4 +77,5 @@ class Learning:
         many, took = before.chunks / before.passes, before.seconds / before.passes
         if took > seconds:
             fixed = min(max((many * seconds - chunks * took) / (took - seconds), 0.0), MOST_FIXED)
-            self.fixed += (LEARNING_RATE if self.fixed else 1.0) * (fixed - self.fixed)
+            self.fixed += (LEARNING_RATE if self._knows_fixed else 1.0) * (fixed - self.fixed)
+            self._knows_fixed = True

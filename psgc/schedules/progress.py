@@ -49,11 +49,14 @@ class ChunkView:
         late = [w.elapsed(now, lag) / w.pace for w in self.takers if self in w.piece and w.pace]
         return self.cost * max(1.0, min(spread, *late)) if late else self.cost
 
+    def with_others(self) -> list[ChunkView]:
+        """The chunk, and those without which a copy of it is of no use: all of a pass counts, or nothing."""
+        piece = next((taker.piece for taker in self.takers if self in taker.piece), ())
+        return [self, *(it for it in piece if it is not self and not it.committed and len(it.takers) == 1)]
+
     def lengths(self, now: float, lag: float, spread: float) -> float:
-        """The cost of a copy, and of the other ones without which it is of no use: all of a pass counts, or nothing."""
-        piece = next((taker.piece for taker in self.takers if self in taker.piece), (self,))
-        others = [chunk for chunk in piece if chunk is not self and not chunk.committed and len(chunk.takers) == 1]
-        return self.length(now, lag, spread) + sum(chunk.length(now, lag, spread) for chunk in others)
+        """The cost of copies of these."""
+        return sum(chunk.length(now, lag, spread) for chunk in self.with_others())
 
 
 class Took(NamedTuple):
@@ -118,6 +121,13 @@ class WorkerView:
         self.told[chunk] = None
         self.ahead += chunk.cost
         chunk.takers += (self,)
+
+    def copy(self, chunk: ChunkView) -> None:
+        """The worker is to do `chunk`, and what a copy of it is of no use without."""
+        choices = self.choices()
+        for one in chunk.with_others():
+            if one in choices:
+                self.tell(one)
 
     def start_next(self, now: float) -> None:
         """The worker is in the next chunks that it was told, or rests."""
@@ -210,6 +220,8 @@ class WorkerView:
             if chunk.copies >= chunk.wanted:  # they are being compared
                 continue
             end = chunk.expected(now, lag)
+            if not self._is_of_use(chunk, now, lag):
+                continue
             gain = end - start - (0.0 if pace is None else pace * (self.fixed + chunk.lengths(now, lag, spread)))
             if (end <= latest and not begun) or (gain < 0 and not is_untried):
                 continue
@@ -220,6 +232,11 @@ class WorkerView:
             if soon < begun or (soon == begun and end > latest):
                 best, begun, latest = chunk, soon, end
         return best
+
+    def _is_of_use(self, chunk: ChunkView, now: float, lag: float) -> bool:
+        """Whether this worker can do all without which a copy is of no use, or the pass over these is late anyway."""
+        can = all(one in self.left for one in chunk.with_others())
+        return can or all(now > taker.due + lag for taker in chunk.takers if chunk in taker.piece)
 
     def next_alarm(self, now: float, lag: float, spread: float) -> float:
         """When to choose for it again; infinite when only a report can change the choice."""

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from math import inf
 from typing import Any
 from unittest import mock
 
@@ -25,7 +24,8 @@ from psgc.config import Config
 from psgc.errors import PsgcError, RunFailed, UserError
 from psgc.optimizer import Optimizer
 from psgc.run.gradient_error import unseen
-from psgc.schedules import SCHEDULES, dynamic
+from psgc.schedules import SCHEDULES
+from psgc.schedules.learning import Learning
 from psgc.server import cluster as server_cluster
 from psgc.server import links as server_links
 from psgc.server import loop as server_loop
@@ -107,7 +107,7 @@ class World:
             stack.enter_context(mock.patch.dict(SCHEDULES, reordering=Reordering))
             stack.enter_context(mock.patch.object(server_cluster, "SCHEDULES", FACTORIES))
             stack.enter_context(mock.patch.object(schedules, "FRACTION", self.case.fraction))
-            stack.enter_context(mock.patch.object(dynamic, "PIECES", ((inf, self.case.fraction),)))
+            stack.enter_context(mock.patch.object(Learning, "fraction", return_value=self.case.fraction))
             stack.enter_context(mock.patch.object(server_loop, "Coordinator", partial(WatchedCoordinator, self)))
             case = self.case
             config = config_of(
