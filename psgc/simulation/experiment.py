@@ -18,7 +18,7 @@ from psgc.plan import default_queues, read_assignment
 from psgc.schedules import SCHEDULES, Queues
 from psgc.simulation import closed_form
 from psgc.simulation.settings import BuiltAssignment, Settings
-from psgc.simulation.virtual import VirtualCluster
+from psgc.simulation.virtual import Passes, VirtualCluster
 
 MAX_TIMES = 1_000_000_000  # speeds of a worker in a trial, all of which are in memory
 
@@ -171,11 +171,11 @@ class _Comparison:
         believed = None if error is None else estimates(self.seconds, error, [settings.seed, 2])
         known_costs = self._known_costs()
         times, computed, errors = self._empty()
-        joins, pass_cost = settings.pass_cost is not None, settings.pass_cost or 0.0
+        passes = Passes(settings.pass_cost is not None, settings.pass_cost or 0.0)
         for t, seconds in enumerate(self.seconds):
             if t == 0 or not settings.consecutive:
                 rules = SCHEDULES[schedule](queues, backups, holders, self.parts)
-                cluster = VirtualCluster(holders, queues, self.parts, rules, pass_cost=pass_cost, joins=joins)
+                cluster = VirtualCluster(holders, queues, self.parts, rules, passes=passes)
             if believed is not None:
                 cluster.know(dict(enumerate(believed[t].tolist(), start=1)))
             if known_costs is not None:

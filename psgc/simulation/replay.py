@@ -32,7 +32,7 @@ from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
 from psgc.simulation.recording import read_recording
-from psgc.simulation.virtual import VirtualCluster
+from psgc.simulation.virtual import Passes, VirtualCluster
 from psgc.tools.run_directory import RecordedRun
 
 BLOCK = 10  # consecutive iterations of a long run
@@ -152,9 +152,8 @@ class Replay:
                     rules.inherit(before)
                 takes = costs if self._in_proportion else None
                 cluster = VirtualCluster(
-                    *(membership.holders, queues, plan.parts, rules, takes, recording.pause, self._breaks_off),
-                    pass_cost=recording.pass_cost / rows,
-                    joins=joins,
+                    *(membership.holders, queues, plan.parts, rules, takes, self._breaks_off),
+                    Passes(joins, recording.pass_cost / rows, recording.pause),
                 )
             trials[t] = cluster.recover({rank: float(seconds[t, rank - 1]) for rank in queues})
         return {

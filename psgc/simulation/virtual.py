@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf, isfinite
+from typing import NamedTuple
 
 from psgc.schedules import Schedule
 from psgc.server import events
@@ -32,13 +33,27 @@ class Simulated:
     passes: int = 0  # in which these copies were done
 
 
+class Passes(NamedTuple):
+    """How workers do their chunks.
+
+    joins: whether they can do several in one pass (transfer `combined`); cost: what a pass costs besides its chunks, in
+    average chunks; pause: seconds that a worker needs between two passes.
+    """
+
+    joins: bool = False
+    cost: float = 0.0
+    pause: float = 0.0
+
+
+ALONE = Passes()
+
+
 class VirtualCluster(Target):
     """A server and workers that keep their state over several iterations, so that a schedule can learn.
 
     holders[i]: ranks that hold chunk i; queues: by rank; costs[i]: what chunk i takes relative to an average one (None:
-    all equal); pause: seconds that a worker needs between two chunks; breaks_off: whether a new iteration ends the work
-    on an older one at once, else a worker finishes its chunk first; pass_cost: what a pass costs besides its chunks, in
-    average chunks; joins: whether workers can do several chunks in one pass (transfer `combined`).
+    all equal); breaks_off: whether a new iteration ends the work on an older one at once, else a worker finishes its
+    chunk first.
     """
 
     def __init__(
@@ -48,16 +63,14 @@ class VirtualCluster(Target):
         parts: int,
         schedule: Schedule,
         costs: Sequence[float] | None = None,
-        pause: float = 0.0,
         breaks_off: bool = True,
-        pass_cost: float = 0.0,
-        joins: bool = False,
+        passes: Passes = ALONE,
     ) -> None:
-        self._schedule, self._joins, self._pass_cost = schedule, joins, pass_cost
+        self._schedule, self._passes, joins = schedule, passes, passes.joins
         self._num_chunks, self._parts = len(holders), parts
         self._coordinator = Coordinator(Membership(holders, parts, workers=queues), schedule, combined=joins)
         self._workers = {rank: WorkerState(rank, queue, len(holders), joins) for rank, queue in queues.items()}
-        self._costs, self._pause, self._breaks_off = costs, pause, breaks_off
+        self._costs, self._breaks_off = costs, breaks_off
         self._pieces: dict[int, tuple[int, ...]] = {}  # all chunks that the worker of a rank is in
         self._in: dict[int, tuple[int, int]] = {}  # rank -> iteration and number of the chunk it is in
         self.begun: list[tuple[int, int, float]] = []  # (rank, chunk, when) in the newest iteration
@@ -82,7 +95,7 @@ class VirtualCluster(Target):
         heapify(self._ends)
         self._recovered, self._orders, self._now = False, 0, 0.0
         self.begun = []
-        self._schedule.join(self._joins)
+        self._schedule.join(self._passes.joins)
         self._bring(events.Begin(self._iteration))  # the orders arrive together with the parameters
         for rank, worker in self._workers.items():
             worker.begin(self._iteration, self._schedule.fractions.get(rank, 0.0))
@@ -150,17 +163,17 @@ class VirtualCluster(Target):
         return 1.0 if self._costs is None else self._costs[chunk]
 
     def _take(self, rank: int) -> None:
-        chunk = self._workers[rank].take(self._joins)
+        chunk = self._workers[rank].take(self._passes.joins)
         if chunk is None:
             return
         self._in[rank], self._pieces[rank] = (self._iteration, chunk), self._workers[rank].piece
         self.begun += [(rank, one, self._now) for one in self._pieces[rank]]
         if isfinite(self._seconds[rank]):
-            heappush(self._ends, (self._now + (self._takes(rank) + self._pause), rank, chunk))
+            heappush(self._ends, (self._now + (self._takes(rank) + self._passes.pause), rank, chunk))
 
     def _takes(self, rank: int) -> float:
         """Seconds of what the worker of this rank is in."""
-        return self._seconds[rank] * (self._pass_cost + sum(map(self._cost, self._pieces[rank])))
+        return self._seconds[rank] * (self._passes.cost + sum(map(self._cost, self._pieces[rank])))
 
     def _bring(self, event: events.Event) -> None:
         carry_out(self._coordinator.handle(event), self)
@@ -175,7 +188,7 @@ class VirtualCluster(Target):
 
     def commit(self, chunk: int, contributors: tuple[int, ...], told: Roles, serial: int) -> None:
         for worker, _ in told:
-            if self._joins:
+            if self._passes.joins:
                 self._workers[worker].commit(self._iteration, chunk)
 
     def discard(self, worker: int, chunk: int) -> None:

@@ -68,7 +68,7 @@ class Processes:
         answers: Any = _Answers(reader)
         how = {name: getattr(like, name) for name in TAKEN}
         generator = torch.Generator()  # else a number is drawn from that of the script
-        how |= {"collate_fn": _as_it_is, "worker_init_fn": _Begin(like.worker_init_fn), "generator": generator}
+        how |= {"collate_fn": _as_it_is, "worker_init_fn": _InProcess(like.worker_init_fn), "generator": generator}
         self._begun = partial(DataLoader[Any], answers, None, sampler=self, **how)
         self._answers: Iterator[Any] | None = None
 
@@ -152,7 +152,7 @@ class _Answers:
             return UserError(str(error))
 
 
-class _Begin:
+class _InProcess:
     """Begins a worker process, which does not outlive this one."""
 
     def __init__(self, own: Callable[[int], object] | None) -> None:

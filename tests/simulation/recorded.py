@@ -11,7 +11,7 @@ from psgc.config import Config
 from psgc.plan import make_plan
 from psgc.run_rows import Outcome, WorkerEvent
 from psgc.schedules import SCHEDULES
-from psgc.simulation.virtual import Simulated, VirtualCluster
+from psgc.simulation.virtual import Passes, Simulated, VirtualCluster
 from psgc.tools.run_directory import RecordedRun
 
 BASE = {
@@ -51,7 +51,7 @@ def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 
     """
     workers = len(seconds[0])
     watched = cluster(config, workers, **more)
-    pause, costs = more.get("pause", 0.0), more.get("costs")
+    passes, costs = more.get("passes", Passes()), more.get("costs")
     chunks = config.coding.chunks_per_worker * workers
     entries, took = [], []
     for iteration, row in enumerate(seconds):
@@ -60,10 +60,10 @@ def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 
         for (rank, begun), of in groupby(watched.begun, key=lambda begun: begun[::2]):
             piece = [chunk for _, chunk, _ in of]
             work = sum(1.0 if costs is None else costs[chunk] for chunk in piece)
-            whole = row[rank - 1] * (more.get("pass_cost", 0.0) + work)
+            whole = row[rank - 1] * (passes.cost + work)
             spent = (min(whole, took[-1] - begun) if more.get("breaks_off", True) else whole) / len(piece)
             for place, chunk in enumerate(piece):
-                is_done = begun + whole + pause <= took[-1]
+                is_done = begun + whole + passes.pause <= took[-1]
                 outcome = Outcome.USED if watched.used(rank, chunk) else Outcome.LATE if is_done else Outcome.ABANDONED
                 entries.append((rank, chunk, iteration, begun + place * spent, spent, outcome))
     return recorded_run(config, entries, took, workers, chunks)

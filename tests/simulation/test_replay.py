@@ -13,6 +13,7 @@ from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD, TAIL
 from psgc.run_rows import Outcome, WorkerEvent
 from psgc.simulation.replay import Choice, Replay, own_choice
+from psgc.simulation.virtual import Passes
 from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings
 
 WORKERS = 4
@@ -62,17 +63,17 @@ def test_what_a_pass_costs_is_seen_where_passes_differ_and_is_the_same_with_othe
     config = settings(schedule, chunks_per_worker=16, replication=3).model_copy(update={"transfer": "combined"})
     rng = np.random.default_rng(0)
     seconds = (np.array([1.0, 1.25, 1.5, 2.0]) * np.exp(wavers * rng.standard_normal((30, WORKERS)))).tolist()
-    passes = {"pass_cost": 0.75, "joins": True, "pause": 0.03125}  # by which passes are told apart
-    replay = Replay(record(config, seconds, **passes), None, None, most=100)
+    passes = Passes(joins=True, cost=0.75, pause=0.03125)  # by which passes are told apart
+    replay = Replay(record(config, seconds, passes=passes), None, None, most=100)
     assert replay.recording.joins
     np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-9 if schedule == "uncoded" else 0.03)
     if schedule == "dynamic":
         assert replay.recording.pass_cost == pytest.approx(0.75, abs=0.05)
         np.testing.assert_allclose(replay.recording.seconds[5:], seconds[5:], rtol=0.01)
         scaled = [[2 * second for second in row] for row in seconds]
-        expected = truth(Choice("dynamic", 8, 3, 1), scaled, pass_cost=0.375, joins=True, pause=0.03125)
+        expected = truth(Choice("dynamic", 8, 3, 1), scaled, passes=passes._replace(cost=0.375))
         assert replay.predict(Choice("dynamic", 8, 3, 1)).times.mean() == pytest.approx(np.mean(expected), rel=0.05)
-        one_by_one = truth(Choice("dynamic", 16, 3, 2), seconds, pass_cost=0.75, pause=0.03125)
+        one_by_one = truth(Choice("dynamic", 16, 3, 2), seconds, passes=passes._replace(joins=False))
         assert replay.predict(Choice("dynamic", 16, 3, 2)).times.mean() == pytest.approx(np.mean(one_by_one), rel=0.05)
 
 
@@ -82,13 +83,13 @@ def test_the_overhead_of_other_settings_goes_by_their_messages(schedule, chunks,
     """Chunks of 1 ms, and messages that take half a millisecond each: fewer chunks are faster."""
     config = settings(schedule, chunks_per_worker=4, replication=3)
     seconds = [[0.001, 0.00125, 0.0015, 0.00175]] * 5
-    replay = Replay(record(config, seconds, message=0.0005, pause=0.000125), None, None, most=100)
+    replay = Replay(record(config, seconds, message=0.0005, passes=Passes(pause=0.000125)), None, None, most=100)
     assert replay.recording.pause == 0.000125
     assert replay.per_message == pytest.approx(0.0005, rel=0.001)
     np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-4)
     other = Choice("skipping", chunks, 3, 1)
     scaled = [[4 / chunks * second for second in row] for row in seconds]
-    trials = simulated(other, scaled, pause=0.000125)
+    trials = simulated(other, scaled, passes=Passes(pause=0.000125))
     overhead = 0.0005 * np.array([messages(trial, WORKERS) for trial in trials])
     predicted = replay.predict(other)
     np.testing.assert_allclose(predicted.times, overhead + [trial.time for trial in trials], rtol=1e-3)

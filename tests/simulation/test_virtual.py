@@ -13,7 +13,7 @@ from psgc.config import Coding
 from psgc.plan import Plan, default_queues, make_plan
 from psgc.schedules import SCHEDULES
 from psgc.simulation import closed_form
-from psgc.simulation.virtual import Simulated, VirtualCluster
+from psgc.simulation.virtual import Passes, Simulated, VirtualCluster
 from tests.unit.small_assignments import shuffled
 
 ALL = list(SCHEDULES)
@@ -115,7 +115,9 @@ def test_costs_pauses_and_work_that_is_not_broken_off():
     """Two workers in opposite orders; the second is in a chunk of 6 seconds when the first has done both."""
     plan = Plan(coding.from_matrix(np.ones((2, 2))), {1: [0, 1], 2: [1, 0]}, np.ones((2, 1)), np.ones(2))
     rules = SCHEDULES["static"](plan.queues)
-    virtual = VirtualCluster(plan.holders(), plan.queues, 1, rules, costs=[0.5, 1.5], pause=0.25, breaks_off=False)
+    virtual = VirtualCluster(
+        plan.holders(), plan.queues, 1, rules, costs=[0.5, 1.5], breaks_off=False, passes=Passes(pause=0.25)
+    )
     first, second = virtual.recover({1: 2.0, 2: 4.0}), virtual.recover({1: 2.0, 2: 0.5})
     assert first == Simulated(
         1.25 + 3.25, 2, (1.25, 4.5), spent=1 + 3 + 6, used=4, reported=2, contributors=1, passes=2

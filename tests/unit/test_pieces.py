@@ -14,7 +14,7 @@ from psgc.schedules.learning import Learning
 from psgc.schedules.progress import ChunkView, Took, WorkerView
 from psgc.server.events import Abandoned, Lost, Report
 from psgc.server.instructions import Commit, Discard, Invalidate, Share
-from psgc.simulation.virtual import VirtualCluster
+from psgc.simulation.virtual import Passes, VirtualCluster
 from psgc.workers.compute import Gradients
 from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import Mailbox, Result
@@ -209,7 +209,7 @@ def times(schedule, seconds, noise=0.0, iterations=12, fixed=FIXED):
     """What the iterations take, and in how many passes; 60 chunks."""
     plan = even_plan(Coding(replication=3), schedule, len(seconds), 60, 0)
     made = SCHEDULES[schedule](plan.queues, plan.backups, plan.holders(), 1)
-    cluster = VirtualCluster(plan.holders(), plan.queues, 1, made, pass_cost=fixed, joins=True)
+    cluster = VirtualCluster(plan.holders(), plan.queues, 1, made, passes=Passes(True, fixed))
     rng, found = np.random.default_rng(0), []
     for _ in range(iterations):
         now = {rank: each * np.exp(noise * rng.standard_normal()) for rank, each in enumerate(seconds, 1)}
