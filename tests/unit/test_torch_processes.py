@@ -109,10 +109,10 @@ def test_what_comes_next_is_loaded_meanwhile_and_nothing_twice(loading, tmp_path
     later = [Loading(range(start, start + 4), 4) for start in (8, 12, 16, 20)]
     loader.expect(range(4, 8))
     assert [batch.tolist() for batch in batches(loader, range(4), later)] == [[0, 1, 2, 3]]
-    data.rows(lambda rows: {*rows} >= {*range(16)})
+    data.rows(lambda rows: {*rows} >= {*range(16)})  # before they are asked for
     for start, then in ((4, later), (8, later[1:]), (12, later[2:]), (16, later[3:])):
         assert batches(loader, range(start, start + 4), then)[0].tolist() == [*range(start, start + 4)]
-    assert sorted(data.rows()) == [*range(24)]
+    assert sorted(data.rows(lambda rows: {*rows} >= {*range(24)})) == [*range(24)]
 
 
 def test_what_was_not_expected_comes_all_the_same_and_each_time_anew(loading):

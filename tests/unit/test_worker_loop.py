@@ -196,6 +196,7 @@ def test_two_vectors_are_on_their_way_at_most():
         worker.transport.on_the_way[0] = UNDER_WAY * size - 1
         yield []
         assert [what for _, _, what, _ in worker.transport.vectors] == [0, 1, 2]
+        worker.transport.on_the_way[0] = 0  # else it would wait for that before it leaves
 
 
 def test_small_vectors_travel_together_as_many_as_the_receive_has_room_for(monkeypatch):
