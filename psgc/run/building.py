@@ -50,14 +50,15 @@ class WorkerProgram(Protocol):
 def share_memory(transport: Transport, config: Config, backend: Backend, dim: int) -> None:
     """Ranks of a host sum in memory that they share, where they can. Collective.
 
-    dim: entries of a vector. With several parts the sum of a host's accumulators is longer than one of them.
+    Where they cannot that is said, but for a GPU. dim: entries of a vector. With several parts the sum of a host's
+    accumulators is longer than one of them.
     """
     if config.aggregation != "allreduce" or config.coding.parts > 1 or transport.size < 3:
         return
     itemsize = np.dtype(config.dtype).itemsize
     unless = "" if backend.name == "numpy" else "vectors are on a GPU"
     reasons = transport.share(lambda ranks: memory_bytes(ranks, dim, itemsize), unless)
-    if reasons and not transport.rank:
+    if reasons and not transport.rank and not unless:
         say(f"ranks of a host send each other what they sum: {reasons[0]}")
 
 
