@@ -220,14 +220,14 @@ class WorkerView:
             if chunk.copies >= chunk.wanted:  # they are being compared
                 continue
             end = chunk.expected(now, lag)
-            if not self._is_of_use(chunk, now, lag):
-                continue
             gain = end - start - (0.0 if pace is None else pace * (self.fixed + chunk.lengths(now, lag, spread)))
             if (end <= latest and not begun) or (gain < 0 and not is_untried):
                 continue
             running = any(chunk in taker.piece for taker in chunk.takers)
             if running and end < inf and pace is None and not is_untried:
                 continue  # it is not needed, and nothing says yet which of them is sooner
+            if not self._is_of_use(chunk, now, lag):
+                continue
             soon = running or (pace is not None and gain < SOON * pace * chunk.cost)
             if soon < begun or (soon == begun and end > latest):
                 best, begun, latest = chunk, soon, end

@@ -1,9 +1,6 @@
 """The transport's own bookkeeping, without MPI; what it does with MPI is in tests/ranks."""
 
-import threading
 import weakref
-from dataclasses import replace
-from math import inf
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
@@ -11,14 +8,12 @@ import numpy as np
 import pytest
 
 from psgc import processes
-from psgc.messages import MESSAGE, Kind, record, stamp
-from psgc.processes import Identity
+from psgc.messages import Kind, record, stamp
 from psgc.rendezvous import MPI
-from psgc.transport import Control, Died, Vector, receives, sends, waiting
+from psgc.transport import Control, Died, Vector, receives, sends
 from psgc.transport.receives import CONTROL_TAG, Receives
 from psgc.transport.sends import SLOWEST, SMALL, Sends
-from psgc.transport.transport import NAP, Transport
-from psgc.transport.waiting import BUSY, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, SILENCE, SILENT, SPINS, Backoff, Bell
+from psgc.transport.transport import Transport
 from tests.stand_in import cupy
 
 
@@ -348,159 +343,6 @@ def test_what_was_sent_while_mpi_was_not_called_is_let_go_at_once(it):
     sent.request.status, sent.request.moves = Status(), True
     assert it.poll()
     assert sent.is_free
-
-
-# waiting
-
-
-def sleeps(it, count, large=False, busy=False):
-    return [it.next(large, busy) for _ in range(count)]
-
-
-def test_sleeps_begin_short_grow_and_begin_anew_after_a_message():
-    it = Backoff(SHORTEST)
-    for _ in range(2):
-        assert sleeps(it, SPINS) == [0.0] * SPINS
-        assert it.next(large=False, busy=False) == SHORTEST
-        growing = sleeps(it, 10)
-        assert growing == sorted(growing)
-        assert sleeps(it, 20)[-1] == LONGEST
-        it.reset()
-    assert sleeps(it, 1, busy=True) == [BUSY]  # the core has better uses than looks
-    assert sleeps(it, int(2 * SILENCE / LONGEST))[-1] == SILENT
-
-
-def test_who_is_woken_sleeps_longer_unless_the_bell_came_early():
-    it = Backoff(waiting.BELL)
-    assert sleeps(it, SPINS + 2)[SPINS:] == sleeps(it, 2, busy=True) == [waiting.BELL] * 2
-    it.reset(soon=True)
-    assert sleeps(it, SPINS + 1, busy=True) == [*[0.0] * SPINS, BUSY]
-    it.reset(soon=True)
-    assert sleeps(it, SPINS + 1) == [*[0.0] * SPINS, SHORTEST]
-
-
-class Waiting:
-    """A transport that waits: whether others ring, what its bell rings, the bytes that it is sending to rank 2, and
-    whether a send has ended at each look."""
-
-    _send = Transport._send
-
-    def __init__(self, rings, is_woken=True, sending=0, rang=0.0, ends=()):
-        self.slept = []  # seconds
-        self.looks = []  # at what is being sent
-        self.rung = []  # ranks
-        self._rings = iter(rings)
-        self._receives = SimpleNamespace(repost=lambda: None, stirs=lambda: False)
-        ended = iter(ends)
-        self._control, self._to_wake = None, set()
-        self._sends = SimpleNamespace(
-            send=lambda *_: None,
-            largest=lambda: sending,
-            poll=lambda: self.looks.append(sending) or next(ended, False),
-            pending=lambda: {2: sending},
-        )
-        self._bell, self._expects, self.is_woken, self._rang = self, False, is_woken, rang
-        self._ring_at, self.wake_others = self.rung.extend, lambda: None
-        self._backoff, self._rest, self._least_nap = Backoff(waiting.BELL), waiting.BELL, NAP
-
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        return next(self._rings)
-
-
-@pytest.mark.parametrize(
-    ("rung", "others", "comes"),
-    [
-        ({OWN}, {}, False),
-        ({NEIGHBOUR}, {}, True),
-        ({OWN, NEIGHBOUR}, {}, True),
-        ({OWN}, {"is_woken": False}, True),  # others send without ringing
-    ],
-)
-def test_something_may_have_come_unless_only_an_own_thread_has_rung(rung, others, comes):
-    assert Transport.wait(Waiting([rung], **others)) == comes
-
-
-@pytest.mark.parametrize("size", [100, LARGE])
-def test_what_is_being_sent_goes_on_when_an_own_thread_has_rung(size):
-    it = Waiting([{OWN}], sending=size)
-    assert not Transport.wait(it, busy=True)
-    assert it.looks == [size] * 2
-    assert Transport.wait(Waiting([{OWN}], sending=size), busy=True, exchanging=True)
-
-
-def test_while_blocks_are_exchanged_the_end_of_a_send_ends_the_wait():
-    it = Waiting([set()], sending=100, ends=[True])
-    assert Transport.wait(it, nap=NAP, exchanging=True)
-    assert it.slept == [NAP]
-
-
-@pytest.mark.parametrize("size", [0, 100, LARGE, MESSAGE, MESSAGE + 1])
-@pytest.mark.parametrize("busy", [True, False])
-def test_a_worker_that_is_sending_looks_soon_unless_it_computes_and_the_message_is_short(size, busy, monkeypatch):
-    monkeypatch.setattr("psgc.transport.transport.time", SimpleNamespace(monotonic=lambda: 1.0))  # else it may give up
-    it = Waiting([set(), set(), set(), {NEIGHBOUR}], sending=size)
-    assert Transport.wait(it, busy=busy)
-    assert it.slept[-1] == (waiting.BELL if not size or (busy and size <= MESSAGE) else NAP)
-
-
-@pytest.mark.parametrize(("size", "rang", "rung"), [(100, 0.0, [2]), (100, inf, []), (0, 0.0, [])])
-def test_while_a_send_is_under_way_its_receiver_is_woken_again_unless_that_was_just_done(size, rang, rung):
-    it = Waiting([{NEIGHBOUR}], sending=size, rang=rang)
-    assert Transport.wait(it)
-    assert it.rung == rung
-
-
-def test_who_was_sent_several_messages_is_woken_once_and_not_for_one_that_does_not_hurry():
-    it = Waiting([{NEIGHBOUR}])
-    for dest in (2, 3, 2):
-        Transport.send(it, dest, [record(Kind.BEGIN, 0)])
-    Transport.send(it, 1, [record(Kind.STEPPED, 0)], hurries=False)
-    for _ in range(2):
-        Transport.wake_others(it)
-    assert sorted(it.rung) == [2, 3]
-
-
-@pytest.fixture
-def bells():
-    """Two, of this process as if it were two."""
-    own = Identity.own()
-    identities = [own, replace(own, started=f"{own.started} again")]
-    bells = [Bell(identity) for identity in identities]
-    yield list(zip(bells, identities, strict=True))
-    for bell in bells:
-        bell.close()
-
-
-def test_a_bell_wakes_its_process_once_and_says_why(bells):
-    (one, _), (other, other_identity) = bells
-    assert one.sleep(0) == set()
-    for _ in range(3):
-        one.ring_at(other_identity)
-    assert other.sleep(20) == {NEIGHBOUR}
-    assert other.sleep(0) == set()
-    one.ring_at(other_identity)
-    ringing = threading.Thread(target=other.ring)
-    ringing.start()
-    ringing.join()
-    assert other.sleep(20) | other.sleep(0.2) == {NEIGHBOUR, OWN}
-    assert (one.sleep(0), other.sleep(0)) == (set(), set())
-
-
-def test_a_bell_that_nobody_hears_holds_nobody_up(bells):
-    (one, own), (_, other_identity) = bells
-    for _ in range(1000):
-        one.ring_at(other_identity)
-    one.ring_at(replace(own, pid=1))
-
-
-def test_without_names_for_sockets_a_bell_still_wakes_its_own_process(monkeypatch):
-    monkeypatch.setattr("psgc.transport.waiting._address", lambda process: b"/no/such/directory/socket")
-    bell = Bell(Identity.own())
-    assert not bell.works
-    bell.ring()
-    assert bell.sleep(20) == {OWN}
-    bell.close()
 
 
 @pytest.mark.parametrize(("rank", "number"), [*enumerate([0, 1, 0, 2, 1])])
