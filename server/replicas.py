@@ -75,6 +75,7 @@ class Replicas:
         """`worker` cannot follow `iteration`; now: the iteration that rank 0 is at."""
         replica = self._replicas[worker]
         replica.is_wrong = False
+        replica.steps = min(replica.steps, iteration)  # it was told to drop what it had come to
         if replica.after is not None and replica.after >= iteration:
             return
         if replica.donor is not None:

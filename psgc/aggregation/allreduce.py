@@ -312,7 +312,7 @@ class AllReduce:
 
     def _give(self) -> None:
         for dest, iteration in [*self._to_give.items()]:
-            if self.replica.is_stepping or self.steps < iteration:
+            if self.replica.is_stepping or self.steps < iteration or not self.exchange.is_at(self.steps):
                 continue
             if (snapshot := self.replica.snapshot()) is None:
                 continue

@@ -169,7 +169,7 @@ class Rank:
                 self.load(max(usable))
                 return
             for dest, iteration in [*self.to_give.items()]:
-                if steps >= iteration:
+                if steps >= iteration and self.exchange.is_at(steps):
                     del self.to_give[dest]
                     if steps == iteration and dest not in self.left:
                         self.network.states.append((dest, iteration))

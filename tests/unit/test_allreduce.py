@@ -56,6 +56,18 @@ def test_who_has_left_before_the_state_was_there_that_it_was_to_be_given_is_sent
     assert end.forgotten == {2}
 
 
+def test_who_was_told_to_drop_its_replica_gives_nobody_its_state():
+    it, end = opened()
+    it.start(5, np.zeros(4))
+    it.drop()
+    it.give(2, 5)
+    it.poll()
+    assert end.control == end.under_way == []
+    it.start(6, np.zeros(4))
+    it.poll()
+    assert {dest for dest, _ in end.control} == {2}
+
+
 @pytest.mark.parametrize(
     ("dim", "shares", "is_woken", "looks"),
     [(4, False, True, False), (4, False, False, True), (SMALL, False, True, True), (SMALL, True, True, False)],

@@ -122,6 +122,18 @@ def test_a_worker_with_a_wrong_replica_needs_a_state_whatever_its_replica_says(i
     assert it.gifts(18, LIVE) == [(2, 1)]
 
 
+def test_a_worker_that_drops_the_state_it_has_come_to_is_given_it_again(it):
+    """It could not follow before, so that state has come sooner than the order to drop what it had."""
+    it.wrong(1)
+    it.lost(1, 16)
+    it.returned(1, 17)
+    it.behind(1, 15, 17)
+    assert it.gifts(17, LIVE) == [(0, 1)]
+    it.stepped(1, 17)
+    it.behind(1, 16, 17)  # it has dropped it
+    assert it.gifts(17, LIVE) == [(0, 1)]
+
+
 def test_where_workers_have_no_links_rank_0_gives_to_all_at_once():
     it = Replicas(LIVE, 0, alike=True, workers_give=False)
     for worker in (1, 2, 3):
