@@ -105,9 +105,10 @@ class Summing(Listener):
         contributors = [Contributor(*one) for one in accumulators]
         self._redoing = False
         self._contributions.begin(now)
-        self._share(contributors, now, {})
-        for rank in {one.rank for one in contributors}:
+        for rank in {one.rank for one in contributors}:  # one that was lost is at it as well, though it may not say so
+            self._replicas.stepped(rank, self._iteration)
             self._replicas.follows(rank)
+        self._share(contributors, now, {})
 
     def hand_out(self, gradient: Array, now: float) -> None:
         """All ranks get this gradient (dim,) of rank 0; it is not to be changed until the next iteration."""

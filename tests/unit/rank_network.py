@@ -248,8 +248,6 @@ class Network:
         if made is None:
             return
         assert {one.rank for one in made.contributors} <= set(made.receivers) <= self.live | {0}
-        for one in made.contributors:
-            self.replicas.follows(one.rank)
         self.maps[made.iteration, made.attempt] = made
         self.tell("map", made)
         self.ranks[0].mapped = made.iteration
@@ -271,6 +269,9 @@ class Network:
             self.redo = []
         self.shares += 1
         self.phase = "collecting"
+        for one in self.contributors:
+            self.replicas.stepped(one.rank, self.iteration)
+            self.replicas.follows(one.rank)
         receivers = self.receivers()
         able = [rank for rank in receivers if rank == 0 or self.replicas.is_at(rank, self.iteration)]
         self.send(self.owners.share(self.contributors, receivers, able, self.now))

@@ -28,6 +28,7 @@ ONE, TWO = Contributor(1, 1, 0), Contributor(2, 2, 0)
 )  # who owns something, but contributes nothing, passes it on to rank 0, and dies
 @example(3, 5, 3, 1410, (), ())  # a wrong replica is dropped while it makes a step
 @example(2, 4, 2, 103374, {6}, (1, 1, 0))  # a state comes before a worker is told to drop what it had
+@example(3, 5, 2, 200358, {0, 2}, (1, 0, 0, 0))  # who is back contributes before it is given a state
 def test_whatever_happens_ranks_step_with_what_was_closed_and_nobody_waits_for_ever(
     workers, iterations, losses, seed, evaluations, hosts
 ):

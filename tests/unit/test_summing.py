@@ -157,6 +157,20 @@ def test_who_has_not_made_the_step_before_owns_no_slice(rank_0):
     assert made.receivers == (0, *WORKERS)
 
 
+def test_who_is_back_and_contributes_without_having_been_given_a_state_gets_the_gradient(rank_0):
+    """It had made the step before it was lost, and does not say so once more. Once its accumulator never came."""
+    rank_0.within = {11}  # nobody gives it a state
+    rank_0.begin(10)
+    for worker in (2, 3):
+        rank_0.it.moved(Moved(worker, 11, False, b""))
+    rank_0.it.lost(3)
+    rank_0.begin(11)
+    rank_0.it.share([(3, 3, 0)], now=0.0)
+    (made,) = rank_0.maps(2)
+    assert made.receivers == (0, *WORKERS)
+    assert {part.owner for part in made.slices} == {0, 2, 3}
+
+
 def test_with_server_rank_0_owns_every_slice_and_gives_every_state():
     rank_0 = Rank0(aggregation="server")
     rank_0.begin(10)
