@@ -3,8 +3,7 @@
 A chunk must take long enough for two limits. A worker spends at most 5 % of its time on the overhead of chunks. Rank 0,
 which handles the reports of all workers one after another, spends at most 25 % of its time on them.
 
-Small vectors travel with the reports of their chunks, which takes a message less. Not those of a torch model: with one
-sum of each worker it computes several chunks in one pass, which saves more.
+What travels is one sum of each worker, so that it can compute several chunks in one pass.
 """
 
 import time
@@ -14,7 +13,6 @@ import numpy as np
 
 from psgc.backend import Backend
 from psgc.config import Config
-from psgc.config.torch import TorchRun
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError, one_line, raised_at
 from psgc.messages import MESSAGE
@@ -29,7 +27,6 @@ MOST_OVERHEAD = 0.05  # of a worker's time
 REPORT = 1e-4  # seconds of rank 0 for a small report; measured: 0.08 ms, 0.1 ms with 256 KiB
 MOST_REPORTS = 0.25  # of rank 0's time
 TIMED = (5, 0.2)  # a chunk is timed so many times, or until so many seconds have passed
-PER_CHUNK_BYTES = 16 << 20  # `transfer: auto` is per_chunk up to so many bytes into the server per iteration
 ALLREDUCE_BYTES = 32 << 20  # `aggregation: auto` is allreduce from so many bytes in and out of the server on
 
 
@@ -75,23 +72,21 @@ def seconds_of_share(
     return min(times) / cost * per_worker * share
 
 
-def chosen_transfer(config: Config, num_chunks: int, dim: int) -> Literal["per_chunk", "combined"]:
-    """The transfer of the run. num_chunks: N; dim: number of parameters."""
+def chosen_transfer(config: Config) -> Literal["per_chunk", "combined"]:
+    """The transfer of the run: `combined`, except for what needs the gradient of each chunk at rank 0."""
     if config.transfer != "auto":
         return config.transfer
     if config.aggregation == "allreduce":
         return "combined"
-    if config.recovery.estimator == "unbiased" or (config.verify is not None and config.coding.parts > 1):
-        return "per_chunk"
-    in_passes = isinstance(config, TorchRun) and config.verify is None
-    is_small = num_chunks * vector_bytes(config, dim) <= PER_CHUNK_BYTES
-    return "per_chunk" if is_small and not in_passes else "combined"
+    compares_codes = config.verify is not None and config.coding.parts > 1
+    is_unbiased = config.recovery.estimator == "unbiased"
+    return "per_chunk" if compares_codes or is_unbiased or config.faults.flips("sending") else "combined"
 
 
-def without_auto(config: Config, num_chunks: int, num_workers: int, dim: int) -> Config:
+def without_auto(config: Config, num_workers: int, dim: int) -> Config:
     """The settings with the transfer and the aggregation that `auto` stands for. Raises UserError."""
     if config.transfer == "auto":
-        config = config.model_copy(update={"transfer": chosen_transfer(config, num_chunks, dim)})
+        config = config.model_copy(update={"transfer": chosen_transfer(config)})
         if text := config.transfer_conflict():
             raise UserError(f"{text} (transfer: auto chose {config.transfer})")
     if config.aggregation == "auto":

@@ -64,7 +64,7 @@ def expected_memory(config: Config, config_path: str, overrides: Sequence[str], 
         return ""
     num_chunks = coding.chunks_per_worker * num_workers
     try:
-        config = without_auto(config, num_chunks, num_workers, dim)
+        config = without_auto(config, num_workers, dim)
     except UserError:  # the run will say so
         return ""
     return memory_line(config, num_chunks, num_workers, dim)

@@ -17,7 +17,7 @@ from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.record.summary import duration
 from psgc.run import resume
-from psgc.run.auto import MOST, chosen_chunks, chosen_transfer, seconds_of_share, vector_bytes, without_auto
+from psgc.run.auto import chosen_chunks, chosen_transfer, seconds_of_share, vector_bytes, without_auto
 from psgc.run.checkpoint import Checkpoint, read
 from psgc.run.initial import initial_params
 from psgc.run.inputs import (
@@ -92,7 +92,7 @@ def prepare(transport: Transport, config: Config, given: Given, resuming: bool) 
         _check_copies(config, plan)
     chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
     check_rows(config, chunks.num_rows, plan.num_chunks)
-    config = without_auto(config, plan.num_chunks, num_workers, problem.dim)
+    config = without_auto(config, num_workers, problem.dim)
     if backend.name == "numpy":
         check_memory(config, num_workers, problem.dim, transport.hosts.count(transport.hosts[0]) - 1, server_here=True)
     return PreparedRun(
@@ -128,8 +128,7 @@ def _with_chunks(
         reason = "as before"
     else:
         share = seconds_of_share(config, num_workers, dataset, problem, backend)
-        with_vector = chosen_transfer(config, MOST * num_workers, problem.dim) == "per_chunk"
-        report = vector_bytes(config, problem.dim) if with_vector else 0
+        report = vector_bytes(config, problem.dim) if chosen_transfer(config) == "per_chunk" else 0
         number = chosen_chunks(share, num_workers, report)
         if (rows := rows_in_iteration(config, None if dataset is None else dataset.num_rows)) is not None:
             number = min(number, max(1, rows // num_workers))

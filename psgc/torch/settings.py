@@ -60,7 +60,7 @@ def settled(settings: TorchRun, num_workers: int, dim: int) -> tuple[Config, Pla
         least = coding.parts + 1
         raise UserError(f"verify: copies of {num_workers} workers cannot be compared, expected {least} workers")
     plan = even_plan(coding, settings.schedule, num_workers, coding.chunks, settings.seed)
-    return without_auto(settings, coding.chunks, num_workers, dim), plan
+    return without_auto(settings, num_workers, dim), plan
 
 
 def by_name(settings: TorchRun) -> dict[str, Any]:

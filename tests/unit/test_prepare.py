@@ -105,33 +105,30 @@ def test_one_rank_alone_is_told_how_to_launch():
 NO_LIMIT = float("inf")
 UNBIASED = ["schedule=static", "recovery={mode: approximate, deadline: 5.0, estimator: unbiased}"]
 VERIFIED = ["verify={every: 1}", "coding={parts: 2, replication: 3}"]
-COMBINED = "transfer=combined"
+FLIPPED = ["faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]"]
 
 
-# 4 parameters of 8 bytes, in and out of rank 0 for each of 3 workers: 192 bytes. In 6 chunks 192 bytes as well.
+# 4 parameters of 8 bytes, in and out of rank 0 for each of 3 workers: 192 bytes
 @pytest.mark.parametrize(
-    ("per_chunk", "allreduce", "settings", "expected"),
+    ("allreduce", "settings", "expected"),
     [
-        (NO_LIMIT, 192, [COMBINED], "allreduce combined"),
-        (NO_LIMIT, 193, [COMBINED], "server combined"),
-        (NO_LIMIT, 193, [COMBINED, "dtype=float32"], "server combined"),
-        (NO_LIMIT, 144, [COMBINED, "coding.parts=2"], "allreduce combined"),
-        (NO_LIMIT, 145, [COMBINED, "coding.parts=2"], "server combined"),
-        (NO_LIMIT, 0, [COMBINED, "aggregation=server"], "server combined"),
-        (NO_LIMIT, 0, [COMBINED, "verify={every: 1}"], "allreduce combined"),
-        (NO_LIMIT, NO_LIMIT, ["aggregation=allreduce"], "allreduce combined"),
-        (192, NO_LIMIT, [], "server per_chunk"),
-        (191, NO_LIMIT, [], "server combined"),
-        (191, NO_LIMIT, [UNBIASED[0], UNBIASED[1].replace("unbiased", "least_squares")], "server combined"),
+        (192, [], "allreduce combined"),
+        (193, [], "server combined"),
+        (193, ["dtype=float32"], "server combined"),
+        (144, ["coding.parts=2"], "allreduce combined"),
+        (145, ["coding.parts=2"], "server combined"),
+        (0, ["aggregation=server"], "server combined"),
+        (0, ["verify={every: 1}"], "allreduce combined"),
+        (NO_LIMIT, ["aggregation=allreduce"], "allreduce combined"),
+        (0, ["transfer=per_chunk"], "server per_chunk"),
+        (NO_LIMIT, [UNBIASED[0], UNBIASED[1].replace("unbiased", "least_squares")], "server combined"),
         # where combined or allreduce supports something not, auto is another one
-        (0, 0, [], "allreduce combined"),
-        (NO_LIMIT, 0, [], "server per_chunk"),
-        (0, 0, UNBIASED, "server per_chunk"),
-        (0, 0, VERIFIED, "server per_chunk"),
+        (0, UNBIASED, "server per_chunk"),
+        (0, VERIFIED, "server per_chunk"),
+        (0, FLIPPED, "server per_chunk"),
     ],
 )
-def test_what_auto_stands_for(monkeypatch, per_chunk, allreduce, settings, expected):
-    monkeypatch.setattr("psgc.run.auto.PER_CHUNK_BYTES", per_chunk)
+def test_what_auto_stands_for(monkeypatch, allreduce, settings, expected):
     monkeypatch.setattr("psgc.run.auto.ALLREDUCE_BYTES", allreduce)
     config = prepare(Transport(4), load("run.yaml", settings), YAML, False).config
     assert f"{config.aggregation} {config.transfer}" == expected
@@ -155,11 +152,11 @@ def test_the_time_of_a_share_is_that_of_the_quickest_of_a_few_first_chunks(monke
     assert auto.seconds_of_share(config, 3, dataset, problem, Backend()) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("aggregation", "chunks"), [("allreduce", 6), ("server", 9)])
-def test_a_report_without_a_vector_is_small(monkeypatch, aggregation, chunks):
+@pytest.mark.parametrize(("transfer", "chunks"), [("auto", 6), ("per_chunk", 9)])
+def test_a_report_without_a_vector_is_small(monkeypatch, transfer, chunks):
     monkeypatch.setattr(module, "seconds_of_share", lambda *_: 1.0)
     monkeypatch.setattr(module, "chosen_chunks", lambda _, workers, report: 3 if report else 2)
-    config = load("run.yaml", ["coding.chunks_per_worker=auto", f"aggregation={aggregation}"])
+    config = load("run.yaml", ["coding.chunks_per_worker=auto", f"transfer={transfer}"])
     assert prepare(Transport(4), config, YAML, False).plan.num_chunks == chunks
 
 

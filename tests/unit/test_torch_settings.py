@@ -43,9 +43,9 @@ def test_one_process_holds_each_chunk_once_and_compares_nothing():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "combined"), ({"verify": {"every": 2}}, "per_chunk"), ({"transfer": "per_chunk"}, "per_chunk")],
+    [({}, "combined"), ({"verify": {"every": 2}}, "combined"), ({"transfer": "per_chunk"}, "per_chunk")],
 )
-def test_workers_of_a_small_model_send_one_sum_each_unless_their_copies_are_compared(given, expected):
+def test_workers_send_one_sum_each_unless_told_otherwise(given, expected):
     assert settled(settings_of(given), 4, DIM)[0].transfer == expected
 
 
