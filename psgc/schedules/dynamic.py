@@ -58,6 +58,7 @@ class DynamicSchedule(Decisions):
 
     def join(self, may: bool) -> bool:
         self._may_join = may
+        self.fractions = {}  # where workers may not, they begin before `begin`
         return may  # who has begun a large piece does not give chunks of it to others
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:

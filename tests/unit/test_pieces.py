@@ -171,6 +171,14 @@ def test_of_a_piece_that_was_left_what_is_still_needed_is_done_again():
     assert [(order.worker, order.chunk) for order in answers] == [(1, 0)]
 
 
+@pytest.mark.parametrize("name", ["uncoded", "dynamic"])
+def test_after_an_iteration_with_pieces_one_without_them_may_begin_before_its_orders(name):
+    made = SCHEDULES[name]({1: [0, 1, 2], 2: [3]}, {2: [0, 1, 2]}, [[1, 2], [1, 2], [1, 2], [2]], 1)
+    made.fractions = {1: 0.95, 2: 0.95}
+    made.join(False)  # an evaluation comes with each chunk
+    assert not any(made.fractions.values())
+
+
 def test_what_was_told_before_a_piece_was_left_is_told_once():
     """The worker has begun it by then, or so it is believed."""
     made = SCHEDULES["dynamic"]({1: [0, 1, 2], 2: [3]}, {2: [0, 1, 2]}, [[1, 2], [1, 2], [1, 2], [2]], 1)
