@@ -72,7 +72,7 @@ class Config(Section):
         "auto", "whether rank 0 sums the gradients, or all ranks do; auto: by the size of the parameters"
     )
     transfer: Literal["auto", "per_chunk", "combined"] = key(
-        "auto", "a coded gradient with each report, or one sum of each worker; auto: combined unless per_chunk is needed"
+        "auto", "a coded gradient with each report, or one sum of each worker; auto: combined if that will do"
     )
     backend: Literal["auto", "numpy", "cupy"] = key("auto", "on what arrays are computed")
     dtype: Literal["float64", "float32"] = key("float64", "of data, parameters and gradients")
