@@ -105,21 +105,26 @@ class Summing(Listener):
         contributors = [Contributor(*one) for one in accumulators]
         self._redoing = False
         self._contributions.begin(now)
-        for rank in {one.rank for one in contributors}:  # one that was lost is at it as well, though it may not say so
+        ranks = {one.rank for one in contributors}
+        for rank in ranks:  # one that was lost is at it as well, though it may not say so
             self._replicas.stepped(rank, self._iteration)
-            self._replicas.follows(rank)
-        self._share(contributors, now, {})
+        if self._share(contributors, now, {}) is not None:
+            for rank in ranks:
+                self._replicas.follows(rank)
 
     def hand_out(self, gradient: Array, now: float) -> None:
         """All ranks get this gradient (dim,) of rank 0; it is not to be changed until the next iteration."""
         self._share([Contributor(0, OF_RANK_0, 0)], now, {(OF_RANK_0, 0): gradient})
         self.choose()
 
-    def _share(self, contributors: Sequence[Contributor], now: float, own: Accumulators) -> None:
+    def _share(self, contributors: Sequence[Contributor], now: float, own: Accumulators) -> Map | None:
+        """The map that the ranks are sent; None when everything is here already."""
         receivers = self.receivers()
         workers = receivers[1:] if self._all_own else ()
         at_it = [worker for worker in workers if self._replicas.is_at(worker, self._iteration)]
-        self._send(self._owners.share(contributors, receivers, [0, *at_it], now), own)
+        made = self._owners.share(contributors, receivers, [0, *at_it], now)
+        self._send(made, own)
+        return made
 
     def receivers(self) -> Sequence[int]:
         """The ranks that get the gradient of this iteration."""

@@ -271,10 +271,12 @@ class Network:
         self.phase = "collecting"
         for one in self.contributors:
             self.replicas.stepped(one.rank, self.iteration)
-            self.replicas.follows(one.rank)
         receivers = self.receivers()
         able = [rank for rank in receivers if rank == 0 or self.replicas.is_at(rank, self.iteration)]
-        self.send(self.owners.share(self.contributors, receivers, able, self.now))
+        made = self.owners.share(self.contributors, receivers, able, self.now)
+        self.send(made)
+        for one in self.contributors if made is not None else ():
+            self.replicas.follows(one.rank)
 
     def evaluate(self):
         self.closed[self.iteration] = {"sums": self.iteration}

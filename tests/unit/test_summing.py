@@ -171,6 +171,24 @@ def test_who_is_back_and_contributes_without_having_been_given_a_state_gets_the_
     assert {part.owner for part in made.slices} == {0, 2, 3}
 
 
+def test_who_was_to_redo_something_that_came_after_all_still_needs_a_state(rank_0):
+    rank_0.within = {11}
+    rank_0.begin(10)
+    for worker in (1, 3):
+        rank_0.it.moved(Moved(worker, 11, False, b""))
+    rank_0.begin(11)
+    rank_0.it.moved(Moved(2, 11, True, b""))
+    rank_0.it.share([(1, 1, 0), (3, 3, 0)], now=0.0)
+    for number in range(3):
+        rank_0.it.have(11, 0, number)
+    rank_0.it.lost(1)
+    rank_0.told()
+    rank_0.it.share([(2, 1, 1), (3, 3, 0)], now=1.0)
+    assert Kind.MAP not in [kind for _, kind, _ in rank_0.told()]
+    rank_0.begin(12, [2, 3])
+    assert (3, Kind.GIVE, 2) in rank_0.told()
+
+
 def test_with_server_rank_0_owns_every_slice_and_gives_every_state():
     rank_0 = Rank0(aggregation="server")
     rank_0.begin(10)
