@@ -67,7 +67,6 @@ class IterationRow:
 COLUMNS = tuple(field.name for field in fields(IterationRow))
 HELD_OUT = ("test_loss", "test_accuracy")
 OPTIONAL = ("loss", *HELD_OUT)  # a field of these may be empty
-EARLIER_COLUMNS = tuple(name for name in COLUMNS if name not in HELD_OUT)  # of psgc before it evaluated during a run
 COUNTS = tuple(field.name for field in fields(IterationRow) if field.type is int)
 MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}  # these are between 0 and this
 

@@ -5,14 +5,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from math import isclose
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.random.bit_generator import ISpawnableSeedSequence
 
 from psgc.backend import Array, Backend
-from psgc.coding.sketch import relative_difference, sketch
+from psgc.coding.sketch import adds_up, sketch
 from psgc.data import Chunk, ChunkSource, Epochs
 from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.problems import ChunkCheck
@@ -158,10 +157,8 @@ class Gradients:
         if not self._has_compared:
             self._has_compared = True
             single = self._sum(iteration, [(chunk, 1) for chunk in piece], params)
-            same = SAME[self._dtype.itemsize]
-            one, other = (sketch(computed.vector, self.backend.xp) for computed in (found, single))
-            is_sum = isclose(found.loss, single.loss, rel_tol=same)
-            self.joins = is_sum and relative_difference(one, other) <= same
+            one, other = ((of.loss, sketch(of.vector, self.backend.xp)) for of in (found, single))
+            self.joins = adds_up(one, [other], SAME[self._dtype.itemsize])
             return single
         return found
 

@@ -58,6 +58,21 @@ def relative_difference(one: Sketch, other: Sketch) -> float:
     return max(abs(one[0] - other[0]), abs(one[1] - other[1])) / scale if scale else 0.0
 
 
+def adds_up(whole: tuple[float, Sketch], parts: Sequence[tuple[float, Sketch]], tolerance: float) -> bool:
+    """Whether a loss and a vector are the sums of these, as the vectors' sketches show: that of a sum is their sum.
+
+    >>> one, two = (1.0, sketch(np.ones(3))), (2.0, sketch(np.arange(3.0)))
+    >>> both = (3.0, sketch(1 + np.arange(3.0)))
+    >>> adds_up(both, [one, two], 1e-9), adds_up(both, [two, two], 1e-9)
+    (True, False)
+    """
+    loss, (*projections, length) = whole
+    sums = (sum(vector[place] for _, vector in parts) for place in (0, 1))
+    off = [abs(its - total) for its, total in zip(projections, sums, strict=True)]
+    is_close = math.isclose(loss, sum(part for part, _ in parts), rel_tol=tolerance)
+    return is_close and all(one <= tolerance * length for one in off)
+
+
 def agreeing(sketches: Sequence[Sketch], tolerance: float) -> tuple[int, ...]:
     """The copies of a vector that agree: two, then all others that agree with the first of these.
 

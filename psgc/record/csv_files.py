@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from psgc.disk import open_regular
-from psgc.run_rows import COLUMNS, COUNTS, EARLIER_COLUMNS, MOST, OPTIONAL, IterationRow, WorkerEvent
+from psgc.run_rows import COLUMNS, COUNTS, MOST, OPTIONAL, IterationRow, WorkerEvent
 
 LONGEST = 1 << 20  # bytes of a line
-ITERATIONS = (COLUMNS, EARLIER_COLUMNS)  # the columns that an iterations.csv may have
 TEXTS = ("host", "event", "reason")  # columns that are not of numbers
 
 
@@ -29,8 +28,8 @@ def row_text(row: IterationRow) -> str:
     return csv_text([f"{value:.9g}" if isinstance(value, float) else value for value in values])
 
 
-def csv_rows(path: Path, refuse: Callable[[str], object], *known: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a file with one of these lists of columns, except a last one that is not written to its end.
+def csv_rows(path: Path, refuse: Callable[[str], object], known: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a file with these columns, except a last one that is not written to its end.
 
     refuse: called with what is wrong with the file or with a row; when it returns, that is left out.
     Raises OSError, csv.Error.
@@ -39,9 +38,9 @@ def csv_rows(path: Path, refuse: Callable[[str], object], *known: Sequence[str])
     columns = tuple(next(rows, ()))
     if not columns:
         refuse("empty, expected a line with the names of the columns")
-    elif columns not in known:
-        refuse(f"written by another version of psgc: expected the columns {', '.join(known[0])}")
-    for line, row in enumerate(rows if columns in known else (), start=2):
+    elif columns != known:
+        refuse(f"written by another version of psgc: expected the columns {', '.join(known)}")
+    for line, row in enumerate(rows if columns == known else (), start=2):
         if len(row) != len(columns):
             refuse(f"damaged: row {line} has {len(row)} values, expected {len(columns)}")
             continue
@@ -55,7 +54,7 @@ def earlier_rows(path: Path, end: float = math.inf) -> Iterator[IterationRow]:
     """The rows of an iterations.csv, which may be damaged, before the iteration `end`."""
     last = -1
     with suppress(OSError, csv.Error):
-        for row in csv_rows(path, lambda _: None, *ITERATIONS):
+        for row in csv_rows(path, lambda _: None, COLUMNS):
             if last < row["iteration"] < end:
                 last = row["iteration"]
                 yield IterationRow(**row)

@@ -27,7 +27,6 @@ FORMAT = 1  # of timeline.raw
 ENTRY = np.dtype([(name, field.dtype) for name, field in TIMELINE.items()])
 _pack = struct.Struct("<iiiddb").pack  # one ENTRY
 LONGEST_HEAD = 1000  # bytes of the first line of timeline.raw
-OLD_NAMES = {"fate": "outcome", "fates": "outcomes"}  # that columns of timeline.npz had once
 PIECE = 1 << 18  # entries that are looked at together
 SAME = 1e-9  # seconds by which recorded times of the chunks of a pass may be off
 
@@ -141,8 +140,7 @@ def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:
     if not path.exists():
         return None, {}
     with reading(path):
-        found = map_npz(str(path), ours=True)
-        columns = {OLD_NAMES.get(name, name): np.asarray(array) for name, array in found.items()}
+        columns = {name: np.asarray(array) for name, array in map_npz(str(path), ours=True).items()}
         if lacking := {*TIMELINE, "outcomes"} - set(columns):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
         _check(columns)

@@ -18,10 +18,10 @@ from psgc.config import Config
 from psgc.disk import open_regular
 from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
-from psgc.record.csv_files import ITERATIONS, csv_rows
+from psgc.record.csv_files import csv_rows
 from psgc.record.files import reading
 from psgc.record.timeline import Columns, pieces, read_timeline
-from psgc.run_rows import COUNTS, EARLIER_COLUMNS, OPTIONAL, Outcome, WorkerEvent
+from psgc.run_rows import COLUMNS, COUNTS, HELD_OUT, OPTIONAL, Outcome, WorkerEvent
 
 MAX_CHUNKS = 2**31
 FEW = 1 << 22  # workers x iterations that fit into memory anyhow
@@ -136,22 +136,22 @@ def _config(path: Path) -> Config:
         raise UserError(f"{error}; psgc {__version__} cannot read it, another version may have written it") from None
 
 
-def _rows(path: Path, *known: Sequence[str]) -> list[dict[str, Any]]:
-    """The whole rows of a file that may still grow. known: the lists of columns that it may have."""
+def _rows(path: Path, known: Sequence[str]) -> list[dict[str, Any]]:
+    """The whole rows of a file with these columns, which may still grow."""
 
     def refuse(reason: str) -> None:
         raise UserError(f"{path}: {reason}")
 
     with reading(path):
-        return list(csv_rows(path, refuse, *known))
+        return list(csv_rows(path, refuse, known))
 
 
 def _iterations(path: Path) -> Columns:
-    rows = _rows(path, *ITERATIONS)
+    rows = _rows(path, COLUMNS)
     columns = {}
-    for name in rows[0] if rows else EARLIER_COLUMNS:
+    for name in COLUMNS:
         values = [row[name] for row in rows]
-        if not rows or name not in OPTIONAL or any(value is not None for value in values):
+        if name not in (OPTIONAL if rows else HELD_OUT) or any(value is not None for value in values):
             columns[name] = np.array(values, np.int64 if name in COUNTS else np.float64)  # nan for None
     if (np.diff(columns["iteration"], prepend=-1) <= 0).any():
         raise UserError(f"{path}: damaged: the iterations do not ascend")

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from math import isclose, isfinite
-from typing import NamedTuple
+from math import isfinite
 
 import numpy as np
 from torch import Tensor, nn
 
-from psgc.coding.sketch import sketch
+from psgc.coding.sketch import Sketch, adds_up, sketch
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError
 from psgc.torch.calls import Call, Engine, signature
@@ -19,21 +18,6 @@ from psgc.torch.halves import Halves, NotFinite
 from psgc.torch.loader import ChunkLoader, MicroBatch
 from psgc.torch.loading import Loading
 from psgc.torch.sampling import Batch, ChunkCosts
-
-
-class _OfVector(NamedTuple):
-    """What stands for a vector: two projections of the gradient, its length, and the loss."""
-
-    projections: np.ndarray
-    length: float
-    loss: float
-    tolerance: float
-
-    def is_sum_of(self, others: "Sequence[_OfVector]") -> bool:
-        """Projections of a sum are the sums of projections."""
-        off = np.abs(self.projections - sum(other.projections for other in others)).max()
-        loss = sum(other.loss for other in others)
-        return bool(off <= self.tolerance * self.length) and isclose(self.loss, loss, rel_tol=self.tolerance)
 
 
 class BatchGradient:
@@ -101,8 +85,8 @@ class BatchGradient:
                 self._figures(in_one_pass((chunk,), wanted, then[number:])) for number, chunk in enumerate(chunks, 1)
             ]
             found = in_one_pass(chunks, wanted)
-            if (figures := self._figures(found)) is not None and None not in single:
-                self._is_sum = figures.is_sum_of([one for one in single if one is not None])
+            if found is not None and (figures := self._figures(found)) is not None and None not in single:
+                self._is_sum = adds_up(figures, [one for one in single if one is not None], TOLERANCE[found.dtype])
             if found is None or self._is_sum is not False:
                 return found
             found.zero_()
@@ -147,12 +131,11 @@ class BatchGradient:
             coming, at = self._following(coming), 0
         return found
 
-    def _figures(self, vector: Tensor | None) -> "_OfVector | None":
-        """None when there is no vector, or it is not finite."""
+    def _figures(self, vector: Tensor | None) -> tuple[float, Sketch] | None:
+        """Loss and sketch of the gradient; None when there is no vector, or it is not finite."""
         if vector is None or not isfinite(float(vector[: self._gradient + 1].sum())):
             return None
-        one, other, length = sketch(vector[: self._gradient].cpu().numpy())
-        return _OfVector(np.array([one, other]), length, float(vector[self._gradient]), TOLERANCE[vector.dtype])
+        return float(vector[self._gradient]), sketch(vector[: self._gradient].cpu().numpy())
 
     def _compare_halves(
         self, halves: Halves, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None

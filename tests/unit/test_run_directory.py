@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.record.csv_files import earlier_rows
-from psgc.run_rows import COLUMNS, EARLIER_COLUMNS, WorkerEvent
+from psgc.run_rows import COLUMNS, HELD_OUT, WorkerEvent
 from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import record
 
@@ -53,7 +52,7 @@ def test_everything_that_a_run_leaves(whole):
     assert run.path == whole
     assert (run.workers, run.chunks, run.summary["status"]) == (4, 12, "done")
     assert (run.config.iterations, run.config.output) == (5, str(whole))
-    assert tuple(run.iterations) == EARLIER_COLUMNS
+    assert tuple(run.iterations) == tuple(name for name in COLUMNS if name not in HELD_OUT)
     assert run.iterations["iteration"].tolist() == [0, 1, 2, 3, 4]
     assert run.iterations["lost"].tolist() == [0, 0, 1, 1, 1]
     assert run.iterations["loss"] == pytest.approx(2.3 * 0.97 ** np.arange(5))
@@ -65,16 +64,6 @@ def test_everything_that_a_run_leaves(whole):
         assert {name: archive[name].tolist() for name in archive} == {
             name: column.tolist() for name, column in run.timeline.items()
         }
-
-
-def test_a_record_of_before_there_were_held_out_figures_is_read(whole, run):
-    lines = (run / "iterations.csv").read_text().splitlines()
-    (run / "iterations.csv").write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in lines))
-    before, now = read_run(run).iterations, read_run(whole).iterations
-    assert before.keys() == now.keys()
-    assert all(np.array_equal(before[name], now[name], equal_nan=True) for name in now)
-    assert [row.loss for row in earlier_rows(run / "iterations.csv")] == now["loss"].tolist()
-    assert {row.test_loss for row in earlier_rows(run / "iterations.csv")} == {None}
 
 
 def test_the_pace_of_workers_is_the_mean_of_what_they_did(whole):

@@ -105,17 +105,6 @@ def test_memory_does_not_grow_with_the_run(tmp_path):
     assert len(columns["worker"]) == 300_000
 
 
-def test_the_columns_of_an_older_timeline_are_read_under_their_old_names(timeline, tmp_path):
-    record(timeline, *ENTRIES)
-    timeline.finish(timeline.take())
-    path = tmp_path / "timeline.npz"
-    with np.load(path) as file:
-        columns = {name.replace("outcome", "fate"): file[name] for name in file}
-    assert {"fate", "fates"} <= set(columns)
-    np.savez(path, **columns)
-    assert entries(read_timeline(tmp_path)[0]) == ENTRIES
-
-
 def test_an_entry_that_was_being_written_is_left_out(timeline, tmp_path):
     record(timeline, *ENTRIES)
     whole = (tmp_path / "timeline.raw").read_bytes()
