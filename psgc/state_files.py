@@ -8,7 +8,7 @@ back (see docs/torch/checkpoints.md). Nothing is pickled.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -83,17 +83,24 @@ def _as_dict(items: list[list[Any]]) -> dict[Any, Any]:
 
 def pieces(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
     """The bytes of a safetensors file, those of the arrays where they are: `safetensors.numpy.save` copies them."""
+    of = {
+        name: (f"{array.dtype.kind.upper()}{8 * array.itemsize}", array.shape, array.nbytes)
+        for name, array in arrays.items()
+    }
+    stored = (np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data for array in arrays.values())
+    return [head(of, metadata), *stored]
+
+
+def head(tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with; the tensors, (dtype, shape, bytes) each, follow in this order."""
     header: dict[str, Any] = {"__metadata__": metadata}
-    found: list[bytes | memoryview] = []
     end = 0
-    for name, array in arrays.items():
-        dtype = f"{array.dtype.kind.upper()}{8 * array.itemsize}"
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [begin, end]}
-        found.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+    for name, (dtype, shape, size) in tensors.items():
+        begin, end = end, end + size
+        header[name] = {"dtype": dtype, "shape": [*shape], "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, *found]
+    text += b" " * (-(8 + len(text)) % 16)
+    return len(text).to_bytes(8, "little") + text
 
 
 def header_of(content: bytes | bytearray) -> tuple[dict[str, Any], int]:

@@ -16,7 +16,8 @@ from psgc.disk import open_regular
 from psgc.errors import UserError, one_line
 from psgc.state_files import header_of
 from psgc.torch.hand_over import ScriptState
-from psgc.torch.state import MODEL, about_in, check_model, from_bytes, is_state
+from psgc.torch.state import MODEL, about_in, check_model, is_state
+from psgc.torch.tensor_files import from_bytes
 
 FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 OPTIMIZER = re.compile(r"optimizer(_\d+)?\.state\.")

@@ -35,7 +35,8 @@ from psgc.torch.rows import differing, sample
 from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import CostFunction, length_of
 from psgc.torch.settings import by_name, check_resumed, settled
-from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
+from psgc.torch.state import About, load_state, state_of
+from psgc.torch.tensor_files import from_bytes, to_bytes
 from psgc.yaml_source import shown
 
 

@@ -23,8 +23,9 @@ from psgc.torch.hand_over import ScriptState
 from psgc.torch.loader import ChunkLoader, has_spare_core
 from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
 from psgc.torch.standing import Standing
-from psgc.torch.state import Stateful, check_savable, from_bytes, save_model
+from psgc.torch.state import Stateful, check_savable
 from psgc.torch.steps import Steps
+from psgc.torch.tensor_files import from_bytes, save_model
 
 
 class ScriptRun:
@@ -49,18 +50,14 @@ class ScriptRun:
         self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1, has_spare_core(flat.device))
         costs = ChunkCosts(cost, settings.micro_batch)
         self._sampler = Sampler(length, settings.seed)
-        following = self._sampler.following
-        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings, costs, following)
+        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings, costs, self._sampler.following)
         self.attached: list[Stateful] = []
         self._steps = Steps(model, flat, self.attached)
-        follows = self._sampler, self._steps, self._evaluator
-        self.standing = Standing(model, self.attached, flat, settings.seed, *follows)
+        self.standing = Standing(model, self.attached, flat, settings.seed, self._sampler, self._steps, self._evaluator)
         self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
         self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_over = False
         self._is_broken = False  # there is no going on from here: a loss that is not finite, or half of a batch
-
-    # training
 
     @property
     def rank(self) -> int:
@@ -207,8 +204,6 @@ class ScriptRun:
             return None
         self.standing.iteration += 1
         return answer
-
-    # state
 
     def state_dict(self) -> dict[str, Any]:
         """All that the run has changed, in memory of its own: model, what is attached, position; for `torch.save`.

@@ -12,8 +12,9 @@ from psgc.torch.fingerprint import Fingerprint
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import GENERATORS, Generators, preserved
 from psgc.torch.sampling import Batch, Position, Sampler
-from psgc.torch.state import About, Stateful, about_in, about_of, from_bytes, load_state, state_of, to_bytes, to_memory
+from psgc.torch.state import About, Stateful, about_in, about_of, load_state, state_of
 from psgc.torch.steps import Steps
+from psgc.torch.tensor_files import from_bytes, to_bytes, to_memory
 
 
 class Standing:

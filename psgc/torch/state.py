@@ -7,26 +7,21 @@ pickled. Whoever has only torch and safetensors can go on from it (docs/torch/ch
 """
 
 import copy
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from psgc.disk import write_whole
 from psgc.errors import UserError, one_line, visible
-from psgc.state_files import decode, encode, header_of
+from psgc.state_files import decode, encode
 from psgc.torch.evaluation import Evaluation
 from psgc.torch.generators import Generators
 from psgc.torch.sampling import Position
+from psgc.torch.tensor_files import NO_STATE, check_tensor, metadata_of, no_state
 
 FORMAT = 3  # of states; others are refused
 MODEL, ABOUT = "model", "psgc"  # keys of a state
@@ -82,8 +77,8 @@ def about_of(state: Any, where: str) -> About:
         about = About(**own) if version == FORMAT else None
         if about is not None and about.random is not None:
             Generators.of(about.random)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _no_state(where, error) from None
+    except NO_STATE as error:
+        raise no_state(where, error) from None
     if about is None:
         raise UserError(f"{where}: written by a version of psgc whose states this version cannot read")
     return about
@@ -102,8 +97,8 @@ def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where
     try:
         then = {str(name): str(kind) for name, kind in state[ABOUT]["attached"].items()}
         of_model, states = dict(state[MODEL]), [dict(state[name]) for name in then]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _no_state(where, error) from None
+    except NO_STATE as error:
+        raise no_state(where, error) from None
     now = [_kind(thing) for thing in attached]
     if [*then.values()] != now:
         given = f"it is of {_listed([*then.values()])}, but attached to the run: {_listed(now)}"
@@ -127,126 +122,26 @@ def check_savable(attached: Sequence[Stateful]) -> None:
         try:
             encode(_state_of(thing), name, tensors, Tensor)
             for place, tensor in tensors.items():
-                _check_tensor(place, tensor)
+                check_tensor(place, tensor)
         except UserError as error:
             raise UserError(f"{_kind(thing)}, attached to the run: {error}") from None
-
-
-def to_bytes(state: Mapping[str, Any]) -> bytes:
-    """The state as a safetensors file. Raises UserError, with the place, for what it cannot hold."""
-    return bytes(to_memory(state))
-
-
-def to_memory(state: Mapping[str, Any], memory: bytearray | None = None) -> bytearray:
-    """The same, in `memory` if that has the right size: pages that are there take a third of the time of new ones."""
-    tensors: dict[str, Tensor] = {}
-    metadata = {name: json.dumps(encode(value, name, tensors, Tensor)) for name, value in state.items()}
-    return _file(tensors, {"format": "pt", **metadata}, memory)
-
-
-def from_bytes(content: bytes | bytearray | memoryview, where: str, plain: bool = False) -> dict[str, Any]:
-    """The state in a safetensors file of `to_bytes`, in memory of its own.
-
-    where: said in errors; plain: numbers of NumPy become those of Python. Raises UserError when it is damaged.
-    """
-    content = bytes(content)
-    try:
-        tensors = safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise UserError(f"{where}: not a whole safetensors file: {one_line(error)}") from None
-    try:
-        texts = _metadata(content)
-        return {name: decode(text, tensors, plain) for name, text in texts.items() if name != "format"}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _no_state(where, error) from None
 
 
 def is_state(content: bytes) -> bool:
     """Whether these bytes are a safetensors file of `to_bytes`, and not one of a model alone."""
     try:
-        return ABOUT in _metadata(content)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ABOUT in metadata_of(content)
+    except NO_STATE:
         return False
 
 
 def about_in(content: bytes, where: str) -> About:
     """What belongs to the run itself, without random numbers, from the bytes of a state alone. Raises UserError."""
     try:
-        own = decode(_metadata(content)[ABOUT], defaultdict(lambda: torch.empty(0)))
+        own = decode(metadata_of(content)[ABOUT], defaultdict(lambda: torch.empty(0)))
         return about_of({ABOUT: {**own, "random": None}}, where)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _no_state(where, error) from None
-
-
-def _no_state(where: str, error: Exception) -> UserError:
-    return UserError(f"{where}: not a state of psgc.torch ({one_line(error)})")
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    return dict(header_of(content)[0]["__metadata__"])
-
-
-def save_model(path: Path, model: nn.Module) -> None:
-    """Write the model's `state_dict` as safetensors, for `model.load_state_dict(safetensors.torch.load_file(path))`.
-
-    Tied weights are there under each of their names. Raises OSError, and UserError for state that is no tensor.
-    """
-    state = dict(model.state_dict())
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{name} of the model is a {type(value).__name__}, which a safetensors file cannot hold")
-    content = _file(state, {"format": "pt"})
-    write_whole(path, lambda stream: stream.write(content), on_disk=True)  # it may take the place of the best one
-
-
-def _file(tensors: Mapping[str, Tensor], metadata: dict[str, str], memory: bytearray | None = None) -> bytearray:
-    """A safetensors file, as of `safetensors.torch.save`, which makes three copies.
-
-    Raises UserError for a tensor that it cannot hold.
-    """
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):  # so all are aligned
-        _check_tensor(name, tensor)
-        begin, end = end, end + tensor.numel() * tensor.itemsize
-        header[name] = {"dtype": _dtype(tensor.dtype), "shape": [*tensor.shape], "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 16)
-    start = 8 + len(text)
-    if memory is None or len(memory) != start + end:
-        memory = bytearray(start + end)
-    memory[:8], memory[8:start] = len(text).to_bytes(8, "little"), text
-    for name, tensor in tensors.items():
-        if number := tensor.numel():
-            offset = start + header[name]["data_offsets"][0]
-            to = torch.frombuffer(memory, dtype=tensor.dtype, count=number, offset=offset)
-            to.view(tensor.shape).copy_(tensor.detach())
-    return memory
-
-
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    """Raises UserError for a tensor that a safetensors file cannot hold."""
-    if tensor.is_meta or tensor.layout != torch.strided:
-        trouble = "without memory" if tensor.is_meta else str(tensor.layout)
-    else:
-        trouble = _trouble_with(tensor.dtype)
-    if trouble:
-        raise UserError(f"{name} is a tensor that a safetensors file cannot hold ({trouble})")
-
-
-@lru_cache
-def _trouble_with(dtype: torch.dtype) -> str:
-    try:
-        _dtype(dtype)
-    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        return one_line(error)
-    return ""
-
-
-@lru_cache
-def _dtype(dtype: torch.dtype) -> str:
-    """As a safetensors file has it."""
-    return str(header_of(safetensors.torch.save({"tensor": torch.empty(0, dtype=dtype)}))[0]["tensor"]["dtype"])
+    except NO_STATE as error:
+        raise no_state(where, error) from None
 
 
 def _names(attached: Sequence[Stateful]) -> list[str]:

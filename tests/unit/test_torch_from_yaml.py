@@ -17,7 +17,8 @@ from psgc.run.inputs import open_problem
 from psgc.torch import from_yaml
 from psgc.torch.checkpoints import load_initial
 from psgc.torch.settings import check_resumed
-from psgc.torch.state import About, save_model, state_of, to_bytes
+from psgc.torch.state import About, state_of
+from psgc.torch.tensor_files import save_model, to_bytes
 from tests.unit import torch_problem
 from tests.unit.documents import blocks
 from tests.unit.fake_mpirun import launch

@@ -17,7 +17,8 @@ from psgc.errors import UserError
 from psgc.torch import state
 from psgc.torch.evaluation import Evaluation
 from psgc.torch.sampling import Position
-from psgc.torch.state import About, about_of, from_bytes, load_state, save_model, state_of, to_bytes
+from psgc.torch.state import About, about_of, load_state, state_of
+from psgc.torch.tensor_files import from_bytes, save_model, to_bytes
 from tests.unit.documents import blocks
 
 ABOUT = About(calls=20, position=Position(17, 2, 40), evaluations=[Evaluation(2, -1, {"": 0.5})])

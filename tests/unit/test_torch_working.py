@@ -20,7 +20,7 @@ from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState, blob_of, 
 from psgc.torch.memory import Memory
 from psgc.torch.program import TorchProgram
 from psgc.torch.settings import settings_of
-from psgc.torch.state import from_bytes
+from psgc.torch.tensor_files import from_bytes
 from psgc.torch.working import LAST_SUM, ScriptLoop, ScriptThread, ScriptWorker
 from psgc.transport import Control
 from psgc.workers.chunk_runner import ChunkRunner, Trial

@@ -1,0 +1,116 @@
+"""Safetensors files of tensors: those of states, with JSON in the metadata, and those of a model alone."""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from psgc.disk import write_whole
+from psgc.errors import UserError, one_line
+from psgc.state_files import decode, encode, head, header_of
+
+NO_STATE = ValueError, LookupError, TypeError, AttributeError, RecursionError  # what reading something else raises
+
+
+def no_state(where: str, error: Exception) -> UserError:
+    """The error for something that should have been a state."""
+    return UserError(f"{where}: not a state of psgc.torch ({one_line(error)})")
+
+
+def to_bytes(state: Mapping[str, Any]) -> bytes:
+    """The state as a safetensors file. Raises UserError, with the place, for what it cannot hold."""
+    return bytes(to_memory(state))
+
+
+def to_memory(state: Mapping[str, Any], memory: bytearray | None = None) -> bytearray:
+    """The same, in `memory` if that has the right size: pages that are there take a third of the time of new ones."""
+    tensors: dict[str, Tensor] = {}
+    metadata = {name: json.dumps(encode(value, name, tensors, Tensor)) for name, value in state.items()}
+    return _file(tensors, {"format": "pt", **metadata}, memory)
+
+
+def from_bytes(content: bytes | bytearray | memoryview, where: str, plain: bool = False) -> dict[str, Any]:
+    """The state in a safetensors file of `to_bytes`, in memory of its own.
+
+    where: said in errors; plain: numbers of NumPy become those of Python. Raises UserError when it is damaged.
+    """
+    content = bytes(content)
+    try:
+        tensors = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise UserError(f"{where}: not a whole safetensors file: {one_line(error)}") from None
+    try:
+        texts = metadata_of(content)
+        return {name: decode(text, tensors, plain) for name, text in texts.items() if name != "format"}
+    except NO_STATE as error:
+        raise no_state(where, error) from None
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    """Of a safetensors file. Raises what `NO_STATE` lists when it is none."""
+    return dict(header_of(content)[0]["__metadata__"])
+
+
+def save_model(path: Path, model: nn.Module) -> None:
+    """Write the model's `state_dict` as safetensors, for `model.load_state_dict(safetensors.torch.load_file(path))`.
+
+    Tied weights are there under each of their names. Raises OSError, and UserError for state that is no tensor.
+    """
+    state = dict(model.state_dict())
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{name} of the model is a {type(value).__name__}, which a safetensors file cannot hold")
+    content = _file(state, {"format": "pt"})
+    write_whole(path, lambda stream: stream.write(content), on_disk=True)  # it may take the place of the best one
+
+
+def _file(tensors: Mapping[str, Tensor], metadata: dict[str, str], memory: bytearray | None = None) -> bytearray:
+    """A safetensors file, as of `safetensors.torch.save`, which makes three copies.
+
+    Raises UserError for a tensor that it cannot hold.
+    """
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor)
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # so all are aligned
+    start = head({name: (_dtype(it.dtype), it.shape, it.nbytes) for name, it in ordered.items()}, metadata)
+    offset, size = len(start), len(start) + sum(tensor.nbytes for tensor in tensors.values())
+    if memory is None or len(memory) != size:
+        memory = bytearray(size)
+    memory[:offset] = start
+    for tensor in ordered.values():
+        if number := tensor.numel():
+            to = torch.frombuffer(memory, dtype=tensor.dtype, count=number, offset=offset)
+            to.view(tensor.shape).copy_(tensor.detach())
+            offset += tensor.nbytes
+    return memory
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raises UserError for a tensor that a safetensors file cannot hold."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        trouble = "without memory" if tensor.is_meta else str(tensor.layout)
+    else:
+        trouble = _trouble_with(tensor.dtype)
+    if trouble:
+        raise UserError(f"{name} is a tensor that a safetensors file cannot hold ({trouble})")
+
+
+@lru_cache
+def _trouble_with(dtype: torch.dtype) -> str:
+    try:
+        _dtype(dtype)
+    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        return one_line(error)
+    return ""
+
+
+@lru_cache
+def _dtype(dtype: torch.dtype) -> str:
+    """As a safetensors file has it."""
+    return str(header_of(safetensors.torch.save({"tensor": torch.empty(0, dtype=dtype)}))[0]["tensor"]["dtype"])
