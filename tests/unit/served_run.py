@@ -25,6 +25,7 @@ iterations: 2
 coding: {chunks_per_worker: 2, replication: 2}
 trial: false
 schedule: dynamic
+transfer: per_chunk
 output: out
 """
 ROWS, FEATURES = 40, 3
