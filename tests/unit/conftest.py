@@ -3,6 +3,8 @@ from unittest import mock
 import pytest
 
 from psgc.cli import main
+from tests.unit.computing import chunk_clock as chunk_clock
+from tests.unit.computing import compute as compute
 from tests.unit.fake_mpirun import mpirun as mpirun
 from tests.unit.recording import recorder_in as recorder_in
 from tests.unit.scripted_run import make_run as make_run
