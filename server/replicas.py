@@ -186,19 +186,19 @@ class Replicas:
             donor = next((rank for rank in first if giving[rank] < WIDTH), None)
             if donor is None and not donors and (giving[0] < WIDTH or not self._workers_give):
                 donor = 0
-            if donor is None or (not urgent and self._waits_for_a_mate(worker, donor)):
+            if donor is None or (not urgent and self._waits_for_its_host(worker, donor)):
                 continue
             giving[donor] += 1
             replica.donor, replica.given = donor, iteration
             made.append((donor, worker))
         return made
 
-    def _waits_for_a_mate(self, worker: int, donor: int) -> bool:
+    def _waits_for_its_host(self, worker: int, donor: int) -> bool:
         """Whether another rank of its host is given a state already, from as far away as `donor` is."""
         if not self._hosts or self._is_near(donor, worker):
             return False
-        mates = [self._replicas[rank] for rank in self._replicas if self._is_near(rank, worker)]
-        return any(mate.donor is not None for mate in mates)
+        of_host = [self._replicas[rank] for rank in self._replicas if self._is_near(rank, worker)]
+        return any(other.donor is not None for other in of_host)
 
     def _is_near(self, rank: int, other: int) -> bool:
         return bool(self._hosts) and self._hosts[rank] == self._hosts[other]

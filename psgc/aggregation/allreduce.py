@@ -66,7 +66,7 @@ class AllReduce:
         self.link = Link(transport, self.pool)
         shared, memory = transport.shared, None
         if shared.memory is not None:
-            memory = HostMemory(shared.mates(transport.rank), shared.memory, sums.entries, sums.dtype)
+            memory = HostMemory(shared.of_host(transport.rank), shared.memory, sums.entries, sums.dtype)
         self.blocks = Blocks(transport.rank, backend, self.pool, sums, memory)
         self._giver = Giver(transport, self.pool, backend)
         self.receiver = Receiver(self.pool, backend)

@@ -10,11 +10,11 @@ several parts) and sends the block of the gradient, `parts` times as long, to al
 4. An owner sums a block when the blocks of all contributors are there, in the order of contributors. So the gradient
    does not depend on the order of arrival, and no block is summed twice.
 5. A destination that takes long is *held*: sends to it do not count in the window, and there is one at a time.
-6. A rank tells its mates (`psgc.aggregation.map.Routes`) that its accumulators can be read, and which blocks of the
-   gradient. These messages are short: they go first, and do not count in the window. Who sums nothing hears of the
-   gradient alone, so that no more messages wait for a stopped rank than where no memory is shared. Rank 0 hears of the
-   gradient after the others. A carrier sums a block of its host when all accumulators of the host can be read and it is
-   time to send it.
+6. A rank tells the others of its host (`psgc.aggregation.map.Routes`) that its accumulators can be read, and which
+   blocks of the gradient. These messages are short: they go first, and do not count in the window. Who sums nothing
+   hears of the gradient alone, so that no more messages wait for a stopped rank than where no memory is shared. Rank 0
+   hears of the gradient after the others. A carrier sums a block of its host when all accumulators of the host can be
+   read and it is time to send it.
 """
 
 from collections import Counter, deque
@@ -29,10 +29,10 @@ WINDOW = 2  # sends under way: while one is on the link the next is ready
 
 class Attempt:
     """slice_of: by block the number of its slice in the map of attempt 0; owners: by that number;
-    mates: of this rank; unpublished: accumulators of mates that cannot be read yet;
+    of_host: the other ranks of its host; unpublished: accumulators of these that cannot be read yet;
     missing: by own block the contributors whose blocks are not here: none is left, and none unpublished, when the block
     is summed; absent: blocks of the gradient that are awaited; left: by slice how many have not come;
-    relayed: those of the absent ones that mates wait for as well; under_way: sends that have begun.
+    relayed: those of the absent ones that others of the host wait for as well; under_way: sends that have begun.
     """
 
     def __init__(self, routes: Routes, rank: int, numbers: dict[int, int], held: Collection[int]) -> None:
@@ -40,17 +40,17 @@ class Attempt:
         slices, blocks = routes.map.slices, range(len(routes.blocks))
         self.slice_of = [numbers[slices[place].start] for place in routes.slice_of]
         self.owners = {numbers[part.start]: part.owner for part in slices}
-        self.mates = routes.mates(rank)
+        self.of_host = routes.of_host(rank)
         awaited = routes.map.contributors if rank in routes.summing else ()
-        self.unpublished = {one for one in awaited if one.rank in self.mates}
+        self.unpublished = {one for one in awaited if one.rank in self.of_host}
         self.missing = {block: routes.awaited(block) for block in blocks if routes.blocks[block].owner == rank}
         self.absent = set(blocks)
         self.left = Counter(self.slice_of)
-        self.relayed = {block for block in blocks if routes.relays(block, rank)} if self.mates else set()
+        self.relayed = {block for block in blocks if routes.relays(block, rank)} if self.of_host else set()
         self._gone: set[int] = set()
         self._queue: deque[SendBlock] = deque()
         self._notes = deque(
-            SendBlock(mate, self.key(WHOLE, own)) for own in routes.own(rank) for mate in routes.readers(rank)
+            SendBlock(other, self.key(WHOLE, own)) for own in routes.own(rank) for other in routes.readers(rank)
         )
         self.under_way: list[SendBlock] = []
         self._waiting: dict[int, deque[SendBlock]] = {dest: deque() for dest in held}  # sends to those that are held
@@ -71,7 +71,7 @@ class Attempt:
     def is_possible(self, event: Arrived, parts: int) -> bool:
         """Whether a correct rank sends this block."""
         blocks, number, contributor = self.routes.blocks, event.key.number, event.key.contributor
-        is_near = event.source in self.mates
+        is_near = event.source in self.of_host
         if number == WHOLE:
             is_own = contributor in self.unpublished and contributor.rank == event.source if contributor else is_near
             return is_own and event.length in (None, 0)
@@ -87,7 +87,7 @@ class Attempt:
         return contributor.rank == event.source and contributor in self.missing.get(number, ())
 
     def publish(self, contributor: Contributor) -> bool:
-        """An accumulator of a mate can be read. Whether it was the last one."""
+        """An accumulator of another rank of the host can be read. Whether it was the last one."""
         self.unpublished.remove(contributor)
         if not (self.unpublished or self._is_closed):
             self._send_coded()
@@ -109,27 +109,27 @@ class Attempt:
         self.absent.remove(block)
         others = self.routes.others(block, self._rank)
         self._queue.extend(SendBlock(dest, self.key(block)) for dest in others if dest not in self._gone)
-        self._tell_mates(block)
+        self._tell_host(block)
 
     def relay(self, block: int) -> bool:
-        """A block of the gradient is about to be in the memory of the host. Whether a mate needs it."""
+        """A block of the gradient is about to be in the memory of the host. Whether another rank there needs it."""
         self.relayed.remove(block)
-        self._tell_mates(block)
-        return not self._gone.issuperset(self.mates)
+        self._tell_host(block)
+        return not self._gone.issuperset(self.of_host)
 
-    def _tell_mates(self, block: int) -> None:
+    def _tell_host(self, block: int) -> None:
         """Rank 0 last: when it has all slices the iteration ends, and who lacks one then waits for this rank."""
-        for mate in self.mates:
-            if mate not in self._gone:
-                (self._notes if mate else self._queue).append(SendBlock(mate, self.key(block)))
+        for other in self.of_host:
+            if other not in self._gone:
+                (self._notes if other else self._queue).append(SendBlock(other, self.key(block)))
 
     def skip(self) -> None:
-        """This rank has gone on without the map: its mates are not to wait for what it was to pass on."""
+        """This rank has gone on without the map: others of its host are not to wait for what it was to pass on."""
         self.is_skipped = self._is_closed = True
         self.absent, self.relayed, self.missing = set(), set(), {}
         self.unpublished.clear()
         self._queue.clear()
-        self._notes = deque(SendBlock(mate, self.key(WHOLE)) for mate in self.mates)
+        self._notes = deque(SendBlock(other, self.key(WHOLE)) for other in self.of_host)
 
     def awaits(self, rank: int) -> bool:
         """Whether `rank` is to send, or to pass on, something that is absent."""
@@ -137,7 +137,7 @@ class Attempt:
 
     def sources(self, which: int) -> set[int]:
         """Who is to send what is absent of a slice, or to pass it on."""
-        absent = [block for block in self.absent if self.slice_of[block] == which] if self.mates else ()
+        absent = [block for block in self.absent if self.slice_of[block] == which] if self.of_host else ()
         return {self.owners[which], *(self.routes.source(block, self._rank) for block in absent)}
 
     def due(self) -> list[SendBlock]:
@@ -163,7 +163,7 @@ class Attempt:
         return due
 
     def _is_in_window(self, send: SendBlock) -> bool:
-        return send.dest not in self._waiting and send.dest not in self.mates
+        return send.dest not in self._waiting and send.dest not in self.of_host
 
     def hold(self, dest: int) -> None:
         """Sends to `dest` take long."""

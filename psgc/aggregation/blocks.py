@@ -159,8 +159,8 @@ class Blocks:
                 self.release(key.of(one))
 
     def _shared(self, rank: int, key: BlockKey, routes: Routes) -> Array | None:
-        """Where `rank`, of this host, has a block of the gradient for its mates; None: it has none."""
-        if self._memory is None or not routes.mates(rank):
+        """Where `rank`, of this host, has a block of the gradient for the others; None: it has none."""
+        if self._memory is None or not routes.of_host(rank):
             return None
         _, start, stop = routes.blocks[key.number]
         if rank == self._rank and not self._memory.begin(rank, key.iteration):
@@ -202,7 +202,7 @@ class Blocks:
     def relay(self, key: BlockKey, routes: Routes) -> None:
         """Put a block of the gradient that has come into the memory of the host."""
         shared = self._shared(self._rank, key, routes)
-        if shared is not None:  # else mates that still need it are too late (`place`)
+        if shared is not None:  # else others that still need it are too late (`place`)
             shared[:] = self._buffers[key][: shared.size]
 
     def place(self, key: BlockKey, routes: Routes) -> bool:

@@ -13,8 +13,8 @@ travel within one attempt is in `psgc.aggregation.attempts`. What comes of them:
    refused, and changes nothing.
 4. A rank that a map leaves out is *behind*: it does not follow that iteration and those before, and says so. `Loaded`
    ends that: the replica has the state of another rank. What it has to sum for others it sums all the same. So does
-   a rank whose replica is wrong (`Dropped`). A rank that has come to a later state before a map tells the mates for
-   which it was to get something: they are behind.
+   a rank whose replica is wrong (`Dropped`). A rank that has come to a later state before a map tells those of its
+   host for which it was to get something: they are behind.
 5. A rank that has left is sent nothing. A rank that lacks a closed slice whose owner has left is behind as well.
 """
 
@@ -221,7 +221,7 @@ class Exchange:
     # maps
 
     def _skip(self, map: Map, most: int) -> list[Instruction]:
-        """The map of a past iteration has come: mates may wait for what this rank is to get for them."""
+        """The map of a past iteration has come: others of the host may wait for what this rank is to get for them."""
         if self._rank not in map.receivers:
             return []
         routes = Routes(map, most)
@@ -243,7 +243,7 @@ class Exchange:
         iteration = self._iterations.setdefault(map.iteration, Iteration())
         self._routes = self._routes.of(map, most) if self._routes else Routes(map, most)
         attempt = iteration.add(self._routes, self._rank, self._held.intersection(map.receivers))
-        if attempt.mates and (own := attempt.routes.own(self._rank)):
+        if attempt.of_host and (own := attempt.routes.own(self._rank)):
             instructions.append(Publish(map.iteration, tuple(sorted(own, key=lambda one: attempt.routes.slots[one]))))
         instructions += [*attempt.due(), *self._sum_complete(attempt)]
         early, iteration.early = iteration.early, []
@@ -283,7 +283,7 @@ class Exchange:
         return [Relay(attempt.key(block)), *attempt.due()]
 
     def _sum_complete(self, attempt: Attempt) -> list[Instruction]:
-        """Sum the own blocks of which everything is here, now that this rank's or a mate's accumulators are."""
+        """Sum the own blocks of which everything is here, now that accumulators of the host are."""
         instructions: list[Instruction] = []
         for block in filter(attempt.is_summed, attempt.missing):
             instructions += [*self._sum(attempt, block), *attempt.due()]
@@ -339,7 +339,7 @@ class Exchange:
         """All iterations before this one are closed. One whose end was not said here is not followed.
 
         That is so when this rank was lost meanwhile, and when a state comes before the end of the iteration before.
-        is_told: by rank 0, which will not say the end any more: mates have been told that this rank has left.
+        is_told: by rank 0, which will not say the end any more: others have been told that this rank has left.
         """
         instructions: list[Instruction] = []
         for past, iteration in self._iterations.items():

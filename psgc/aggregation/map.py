@@ -66,8 +66,8 @@ class Routes:
     When the map is shared a host is one contributor, whatever the number of its ranks. Its *carrier* of a block sums
     the accumulators of the host, sends that to the owner, and gets the gradient for the host. Where nobody contributes
     it is a rank that owns a slice, or rank 0, or else any, which may have gone on without the map when that comes, with
-    a later state: then it says so. Messages between ranks of
-    a host, its *mates*, only say that something can be read. Where nothing crosses a link a slice is one block.
+    a later state: then it says so. Messages between ranks of a host only say that something can be read. Where nothing
+    crosses a link a slice is one block.
 
     Raises ValueError when the parts of the map do not fit each other.
     """
@@ -124,13 +124,13 @@ class Routes:
 
     # who
 
-    def mates(self, rank: int) -> list[int]:
+    def of_host(self, rank: int) -> list[int]:
         """The other receivers on the host of `rank`."""
         return [other for other in self._ranks[self.map.hosts[rank]] if other != rank] if self.is_shared else []
 
     def readers(self, rank: int) -> list[int]:
-        """The mates of `rank` that may have to sum what it contributes."""
-        return [mate for mate in self.mates(rank) if mate in self.summing]
+        """The other ranks of its host that may have to sum what it contributes."""
+        return [other for other in self.of_host(rank) if other in self.summing]
 
     def is_near(self, rank: int, other: int) -> bool:
         """Whether these ranks read each other's memory."""

@@ -16,7 +16,7 @@ class Shared(NamedTuple):
     hosts: tuple[int, ...] = ()
     memory: Any = None
 
-    def mates(self, rank: int) -> list[int]:
+    def of_host(self, rank: int) -> list[int]:
         """The ranks of the host of `rank`, itself among them."""
         return [other for other, host in enumerate(self.hosts) if host == self.hosts[rank]]
 

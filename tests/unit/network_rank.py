@@ -59,9 +59,9 @@ class Rank:
                 contents = [self.term(key, term) for term in terms]
                 summed = TORN if TORN in contents else tuple(one for content in contents for one in content)
                 content, routes = (key.iteration, key.attempt, summed), self.exchange.routes(key)
-                if routes.mates(self.rank):
+                if routes.of_host(self.rank):
                     self.write(key, content)
-                if routes.others(key.number, self.rank) or not routes.mates(self.rank):
+                if routes.others(key.number, self.rank) or not routes.of_host(self.rank):
                     self.buffers[key] = content
             case part.Relay(key):
                 self.write(key, self.buffers[key])
@@ -102,10 +102,10 @@ class Rank:
                 assert self.mapped == self.begun == key.iteration
                 contents.append((one,))
             elif routes.is_near(one.rank, self.rank):
-                mate = self.network.ranks[one.rank]
-                assert mate.published[one] >= key.iteration, "read before it is there"
+                other = self.network.ranks[one.rank]
+                assert other.published[one] >= key.iteration, "read before it is there"
                 is_own = (one.role, one.serial) == (one.rank, 0)  # which is written to from the next beginning on
-                is_there = mate.published[one] == key.iteration and not (is_own and mate.begun > key.iteration)
+                is_there = other.published[one] == key.iteration and not (is_own and other.begun > key.iteration)
                 contents.append((one,) if is_there else TORN)
             else:
                 contents.append(self.buffers.pop(key.of(one)))

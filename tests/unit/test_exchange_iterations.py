@@ -257,8 +257,8 @@ def test_a_host_that_contributes_nothing_gets_each_block_once():
     assert [routes.source(0, rank) for rank in (1, 2)] == [0, 1]
 
 
-def test_who_has_gone_on_without_the_map_tells_its_mates_and_they_are_behind():
-    it, mate, key = exchange(1), exchange(2), BlockKey(0, 0, part.WHOLE)
+def test_who_has_gone_on_without_the_map_tells_its_host_whose_other_ranks_are_behind():
+    it, other, key = exchange(1), exchange(2), BlockKey(0, 0, part.WHOLE)
     it.handle(part.Loaded(3))
     send = part.SendBlock(2, key)
     assert it.handle(without_contributors(1)) == [send]
@@ -266,8 +266,8 @@ def test_who_has_gone_on_without_the_map_tells_its_mates_and_they_are_behind():
         assert it.handle(part.Arrived(0, BlockKey(0, 0, block))) == [part.Drop(BlockKey(0, 0, block))]
     assert it.handle(part.Sent(send)) == [part.Forget(0, None)]
     assert it.steps == 3
-    mate.handle(without_contributors(2))
-    assert part.FallBehind(0) in mate.handle(part.Arrived(1, key))
+    other.handle(without_contributors(2))
+    assert part.FallBehind(0) in other.handle(part.Arrived(1, key))
 
 
 def test_that_a_carrier_has_gone_on_may_be_said_before_the_map_and_after_all_that_it_was_to_get():
@@ -281,7 +281,7 @@ def test_that_a_carrier_has_gone_on_may_be_said_before_the_map_and_after_all_tha
     assert late.handle(part.Closed(0, {})) == [part.Step(0)]
 
 
-def test_only_a_mate_says_that_it_has_gone_on():
+def test_only_a_rank_of_the_host_says_that_it_has_gone_on():
     it, event = exchange(2), part.Arrived(0, BlockKey(0, 0, part.WHOLE))
     it.handle(without_contributors(2))
     assert it.handle(event) == [part.Refuse(event)]

@@ -186,7 +186,7 @@ def test_ranks_of_a_host_share_memory_and_who_is_alone_does_not():
     found = Gathering(["a", "b", "a", "c", "c"]).run()
     assert [shared.hosts for shared, _ in found] == [(0, 1, 0, 3, 3)] * 5
     assert [shared.memory is None for shared, _ in found] == [False, True, False, False, False]
-    assert found[0][0].mates(2) == [0, 2]
+    assert found[0][0].of_host(2) == [0, 2]
     found[0][0].memory[5:6] = b"x"
     assert found[2][0].memory[5:6] == b"x"
     assert found[3][0].memory[5:6] == b"\0"

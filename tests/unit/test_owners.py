@@ -260,7 +260,7 @@ def test_the_other_host_is_late_only_when_its_link_would_be_through_long_since(o
 
 def test_an_owner_whose_host_gets_on_keeps_its_slice(of_hosts):
     entries = 4 * 4  # each host owns half of the vector: sums come and gradients leave, and the other way round
-    of_hosts.moved(2, 0.9 * 8 * entries, 101.0)  # its mate owns the other slice
+    of_hosts.moved(2, 0.9 * 8 * entries, 101.0)  # the other rank of its host owns the other slice
     assert of_hosts.late(ALL, 101.59) is None
     assert len(of_hosts.late(ALL, 101.61).slices) == 2  # nothing has moved for as long as others needed
 

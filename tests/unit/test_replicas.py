@@ -189,14 +189,14 @@ def test_one_state_comes_to_a_host_whose_ranks_give_it_on():
     assert it.gifts(0, range(1, 7)) == [(3, 4), (3, 5)]
 
 
-def test_nobody_waits_for_the_state_of_a_mate_when_the_iteration_needs_it():
+def test_nobody_waits_for_the_state_of_another_rank_of_its_host_when_the_iteration_needs_it():
     it = Replicas(range(1, 4), 0, hosts=(0, 0, 1, 1))
     it.stepped(1, 0)
     assert it.gifts(0, [1, 2, 3]) == [(1, 2)]
     assert it.gifts(0, [1, 2, 3], urgent=True) == [(1, 3)]
 
 
-def test_a_mate_that_is_behind_again_is_not_waited_for():
+def test_a_rank_of_the_host_that_is_behind_again_is_not_waited_for():
     it = Replicas(range(1, 4), 0, hosts=(0, 0, 1, 1))
     it.stepped(1, 3)
     assert it.gifts(3, [1, 2, 3]) == [(1, 2)]
