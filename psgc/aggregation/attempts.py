@@ -124,12 +124,20 @@ class Attempt:
                 (self._notes if other else self._queue).append(SendBlock(other, self.key(block)))
 
     def skip(self) -> None:
-        """This rank has gone on without the map: others of its host are not to wait for what it was to pass on."""
+        """This rank has gone on without the map."""
         self.is_skipped = self._is_closed = True
-        self.absent, self.relayed, self.missing = set(), set(), {}
+        self.absent, self.missing = set(), {}
         self.unpublished.clear()
         self._queue.clear()
-        self._notes = deque(SendBlock(other, self.key(WHOLE)) for other in self.of_host)
+        self._notes.clear()
+        self.stop_relaying()
+
+    def stop_relaying(self) -> None:
+        """Others of the host are not to wait for what this rank was to pass on and does not have."""
+        if self.relayed:
+            self.absent -= self.relayed
+            self.relayed = set()
+            self._notes.extend(SendBlock(one, self.key(WHOLE)) for one in self.of_host if one not in self._gone)
 
     def awaits(self, rank: int) -> bool:
         """Whether `rank` is to send, or to pass on, something that is absent."""
@@ -269,6 +277,12 @@ class Iteration:
             attempt.close(range(len(attempt.slice_of)))
             if passes_nothing_on:
                 attempt.relayed.clear()
+        return self._due()
+
+    def stop_relaying(self) -> list[Instruction]:
+        """It is long past: nobody is to wait for what has not come."""
+        for attempt in self.attempts.values():
+            attempt.stop_relaying()
         return self._due()
 
     def let_go(self, number: int) -> list[Instruction]:

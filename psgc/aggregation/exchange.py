@@ -347,4 +347,6 @@ class Exchange:
                 self._dropped = max(self._dropped, past)
                 self.is_behind = self.is_behind or past >= self.steps
                 instructions += iteration.give_up(is_told)
+            if is_told and past < number - 1 and self.phase(past) == "past":  # with a state; its sums are overwritten
+                instructions += iteration.stop_relaying()
         return instructions + self._let_go()

@@ -315,6 +315,30 @@ def test_what_comes_for_a_map_that_was_skipped_is_dropped():
         assert it.handle(part.Arrived(0, key)) == [part.Drop(key)]
 
 
+def test_who_has_gone_on_with_a_state_passes_on_what_comes_until_the_second_map_after_it():
+    """What has not come by then was not sent: its sender was told that this rank had left."""
+
+    def mapped(number):
+        slices = (Slice(0, 0, 2), Slice(1, 2, 4))
+        return part.Mapped(Map(number, 0, (0, 1, 2), (Contributor(0, 1, 0),), slices, (5, 9, 9)), 2)
+
+    def gone_on(number):
+        it = exchange(1)
+        for event in (part.Loaded(0), mapped(0), part.Closed(0, {}), part.Loaded(number)):
+            it.handle(event)
+        return it
+
+    it, block = gone_on(1), BlockKey(0, 0, 0)
+    it.handle(mapped(1))
+    assert part.Relay(block) in it.handle(part.Arrived(0, block))
+
+    it = gone_on(2)
+    (told,) = [one for one in it.handle(mapped(2)) if isinstance(one, part.SendBlock) and one.key.iteration == 0]
+    assert told == part.SendBlock(2, BlockKey(0, 0, part.WHOLE))
+    assert part.Forget(0, None) in it.handle(part.Sent(told))
+    assert it.handle(part.Arrived(0, block)) == [part.Drop(block)]
+
+
 def test_rank_0_does_not_fall_behind_when_a_carrier_has_gone_on():
     """A slice that does not come gets another owner."""
     it = exchange(0)
