@@ -72,7 +72,6 @@ class Transport:
         self._to_wake: set[int] = set()  # ranks that were sent something since they were last rung at
         self.is_woken = False
         self._rang = 0.0  # when this process last rang others' bells, time.monotonic()
-        self._expects = False  # the bell has rung for a message that has not come yet
         self._backoff, self._rest, self._least_nap = Backoff(SHORTEST), REST, 0.0
 
     @property
@@ -151,7 +150,7 @@ class Transport:
     ) -> Sending:
         sending = self._sends.send(comm, buffer, dest, tag, heard)
         if hurries:
-            self._backoff.reset(soon=self._expects)
+            self._backoff.reset()
             self._to_wake.add(dest)
         return sending
 
@@ -180,8 +179,7 @@ class Transport:
         messages = self._receives.poll()
         self._sends.poll()
         if messages:
-            self._expects = False
-            self._backoff.reset()
+            self._backoff.came()
         return messages
 
     def wake(self) -> None:
@@ -214,8 +212,7 @@ class Transport:
         end = time.monotonic() + (REST if looks else self._rest)
         while True:
             if rung := self._bell.sleep(nap if looks else self._backoff.next(large, busy, nap)):
-                self._expects = self._expects or NEIGHBOUR in rung
-                self._backoff.reset(soon=self._expects)
+                self._backoff.rung() if NEIGHBOUR in rung else self._backoff.reset()
                 if rung != {OWN} or not self.is_woken or exchanging:
                     return True
                 self._sends.poll()  # a large one moves only while MPI is called

@@ -14,7 +14,7 @@ from functools import cache
 from psgc.processes import Identity
 
 LARGE = 1 << 16  # bytes from which a transfer is worth looking at without sleeping
-SPINS = 3  # looks before the first sleep
+SPINS = 3  # looks before the first sleep, unless the bell rings for every message; short sleeps once it has rung
 HOT_SPINS = 2000  # the same while a large transfer is under way: about 20 ms
 SHORTEST, LONGEST, SILENT = 50e-6, 1e-3, 2e-3  # seconds: the first sleep, the longest, and the sleeps after SILENCE
 BUSY = 200e-6  # the first sleep while another thread of this process computes
@@ -25,16 +25,25 @@ OWN, NEIGHBOUR = b"o", b"n"  # who rings
 
 
 class Backoff:
-    """The sleeps of one process. first: seconds of the first sleep after a message, for SHORTEST or longer."""
+    """The sleeps of one process. first: seconds of the first sleep after a message; SHORTEST, unless it is woken."""
 
     def __init__(self, first: float) -> None:
         self._first = first
-        self.reset()
+        self.came()
 
-    def reset(self, soon: bool = False) -> None:
-        """Something has come, or was sent. soon: something is about to come, and the bell has rung."""
-        self._looks, self._slept, self._soon = 0, 0.0, soon
-        self._sleep = SHORTEST if soon else self._first
+    def reset(self) -> None:
+        """Something was sent, or another thread of this process has something to say."""
+        self._looks, self._slept, self._sleep = 0, 0.0, self._first
+
+    def rung(self) -> None:
+        """The bell has rung for a message. It may not be here yet, or it came before the bell."""
+        self.reset()
+        self._expected = SPINS
+
+    def came(self) -> None:
+        """Something has come."""
+        self.reset()
+        self._expected = 0
 
     def next(self, large: bool, busy: bool, least: float = 0.0) -> float:
         """Seconds to sleep before the next look: `least` or more.
@@ -43,12 +52,16 @@ class Backoff:
         busy: another thread of this process has a use for the core.
         """
         self._looks += 1
-        spins = HOT_SPINS if large else SPINS if self._soon or not busy else 0
+        spins = HOT_SPINS if large else SPINS if self._first == SHORTEST and not busy else 0
         if self._looks <= spins and not least:
             return 0.0
+        least = max(least, BUSY if busy else 0.0)
+        if self._expected:
+            self._expected -= 1
+            return max(SHORTEST, least)
         if self._slept > SILENCE:
             return max(SILENT, self._first)
-        sleep = max(self._sleep, least, BUSY if busy else 0.0)
+        sleep = max(self._sleep, least)
         self._slept += sleep
         self._sleep = max(sleep, min(LONGEST, sleep * GROWTH))
         return sleep

@@ -31,13 +31,16 @@ def test_sleeps_begin_short_grow_and_begin_anew_after_a_message():
     assert sleeps(it, int(2 * SILENCE / LONGEST))[-1] == SILENT
 
 
-def test_who_is_woken_sleeps_longer_unless_the_bell_came_early():
+def test_who_is_woken_looks_rarely_and_a_few_times_soon_when_the_bell_has_rung():
+    """It came too early, or too late: then nothing comes."""
     it = Backoff(waiting.BELL)
-    assert sleeps(it, SPINS + 2)[SPINS:] == sleeps(it, 2, busy=True) == [waiting.BELL] * 2
-    it.reset(soon=True)
-    assert sleeps(it, SPINS + 1, busy=True) == [*[0.0] * SPINS, BUSY]
-    it.reset(soon=True)
-    assert sleeps(it, SPINS + 1) == [*[0.0] * SPINS, SHORTEST]
+    assert sleeps(it, 2) == sleeps(it, 2, busy=True) == [waiting.BELL] * 2
+    for busy, short in ((False, SHORTEST), (True, BUSY)):
+        it.rung()
+        assert sleeps(it, SPINS + 1, busy=busy) == [*[short] * SPINS, waiting.BELL]
+    it.rung()
+    it.came()
+    assert sleeps(it, 1) == [waiting.BELL]
 
 
 class Waiting:
@@ -60,7 +63,7 @@ class Waiting:
             poll=lambda: self.looks.append(sending) or next(ended, False),
             pending=lambda: {2: sending},
         )
-        self._bell, self._expects, self.is_woken, self._rang = self, False, is_woken, rang
+        self._bell, self.is_woken, self._rang = self, is_woken, rang
         self._ring_at, self.wake_others = self.rung.extend, lambda: None
         self._backoff, self._rest, self._least_nap = Backoff(waiting.BELL), waiting.BELL, NAP
 
