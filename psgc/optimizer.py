@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,16 +53,18 @@ class Optimizer(ABC):
         self._numbers: dict[str, int] = {}
         self._is_shared = True  # whether somebody else may read the vectors, or there are none yet
         self._spare: list[Any] = []  # vectors that nobody reads any more
+        self._former: list[Any] = []  # the parameters before the newest step; others may read them
 
     def step(self, params: Array, gradient: Array, iteration: int = 0) -> Array:
-        """The parameters after one step, in a new array of params' dtype. iteration: for the schedule of the rate.
+        """The parameters after one step, in another array of params' dtype. iteration: for the schedule of the rate.
 
-        Raises FloatingPointError when some of them are NaN or infinite.
+        That is the memory of the parameters of a step before, once nobody refers to it any more: for long vectors new
+        pages take as long as the step. Raises FloatingPointError when some of them are NaN or infinite.
         """
         self._lr = self._first_lr * self.rules.factor(iteration)
         before = tuple(self._vectors.values())
         entries = (HOST_BLOCK if isinstance(params, np.ndarray) else DEVICE_BLOCK) // params.itemsize
-        stepped = np.empty_like(params)
+        stepped = self._memory_like(params)
         is_new = self._is_shared or self.undoes
         after = (self._spare or [np.empty_like(params) for _ in before]) if is_new else [*before]
         blocks = [slice(start, start + entries) for start in range(0, params.size, entries)]
@@ -79,8 +82,16 @@ class Optimizer(ABC):
         if not (math.isfinite(squares) or np.isfinite(stepped).all()):
             raise FloatingPointError("parameters are NaN or infinite")
         self._spare = [*before] if is_new and not self._is_shared else []
+        self._former = [params]
         self._vectors, self._is_shared = dict(zip(self._vectors, after, strict=True)), False
         return stepped
+
+    def _memory_like(self, params: Array) -> Array:
+        former, self._former = self._former, []
+        if former and _is_only_there(former) and former[0].shape == params.shape and former[0].dtype == params.dtype:
+            former[0].setflags(write=True)
+            return former[0]
+        return np.empty_like(params)
 
     def _scale(self, gradient: Array, blocks: list[slice]) -> float:
         """What to multiply the gradient by so that its norm is at most `clip_norm`.
@@ -121,6 +132,15 @@ class Optimizer(ABC):
         self._vectors = {name: state[name] for name in self._vectors}
         self._numbers = {name: int(state[name]) for name in self._numbers}
         self._is_shared = True
+
+
+def _is_only_there(array: list[Any]) -> bool:
+    """Whether nobody refers to the memory of the NumPy array in this list besides the list."""
+    return type(array[0]) is np.ndarray and array[0].flags.owndata and sys.getrefcount(array[0]) <= _ALONE
+
+
+# how often an array counts while a call is under way depends on the interpreter
+_ALONE = (lambda array: sys.getrefcount(array[0]))([np.empty(0)])
 
 
 class Sgd(Optimizer):

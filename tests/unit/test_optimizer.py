@@ -285,3 +285,25 @@ def test_a_gradient_without_finite_norm_is_refused():
 def test_a_scripts_own_optimizer_is_none_of_ours():
     with pytest.raises(UserError, match="a script makes the steps itself"):
         make_optimizer(config.ScriptOptimizer())
+
+
+@ALL
+@pytest.mark.parametrize("keeps", [lambda params: None, lambda params: params, lambda params: params[1:], memoryview])
+def test_parameters_that_somebody_refers_to_are_never_overwritten_and_memory_of_others_is_used_again(kind, keeps):
+    optimizer, gradient = made(kind), np.ones(5)
+    params, kept, places = np.zeros(5), [], set()
+    for _ in range(6):
+        params = optimizer.step(params, gradient)
+        params.setflags(write=False)  # as a worker does
+        places.add(params.ctypes.data)
+        kept.append((keeps(params), params.tolist()))
+    assert (len(places) == 6) == (keeps(params) is not None)
+    assert all(one is None or [*one] == before[-len(one) :] for one, before in kept)
+
+
+def test_memory_of_other_parameters_is_not_used():
+    optimizer = made("sgd")
+    for params in (np.zeros(5), np.zeros(5, np.float32), np.zeros(3)):
+        for _ in range(3):
+            stepped = optimizer.step(params, np.zeros_like(params))
+            assert (stepped.shape, stepped.dtype) == (params.shape, params.dtype)
