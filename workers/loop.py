@@ -132,7 +132,8 @@ class WorkerLoop(Listener):
     def _wait(self) -> bool:
         it = self.allreduce
         nap = it.nap if it.is_busy or not self._transport.sending() else 0.0  # coded gradients move while MPI is called
-        return self._transport.wait(busy=self._mailbox.busy, nap=nap, exchanging=it.needs_looks)
+        more = bool(self._coded.waiting)
+        return self._transport.wait(busy=self._mailbox.busy, nap=nap, exchanging=it.needs_looks, more=more)
 
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
         end = time.monotonic() + timeout

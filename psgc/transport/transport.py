@@ -17,7 +17,7 @@ from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import MPI, TIMEOUT, Deaths, Rendezvous, failed_ranks
 from psgc.transport.host_memory import Shared, share
 from psgc.transport.receives import CONTROL_TAG, TEXT_TAG, Message, Receives
-from psgc.transport.sends import Sending, Sends
+from psgc.transport.sends import SMALL, Sending, Sends
 from psgc.transport.waiting import BELL, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, Backoff, Bell
 
 TEXT_LIMIT = 1 << 16
@@ -186,20 +186,22 @@ class Transport:
         """End the `wait` of the thread that communicates. The only method for other threads."""
         self._bell.ring()
 
-    def wait(self, busy: bool = False, nap: float = 0.0, exchanging: bool = False) -> bool:
+    def wait(self, busy: bool = False, nap: float = 0.0, exchanging: bool = False, more: bool = False) -> bool:
         """Pause until there may be something to poll, for some milliseconds at most. Returns whether there may be.
 
         There is nothing when a thread of this process has ended the pause, and everybody else would have rung. Sends
         go on all the same.
         busy: another thread of this process has a use for the core. nap: seconds between two looks, at least;
-        exchanging: never more than that either, and the end of a send is something to poll.
+        exchanging: never more than that either, and the end of a send is something to poll. more: is to be sent once a
+        send has ended. Else a small one needs no looks, unless MPI has no room for it.
         """
         self.wake_others()
         self._receives.repost()
         if not exchanging:  # else the end of a send is to be returned
             self._sends.poll()
         size = self._sends.largest()
-        if size and not exchanging and time.monotonic() - self._rang > NAP:  # the other end has to call MPI as well
+        until = NAP if more or size > SMALL else REST  # the next look at a send
+        if size and not exchanging and time.monotonic() - self._rang > until:  # the other end has to call MPI as well
             self._ring_at(self._sends.pending())
         large, looks = size >= LARGE, exchanging
         if nap:
@@ -208,7 +210,7 @@ class Transport:
             nap = self._rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
             large, looks = False, True
         elif self._rest == BELL and size and not large and not busy:  # nobody rings when a send can go on
-            nap, looks = NAP, True
+            nap, looks = until, True
         end = time.monotonic() + (REST if looks else self._rest)
         while True:
             if rung := self._bell.sleep(nap if looks else self._backoff.next(large, busy, nap)):

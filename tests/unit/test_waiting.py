@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import replace
-from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +9,8 @@ import pytest
 from psgc.messages import MESSAGE, Kind, record
 from psgc.processes import Identity
 from psgc.transport import waiting
-from psgc.transport.transport import NAP, Transport
+from psgc.transport.sends import SMALL
+from psgc.transport.transport import NAP, REST, Transport
 from psgc.transport.waiting import BUSY, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, SILENCE, SILENT, SPINS, Backoff, Bell
 
 
@@ -99,18 +99,24 @@ def test_while_blocks_are_exchanged_the_end_of_a_send_ends_the_wait():
     assert it.slept == [NAP]
 
 
-@pytest.mark.parametrize("size", [0, 100, LARGE, MESSAGE, MESSAGE + 1])
+@pytest.mark.parametrize("size", [0, SMALL, SMALL + 1, LARGE, MESSAGE, MESSAGE + 1])
+@pytest.mark.parametrize("more", [True, False])
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_worker_that_is_sending_looks_soon_unless_it_computes_and_the_message_is_short(size, busy, monkeypatch):
+def test_a_worker_that_is_sending_looks_soon_unless_it_computes_or_mpi_has_taken_it(size, more, busy, monkeypatch):
     monkeypatch.setattr("psgc.transport.transport.time", SimpleNamespace(monotonic=lambda: 1.0))  # else it may give up
     it = Waiting([set(), set(), set(), {NEIGHBOUR}], sending=size)
-    assert Transport.wait(it, busy=busy)
-    assert it.slept[-1] == (waiting.BELL if not size or (busy and size <= MESSAGE) else NAP)
+    assert Transport.wait(it, busy=busy, more=more)
+    is_quiet = not size or (busy and size <= MESSAGE)
+    assert it.slept[-1] == (waiting.BELL if is_quiet else NAP if more or size > SMALL else REST)
 
 
-@pytest.mark.parametrize(("size", "rang", "rung"), [(100, 0.0, [2]), (100, inf, []), (0, 0.0, [])])
-def test_while_a_send_is_under_way_its_receiver_is_woken_again_unless_that_was_just_done(size, rang, rung):
-    it = Waiting([{NEIGHBOUR}], sending=size, rang=rang)
+@pytest.mark.parametrize(
+    ("size", "ago", "rung"),
+    [(100, NAP, []), (100, REST, [2]), (SMALL + 1, 0.0, []), (SMALL + 1, NAP, [2]), (0, 1.0, [])],
+)
+def test_while_a_send_is_under_way_its_receiver_is_woken_again_unless_that_was_just_done(size, ago, rung, monkeypatch):
+    monkeypatch.setattr("psgc.transport.transport.time", SimpleNamespace(monotonic=lambda: 1.0))
+    it = Waiting([{NEIGHBOUR}], sending=size, rang=1.0 - 1.01 * ago)
     assert Transport.wait(it)
     assert it.rung == rung
 
