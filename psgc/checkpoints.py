@@ -21,7 +21,7 @@ from psgc.terminal import say
 
 BLOCK = 1 << 16  # entries
 TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
-_NAME = re.compile(r"[0-9]{8,}-[0-9a-f]{16}\.(safetensors|npz)")  # earlier versions wrote the latter
+_NAME = re.compile(r"[0-9]{8,}-[0-9a-f]{16}\.(safetensors|npz)")  # the latter are refused: once they were checkpoints
 Read = TypeVar("Read")
 
 

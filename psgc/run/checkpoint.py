@@ -14,11 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 
 from psgc.checkpoints import Content, is_finite, step_of
-from psgc.data.npz import map_npz
 from psgc.errors import UserError, visible
 from psgc.state_files import decode, encode, pieces
 
-FORMAT = 2  # of the file; others are refused. 1 is that of .npz files
+FORMAT = 2  # of the file; others are refused
 DTYPES = (np.float32, np.float64)
 
 _Count = Annotated[int, Field(ge=1)]
@@ -61,12 +60,10 @@ class Checkpoint(BaseModel):
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint in a file. Raises ValueError with the reason when it cannot be used."""
-    is_old = path.suffix == ".npz"
     try:
-        state = _of_npz(path) if is_old else _of_safetensors(path)
+        state = _of_safetensors(path)
         about = dict(state.pop("psgc"))
-        is_ours = about.pop("format") == (1 if is_old else FORMAT)
-        checkpoint = Checkpoint.model_validate(about | state) if is_ours else None
+        checkpoint = Checkpoint.model_validate(about | state) if about.pop("format") == FORMAT else None
         if checkpoint is not None:
             _check_vectors(checkpoint.params, checkpoint.optimizer)
     except UserError as error:
@@ -75,7 +72,7 @@ def read(path: Path) -> Checkpoint:
         flaw = error.errors()[0]
         where = ".".join(map(str, flaw["loc"]))
         raise ValueError(visible(f"not a checkpoint of psgc ({where:.40}: {flaw['msg']:.60})")) from None
-    except Exception as error:  # NumPy, zipfile and safetensors raise many kinds
+    except Exception as error:  # safetensors raises many kinds
         raise ValueError(f"not a checkpoint of psgc ({type(error).__name__})") from None
     if checkpoint is None:
         raise ValueError("written by a version of psgc whose checkpoints this version cannot read")
@@ -96,12 +93,3 @@ def _of_safetensors(path: Path) -> dict[str, Any]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
         texts = file.metadata()
     return {name: decode(text, tensors) for name, text in texts.items() if name != "format"}
-
-
-def _of_npz(path: Path) -> dict[str, Any]:
-    """Of a file that psgc wrote before it wrote safetensors. To be removed after the first release that does."""
-    archive = map_npz(str(path), ours=True)
-    about = json.loads(archive["about"].tobytes())
-    vectors = {name.partition(".")[2]: np.array(archive[name]) for name in archive if name.startswith("optimizer.")}
-    about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
-    return {"optimizer": about.pop("optimizer") | vectors, "params": np.array(archive["params"]), "psgc": about}
