@@ -140,7 +140,9 @@ class ScriptWorld(ReplicatedWorld):
     def check_reason(self, worker: int, reason: str) -> None:
         may_be_behind = "has fallen behind" in reason and self.iteration in self.case.partial
         may_be_late = 0 in self.faulty
-        assert may_be_behind or worker in self.faulty or may_be_late, f"worker {worker}: {reason}"
+        has_loaded = any(is_loaded for _, is_loaded in self.scripts[worker].came.values())
+        may_be_wrong = "differ" in reason and has_loaded  # the state of a rank that differs, before that was noticed
+        assert may_be_behind or worker in self.faulty or may_be_late or may_be_wrong, f"worker {worker}: {reason}"
         reason_of = {"ended": "ends", "raises there": "raises there", "differ": "differs"}
         for said, kind in reason_of.items():
             assert said not in reason or any(fault.kind == kind for fault in self.case.faults), reason

@@ -140,3 +140,8 @@ def test_replicas_are_compared_after_the_last_step():
     world = ReplicatedWorld(quiet_case(5, num_iterations=7))
     world.run()
     assert world.server.replicas == {"iteration": 7, "equal": sorted(world.nodes)}
+
+
+def test_a_rank_that_was_lost_with_blocks_to_pass_on_to_its_host_keeps_nothing_when_it_is_back():
+    """Once it waited for what others had not sent to it."""
+    assert faults.run(522296, allreduce=True, pieces=True, hosts=True)["returns"] > 0

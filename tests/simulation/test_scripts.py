@@ -75,3 +75,7 @@ def test_a_worker_that_lacks_a_state_at_the_end_is_told_that_nothing_more_comes(
 def test_a_rank_that_waits_for_a_lost_owner_while_gradients_are_accumulated_is_not_waited_for():
     """Once rank 0 waited for a state that it could not give."""
     assert faults.run(1088, scripts=True)["lost"] == 2
+
+
+def test_a_rank_that_was_given_the_state_of_one_that_differs_is_noticed_as_well():
+    assert faults.run(541745, scripts=True, hosts=True)["lost"] == 3
