@@ -63,8 +63,10 @@ def adds_up(whole: tuple[float, Sketch], parts: Sequence[tuple[float, Sketch]], 
 
     >>> one, two = (1.0, sketch(np.ones(3))), (2.0, sketch(np.arange(3.0)))
     >>> both = (3.0, sketch(1 + np.arange(3.0)))
-    >>> adds_up(both, [one, two], 1e-9), adds_up(both, [two, two], 1e-9)
-    (True, False)
+    >>> adds_up(both, [one, two], 1e-9)
+    True
+    >>> adds_up(both, [(1.0, two[1]), two], 1e-9), adds_up((4.0, both[1]), [one, two], 1e-9)
+    (False, False)
     """
     loss, (*projections, length) = whole
     sums = (sum(vector[place] for _, vector in parts) for place in (0, 1))
