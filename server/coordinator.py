@@ -69,7 +69,8 @@ class Coordinator:
     combined: whether contributors keep their copies, and what they have added up is shared out (transfer `combined`);
     tolerated: how many of the N * l copies may be missing in the end;
     checks: which copies have to agree (`verify`), none by default;
-    every: iterations from one evaluation of held-out rows to the next, 0 for none.
+    every: iterations from one evaluation of held-out rows to the next, 0 for none;
+    in_nodes: whether nodes of the tree are shared out in place of accumulators (`reproducible`).
     books: the copies of this iteration; is_combined: as `combined`, but not where the sums come with the reports.
 
     The caller answers each `Compare` with `Compared` before it brings the next event.
@@ -83,12 +84,13 @@ class Coordinator:
         tolerated: int = 0,
         checks: Checks | None = None,
         every: int = 0,
+        in_nodes: bool = False,
     ) -> None:
         assert not (combined and checks and checks.every and membership.parts > 1), "sketches do not tell what fits"
         self.membership = membership
         self.phase: Phase = IDLE
         self._schedule, self._combined, self._tolerated = schedule, combined, tolerated
-        self._checks, self._every = checks or Checks(), every
+        self._checks, self._every, self._in_nodes = checks or Checks(), every, in_nodes
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._start(-1)
 
@@ -96,7 +98,9 @@ class Coordinator:
         self.iteration, self.is_combined = iteration, self._combined and has_gradient
         self._may_miss: float = 0 if is_evaluated(iteration, self._every) else self._tolerated
         self._checks.begin(iteration, len(self.membership.holders))
-        self._counting = Counting(iteration, self.membership, self._schedule, self.is_combined, self._checks)
+        self._counting = Counting(
+            iteration, self.membership, self._schedule, self.is_combined, self._checks, self._in_nodes
+        )
         self.books = self._counting.books
         self._copies = self.books.chunks
 

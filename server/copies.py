@@ -1,11 +1,13 @@
 """What is known of the copies of chunks in one iteration: which are there, which count, and who keeps them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from psgc.aggregation.tree import nodes_of
 
 Copy = tuple[int, int]  # worker, role
 Used = tuple[int, int]  # worker, attempt
-Accumulator = tuple[int, int, int]  # worker, role, serial
+Accumulator = tuple[int, int, int]  # worker, role, serial; with `reproducible` a node of the tree in place of the role
 
 
 @dataclass(slots=True)
@@ -60,11 +62,12 @@ class Accumulators:
     """What contributors have committed and keep (transfer `combined`).
 
     *Shared out*, an accumulator does not change any more. serial: how many times that has happened; what is committed
-    from now on goes to new accumulators.
+    from now on goes to new accumulators. in_nodes: what is shared out are nodes of the tree (`psgc.aggregation.tree`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_nodes: bool = False) -> None:
         self.serial = 0
+        self._in_nodes = in_nodes
         self._kept: dict[Accumulator, list[tuple[int, int]]] = {}  # (chunk, attempt) of copies not shared out yet
         self._shared: dict[Accumulator, list[tuple[int, int]]] = {}
         self._lost: list[tuple[int, Used]] = []  # by chunk, of what was shared out last
@@ -84,7 +87,14 @@ class Accumulators:
         self._kept.clear()
         self.serial += 1
         self._lost.clear()
-        return tuple(sorted(self._shared))
+        return tuple(sorted(self._shared if not self._in_nodes else self._nodes()))
+
+    def _nodes(self) -> Iterator[Accumulator]:
+        chunks: dict[tuple[int, int], list[int]] = {}
+        for (worker, _, serial), copies in self._shared.items():
+            chunks.setdefault((worker, serial), []).extend(chunk for chunk, _ in copies)
+        for (worker, serial), those in chunks.items():
+            yield from ((worker, node, serial) for node in nodes_of(those))
 
     def lose(self, worker: int) -> dict[int, list[tuple[int, int, int]]]:
         """By chunk, what `worker` keeps: (worker, role, attempt) of each copy."""
@@ -113,15 +123,15 @@ class Books:
     """All copies of one iteration.
 
     missing: how many of the copies that make the gradient are not there; redo: chunks that were invalidated and are to
-    be done again.
+    be done again. in_nodes: as for `Accumulators`.
     """
 
-    def __init__(self, num_chunks: int, parts: int) -> None:
+    def __init__(self, num_chunks: int, parts: int, in_nodes: bool = False) -> None:
         self._parts = parts
         self.chunks = [Copies() for _ in range(num_chunks)]
         self.missing = num_chunks * parts
         self.redo: set[int] = set()
-        self.accumulators = Accumulators()
+        self.accumulators = Accumulators(in_nodes)
 
     def used(self, worker: int, chunk: int, attempt: int = 0) -> bool:
         """Whether the copy of `worker`, `attempt` times invalidated, is part of the gradient, or has shown it right."""

@@ -17,6 +17,7 @@ from psgc.server.verification import Checks
 class Counting:
     """The copies of one iteration. Arguments as for a `Coordinator`.
 
+    in_nodes: as for `Accumulators`.
     books: the copies; closed: the iteration ends with what is committed, and only what was invalidated is done again.
     """
 
@@ -27,10 +28,11 @@ class Counting:
         schedule: Schedule,
         combined: bool,
         checks: Checks,
+        in_nodes: bool = False,
     ) -> None:
         self._iteration, self._membership, self._schedule = iteration, membership, schedule
         self._combined, self._checks = combined, checks
-        self.books = Books(len(membership.holders), membership.parts)
+        self.books = Books(len(membership.holders), membership.parts, in_nodes)
         self._copies = self.books.chunks
         self.closed = False
 

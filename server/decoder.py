@@ -46,7 +46,7 @@ class Decoder:
         self._columns = dim // self._parts
         self._held: dict[int, _CodedCopies] = {}  # chunk -> coded gradients that are here
         self._committed: set[int] = set()
-        self._tree: Tree | None = Tree() if self._parts == 1 else None
+        self._tree: Tree[Array] | None = Tree() if self._parts == 1 else None
         self._decoding: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> inverse of R[S_i]
         self._tolerance = tolerance
         self._told: dict[tuple[int, int], Sequence[float]] = {}  # (worker, chunk) -> sums of an evaluation

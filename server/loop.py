@@ -5,6 +5,7 @@ from collections.abc import Callable
 from math import inf
 
 from psgc.aggregation.blocks import Sums
+from psgc.aggregation.tree import end_of_nodes
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
 from psgc.iteration import is_evaluated, summed
@@ -48,7 +49,9 @@ class Server:
         self.cluster = Cluster(settings, transport.hosts, observer)
         membership, schedule, combined = self.cluster.membership, self.cluster.schedule, config.transfer == "combined"
         checks = Checks(config.verify.every if config.verify else 0)
-        self.coordinator = Coordinator(membership, schedule, combined, settings.tolerated, checks, every)
+        self.coordinator = Coordinator(
+            membership, schedule, combined, settings.tolerated, checks, every, config.reproducible
+        )
         self.links = Links(transport, backend, config, plan)
         self._dispatcher = Dispatcher(self.coordinator, self.cluster, self.links, self.log, self._trial, self._driver)
 
@@ -69,7 +72,8 @@ class Server:
         tolerance = settings.tolerance if config.verify else None
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
         self._dispatcher.decoder = self._decoder
-        sums = Sums.of(matrix, config.transfer, params.size, config.dtype, first, iterations)
+        nodes = end_of_nodes(settings.plan.num_chunks) if config.reproducible else 0
+        sums = Sums.of(matrix, config.transfer, params.size, config.dtype, first, iterations, nodes)
         self.summing = self._dispatcher.summing = Summing(
             self._transport, self._backend, self.links.outbox, config, sums, self._driver, params
         )

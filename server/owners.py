@@ -39,7 +39,8 @@ LEAST_RATE = 0.05
 class Owners:
     """ranks: of the run; entries: of the coded vector; itemsize: bytes of an entry.
 
-    timeout: seconds in which no byte moves after which all slices that are missing get other owners; hosts: of maps.
+    timeout: seconds in which no byte moves after which all slices that are missing get other owners;
+    hosts, in_nodes: of maps.
     rates: of the ranks' links, relative to the fastest, by what was seen of their slices.
     shares: the rates by which the slices of this iteration were made: 0 of a rank that may own nothing.
     """
@@ -52,9 +53,10 @@ class Owners:
         itemsize: int,
         timeout: float,
         hosts: tuple[int, ...] = (),
+        in_nodes: bool = False,
     ) -> None:
         self._entries, self._parts, self._least = entries, parts, least_slice(itemsize)
-        self._itemsize, self._timeout, self._hosts = itemsize, timeout, hosts
+        self._itemsize, self._timeout, self._hosts, self._in_nodes = itemsize, timeout, hosts, in_nodes
         self.rates = dict.fromkeys(ranks, 1.0)
         self._usual = UNKNOWN  # seconds until all slices of the iteration before were here
         self.begin(-1)
@@ -105,7 +107,7 @@ class Owners:
             self._slices = tuple(make_slices(self._entries, self._parts, self.shares, self._least, self._hosts))
             self._owners = [{0: part.owner} for part in self._slices]
             self._began = self._progress = self._made = now
-            self.map = Map(self._iteration, 0, tuple(sorted(receivers)), made, self._slices, self._hosts)
+            self.map = self._map(0, receivers, made, self._slices)
             self._by_host = self.map.is_shared and len({self._hosts[rank] for rank in receivers}) > 1
             self._ranks_of_a_host = max(Counter(map(self._link, receivers)).values())
             self._needed = self._needs(self.map)
@@ -251,6 +253,15 @@ class Owners:
             )
             self._owners[number][attempt] = owner
             slices.append(self._slices[number]._replace(owner=owner))
-        everybody = tuple(sorted(receivers))
-        self.map = Map(self._iteration, attempt, everybody, contributors, tuple(slices), self._hosts)
+        self.map = self._map(attempt, receivers, contributors, tuple(slices))
         return self.map
+
+    def _map(
+        self,
+        attempt: int,
+        receivers: Collection[int],
+        contributors: tuple[Contributor, ...],
+        slices: tuple[Slice, ...],
+    ) -> Map:
+        everybody = tuple(sorted(receivers))
+        return Map(self._iteration, attempt, everybody, contributors, slices, self._hosts, self._in_nodes)

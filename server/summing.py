@@ -50,7 +50,7 @@ class Summing(Listener):
         self._workers, self._outbox = ranks[1:], outbox
         self.allreduce = AllReduce(transport, backend, sums, driver.replica, self)
         self._all_own, hosts = config.aggregation == "allreduce", transport.shared.hosts
-        self._owners = Owners(ranks, sums.entries, sums.parts, sums.dtype.itemsize, timeout, hosts)
+        self._owners = Owners(ranks, sums.entries, sums.parts, sums.dtype.itemsize, timeout, hosts, sums.nodes > 0)
         self._contributions = Contributions()
         self._driver = driver
         waiting, sure = max(WAITING, driver.waiting(params.nbytes)), first + CHECKED + 1 if driver.is_alike else 0

@@ -1,11 +1,12 @@
 """From a worker's gradients to what it sends (docs/architecture.md, *Coding*), on the worker's backend."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from psgc.aggregation.tree import Tree
 from psgc.backend import Array, Backend, encode, part_length
 from psgc.coding import encoding_coefficients
 from psgc.coding.sketch import Sketch, sketch
@@ -17,12 +18,15 @@ class Encoder:
     """Codes the gradients of a worker, in its own role or in that of a lost worker.
 
     coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient. With one part a chunk's
-    gradient becomes an accumulator without a copy, unless it has a `place`.
+    gradient becomes an accumulator without a copy, unless it has a `place`. in_nodes: whether accumulators are nodes of
+    the tree (`reproducible`).
 
     places: (role, serial) -> the memory for that accumulator, which other ranks of the host read.
     """
 
-    def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any) -> None:
+    def __init__(
+        self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any, in_nodes: bool = False
+    ) -> None:
         self._backend = backend
         self._coding_matrix = coding_matrix
         self._length = part_length(dim, coding_matrix.shape[1])
@@ -32,6 +36,8 @@ class Encoder:
         self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # role and S_i -> the role's row of X_i
         self._accumulators: dict[tuple[int, int], Array] = {}  # by role and serial, of this iteration
         self._unused: list[Array] = []  # accumulators of iterations before
+        self._in_nodes = in_nodes
+        self._trees = defaultdict[int, Tree[Array]](Tree)  # by serial
         self.places: Mapping[tuple[int, int], Array] = {}
 
     def begin(self) -> None:
@@ -39,13 +45,18 @@ class Encoder:
         if not self._takes:
             self._unused += self._accumulators.values()
         self._accumulators = {}
+        self._trees.clear()
 
-    def add(self, gradient: Array, contributors: tuple[int, ...], role: int, serial: int = 0) -> None:
+    def add(self, gradient: Array, contributors: tuple[int, ...], role: int, serial: int = 0, chunk: int = 0) -> None:
         """Accumulate a committed chunk (`combined`): y_j += sum_k X_i[j, k] g_i[k], where j is the role.
 
         gradient: the encoder's from now on, to write to.
         serial: which of the accumulators of this role: those that were shared out do not change.
+        chunk: its place in the tree, if there is one.
         """
+        if self._in_nodes:
+            self._trees[serial].add(chunk, gradient)
+            return
         key = (role, *contributors)
         row = self._coefficients.get(key)
         if row is None:
@@ -70,7 +81,9 @@ class Encoder:
 
     @property
     def accumulators(self) -> dict[tuple[int, int], Array]:
-        """By (role, serial), (part_length,) each; valid until `begin`."""
+        """By (role, serial), or (node, serial), (part_length,) each; valid until `begin`."""
+        if self._in_nodes:
+            return {(node, serial): of for serial, tree in self._trees.items() for node, of in tree.nodes.items()}
         return self._accumulators
 
     def sketch(self, gradient: Array) -> Sketch:

@@ -15,6 +15,7 @@ from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map_messages import CloseReader, MapReader
 from psgc.aggregation.replica import Stepping
 from psgc.aggregation.slices import least_slice
+from psgc.aggregation.tree import end_of_nodes
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError, current_line
@@ -62,7 +63,8 @@ class Duties:
     @staticmethod
     def of(config: Config, plan: Plan, dim: int, first: int, last: int, alike: bool) -> "Duties":
         """Those that follow from the settings of a run."""
-        sums = Sums.of(plan.coding_matrix, config.transfer, dim, config.dtype, first, last)
+        nodes = end_of_nodes(plan.num_chunks) if config.reproducible else 0
+        sums = Sums.of(plan.coding_matrix, config.transfer, dim, config.dtype, first, last, nodes)
         timeout = config.faults.collect_timeout
         return Duties(sums=sums, alike=alike, silence=min(LONGEST_SILENCE, timeout / 4), long=timeout)
 
@@ -88,7 +90,7 @@ class WorkerLoop(Listener):
         self.allreduce = AllReduce(transport, backend, sums, replica, self)
         encoder.places = self.allreduce.blocks.places
         least, hosts = least_slice(sums.dtype.itemsize), transport.shared.hosts
-        self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least, hosts)
+        self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least, hosts, sums.nodes)
         self._closes, self._sums = CloseReader(), SumsReader()
         self._iteration = sums.first - 1
         self._due = -1  # the newest iteration that the server has begun

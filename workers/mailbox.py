@@ -283,7 +283,7 @@ class Mailbox:
         with self._changed:
             gradient = self._state.commit(iteration, chunk)
         if gradient is not None:
-            self._encoder.add(gradient, contributors, role, serial)
+            self._encoder.add(gradient, contributors, role, serial, chunk)
 
     def look(self) -> None:
         """Have `take` look again whether it is over."""

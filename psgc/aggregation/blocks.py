@@ -7,13 +7,14 @@ and again. One that was being sent to a rank that has left is not, since that ra
 Ranks of a host have accumulators and sums in memory that they share (`HostMemory`), and read them there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from psgc.aggregation.map import Contributor, Routes
+from psgc.aggregation.map import Contributor, Routes, Term, leaves
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.protocol import BlockKey, Publish, SumBlock
 from psgc.aggregation.shared import HostMemory
@@ -29,7 +30,7 @@ class Sums:
     """What the ranks sum in a run.
 
     matrix: R, (num_workers, parts), of the accumulators; dim: entries of the gradient; dtype: of all vectors;
-    first, last: the iterations that the run begins with and ends before.
+    first, last: the iterations that the run begins with and ends before; nodes: see `MapReader`.
     """
 
     matrix: np.ndarray
@@ -37,15 +38,18 @@ class Sums:
     dtype: np.dtype
     first: int
     last: int
+    nodes: int = 0
 
     @staticmethod
-    def of(coding_matrix: np.ndarray, transfer: str, dim: int, dtype: str, first: int, last: int) -> "Sums":
+    def of(
+        coding_matrix: np.ndarray, transfer: str, dim: int, dtype: str, first: int, last: int, nodes: int = 0
+    ) -> "Sums":
         """Those of a run whose workers code with `coding_matrix`.
 
         With `per_chunk` rank 0 has decoded the gradient: it is the only accumulator, in a code of one part.
         """
         matrix = coding_matrix if transfer == "combined" else np.ones((len(coding_matrix), 1))
-        return Sums(matrix, dim, np.dtype(dtype), first, last)
+        return Sums(matrix, dim, np.dtype(dtype), first, last, nodes)
 
     @cached_property
     def parts(self) -> int:
@@ -112,7 +116,7 @@ class Blocks:
             return self._buffers[key], self._sums.parts * entries
         buffer = self._pool.take()
         if routes.is_shared:
-            self._add_up(buffer[:entries], SumBlock(key, routes.terms(key.number, self._rank)), routes)
+            self._add_up(buffer[:entries], SumBlock(key, routes.terms_of_host(key.contributor)), routes)
         else:
             copy(self._backend, buffer[:entries], self._coded(key, key.contributor, routes))
         self._stamp(buffer, entries, key)
@@ -145,7 +149,7 @@ class Blocks:
         size, shared = self._sums.parts * (stop - start), self._shared(self._rank, key, routes)
         buffer = self._pool.take() if shared is None or routes.others(key.number, self._rank) else None
         whole = shared if buffer is None else buffer[:size]
-        if routes.map.hosts:
+        if routes.map.hosts or routes.map.in_nodes:
             self._add_up(whole, sum, routes)
         else:
             self._decode(whole, sum, routes)
@@ -154,9 +158,8 @@ class Blocks:
             self._buffers[key] = buffer
             if shared is not None:
                 shared[:] = whole
-        for term in sum.terms:
-            for one in term:
-                self.release(key.of(one))
+        for one in leaves(sum.terms):
+            self.release(key.of(one))
 
     def _shared(self, rank: int, key: BlockKey, routes: Routes) -> Array | None:
         """Where `rank`, of this host, has a block of the gradient for the others; None: it has none."""
@@ -170,7 +173,7 @@ class Blocks:
     def _decode(self, whole: Array, sum: SumBlock, routes: Routes) -> None:
         parts, xp = self._sums.parts, self._backend.xp
         work = whole if isinstance(whole, xp.ndarray) else xp.empty(whole.size, self._sums.dtype)
-        for place, contributor in enumerate(one for term in sum.terms for one in term):
+        for place, contributor in enumerate(leaves(sum.terms)):
             coded, row = self._coded(sum.key, contributor, routes), self._rows[contributor.role - 1]
             if place == 0 and parts == 1:  # one pass in place of two
                 xp.multiply(coded, float(row[0]), out=work)
@@ -183,21 +186,21 @@ class Blocks:
 
     def _add_up(self, whole: Array, sum: SumBlock, routes: Routes) -> None:
         """For one part, in which nothing is coded."""
-        terms = [[self._coded(sum.key, one, routes) for one in term] for term in sum.terms]
-        of_term = np.empty(min(PIECE, whole.size), whole.dtype)
-        for start in range(0, whole.size, PIECE):
-            piece = slice(start, min(start + PIECE, whole.size))
-            for place, term in enumerate(terms):
-                out = whole[piece] if place == 0 else of_term[: piece.stop - start]
-                first, *others = (coded[piece] for coded in term)
-                if not others:
-                    out = out if place == 0 else first
-                    if place == 0:
-                        out[:] = first
-                for number, other in enumerate(others):
-                    np.add(out if number else first, other, out=out)
-                if place:
-                    whole[piece] += out
+        xp = self._backend.xp
+        coded = {one: self._coded(sum.key, one, routes) for one in leaves(sum.terms)}
+        work = whole if isinstance(whole, xp.ndarray) else xp.empty(whole.size, self._sums.dtype)
+        size = min(PIECE, whole.size) if xp is np else whole.size
+        adder = _Adder(xp, coded, lambda: xp.empty(size, self._sums.dtype))
+        for start in range(0, work.size, size):
+            piece = slice(start, min(start + size, work.size))
+            out = work[piece]
+            total = adder.sum(sum.terms, piece, out)
+            if routes.map.in_nodes:
+                xp.add(total, 0.0, out=out)  # turns -0 into 0, as encoding does
+            elif total is not out:
+                out[:] = total
+        if work is not whole:
+            copy(self._backend, whole, work)
 
     def relay(self, key: BlockKey, routes: Routes) -> None:
         """Put a block of the gradient that has come into the memory of the host."""
@@ -240,3 +243,25 @@ class Blocks:
         """Nothing is needed any more of an attempt, or of all of them."""
         for key in [key for key in self._buffers if key.iteration == iteration and attempt in (None, key.attempt)]:
             self.release(key)
+
+
+class _Adder:
+    """Adds up. coded: a vector of each contributor; new: gives memory for a piece of one."""
+
+    def __init__(self, xp: Any, coded: Mapping[Contributor, Array], new: Callable[[], Array]) -> None:
+        self._xp, self._coded, self._new = xp, coded, new
+        self._spare: list[Array] = []
+
+    def sum(self, term: Term, piece: slice, out: Array | None, used: int = 0) -> Array:
+        """Of `term`, in `out`, or in spare memory, some of which is used; of a single contributor it is where it is."""
+        if isinstance(term, Contributor):
+            return self._coded[term][piece]
+        if out is None:
+            if used == len(self._spare):
+                self._spare.append(self._new())
+            out, used = self._spare[used][: piece.stop - piece.start], used + 1
+        total = self.sum(term[0], piece, out, used)
+        for other in term[1:]:
+            self._xp.add(total, self.sum(other, piece, None, used), out=out)
+            total = out
+        return total

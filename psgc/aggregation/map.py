@@ -1,12 +1,14 @@
 """The map of an iteration: who contributes what, who sums which slice, and who gets the gradient."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
 
 from psgc.aggregation.slices import Block, Slice, cut
+from psgc.aggregation.tree import Tree
 
 SLOTS = 4  # accumulators of a rank that the memory of its host has room for
 
@@ -15,11 +17,17 @@ class Contributor(NamedTuple):
     """The accumulator of `rank` in `role`.
 
     serial: how many times accumulators had been shared out in the iteration before this one was begun.
+
+    With `reproducible` it is the sum over a node of the tree (`psgc.aggregation.tree`), which stands in place of the
+    role.
     """
 
     rank: int
     role: int
     serial: int
+
+
+Term: TypeAlias = "Contributor | tuple[Term, ...]"  # something to be added: if several, they are, one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ class Map:
     receivers: the ranks that get the gradient, ascending; contributors: by (role, serial, rank), the order in which
     they are summed: a rank may have several accumulators, and need not have any; slices: in the order of their entries,
     each owned by a receiver, which may own several; hosts: by rank the number of the host whose memory it shares, ()
-    where no rank shares any.
+    where no rank shares any; in_nodes: whether contributors are nodes of the tree, which is then how they are summed.
     """
 
     iteration: int
@@ -39,6 +47,7 @@ class Map:
     contributors: tuple[Contributor, ...]
     slices: tuple[Slice, ...]
     hosts: tuple[int, ...] = ()
+    in_nodes: bool = False
 
     @property
     def is_shared(self) -> bool:
@@ -63,8 +72,9 @@ class Routes:
     contributor's accumulator: that of its own role is the first, and may be there before the map is; summing: the ranks
     that may have to sum, as owners or carriers.
 
-    When the map is shared a host is one contributor, whatever the number of its ranks. Its *carrier* of a block sums
-    the accumulators of the host, sends that to the owner, and gets the gradient for the host. Where nobody contributes
+    When the map is shared a host is one contributor, whatever the number of its ranks; of nodes it is as many as those
+    of its ranks make up. Its *carrier* of a block sums the accumulators of the host, sends that to the owner, and gets
+    the gradient for the host. Where nobody contributes
     it is a rank that owns a slice, or rank 0, or else any, which may have gone on without the map when that comes, with
     a later state: then it says so. Messages between ranks of a host only say that something can be read. Where nothing
     crosses a link a slice is one block.
@@ -164,10 +174,17 @@ class Routes:
         carriers = self._carriers[host]
         return carriers[number % len(carriers)]
 
-    def _of_host(self, number: int, host: int) -> Contributor:
-        """By which name the carrier sends what a host contributes to a block."""
-        first = self._contributors[host][0]
-        return first._replace(rank=self._carrier(number, host))
+    def _of_host(self, number: int, host: int) -> list[Contributor]:
+        """By which names the carrier sends what a host contributes to a block."""
+        carrier = self._carrier(number, host)
+        if self.map.in_nodes:
+            return [Contributor(carrier, node, 0) for node in sorted(self._nodes[host])]
+        return [self._contributors[host][0]._replace(rank=carrier)]
+
+    @cached_property
+    def _nodes(self) -> dict[int, Mapping[int, Term]]:
+        """By host, when the map is shared, the nodes that those of its ranks make up, and how."""
+        return {host: _tree((one.role, one) for one in ones).nodes for host, ones in self._contributors.items()}
 
     # what
 
@@ -176,19 +193,37 @@ class Routes:
         owner = self.blocks[number].owner
         if not self.is_shared:
             return {one for one in self.map.contributors if one.rank != owner}
-        return {self._of_host(number, host) for host in self._contributors if host != self.map.hosts[owner]}
+        far = [host for host in self._contributors if host != self.map.hosts[owner]]
+        return {one for host in far for one in self._of_host(number, host)}
 
-    def terms(self, number: int, rank: int | None = None) -> Sequence[Sequence[Contributor]]:
-        """What a block of the gradient is the sum of, as `SumBlock` says. rank: of what a carrier sends of its host."""
+    def terms(self, number: int) -> Term:
+        """What a block of the gradient is the sum of: of each host its sum, which may have come as such.
+
+        Of nodes it is the tree over all chunks, whoever sends what of it.
+        """
+        if not self.is_shared:
+            return self._unshared
+        own = self.map.hosts[self.blocks[number].owner]
+        if self.map.in_nodes:
+            far = [one for host in self._nodes if host != own for one in self._of_host(number, host)]
+            near = self._nodes.get(own, {}).items()
+            return tuple(_tree([*near, *((one.role, one) for one in far)]).remaining())
+        hosts = self._contributors.items()
+        return tuple(tuple(ones if host == own else self._of_host(number, host)) for host, ones in hosts)
+
+    @cached_property
+    def _unshared(self) -> Term:
+        """What every block is the sum of when each contributor sends its own."""
+        if self.map.in_nodes:
+            return tuple(_tree((one.role, one) for one in self.map.contributors).remaining())
         if not self.map.hosts:
             return (self.map.contributors,)
-        own = self.map.hosts[self.blocks[number].owner if rank is None else rank]
-        if rank is not None:
-            return (tuple(self._contributors[own]),)
-        return tuple(
-            tuple(ones) if host == own or not self.is_shared else (self._of_host(number, host),)
-            for host, ones in self._contributors.items()
-        )
+        return tuple(map(tuple, self._contributors.values()))
+
+    def terms_of_host(self, one: Contributor) -> Term:
+        """What a carrier sends in this name, when the map is shared."""
+        host = self.map.hosts[one.rank]
+        return self._nodes[host][one.role] if self.map.in_nodes else tuple(self._contributors[host])
 
     def coded_sends(self, rank: int) -> Iterator[tuple[int, Contributor]]:
         """The blocks of accumulators, or of the sum of a host's, that `rank` sends to their owners, in order."""
@@ -201,7 +236,23 @@ class Routes:
                 if host is None:
                     yield from ((number, one) for one in own)
                 elif self.relays(number, rank):
-                    yield number, self._of_host(number, host)
+                    yield from ((number, one) for one in self._of_host(number, host))
+
+
+def _tree(nodes: Iterable[tuple[int, Term]]) -> Tree[Term]:
+    tree = Tree[Term](lambda one, other: (one, other))
+    for node, term in nodes:
+        tree.add_node(node, term)
+    return tree
+
+
+def leaves(term: Term) -> Iterator[Contributor]:
+    """The contributors in it."""
+    if isinstance(term, Contributor):
+        yield term
+    else:
+        for one in term:
+            yield from leaves(one)
 
 
 def _check(map: Map) -> None:

@@ -59,12 +59,21 @@ def to_records(new: Map, rates: Mapping[int, float], before: Map | None = None) 
 class MapReader:
     """Puts the maps of a run together, from the records of one sender.
 
-    ranks: of the run; entries: of the coded vector; parts, least, hosts: as for `make_slices`.
+    ranks: of the run; entries: of the coded vector; parts, least, hosts: as for `make_slices`;
+    nodes: which the nodes of the tree are below that contributors have in place of roles, 0: they have roles.
     """
 
-    def __init__(self, ranks: int, entries: int, parts: int, least: int, hosts: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        ranks: int,
+        entries: int,
+        parts: int,
+        least: int,
+        hosts: tuple[int, ...] = (),
+        nodes: int = 0,
+    ) -> None:
         self._ranks, self._entries, self._parts, self._least = ranks, entries, parts, least
-        self._hosts = hosts
+        self._hosts, self._nodes = hosts, nodes
         self._list: list[Entry] = []  # what has come of a map
         self._before: Map | None = None  # the latest first map
 
@@ -112,7 +121,7 @@ class MapReader:
             if not all(isfinite(rate) and rate >= 0 for rate in rates.values()):
                 raise ValueError(f"links with rates {min(rates.values())}..{max(rates.values())}")
             made = make_slices(self._entries, self._parts, rates, self._least, self._hosts)
-        return Map(iteration, attempt, tuple(receivers), tuple(contributors), tuple(made), self._hosts)
+        return Map(iteration, attempt, tuple(receivers), tuple(contributors), tuple(made), self._hosts, self._nodes > 0)
 
     def _contributors(self, rank: int, entries: Sequence[Entry]) -> list[Contributor]:
         if len(entries) == 1 and entries[0]["role"] == 0:
@@ -120,7 +129,7 @@ class MapReader:
         found = [
             Contributor(
                 rank,
-                _within("role", entry["role"], 1, self._ranks),
+                _within("role", entry["role"], 1, self._nodes or self._ranks),
                 _within("serial", entry["seconds"], 0, SERIALS),
             )
             for entry in entries

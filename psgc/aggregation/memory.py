@@ -8,6 +8,7 @@ have what it writes; what it has read there of others is in its resident size as
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from psgc.aggregation.map import SLOTS
 from psgc.aggregation.pool import POSTED, room_bytes
 from psgc.aggregation.shared import GENERATIONS
 
@@ -27,9 +28,13 @@ class Held(NamedTuple):
 
 
 class Combined(NamedTuple):
-    """What transfer `combined` makes ranks hold. all_own: whether workers own slices, or rank 0 everything."""
+    """What transfer `combined` makes ranks hold. all_own: whether workers own slices, or rank 0 everything.
+
+    nodes: of the tree (`reproducible`): how many a worker may have at most, and how many there may be in all.
+    """
 
     all_own: bool
+    nodes: tuple[int, int] | None = None
 
 
 class PerChunk(NamedTuple):
@@ -75,13 +80,15 @@ def of_ranks(
         everywhere.append(Held("slices summed again", vector, 1, 0))
         # accumulators that wait to be summed are in buffers that are `parts` times as large; of all slices that a
         # worker owns they are less than one, of rank 0 with everything as many as there are other workers
-        waits = parts * coded * (1 if transfer.all_own else max(1, num_workers - 1))
+        own, everybody = transfer.nodes or (1, num_workers)
+        waits = parts * coded * (-(-everybody // num_workers) if transfer.all_own else max(1, everybody - own))
         of_rank_0 = [Held("blocks", waits + few, 1, 0)]
-        of_worker = [Held("blocks", parts * coded * transfer.all_own + few, 1, 0)]
-        sent = Held("accumulators", coded, 1, 1)
+        of_worker = [Held("blocks", waits * transfer.all_own + few, 1, 0)]
+        sent = [Held("accumulators", coded, own, 1)]
         if transfer.all_own and parts == 1:
             of_rank_0.append(Held(SHARED, vector, GENERATIONS, 0))  # sums, if it has all that come to the host
-            sent = Held(SHARED, vector, 1 + GENERATIONS, 1)  # its accumulator as well
+            shared = Held(SHARED, vector, min(own, SLOTS) + GENERATIONS, 1)  # its accumulators as well
+            sent = [*sent, shared._replace(least=0)] if transfer.nodes else [shared]  # nodes are copied
     else:
         pool = pool_buffers(num_workers, transfer.received)
         of_rank_0 = [
@@ -91,10 +98,10 @@ def of_ranks(
             Held("decoded", vector, transfer.decoded, 1),
         ]
         of_worker = [Held("blocks", few, 1, 0)]
-        sent = Held("coded gradients", coded, 2, 1)
+        sent = [Held("coded gradients", coded, 2, 1)]
     rank_0 = [parameters, undone, *everywhere, *of_rank_0, _written(vector, optimizer, checkpoints)]
     computed = Held("chunks", vector, 1 + waiting, 0)  # a gradient that is being computed, and those that may count
-    return rank_0, [parameters, Held("optimizer", vector, kept, kept), *everywhere, *of_worker, computed, sent]
+    return rank_0, [parameters, Held("optimizer", vector, kept, kept), *everywhere, *of_worker, computed, *sent]
 
 
 def _written(vector: int, optimizer: str, checkpoints: bool) -> Held:

@@ -10,11 +10,10 @@ The *phase* of an iteration on this rank:
 * *past*: its step is made, or will not be made here.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.map import Contributor, Map, Term
 
 # in place of a block's number: all of an accumulator, which is in the memory of the host; without a contributor: this
 # carrier passes nothing on to its host
@@ -178,11 +177,11 @@ class SumBlock:
     """Make a block of the gradient from those of these contributors. They are then not needed.
 
     terms: the contributors of each host in order: those of a host are summed, then these sums. What comes from another
-    host may be the sum of it already, in the name of one contributor.
+    host may be the sum of it already, in the name of one contributor. Of nodes it is a tree.
     """
 
     key: BlockKey
-    terms: Sequence[Sequence[Contributor]]
+    terms: Term
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,9 @@ class Config(Section):
     dtype: Literal["float64", "float32"] = key("float64", "of data, parameters and gradients")
     recovery: Recovery = key(Recovery(), "when an iteration ends")
     verify: Verify | None = key(None, "compares copies of gradients; null: only the trial")
+    reproducible: Flag = key(
+        False, "whether the same bits come of any number of workers, schedule, transfer and fault; the chunks are given"
+    )
     trial: Flag = key(True, "whether workers compare some gradients in the first iteration")
     faults: Faults = key(Faults(), "timeouts, and faults on purpose")
     checkpoint: CheckpointSettings = key(CheckpointSettings(), "when checkpoints are written, how many stay")
@@ -120,6 +123,9 @@ class Config(Section):
             if isinstance(coding.assignment, str) and coding.replication <= coding.parts:
                 text = f"replication {coding.replication} with parts {coding.parts} leaves no copy to compare with"
                 raise refuse(f"{text}, expected replication >= {coding.parts + 1}", "verify")
+        if self.reproducible and (conflict := self._reproducible_conflict()):
+            name, text = conflict
+            raise refuse(text, "reproducible", name)
         if self.aggregation == "allreduce" and (conflict := self.allreduce_conflict()):
             name, text = conflict
             raise refuse(text, "aggregation", name)
@@ -134,6 +140,19 @@ class Config(Section):
         if text := self.transfer_conflict():
             raise refuse(text, "faults", "transfer")
         return self
+
+    def _reproducible_conflict(self) -> tuple[str, str] | None:
+        """A key whose value leaves the bits to chance, and what would be right."""
+        coding = self.coding
+        if coding.parts > 1:
+            text = f"with parts {coding.parts} the rounding depends on which workers were fast; use parts: 1"
+            return "coding", text
+        if self.recovery.mode != "exact":
+            return "recovery", "approximate leaves out what is late; use recovery: {mode: exact}"
+        if coding.chunks_per_worker == "auto":
+            text = "chunks_per_worker auto follows from times, and the sum from the number of chunks; give a number"
+            return "coding", text
+        return None
 
     def allreduce_conflict(self) -> tuple[str, str] | None:
         """A key whose value `aggregation: allreduce` does not support, and why not; None: it supports them all."""

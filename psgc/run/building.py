@@ -66,7 +66,7 @@ def make_worker(transport: Transport, config: Config, plan: Plan, program: Worke
     """The worker of this rank, with the settings of the server, in a run that begins with iteration `first`."""
     transport.start(from_everybody=config.aggregation == "allreduce")
     backend, rank = program.backend, transport.rank
-    encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype)
+    encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype, config.reproducible)
     every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
     state = WorkerState(rank, plan.queues[rank], plan.num_chunks, combined, every)
     mailbox, injector = Mailbox(state, encoder, transport.wake), make_injector(config, rank)

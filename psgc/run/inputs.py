@@ -26,6 +26,7 @@ from psgc.data import ChunkSource, Dataset, Epochs, from_arrays, open_data, time
 from psgc.disk import expanded
 from psgc.errors import UserError
 from psgc.iteration import trial_chunks
+from psgc.machine import THREADS
 from psgc.plan import Plan
 from psgc.problems import (
     EVALUATION_ROWS,
@@ -131,6 +132,8 @@ def description(config: Config, dataset: Dataset | None, problem: Problem, test:
         pieces["test data"] = fingerprint(dataset.held_out if dataset else None)
     if config.evaluate:
         pieces["test data"] = fingerprint(test)
+    if config.reproducible:
+        pieces["threads of BLAS"] = "/".join(os.environ.get(name, "") for name in THREADS)
     return pieces
 
 

@@ -28,7 +28,10 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
     vector, optimizer = vector_bytes(config, dim), config.optimizer.kind
     length = part_length(dim, config.coding.parts)
     coded = vector_bytes(config, length)
-    transfer: Combined | PerChunk = Combined(all_own=config.aggregation == "allreduce")
+    nodes = None
+    if config.reproducible:  # two neighbours of one worker are one node
+        nodes = max(1, min(_load(config, num_chunks, num_workers), -(-num_chunks // 2))), max(1, num_chunks)
+    transfer: Combined | PerChunk = Combined(config.aggregation == "allreduce", nodes)
     if config.transfer == "per_chunk":
         received = vector_bytes(config, receive_length(length + TAIL, config.dtype))
         is_unbiased = config.recovery.estimator == "unbiased"
@@ -46,6 +49,11 @@ def _waiting(config: Config, num_chunks: int, num_workers: int) -> int:
     alone = config.coding.parts == 1 and config.verify is None
     if alone or config.transfer == "per_chunk":
         return 1
+    return _load(config, num_chunks, num_workers)
+
+
+def _load(config: Config, num_chunks: int, num_workers: int) -> int:
+    """How many chunks a worker holds."""
     if isinstance(config.coding.assignment, AssignmentFile):
         return num_chunks
     return max(1, min(num_chunks, -(-num_chunks * config.coding.replication // num_workers)))

@@ -1,5 +1,6 @@
 """What the server reads and checks before the run starts."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from psgc.checkpoints import load_newest
 from psgc.config import BatchSettings, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
+from psgc.machine import THREADS
 from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.record.summary import duration
@@ -173,10 +175,11 @@ def opening_lines(transport: Transport, run: PreparedRun) -> list[str]:
     name = assignment if isinstance(assignment, str) else assignment.path
     hosts = len(set(transport.hosts))
     verify = f"verify every {config.verify.every}, " if config.verify else ""
+    threads = f"reproducible with {os.environ.get(THREADS[0], 'all')} threads of BLAS, " if config.reproducible else ""
     what = (
         f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
         f"{plan.num_chunks} chunks{run.chosen} in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
-        f"schedule {config.schedule}, aggregation {config.aggregation}, transfer {config.transfer}, {verify}"
+        f"schedule {config.schedule}, aggregation {config.aggregation}, transfer {config.transfer}, {verify}{threads}"
         f"{run.problem.dim} parameters, {run.backend.name} {config.dtype}, {transport.library}"
     )
     return ["; ".join(lacks), what] if lacks else [what]

@@ -43,6 +43,7 @@ def init(
     schedule: str = "dynamic",
     checkpoint_every: int = 50,
     checkpoint_keep: int = 3,
+    reproducible: bool = False,
     trial: bool = True,
     verify: Mapping[str, Any] | None = None,
     faults: Mapping[str, Any] | None = None,
@@ -110,7 +111,7 @@ def _alone(program: TorchProgram) -> Single:
     record, state = program.prepare(columns)
     config, plan = settled(alone(program.settings), 1, program.dim)
     record.begin(config, plan, state)
-    singly = config.transfer == "per_chunk"
+    singly = config.transfer == "per_chunk" or config.reproducible
     return Single(plan.num_chunks, state, record, program.params, stopped_by, singly)
 
 

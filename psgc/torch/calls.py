@@ -85,7 +85,8 @@ class Single:
     A gradient is that of all chunks in one pass where they may be joined. The first chunk of the process shows that,
     and is then done again with the others: so the bits are the same in a run that is resumed.
 
-    singly: chunk by chunk in any case, and the sums have the bits that other ranks have with `per_chunk` and parts 1.
+    singly: chunk by chunk in any case, and the sums have the bits that other ranks have with `reproducible`, or with
+    `per_chunk` and parts 1.
     state: what the run goes on from, or None; record: has begun; params: gives the parameters; stopped_by: the signals
     that have come, a handler fills it.
     """
@@ -126,7 +127,7 @@ class Single:
         return total
 
     def _gradient(self, call: Call) -> Tensor:
-        tree = Tree()
+        tree = Tree[Tensor]()
         for chunk in range(self.num_chunks):
             if call.joins() and not self._singly:
                 done, self._done = self._done, []

@@ -91,6 +91,7 @@ class TorchProgram:
             "device": self._flat.device.type,
             "length of the dataset": self._length,
             "model": source_of(self.settings.problem.torch) if isinstance(self.settings, TorchConfig) else "",
+            "threads of torch": torch.get_num_threads() if self.settings.reproducible else "any",
         }
 
     def look_at_rows(self) -> None:

@@ -57,6 +57,8 @@ class Case:
     the middle of something, as in the accumulation of gradients; waiting: bytes of sums that may wait for each of them.
 
     fraction: of what a worker has left that it does in one pass, if that may be; 0: one chunk at a time.
+
+    reproducible: as in a `Config`; then gradients are numbers of which the order of a sum shows.
     """
 
     plan: Plan
@@ -80,3 +82,4 @@ class Case:
     partial: Collection[int] = ()
     waiting: int = 0
     fraction: float = 0.0
+    reproducible: bool = False

@@ -21,6 +21,15 @@ from tests.simulation.world import World
 
 TIMEOUT = 30.0  # seconds of the simulated world
 SERVER_STEPS = ["begin", "after_commit", "sending"]  # of the protocol with aggregation `server`
+OPTIONS = {
+    "verify": "copies are compared, and some of them are wrong",
+    "allreduce": "workers sum their accumulators among themselves",
+    "scripts": "of users, which make the steps",
+    "server": "with --scripts: aggregation `server`",
+    "pieces": "workers do several chunks in one pass",
+    "reproducible": "all gradients have the same bits, whatever happens",
+    "hosts": "with allreduce or scripts: ranks share the memory of hosts",
+}
 LATER = 9  # iterations in which it is noticed that scripts differ
 
 
@@ -119,6 +128,14 @@ def with_pieces(rng: random.Random, case: Case) -> Case:
         recovery=Recovery(),
         fraction=rng.choice([0.5, 0.5, 0.9, 1.0]),
     )
+
+
+def with_tree(rng: random.Random, case: Case) -> Case:
+    """The same with one part, exact, and the same bits whatever happens."""
+    workers = case.plan.num_workers
+    replication = rng.randint(1, min(4, workers))
+    plan = plan_of(rng.choice(["cyclic", "blocks"]), workers, rng.randint(1, 6), replication, 1, case.schedule)
+    return replace(case, plan=plan, recovery=Recovery(), reproducible=True)
 
 
 def with_hosts(rng: random.Random, case: Case) -> Case:
@@ -236,23 +253,18 @@ def _random_recovery(rng: random.Random) -> Recovery:
     return Recovery(mode="approximate", deadline=deadline, max_error=max_error)
 
 
-def run(
-    seed: int,
-    thorough: bool = False,
-    verified: bool = False,
-    allreduce: bool = False,
-    scripts: bool = False,
-    server: bool = False,
-    pieces: bool = False,
-    hosts: bool = False,
-) -> Counter[str]:
-    """One schedule of faults; what happened in it. Raises what goes wrong."""
+def run(seed: int, thorough: bool = False, **options: bool) -> Counter[str]:
+    """One schedule of faults; what happened in it. options: those of OPTIONS. Raises what goes wrong."""
     rng = random.Random(seed)
     world: World
-    case = random_case(rng, verified, allreduce) if not scripts else server_case(rng) if server else script_case(rng)
-    case = with_pieces(rng, case) if pieces else case
-    case = with_hosts(rng, case) if hosts else case
-    world = ScriptWorld(case) if scripts else ReplicatedWorld(case, thorough)
+    what = dict.fromkeys(OPTIONS, False) | options
+    if what["scripts"]:
+        case = server_case(rng) if what["server"] else script_case(rng)
+    else:
+        case = random_case(rng, what["verify"], what["allreduce"])
+    for kind, change in (("pieces", with_pieces), ("reproducible", with_tree), ("hosts", with_hosts)):
+        case = change(rng, case) if what[kind] else case
+    world = ScriptWorld(case) if what["scripts"] else ReplicatedWorld(case, thorough)
     world.run()
     return world.counts
 
@@ -261,21 +273,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.faults", description=__doc__)
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule; the others follow")
-    parser.add_argument("--verify", action="store_true", help="copies are compared, and some of them are wrong")
-    parser.add_argument("--allreduce", action="store_true", help="workers sum their accumulators among themselves")
-    parser.add_argument("--scripts", action="store_true", help="of users, which make the steps")
-    parser.add_argument("--server", action="store_true", help="with --scripts: aggregation `server`")
-    parser.add_argument("--pieces", action="store_true", help="workers do several chunks in one pass")
-    parser.add_argument(
-        "--hosts", action="store_true", help="with allreduce or scripts: ranks share the memory of hosts"
-    )
+    for name, text in OPTIONS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     options = parser.parse_args(arguments)
     if options.server and not options.scripts:
         parser.error("--server needs --scripts")
-    kinds = {
-        "verified": options.verify,
-        **{kind: getattr(options, kind) for kind in ("allreduce", "scripts", "server", "pieces", "hosts")},
-    }
+    kinds = {name: getattr(options, name) for name in OPTIONS}
     counts: Counter[str] = Counter()
     began = time.monotonic()
     for seed in range(options.seed, options.seed + options.schedules):
@@ -283,11 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
             counts += run(seed, **kinds)
         except Exception:
             traceback.print_exc()
-            same = "".join(
-                f" --{kind}"
-                for kind in ("verify", "allreduce", "scripts", "server", "pieces", "hosts")
-                if getattr(options, kind)
-            )
+            same = "".join(f" --{kind}" for kind, is_so in kinds.items() if is_so)
             print(f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}{same}", file=sys.stderr)
             return 1
     print(f"{options.schedules} schedules in {time.monotonic() - began:.0f} s")

@@ -13,6 +13,7 @@ import numpy as np
 
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.replica import Stepping
+from psgc.aggregation.tree import end_of_nodes
 from psgc.backend import Backend
 from psgc.messages import Kind
 from psgc.plan import Plan
@@ -91,14 +92,16 @@ class Node(WorkerLoop):
         replica: Stepping,
         last: int,
         alike: bool = False,
+        reproducible: bool = False,
         **more: Any,
     ) -> None:
         self.rank, self.end, self.clock = rank, end, clock
         self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
-        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
+        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64", reproducible)
         self.mailbox = NotedMailbox(self.state, self.encoder)
         self.mailbox.begun = self.begun
-        sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", 0, last)
+        nodes = end_of_nodes(plan.num_chunks) if reproducible else 0
+        sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", 0, last, nodes)
         duties = Duties(sums=sums, alike=alike, silence=silence)
         super().__init__(
             *(end, self.mailbox, self.encoder, None, Backend(), replica, injector, duties),  # type: ignore[arg-type]

@@ -96,6 +96,7 @@ class ReplicatedWorld(World):
                     params=self.params,
                     replica=SlowReplica(self.new_optimizer(), Backend(), end.wake),
                     last=case.num_iterations,
+                    reproducible=case.reproducible,
                 )
                 for rank in ranks[1:]
                 if (end := self.mesh_end(rank, eager))
@@ -180,7 +181,7 @@ class ReplicatedWorld(World):
         watch = self.watch
         if self.case.combined:
             assert watch.it.phase == COLLECTING, "a map while something is done again"
-            assert {tuple(contributor) for contributor in made.contributors} == watch.shared.keys()
+            assert tuple(sorted(map(tuple, made.contributors))) == watch.contributors()
         else:
             assert watch.finished, "a map before the gradient is known"
             assert [contributor.rank for contributor in made.contributors] == [0]

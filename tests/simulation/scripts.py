@@ -71,6 +71,7 @@ class ScriptWorld(ReplicatedWorld):
                     script=self.scripts[rank],
                     last=OPEN_END,
                     alike=True,
+                    reproducible=case.reproducible,
                 )
                 for rank in ranks[1:]
             }

@@ -5,6 +5,7 @@ import pytest
 from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.attempts import Iteration
 from psgc.aggregation.blocks import Blocks
+from psgc.aggregation.map import Routes, leaves
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.replica import Replica
 from psgc.server import outbox, summing
@@ -45,6 +46,24 @@ def test_pieces_survive_some_hundred_schedules_of_faults(capsys, options):
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
     assert counts["pieces"] > 2 * counts["passes in vain"] > 100
     assert counts["invalidated"] > 50
+
+
+@pytest.mark.parametrize("options", [["--allreduce"], ["--allreduce", "--hosts"], ["--scripts", "--server"]])
+def test_gradients_have_the_same_bits_in_some_schedules_of_faults(capsys, options):
+    assert faults.main(["--reproducible", *options, "--schedules", "30", "--seed", "300000"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:-1]
+    counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
+    assert counts["invalidated"] > 5
+    assert counts["maps after the first"] > 0
+
+
+@pytest.mark.parametrize("hosts", [False, True])
+def test_a_sum_in_another_order_than_the_tree_is_found(monkeypatch, capsys, hosts):
+    terms = Routes.terms
+    monkeypatch.setattr(Routes, "terms", lambda self, number: tuple(leaves(terms(self, number))))
+    options = ["--hosts"] if hosts else []
+    assert faults.main(["--reproducible", "--allreduce", *options, "--schedules", "20", "--seed", "5"]) == 1
+    assert "not the bits of the tree" in capsys.readouterr().err
 
 
 def test_the_same_seed_is_the_same_schedule():

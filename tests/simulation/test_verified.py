@@ -106,7 +106,7 @@ def test_what_would_be_wrong_is_found(monkeypatch, blind):
 
     monkeypatch.setattr(decoder, "agreeing", first)
     with pytest.raises(AssertionError):
-        any(faults.run(seed, verified=True) is None for seed in range(50))
+        any(faults.run(seed, verify=True) is None for seed in range(50))
 
 
 DUE = Cluster.due
@@ -120,9 +120,9 @@ SHARED_DEFECTS = [
 def test_a_defect_of_comparing_sketches_is_found(monkeypatch, where, name, wrong, found):
     monkeypatch.setattr(where, name, wrong)
     with pytest.raises(AssertionError, match=found):
-        any(faults.run(seed, verified=True, allreduce=True) is None for seed in range(100))
+        any(faults.run(seed, verify=True, allreduce=True) is None for seed in range(100))
 
 
 def test_who_is_given_a_disputed_chunk_does_it_although_another_worker_is_lost_meanwhile():
     """Once nobody did: the schedule had forgotten that the worker held the chunk."""
-    assert faults.run(50157, verified=True)["iterations"] == 5
+    assert faults.run(50157, verify=True)["iterations"] == 5

@@ -7,6 +7,7 @@ from collections import Counter
 from copy import copy
 from typing import Any
 
+from psgc.aggregation.tree import nodes_of
 from psgc.config import Recovery
 from psgc.iteration import is_checked
 from psgc.schedules import Schedule
@@ -102,8 +103,8 @@ class Watch:
         schedule.rest(self.schedule.resting)
         for told in {"fractions", "_may_join"} & vars(self.schedule).keys():  # whether there may be pieces
             setattr(schedule, told, copy(vars(self.schedule)[told]))
-        combined, tolerated, checks, *_ = self.settings
-        return Coordinator(self.it.membership, schedule, combined, tolerated, Checks(checks.every))
+        combined, tolerated, checks, every, in_nodes = self.settings
+        return Coordinator(self.it.membership, schedule, combined, tolerated, Checks(checks.every), every, in_nodes)
 
     # events
 
@@ -195,7 +196,7 @@ class Watch:
                 assert world.case.combined
                 self.check_may_end()
                 self.shared |= self.kept
-                assert contributors == tuple(sorted(self.shared)), "others than those that live workers keep"
+                assert contributors == self.contributors(), "others than those that live workers keep"
                 self.kept = {}
                 self.serial += 1
                 world.counts["shared out again"] += self.serial > 1
@@ -275,6 +276,15 @@ class Watch:
                 self.kept.setdefault((worker, role, serial), []).append(chunk)
             if self.world.case.schedule == "full" and self.is_calm:
                 assert self.has_done_its_load(worker)
+
+    def contributors(self) -> tuple[tuple[int, int, int], ...]:
+        """Of what was shared out, as a map has them."""
+        if not self.world.case.reproducible:
+            return tuple(sorted(self.shared))
+        keys = {(worker, serial) for worker, _, serial in self.shared}
+        chunks = {which: [c for key, of in self.shared.items() if key[::2] == which for c in of] for which in keys}
+        nodes = ((worker, node, serial) for (worker, serial), of in chunks.items() for node in nodes_of(of))
+        return tuple(sorted(nodes))
 
     def is_recovered(self, chunk: int) -> bool:
         return chunk in self.commits and chunk not in self.redo

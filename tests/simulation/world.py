@@ -18,6 +18,7 @@ import numpy as np
 
 from psgc import processes
 from psgc.aggregation.replica import Replica
+from psgc.aggregation.tree import Tree
 from psgc.backend import Backend
 from psgc.coding import worst_condition
 from psgc.config import Config
@@ -69,7 +70,8 @@ class World:
             "" if case.schedule in ("reordering", "dynamic") else "fixed" if case.schedule in FIXED else "skipping"
         )
         shape = case.num_iterations, self.plan.num_chunks, case.dim
-        self.table = np.random.default_rng(7).integers(-9, 10, shape).astype(float)
+        rng = np.random.default_rng(7)
+        self.table = rng.normal(size=shape) if case.reproducible else rng.integers(-9, 10, shape).astype(float)
         self.exactness = 1e-10 * self.plan.num_chunks * worst_condition(self.plan.coding_matrix, self.plan.assignment)
         self.counts: Counter[str] = Counter()
         self.iteration = -1
@@ -119,6 +121,7 @@ class World:
                 verify=case.verify,
                 aggregation="allreduce" if case.allreduce else "server",
                 iterations=case.num_iterations,
+                reproducible=case.reproducible,
             )
             self.server = self.make_server(config)
             try:
@@ -186,6 +189,11 @@ class World:
             self.counts["wrong unseen"] += 1
             return
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=self.exactness)
+        if self.case.reproducible:
+            tree = Tree[np.ndarray]()
+            for chunk, row in enumerate(gradients):
+                tree.add(chunk, row.copy())
+            assert gradient.tobytes() == tree.total().tobytes(), "not the bits of the tree over all chunks"
 
     def check_too_few(self, text: str) -> None:
         here, needed = self.able(), self.plan.parts

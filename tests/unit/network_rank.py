@@ -52,7 +52,7 @@ class Rank:
                     assert self.mapped == self.begun == key.iteration, "the accumulator is not there any more"
                     content = (key.contributor,)
                     if routes.is_shared:
-                        content = self.term(key, routes.terms(key.number, self.rank)[0])
+                        content = self.term(key, routes.terms_of_host(key.contributor))
                 self.sending.append(part.Sent(instruction))
                 self.network.under_way.append((dest, part.Arrived(self.rank, key), content))
             case part.SumBlock(key, terms):

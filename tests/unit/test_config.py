@@ -234,6 +234,13 @@ FLIP, AFTER_COMMIT = FAULT % ("flip", "sending"), FAULT % ("kill", "after_commit
         (["aggregation=allreduce", FLIP],
          "--set aggregation=allreduce: allreduce sends no coded gradients, which kind flip of faults.inject changes at "
          "sending; use server"),
+        (["reproducible=true", "coding.parts=2"],
+         "--set reproducible=true: with parts 2 the rounding depends on which workers were fast; use parts: 1"),
+        (["reproducible=true", "recovery={mode: approximate, deadline: 5.0}"],
+         "--set reproducible=true: approximate leaves out what is late; use recovery: {mode: exact}"),
+        (["reproducible=true", "coding.chunks_per_worker=auto"],
+         "--set reproducible=true: chunks_per_worker auto follows from times, and the sum from the number of chunks; "
+         "give a number"),
         *(([f"aggregation={name}", FAULT % (kind, step)],
            f"--set {FAULT % (kind, step)}: faults: faults.inject: workers have a step {step} only with aggregation "
            "allreduce")

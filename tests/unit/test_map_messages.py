@@ -1,5 +1,7 @@
 """Maps, their ends and states of replicas as records: what is read is what was meant, or an error."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +50,18 @@ def read(it, records):
 @given(maps())
 def test_a_map_is_read_as_it_was_meant(said):
     assert read(reader(), to_records(*said)) == said[0]
+
+
+@settings(deadline=None)
+@given(maps(), st.integers(1, 50))
+def test_a_map_of_nodes_is_read_as_one_and_has_none_that_there_are_not(said, node):
+    made, rates = said
+    one = Contributor(made.receivers[0], node, 0)
+    made = replace(made, contributors=(one,), in_nodes=True)
+    records = to_records(made, rates)
+    assert read(MapReader(RANKS, ENTRIES, PARTS, LEAST, nodes=node + 1), records) == made
+    with pytest.raises(ProtocolError, match=f"role {node}, expected 1..{node - 1}"):
+        read(MapReader(RANKS, ENTRIES, PARTS, LEAST, nodes=node), records)
 
 
 @settings(deadline=None)

@@ -75,6 +75,16 @@ def available(monkeypatch):
             "chunks 2 x 50 MB, shared with its host 3 x 50 MB: 717 MB; besides data and program",
         ),
         (
+            ["aggregation=allreduce", "reproducible=true", "dtype=float32", "checkpoint.every=0"],
+            "memory of rank 0: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, "
+            "state of another iteration 2 x 50 MB, slices summed again 50 MB, blocks 117 MB, "
+            "shared with its host 2 x 50 MB: 667 MB; "
+            "of a worker: parameters 2 x 50 MB, optimizer 50 MB, gradients 2 x 50 MB, "
+            "state of another iteration 2 x 50 MB, slices summed again 50 MB, blocks 117 MB, "
+            "chunks 2 x 50 MB, accumulators 4 x 50 MB, shared with its host 6 x 50 MB: 1.12 GB; besides data and "
+            "program",
+        ),
+        (
             ["optimizer={kind: sgd, lr: 0.1}"],
             "memory of rank 0: parameters 2 x 100 MB, gradients 2 x 100 MB, state of another iteration 100 MB, "
             "slices summed again 100 MB, blocks 717 MB, checkpoints 2 x 100 MB: 1.52 GB; "
