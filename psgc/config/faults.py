@@ -49,6 +49,14 @@ class Injection(Section):
         return self
 
 
+class Restore(Section):
+    """When `psgc launch` starts a run that has lost workers again, with everybody."""
+
+    lost: Count = key(1, "how many workers have to be gone")
+    after: Positive = key(60.0, "for so many seconds")
+    per_hour: Count = key(6, "how often in an hour at most")
+
+
 class Faults(Section):
     collect_timeout: Positive = key(30.0, "seconds without a sign of life after which a worker is lost")
     chunk_timeout: Positive | None = key(
@@ -58,6 +66,9 @@ class Faults(Section):
     )
     setup_timeout: Positive = key(600.0, "seconds that ranks wait for each other before the run starts")
     adopt: Flag = key(True, "whether chunks are reassigned to other workers when too few of their holders remain")
+    restore: Restore | None = key(
+        None, "when psgc launch starts the run again, with all workers, from a checkpoint; null: never"
+    )
     inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = key(
         [], "faults on purpose, each once"
     )

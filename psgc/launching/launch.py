@@ -12,6 +12,8 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,17 @@ from psgc.config import TorchConfig, load
 from psgc.disk import write_text
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
-from psgc.launching.mpirun import Placement, launch_command
-from psgc.launching.mpirun_process import Heard, run
+from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
+from psgc.launching.mpirun_process import Heard, catching, run
 from psgc.launching.outcome import RunDirectory, folder_for_answers
+from psgc.launching.restoring import Watch
 from psgc.launching.script import Program, check_script
+from psgc.record.restores import RESTORED
 from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME, stopped
 from psgc.terminal import say
 
 TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/record/progress.py
-OURS = (LAUNCHED, RESUME, DEBUG, FOLDER, TERMINAL)
+OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, FOLDER, TERMINAL)
 RESERVE = 10.0  # seconds of SLURM's warning that are kept for killing the run and requeueing the job
 
 
@@ -49,17 +53,30 @@ def launch(
     environ = _environ({**program.told, LAUNCHED: "1"})
     if sys.stdout.isatty():
         environ[TERMINAL] = str(shutil.get_terminal_size().columns)
+    several_hosts = bool(placement.hosts()) or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
+    patience, got_further = 0.0 if requeue is None else requeue - RESERVE, False
+    watch = Watch(placement, partial(_check_ranks, program), config is None or isinstance(config, TorchConfig))
     with ExitStack() as at_end:
-        if config is None:
-            several_hosts = placement.hosts() or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
-            folder = at_end.enter_context(folder_for_answers(bool(several_hosts)))
-            environ[FOLDER] = str(folder)
-            left = RunDirectory(folder, program.resume, of_script=True)
-        else:
-            left = RunDirectory(Path(config.output), program.resume)
-        command, additions = _command(program, placement, environ)
-        patience = 0.0 if requeue is None else requeue - RESERVE
-        mpirun_code, stopped_by = run(command, {**environ, **additions}, left.is_over, patience, heard)
+        mpirun = None  # found once
+        with catching() as received:
+            while True:
+                if config is None:
+                    folder = at_end.enter_context(folder_for_answers(several_hosts))
+                    environ[FOLDER] = str(folder)
+                    left = RunDirectory(folder, program.resume, of_script=True)
+                else:
+                    left = RunDirectory(Path(config.output), program.resume)
+                watch.begin(left)
+                mpirun = mpirun or find_mpirun(environ)
+                command, additions = _command(program, watch.placement, environ, mpirun)
+                told = {**environ, **additions}
+                mpirun_code = run(command, told, left.is_over, received, patience, heard, watch.look)
+                got_further = got_further or left.got_further()
+                if received or not watch.is_asked or left.summary().get("status") != "interrupted":
+                    break
+                program = replace(program, resume=True)
+                environ |= {**program.told, RESTORED: "1"}
+        stopped_by, placement = received[0] if received else None, watch.placement
         again = ["psgc", "launch", program.path, *placement.arguments(), *program.settings, *program.mpirun, "--resume"]
         again += ["--", *program.after] if program.after else []
         hint = f", with -n and {placement.hosts()[0]} for the remaining hosts" if placement.hosts() else ""
@@ -68,13 +85,15 @@ def launch(
             say(f"psgc launch: {why}", error=True)
         if heard is not None:
             heard.why, heard.stopped_by = why, stopped_by
-        return _conclude(left, code, stopped_by, job if requeue is not None else None, again if hints else [], hint)
+        to_requeue = job if requeue is not None and got_further else None
+        return _conclude(left, code, stopped_by, to_requeue, again if hints else [], hint)
 
 
 def print_command(program: Program, placement: Placement) -> int:
     """Prints the command that `launch` runs, and on stderr what each rank will hold in memory, if that is known."""
     config = None if program.is_script else load(program.path, program.overrides)
-    command, additions = _command(program, placement, _environ(program.told))
+    environ = _environ(program.told)
+    command, additions = _command(program, placement, environ, find_mpirun(environ))
     shown = (f"{name}={shlex.quote(value)}" for name, value in {**program.told, **additions}.items())
     say(" ".join([*shown, shlex.join(command)]))
     if config is not None and not isinstance(config, TorchConfig) and not program.resume:
@@ -90,13 +109,23 @@ def _environ(told: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in OURS} | dict(told)
 
 
-def _command(program: Program, placement: Placement, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+def _check_ranks(program: Program, ranks: int) -> None:
+    """Raises UserError when the run cannot have so many ranks. Those of a script can be any."""
+    if not program.is_script:
+        from psgc.launching.points import check_runs  # with NumPy, which nothing else here needs
+
+        check_runs(program.path, program.overrides, [], ranks)
+
+
+def _command(
+    program: Program, placement: Placement, environ: Mapping[str, str], mpirun: Mpirun
+) -> tuple[list[str], dict[str, str]]:
     """The mpirun command, and what to add to `environ` for it. Raises UserError."""
     if program.is_script:
         module, words = "psgc.launching.rank", [check_script(program), *program.arguments]
     else:
         module, words = "psgc", ["train", program.path, *program.settings, *(["--resume"] if program.resume else [])]
-    return launch_command(placement, words, environ, module=module, extra=program.for_mpirun)
+    return launch_command(placement, words, environ, mpirun=mpirun, module=module, extra=program.for_mpirun)
 
 
 def _conclude(
@@ -104,6 +133,7 @@ def _conclude(
 ) -> int:
     """Says what stopped the run and how to resume it, or requeues the job, if one is given. Returns `code`.
 
+    job: None also when there is no new checkpoint.
     again: the command that resumes the run, empty when the caller says it; hint: what to change in it.
     """
     summary = left.summary()
@@ -117,7 +147,7 @@ def _conclude(
                 write_text(left.summary_file, json.dumps({**summary, "reason": reason}, indent=2) + "\n")
     # ended by SIGUSR1, or by the loss of ranks or hosts (after which mpirun returns 0, 1 or a rank's code)
     cut_off = stopped_by in (None, signal.SIGUSR1) and (status in (None, "interrupted") or too_few_workers)
-    if job and cut_off and left.got_further():
+    if job and cut_off:
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which SLURM sends at once to what it requeues
         try:
             if slurm.requeue(job):

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -21,6 +21,7 @@ from psgc.processes import die_with_parent, kill_tree
 
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: SLURM's warning, if asked for
 STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # and how many seconds a run has to react
+UNHURRIED = 120.0  # seconds that it has when it is to begin again
 HEARD = 100  # lines
 LATE = 2.0  # seconds after the end of mpirun for which its last lines are waited for
 
@@ -56,15 +57,41 @@ def run(
     command: Sequence[str],
     environ: Mapping[str, str],
     is_over: Callable[[], bool],
+    received: Sequence[int],
     patience: float = 0.0,
     heard: Heard | None = None,
-) -> tuple[int, int | None]:
-    """mpirun's exit code (negative: the signal that killed it), and the signal that stopped this process, if any.
+    is_asked: Callable[[], bool] = lambda: False,
+) -> int:
+    """mpirun's exit code; negative: the signal that killed it.
 
-    is_over: whether mpirun should have ended long ago; patience: seconds that a run has to end after a SIGUSR1
-    to this process, if that is more than usual; heard: gets the lines on stderr, which are shown as well.
+    is_over: whether mpirun should have ended long ago; received: signals that have stopped this process (`catching`);
+    patience: seconds that a run has to end after a SIGUSR1 to this process, if that is more than usual;
+    heard: gets the lines on stderr, which are shown as well; is_asked: whether the run is to end and to begin again.
     Raises UserError when mpirun cannot be started.
     """
+    sys.stdout.flush()
+    try:
+        process = subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if heard is not None else None,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
+    try:
+        return _watch(process, is_over, patience, received, heard, is_asked)
+    except BaseException:  # from a signal handler of the program: nothing would watch the run any more
+        kill_tree(process.pid)
+        process.wait()
+        raise
+
+
+@contextmanager
+def catching() -> Iterator[Sequence[int]]:
+    """The signals that are to stop this process, as they come; then they do again what they did before."""
     received: list[int] = []
     in_main_thread = threading.current_thread() is threading.main_thread()  # which alone gets signals
     before = {
@@ -72,24 +99,7 @@ def run(
         for number in (STOPPERS if in_main_thread else ())
     }
     try:
-        sys.stdout.flush()
-        try:
-            process = subprocess.Popen(
-                command,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE if heard is not None else None,
-                start_new_session=True,
-                preexec_fn=lambda: die_with_parent(signal.SIGTERM),
-            )
-        except OSError as error:
-            raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
-        try:
-            return _watch(process, is_over, patience, received, heard), received[0] if received else None
-        except BaseException:  # from a signal handler of the program: nothing would watch the run any more
-            kill_tree(process.pid)
-            process.wait()
-            raise
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -101,17 +111,21 @@ def _watch(
     patience: float,
     received: Sequence[int],
     heard: Heard | None,
+    is_asked: Callable[[], bool],
 ) -> int:
     """Wait for the end of mpirun, or end it. Returns its exit code."""
     relaying = None
     if heard is not None and process.stderr is not None:
         relaying = threading.Thread(target=heard.relay, args=(process.stderr,), daemon=True)
         relaying.start()
-    ended = _wait(process, lambda: bool(received) or is_over())
-    for number, seconds in STOP_SEQUENCE if received else STOP_SEQUENCE[1:]:
+    ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
+    begins_again = not ended and not received and is_asked()
+    for number, seconds in STOP_SEQUENCE if received or begins_again else STOP_SEQUENCE[1:]:
         if not ended:
             process.send_signal(number)
-            if received[:1] == [number] == [signal.SIGUSR1]:
+            if number == signal.SIGUSR1 and begins_again:
+                seconds = UNHURRIED
+            elif received[:1] == [number] == [signal.SIGUSR1]:
                 seconds = max(seconds, patience)
             deadline, seen = time.monotonic() + seconds, len(received)
             ended = _wait(process, lambda: len(received) > seen or time.monotonic() > deadline)  # noqa: B023  called now

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from psgc.errors import UserError
-from psgc.run.launched import ANSWER, EXITED, Found, stamp
+from psgc.run.launched import ANSWER, EXITED, SETTINGS, Found, stamp
 
 GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process that cannot be killed keeps it alive
 
@@ -31,9 +31,19 @@ class RunDirectory:
         self._last_change: tuple[tuple[int, int] | None, float] = (None, 0.0)  # of the summary: its stamp, and when
 
     @property
+    def directory(self) -> Path:
+        """The run directory, as far as it is known."""
+        return self._before().directory
+
+    @property
     def summary_file(self) -> Path:
         """Where the run leaves its summary."""
-        return self._before().directory / "summary.json"
+        return self.directory / "summary.json"
+
+    def settings_file(self) -> Path | None:
+        """Where this run has written its settings, None before."""
+        path = self.directory / SETTINGS
+        return path if stamp(path) not in (None, self._before().settings) else None
 
     @property
     def proof(self) -> str:

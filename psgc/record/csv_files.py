@@ -74,7 +74,7 @@ def _value(column: str, text: str) -> float | str | None:
         return None
     if column in TEXTS:
         return text
-    if column in COUNTS or column == "worker":
+    if column in COUNTS or column in ("worker", "repeated"):
         if text.isdecimal() and len(text) < 19:
             return int(text)
         raise ValueError(f"{column}: expected a whole number, got {text[:40]!r}")

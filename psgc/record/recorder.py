@@ -1,4 +1,4 @@
-"""The recorder of a run: it writes config.yaml, iterations.csv, lost.csv, the timeline, params.npy and summary.json.
+"""The recorder of a run: it writes its directory, config.yaml, iterations.csv, lost.csv and so on to summary.json.
 
 iterations.csv, lost.csv and the timeline grow row by row and can be read at any moment. The other files are written
 whole: config.yaml at the start, params.npy and summary.json when the run ends, however it ends.
@@ -19,6 +19,7 @@ from psgc.disk import NO_ROOM, GrowingFile, write_text, write_whole
 from psgc.errors import RunFailed, UserError
 from psgc.record.csv_files import csv_text, earlier_events, earlier_rows, row_text
 from psgc.record.files import finite
+from psgc.record.restores import RestoreRecord
 from psgc.record.tally import BoundSampler, Tally, seconds_per_chunk
 from psgc.record.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every
 from psgc.run_rows import COLUMNS, TIMELINE, IterationRow, Outcome, WorkerEvent
@@ -57,6 +58,7 @@ class Recorder:
         try:
             (directory / "summary.json").unlink(missing_ok=True)  # it is that of a run that has ended
             write_text(directory / "config.yaml", config_text)
+            self.restores = RestoreRecord(directory, resume_at)
             self._start(resume_at)
         except OSError as error:
             raise unwritable(self._named, error) from None
@@ -76,6 +78,8 @@ class Recorder:
             except UserError:
                 earlier = None
         self._csv = GrowingFile(path, text.encode())
+        if resume_at is not None:
+            self._all_are_back(resume_at)
         self._timeline = TimelineWriter(self._directory, self._workers, self._num_chunks, self.timeline_every)
         for piece in pieces(earlier) if earlier is not None else ():
             kept = (piece["iteration"] < resume_at) & (piece["worker"] <= self._workers)
@@ -84,6 +88,15 @@ class Recorder:
                 entries[name] = piece[name][kept]
             self.tally.count(entries)
             self._timeline.write(entries, all_iterations=True)
+
+    def _all_are_back(self, iteration: int) -> None:
+        """Everybody takes part in a run that is resumed, also who was lost before."""
+        away = {}
+        for event in self.events:
+            if event.event != "wrong":
+                away[event.worker] = event.event == "lost" and event.worker <= self._workers
+        for worker in sorted(worker for worker, is_away in away.items() if is_away):
+            self.event(WorkerEvent(iteration, worker, "", "returned", ""))
 
     def iteration(self, row: IterationRow) -> None:
         """One finished iteration, after its chunks; fills in what the server does not know."""
@@ -101,6 +114,7 @@ class Recorder:
         self.tally.iteration(row, mine, pace)
         text = row_text(row).encode()
         self._keep("iterations.csv", lambda: self._csv.write(text))
+        self._keep("restores.csv", lambda: self.restores.stepped(row.iteration))
 
     def event(self, event: WorkerEvent) -> None:
         """A worker is lost, has sent a copy that does not agree with those of the others, or is back."""

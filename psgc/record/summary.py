@@ -58,6 +58,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "actual_error": median(tally.actual_errors),
         "bytes": tally.bytes,
         "lost": [event._asdict() for event in recorder.events if event.event != "wrong"],
+        "restores": [restored._asdict() for restored in recorder.restores.rows],
         "wrong": {str(worker): count for worker, count in sorted(wrong.items())},
     }
 
@@ -119,6 +120,12 @@ def lines(summary: dict[str, Any]) -> list[str]:
         text.append(f"  timeline           one of {summary['timeline_every']} iterations, so that the file stays small")
     if summary["lost"]:
         text.append(f"  workers lost       {_losses(summary['lost'])}")
+    if restores := summary["restores"]:
+        waits = [restored["seconds"] for restored in restores]
+        repeated = sum(restored["repeated"] for restored in restores)
+        often = f"{len(waits)} times, each" if len(waits) > 1 else "once,"
+        steps = f", {repeated} steps repeated" if repeated else ""
+        text.append(f"  started again      {often} within {max(waits):.1f} s from step to step{steps}")
     if summary.get("not_whole"):
         files = ", ".join(f"{name} ({reason})" for name, reason in summary["not_whole"].items())
         text.append(f"  not whole          {files}")

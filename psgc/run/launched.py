@@ -23,7 +23,10 @@ from psgc.disk import write_text
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
+SETTINGS = "config.yaml"  # in the run directory
 ANSWER, EXITED = "directory.json", "exited.json"  # in PSGC_FOLDER
+
+NOBODY_RESTORES = "faults.restore: without psgc launch nobody starts the run again, it goes on without lost workers"
 
 _begun = False
 _stopped_by: Sequence[int] = ()
@@ -31,10 +34,11 @@ _stopped_by: Sequence[int] = ()
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is in a run directory: the stamps of its summary and of its checkpoints, each with its iteration."""
+    """What is in a run directory: stamps of its summary, its settings, and its checkpoints, each with its iteration."""
 
     directory: Path
     summary: tuple[int, int] | None
+    settings: tuple[int, int] | None
     checkpoints: frozenset[tuple[int, tuple[int, int] | None]]
 
     @classmethod
@@ -44,18 +48,19 @@ class Found:
             path: re.match(r"(\d+)(-[^.]*)?\.\w+$", path.name) for path in (directory / "checkpoints").glob("[0-9]*")
         }
         checkpoints = frozenset((int(match[1]), stamp(path)) for path, match in names.items() if match)
-        return cls(directory, stamp(directory / "summary.json"), checkpoints)
+        return cls(directory, stamp(directory / "summary.json"), stamp(directory / SETTINGS), checkpoints)
 
     @classmethod
     def from_text(cls, text: str) -> "Found":
         """What `text()` described. Raises ValueError."""
-        directory, summary, checkpoints = json.loads(text)
+        directory, *stamps, checkpoints = json.loads(text)
+        summary, settings = (tuple(at) if at else None for at in stamps)
         pairs = ((int(iteration), tuple(at) if at else None) for iteration, at in checkpoints)
-        return cls(Path(directory), tuple(summary) if summary else None, frozenset(pairs))
+        return cls(Path(directory), summary, settings, frozenset(pairs))
 
     def text(self) -> str:
         """As JSON."""
-        return json.dumps([str(self.directory), self.summary, sorted(self.checkpoints)])
+        return json.dumps([str(self.directory), self.summary, self.settings, sorted(self.checkpoints)])
 
 
 def stamp(path: Path) -> tuple[int, int] | None:

@@ -34,7 +34,7 @@ from psgc.run.inputs import (
     open_test,
     rows_in_iteration,
 )
-from psgc.run.launched import is_launched
+from psgc.run.launched import NOBODY_RESTORES, is_launched
 from psgc.run.memory import check_memory
 from psgc.terminal import say
 from psgc.transport import Transport
@@ -168,6 +168,8 @@ def opening_lines(transport: Transport, run: PreparedRun) -> list[str]:
     """What to print at the start: what the run lacks, if anything, and its settings."""
     config, plan = run.config, run.plan
     lacks = [] if is_launched() else ["started without psgc launch: exit codes are mpirun's"]
+    if config.faults.restore and not is_launched():
+        lacks.append(NOBODY_RESTORES)
     if not transport.survives_deaths:  # print how to resume now: after a death MPICH leaves rank 0 no time for it
         go_on = f"; resume it with: {run.go_on}" if config.checkpoint.every else ""
         lacks.append(f"no fault tolerance: a dead rank ends this run{go_on}")

@@ -61,6 +61,8 @@ class TorchProgram:
         self.output, buffers = settings.output or None, settings.buffers
         if settings.log and self.output is None:
             raise UserError("psgc.torch.init: log_with: expected output, the directory of the run, as well")
+        if settings.faults.restore and self.output is None:
+            raise UserError("psgc.torch.init: faults: restore expects output, the directory of the run, as well")
         if not isinstance(model, nn.Module):
             raise UserError(f"psgc.torch.init: model is a {type(model).__name__}, expected a torch.nn.Module")
         if not callable(loss):

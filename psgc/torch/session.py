@@ -23,7 +23,7 @@ from psgc.run import resume
 from psgc.run.building import make_server, make_worker, share_memory
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
 from psgc.run.inputs import known_costs, make_injector
-from psgc.run.launched import interruption
+from psgc.run.launched import NOBODY_RESTORES, interruption, is_launched
 from psgc.run.meeting import Meeting
 from psgc.terminal import say, say_traceback
 from psgc.torch.calls import Call
@@ -212,6 +212,8 @@ class Session:
         wanted, workers = self.config.coding.replication, self.plan.num_workers
         if wanted > workers and wanted != Coding().replication:
             say(f"replication is {wanted}, but the workers are {workers}: each of them may do every chunk")
+        if self.config.faults.restore and not is_launched():
+            say(NOBODY_RESTORES)
         if state is not None:
             return STATE + state.to_bytes()
         return ALIKE if is_alike else MODEL + program.model()

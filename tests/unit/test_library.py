@@ -46,13 +46,16 @@ def test_a_run_goes_on_with_fewer_workers_than_the_one_that_was_lost(tmp_path, c
     """Another one is lost twice, and counts once."""
     lost = {2: 1, 4: 1}
     directory = record(tmp_path / "run", workers=4, chunks_per_worker=3, iterations=3, lost=lost, killed=True)
-    record(directory, workers=3, chunks_per_worker=4, iterations=6, resume_at=3, lost={2: 4})
+    record(directory, workers=3, chunks_per_worker=4, iterations=8, resume_at=3, lost={2: 4})
     run = psgc.load(directory)
-    assert [event["worker"] for event in run.lost] == [2, 4, 2]
+    assert [(event["worker"], event["event"]) for event in run.lost] == [
+        *((2, "lost"), (4, "lost")),
+        *((2, "returned"), (2, "lost")),
+    ]
     assert repr(run).endswith("workers lost 2>")
-    assert run.history["iteration"].tolist() == [*range(6)]
+    assert run.history["iteration"].tolist() == [*range(8)]
     (row,) = psgc.compare(str(directory))  # a text is one path
-    assert (row["workers"], row["lost"], row["iterations"]) == (3, 2, 6)
+    assert (row["workers"], row["lost"], row["iterations"]) == (3, 2, 8)
     for command in ("report", "replay"):
         with pytest.raises(SystemExit) as ended:
             main([command, str(directory)])

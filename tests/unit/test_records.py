@@ -201,7 +201,6 @@ def test_a_record_goes_on_where_the_checkpoint_is(recorder_in, tmp_path, finish)
     nothing_more = summarise(recorder, 1.0, {}, "done", "")
     assert (nothing_more["iterations"], nothing_more["final_loss"]) == (3, pytest.approx(0.5 / 3))
     add(recorder, 3, EVEN, loss=0.01, bytes=7)
-    recorder.event(WorkerEvent(3, 2, "", "returned", ""))
     recorder.finish(np.ones(1), {})
     assert column(out, "loss") == pytest.approx([0.5, 0.25, 0.5 / 3, 0.01])
     assert (out / "lost.csv").read_text().splitlines()[1:] == ["3,2,n1,lost,killed", "3,2,,returned,"]

@@ -68,6 +68,7 @@ def test_the_numbers(recorder):
         "actual_error": None,
         "bytes": 4500,
         "lost": [],
+        "restores": [],
         "wrong": {},
     }
 

@@ -1,0 +1,85 @@
+"""A worker is killed, and later the run is started again with everybody: it goes on where it was."""
+
+import json
+
+import numpy as np
+import pytest
+
+from psgc.record.csv_files import earlier_events, earlier_rows
+from tests.faults.matrix import CLOSE, Settings, config_text, write_data
+from tests.ranks.mpirun import MpiRun, mpirun, psgc, run, sets, wait_until
+from tests.ranks.test_torch import launched
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
+KILLED_IN, ITERATIONS, RANKS = 10, 60, 4
+RESTORE = "faults.restore={after: 0.5}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the data, and in `undisturbed` a run to which nothing happens."""
+    folder = tmp_path_factory.mktemp("restore")
+    write_data(folder)
+    (folder / "run.yaml").write_text(
+        config_text(Settings("combined", 1, ITERATIONS, 0.02, 4, 3, 10.0), [], "undisturbed")
+    )
+    run(psgc("launch", "run.yaml", "-n", str(RANKS)), folder, code=0)
+    return folder
+
+
+def inject(kind, rank=2):
+    return f"faults.inject=[{{kind: {kind}, rank: {rank}, iteration: {KILLED_IN}}}]"
+
+
+def assert_whole(directory, undisturbed):
+    """Each step is in the record, and counts once."""
+    assert [row.iteration for row in earlier_rows(directory / "iterations.csv")] == [*range(ITERATIONS)]
+    assert np.abs(np.load(directory / "params.npy") - np.load(undisturbed / "params.npy")).max() <= CLOSE
+
+
+@pytest.mark.parametrize("kind", ["kill", "stop"])
+def test_a_run_that_has_lost_a_worker_goes_on_with_everybody(folder, kind):
+    settings = sets(f"output={kind}", RESTORE, inject(kind), "faults.collect_timeout=1")
+    ended = run(psgc("launch", "run.yaml", "-n", str(RANKS), *settings), folder, code=0)
+    begun = "psgc launch: worker 2 gone for 0.5 s: the run starts again from here, with 4 ranks (faults.restore)"
+    assert ended.stderr.splitlines() == [begun], ended.said
+    assert_whole(folder / kind, folder / "undisturbed")
+    events = earlier_events(folder / kind / "lost.csv")
+    assert [(event.worker, event.event) for event in events] == [(2, "lost"), (2, "returned")]
+    (restored,) = json.loads((folder / kind / "summary.json").read_text())["restores"]
+    assert restored["iteration"] == events[1].iteration > KILLED_IN
+    assert 0 < restored["seconds"] < 30
+    assert restored["repeated"] == 0
+    assert "started again      once, within " in ended.stdout
+
+
+def test_without_psgc_launch_the_run_goes_on_without_the_worker_and_says_so_once(folder):
+    settings = sets("output=alone", RESTORE, inject("kill"))
+    ended = run(mpirun(RANKS, ["-m", "psgc", "train", "run.yaml", *settings], ulfm=True), folder, code=0)
+    assert ended.said.count("faults.restore: without psgc launch nobody starts the run again") == 1
+    assert_whole(folder / "alone", folder / "undisturbed")
+    assert json.loads((folder / "alone/summary.json").read_text())["restores"] == []
+
+
+def test_hosts_that_are_added_are_used(folder):
+    hosts, rows = folder / "hosts", folder / "added/iterations.csv"
+    hosts.write_text("localhost slots=4\n")
+    settings = sets("output=added", "faults.restore={after: 0.3}")
+    with MpiRun(psgc("launch", "run.yaml", "-n", str(RANKS), "--hostfile", "hosts", *settings), folder) as running:
+        wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3)
+        hosts.write_text("localhost slots=5\n")
+        ended = running.wait(60, code=0)
+    assert "psgc launch: hosts has more slots: the run starts again from here, with 5 ranks" in ended.stderr, ended.said
+    assert json.loads((folder / "added/summary.json").read_text())["workers"] == 4
+    assert_whole(folder / "added", folder / "undisturbed")
+
+
+def test_a_script_goes_on_with_everybody(tmp_path):
+    faults = {"restore": {"after": 0.5}, "inject": [{"kind": "kill", "rank": 2, "iteration": KILLED_IN}]}
+    settings = {"epochs": 18, "pause": 0.05, "aggregation": "server", "transfer": "per_chunk", "checkpoint_every": 5}
+    alone, _ = launched(tmp_path, 3, **settings)
+    ended, said = launched(tmp_path, 3, faults=faults, output="run", **settings)
+    assert ended.keys() == {0, 1, 2}
+    assert {digest for digest, *_ in ended.values()} == {alone[0][0]}, "to the last bit"
+    (restored,) = json.loads((tmp_path / "run/summary.json").read_text())["restores"]
+    assert (restored["iteration"] > KILLED_IN, restored["repeated"] <= 1) == (True, True), said

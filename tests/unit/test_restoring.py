@@ -1,0 +1,255 @@
+"""When `psgc launch` starts a run again: the decision, what it looks at, and the runs that follow one another."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from psgc.config.faults import Restore
+from psgc.errors import UserError
+from psgc.launching.mpirun import Placement
+from psgc.launching.outcome import RunDirectory
+from psgc.launching.restoring import HOUR, Restores, Watch, slots_in
+from psgc.record.recorder import Recorder
+from psgc.record.restores import RESTORED
+from psgc.run_rows import IterationRow, WorkerEvent
+from tests.unit.fake_mpirun import RUN, launch, summary
+from tests.unit.recording import BOTH_HOLD_ALL
+
+# the decision
+
+TWO_FOR_TEN = Restore(lost=2, after=10.0, per_hour=2)
+
+
+def due(restores, now, ranks=5):
+    return restores.due(TWO_FOR_TEN, ranks, now)
+
+
+def test_each_of_so_many_workers_has_to_be_gone_for_so_long():
+    restores = Restores()
+    restores.lacks({1}, 0.0)
+    restores.lacks({1, 3}, 4.0)
+    assert due(restores, 13.9) == []
+    assert due(restores, 14.0) == [1, 3]
+
+
+def test_a_worker_that_came_back_is_gone_anew():
+    restores = Restores()
+    restores.lacks({1, 3}, 0.0)
+    restores.lacks({3}, 9.0)
+    restores.lacks({1, 3}, 9.5)
+    assert due(restores, 11.0) == []
+    assert due(restores, 19.5) == [1, 3]
+
+
+def test_one_new_rank_is_enough_and_does_not_count_as_a_lost_one():
+    restores = Restores()
+    restores.lacks({1, 5}, 0.0)
+    assert due(restores, 10.0) == [5]
+    assert due(restores, 10.0, ranks=6) == [1, 5]
+
+
+def test_a_run_is_started_again_so_often_in_any_hour():
+    restores = Restores()
+    for begun in (0.0, 100.0):
+        assert restores.may_begin(TWO_FOR_TEN, begun)
+        restores.begins(begun)
+    assert not restores.may_begin(TWO_FOR_TEN, HOUR - 0.1)
+    assert restores.may_begin(TWO_FOR_TEN, HOUR)
+    restores.begins(HOUR)
+    assert not restores.may_begin(TWO_FOR_TEN, HOUR + 99.9)
+
+
+def test_nobody_is_missed_when_the_run_begins_again():
+    restores = Restores()
+    restores.lacks({1, 3}, 0.0)
+    restores.begins(10.0)
+    restores.lacks({1, 3}, 10.0)
+    assert due(restores, 19.0) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "slots"),
+    [
+        ("a slots=4\nb  slots = 2 max_slots=8\n", 6),
+        ("# all of them\na:3\n\n  b\nc # two cores\n", 5),
+        ("10.0.0.1 slots=2\nnode-7.example.org:2\n", 4),
+        (None, 0),
+    ],
+)
+def test_a_host_file_says_how_many_ranks_there_can_be(tmp_path, text, slots):
+    path = tmp_path / "hosts"
+    if text is not None:
+        path.write_text(text)
+    assert slots_in(str(path)) == slots
+
+
+# what it looks at
+
+LOST = "iteration,worker,host,event,reason\n5,{},n1,lost,its process died\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """With the directory `out` of an earlier run, which has lost worker 1."""
+    monkeypatch.chdir(tmp_path)
+    Path("out/checkpoints").mkdir(parents=True)
+    Path("out/config.yaml").write_text(RUN)
+    Path("out/lost.csv").write_text(LOST.format(1))
+    Path("hosts").write_text("a slots=3\n")
+    return tmp_path
+
+
+def watch(refuses=lambda _: None, needs_checkpoint=False, hostfile=None):
+    """Of a run of three ranks that has not begun."""
+    found = Watch(Placement(3, hostfile=hostfile), refuses, needs_checkpoint)
+    found.begin(RunDirectory(Path("out"), resumed=False))
+    return found
+
+
+def begins(restore="{lost: 1, after: 0.1}"):
+    """The run writes its settings."""
+    Path("new").write_text(f"{RUN}faults: {{restore: {restore}}}\n")
+    os.replace("new", "out/config.yaml")
+
+
+def is_asked(watched, seconds=0.4):
+    """Whether the run is asked to end within so many seconds."""
+    end = time.monotonic() + seconds
+    while not watched.look() and time.monotonic() < end:
+        time.sleep(0.01)
+    return watched.is_asked
+
+
+def test_what_an_earlier_run_has_left_is_not_looked_at(folder):
+    watched = watch()
+    assert not is_asked(watched)
+    Path("out/lost.csv").unlink()
+    begins()
+    assert not is_asked(watched)
+
+
+def test_without_the_key_a_run_is_left_alone(folder):
+    watched = watch()
+    begins("null")
+    assert not is_asked(watched)
+
+
+def test_a_run_that_lacks_a_worker_is_asked_to_end_in_one_line(folder, capsys):
+    watched = watch()
+    begins()
+    Path("out/lost.csv").write_text(LOST.format(2))
+    assert is_asked(watched)
+    assert watched.look()
+    line = "psgc launch: worker 2 gone for 0.1 s: the run starts again from here, with 3 ranks (faults.restore)\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_worker_that_is_back_is_not_missed(folder):
+    watched = watch()
+    begins()
+    Path("out/lost.csv").write_text(LOST.format(2) + "7,2,,returned,\n8,1,n1,wrong,chunk 3\n")
+    assert not is_asked(watched)
+
+
+def test_a_run_that_may_leave_no_checkpoint_at_its_end_needs_one(folder):
+    watched = watch(needs_checkpoint=True)
+    begins()
+    assert not is_asked(watched)
+    Path("out/checkpoints/00000004.safetensors").touch()
+    assert is_asked(watched)
+
+
+def test_more_slots_than_at_the_start_give_more_ranks(folder, capsys):
+    Path("out/lost.csv").unlink()
+    watched = watch(hostfile="hosts")
+    begins()
+    assert not is_asked(watched)
+    Path("hosts").write_text("a slots=3\nb slots=2\n")
+    assert is_asked(watched)
+    assert watched.placement == Placement(5, hostfile="hosts")
+    line = "psgc launch: hosts has more slots: the run starts again from here, with 5 ranks (faults.restore)\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_run_that_cannot_have_more_ranks_keeps_its_own(folder, capsys):
+    def refuses(ranks):
+        raise UserError(f"the file is for 2 workers, not {ranks - 1}")
+
+    Path("out/lost.csv").unlink()
+    watched = watch(refuses, hostfile="hosts")
+    begins()
+    watched.look()
+    Path("hosts").write_text("a slots=4\n")
+    assert not is_asked(watched)
+    expected = "psgc launch: hosts has 4 slots, but the run keeps its ranks: the file is for 2 workers, not 3\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_that_it_was_too_often_is_said_once(folder, capsys):
+    watched = watch()
+    begins("{after: 0.01, per_hour: 1}")
+    assert is_asked(watched)
+    watched.begin(RunDirectory(Path("out"), resumed=True))
+    begins("{after: 0.01, per_hour: 1}")
+    assert not is_asked(watched)
+    too_often = "the run goes on, since it was started again 1 times in the last hour (faults.restore.per_hour)"
+    assert capsys.readouterr().err.splitlines()[1:] == [f"psgc launch: worker 1 gone for 0.01 s; {too_often}"]
+
+
+# the runs
+
+ONCE = f"""
+echo "$PSGC_RESTORED $*" >> started
+end() {{ {summary("interrupted")}; exit 138; }}
+trap end USR1
+{{ cat run.yaml; echo 'faults: {{restore: {{after: 0.2}}}}'; }} > new; mv new out/config.yaml
+printf '{LOST.format(1)}' > out/lost.csv
+case "$*" in *--resume) {summary("done")}; exit 0;; esac
+while :; do sleep 0.05; done
+"""
+
+
+def test_the_run_is_started_again_from_its_checkpoint(mpirun, capfd):
+    mpirun(ONCE)
+    assert launch("run.yaml", 2) == 0
+    first, again = Path("started").read_text().splitlines()
+    assert first.endswith("train run.yaml")
+    assert (again[:2], again.partition("-m ")[2]) == ("1 ", "psgc train run.yaml --resume")
+    assert "-x PSGC_RESTORED" in again, "for the ranks on other hosts"
+    line = "psgc launch: worker 1 gone for 0.2 s: the run starts again from here, with 2 ranks (faults.restore)\n"
+    assert capfd.readouterr().err == line
+
+
+def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun, capfd):
+    mpirun(ONCE.replace('"interrupted"', '"failed"'))
+    assert launch("run.yaml", 2) == 1
+    assert len(Path("started").read_text().splitlines()) == 1
+
+
+def test_the_run_says_what_it_has_cost(tmp_path, monkeypatch):
+    def recorder(resume_at=None):
+        return Recorder(tmp_path, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10, resume_at)
+
+    def restores():
+        return (tmp_path / "restores.csv").read_text().splitlines()[1:]
+
+    first = recorder()
+    first.event(WorkerEvent(1, 2, "n1", "lost", "its process died"))
+    for iteration in range(5):
+        first.iteration(IterationRow(iteration, seconds=1.0))
+    os.utime(tmp_path / "iterations.csv", (0, time.time() - 7))
+    recorder(5).iteration(IterationRow(5, seconds=1.0))
+    assert not (tmp_path / "restores.csv").exists(), "by hand"
+    monkeypatch.setenv(RESTORED, "1")
+    os.utime(tmp_path / "iterations.csv", (0, time.time() - 7))
+    again = recorder(3)
+    again.iteration(IterationRow(3, seconds=1.0))
+    again.iteration(IterationRow(4, seconds=1.0))
+    (row,) = restores()
+    iteration, seconds, repeated = row.split(",")
+    assert (iteration, repeated, 7 <= float(seconds) < 9) == ("3", "3", True)
+    recorder(5).iteration(IterationRow(5, seconds=1.0))
+    assert restores()[0] == row
+    assert len(restores()) == 2
