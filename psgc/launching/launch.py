@@ -72,7 +72,7 @@ def launch(
                 told = {**environ, **additions}
                 mpirun_code = run(command, told, left.is_over, received, patience, heard, watch.look)
                 got_further = got_further or left.got_further()
-                if received or not watch.is_asked or left.summary().get("status") != "interrupted":
+                if received or not watch.begins_again():
                     break
                 program = replace(program, resume=True)
                 environ |= {**program.told, RESTORED: "1"}

@@ -79,6 +79,7 @@ class Watch:
         self._restores = Restores()
         self._most = self._slots = slots_in(placement.hostfile)  # most: for which nothing is to be done
         self._is_told = False  # that it was started again too often
+        self._retries = 0  # of a start
 
     def begin(self, left: RunDirectory) -> None:
         """The run begins, or begins again."""
@@ -112,6 +113,20 @@ class Watch:
         self._is_told, self.is_asked = False, True
         self.placement = replace(self.placement, ranks=ranks)
         return True
+
+    def begins_again(self) -> bool:
+        """Whether the run, which has ended, is to be started again: also once more when that could not begin.
+
+        (Open MPI fails to start once in some hundred times.)
+        """
+        if self.is_asked and self._left.summary().get("status") == "interrupted":
+            self._retries = 1
+            return True
+        if self._left.settings_file() is None and self._retries:
+            say("psgc launch: the run has not begun; trying once more", error=True)
+            self._retries -= 1
+            return True
+        return False
 
     def _read_settings(self) -> None:
         """Those of this run, once it has written them."""

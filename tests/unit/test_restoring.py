@@ -14,7 +14,7 @@ from psgc.launching.restoring import HOUR, Restores, Watch, slots_in
 from psgc.record.recorder import Recorder
 from psgc.record.restores import RESTORED
 from psgc.run_rows import IterationRow, WorkerEvent
-from tests.unit.fake_mpirun import RUN, launch, summary
+from tests.unit.fake_mpirun import CHECKPOINT, RUN, launch, summary
 from tests.unit.recording import BOTH_HOLD_ALL
 
 # the decision
@@ -202,7 +202,7 @@ def test_that_it_was_too_often_is_said_once(folder, capsys):
 
 ONCE = f"""
 echo "$PSGC_RESTORED $*" >> started
-end() {{ {summary("interrupted")}; exit 138; }}
+end() {{ {CHECKPOINT}; {summary("interrupted")}; exit 138; }}
 trap end USR1
 {{ cat run.yaml; echo 'faults: {{restore: {{after: 0.2}}}}'; }} > new; mv new out/config.yaml
 printf '{LOST.format(1)}' > out/lost.csv
@@ -220,6 +220,21 @@ def test_the_run_is_started_again_from_its_checkpoint(mpirun, capfd):
     assert "-x PSGC_RESTORED" in again, "for the ranks on other hosts"
     line = "psgc launch: worker 1 gone for 0.2 s: the run starts again from here, with 2 ranks (faults.restore)\n"
     assert capfd.readouterr().err == line
+
+
+def test_a_start_that_fails_is_tried_once_more(mpirun, capfd):
+    second = 'case "$*" in *--resume) [ $(wc -l < started) -eq 2 ] && exit 213;; esac'
+    mpirun(ONCE.replace(">> started\n", f">> started; {second}\n"))
+    assert launch("run.yaml", 2) == 0
+    assert len(Path("started").read_text().splitlines()) == 3
+    assert capfd.readouterr().err.splitlines()[1:] == ["psgc launch: the run has not begun; trying once more"]
+    Path("started").unlink()
+    mpirun(ONCE.replace(">> started\n", '>> started; case "$*" in *--resume) exit 213;; esac\n'))
+    assert launch("run.yaml", 2) == 1
+    assert len(Path("started").read_text().splitlines()) == 3
+    *_, why, how = capfd.readouterr().err.splitlines()
+    assert why == "psgc launch: the run failed: mpirun exited with 213"
+    assert how == "psgc launch: to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume"
 
 
 def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun, capfd):
