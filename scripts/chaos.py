@@ -48,6 +48,7 @@ import numpy as np
 import yaml
 
 from psgc.data import write_dense
+from psgc.processes import die_with_parent
 from psgc.record.csv_files import earlier_rows
 
 KINDS = ("kill", "stop", "pause", "slow")
@@ -238,7 +239,13 @@ def disturbed(
         while True:
             starts += 1
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environ,
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGTERM),
             )
             while process.poll() is None and not (hung := time.monotonic() > end):
                 time.sleep(0.05)
