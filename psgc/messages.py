@@ -10,7 +10,10 @@ that its line below names; the others are 0.
 * worker -> server, `per_chunk`: the coded gradient of a chunk (dim / parts entries), then the `TAIL` of its report. The
   stamp says the chunk.
 
-Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes.
+Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes. The last
+stamp in it says how many they are.
+
+*Texts* follow a record of their kind, in the same message.
 
 A *role* is a row of the coding matrix: a worker's own rank, unless it does what a lost worker was to do.
 """
@@ -50,6 +53,7 @@ TAIL = 5  # entries after a coded gradient: start, seconds, loss, test_loss, tes
 
 STAMP = struct.Struct("=qq")
 DIGEST = struct.Struct("=4i")
+OF_BUNDLE = 1 << 62  # in the last stamp of a bundle, whose vectors are named by 31 bits
 FIELD_BITS = {"is_state": 1, "attempt": 8, "serial": 8, "role": 20, "block": 24}  # of a packed BlockName, highest first
 
 UNSAID: dict[str, Any] = dict.fromkeys((RECORD.names or ())[4:], 0)
@@ -104,6 +108,13 @@ class Kind(IntEnum):
     # either way
     SUMS = 32  # iteration, chunk, role: how many sums, `last` on the last record; the other fields hold five of them
     #            each. Of a chunk of an evaluation that is reported next; chunk -1: of all, which ends the iteration
+    TEXT = 33  # the rest of the message is a piece of a text
+    # outside of all terms (psgc.run.takeover)
+    POSITION = 34  # chunk, attempt, iteration, worker: the newest term that this process has begun, the term and the
+    #                iteration of its replica, how many deaths it knows of
+    TERM = 35  # chunk, attempt, iteration: a new term begins, with replicas of this term and iteration; for who is rank
+    #            0 in it PRESENT records follow, `last` on the last
+    PRESENT = 36  # worker, role: the place of a process that has said where it is; 1 if its replica is such a one
     # any rank -> worker
     STATE = 27  # iteration, chunk, start: a state of this iteration (psgc.aggregation.state_transfer); vectors follow
 
@@ -143,6 +154,30 @@ def stamp_of(vector: Any) -> tuple[int, int]:
     tail = vector[-length:]
     iteration, what = STAMP.unpack((tail if isinstance(tail, np.ndarray) else tail.get()).data)
     return iteration, what
+
+
+def bundle(vectors: Sequence[Any]) -> Any:
+    """One message with these vectors. Several must be in host memory, and are copied.
+
+    >>> first, second = (stamp(np.full(3, value), 7, what) for what, value in ((4, 0.5), (5, 1.5)))
+    >>> [(float(vector[0]), *name) for vector, *name in unbundled(bundle([first, second]))]
+    [(0.5, 7, 4), (1.5, 7, 5)]
+    """
+    if len(vectors) == 1:
+        return vectors[0]
+    iteration, what = stamp_of(vectors[-1])
+    return stamp(np.concatenate(vectors), iteration, OF_BUNDLE | len(vectors) << 32 | what)
+
+
+def unbundled(message: Any) -> list[tuple[Any, int, int]]:
+    """The vectors in a message, each with its `stamp_of`."""
+    iteration, what = stamp_of(message)
+    if what < OF_BUNDLE:
+        return [(message, iteration, what)]
+    count = what >> 32 & 0xFFFF
+    each = len(message) // max(1, count)
+    *others, last = (message[place * each : (place + 1) * each] for place in range(max(1, count)))
+    return [*((vector, *stamp_of(vector)) for vector in others), (last, iteration, what & 0xFFFFFFFF)]
 
 
 class BlockName(NamedTuple):

@@ -72,7 +72,10 @@ MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}  # these are
 
 
 class WorkerEvent(NamedTuple):
-    """A row of lost.csv: a worker was lost ("lost"), sent a wrong copy ("wrong"), or came back ("returned")."""
+    """A row of lost.csv: a worker was lost ("lost"), sent a wrong copy ("wrong"), or came back ("returned").
+
+    worker: 0 for a rank 0 that was lost.
+    """
 
     iteration: int
     worker: int
@@ -86,4 +89,5 @@ class WorkerEvent(NamedTuple):
         if self.event == "returned":
             return f"worker {self.worker} is back in iteration {self.iteration}"
         what = "lost" if self.event == "lost" else "sent a wrong copy"
-        return f"worker {self.worker} on {self.host} {what} in iteration {self.iteration}: {self.reason}"
+        who = f"worker {self.worker}" if self.worker else "rank 0"
+        return f"{who} on {self.host} {what} in iteration {self.iteration}: {self.reason}"

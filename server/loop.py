@@ -53,6 +53,9 @@ class Server:
             membership, schedule, combined, settings.tolerated, checks, every, config.reproducible
         )
         self.links = Links(transport, backend, config, plan)
+        for worker, is_dead in settings.away.items():
+            self.cluster.lose(worker, is_dead, failed=False)
+            self.links.lost(worker, for_good=is_dead)
         self._dispatcher = Dispatcher(self.coordinator, self.cluster, self.links, self.log, self._trial, self._driver)
 
     def run(
@@ -75,8 +78,9 @@ class Server:
         nodes = end_of_nodes(settings.plan.num_chunks) if config.reproducible else 0
         sums = Sums.of(matrix, config.transfer, params.size, config.dtype, first, iterations, nodes)
         self.summing = self._dispatcher.summing = Summing(
-            self._transport, self._backend, self.links.outbox, config, sums, self._driver, params
+            self._transport, self._backend, self.links.outbox, config, sums, self._driver, params, settings.alike
         )
+        self.summing.moment = settings.moment
         self._has_begun = True
         self.links.outbox.patient = (Kind.COMMIT,) if params.nbytes <= SMALL else ()
         if not self.coordinator.is_combined:

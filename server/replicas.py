@@ -37,7 +37,7 @@ class _Whereabouts:
 
 
 class Replicas:
-    """first: the iteration that the run begins with; alike: whether the workers have its state, as rank 0 has;
+    """first: the iteration that the run begins with; alike: the workers that have its state, as rank 0 has;
     workers_give: whether workers give states to others; waiting: gradients that wait for a rank; hosts: as in a map.
     """
 
@@ -45,15 +45,15 @@ class Replicas:
         self,
         workers: Iterable[int],
         first: int,
-        alike: bool = False,
+        alike: Collection[int] = (),
         workers_give: bool = True,
         waiting: int = WAITING,
         hosts: Sequence[int] = (),
     ) -> None:
         self._hosts = hosts
         self._workers_give, self._waiting, self._catching_up = workers_give, waiting, max(CATCHING_UP, waiting)
-        steps, after = (first, None) if alike else (-1, first - 1)
-        self._replicas = {worker: _Whereabouts(steps, after) for worker in workers}
+        there, behind = (first, None), (-1, first - 1)
+        self._replicas = {worker: _Whereabouts(*(there if worker in alike else behind)) for worker in workers}
 
     def stepped(self, worker: int, iteration: int) -> None:
         """The replica of `worker` is at the beginning of `iteration`."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from psgc.config import Config
+from psgc.iteration import Moment
 from psgc.plan import Plan
 from psgc.server.driver import Driver
 from psgc.server.recovery import tolerated
@@ -20,6 +21,9 @@ class ServerSettings:
     to an average chunk of the run;
     has_loss: whether the problem has one; held_out: the figures that an evaluation of held-out rows has (`evaluate`);
     tried: the chunk that each worker computes in the trial.
+    alike: the workers that begin in the state of rank 0, where not all or none of them do; away: by worker that takes
+    no part in the beginning, whether its process has died.
+    moment: called at the steps of the exchange at which faults can be injected.
     interrupted: polled, a reason to end early or None; check_data: called with the iteration and the chunk whose
     gradient failed, raises UserError when it is the data that is wrong.
     """
@@ -32,6 +36,9 @@ class ServerSettings:
     has_loss: bool = True
     held_out: Collection[str] = ()
     tried: Mapping[int, int] = field(default_factory=dict)
+    alike: Collection[int] = ()
+    away: Mapping[int, bool] = field(default_factory=dict)
+    moment: Callable[[Moment, int], object] = lambda moment, iteration: None
     interrupted: Callable[[], str | None] = lambda: None
     check_data: Callable[[int, int], object] = lambda iteration, chunk: None
 

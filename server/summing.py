@@ -5,7 +5,7 @@ the gradient, and is the only contributor as well. Its own replica takes part as
 `psgc.server.replicas` decide; this file tells.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
 
@@ -17,6 +17,7 @@ from psgc.aggregation.replica import CHECKED
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError
+from psgc.iteration import Moment
 from psgc.messages import Kind, Records, joined, sums_records, unpack_block
 from psgc.server.arrivals import Alive, BlockArrived, Moved
 from psgc.server.contributions import Contributions
@@ -34,7 +35,12 @@ NONE: Accumulators = {}
 
 
 class Summing(Listener):
-    """driver: makes the calls; its replica begins the run with `params` (dim,)."""
+    """driver: makes the calls; its replica begins the run with `params` (dim,), and those of the workers `alike`.
+
+    moment: called at the steps of the exchange.
+    """
+
+    moment: Callable[[Moment, int], object] = staticmethod(lambda moment, iteration: None)
 
     def __init__(
         self,
@@ -45,6 +51,7 @@ class Summing(Listener):
         sums: Sums,
         driver: Driver,
         params: Array,
+        alike: Collection[int] = (),
     ) -> None:
         ranks, first, timeout = range(len(sums.matrix) + 1), sums.first, config.faults.collect_timeout
         self._workers, self._outbox = ranks[1:], outbox
@@ -54,7 +61,8 @@ class Summing(Listener):
         self._contributions = Contributions()
         self._driver = driver
         waiting, sure = max(WAITING, driver.waiting(params.nbytes)), first + CHECKED + 1 if driver.is_alike else 0
-        self._replicas = Replicas(ranks[1:], first, driver.is_alike, self._all_own, waiting, hosts)
+        alike = ranks[1:] if driver.is_alike else alike
+        self._replicas = Replicas(ranks[1:], first, alike, self._all_own, waiting, hosts)
         self._digests = Digests(driver.differing, sure)
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
@@ -268,6 +276,12 @@ class Summing(Listener):
 
     def refused(self, source: int, what: str) -> None:
         raise Malformed(what)
+
+    def at(self, moment: Moment, iteration: int) -> None:
+        self.moment(moment, iteration)
+
+    def stepping(self, iteration: int, gradient: Array) -> None:
+        self.moment("stepping", iteration)
 
     def _give(self) -> None:
         if not self._has_state(self._iteration):

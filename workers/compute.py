@@ -92,15 +92,27 @@ class Computing(Protocol):
 
 
 class ComputeThread(threading.Thread):
-    """Computes the gradients of a problem until the mailbox stops."""
+    """Computes the gradients of a problem until the mailbox stops.
 
-    def __init__(self, runner: ChunkRunner, gradients: "Gradients") -> None:
+    before: the thread of the term before, which may still be in a chunk.
+    """
+
+    def __init__(self, runner: ChunkRunner, gradients: "Gradients", before: "ComputeThread | None" = None) -> None:
         super().__init__(name="psgc-compute", daemon=True)  # a gradient that never returns must not keep the rank alive
-        self._runner, self._gradients = runner, gradients
+        self._runner, self._gradients, self._before = runner, gradients, before
 
     def run(self) -> None:
+        if self._before is not None and self._before.is_alive():
+            with self._gradients.mailbox.in_chunk(self._before.chunk):
+                self._before.join()
+        self._before = None
         self._gradients.backend.use_in_thread()
         self._runner.run(self._gradients)
+
+    @property
+    def chunk(self) -> int:
+        """The one that it is in, or -1."""
+        return self._gradients.mailbox.running()[0]
 
 
 class Gradients:
@@ -127,7 +139,7 @@ class Gradients:
         seed: int,
         batch: int | Epochs | None,
     ) -> None:
-        self._mailbox, self._evaluate, self._chunks, self.backend = mailbox, evaluate, chunks, backend
+        self.mailbox, self._evaluate, self._chunks, self.backend = mailbox, evaluate, chunks, backend
         self._dim, self._dtype, self._seed, self._batch = dim, np.dtype(dtype), seed, batch
         self.joins = False
         self._has_looked = self._has_compared = False  # whether the first chunk draws; a piece with its chunks
@@ -137,12 +149,12 @@ class Gradients:
         found = 0.0, 0.0
         iteration, chunk, params = work.iteration, work.chunk, work.params
         if self.held_out is not None and self.held_out.is_due(iteration):
-            with self._mailbox.evaluating():
+            with self.mailbox.evaluating():
                 found = self.held_out.evaluate(
                     *(iteration, chunk, params), gradient=lambda: self._gradient(iteration, chunk, params)
                 )
         if self.halves is not None:
-            with self._mailbox.evaluating():
+            with self.mailbox.evaluating():
                 rng = rng_of(self._seed, iteration, chunk)
                 data = rows_of_chunk(self._chunks, chunk, iteration, rng, self._batch)
                 if data is not None and self.halves.check(params, data):

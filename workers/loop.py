@@ -42,6 +42,7 @@ from psgc.workers.state import WorkerState
 
 SERVER = 0
 LONGEST_SILENCE = 1.0  # seconds
+RECENT = 4  # iterations, of more than which rank 0 has written the rows
 LAST_WORD = 30.0  # seconds in which the server says how to leave, after goodbye
 SWITCH_INTERVAL = 5e-4  # seconds; at Python's 5 ms a gradient in pure Python starves this loop
 
@@ -93,10 +94,13 @@ class WorkerLoop(Listener):
         self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least, hosts, sums.nodes)
         self._closes, self._sums = CloseReader(), SumsReader()
         self._iteration = sums.first - 1
+        self._begun = 0.0  # when that began here, time.monotonic()
+        self.took: dict[int, float] = {}  # seconds of the last few that were begun here, until their steps
         self._due = -1  # the newest iteration that the server has begun
         self._fraction = 0.0  # of the chunks in a queue that are one piece in that iteration
         self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
         self._stopped = False
+        self.is_orphaned = False  # rank 0 has died before it said stop
         self._in_order: bool | None = None  # how to leave, once the server has said so
         self._last_sent = time.monotonic()
         self._unanswered = 0  # messages that have come since the server was last sent anything
@@ -118,6 +122,8 @@ class WorkerLoop(Listener):
                 self._injector.at("after_report", self._iteration)
             may_have_come = self._wait()
         self._mailbox.stop()
+        if self.is_orphaned:
+            return False
         # the server takes what comes until goodbye; another rank may hang, and never take what it is sent
         self._poll_until(lambda: not self._transport.pending()[SERVER], LAST_WORD)
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
@@ -125,6 +131,13 @@ class WorkerLoop(Listener):
         patience = LAST_WORD if self._transport.survives_deaths else inf
         self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
         return bool(self._in_order)
+
+    def end_term(self) -> int:
+        """Rank 0 has died: let the step that is being made come to its end. How many have been made, -1 for none."""
+        while self.allreduce.replica.is_stepping:
+            self.allreduce.finish_step()
+        steps = self.allreduce.steps
+        return steps if self.allreduce.exchange.is_at(steps) else -1
 
     def _open(self) -> None:
         self.allreduce.open()
@@ -157,10 +170,13 @@ class WorkerLoop(Listener):
                         self._begin_when_ready()
                         self.hear(entry, source)
                 case Died(rank) if rank == SERVER:
-                    self._stopped, self._in_order = True, False
+                    self.is_orphaned, self._stopped, self._in_order = not self._stopped, True, False
             self._begin_when_ready()
         while self.allreduce.poll():  # short steps follow one another
             iteration = self.allreduce.steps
+            if iteration == self._iteration + 1:
+                self.took[self._iteration] = time.monotonic() - self._begun
+                self.took.pop(self._iteration - RECENT, None)
             if self.allreduce.exchange.is_at(iteration):  # else it was dropped during the step, and follows nothing
                 self._transport.send(SERVER, [stepped_record(iteration, self.allreduce.digest())], hurries=False)
             self._begin_when_ready()
@@ -170,6 +186,7 @@ class WorkerLoop(Listener):
             return
         self.allreduce.drop_accumulators()
         self._iteration, params = self._due, self.allreduce.replica.params
+        self._begun = time.monotonic()
         if hasattr(params, "setflags"):
             params.setflags(write=False)  # a model that steps in place would break exactness silently
         self._encoder.begin()

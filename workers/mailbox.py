@@ -219,6 +219,15 @@ class Mailbox:
         finally:
             self._evaluating, self._taken = False, time.monotonic()
 
+    @contextmanager
+    def in_chunk(self, chunk: int) -> Iterator[None]:
+        """Within this the compute thread waits for the end of a chunk of the term before, which has to return too."""
+        self.trying(chunk)
+        try:
+            yield
+        finally:
+            self._trying = None
+
     def trying(self, chunk: int) -> None:
         """The compute thread does this chunk besides its work, for the trial; `tried` ends that."""
         self._trying, self._taken = chunk, time.monotonic()

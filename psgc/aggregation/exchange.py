@@ -19,6 +19,7 @@ travel within one attempt is in `psgc.aggregation.attempts`. What comes of them:
 """
 
 from collections import deque
+from collections.abc import Collection
 
 from psgc.aggregation.attempts import Attempt, Iteration
 from psgc.aggregation.map import Map, Routes
@@ -107,6 +108,11 @@ class Exchange:
             for missing in (*attempt.missing.values(), attempt.unpublished if attempt.missing else ())
             for one in missing
         }
+
+    @property
+    def left(self) -> Collection[int]:
+        """The ranks that take no part, as far as is known."""
+        return self._left
 
     def is_at(self, iteration: int) -> bool:
         """Whether the replica is where gradients of `iteration` can be computed, whoever gets their sum."""

@@ -63,6 +63,7 @@ class Replica:
     params: (dim,), never changed in place; steps: how many have been made, so also the iteration whose gradients are
     computed at params; is_stepping: whether a step is under way, during which only `poll` and `digest` may be called.
 
+    optimizer: makes the steps, and is not to be used by anybody else while a step is under way.
     wake: called by the thread when it has made a step; then `poll` says so.
     """
 
@@ -71,7 +72,7 @@ class Replica:
     gives_back = True
 
     def __init__(self, optimizer: Optimizer, backend: Backend, wake: Callable[[], object]) -> None:
-        self._optimizer, self._backend, self._wake = optimizer, backend, wake
+        self.optimizer, self._backend, self._wake = optimizer, backend, wake
         self._names = sorted(optimizer.state())
         self.is_stepping = False
         self._digest: bytes | None = None  # if known
@@ -83,7 +84,7 @@ class Replica:
         """Go on from here, whatever was before. state: of the optimizer (`Optimizer.state`), as it is if None."""
         self._refuse_while_stepping()
         if state is not None:
-            self._optimizer.load(state)
+            self.optimizer.load(state)
         self.params, self.steps, self._digest = params, steps, None
 
     def load(self, snapshot: Snapshot) -> None:
@@ -101,7 +102,7 @@ class Replica:
     def snapshot(self) -> Snapshot:
         """What another rank needs to go on from here. Copies nothing, and later steps do not change it."""
         self._refuse_while_stepping()
-        state = self._optimizer.state()
+        state = self.optimizer.state()
         values = [state[name] for name in self._names]
         numbers = {index: value for index, value in enumerate(values) if isinstance(value, int | float)}
         vectors = (value for index, value in enumerate(values) if index not in numbers)
@@ -160,7 +161,7 @@ class Replica:
     def _make(self, params: Array, gradient: Array, iteration: int, digest: bool) -> None:
         try:
             self._backend.use_in_thread()
-            stepped = finite_step(self._optimizer, params, gradient, iteration)
+            stepped = finite_step(self.optimizer, params, gradient, iteration)
             self._made.put((stepped, self._digest_of(stepped) if digest else None))
         except Exception as error:  # for the thread that communicates
             self._made.put(error)
@@ -168,4 +169,4 @@ class Replica:
     def _digest_of(self, params: Array) -> bytes:
         to_host = self._backend.to_host
         of_params = hashlib.blake2b(to_host(params).data, digest_size=8).digest()  # other threads may run meanwhile
-        return of_params + self._optimizer.digest(to_host)
+        return of_params + self.optimizer.digest(to_host)

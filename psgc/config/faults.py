@@ -21,6 +21,7 @@ from psgc.validation import (
 )
 from psgc.yaml_source import shown
 
+OF_RANK_0 = ("begin", "summing", "passing_on", "passed_on", "stepping")
 OF_OWNERS = ("summing", "passing_on")  # steps of ranks that own slices: no worker does with aggregation `server`
 
 
@@ -41,8 +42,8 @@ class Injection(Section):
             raise refuse(f"kind {self.kind} needs step: gradient", "step", "kind")
         if self.kind == "flip" and self.step not in ("sending", "stepping"):
             raise refuse("kind flip needs step: sending, or stepping", "step", "kind")
-        if self.rank == 0 and (self.kind, self.step) != ("kill", "begin"):
-            text = "rank 0, the server, computes nothing: expected kind: kill, step: begin"
+        if self.rank == 0 and not (self.kind == "kill" and self.step in OF_RANK_0):
+            text = f"rank 0, the server, computes nothing: expected kind: kill, step: {' or '.join(OF_RANK_0)}"
             raise refuse(text, "rank", "kind", "step")
         if self.kind == "hold" and self.seconds is None:
             raise refuse("kind hold needs seconds", "kind", "seconds")

@@ -131,7 +131,7 @@ class Config(Section):
             raise refuse(text, "aggregation", name)
         if self.aggregation != "allreduce":
             for fault in self.faults.inject:
-                if fault.step in OF_OWNERS:
+                if fault.rank and fault.step in OF_OWNERS:
                     text = f"faults.inject: workers have a step {fault.step} only with aggregation allreduce"
                     raise refuse(text, "faults", "aggregation")
         if self.transfer == "combined" and self.verify and coding.parts > 1:

@@ -141,7 +141,7 @@ class Watch:
         if self._has_changed(path):
             self._lost.clear()
             for event in earlier_events(path):
-                if event.event == "lost":
+                if event.event == "lost" and event.worker:  # one that took over from rank 0 has a row of its own
                     self._lost.add(event.worker)
                 elif event.event == "returned":
                     self._lost.discard(event.worker)

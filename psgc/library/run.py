@@ -123,7 +123,7 @@ class Run:
             facts.append(("loss", f"{loss:.6g}"))
         if iterations:
             facts.append(("per iteration", duration(float(np.median(self.history["seconds"])))))
-        if gone := {event.worker for event in self._recorded.events if event.event == "lost"}:
+        if gone := {event.worker for event in self._recorded.events if event.event == "lost" and event.worker}:
             facts.append(("workers lost", str(len(gone))))
         return facts
 

@@ -8,7 +8,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +31,8 @@ class Recorder:
 
     assignment: (chunks, workers), which chunks the workers hold under the schedule. parts: copies that determine a
     chunk. own_chunks: (workers,), how many chunks each worker would do without redundancy. iterations: of the whole
-    run, at most. resume_at: continue the record from this iteration on; later rows are dropped.
+    run, at most. resume_at: continue the record from this iteration on; later rows are dropped. took: seconds of the
+    last iterations before, which may have no row since a rank 0 has died: they get one, in which the rest is not known.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Recorder:
         own_chunks: Sequence[int],
         iterations: int,
         resume_at: int | None = None,
+        took: Mapping[int, float] | None = None,
     ) -> None:
         self._named = directory
         self._directory = directory = directory.resolve()  # a user may link it, but nothing in it is a link
@@ -59,17 +61,17 @@ class Recorder:
             (directory / "summary.json").unlink(missing_ok=True)  # it is that of a run that has ended
             write_text(directory / "config.yaml", config_text)
             self.restores = RestoreRecord(directory, resume_at)
-            self._start(resume_at)
+            self._start(resume_at, took)
         except OSError as error:
             raise unwritable(self._named, error) from None
         # one chunk that a worker worked on; called for each of them, so nothing else is done here
         self.chunk: Callable[[int, int, int, float, float, int], None] = self._timeline.add
 
-    def _start(self, resume_at: int | None) -> None:
+    def _start(self, resume_at: int | None, took: Mapping[int, float] | None) -> None:
         """Begin the files that grow, with the rows of an earlier part of the run that stay."""
         path, text, earlier = self._directory / "iterations.csv", csv_text(COLUMNS), None
         if resume_at is not None:
-            for row in earlier_rows(path, resume_at):
+            for row in _with_missing(earlier_rows(path, resume_at), resume_at, took):
                 self.tally.row(row)
                 text += row_text(row)
             self.events = earlier_events(self._directory / "lost.csv")
@@ -242,6 +244,18 @@ class Recorder:
             self.not_whole[name] = str(error.strerror)
         else:
             self.not_whole.pop(name, None)
+
+
+def _with_missing(rows: Iterable[IterationRow], end: int, took: Mapping[int, float] | None) -> Iterator[IterationRow]:
+    """The rows, and after them those up to `end` that are missing; None: none of these."""
+    last = -1
+    for row in rows:
+        last = row.iteration
+        yield row
+    if took is None:
+        return
+    for iteration in range(last + 1, end):
+        yield IterationRow(iteration, seconds=took.get(iteration, 0.0))
 
 
 def unwritable(directory: Path, error: OSError) -> UserError:

@@ -118,14 +118,18 @@ def lines(summary: dict[str, Any]) -> list[str]:
         text.append(f"  bytes moved        {decimal(summary['bytes'])} in and out of the server")
     if summary["timeline_every"] > 1:
         text.append(f"  timeline           one of {summary['timeline_every']} iterations, so that the file stays small")
-    if summary["lost"]:
-        text.append(f"  workers lost       {_losses(summary['lost'])}")
+    if lost := [event for event in summary["lost"] if event["worker"]]:
+        text.append(f"  workers lost       {_losses(lost)}")
     if restores := summary["restores"]:
         waits = [restored["seconds"] for restored in restores]
         repeated = sum(restored["repeated"] for restored in restores)
         often = f"{len(waits)} times, each" if len(waits) > 1 else "once,"
         steps = f", {repeated} steps repeated" if repeated else ""
         text.append(f"  started again      {often} within {max(waits):.1f} s from step to step{steps}")
+    if number := summary.get("takeovers"):
+        seconds = summary["takeover_seconds"]
+        took = "" if seconds is None else f", in {duration(seconds)}"
+        text.append(f"  takeovers          {number}: rank 0 was lost, and a worker went on as the server{took}")
     if summary.get("not_whole"):
         files = ", ".join(f"{name} ({reason})" for name, reason in summary["not_whole"].items())
         text.append(f"  not whole          {files}")

@@ -20,6 +20,7 @@ from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner, Trial
 from psgc.workers.compute import Computing
 from psgc.workers.encoder import Encoder
+from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties, WorkerLoop
 from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import WorkerState
@@ -62,15 +63,25 @@ def share_memory(transport: Transport, config: Config, backend: Backend, dim: in
         say(f"ranks of a host send each other what they sum: {reasons[0]}")
 
 
-def make_worker(transport: Transport, config: Config, plan: Plan, program: WorkerProgram, first: int = 0) -> WorkerLoop:
-    """The worker of this rank, with the settings of the server, in a run that begins with iteration `first`."""
+def make_worker(
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    program: WorkerProgram,
+    first: int = 0,
+    injector: Injector | None = None,
+) -> WorkerLoop:
+    """The worker of this rank, with the settings of the server, in a run or a term that begins with iteration `first`.
+
+    injector: of this process, if it has one.
+    """
     transport.start(from_everybody=config.aggregation == "allreduce")
     backend, rank = program.backend, transport.rank
     encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype, config.reproducible)
     every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
     state = WorkerState(rank, plan.queues[rank], plan.num_chunks, combined, every)
-    mailbox, injector = Mailbox(state, encoder, transport.wake), make_injector(config, rank)
-    tried = tried_chunks(config, plan)
+    mailbox, injector = Mailbox(state, encoder, transport.wake), injector or make_injector(config, rank)
+    tried = {} if transport.term.number else tried_chunks(config, plan)  # which has been before
     trial = Trial(first, tried.get(rank), frozenset(tried.values()))
     runner = ChunkRunner(mailbox, backend, make_emulation(config, plan, rank), injector, trial)
     duties = Duties.of(config, plan, program.dim, first, program.last, program.is_alike)
@@ -92,7 +103,7 @@ def make_server(
     settings = ServerSettings(
         config=config,
         plan=plan,
-        tried=tried_chunks(config, plan),
+        tried={} if transport.term.number else tried_chunks(config, plan),
         interrupted=lambda: interruption(stopped_by),
         **known,
     )

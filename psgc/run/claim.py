@@ -3,6 +3,10 @@
 `run.lock` names the process that has the directory, and is locked (flock) until that process ends, however it ends.
 On some network file systems such a lock is not seen by other hosts. So the holder also touches the file every two
 seconds. If the file names another host and is not locked, it is watched before it is taken.
+
+Who takes over from a rank 0 that has died takes its claim as well, with the number of its term, unless it still has the
+lock: then it has only been cut off. Where locks are not seen by other hosts it finds another name in the file, and
+writes nothing more.
 """
 
 import contextlib
@@ -18,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from psgc.disk import UNNAMED, check_regular, naming
-from psgc.errors import UserError
+from psgc.errors import RunFailed, UserError
 from psgc.record.recorder import unwritable
 from psgc.terminal import say
 
@@ -34,14 +38,24 @@ class Claim:
 
     The directory of an earlier run is locked at once, so that nothing in it changes. Any other directory is left alone
     until `make_room`. Raises UserError: another run has the directory, or it cannot be written.
+
+    term: of the run; larger than 0 after a takeover. Then a rank 0 of this run has had the directory, and has died if
+    it does not have the lock any more.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, term: int = 0) -> None:
+        self._directory, self._term = directory, term
         self._lock: _Lock | None = None
         with _one_line(directory):
             if any((directory / name).exists() for name in ("iterations.csv", "checkpoints")):
-                self._lock = _Lock(directory)
+                self._lock = _Lock(directory, term)
+
+    def check(self) -> None:
+        """Raises RunFailed when another rank has taken the claim over: it writes from now on."""
+        if self._lock is not None and (holder := self._lock.other_holder(self._directory)):
+            raise RunFailed(
+                f"process {holder['pid']} on {holder['host']} has taken over as the server, which did not hear this one"
+            )
 
     def make_room(self, resuming: bool) -> None:
         """Create and lock the directory. resuming: keep what is in it; otherwise it will be empty.
@@ -57,7 +71,7 @@ class Claim:
                     reason = "holds other files, which stay where they are; give the run its own directory"
                     raise UserError(f"output: {directory}: {reason}")
                 if self._lock is None:
-                    self._lock = _Lock(directory)  # then look again: another run may have begun meanwhile
+                    self._lock = _Lock(directory, self._term)  # then look again: another run may have begun meanwhile
                 elif ready:
                     return
                 else:
@@ -87,29 +101,44 @@ def _one_line(directory: Path) -> Iterator[None]:
 
 
 class _Lock:
-    """The lock in `directory`. Raises UserError when another process has it, and OSError."""
+    """The lock in `directory`. Raises UserError when another process has it, and OSError.
 
-    def __init__(self, directory: Path) -> None:
+    term: larger than 0 for a process that takes it over. Then nobody is watched if locks can be relied on.
+    """
+
+    def __init__(self, directory: Path, term: int) -> None:
         with naming(directory / LOCK), contextlib.ExitStack() as on_error:
             self._descriptor, reliable = _lock(directory)
             on_error.callback(os.close, self._descriptor)
             holder, boot = _holder(self._descriptor), _boot()
-            if holder and not (reliable and holder["boot"] == boot) and _is_alive(directory, holder):
+            if holder and not (reliable and (term or holder["boot"] == boot)) and _is_alive(directory, holder):
                 raise _taken(directory, holder)
             os.ftruncate(self._descriptor, 0)
-            about = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot}
+            about = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot, "term": term}
             os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
+            self._own = _holder(self._descriptor)
             on_error.pop_all()
         self._released = threading.Event()
         self._toucher = threading.Thread(target=self._touch, name="psgc-lock", daemon=True)
         self._toucher.start()
 
+    def other_holder(self, directory: Path) -> dict[str, Any] | None:
+        """Who is named in the file in the place of this process, if anybody is."""
+        with contextlib.suppress(OSError):
+            descriptor = _open(directory, os.O_RDONLY)  # network file systems ask the server when a file is opened
+            try:
+                return None if (holder := _holder(descriptor)) == self._own else holder
+            finally:
+                os.close(descriptor)
+        return None
+
     def release(self, directory: Path) -> None:
-        """Remove the file. directory: where it lies now."""
+        """Remove the file, unless it has been taken over. directory: where it lies now."""
         self._released.set()
         self._toucher.join()
-        with contextlib.suppress(OSError):
-            os.unlink(directory / LOCK)
+        if self.other_holder(directory) is None:
+            with contextlib.suppress(OSError):
+                os.unlink(directory / LOCK)
         os.close(self._descriptor)
 
     def _touch(self) -> None:

@@ -10,7 +10,7 @@ a defect of psgc                 the rank that has it: the traceback            
 the script of rank 0 raises      rank 0, as Python does                                         1, or that of the error
 the script of another rank does  that rank, or rank 0 for it when the run then ends             the run goes on
 some scripts end before the run  rank 0: which, and why                                         1, or that of the error
-rank 0 dies                      `psgc launch`, without it rank 1                               mpirun's
+rank 0 dies, and nobody goes on  `psgc launch`, without it rank 1                               mpirun's
 
 All other ranks return 0. mpirun passes on the code of rank 0. It prints a long comment on that of another rank that is
 not 0, and on that of rank 0 when others have not left yet. So others return 0, and rank 0 leaves last (`leave_mpi`).

@@ -66,6 +66,7 @@ class Keeper(RunRecord):
     callbacks: are told each step, and say when it is enough; loggers: are told each row.
     best: which parameters are the best.
     enough: why the run ends before its last iteration, empty as long as it does not.
+    check_claim: raises RunFailed when another rank has taken over and writes from now on.
     """
 
     recorder: Recorder
@@ -81,6 +82,7 @@ class Keeper(RunRecord):
     loggers: Loggers | None = None
     best: Best = field(default_factory=Best)
     enough: str = ""
+    check_claim: Callable[[], object] = lambda: None
 
     def __post_init__(self, saved: bool) -> None:
         super().__init__(self.recorder, self.progress)
@@ -91,6 +93,7 @@ class Keeper(RunRecord):
         self._pending: list[Content] = []  # whose loss is not known yet, the oldest first
 
     def iteration(self, row: IterationRecord) -> None:
+        self.check_claim()
         super().iteration(row)
         self.progress.update(row.loss, row.seconds, self.best.told())
         if self.loggers is not None:
@@ -139,5 +142,6 @@ class Keeper(RunRecord):
             self._write(self.snapshot(self.done))
 
     def _write(self, checkpoint: Content) -> None:
+        self.check_claim()
         self.store.write(checkpoint)
         self._saved = checkpoint.step

@@ -40,6 +40,8 @@ def summary_of(
         settings["ended_early"] = outcome.enough
     if run.epochs is not None:
         settings["epoch"] = epoch_of(len(recorder.tally.seconds), run.iterations, run.epochs)
+    if takeovers := sum(event.worker == 0 for event in recorder.events):
+        settings |= {"takeovers": takeovers, "takeover_seconds": run.beginning.lost if run.beginning else None}
     if server.replicas is not None:
         settings["replicas"] = server.replicas
     return summarise(recorder, seconds, settings, outcome.status, outcome.reason)

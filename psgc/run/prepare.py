@@ -36,8 +36,10 @@ from psgc.run.inputs import (
 )
 from psgc.run.launched import NOBODY_RESTORES, is_launched
 from psgc.run.memory import check_memory
+from psgc.run.takeover import Beginning
 from psgc.terminal import say
 from psgc.transport import Transport
+from psgc.workers.injection import Injector
 
 
 @dataclass
@@ -46,7 +48,8 @@ class PreparedRun:
 
     first: its first iteration; iterations: how many it has in all; go_on: the command that resumes it; chosen: text
     about chunks that `auto` chose, or ""; checkpoint, initial: the state and the parameters to begin with, None once it
-    has begun; callbacks: of a program.
+    has begun; callbacks: of a program; beginning: of a term in which another rank 0 has died before this one, None: the
+    run begins, or goes on after its end; injector: of a process that has been a worker.
     """
 
     config: Config
@@ -62,6 +65,8 @@ class PreparedRun:
     go_on: str
     chosen: str
     callbacks: Sequence[Callback] = ()
+    beginning: Beginning | None = None
+    injector: Injector | None = None
 
     @property
     def epochs(self) -> int | None:

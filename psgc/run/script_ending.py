@@ -29,10 +29,11 @@ class RunToEnd(Protocol):
     nothing more is to be done on this rank; reports: `end` has rank 0 say what the mistake of the user was.
     """
 
-    rank: int
     is_alone: bool
     is_cut_short: bool
 
+    @property
+    def rank(self) -> int: ...
     @property
     def in_order(self) -> bool: ...
     @property

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from psgc import __version__
 from psgc import config as configuration
 from psgc.aggregation.replica import Replica
 from psgc.backend import Array
-from psgc.checkpoints import CheckpointStore, Content
+from psgc.checkpoints import CheckpointStore
 from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, UserError
 from psgc.optimizer import Optimizer, make_optimizer
@@ -44,10 +45,13 @@ from psgc.run.keeper import Callbacks, Keeper
 from psgc.run.meeting import Meeting
 from psgc.run.outcome import FinalFigures, how_it_ended, summary_of
 from psgc.run.prepare import PreparedRun, opening_lines, prepare
+from psgc.run.takeover import Beginning
+from psgc.run_rows import WorkerEvent
 from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
 from psgc.terminal import say
 from psgc.transport import Transport
+from psgc.workers.injection import Injector
 
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 
@@ -68,7 +72,7 @@ def serve(
             claim = Claim(directory)
             at_end.callback(claim.release)
             run = prepare(transport, config, given, resuming)
-            config, plan, resumed = run.config, run.plan, run.checkpoint is not None
+            config, resumed = run.config, run.checkpoint is not None
             check_installed(config.log)
             best = Best(config.evaluate.patience if config.evaluate else None)
             if resumed:
@@ -81,43 +85,59 @@ def serve(
                 return
             if resumed and config.evaluate and config.evaluate.keep_best:
                 know_last(best, directory)
-            claim.make_room(resumed)
-            own_chunks, resume_at = plan.own_chunks.tolist(), run.first if resumed else None
-            recorder = Recorder(
-                directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, run.iterations, resume_at
-            )
-            if config.evaluate and config.evaluate.keep_best:
-                best.keep = lambda params: recorder.keep_best(run.backend.to_host(params))
-            loggers = Loggers(config.log, directory)
-            at_end.callback(loggers.close, has_failed=True)  # unless it was closed before
+            record = Record.of(run, claim, best)
+            at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
         _tell_workers(meeting, run)
         share_memory(transport, config, run.backend, run.problem.dim)
-        _serve(transport, run, recorder, loggers, best, ending, debug)
+        train(transport, run, record, ending, debug)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run writes to its directory, and by which claim."""
+
+    claim: Claim
+    recorder: Recorder
+    loggers: Loggers
+    best: Best
+
+    @classmethod
+    def of(cls, run: PreparedRun, claim: Claim, best: Best) -> "Record":
+        """Begin it, or go on with it where there is a checkpoint. Raises UserError."""
+        config, plan, directory = run.config, run.plan, Path(run.config.output)
+        resume_at, took = None if run.checkpoint is None else run.first, run.beginning.took if run.beginning else None
+        claim.make_room(resume_at is not None)
+        recorder = Recorder(
+            *(directory, config.to_yaml(), plan.assignment, plan.parts, plan.own_chunks.tolist(), run.iterations),
+            resume_at,
+            took,
+        )
+        if config.evaluate and config.evaluate.keep_best:
+            best.keep = lambda params: recorder.keep_best(run.backend.to_host(params))
+        return cls(claim, recorder, Loggers(config.log, directory), best)
 
 
 def _tell_workers(meeting: Meeting, run: PreparedRun) -> None:
     """What is to be done. Raises UserError when a worker cannot do it, or has other code or data."""
-    for content in (run.config.to_yaml().encode(), run.plan.to_bytes(), str(run.first).encode()):
+    for content in (run.config.to_yaml().encode(), run.plan.to_bytes(), f"{run.first} {_seconds_before(run)}".encode()):
         meeting.tell(content)
     meeting.agree()
     meeting.compare(description(run.config, run.dataset, run.problem, run.test), SAME)
 
 
-def _serve(
-    transport: Transport,
-    run: PreparedRun,
-    recorder: Recorder,
-    loggers: Loggers,
-    best: Best,
-    ending: Ending,
-    debug: bool,
-) -> None:
+def _seconds_before(run: PreparedRun) -> float:
+    """What the run has taken before it is begun here."""
+    return run.checkpoint.seconds if run.checkpoint else 0.0
+
+
+def train(transport: Transport, run: PreparedRun, record: Record, ending: Ending, debug: bool) -> None:
     """Train, stop the workers, and write the results."""
-    config, plan, directory = run.config, run.plan, Path(run.config.output)
-    for line in opening_lines(transport, run):
+    config, plan, directory, beginning = run.config, run.plan, Path(run.config.output), run.beginning
+    recorder, loggers, best = record.recorder, record.loggers, record.best
+    for line in opening_lines(transport, run) if beginning is None else ():
         say(line)
 
-    began = time.monotonic() - (run.checkpoint.seconds if run.checkpoint else 0.0)
+    began = time.monotonic() - _seconds_before(run)
     progress = RunProgress(run.iterations, run.first, epochs=run.epochs)
     store = CheckpointStore(directory / "checkpoints", config.checkpoint.keep)
     data = fingerprint(run.dataset)
@@ -127,20 +147,26 @@ def _serve(
         progress,
         store,
         config.checkpoint.every,
-        lambda done: _snapshot(server, optimizer, run, data, done, time.monotonic() - began),
+        lambda done: state_after(
+            done, run, server.params, optimizer, server.cluster.estimates, time.monotonic() - began, data
+        ).content(),
         run.first,
-        run.checkpoint is not None,
+        run.checkpoint is not None and beginning is None,
         gradient_error,
         debug,
         Callbacks(run.callbacks),
         loggers,
         best,
+        check_claim=record.claim.check if transport.survives_deaths else lambda: None,
     )
+    if beginning is not None:
+        _tell_takeover(keeper, beginning, transport)
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
     is_traced, rows = config.stragglers.kind == "chunk_trace", rows_taken(config, chunks.num_rows)
     known = known_costs(config, plan.num_chunks)
     if isinstance(rows, Epochs) and not is_traced:
         known = partial(rows.costs, num_chunks=plan.num_chunks)
+    faults = run.injector or make_injector(config, rank=0)
     optimizer = make_optimizer(config.optimizer, run.iterations)
     optimizer.undoes = True  # after a step that failed, the checkpoint has the state of its parameters
     server = make_server(
@@ -151,6 +177,9 @@ def _serve(
         has_loss=has_loss(run.problem),
         held_out=[f"test_{what}" for what in measures_of(run.problem)],
         check_data=partial(check_data, chunks, rows),
+        moment=faults.at,
+        alike=beginning.alike if beginning else (),
+        away=beginning.away if beginning else {},
     )
     if run.checkpoint:
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
@@ -160,7 +189,7 @@ def _serve(
         del state
     try:
         try:
-            outcome = _train(server, run, ending.stopped_by)
+            outcome = _outcome_of(server, run, faults, ending.stopped_by)
         finally:
             keeper.save_last()  # its thread writes while the rest is finished
             progress.close()
@@ -209,10 +238,28 @@ def _serve(
         ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
 
 
-def _train(server: Server, run: PreparedRun, stopped_by: Sequence[int]) -> RunOutcome:
-    faults = make_injector(run.config, rank=0)
+def _tell_takeover(record: Keeper, beginning: Beginning, transport: Transport) -> None:
+    """Record that this rank has taken over, and which workers were lost with the rank 0 before."""
+    first, place, hosts = beginning.first, transport.place, transport.hosts
+    reason = f"its process died; worker {place} on {hosts[0]} takes over as the server"
+    record.lost(0, beginning.before, first, reason)
+    serves = "it has taken over as the server"
+    record.recorder.event(WorkerEvent(first, place, hosts[0], "lost", serves))  # without a line of its own
+    known = {event.worker: event.event for event in record.recorder.events}
+    for worker, is_dead in sorted(beginning.away.items()):
+        if known.get(worker) != "lost":
+            why = "its process died" if is_dead else "it has not said where it is"
+            record.lost(worker, hosts[worker], first, why)
+
+
+def _outcome_of(server: Server, run: PreparedRun, faults: Injector, stopped_by: Sequence[int]) -> RunOutcome:
+    def begins(iteration: int) -> None:
+        if run.beginning is not None and iteration == run.first:
+            run.beginning.has_begun()
+        faults.at("begin", iteration)
+
     try:
-        server.run(_taken_initial(run), run.iterations, run.first, lambda i: faults.at("begin", i))
+        server.run(_taken_initial(run), run.iterations, run.first, begins)
     except (RunFailed, UserError) as error:  # the latter: wrong data
         return RunOutcome.of(error, stopped_by)
     return RunOutcome()
@@ -224,13 +271,22 @@ def _taken_initial(run: PreparedRun) -> Array:
     return run.backend.asarray(initial)
 
 
-def _snapshot(server: Server, optimizer: Optimizer, run: PreparedRun, data: str, done: int, seconds: float) -> Content:
+def state_after(
+    done: int,
+    run: PreparedRun,
+    params: Array,
+    optimizer: Optimizer,
+    estimates: dict[int, float],
+    seconds: float,
+    data: str,
+) -> Checkpoint:
+    """The state of the run after so many iterations. seconds: that it has taken; data: its fingerprint."""
     to_host = run.backend.to_host
     return Checkpoint(
         iteration=done,
-        params=to_host(server.params),
+        params=to_host(params),
         optimizer={k: to_host(v) if getattr(v, "ndim", 0) else v for k, v in optimizer.state().items()},
-        estimates=server.cluster.estimates,
+        estimates=estimates,
         num_chunks=run.plan.num_chunks,
         num_workers=run.plan.num_workers,
         seed=run.config.seed,
@@ -238,7 +294,7 @@ def _snapshot(server: Server, optimizer: Optimizer, run: PreparedRun, data: str,
         data=data,
         config=run.config.to_yaml(),
         version=__version__,
-    ).content()
+    )
 
 
 def _stop(server: Server, ending: Ending, timeout: float = STOP_TIMEOUT) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from psgc.errors import RunFailed, UserError
@@ -37,7 +38,15 @@ def take_part(
     meeting = Meeting(transport, ending, PREPARING)
     serving = transport.rank == 0
     if not serving:
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_RESORT))
+        before = signal.getsignal(signal.SIGTERM)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if transport.rank:
+                signal.alarm(LAST_RESORT)
+            elif callable(before):  # this rank has taken over
+                before(number, frame)
+
+        signal.signal(signal.SIGTERM, stop)
     try:
         meeting.come(str(given) if isinstance(given, UserError) else "")
         assert isinstance(given, Given)
@@ -48,7 +57,7 @@ def take_part(
         else:
             from psgc.run.worker_side import work
 
-            ending.in_order = work(transport, given, meeting)
+            work(transport, given, ending, meeting, debug)
     except (UserError, RunFailed, CalledOff) as error:
         ending.failed(error)
         if debug and not ending.raises and not isinstance(error, CalledOff):
@@ -99,8 +108,13 @@ class RunOfProgram:
     is_alone = False
 
     def __init__(self, transport: Transport) -> None:
-        self._transport, self.rank = transport, transport.rank
+        self._transport = transport
         self.in_order = self.is_cut_short = False
+
+    @property
+    def rank(self) -> int:
+        """Of the program, which may have become another one in the run."""
+        return self._transport.rank
 
     @property
     def reports(self) -> bool:

@@ -1,28 +1,34 @@
 """A worker of a run of a NumPy problem: sets it up and runs it."""
 
+import threading
+import time
 from collections.abc import Callable
+from importlib import import_module
 
 from psgc import config as configuration
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend, open_backend
 from psgc.config import BuiltinProblem, Config
 from psgc.data import ChunkSource, Dataset
-from psgc.errors import UserError
+from psgc.errors import PsgcError, RunFailed, UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import ChunkCheck, Problem, evaluate
 from psgc.run.building import make_worker, share_memory
+from psgc.run.ending import CalledOff, Ending
 from psgc.run.inputs import (
     SAME,
     Given,
     description,
     iterations_of,
+    make_injector,
     open_held_out,
     open_problem,
     rows_taken,
 )
 from psgc.run.meeting import Meeting
 from psgc.run.memory import check_memory
+from psgc.run.takeover import CALLED_OFF, Beginning, Takeover
 from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner
 from psgc.workers.compute import ComputeThread, Gradients
@@ -32,10 +38,14 @@ from psgc.workers.loop import WorkerLoop
 from psgc.workers.mailbox import Mailbox
 
 
-def work(transport: Transport, given: Given, meeting: Meeting) -> bool:
-    """Run this worker; whether all processes leave in order. Raises CalledOff, UserError and RunFailed."""
+def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, debug: bool = False) -> None:
+    """Run this worker; after the death of rank 0 go on as a worker or as the server of another term.
+
+    How the run has ended is in `ending` then. Raises CalledOff, UserError and RunFailed.
+    """
     config = configuration.from_yaml_text(meeting.tell().decode())
-    plan, first = Plan.from_bytes(meeting.tell()), int(meeting.tell())
+    plan, (first, seconds) = Plan.from_bytes(meeting.tell()), map(float, meeting.tell().split())
+    began = time.monotonic() - seconds
     host, trouble = transport.hosts[transport.rank], ""
     copies = transport.hosts.count(host)
     try:
@@ -51,7 +61,36 @@ def work(transport: Transport, given: Given, meeting: Meeting) -> bool:
     meeting.compare(description(config, dataset, problem, test), SAME)
     share_memory(transport, config, backend, problem.dim)
     program = ProblemProgram(config, backend, problem, chunks, transport.wake, test)
-    return make_worker(transport, config, plan, program, first).run()
+    takeover, beginning = Takeover(transport, config.faults.collect_timeout), Beginning(first=int(first))
+    injector = make_injector(config, transport.rank)
+    while transport.rank:
+        program.is_alike = beginning.is_alike
+        before = {transport.term.place(rank) for rank in range(1, transport.rank)}
+        if transport.survives_deaths and before <= transport.dead:  # this one takes over next, and then has no time
+            threading.Thread(target=import_module, args=["psgc.run.successor"], daemon=True).start()
+        loop = make_worker(transport, config, plan, program, beginning.first, injector)
+        in_order = loop.run()
+        if not (loop.is_orphaned and transport.survives_deaths):
+            ending.in_order = in_order
+            return
+        host = transport.hosts[0]
+        beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left)
+        if beginning.first == CALLED_OFF:
+            raise CalledOff
+        if beginning.first < 0:  # rank 0 has died before it has given its state to anybody
+            if first:
+                raise RunFailed(f"rank 0 on {host} died before any other rank had the state of its checkpoint")
+            beginning.first = 0
+    from psgc.run.successor import Known, serve_on  # with what only a server needs
+
+    beginning.took = loop.took
+    seconds = time.monotonic() - began
+    known = Known(config, plan, problem, dataset, test, backend, program.replica, given, injector, seconds)
+    try:
+        serve_on(transport, known, beginning, ending, debug)
+    except (PsgcError, CalledOff):
+        takeover.call_off()
+        raise
 
 
 class ProblemProgram:
@@ -59,6 +98,7 @@ class ProblemProgram:
 
     is_alike = False
     loop = WorkerLoop
+    _thread: ComputeThread | None = None
 
     def __init__(
         self,
@@ -84,4 +124,5 @@ class ProblemProgram:
             gradients.held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
         if not isinstance(config.problem, BuiltinProblem):
             gradients.halves = ChunkCheck(problem)
-        return ComputeThread(runner, gradients)
+        self._thread = ComputeThread(runner, gradients, self._thread)
+        return self._thread

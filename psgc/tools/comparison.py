@@ -83,7 +83,7 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> ComparedRun:
         "seconds_per_iteration": median(seconds),
         "efficiency": median(ratios),
         "workers": run.workers or None,
-        "lost": len({event.worker for event in run.events if event.event == "lost"}),
+        "lost": len({event.worker for event in run.events if event.event == "lost" and event.worker}),
     }
 
 

@@ -211,11 +211,12 @@ def survival(survived: bool, shared: bool, slurm: bool, launch: str) -> list[Fin
     if survived:
         killed = Finding("ok", "killed worker", "survived: others compute its chunks in the same iteration")
         hung = Finding("ok", "hung worker", f"survived in the same way, after {timeout}")
-        host = "without power or network, its workers count as hung; a shutdown, or the loss of rank 0, ends the run"
+        rank_0 = Finding("ok", "killed rank 0", f"survived: a worker takes over; with a PyTorch script it {ends}")
+        host = "without power or network, its ranks count as hung or dead; a shutdown ends the run"
     else:
         killed = Finding("note", "killed worker", ends)
         hung = Finding("note", "hung worker", f"lost after {timeout}: the run goes on, but under MPICH it ends")
-        host = "ends the run"
+        rank_0, host = Finding("note", "killed rank 0", ends), "ends the run"
     if shared:
         host += "; --resume continues on the remaining hosts"
     else:
@@ -224,4 +225,4 @@ def survival(survived: bool, shared: bool, slurm: bool, launch: str) -> list[Fin
     if slurm:
         text = "survived with psgc submit: checkpoint at SLURM's warning, requeue, resume"
         limit = Finding("ok", "time limit", text)
-    return [killed, hung, Finding("note", "killed rank 0", ends), Finding("note", "lost host", host), limit]
+    return [killed, hung, rank_0, Finding("note", "lost host", host), limit]

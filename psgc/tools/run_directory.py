@@ -57,7 +57,7 @@ class RecordedRun:
     @property
     def events_of_workers(self) -> list[WorkerEvent]:
         """Those of the workers that there are now."""
-        return [event for event in self.events if event.worker <= self.workers]
+        return [event for event in self.events if 0 < event.worker <= self.workers]
 
     @cached_property
     def in_timeline(self) -> np.ndarray:

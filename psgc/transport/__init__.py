@@ -7,7 +7,7 @@
 * Waiting looks at MPI a few times and then sleeps: Open MPI's blocking calls would burn a core per rank.
 
 Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. `Transport.poll` gives out what has arrived from a
-rank, then `Died`, then nothing of it any more. Sends to it are dropped.
+rank, then `Died`, then nothing of it any more. Sends to it are dropped. Another process may then be rank 0 (`Term`).
 """
 
 from psgc.transport.host_memory import Shared as Shared
@@ -18,6 +18,7 @@ from psgc.transport.receives import Text as Text
 from psgc.transport.receives import Vector as Vector
 from psgc.transport.sends import SMALL as SMALL
 from psgc.transport.sends import Sending as Sending
+from psgc.transport.terms import Term as Term
 from psgc.transport.transport import TEXT_LIMIT as TEXT_LIMIT
 from psgc.transport.transport import Transport as Transport
 from psgc.transport.waiting import LARGE as LARGE

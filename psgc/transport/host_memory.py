@@ -10,15 +10,22 @@ from psgc.processes import Identity
 
 class Shared(NamedTuple):
     """hosts: by rank the number of the host whose memory it shares, () where no rank shares any; ranks with a number
-    of their own share with nobody. memory: that of this rank's host, if it shares one.
+    of their own share with nobody. memory: that of this rank's host, if it shares one. places: by rank, if they are not
+    the ranks.
     """
 
     hosts: tuple[int, ...] = ()
     memory: Any = None
+    places: tuple[int, ...] = ()
 
     def of_host(self, rank: int) -> list[int]:
-        """The ranks of the host of `rank`, itself among them."""
-        return [other for other, host in enumerate(self.hosts) if host == self.hosts[rank]]
+        """The ranks of the host of `rank`, itself among them, in an order that is always the same of the processes."""
+        ranks = [other for other, host in enumerate(self.hosts) if host == self.hosts[rank]]
+        return sorted(ranks, key=self.places.__getitem__) if self.places else ranks
+
+    def of(self, places: Sequence[int]) -> "Shared":
+        """The same memory when the ranks are the processes at these places."""
+        return Shared(tuple(self.hosts[place] for place in places), self.memory, tuple(places)) if self.hosts else self
 
 
 def create(size: int) -> int:

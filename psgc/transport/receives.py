@@ -1,8 +1,8 @@
 """Messages from other ranks, and deaths among them.
 
 Control messages and texts share a communicator. Their receives form a ring that is read in the order of posting, in
-which MPI matches: nothing from one sender is overtaken. Vectors have another communicator. The tag of a vector message
-is the number of vectors in it; the stamp of each says its iteration and what it is.
+which MPI matches: nothing from one sender is overtaken. Vectors have another communicator. The stamp of each says its
+iteration and what it is. The tag of all of them is that of their term.
 
 What Open MPI does when a rank dies, and what the code below rests on:
 
@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from psgc.backend import Array, finish
-from psgc.messages import BATCH, RECORD, Records, stamp_length, stamp_of
+from psgc.messages import BATCH, RECORD, Kind, Records, stamp_length, unbundled
 from psgc.rendezvous import MPI, Deaths, in_bytes, received
+from psgc.transport.terms import OUTSIDE_TAG, Term
 
-CONTROL_TAG, TEXT_TAG = 1, 2
 RING = 16  # posted control receives
 
 
@@ -80,12 +80,17 @@ class Posted:
 
 
 class Receives:
-    """Posted receives, and what came of them. bytes: received so far."""
+    """Posted receives of a term, and what came of them.
 
-    def __init__(self, control: MPI.Intracomm, vectors: MPI.Intracomm, deaths: Deaths) -> None:
+    bytes: received so far; outside: (place, records) that came outside of all terms, for who takes them out.
+    """
+
+    def __init__(self, control: MPI.Intracomm, vectors: MPI.Intracomm, deaths: Deaths, term: Term) -> None:
         self._control, self._vectors = control, vectors
-        self._deaths = deaths
-        self._told: set[int] = set()  # the dead that `poll` has given out
+        self._deaths, self._term = deaths, term
+        self._told: set[int] = set()  # the dead that `poll` has given out, by their places
+        self._outside: Posted | None = None
+        self.outside: deque[tuple[int, Records]] = deque()
         self._ring: deque[Posted] = deque()
         self._posted: list[Posted] = []  # from any source
         self._arrived: list[tuple[Array, MPI.Status]] = []  # found by `stirs`, for the next `poll`
@@ -94,16 +99,19 @@ class Receives:
         self._orphaned: list[Posted] = []  # half filled by dead ranks: MPI may still write to the memory
         self.bytes = 0
 
-    def start(self) -> None:
-        """Post the receives of control messages."""
+    def start(self, outside: bool = False) -> None:
+        """Post the receives of control messages; outside: also of what is sent outside of all terms."""
         for _ in range(RING):
             self._post_control(np.empty(BATCH, RECORD))
+        if outside and self._outside is None:
+            self._post_outside(np.empty(BATCH, RECORD))
 
     def post(self, buffer: Array, source: int) -> None:
         """See `Transport.post`."""
         finish(buffer)  # what reads the vector that it held before may still be under way
+        place = source if source == MPI.ANY_SOURCE else self._term.place(source)
         try:
-            posted = Posted(self._vectors.Irecv(in_bytes(buffer), source, MPI.ANY_TAG), buffer)
+            posted = Posted(self._vectors.Irecv(in_bytes(buffer), place, self._term.tag), buffer)
         except MPI.Exception as error:  # `source` is dead
             self._deaths.forgive(error)
             return
@@ -129,13 +137,31 @@ class Receives:
 
     def requests(self) -> list[MPI.Request]:
         """Everything that is posted."""
-        return [posted.request for posted in (*self._ring, *self._posted, *self._named)]
+        return [posted.request for posted in self._all()]
+
+    def _all(self) -> list[Posted]:
+        return [*self._ring, *self._posted, *self._named, *([self._outside] if self._outside else ())]
+
+    def withdraw(self) -> None:
+        """The term is over: take back what is posted. What has matched is not taken back: some of it may still come."""
+        outside, self._outside = self._outside, None
+        for posted in (left := self._all()):
+            posted.request.Cancel()
+        for _ in range(RING):
+            left = [posted for posted in left if not self._test(posted.request, MPI.Status())]
+        self._orphaned += left
+        self._ring.clear()
+        self._posted, self._named, self._outside = [], [], outside
+
+    def follow(self, before: "Receives") -> None:
+        """These are of the term after that of `before`, which is over. What is outside of all terms goes on."""
+        self._outside, self.outside, self.bytes = before._outside, before.outside, before.bytes
 
     def stirs(self) -> bool:
         """Whether `poll` would find something now. It may miss something, not for long: `poll` looks at more."""
         if self._posted:
             self._arrived += self._filled()
-        heads = [*self._named, self._ring[0]] if self._ring else self._named
+        heads = [*self._named, *([self._ring[0]] if self._ring else ()), *([self._outside] if self._outside else ())]
         try:
             return bool(self._arrived) or any(posted.request.Get_status() for posted in heads)
         except MPI.Exception:
@@ -153,27 +179,35 @@ class Receives:
                 self._poll_vectors(messages)
                 if len(messages) == before:
                     break
-            messages += [Died(rank) for rank in self._deaths.dead if rank not in self._told]
+            messages += [Died(self._term.rank(place)) for place in self._deaths.dead if place not in self._told]
             self._told |= self._deaths.dead.keys()
         return messages
 
     def _post_control(self, buffer: np.ndarray) -> None:
-        request = self._control.Irecv(in_bytes(buffer), MPI.ANY_SOURCE, MPI.ANY_TAG)
+        request = self._control.Irecv(in_bytes(buffer), MPI.ANY_SOURCE, self._term.tag)
         self._ring.append(Posted(request, buffer))
+
+    def _post_outside(self, buffer: np.ndarray) -> None:
+        self._outside = Posted(self._control.Irecv(in_bytes(buffer), MPI.ANY_SOURCE, OUTSIDE_TAG), buffer)
 
     def _poll_control(self, messages: list[Message]) -> None:
         while self._ring and self._test(self._ring[0].request, status := MPI.Status()):
             buffer = self._ring.popleft().buffer
-            source, size = status.Get_source(), received(status)
+            place, size = status.Get_source(), received(status)
+            source = self._term.rank(place)
             message: Control | Text
-            if status.Get_tag() == TEXT_TAG:
-                message = Text(source, buffer.view(np.uint8)[:size].tobytes())
+            if buffer["kind"][0] == Kind.TEXT:
+                message = Text(source, buffer.view(np.uint8)[RECORD.itemsize : size].tobytes())
             else:
                 message = Control(source, buffer[: size // RECORD.itemsize].copy())
             self._post_control(buffer)
             self.bytes += size
-            if source not in self._told:
+            if place not in self._told:
                 messages.append(message)
+        while self._outside is not None and self._test(self._outside.request, status := MPI.Status()):
+            buffer = self._outside.buffer
+            self.outside.append((status.Get_source(), buffer[: received(status) // RECORD.itemsize].copy()))
+            self._post_outside(buffer)
 
     def _poll_vectors(self, messages: list[Message]) -> None:
         for posted in self._named:
@@ -187,16 +221,14 @@ class Receives:
 
     def _receive(self, buffer: Array, status: MPI.Status, messages: list[Message]) -> None:
         """The vectors in a buffer that has been filled."""
-        source, count, size = status.Get_source(), max(1, status.Get_tag()), received(status)
+        place, size = status.Get_source(), received(status)
         self.bytes += size
-        if source in self._told:
+        if place in self._told:
             return
-        length = size // buffer.itemsize
-        each = length // count
-        for first in range(0, count * each, each) if each else (0,):
-            vector = buffer if count == 1 else buffer[first : first + each]
-            iteration, chunk = stamp_of(vector[:each])
-            messages.append(Vector(source, iteration, chunk, vector, max(0, each - stamp_length(buffer.dtype))))
+        source, found = self._term.rank(place), unbundled(buffer[: size // buffer.itemsize])
+        for vector, iteration, what in found:
+            length = max(0, len(vector) - stamp_length(buffer.dtype))
+            messages.append(Vector(source, iteration, what, vector if len(found) > 1 else buffer, length))
 
     def _filled(self) -> list[tuple[Array, MPI.Status]]:
         """Buffers from any source that are complete."""

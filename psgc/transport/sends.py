@@ -8,6 +8,7 @@ from psgc.backend import Array, finish
 from psgc.messages import BATCH, RECORD
 from psgc.processes import RunningTime
 from psgc.rendezvous import MPI, Deaths, in_bytes
+from psgc.transport.terms import OUTSIDE_TAG, Term
 
 SLOWEST = 1e6  # bytes per second that any network moves
 SMALL = BATCH * RECORD.itemsize  # bytes; every MPI takes such a message at once, if it has room
@@ -35,23 +36,29 @@ class Sending:
 
 
 class Sends:
-    """Sends that are not complete. Those to dead ranks are dropped; those to forgotten ranks are not waited for."""
+    """Sends of a term that are not complete. Those to dead ranks are dropped, forgotten ones are not waited for."""
 
-    def __init__(self, deaths: Deaths) -> None:
-        self._deaths = deaths
+    def __init__(self, deaths: Deaths, term: Term) -> None:
+        self._deaths, self._term = deaths, term
         self._sent: list[Sending] = []
         self._orphaned: list[Sending] = []  # to dead ranks: MPI may still read the memory
         self._forgotten: set[int] = set()
         self._running = RunningTime()
         self.bytes = 0
 
-    def send(self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int, heard: bool = False) -> Sending:
-        """Start to send what is in `buffer`. heard: even a small message is complete only when `dest` has taken it."""
+    def send(
+        self, comm: MPI.Intracomm, buffer: Array, dest: int, heard: bool = False, outside: bool = False
+    ) -> Sending:
+        """Start to send what is in `buffer`. heard: even a small message is complete only when `dest` has taken it.
+
+        outside: of all terms.
+        """
         sending = Sending(MPI.REQUEST_NULL, buffer, buffer.nbytes, dest, self._running.now, self._forgotten)
         try:
-            if dest not in self._deaths.dead:
+            if (place := self._term.place(dest)) not in self._deaths.dead:
                 finish(buffer)
-                sending.request = (comm.Issend if heard else comm.Isend)(in_bytes(buffer), dest, tag)
+                tag = OUTSIDE_TAG if outside else self._term.tag
+                sending.request = (comm.Issend if heard else comm.Isend)(in_bytes(buffer), place, tag)
                 self.bytes += buffer.nbytes
                 if buffer.nbytes <= SMALL:
                     sending.request.Test()
@@ -74,7 +81,7 @@ class Sends:
                 MPI.Request.Testsome(requests)
         except MPI.Exception as error:
             self._deaths.forgive(error)
-        dead = self._deaths.dead
+        dead = {self._term.rank(place) for place in self._deaths.dead}
         self._orphaned += [sent for sent in self._sent if sent.dest in dead]
         for sent in self._sent:
             sent.is_free = sent.request == MPI.REQUEST_NULL or sent.dest in dead

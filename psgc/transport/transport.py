@@ -5,19 +5,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from contextlib import suppress
 from typing import NoReturn
 
 import numpy as np
 
 from psgc.backend import Array
-from psgc.messages import BATCH, MESSAGE, RECORD, Records, joined
+from psgc.messages import BATCH, MESSAGE, RECORD, Kind, Records, bundle, joined, record
 from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import MPI, TIMEOUT, Deaths, Rendezvous, failed_ranks
 from psgc.transport.host_memory import Shared, share
-from psgc.transport.receives import CONTROL_TAG, TEXT_TAG, Message, Receives
+from psgc.transport.receives import Message, Receives
 from psgc.transport.sends import SMALL, Sending, Sends
+from psgc.transport.terms import Term
 from psgc.transport.waiting import BELL, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, Backoff, Bell
 
 TEXT_LIMIT = 1 << 16
@@ -27,12 +28,13 @@ PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
 
 
 class Transport:
-    """Rank, size, hosts, and messages to and from the other ranks.
+    """Rank, size, hosts, and messages to and from the other ranks. Ranks are those of `term`; place: rank in MPI.
 
     Also a `Rendezvous`, its `Receives` and its `Sends`: be_patient, broadcast and gather; keep; sending, unreached,
     pending, forget and remember are theirs.
 
     is_woken: whether whoever sends this process something rings its bell.
+    hear_outside: is told by `poll` what comes outside of all terms, and from which place.
 
     world: the ranks of the run, when they are not all of MPI's; interrupted: as in `Rendezvous`. Raises what that
     raises; so do `broadcast` and `gather`.
@@ -50,7 +52,8 @@ class Transport:
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_FUNNELED)
         world = self._world = world or MPI.COMM_WORLD
-        self.rank, self.size = world.Get_rank(), world.Get_size()
+        self.place, self.size = world.Get_rank(), world.Get_size()
+        self.rank, self.term = self.place, Term(0, self.size)
         self.library = " ".join(MPI.Get_library_version().split(",")[0].split("\n")[0].split())
         self.survives_deaths = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112  mpirun --with-ft ulfm's
         world.Set_errhandler(MPI.ERRORS_RETURN)
@@ -59,15 +62,15 @@ class Transport:
         self.gather = self._rendezvous.gather
         self._processes = self._rendezvous.processes
         self.hosts = [process.host for process in self._processes]
-        self.shared = Shared()
+        self.shared = self._shared = Shared()
         self.pids = [process.pid for process in self._processes]
         self.local_rank = sum(process.is_near(self._processes[self.rank]) for process in self._processes[: self.rank])
         self._unfinished: list[MPI.Request] = []
         self._control, self._vectors = self._duplicate(), self._duplicate()
-        deaths = Deaths(self._control)
-        self._receives, self._sends = Receives(self._control, self._vectors, deaths), Sends(deaths)
-        self.keep, self.forget, self.remember = self._receives.keep, self._sends.forget, self._sends.remember
-        self.sending, self.unreached, self.pending = self._sends.awaits, self._sends.unreached, self._sends.pending
+        self.hear_outside: Callable[[int, Records], object] = lambda place, records: None
+        self._deaths = Deaths(self._control)
+        self._ended: list[object] = []  # receives and sends of terms before: MPI may still use some of their memory
+        self._open()
         self._bell = Bell(self._processes[self.rank])
         self._to_wake: set[int] = set()  # ranks that were sent something since they were last rung at
         self.is_woken = False
@@ -96,9 +99,32 @@ class Transport:
         made[0].Set_errhandler(MPI.ERRORS_RETURN)
         return made[0]
 
+    def _open(self) -> None:
+        """Make receives and sends for this term."""
+        control, vectors, deaths, term = self._control, self._vectors, self._deaths, self.term
+        self._receives, self._sends = Receives(control, vectors, deaths, term), Sends(deaths, term)
+        self.keep, self.forget, self.remember = self._receives.keep, self._sends.forget, self._sends.remember
+        self.sending, self.unreached, self.pending = self._sends.awaits, self._sends.unreached, self._sends.pending
+
+    def enter(self, term: Term) -> None:
+        """Ranks are those of this term from now on, and nothing of another one comes any more. `start` follows."""
+        before = self._receives, self._sends
+        self._receives.withdraw()
+        self._ended += before
+        self.rank, self.term = term.rank(self.place), term
+        processes, places = self._rendezvous.processes, [term.place(rank) for rank in range(self.size)]
+        self._processes = [processes[place] for place in places]
+        self.hosts, self.pids = [it.host for it in self._processes], [it.pid for it in self._processes]
+        self.shared = self._shared.of(places)
+        self._to_wake.clear()
+        self._open()
+        self._receives.follow(before[0])
+        self._sends.bytes = before[1].bytes
+
     def share(self, size: Callable[[int], int], unless: str = "") -> list[str]:
         """Have the ranks of each host share memory; `shared` says so. Collective; arguments, result: as of `share`."""
         self.shared, reasons = share(self.rank, self._processes, self.gather, size, unless)
+        self._shared = self.shared
         return reasons
 
     def start(self, from_everybody: bool = False) -> None:
@@ -113,7 +139,7 @@ class Transport:
             self._backoff = Backoff(self._rest)
         crowded = sum(map(self._is_near, range(self.size))) > len(os.sched_getaffinity(0))
         self._least_nap = NAP if crowded else 0.0
-        self._receives.start()
+        self._receives.start(outside=self.survives_deaths)
 
     # messages
 
@@ -124,31 +150,46 @@ class Transport:
         """
         everything = joined(records)
         for first in range(0, len(everything), BATCH):
-            self._send(self._control, everything[first : first + BATCH], dest, CONTROL_TAG, hurries)
+            self._send(self._control, everything[first : first + BATCH], dest, hurries)
+
+    def send_outside(self, place: int, records: Iterable[Records]) -> None:
+        """Send records outside of all terms to the process at this place."""
+        everything, dest = joined(records), self.term.rank(place)
+        for first in range(0, len(everything), BATCH):
+            self._sends.send(self._control, everything[first : first + BATCH], dest, outside=True)
+        self._to_wake.add(dest)
+
+    @property
+    def dead(self) -> Set[int]:
+        """The places of processes that are known to have died."""
+        return self._deaths.dead.keys()
+
+    def give_up(self, place: int) -> None:
+        """Take the process at this place for dead: others do."""
+        self._deaths.dead[place] = None
 
     def send_text(self, dest: int, text: str) -> None:
         """Send a text of at most 64 KiB. It arrives before the records that are sent after it."""
-        everything = np.frombuffer(text.encode()[:TEXT_LIMIT], np.uint8)
-        size = BATCH * RECORD.itemsize
+        head, everything = record(Kind.TEXT).view(np.uint8), np.frombuffer(text.encode()[:TEXT_LIMIT], np.uint8)
+        size = (BATCH - 1) * RECORD.itemsize
         for first in range(0, len(everything), size):
-            self._send(self._control, everything[first : first + size], dest, TEXT_TAG)
+            self._send(self._control, np.concatenate([head, everything[first : first + size]]), dest)
 
     def send_vector(self, dest: int, vector: Array, heard: bool = False) -> Sending:
         """Send a vector with its stamp. It must not change until the result `is_free`; others may be sent it too.
 
         heard: as of `Sends.send`.
         """
-        return self._send(self._vectors, vector, dest, 1, heard=heard)
+        return self._send(self._vectors, vector, dest, heard=heard)
 
     def send_vectors(self, dest: int, vectors: Sequence[Array]) -> Sending:
         """Send vectors of one length in one message. Several must be in host memory, and are copied."""
-        message = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-        return self._send(self._vectors, message, dest, len(vectors))
+        return self._send(self._vectors, bundle(vectors), dest)
 
     def _send(
-        self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int, hurries: bool = True, heard: bool = False
+        self, comm: MPI.Intracomm, buffer: Array, dest: int, hurries: bool = True, heard: bool = False
     ) -> Sending:
-        sending = self._sends.send(comm, buffer, dest, tag, heard)
+        sending = self._sends.send(comm, buffer, dest, heard)
         if hurries:
             self._backoff.reset()
             self._to_wake.add(dest)
@@ -177,6 +218,8 @@ class Transport:
         """What has arrived since the last poll."""
         self._receives.repost()
         messages = self._receives.poll()
+        while self._receives.outside:
+            self.hear_outside(*self._receives.outside.popleft())
         self._sends.poll()
         if messages:
             self._backoff.came()
@@ -276,13 +319,13 @@ class Transport:
         while self.rank == 0 and not self._all_gone(others) and time.monotonic() < end:
             with suppress(MPI.Exception):
                 if not MPI.Is_finalized():
-                    self._world.Iprobe(self.rank)  # moves what is still on its way
+                    self._world.Iprobe(self.place)  # moves what is still on its way
             time.sleep(LONGEST)
 
     def _all_gone(self, ranks: Collection[int]) -> bool:
         if MPI.Is_finalized():
             return all(self._processes[rank].is_gone() for rank in ranks if self._is_near(rank))
-        left = set(ranks) - set(failed_ranks(self._world))
+        left = set(ranks) - {self.term.rank(place) for place in failed_ranks(self._world)}
         return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
 
     def is_gone(self, rank: int) -> bool:

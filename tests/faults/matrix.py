@@ -84,7 +84,13 @@ CASES = (
     Case("os._exit(3)", "exit"),
     Case("gradient that never returns", "hang", reason="its gradient does not return"),
 )
-SERVER_KILLED = Case("SIGKILL of the server", "kill", "begin")
+OF_RANK_0 = (
+    Case("SIGKILL of rank 0 when an iteration begins", "kill", "begin", DIED),
+    Case("SIGKILL of rank 0 while summing", "kill", "summing", DIED, transfers=KEEPING),
+    Case("SIGKILL of rank 0, sum sent to one", "kill", "passing_on", DIED),
+    Case("SIGKILL of rank 0, sum sent to all", "kill", "passed_on", DIED),
+    Case("SIGKILL of rank 0 before its step", "kill", "stepping", DIED),
+)
 
 
 @dataclass(frozen=True)
@@ -166,12 +172,14 @@ def _injections(planned: Planned, collect_timeout: float) -> Iterator[dict[str, 
 
 class Outcome:
     """What a run left in its run directory. `iterations`: the seconds of each; `waited`: what of them its slow
-    chunks do not explain."""
+    chunks do not explain; `numbers`: of iterations.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.summary = json.loads((directory / "summary.json").read_text())
         self.params = np.load(directory / "params.npy")
         rows = _rows(directory / "iterations.csv")
+        self.numbers = [int(row["iteration"]) for row in rows]
         self.iterations = [float(row["seconds"]) for row in rows]
         bounds = [float(row["bound"]) for row in rows]  # nan in some short iterations
         self.waited = np.nan_to_num(np.subtract(self.iterations, bounds)).tolist()

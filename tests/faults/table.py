@@ -4,16 +4,17 @@ Eight workers, whose chunks take CHUNK seconds by emulation, and everything else
 a run does not come to what it has to, or loses more time than it may.
 """
 
+import math
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tests.faults.matrix import (
-    SERVER_KILLED,
+    CLOSE,
+    OF_RANK_0,
     TRANSFERS,
     Case,
     Outcome,
@@ -34,7 +35,7 @@ COLLECT_TIMEOUT = 1.0  # seconds
 AT_ONCE = 0.2  # seconds until a death is noticed and what it takes back is under way again
 FAULT_IN = 5  # the iteration
 MORE = {"at once": 3, "missed": 9, "returns": 15}  # iterations from there on
-SERVER_GONE = 5.0  # seconds that anything of a run lives after its server
+TAKEOVER = 0.5  # seconds
 
 HEAD = f"""\
 {WORKERS} workers, {SHARE} chunks of {MS:.0f} ms for each of them per iteration; collect_timeout: {COLLECT_TIMEOUT:g} s.
@@ -126,25 +127,22 @@ def row_of_a_fault(bench: Bench, case: Case, transfer: str, parts: int) -> str:
     return row(*cells)
 
 
-def row_of_the_server(bench: Bench, transfer: str, parts: int) -> str:
+def row_of_rank_0(bench: Bench, case: Case, transfer: str, parts: int) -> str:
+    """A worker takes over. What is lost is the time from the death until its first iteration begins."""
     how = settings(transfer, parts, FAULT_IN + MORE["missed"])
-    name, killed = bench.begin(how, [Planned(SERVER_KILLED, FAULT_IN + 3, (0,))])
-    gone = time.time() - (bench.folder / name / "iterations.csv").stat().st_mtime  # since an iteration before its death
-    resumed = bench.launch(name, WORKERS, "--resume")
-    params, undisturbed = bench.folder / name / "params.npy", bench.undisturbed(how.iterations)
-    difference = np.abs(np.load(params) - np.load(undisturbed)).max()
-    codes = f"{killed.returncode}, then {resumed.returncode}"
-    found = [f"exit code {codes}"] if codes != "1, then 0" else []
-    found += ["processes are left"] if killed.orphans or resumed.orphans else []
-    found += [f"everything gone after {gone:.1f} s"] if gone > SERVER_GONE else []
-    found += complaints([], how, Outcome(bench.folder / name), np.load(undisturbed))
-    same = params.read_bytes() == undisturbed.read_bytes()
-    if (transfer, parts) == ("per_chunk", 1) and not same:
-        found.append("other parameters than without the kill")
-    mark = bench.check(f"{SERVER_KILLED.name}, {transfer}, parts {parts}", found)
-    ended = f"every process gone in {gone:.1f} s{mark}"
-    cells = [SERVER_KILLED.name, transfer, parts, "--resume goes on", "0" if same else f"{difference:.1e}"]
-    return row(*cells, "", "", ended, f"{SERVER_GONE:.0f} s", codes)
+    name, finished = bench.begin(how, [Planned(case, FAULT_IN, (0,))])
+    outcome = Outcome(bench.folder / name)
+    lost, events = outcome.summary.get("takeover_seconds", math.inf), [event[:2] for event in outcome.events]
+    difference = np.abs(outcome.params - np.load(bench.undisturbed(how.iterations))).max()
+    found = [f"exit code {finished.returncode}"] if finished.returncode else []
+    found += ["processes are left"] if finished.orphans else []
+    found += [] if outcome.numbers == [*range(how.iterations)] else ["rows are missing or there twice"]
+    found += [] if events == [("lost", 0), ("lost", 1)] else [f"events {events}"]
+    found += [] if difference <= CLOSE else [f"a parameter differs by {difference:.1e}"]
+    found += [f"{milli(lost)} lost"] if lost > TAKEOVER else []
+    mark = bench.check(f"{case.name}, {transfer}, parts {parts}", found)
+    cells = [case.name, transfer, parts, "worker 1 takes over", f"{difference:.1e}"]
+    return row(*cells, "", "", f"{milli(lost)}{mark}", milli(TAKEOVER), finished.returncode)
 
 
 def row_of_each_worker(bench: Bench, case: Case, transfer: str) -> str:
@@ -176,8 +174,10 @@ def main() -> int:
             for transfer, parts in combinations:
                 if transfer in case.transfers:
                     print(row_of_a_fault(bench, case, transfer, parts), flush=True)
-        for transfer, parts in combinations:
-            print(row_of_the_server(bench, transfer, parts), flush=True)
+        for case in OF_RANK_0:
+            for transfer, parts in combinations:
+                if transfer in case.transfers:
+                    print(row_of_rank_0(bench, case, transfer, parts), flush=True)
         print(EACH, flush=True)
         by_name = {case.name: case for transfer in TRANSFERS for case in cases(transfer)}
         for transfer in TRANSFERS:

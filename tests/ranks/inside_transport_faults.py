@@ -272,16 +272,45 @@ def blocks(victim="", count=12, length=1 << 17, window=2):
     finish(transport, ear)
 
 
-def server_dies():
-    """The others all see it, and go."""
+def another_serves():
+    """Rank 0 dies with vectors under way, then rank 1 is rank 0. What was sent in the old term comes to nobody."""
     transport, ear = start()
+    calls = []
+    transport.hear_outside = lambda place, records: calls.append((place, int(records["kind"][0])))
     if transport.rank == 0:
+        for rank in range(1, transport.size):
+            ear.until_kind(rank, Kind.GOODBYE)  # all have begun
+            transport.send_vector(rank, stamp(np.zeros(LARGE), 0, 0))
         die()
-    ear.until_died(0)
     transport.send(0, [record(Kind.GOODBYE)])
-    assert not transport.sending()
-    is_content(transport.rank)
-    transport.leave(0)
+    ear.until_died(0)
+    old = record(Kind.ALIVE)
+    for rank in range(1, transport.size):
+        transport.send(rank, [old])
+        transport.send_vector(rank, stamp(np.full(LARGE, float(transport.rank)), 1, 0))
+    for place in range(1, transport.size):
+        transport.send_outside(place, [record(Kind.GIVE)])
+    transport.enter(transport.term.following(1))
+    assert transport.rank == [1, 0, 2, 3][transport.place]
+    transport.start(from_everybody=True)
+    ear = Ear(transport)
+    ear.take = lambda vector: None
+    for _ in range(4):
+        transport.post(np.empty(LARGE))
+    for rank in (0, 2, 3):
+        transport.send(rank, [record(Kind.REPORT)])
+        transport.send_text(rank, "x" * 60_000)
+        transport.send_vector(rank, stamp(np.full(LARGE, float(transport.rank)), 2, 0))
+    for rank in (0, 2, 3):
+        ear.until_kind(rank, Kind.REPORT)
+        ear.until(lambda rank=rank: ear.vectors[rank], f"the vector of {rank}")
+        assert ear.vectors[rank] == [(2, float(rank), LARGE - 2)]
+        assert Kind.ALIVE not in [entry[0] for entry in ear.records[rank]]
+        ear.until(lambda rank=rank: ear.texts[rank] == b"x" * 60_000, f"the text of {rank}")
+    ear.until(lambda: len(calls) == 3, "what was sent outside of the terms")
+    assert sorted(calls) == [(place, Kind.GIVE) for place in (1, 2, 3)]
+    ear.until_died(1)
+    finish(transport, ear, code=3)
 
 
 def setup(when, victim):

@@ -70,6 +70,13 @@ def test_a_killed_worker_costs_nothing_but_the_next_run(folder):
 
 
 @pytest.mark.faults
+def test_when_rank_0_is_killed_another_rank_gets_the_run_and_goes_on(folder):
+    finished = run(launch("succeed"), folder, code=0)
+    assert finished.stdout.count("goes on") == 1, finished.said
+    assert "rank 1 goes on" in finished.stdout
+
+
+@pytest.mark.faults
 def test_a_program_that_is_stopped_and_goes_on(folder):
     with MpiRun(launch("long", "1000"), folder) as running:
         wait_until(lambda: list(folder.glob("runs/program/checkpoints/*5*")))

@@ -89,6 +89,14 @@ elif how == "lose":
         train()
     except psgc.UserError as error:
         print(error, flush=True)
+elif how == "succeed":
+    kill = {"kind": "kill", "rank": 0, "iteration": 8, "step": "begin"}
+    run = train(Ridge(0.02), faults={"inject": [kill]}, callbacks=[lambda row, params: seen.append(row["iteration"])])
+    assert rank == 1  # the others do not come here
+    assert run.summary["takeovers"] == 1
+    assert seen in ([*range(7, 20)], [*range(8, 20)])
+    assert run.history["iteration"].tolist() == [*range(20)]
+    np.testing.assert_allclose(run.params, expected(20), rtol=1e-9)
 elif how == "long":
     iterations = int(sys.argv[2])
     run = train(Ridge(0.01), iterations=iterations, checkpoint={"every": 5})

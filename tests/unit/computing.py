@@ -66,13 +66,13 @@ NO_TRIAL = Trial(-1, None, frozenset())
 
 def thread_for(
     mailbox, evaluate, rank=1, seed=0, batch=None, dtype="float64", emulation=None, backend=None, dim=DIM, faults=(),
-    trial=NO_TRIAL,
+    trial=NO_TRIAL, before=None,
 ):  # fmt: skip
     backend = backend or Backend()
     chunks = ChunkSource(DATASET, CHUNKS, dtype, backend)
     emulation = emulation or Emulation("none", rank, seed)
     runner = ChunkRunner(mailbox, backend, emulation, Injector(faults), trial)
-    return ComputeThread(runner, Gradients(mailbox, evaluate, chunks, backend, dim, dtype, seed, batch))
+    return ComputeThread(runner, Gradients(mailbox, evaluate, chunks, backend, dim, dtype, seed, batch), before)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 
 from psgc.config import Config, OptimizerSettings, PythonProblem
 from psgc.messages import TAIL, Kind, Records, record, stamp_length, stamp_of
-from psgc.transport import Control, Shared, Vector
+from psgc.transport import Control, Shared, Term, Vector
 
 HAS_LEFT = SimpleNamespace(is_done=True, is_free=True)  # of everything that is sent
 
@@ -23,8 +23,8 @@ class Transport:
     """
 
     survives_deaths = is_woken = True
-    library = "no MPI"
-    shared = Shared()
+    library, dead = "no MPI", frozenset[int]()
+    shared, term = Shared(), Term()
     rank = local_rank = bytes_sent = bytes_received = 0
 
     def __init__(self, ranks: int, script: Iterator[list[Any]] | None = None) -> None:

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from psgc.errors import UserError
+from psgc.errors import RunFailed, UserError
 from psgc.run import claim as module
 from psgc.run.claim import LOCK, Claim
 
@@ -90,6 +90,39 @@ def test_the_second_run_is_refused_before_it_touches_anything():
         Path("link").unlink()
         assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
         assert os.listdir() == ["out"]
+
+
+def test_who_takes_over_from_a_dead_rank_0_of_another_host_has_the_directory_at_once(monkeypatch, capsys):
+    with another_process() as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        about = json.loads(Path("out", LOCK).read_text())
+        Path("out", LOCK).write_text(json.dumps({**about, "boot": "of another host"}))
+        successor = Claim(Path("out"), term=4)
+        successor.make_room(resuming=True)
+        successor.check()
+        assert holder() == (socket.gethostname(), os.getpid())
+        assert "waiting" not in capsys.readouterr().err
+        successor.release()
+
+
+def test_nobody_takes_over_from_a_rank_0_that_lives():
+    """It has been cut off from the others."""
+    with another_process(), pytest.raises(UserError, match="another run uses it"):
+        Claim(Path("out"), term=4)
+
+
+def test_a_rank_0_whose_claim_was_taken_over_may_not_write_and_leaves_the_claim_to_the_other_one():
+    claim = Claim(Path("out"))
+    claim.make_room(resuming=False)
+    claim.check()
+    lock = Path("out", LOCK)
+    other = {"host": "h2", "pid": 4711, "boot": "b", "term": 4}
+    lock.write_text(json.dumps(other))
+    with pytest.raises(RunFailed, match=r"^process 4711 on h2 has taken over as the server, which"):
+        claim.check()
+    claim.release()
+    assert json.loads(lock.read_text()) == other
 
 
 @pytest.mark.parametrize("resuming", [True, False])

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -41,6 +42,42 @@ def test_gradient_and_loss_of_every_chunk_come_back(compute):
         (1, 2): (24.5, 24.5, 24.5, 245.0),
     }
     assert (mailbox.failures, mailbox.waits) == ({}, [])
+
+
+def test_after_the_death_of_rank_0_nothing_is_computed_before_the_chunk_that_was_begun_has_come_to_its_end():
+    state = {}
+    goes_on, is_in = threading.Event(), threading.Event()
+
+    def evaluate(params, chunk, rng):
+        state["in"] = state.get("in", 0) + 1
+        assert state["in"] == 1, "two at a time"
+        is_in.set()
+        goes_on.wait(10)
+        state["in"] -= 1
+        return mean_row(params, chunk, rng)
+
+    def mailbox():
+        it = Mailbox(WorkerState(1, [2], CHUNKS, combined=False), Encoder(Backend(), np.ones((1, 1)), DIM, "float64"))
+        it.begin(0, PARAMS)
+        return it
+
+    first, second = mailbox(), mailbox()
+    before = thread_for(first, evaluate)
+    before.start()
+    assert is_in.wait(10)
+    first.stop()
+    after = thread_for(second, evaluate, before=before)
+    after.start()
+    end = time.monotonic() + 10
+    while second.running()[0] != 2 and time.monotonic() < end:  # as if it were its own
+        time.sleep(1e-3)
+    assert second.running()[0] == 2
+    goes_on.set()
+    while not (sent := second.outgoing()) and time.monotonic() < end:
+        time.sleep(1e-3)
+    second.stop()
+    after.join(10)
+    assert [message.chunk for message in sent] == [2]
 
 
 # what is random in a chunk

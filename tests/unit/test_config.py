@@ -83,7 +83,10 @@ NAMES = "expected blocks, cyclic, fractional, graph or {kind: file, path: ...}"
 PROBLEMS = "expected least_squares, logistic, softmax, mlp, python: 'module:object' or torch: 'module:function'"
 APPROXIMATE = "recovery={mode: approximate, "
 UNBIASED = f"{APPROXIMATE}deadline: 1, estimator: unbiased}}"
-ONLY_KILL = "rank 0, the server, computes nothing: expected kind: kill, step: begin"
+ONLY_KILL = (
+    "rank 0, the server, computes nothing: expected kind: kill, step: begin or summing or passing_on or passed_on or "
+)
+ONLY_KILL += "stepping"
 FAULTS = [
     ("{kind: kill}", "expected a list of {kind, rank, iteration, step}, got a mapping"),
     ("[{kind: shoot, rank: 3, iteration: 5}]",

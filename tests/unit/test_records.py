@@ -212,6 +212,17 @@ def test_a_record_goes_on_where_the_checkpoint_is(recorder_in, tmp_path, finish)
     assert np.load(out / "timeline.npz")["iteration"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
+def test_iterations_of_which_a_dead_rank_0_has_left_no_row_get_one_of_what_is_known(recorder_in, tmp_path):
+    out = tmp_path / "out"
+    stopped_run(recorder_in, out, finish=False)
+    recorder = Recorder(out, "", BOTH_HOLD_ALL, 1, (2, 1), 10, 7, took={2: 9.0, 5: 0.5, 6: 0.25, 7: 3.0})
+    assert column(out, "iteration") == [0, 1, 2, 3, 4, 5, 6]
+    assert column(out, "seconds")[4:] == [2.0, 0.5, 0.25]
+    assert [row["loss"] for row in rows_of(out)][4:] == ["0.1", "", ""]
+    add(recorder, 7, EVEN, loss=0.01)
+    assert summarise(recorder, 1.0, {}, "done", "")["iterations"] == 8
+
+
 @pytest.mark.parametrize(
     ("damage", "kept"),
     [

@@ -16,6 +16,12 @@ def it():
     return it
 
 
+def test_who_begins_in_the_state_of_rank_0_needs_none_and_gives_it_to_the_others():
+    it = Replicas(LIVE, 7, alike=[2, 5])
+    assert it.gifts(7, [2, 3, 5]) == [(2, 3)]
+    assert it.receivers(7, [2, 3, 5]) == (0, 2, 3, 5)
+
+
 def test_at_the_start_the_state_spreads_from_rank_0_in_a_tree():
     it = Replicas(LIVE, 0)
     assert it.gifts(0, LIVE) == [(0, 1), (0, 2)]
@@ -135,7 +141,7 @@ def test_a_worker_that_drops_the_state_it_has_come_to_is_given_it_again(it):
 
 
 def test_where_workers_have_no_links_rank_0_gives_to_all_at_once():
-    it = Replicas(LIVE, 0, alike=True, workers_give=False)
+    it = Replicas(LIVE, 0, alike=LIVE, workers_give=False)
     for worker in (1, 2, 3):
         it.behind(worker, 0, 0)
     assert it.lack_a_state(LIVE) == {1, 2, 3}

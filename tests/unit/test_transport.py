@@ -8,24 +8,23 @@ import numpy as np
 import pytest
 
 from psgc import processes
-from psgc.messages import Kind, record, stamp
+from psgc.messages import Kind, bundle, record, stamp
 from psgc.rendezvous import MPI
-from psgc.transport import Control, Died, Vector, receives, sends
-from psgc.transport.receives import CONTROL_TAG, Receives
+from psgc.transport import Control, Died, Term, Vector, receives, sends
+from psgc.transport.receives import Receives
 from psgc.transport.sends import SLOWEST, SMALL, Sends
 from psgc.transport.transport import Transport
 from tests.stand_in import cupy
 
+FIRST = Term(0, 5)
+
 
 class Status:
-    def __init__(self, source=MPI.ANY_SOURCE, tag=1, size=0, error=MPI.SUCCESS):
-        self.source, self.tag, self.size, self.error = source, tag, size, error
+    def __init__(self, source=MPI.ANY_SOURCE, size=0, error=MPI.SUCCESS):
+        self.source, self.size, self.error = source, size, error
 
     def Get_source(self):
         return self.source
-
-    def Get_tag(self):
-        return self.tag
 
     def Get_elements(self, _):
         return self.size
@@ -109,11 +108,11 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def it(clock, mpi):
-    return Sends(mpi)
+    return Sends(mpi, FIRST)
 
 
 def send(it, dest, size):
-    return it.send(Mpi(), np.empty(size, np.uint8), dest, 0)
+    return it.send(Mpi(), np.empty(size, np.uint8), dest)
 
 
 def pass_by(it, clock, seconds, step=0.5):
@@ -198,7 +197,7 @@ def test_a_message_of_which_it_is_asked_whether_it_is_heard_is_complete_no_earli
     mpi.Isend = lambda *_: Request(status=Status())
     mpi.Issend = lambda *_: Request()
     buffer = np.empty(SMALL, np.uint8)
-    assert [it.send(mpi, buffer, 1, 0, heard).is_free for heard in (False, True)] == [True, False]
+    assert [it.send(mpi, buffer, 1, heard).is_free for heard in (False, True)] == [True, False]
 
 
 def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
@@ -214,9 +213,9 @@ def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
         take([buffer])
     comm, nobody = SimpleNamespace(Isend=take, Irecv=take), SimpleNamespace(dead={})
     stamp(buffer, 1, 2)
-    Sends(nobody).send(comm, buffer, 1, 0)
+    Sends(nobody, FIRST).send(comm, buffer, 1)
     _ = buffer + 1
-    Receives(None, comm, nobody).post(buffer, 1)
+    Receives(None, comm, nobody, FIRST).post(buffer, 1)
     assert given == [(3,), (3,)]
 
 
@@ -225,19 +224,16 @@ def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
 
 @pytest.fixture
 def inbox(mpi):
-    return Receives(mpi, mpi, mpi)
+    return Receives(mpi, mpi, mpi, FIRST)
 
 
 def arrives(it, mpi, source, *vectors, **more):
     """These (iteration, what, value) arrive in one message."""
-    rows = np.zeros((len(vectors), 3))
-    for row, (iteration, what, value) in zip(rows, vectors, strict=True):
-        row[0] = value
-        stamp(row, iteration, what)
-    buffer = np.append(rows.ravel(), np.zeros(5))  # a message may be shorter than the buffer
+    message = bundle([stamp(np.full(3, value), iteration, what) for iteration, what, value in vectors])
+    buffer = np.append(message, np.zeros(5))  # a message may be shorter than the buffer
     it.post(buffer, MPI.ANY_SOURCE)
     request = mpi.posted.pop()
-    request.status, request.moves = Status(source, len(vectors), rows.nbytes), more.get("moves", False)
+    request.status, request.moves = Status(source, message.nbytes), more.get("moves", False)
     return buffer
 
 
@@ -290,7 +286,7 @@ def test_late_words_of_a_dead_rank_are_not_given_out_and_a_late_vector_takes_no_
     ring, mpi.posted = mpi.posted, []
     mpi.dead[2] = None
     assert inbox.poll() == [Died(2)]
-    ring[0].buffer[:1], ring[0].status = word, Status(2, CONTROL_TAG, word.nbytes)
+    ring[0].buffer[:1], ring[0].status = word, Status(2, word.nbytes)
     assert inbox.poll() == []
     mpi.posted.clear()
     buffer = arrives(inbox, mpi, 2, (7, 0, 0.5))
@@ -304,7 +300,7 @@ def test_the_last_words_of_a_dead_rank_come_before_its_death(inbox, mpi):
     inbox.start()
     word = record(Kind.ALIVE)
     mpi.posted[0].buffer[:1] = word
-    mpi.posted[0].status = Status(2, CONTROL_TAG, word.nbytes)
+    mpi.posted[0].status = Status(2, word.nbytes)
     arrives(inbox, mpi, 2, (7, 0, 0.5), moves=True)
     mpi.dead[2] = None
     control, vector, died = inbox.poll()
@@ -319,7 +315,7 @@ def test_with_a_death_what_is_whole_is_given_out_and_what_is_not_is_replaced(inb
     for buffer in buffers:
         inbox.post(buffer, MPI.ANY_SOURCE)
     mpi.error = [
-        Status(1, 1, 24), Status(2, error=MPI.ERR_PROC_FAILED),
+        Status(1, 24), Status(2, error=MPI.ERR_PROC_FAILED),
         Status(error=MPI.ERR_PROC_FAILED_PENDING), Status(2, error=MPI.ERR_PROC_FAILED_PENDING),
     ]  # fmt: skip
     for request, status in zip(mpi.posted[:2], mpi.error, strict=False):

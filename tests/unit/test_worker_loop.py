@@ -290,8 +290,17 @@ def test_the_servers_death_ends_a_worker_out_of_order_and_no_other_ones():
         yield [Died(2)]
 
     worker = Worker(1)
-    worker.transport.script = iter([[Died(0)], *[[]] * 4])
+    worker.transport.script = iter([[Died(0)]])
     assert not worker.loop.run()
+    assert worker.loop.is_orphaned
+    assert worker.transport.sent == []
+
+
+def test_after_the_end_nobody_goes_on_without_the_server():
+    worker = Worker(1)
+    worker.transport.script = iter([[Control(0, record(Kind.STOP))], [Died(0)], [], []])
+    assert not worker.loop.run()
+    assert not worker.loop.is_orphaned
 
 
 @pytest.mark.parametrize("survives_deaths", [False, True])

@@ -57,7 +57,7 @@ class Served(Transport):
         self.config = load("run.yaml", overrides)
         self.plan = make_plan(self.config.coding, self.config.schedule, WORKERS, self.config.seed)
         self.rank = RANK
-        self._told = [self.config.to_yaml().encode(), self.plan.to_bytes(), str(first).encode()]
+        self._told = [self.config.to_yaml().encode(), self.plan.to_bytes(), f"{first} 0.0".encode()]
 
     def broadcast(self, data, doing=""):
         return self._told.pop(0)
@@ -85,7 +85,9 @@ class Served(Transport):
             yield [said(0, Kind.LEAVE)]
 
         self.script = to_the_end()
-        assert work(self, Given("run.yaml"), Meeting(self, Ending(self), ""))
+        ending = Ending(self)
+        work(self, Given("run.yaml"), ending, Meeting(self, ending, ""))
+        assert ending.in_order
 
     def until(self, condition):
         """Polls that find nothing."""

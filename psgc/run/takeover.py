@@ -1,0 +1,187 @@
+"""How the survivors of a rank 0 come from one term to the next: `psgc.run.succession` over MPI.
+
+This process says in which term it is to whoever asks from an older one: it has been stopped, or has missed the news.
+"""
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from psgc.messages import Entry, Kind, Records, entries, record
+from psgc.processes import RunningTime
+from psgc.run.succession import Named, Position, Succession
+from psgc.transport import Term, Transport
+
+
+@dataclass(kw_only=True)
+class Beginning:
+    """How a term begins.
+
+    first: its first iteration, -1 when no rank has a state to begin with, or CALLED_OFF; is_alike: whether this rank
+    has that state.
+    Of a term that this rank serves, after a takeover: alike: the workers whose replicas are there; away: by worker that
+    takes no part, whether its process has died; before: the host of the rank 0 before; died: when that died, by
+    time.monotonic(); took: by iteration, of which there may be no row, how long it took; lost: seconds that takeovers
+    have taken, this one once the term `has_begun`.
+    """
+
+    first: int
+    is_alike: bool = False
+    alike: Collection[int] = ()
+    away: Mapping[int, bool] = field(default_factory=dict)
+    before: str = ""
+    died: float = 0.0
+    took: Mapping[int, float] = field(default_factory=dict)
+    lost: float = 0.0
+
+    def has_begun(self) -> None:
+        """The first iteration of the term begins."""
+        self.lost += time.monotonic() - self.died
+
+
+CALLED_OFF = -2  # in the place of steps: nobody goes on
+
+
+class Takeover:
+    """This process in the terms of a run. patience: seconds that survivors wait for each other."""
+
+    def __init__(self, transport: Transport, patience: float) -> None:
+        self._transport, self._patience = transport, patience
+        self._replica = 0, -1
+        self._said: dict[int, Position] = {}
+        self._reading: dict[int, list[Entry]] = {}
+        self._standing: Named | None = None  # of the term that has been begun
+        self._named: Named | None = None  # of a later one
+        self._between: Succession | None = None  # from the death of a rank 0 to the next term
+        self._lost = 0.0  # seconds in takeovers
+        transport.hear_outside = self._heard
+
+    def next_term(self, steps: int, left: Collection[int]) -> Beginning:
+        """Rank 0 has died: come to the next term, whose ranks are then those of the transport.
+
+        steps: that the replica has made, -1 if it has made none in this term; left: workers that were lost before.
+        """
+        clock, died, before = RunningTime(), time.monotonic(), self._transport.hosts[0]
+        self.leave_term(steps, left)
+        while not self.is_named(clock.look()):
+            self._transport.wait()
+            self._transport.poll()
+        beginning = self.enter_term(before, died)
+        self._lost += time.monotonic() - died
+        return beginning
+
+    def call_off(self) -> None:
+        """Have the others end as well: this rank was to serve, and cannot."""
+        named = Named(self._transport.term.following(self._transport.place), (0, CALLED_OFF))
+        self._tell(named)
+
+    def _tell(self, named: Named) -> None:
+        transport = self._transport
+        for place in range(transport.size):
+            if place != transport.place and place not in transport.dead:
+                transport.send_outside(place, _term_records(named, to_server=place == named.term.server))
+        transport.wake_others()
+
+    def leave_term(self, steps: int, left: Collection[int]) -> None:
+        """As `next_term`, whose first part this is."""
+        transport, term = self._transport, self._transport.term
+        if steps >= 0 and (
+            self._standing is None or self._replica != self._standing.replica or steps != self._replica[1]
+        ):
+            self._replica = term.number, steps  # not the one with which the term has begun
+        absent = [term.place(rank) for rank in left]
+        self._between = Succession(transport.place, term, self._replica, self._said, absent, self._patience)
+
+    def is_named(self, now: float) -> bool:
+        """Whether the next term is known. If this process is to name it, it tells the others. now: of `RunningTime`."""
+        between, transport, dead = self._between, self._transport, self._transport.dead
+        assert between is not None
+        if self._named is None:
+            for place in between.to_tell(dead, now):
+                transport.send_outside(place, [_position_record(between.position(dead))])
+            if (named := between.named(dead, now)) is not None:
+                self._named = named
+                self._tell(named)
+            transport.wake_others()
+        return self._named is not None
+
+    def enter_term(self, before: str, died: float) -> Beginning:
+        """As `next_term`, whose last part this is. before, died: as of `Beginning`."""
+        assert self._named is not None
+        self._standing, self._named, self._between = self._named, None, None
+        for place, said in self._said.items():
+            if said.term < self._standing.term.number and place not in self._transport.dead:
+                self._tell_standing(place)  # it may wait for this process to name a term
+        return self._begin(self._standing, before, died)
+
+    def _begin(self, named: Named, before: str, died: float) -> Beginning:
+        transport, term, (_, first) = self._transport, named.term, named.replica
+        dead, live = transport.dead, set(range(transport.size)).difference(transport.dead)
+        alike = {transport.place} if named.alike is None else named.alike & live
+        behind = live - alike if named.behind is None else named.behind & live
+        transport.enter(term)
+        away = {term.rank(place): place in dead for place in range(transport.size) if place not in alike | behind}
+        workers = {term.rank(place) for place in alike if place != transport.place and first >= 0}
+        return Beginning(
+            first=first,
+            is_alike=self._replica == named.replica and first >= 0,
+            alike=workers,
+            away=away,
+            before=before,
+            died=died,
+            lost=self._lost,
+        )
+
+    def _tell_standing(self, place: int) -> None:
+        assert self._standing is not None
+        only_term = Named(self._standing.term, self._standing.replica)
+        self._transport.send_outside(place, _term_records(only_term, to_server=False))
+
+    def _heard(self, place: int, records: Records) -> None:
+        """What came outside of all terms."""
+        for entry in entries(records):
+            if entry["kind"] == Kind.POSITION:
+                self._said[place] = said = _position(entry)
+                if self._standing is not None and self._between is None and said.term < self._standing.term.number:
+                    self._tell_standing(place)
+                continue
+            read = self._reading.setdefault(place, [])
+            read.append(entry)
+            if entry["last"]:
+                named = _named(self._reading.pop(place), self._transport.size)
+                if place not in self._transport.dead:  # else others have been told another position of this process
+                    self._told(named)
+
+    def _told(self, named: Named) -> None:
+        newest = self._named.term if self._named is not None else self._transport.term
+        if named.term.number <= newest.number:
+            return
+        self._named = named
+        if self._between is None and self._transport.rank:  # whoever is rank 0 now is so no more
+            self._transport.give_up(self._transport.term.server)
+
+
+def _position_record(position: Position) -> Records:
+    said = {"attempt": position.of, "worker": position.deaths}
+    return record(Kind.POSITION, position.steps, position.term, **said)  # type: ignore[arg-type]
+
+
+def _position(entry: Entry) -> Position:
+    return Position(entry["chunk"], entry["attempt"], entry["iteration"], entry["worker"])
+
+
+def _term_records(named: Named, to_server: bool) -> list[Records]:
+    there = {**dict.fromkeys(named.behind or (), 0), **dict.fromkeys(named.alike or (), 1)} if to_server else {}
+    of, steps = named.replica
+    said = [record(Kind.TERM, steps, named.term.number, attempt=of, last=not there)]
+    for number, (place, is_alike) in enumerate(there.items(), start=1):
+        said.append(record(Kind.PRESENT, worker=place, role=is_alike, last=number == len(there)))
+    return said
+
+
+def _named(said: list[Entry], size: int) -> Named:
+    head, *there = said
+    alike = frozenset(entry["worker"] for entry in there if entry["role"])
+    behind = frozenset(entry["worker"] for entry in there if not entry["role"])
+    term, replica = Term(head["chunk"], size), (head["attempt"], head["iteration"])
+    return Named(term, replica, alike, behind) if there else Named(term, replica)

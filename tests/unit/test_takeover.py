@@ -1,0 +1,160 @@
+"""Which process serves after the death of rank 0, and from which state: in networks whose messages take their time."""
+
+import random
+from collections import deque
+
+import pytest
+
+from psgc.messages import joined
+from psgc.run.takeover import Takeover
+from psgc.transport import Term
+
+PATIENCE = 1000.0
+SEEDS = 800
+
+
+class End:
+    """The transport of one process."""
+
+    def __init__(self, world, place):
+        self.world, self.place, self.size = world, place, world.size
+        self.term, self.rank = Term(0, world.size), place
+        self.dead = {}
+        self.hosts = ["h"] * world.size
+
+    def send_outside(self, place, records):
+        self.world.links[self.place, place].append(joined(records))
+
+    def wake_others(self):
+        pass
+
+    def give_up(self, place):
+        self.dead[place] = None
+
+    def enter(self, term):
+        self.term, self.rank = term, term.rank(self.place)
+
+
+class Process:
+    """history: for each step that its replica has made, the term in which."""
+
+    def __init__(self, world, place):
+        self.world, self.end = world, End(world, place)
+        self.takeover = Takeover(self.end, PATIENCE)
+        self.history, self.is_between, self.has_state = (), False, True
+
+    def look(self):
+        """Go on by a little."""
+        end = self.end
+        if not self.is_between and end.rank and end.term.server in end.dead:
+            self.takeover.leave_term(len(self.history) if self.has_state else -1, [])
+            self.is_between = True
+        if self.is_between and self.takeover.is_named(self.world.now):
+            self.beginning = self.takeover.enter_term("h", 0.0)
+            self.is_between = False
+            self.has_state = self.beginning.is_alike
+            assert self.has_state or end.rank, "it serves without a state"
+            if not self.has_state:
+                self.world.dropped.append((end.term.number, self.history))
+            if self.has_state:
+                assert len(self.history) == self.beginning.first
+                self.world.begins(self)
+
+
+class World:
+    """size processes; links: messages from one place to another, in order. rng: decides what happens next."""
+
+    def __init__(self, size, rng):
+        self.size, self.rng, self.now = size, rng, 0.0
+        self.links = {(one, other): deque() for one in range(size) for other in range(size)}
+        self.processes = {place: Process(self, place) for place in range(size)}
+        self.states = {}  # by term the history that it begins with
+        self.dropped = []  # (term, history) of who had another state than that with which the term began
+        self.closed = {0: ()}  # by term its history so far: what its server has closed
+
+    def begins(self, process):
+        """All that begin a term with a state have the same one."""
+        number = process.end.term.number
+        assert self.states.setdefault(number, process.history) == process.history
+        self.closed.setdefault(number, process.history)
+
+    def deliver(self, _=None):
+        """The next message of some link, also of one whose sender has died since."""
+        full = [link for link, messages in self.links.items() if messages]
+        if full:
+            source, dest = self.rng.choice(full)
+            message = self.links[source, dest].popleft()
+            if dest in self.processes:
+                self.processes[dest].end.hear_outside(source, message)
+
+    def notice(self, place):
+        """It learns of a death of which it has not known."""
+        end = self.processes[place].end
+        if unknown := [dead for dead in range(self.size) if dead not in self.processes and dead not in end.dead]:
+            end.dead[self.rng.choice(unknown)] = None
+
+    def kill(self, place):
+        del self.processes[place]
+
+    def train(self, place):
+        """A step: the server closes it for all, others follow it some time later; who has no state gets one."""
+        process = self.processes[place]
+        if process.is_between or not process.has_state:
+            if not process.is_between and process.end.term.number in self.closed:
+                process.history, process.has_state = self.closed[process.end.term.number], True
+            return
+        number = process.end.term.number
+        if process.end.rank == 0:
+            self.closed[number] = process.history = (*self.closed[number], number)
+        elif len(process.history) < len(self.closed[number]):
+            process.history = self.closed[number][: len(process.history) + 1]
+
+    @property
+    def is_quiet(self):
+        """Whether all are in one term with a live server, and know all deaths."""
+        ends = [process.end for process in self.processes.values()]
+        return (
+            not any(self.links.values())
+            and not any(process.is_between for process in self.processes.values())
+            and len({end.term for end in ends}) == 1
+            and ends[0].term.server in self.processes
+        )
+
+
+def run(seed):
+    rng = random.Random(seed)
+    world = World(rng.randint(3, 6), rng)
+    pace = rng.choice([0.02, 0.1, 0.3])
+    deaths = rng.randint(1, world.size - 1)
+    for _ in range(rng.randint(0, 40)):
+        world.train(rng.choice([*world.processes]))
+    for moment in range(20_000):
+        world.now += 0.01
+        if deaths and rng.random() < pace:
+            servers = [place for place, process in world.processes.items() if process.end.rank == 0]
+            world.kill(rng.choice(servers if servers and rng.random() < 0.5 else [*world.processes]))
+            deaths -= 1
+        place = rng.choice([*world.processes])
+        rng.choice([world.deliver, world.deliver, world.notice, world.train])(place)
+        world.processes[place].look()
+        serving = [p.end.term.number for p in world.processes.values() if p.end.rank == 0]
+        assert len(set(serving)) == len(serving), "two servers of one term"
+        if (
+            not deaths
+            and moment % 50 == 0
+            and world.is_quiet
+            and all(len(p.end.dead) >= world.size - len(world.processes) for p in world.processes.values())
+        ):
+            for number, history in world.dropped:
+                if (begun := world.states.get(number)) is not None:
+                    assert history[: len(begun)] != begun or history == begun, "a step that stood is given up"
+            return world
+    raise AssertionError("it does not come to an end")
+
+
+@pytest.mark.parametrize("seed", range(0, SEEDS, 40))
+def test_the_survivors_come_to_one_term_whose_server_lives_and_all_begin_it_alike(seed):
+    for number in range(seed, seed + 40):
+        world = run(number)
+        newest = {process.end.term for process in world.processes.values()}
+        assert len(newest) == 1, number
