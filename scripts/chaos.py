@@ -318,6 +318,8 @@ def experiment(options: argparse.Namespace) -> list[Found]:
     loop = [mpirun, "-n", str(setting.workers), "--oversubscribe", "--bind-to", "none"]
     loop += [sys.executable, str(HERE / "chaos_loop.py")]
     run("psgc_-1", psgc, iter(()))
+    if results[0].end != "0":
+        sys.exit(f"chaos: the undisturbed run has failed, see {setting.folder / 'psgc_-1.log'}")
     reference = np.load(setting.folder / "psgc_-1/params.npy")
     most_killed = inf if options.restore else setting.workers - LEFT_ALIVE
     for seed in range(options.first, options.first + options.seeds):
