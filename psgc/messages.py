@@ -98,8 +98,10 @@ class Kind(IntEnum):
     GOODBYE = 15  # nothing more will be sent
     STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)
-    STEPPED = 25  # iteration: this worker's replica is there; start: 1 with the digest of its parameters, which is then
-    #               in chunk, worker, role and attempt (`stepped_record`)
+    STEPPED = (
+        25  # iteration: this worker's replica is there, which a report says as well; start: 1 with the digest of its
+    )
+    #               parameters, which is then in chunk, worker, role and attempt (`stepped_record`)
     BEHIND = 26  # iteration: of this worker's replica, which can only go on from another rank's state
     ENDED = 29  # iteration: the script of this worker (psgc.torch) makes no call for it; the text sent before says why;
     #             attempt: the exit code of its error, 0 without one

@@ -180,6 +180,7 @@ class Dispatcher(Target):
         if is_current:
             self._driver.reported(report)
         if is_current and worker in coordinator.membership.live:
+            self.summing.reported(worker)
             if self.num_sums:
                 if report.coded is not None or len(report.sums) != self.num_sums:
                     raise Malformed(f"a report of chunk {chunk} without its {self.num_sums} sums")

@@ -245,6 +245,12 @@ class Summing(Listener):
                 self._digests.told(news.worker, news.iteration, news.digest)
         self._give()
 
+    def reported(self, worker: int) -> None:
+        """A worker has done something of this iteration: so its replica is there."""
+        if not self._replicas.is_at(worker, self._iteration):
+            self._replicas.stepped(worker, self._iteration)
+            self._give()
+
     def wrong(self) -> list[WrongReplica]:
         """The workers whose replicas are found wrong now: each is to be lost, and to get a state when it is back.
 

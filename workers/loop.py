@@ -44,6 +44,7 @@ SERVER = 0
 LONGEST_SILENCE = 1.0  # seconds
 RECENT = 4  # iterations, of more than which rank 0 has written the rows
 LAST_WORD = 30.0  # seconds in which the server says how to leave, after goodbye
+PATIENCE = 1e-3  # seconds in which a report is to say that its iteration has begun
 SWITCH_INTERVAL = 5e-4  # seconds; at Python's 5 ms a gradient in pure Python starves this loop
 
 
@@ -105,6 +106,7 @@ class WorkerLoop(Listener):
         self._last_sent = time.monotonic()
         self._unanswered = 0  # messages that have come since the server was last sent anything
         self._reported = -1  # iteration of the newest report
+        self._untold, self._stepped_at = -1, 0.0  # a step that the server is not told of yet; when it was made
         self._coded = CodedSends(transport, SERVER)
 
     def run(self) -> bool:
@@ -178,8 +180,19 @@ class WorkerLoop(Listener):
                 self.took[self._iteration] = time.monotonic() - self._begun
                 self.took.pop(self._iteration - RECENT, None)
             if self.allreduce.exchange.is_at(iteration):  # else it was dropped during the step, and follows nothing
-                self._transport.send(SERVER, [stepped_record(iteration, self.allreduce.digest())], hurries=False)
+                self._stepped(iteration)
             self._begin_when_ready()
+
+    def _stepped(self, iteration: int) -> None:
+        """The replica is there. That is said at once with a digest, or if nothing was reported since the last one."""
+        digest, is_silent = self.allreduce.digest(), self._untold > self._reported
+        self._untold, self._stepped_at = iteration, time.monotonic()
+        if digest or is_silent:
+            self._tell_stepped(digest)
+
+    def _tell_stepped(self, digest: bytes = b"") -> None:
+        self._transport.send(SERVER, [stepped_record(self._untold, digest)], hurries=False)
+        self._untold = -1
 
     def _begin_when_ready(self) -> None:
         if self._iteration >= self._due or not self.allreduce.exchange.is_at(self._due):
@@ -255,6 +268,7 @@ class WorkerLoop(Listener):
         self._transport.send(SERVER, [record(Kind.REFUSED, worker=source)])
 
     def behind(self, iteration: int) -> None:
+        self._untold = -1
         self._transport.send(SERVER, [record(Kind.BEHIND, iteration)])
 
     def at(self, moment: Moment, iteration: int) -> None:
@@ -294,6 +308,8 @@ class WorkerLoop(Listener):
                     if message["kind"][0] == Kind.REPORT:
                         self._reported = int(message["iteration"][0])
         now = time.monotonic()
+        if self._untold > self._reported and not (self._mailbox.busy and now - self._stepped_at < PATIENCE):
+            self._tell_stepped()
         if not records and (now - self._last_sent > self._duties.silence or self._unanswered >= UNHEARD // 2):
             chunk, seconds = self._mailbox.running()
             kind = Kind.ALIVE

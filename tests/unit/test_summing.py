@@ -148,9 +148,9 @@ def test_short_sums_wait_for_a_script_that_is_late_by_a_chunk_or_a_slow_step(dim
 def test_who_has_not_made_the_step_before_owns_no_slice(rank_0):
     """All others would wait for it."""
     rank_0.begin(10)
-    for worker in (1, 2):
-        rank_0.it.moved(Moved(worker, 11, False, b""))
+    rank_0.it.moved(Moved(1, 11, False, b""))
     rank_0.begin(11)
+    rank_0.it.reported(2)
     rank_0.it.share([(1, 1, 0), (2, 2, 0)], now=0.0)
     (made,) = rank_0.maps(3)
     assert {part.owner for part in made.slices} == {0, 1, 2}

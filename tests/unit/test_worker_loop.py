@@ -138,10 +138,56 @@ def test_who_is_to_drop_its_replica_during_a_step_does_not_say_that_it_is_at_the
         end = [map_of(0, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, 0, -1)), block_of(0, np.full(3, 5.0))]
         yield [*end, *told(record(Kind.DROP)), *begin(1)]
         assert worker.state.iteration == 0
-        said = [Kind(int(entry["kind"])) for entry in worker.transport.records[0]]
-        assert (Kind.BEHIND in said, Kind.STEPPED in said) == (True, False)
+        assert (Kind.BEHIND in said(worker), Kind.STEPPED in said(worker)) == (True, False)
         yield state_of(1, np.zeros(3))
         assert worker.state.iteration == 1
+
+
+def said(worker):
+    """What it has told rank 0 besides blocks."""
+    return [Kind(int(entry["kind"])) for entry in worker.transport.records[0]]
+
+
+def test_a_report_says_that_its_iteration_has_begun_unless_it_does_not_come_within_a_millisecond(clock):
+    for waits, expected in ((0.0, [Kind.REPORT]), (worker_loop.PATIENCE, [Kind.STEPPED, Kind.REPORT])):
+        worker = Worker(1)
+
+        @worker.follow
+        def script(worker=worker, waits=waits, expected=expected):
+            yield [*begin(5), *state_of(5, np.zeros(3))]
+            assert said(worker) == []
+            clock.now += waits
+            yield []
+            worker.does(1.0)
+            yield []
+            assert said(worker) == expected
+
+
+def test_who_has_nothing_to_do_or_has_reported_nothing_since_the_last_step_says_at_once_that_it_has_made_one(clock):
+    worker = Worker(1)
+
+    @worker.follow
+    def script():
+        yield state_of(5, np.zeros(3))
+        assert said(worker) == [Kind.STEPPED]
+        yield begin(5)
+        yield [map_of(5, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, 5, -1)), *begin(6), block_of(5, np.ones(3))]
+        assert worker.state.iteration == 6
+        assert said(worker) == [Kind.STEPPED]
+        yield [map_of(6, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, 6, -1)), *begin(7), block_of(6, np.ones(3))]
+        assert said(worker) == [Kind.STEPPED] * 2
+
+
+def test_who_drops_its_replica_does_not_say_any_more_where_it_was(clock):
+    worker = Worker(1)
+
+    @worker.follow
+    def script():
+        yield [*begin(5), *state_of(5, np.zeros(3))]
+        yield told(record(Kind.DROP))
+        clock.now += 1.0
+        yield []
+        assert said(worker) == [Kind.BEHIND]
 
 
 def test_what_is_committed_goes_where_the_map_says():
