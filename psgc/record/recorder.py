@@ -80,7 +80,7 @@ class Recorder:
             except UserError:
                 earlier = None
         self._csv = GrowingFile(path, text.encode())
-        if resume_at is not None:
+        if resume_at is not None and took is None:  # else rank 0 was lost, and it is the same run
             self._all_are_back(resume_at)
         self._timeline = TimelineWriter(self._directory, self._workers, self._num_chunks, self.timeline_every)
         for piece in pieces(earlier) if earlier is not None else ():
@@ -96,7 +96,7 @@ class Recorder:
         away = {}
         for event in self.events:
             if event.event != "wrong":
-                away[event.worker] = event.event == "lost" and event.worker <= self._workers
+                away[event.worker] = event.event == "lost" and 0 < event.worker <= self._workers
         for worker in sorted(worker for worker, is_away in away.items() if is_away):
             self.event(WorkerEvent(iteration, worker, "", "returned", ""))
 

@@ -219,6 +219,7 @@ def test_iterations_of_which_a_dead_rank_0_has_left_no_row_get_one_of_what_is_kn
     assert column(out, "iteration") == [0, 1, 2, 3, 4, 5, 6]
     assert column(out, "seconds")[4:] == [2.0, 0.5, 0.25]
     assert [row["loss"] for row in rows_of(out)][4:] == ["0.1", "", ""]
+    assert [event.event for event in recorder.events] == ["lost"]  # that one is not back
     add(recorder, 7, EVEN, loss=0.01)
     assert summarise(recorder, 1.0, {}, "done", "")["iterations"] == 8
 
