@@ -130,7 +130,7 @@ FLIPPED = ["faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]"]
 )
 def test_what_auto_stands_for(monkeypatch, allreduce, settings, expected):
     monkeypatch.setattr("psgc.run.auto.ALLREDUCE_BYTES", allreduce)
-    config = prepare(Transport(4), load("run.yaml", settings), YAML, False).config
+    config = prepare(Transport(4), load("run.yaml", ["transfer=auto", *settings]), YAML, False).config
     assert f"{config.aggregation} {config.transfer}" == expected
 
 
@@ -207,9 +207,9 @@ def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeyp
         prepare(opening(0, "a", "a", "a", "a", "b"), settings, YAML, False)
     said = []
     worker = opening(4, "a", "b", "b", "b", "b")
-    sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0"]
+    sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0 0.0"]
     worker.broadcast = lambda *_: sent.pop(0)
     worker.gather = lambda text, doing: said.append(text) or ["", "", "", "", text]
     with pytest.raises(UserError, match=r"^worker 4 on b: packed\.npz"):
-        work(worker, YAML, Meeting(worker, Ending(worker), ""))
+        work(worker, YAML, ending := Ending(worker), Meeting(worker, ending, ""))
     assert "each of the 4 processes on this host" in said[0]

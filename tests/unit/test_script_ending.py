@@ -195,7 +195,7 @@ def train(tmp_path, monkeypatch):
     def run(ranks, iterations=1, **settings):
         monkeypatch.setattr(session, "Transport", lambda **_: ranks)
         coding = {"chunks_per_worker": 1, "replication": 2}
-        usual = {"lr": 1.0, "output": "out", "trial": False, "coding": coding}
+        usual = {"lr": 1.0, "output": "out", "transfer": "per_chunk", "trial": False, "coding": coding}
         return psgc.train(Mean(), np.ones((4, 1)), iterations=iterations, **usual | settings)
 
     return run
