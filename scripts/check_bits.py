@@ -128,7 +128,7 @@ class Combination:
 def outcome(folder: Path) -> tuple[str, bool]:
     """Of the run in this folder: the hash of the parameters at the end, and whether a worker was lost."""
     lost = folder / "run" / "lost.csv"
-    rows = [*csv.DictReader(lost.open())] if lost.exists() else []
+    rows = [*csv.DictReader(lost.read_text().splitlines())] if lost.exists() else []
     return hashlib.sha256(np.load(folder / "run" / "params.npy").tobytes()).hexdigest(), bool(rows)
 
 

@@ -74,10 +74,9 @@ class Routes:
 
     When the map is shared a host is one contributor, whatever the number of its ranks; of nodes it is as many as those
     of its ranks make up. Its *carrier* of a block sums the accumulators of the host, sends that to the owner, and gets
-    the gradient for the host. Where nobody contributes
-    it is a rank that owns a slice, or rank 0, or else any, which may have gone on without the map when that comes, with
-    a later state: then it says so. Messages between ranks of a host only say that something can be read. Where nothing
-    crosses a link a slice is one block.
+    the gradient for the host. Where nobody contributes it is a rank that owns a slice, or rank 0, or else any, which
+    may have gone on without the map when that comes, with a later state: then it says so. Messages between ranks of a
+    host only say that something can be read. Where nothing crosses a link a slice is one block.
 
     Raises ValueError when the parts of the map do not fit each other.
     """
