@@ -70,7 +70,6 @@ class AllReduce:
         self.blocks = Blocks(transport.rank, backend, self.pool, sums, memory)
         self._giver = Giver(transport, self.pool, backend)
         self.receiver = Receiver(self.pool, backend)
-        self._near = len(set(transport.hosts)) == 1
         self._comes_whole = memory is not None or sums.dim * sums.dtype.itemsize < SMALL
         self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
 
@@ -165,7 +164,7 @@ class AllReduce:
         for rank in map.receivers:
             self._transport.remember(rank)
         self.link.forget_before(map.iteration)
-        self._bring(protocol.Mapped(map, block_entries(map.slices, self._sums.dtype.itemsize, self._near)))
+        self._bring(protocol.Mapped(map, block_entries(map.slices, self._sums.dtype.itemsize)))
 
     def drop_accumulators(self) -> None:
         """A new iteration begins here: the accumulators of those before are not needed any more."""

@@ -21,7 +21,6 @@ LEAST_SLICE = 1 << 18  # bytes; a smaller slice costs more messages than it take
 BLOCK = 1 << 20  # bytes of a coded block, at most
 BLOCKS = 4  # of a slice, at least, so that sending, summing and passing on overlap
 LEAST_BLOCK = 1 << 16  # bytes; a slice is not cut finer than that for the sake of overlap
-NEAR = 8  # times as much where all ranks are on one host: what a block costs there is to wake the other end
 SMALLEST = 0.25  # of an equal share: where that is less than LEAST_SLICE, a smaller slice is not worth its messages
 HALVINGS = 60  # of the interval in which the time is looked for: shares to 12 digits and more
 
@@ -103,10 +102,10 @@ def _shares(parts: int, rates: tuple[float, ...], others: int) -> tuple[float, .
     return tuple(share / total for share in shares)
 
 
-def block_entries(slices: Sequence[Slice], itemsize: int, near: bool = False) -> int:
-    """The most entries of a block, for entries of so many bytes. near: whether all ranks are on one host."""
+def block_entries(slices: Sequence[Slice], itemsize: int) -> int:
+    """The most entries of a block, for entries of so many bytes."""
     largest = max(stop - start for _, start, stop in slices)
-    overlapping = max(-(-largest // BLOCKS), LEAST_BLOCK * (NEAR if near else 1) // itemsize)
+    overlapping = max(-(-largest // BLOCKS), LEAST_BLOCK // itemsize)
     return max(1, min(overlapping, BLOCK // itemsize))
 
 

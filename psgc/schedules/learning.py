@@ -7,7 +7,6 @@ from psgc.schedules.progress import ChunkView, Took, WorkerView
 
 TRUSTED = 0.08  # surprise up to which the paces of one iteration are used in the next
 PIECES = ((TRUSTED / 2, 0.95), (TRUSTED, 0.5))  # the surprise up to which so large a fraction is done in one pass
-DEAR = 1.0  # chunks that a pass costs besides those in it, for which whoever has a steady pace does all in one
 IN_JUMPS, CHEAP = 0.5, 0.15  # the fraction beyond that; none where a pass costs fewer chunks besides those in it
 LEARNING_RATE = 0.25  # weight of a worker's newest chunk in its pace
 MOST_FIXED = 10.0  # chunks: what a pass may cost besides those that are in it
@@ -54,8 +53,6 @@ class Learning:
         """How much of what is left a worker is to do in one pass: the more, the less paces change. At first nothing."""
         if self._surprise is None:
             return 0.0
-        if self._surprise <= PIECES[0][0] and self.fixed >= DEAR:
-            return 1.0
         in_jumps = 0.0 if self._knows_fixed and self.fixed < CHEAP else IN_JUMPS
         return next((part for limit, part in PIECES if self._surprise <= limit), in_jumps)
 

@@ -118,7 +118,6 @@ class ReplicatedWorld(World):
         for module in (outbox, worker_loop):
             stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
         stack.enter_context(mock.patch.object(slices, "LEAST_BLOCK", SMALL))
-        stack.enter_context(mock.patch.object(slices, "NEAR", 1))
         stack.enter_context(mock.patch.object(pool, "time", self.clock))
         stack.enter_context(mock.patch.object(replica, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(server_loop, "Summing", partial(WatchedSumming, self)))

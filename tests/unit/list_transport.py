@@ -19,7 +19,6 @@ class ListTransport:
 
     def __init__(self, rank, under_way):
         self.heard = set()  # whether those who sent have asked for what is read, in place of what is sent
-        self.hosts = ["here"]
         self.rank, self.under_way = rank, under_way  # [(handle, source, dest, message)]
         self.forgotten, self.posted, self.control, self.lent = set(), [], [], []
 

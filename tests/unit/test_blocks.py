@@ -25,7 +25,6 @@ from tests.unit.list_transport import ListTransport
 def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slices, "LEAST_BLOCK", 16)
-        patch.setattr(slices, "NEAR", 1)
         yield
 
 

@@ -263,17 +263,6 @@ def test_large_pieces_begin_once_two_iterations_were_compared():
     assert found == [0.0, 0.0, 0.5, 0.5]  # the paces were 25 % off, and then 5 % in the mean
 
 
-@pytest.mark.parametrize(("pace", "fixed", "expected"), [(1.0, 0.9, 0.95), (1.0, 1.0, 1.0), (1.06, 1.0, 0.5)])
-def test_who_is_steady_leaves_nothing_for_another_pass_that_costs_more_than_its_chunk(pace, fixed, expected):
-    learning, worker = Learning(), WorkerView(1, [], [])
-    learning.fixed = fixed
-    for seconds in (1.0, pace):
-        worker.begin(None)
-        worker.reports, worker.took = 1, Took(seconds * (1 + fixed), 1.0)
-        learning.trusts_paces([worker], 2.0)
-    assert learning.fraction() == expected
-
-
 def test_what_a_pass_costs_besides_its_chunks_is_learnt():
     learning, worker = Learning(), WorkerView(1, [], [])
     chunks = [ChunkView(number, 1.0) for number in range(9)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.aggregation.slices import BLOCK, BLOCKS, LEAST_BLOCK, NEAR, Slice, block_entries, cut, make_slices
+from psgc.aggregation.slices import BLOCK, BLOCKS, LEAST_BLOCK, Slice, block_entries, cut, make_slices
 
 RATES = st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0, 1.0, 1.0]) | st.floats(0.01, 1), min_size=1, max_size=9)
 
@@ -81,17 +81,16 @@ def test_a_slice_is_cut_into_the_fewest_blocks_and_equal_ones(start, size, most)
 
 
 @pytest.mark.parametrize(
-    ("entries", "expected", "near"),
+    ("entries", "expected"),
     [
-        (10**8, BLOCK // 4, BLOCK // 4),  # a megabyte
-        (10**6, 10**6 // BLOCKS, 10**6 // BLOCKS),  # four blocks for overlap
-        (10**5, 10**5 // BLOCKS, NEAR * LEAST_BLOCK // 4),
-        (20_000, LEAST_BLOCK // 4, NEAR * LEAST_BLOCK // 4),  # no finer than that
+        (10**8, BLOCK // 4),  # a megabyte
+        (10**6, 10**6 // BLOCKS),  # four blocks for overlap
+        (10**5, 10**5 // BLOCKS),
+        (20_000, LEAST_BLOCK // 4),  # no finer than that
     ],
 )
-def test_the_size_of_a_block(entries, expected, near):
-    parts = [Slice(0, 0, 10), Slice(1, 10, 10 + entries)]
-    assert (block_entries(parts, 4), block_entries(parts, 4, near=True)) == (expected, near)
+def test_the_size_of_a_block(entries, expected):
+    assert block_entries([Slice(0, 0, 10), Slice(1, 10, 10 + entries)], 4) == expected
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.2, 0.5, 1.0]), st.integers(1, 4)), min_size=1, max_size=4))
