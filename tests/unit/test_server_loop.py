@@ -72,7 +72,8 @@ def test_the_second_step_writes_to_the_memory_of_the_initial_parameters(make_run
         refs.append(weakref.ref(params))
         return params
 
-    assert run.server.run(initial(), 2) is refs[0]()
+    found = run.server.run(initial(), 2)
+    assert found is refs[0]()
 
 
 # the record
