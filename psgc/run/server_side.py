@@ -85,7 +85,7 @@ def serve(
                 return
             if resumed and config.evaluate and config.evaluate.keep_best:
                 know_last(best, directory)
-            record = Record.of(run, claim, best)
+            record = Writers.of(run, claim, best)
             at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
         _tell_workers(meeting, run)
         share_memory(transport, config, run.backend, run.problem.dim)
@@ -93,7 +93,7 @@ def serve(
 
 
 @dataclass(frozen=True)
-class Record:
+class Writers:
     """What a run writes to its directory, and by which claim."""
 
     claim: Claim
@@ -102,7 +102,7 @@ class Record:
     best: Best
 
     @classmethod
-    def of(cls, run: PreparedRun, claim: Claim, best: Best) -> "Record":
+    def of(cls, run: PreparedRun, claim: Claim, best: Best) -> "Writers":
         """Begin it, or go on with it where there is a checkpoint. Raises UserError."""
         config, plan, directory = run.config, run.plan, Path(run.config.output)
         resume_at, took = None if run.checkpoint is None else run.first, run.beginning.took if run.beginning else None
@@ -130,7 +130,7 @@ def _seconds_before(run: PreparedRun) -> float:
     return run.checkpoint.seconds if run.checkpoint else 0.0
 
 
-def train(transport: Transport, run: PreparedRun, record: Record, ending: Ending, debug: bool) -> None:
+def train(transport: Transport, run: PreparedRun, record: Writers, ending: Ending, debug: bool) -> None:
     """Train, stop the workers, and write the results."""
     config, plan, directory, beginning = run.config, run.plan, Path(run.config.output), run.beginning
     recorder, loggers, best = record.recorder, record.loggers, record.best

@@ -13,7 +13,7 @@ from psgc.transport import Term
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class ReplicaPosition:
     """Where a process is.
 
     term: the number of the newest one that it has begun; of, steps: its replica has made so many steps, the last one or
@@ -33,7 +33,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A new term. It begins from the replicas that are as `replica` says (`Position`).
+    """A new term. It begins from the replicas that are as `replica` says (`ReplicaPosition`).
 
     alike: the places of those that are known to be there with such a one; behind: with another one, or none. Both are
     None where only the term is known.
@@ -46,7 +46,7 @@ class Named:
 
 
 class Succession:
-    """place: of this process; term: the newest that it has begun; replica: as of `Position`.
+    """place: of this process; term: the newest that it has begun; replica: as of `ReplicaPosition`.
 
     said: the newest position of each other place, which the owner of this keeps up to date.
     absent: places that were lost before; nobody waits for them. patience: seconds that others are waited for.
@@ -57,7 +57,7 @@ class Succession:
         place: int,
         term: Term,
         replica: tuple[int, int],
-        said: dict[int, Position],
+        said: dict[int, ReplicaPosition],
         absent: Collection[int],
         patience: float,
     ) -> None:
@@ -66,9 +66,9 @@ class Succession:
         self._told = -1, 0  # whom this process has told where it is, knowing of so many deaths
         self._since = 0.0
 
-    def position(self, dead: Collection[int]) -> Position:
+    def position(self, dead: Collection[int]) -> ReplicaPosition:
         """Of this process."""
-        return Position(self._term.number, *self._replica, len(dead))
+        return ReplicaPosition(self._term.number, *self._replica, len(dead))
 
     def to_tell(self, dead: Collection[int], now: float) -> Sequence[int]:
         """The places that are to be told now where this process is. dead: places."""

@@ -23,7 +23,7 @@ from psgc.run.ending import CalledOff, Ending
 from psgc.run.initial import initial_params
 from psgc.run.inputs import Given, fingerprint, iterations_of, open_held_out
 from psgc.run.prepare import PreparedRun
-from psgc.run.server_side import Record, state_after, train
+from psgc.run.server_side import Writers, state_after, train
 from psgc.run.takeover import Beginning
 from psgc.terminal import say
 from psgc.transport import Transport
@@ -69,7 +69,7 @@ def serve_on(transport: Transport, known: Known, beginning: Beginning, ending: E
         best_so_far(best, directory, run.config.evaluate, run.first)
         if best.enough:
             run.iterations = run.first
-        record = Record.of(run, claim, best)
+        record = Writers.of(run, claim, best)
         at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
         train(transport, run, record, ending, debug)
 

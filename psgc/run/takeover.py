@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from psgc.messages import Entry, Kind, Records, entries, record
 from psgc.processes import RunningTime
-from psgc.run.succession import Named, Position, Succession
+from psgc.run.succession import Named, ReplicaPosition, Succession
 from psgc.transport import Term, Transport
 
 
@@ -48,7 +48,7 @@ class Takeover:
     def __init__(self, transport: Transport, patience: float) -> None:
         self._transport, self._patience = transport, patience
         self._replica = 0, -1
-        self._said: dict[int, Position] = {}
+        self._said: dict[int, ReplicaPosition] = {}
         self._reading: dict[int, list[Entry]] = {}
         self._standing: Named | None = None  # of the term that has been begun
         self._named: Named | None = None  # of a later one
@@ -161,13 +161,13 @@ class Takeover:
             self._transport.give_up(self._transport.term.server)
 
 
-def _position_record(position: Position) -> Records:
+def _position_record(position: ReplicaPosition) -> Records:
     said = {"attempt": position.of, "worker": position.deaths}
     return record(Kind.POSITION, position.steps, position.term, **said)  # type: ignore[arg-type]
 
 
-def _position(entry: Entry) -> Position:
-    return Position(entry["chunk"], entry["attempt"], entry["iteration"], entry["worker"])
+def _position(entry: Entry) -> ReplicaPosition:
+    return ReplicaPosition(entry["chunk"], entry["attempt"], entry["iteration"], entry["worker"])
 
 
 def _term_records(named: Named, to_server: bool) -> list[Records]:
