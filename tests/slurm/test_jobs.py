@@ -155,13 +155,14 @@ def test_a_job_whose_last_worker_is_killed_is_requeued(work):
     assert work.iterations() == list(range(ITERATIONS))
 
 
-def test_a_job_whose_server_is_killed_is_requeued(work, undisturbed):
-    def kill(job):
-        (server,) = (pid for pid in work.cluster.processes(job) if "OMPI_COMM_WORLD_RANK=0" in environ_of(pid))
-        os.kill(server, signal.SIGKILL)
-
-    job, said, _ = interrupted(work, kill)
-    assert f"job {job} is requeued" in said
+def test_a_job_whose_server_is_killed_goes_on_in_the_same_start(work, undisturbed):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    (server,) = (pid for pid in work.cluster.processes(job) if "OMPI_COMM_WORLD_RANK=0" in environ_of(pid))
+    os.kill(server, signal.SIGKILL)
+    work.until((work.folder / "out/lost.csv").exists)
+    work.hurry()
+    assert "takes over as the server" in work.end(job, restarts=0)
     assert_whole(work, undisturbed)
 
 
