@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-OUTSIDE_TAG, FIRST_TAG = (
-    1,
-    2,
-)  # of messages outside of all terms; those of a term have a tag of its own, from the latter
+OUTSIDE_TAG = 1  # of messages outside of all terms
+FIRST_TAG = 2  # of the first term; each term has a tag of its own
 
 
 @dataclass(frozen=True, slots=True)
