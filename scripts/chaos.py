@@ -21,7 +21,8 @@ The table says, for each seed:
               stopped
     starts    1, and how often the run was started again; repeated: steps that were made twice
     wrong     whether the final parameters differ from those of the undisturbed run by more than rounding (1e-10)
-    hung      whether the run had to be killed; left: how many of its processes outlived it
+    hung      whether the run had to be killed, since it had written nothing for a minute; left: how many of its
+              processes outlived it
 
 With --beside the same faults come to a loop of Allreduce (scripts/chaos_loop.py) that writes a checkpoint every 50
 iterations and is started again when a rank has died.
@@ -56,6 +57,7 @@ WEIGHTS = {"kill": 1, "stop": 1, "pause": 4, "slow": 2}  # how often each comes,
 COLLECT_TIMEOUT = 2.0
 SLOW_FOR, TURN, SHARE = 5.0, 0.05, 0.2  # seconds; of each turn a slow worker runs for this share
 CLOSE = 1e-10
+PATIENCE = 60.0  # seconds without a word or a row, after which a run hangs
 LEFT_ALIVE = 2
 TOKEN = "PSGC_CHAOS"
 HERE = Path(__file__).parent
@@ -160,7 +162,7 @@ def processes(token: str) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Setting:
-    """Of all runs. seconds: of a worker in an iteration; most: that a run may take."""
+    """Of all runs. seconds: of a worker in an iteration."""
 
     folder: Path
     workers: int
@@ -169,7 +171,6 @@ class Setting:
     chunks: int  # of each worker
     aggregation: str
     after: float | None  # None: without restores
-    most: float
 
     def config(self, output: str) -> Path:
         """The YAML of a run."""
@@ -232,10 +233,11 @@ def disturbed(
     shutil.rmtree(directory, ignore_errors=True)
     environ = {**os.environ, TOKEN: token, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     environ |= {"OMPI_MCA_btl": "^ofi", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    rows, end, starts, hung, began = directory / "iterations.csv", time.monotonic() + setting.most, 0, False, 0.0
+    rows, said = directory / "iterations.csv", setting.folder / f"{output}.log"
+    starts, hung, began, written, last = 0, False, 0.0, 0, time.monotonic()
     chaos = Chaos(token, faults)
     thread = threading.Thread(target=chaos.run)
-    with (setting.folder / f"{output}.log").open("w") as log:
+    with said.open("w") as log:
         while True:
             starts += 1
             process = subprocess.Popen(
@@ -247,8 +249,10 @@ def disturbed(
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGTERM),
             )
-            while process.poll() is None and not (hung := time.monotonic() > end):
+            while process.poll() is None and not (hung := time.monotonic() > last + PATIENCE):
                 time.sleep(0.05)
+                if written != (size := sum(path.stat().st_size for path in (rows, said) if path.exists())):
+                    written, last = size, time.monotonic()
                 if not began and rows.exists() and rows.read_bytes().count(b"\n") > 1:
                     began = time.monotonic()
                     thread.start()
@@ -299,7 +303,6 @@ def experiment(options: argparse.Namespace) -> list[Found]:
     setting = Setting(
         *(options.output, options.workers, options.iterations, options.seconds, options.chunks, options.aggregation),
         after=options.after if options.restore else None,
-        most=60 + 6 * options.iterations * options.seconds,
     )
     rng = np.random.default_rng(0)
     write_dense(str(setting.folder / "data.npz"), rng.normal(size=(1024, 100)) / 10, rng.normal(size=1024))
