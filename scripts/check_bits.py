@@ -5,8 +5,8 @@
 
 Each combination of workers, schedule, way to sum and fault is a run of its own under mpirun, on the same chunks. The
 table has the SHA-256 of the final parameters for each problem and dtype: one, if all runs have the same bits. --quick
-has a few of them. A fault is a worker that is killed, or one that is stopped for longer than the timeout and is back.
-The exit code is 1 when there are several hashes, or a run fails.
+has a few of them. A fault is a worker that is killed, one that is stopped for longer than the timeout and is back, or
+the death of rank 0 ("takeover"). The exit code is 1 when there are several hashes, or a run fails.
 
 --cost has the seconds of an iteration with `reproducible: true` over those without it, and so the bytes in and out of
 rank 0: 4 workers, in turns.
@@ -45,6 +45,7 @@ FAULTS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "killed": {"kind": "kill", "rank": 1, "iteration": 2},
     "back": {"kind": "stop", "rank": 2, "iteration": 2, "seconds": 2.5},
+    "takeover": {"kind": "kill", "rank": 0, "iteration": 2, "step": "begin"},
 }
 COSTS: dict[str, dict[str, Any]] = {  # by what is said of it
     "8 chunks a worker": {"coding.chunks_per_worker": 8},
@@ -183,7 +184,7 @@ def combinations(options: argparse.Namespace) -> Iterator[Combination]:
         options.workers,
         options.schedule or SCHEDULES,
         WAYS,
-        FAULTS,
+        options.fault or FAULTS,
     )
     for number, one in enumerate(itertools.starmap(Combination, everything)):
         if not options.quick or (number % 7 == 0 and one.workers < 5):
@@ -197,6 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--problem", nargs="*", choices=["numpy", "torch"])
     parser.add_argument("--dtype", nargs="*", choices=["float32", "float64"])
     parser.add_argument("--schedule", nargs="*", choices=SCHEDULES)
+    parser.add_argument("--fault", nargs="*", choices=FAULTS)
     parser.add_argument("--workers", nargs="*", type=int, default=[2, 3, 5, 8])
     options = parser.parse_args(arguments)
     found: dict[tuple[str, str], Counter[str]] = {}
