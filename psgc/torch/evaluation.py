@@ -13,7 +13,7 @@ from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
 from psgc.torch.generators import seeded
-from psgc.torch.loader import ChunkLoader, MicroBatch, has_spare_core
+from psgc.torch.loader import ChunkLoader, MicroBatch
 
 AT_ONCE = 64  # examples, where micro_batch does not say: the sums are those of any number of workers
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -69,7 +69,7 @@ class Evaluator:
 
         Raises UserError.
         """
-        loader = ChunkLoader(dataset, self._collate, self._at_once, has_spare_core(self._device))
+        loader = ChunkLoader(dataset, self._collate, self._at_once)
         length, number = loader.length, len(self.results) + 1
         seed = (self._seed, number)
         loader.seed = (*seed, "evaluation")

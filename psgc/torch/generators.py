@@ -1,11 +1,7 @@
-"""A script's random numbers: the states of their generators, seeds that are the same on every copy of a chunk, and
-whether code of the user draws any.
-"""
+"""A script's random numbers: the states of their generators, and seeds that are the same on every copy of a chunk."""
 
 import hashlib
-import os
 import random
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import string_at
@@ -14,14 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from psgc.errors import UserError, one_line
 
 WORDS = 4 * 625  # bytes of NumPy's usual generator: 624 words, and how many of them have been used
 NAMES = "random", "numpy.random", "torch"
-GENERATORS = threading.RLock()  # held while states are set here; who compares states holds it meanwhile
-os.register_at_fork(before=GENERATORS.acquire, after_in_parent=GENERATORS.release, after_in_child=GENERATORS.release)
 
 
 class Generators(NamedTuple):
@@ -113,8 +106,7 @@ def preserved(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _is_preserved = False
-        with GENERATORS:
-            before.set(device)
+        before.set(device)
 
 
 @contextmanager
@@ -131,47 +123,13 @@ def seeded(seed: tuple[int, ...], device: torch.device) -> Iterator[None]:
 def reseed(seed: tuple[object, ...], device: torch.device) -> None:
     """Have the sources of `preserved` depend on `seed` alone. Takes 0.02 ms."""
     number = int.from_bytes(hashlib.blake2b(repr(seed).encode(), digest_size=20).digest())
-    with GENERATORS:
-        random.seed(number & 0xFFFFFFFFFFFFFFFF)
-        np.random.seed(number >> 64 & 0xFFFFFFFF)  # one word: NumPy takes five times as long with two
-        for_torch = number >> 97  # below 2^63
-        torch.default_generator.manual_seed(for_torch)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(for_torch)
-
-
-# functions of torch that draw random numbers, if not from a generator that they are given; some do so with dropout only
-_DRAWING = """
-    _fused_dropout _sample_dirichlet _standard_gamma alpha_dropout bernoulli binomial cauchy dropout dropout1d
-    dropout2d dropout3d exponential feature_alpha_dropout feature_dropout fractional_max_pool2d fractional_max_pool3d
-    geometric gru gumbel_softmax log_normal lstm multi_head_attention_forward multinomial native_dropout normal poisson
-    rand rand_like randint randint_like randn randn_like random randperm rnn_relu rnn_tanh rrelu
-    scaled_dot_product_attention uniform
-    """
-DRAWING = frozenset(_DRAWING.split())
-
-
-class Draws(Exception):
-    """The dataset draws random numbers, in a thread where they are not seeded."""
-
-
-class NoDraws(TorchFunctionMode):
-    """Raises Draws in place of a function that would draw from torch's default generators, in this thread only."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "").rstrip("_") in DRAWING and not any(
-            isinstance(argument, torch.Generator) for argument in (*args, *kwargs.values())
-        ):
-            raise Draws
-        return func(*args, **kwargs)
-
-
-def states() -> tuple[Any, ...]:
-    """The states of `random` and of NumPy's generator, which all threads share."""
-    kind, keys, *rest = np.random.get_state()
-    return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
+    random.seed(number & 0xFFFFFFFFFFFFFFFF)
+    np.random.seed(number >> 64 & 0xFFFFFFFF)  # one word: NumPy takes five times as long with two
+    for_torch = number >> 97  # below 2^63
+    torch.default_generator.manual_seed(for_torch)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(for_torch)
 
 
 def places(device: torch.device) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice
 from psgc.torch.halves import Halves, NotFinite
 from psgc.torch.loader import ChunkLoader, MicroBatch
-from psgc.torch.loading import Loading
+from psgc.torch.processes import Loading
 from psgc.torch.sampling import Batch, ChunkCosts
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
+from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.processes import die_with_parent
-from psgc.torch.loading import Loading
 from psgc.torch.reading import Reader
 
 TAKEN = ("num_workers", "prefetch_factor", "pin_memory", "timeout", "multiprocessing_context")  # of the DataLoader
@@ -39,6 +39,31 @@ def taken_apart(dataset: Any, collate: Collate | None) -> tuple[Any, Collate, "D
             "sampler and batch_sampler, with a batch_size"
         )
     return dataset.dataset, collate or dataset.collate_fn, dataset if dataset.num_workers else None
+
+
+class Loading:
+    """The rows of a chunk, in how many batches of `size` or fewer they go, and how many of these have been begun.
+
+    seed: (seed, epoch), of what rows draw.
+    """
+
+    def __init__(self, rows: Sequence[int] | np.ndarray = (), size: int = 1, seed: tuple[object, ...] = (0, 0)) -> None:
+        self.rows, self.size, self.seed = np.asarray(rows, np.int64), size, seed
+        self.batches = -(-len(self.rows) // size)
+        self.begun = 0
+
+    def rows_of(self, at: int) -> np.ndarray:
+        """The rows of batch `at`."""
+        return self.rows[slice(*bounds(at, len(self.rows), self.batches))]
+
+    def left(self) -> Iterator[np.ndarray]:
+        """The rows of each batch that has not been begun."""
+        return (self.rows_of(at) for at in range(self.begun, self.batches))
+
+    def is_like(self, other: "Loading") -> bool:
+        """Whether it has the same batches."""
+        same = self.batches == other.batches and self.seed == other.seed
+        return same and np.array_equal(self.rows, other.rows)
 
 
 class Wanted(NamedTuple):
@@ -88,7 +113,7 @@ class Processes:
         self._needed = deque(one for one in wanted if one not in self._there and one not in self._asked)
         self._ask()
 
-    def take(self, rows: np.ndarray, seed: tuple[object, ...]) -> Any:
+    def load(self, rows: np.ndarray, seed: tuple[object, ...]) -> Any:
         """The batch of these rows. Raises UserError, as `Reader.load`, and when a process has ended."""
         wanted = Wanted(rows.tobytes(), seed)
         if wanted not in self._there and wanted not in self._asked:

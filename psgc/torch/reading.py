@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 from psgc.errors import UserError, one_line, raised_at
-from psgc.torch.generators import GENERATORS, Generators, places, reseed
-from psgc.torch.loading import indexed
+from psgc.torch.generators import Generators, places, reseed
 from psgc.torch.sampling import length_of
 
 CPU = torch.device("cpu")
@@ -30,13 +31,13 @@ class Reader:
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
         self.length = length_of(dataset)
         self._dataset, self._collate = dataset, collate
-        self._is_indexed = indexed(dataset, collate) is not None
         self.draws = self.mixes = False
 
     def load(self, rows: np.ndarray, seed: tuple[object, ...]) -> Any:
         """The batch of these rows. seed: (seed, epoch). Raises UserError, with the row, when the user's code fails."""
-        if self._is_indexed:
-            return self.plain(rows)
+        if by_index := indexed(self._dataset, self._collate):
+            with suppress(Exception):  # row by row it is told which one it is
+                return by_index(rows)
         before = Generators.now(CPU)
         while True:
             known = self.draws, self.mixes
@@ -44,16 +45,8 @@ class Reader:
             if known == (self.draws, self.mixes):
                 break
         if any(known):
-            with GENERATORS:
-                before.set(CPU)
+            before.set(CPU)
         return batch
-
-    def plain(self, rows: np.ndarray) -> Any:
-        """The same, of what draws no random numbers."""
-        if self._is_indexed and (by_index := indexed(self._dataset, self._collate)):
-            with suppress(Exception):  # row by row it is told which one it is
-                return by_index(rows)
-        return self._collated(self._examples(rows.tolist()), rows.tolist())
 
     def _batch(self, rows: list[int], seed: tuple[object, ...]) -> Any:
         if self.draws:
@@ -113,3 +106,22 @@ def _shown(rows: Sequence[int]) -> str:
     if len(rows) == 1:
         return f"row {rows[0]}"
     return f"rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''}"
+
+
+def indexed(dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> Callable[[np.ndarray], list[Tensor]] | None:
+    """Gives the batch of rows (n,), as collating row by row does. None unless the dataset is tensors, or a Subset."""
+    if collate_fn is not default_collate:
+        return None
+    if type(dataset) is Subset:
+        of_whole, places = indexed(dataset.dataset, collate_fn), dataset.indices
+        return None if of_whole is None else lambda rows: of_whole(np.asarray([places[row] for row in rows]))
+    if type(dataset) is not TensorDataset or not all(map(_is_plain, dataset.tensors)):
+        return None
+    return lambda rows: [tensor[torch.from_numpy(rows).to(tensor.device)] for tensor in dataset.tensors]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether an index gives memory of its own, laid out as `torch.stack` does it."""
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.requires_grad:
+        return False
+    return tensor.is_contiguous() and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())

@@ -20,7 +20,7 @@ from psgc.torch.flat import FlatModel
 from psgc.torch.generators import preserved
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import ScriptState
-from psgc.torch.loader import ChunkLoader, has_spare_core
+from psgc.torch.loader import ChunkLoader
 from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
 from psgc.torch.standing import Standing
 from psgc.torch.state import Stateful, check_savable
@@ -47,7 +47,7 @@ class ScriptRun:
     ) -> None:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
         self._evaluator = Evaluator(model, collate, settings, flat.device)
-        self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1, has_spare_core(flat.device))
+        self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1)
         costs = ChunkCosts(cost, settings.micro_batch)
         self._sampler = Sampler(length, settings.seed)
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings, costs, self._sampler.following)

@@ -10,7 +10,7 @@ from psgc.errors import UserError
 from psgc.torch.evaluation import Evaluator
 from psgc.torch.fingerprint import Fingerprint
 from psgc.torch.flat import FlatModel
-from psgc.torch.generators import GENERATORS, Generators, preserved
+from psgc.torch.generators import Generators, preserved
 from psgc.torch.sampling import Batch, Position, Sampler
 from psgc.torch.state import About, Stateful, about_in, about_of, load_state, state_of
 from psgc.torch.steps import Steps
@@ -91,8 +91,7 @@ class Standing:
         self._latest, self.has_moved = None, False
         if self._to_set is not None:
             self._fingerprint.generators, self._to_set = self._to_set, None
-            with GENERATORS:
-                self._fingerprint.generators.set(self._flat.device)
+            self._fingerprint.generators.set(self._flat.device)
         self._at_batch = batch.position, Generators.now(self._flat.device)
 
     @property

@@ -7,7 +7,7 @@ from torch.utils.data import Subset, TensorDataset, default_collate, random_spli
 
 from psgc.errors import UserError
 from psgc.torch.loader import ChunkLoader
-from psgc.torch.loading import indexed
+from psgc.torch.reading import indexed
 
 X, Y = torch.randn(20, 2, 3), torch.arange(20)
 WHOLE = TensorDataset(X, Y)
@@ -59,6 +59,6 @@ def test_a_collate_function_of_the_user_is_called():
 
 
 def test_a_row_that_is_not_there_is_named():
-    loader = ChunkLoader(Subset(WHOLE, [0, 1, 99]), None, 4, spare_core=False)
+    loader = ChunkLoader(Subset(WHOLE, [0, 1, 99]), None, 4)
     with pytest.raises(UserError, match=r"^row 2 of the dataset \(Subset, 3 examples\): IndexError: index 99 "):
         next(loader.micro_batches([0, 1, 2]))

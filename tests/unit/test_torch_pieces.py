@@ -44,7 +44,7 @@ def call_of(
     flat = FlatModel(model)
     compute = ChunkGradient(flat, model, loss, buffers, chunks)
     settings = SimpleNamespace(seed=7, micro_batch=micro_batch, draws=draws)
-    loader = ChunkLoader(data, collate, MICRO_BATCH, spare_core=False)
+    loader = ChunkLoader(data, collate, MICRO_BATCH)
     gradient = BatchGradient(model, loader, compute, flat.dim, settings, ChunkCosts(None, None))
     engine = SimpleNamespace(num_workers=workers, num_chunks=chunks)
     return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), engine, scale, True, None), flat.dim

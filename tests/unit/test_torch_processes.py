@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSamp
 import psgc.torch
 from psgc.errors import UserError
 from psgc.torch.loader import ChunkLoader
-from psgc.torch.loading import Loading
-from psgc.torch.processes import taken_apart
+from psgc.torch.processes import Loading, taken_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 ROWS = 48
