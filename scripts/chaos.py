@@ -21,14 +21,18 @@ The table says, for each seed:
               stopped
     starts    1, and how often the run was started again; repeated: steps that were made twice
     wrong     whether the final parameters differ from those of the undisturbed run by more than rounding (1e-10)
-    hung      whether the run had to be killed, since it had written nothing for a minute; left: how many of its
+    lost      the share of the examples that no gradient has
+    off       how far the final parameters are from those of the undisturbed run, at most
+    hung      whether the run had to be killed, since it had made no step for two minutes; left: how many of its
               processes outlived it
 
 With --beside the same faults come to a loop of Allreduce (scripts/chaos_loop.py) that writes a checkpoint every 50
-iterations and is started again when a rank has died.
+iterations and is started again when a rank has died, and to torchft (scripts/chaos_torchft.py), where it is installed,
+whose processes are started again one by one.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -42,6 +46,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -57,13 +62,13 @@ WEIGHTS = {"kill": 1, "stop": 1, "pause": 4, "slow": 2}  # how often each comes,
 COLLECT_TIMEOUT = 2.0
 SLOW_FOR, TURN, SHARE = 5.0, 0.05, 0.2  # seconds; of each turn a slow worker runs for this share
 CLOSE = 1e-10
-PATIENCE = 60.0  # seconds without a word or a row, after which a run hangs
+PATIENCE = 120.0  # seconds without a row, after which a run hangs
 LEFT_ALIVE = 2
 TOKEN = "PSGC_CHAOS"
 HERE = Path(__file__).parent
 COLUMNS = (
     *("program", "seed", "end", "steps", "T*/T", "time"),
-    *("faults", "killed", "starts", "repeated", "wrong", "hung", "left"),
+    *("faults", "killed", "starts", "repeated", "lost", "off", "wrong", "hung", "left"),
 )
 
 
@@ -210,16 +215,18 @@ class Found:
     bound: float = float("nan")  # T*/T
     time: float = float("nan")
     repeated: int = 0
-    wrong: int = 0
+    lost: float = 0.0
     off: float = 0.0
+    wrong: int = 0
 
     @property
     def line(self) -> str:
         """Of the table."""
         seed = "-" if self.seed < 0 else str(self.seed)
         shares = [f"{self.bound:.3f}", f"{self.time:.3f}"]
-        counts = (self.faults, self.killed, self.starts, self.repeated, self.wrong, self.hung, self.left)
-        return _in_columns([self.program, seed, self.end, str(self.steps), *shares, *map(str, counts)])
+        counts = [str(count) for count in (self.faults, self.killed, self.starts, self.repeated)]
+        result = [f"{self.lost:.1%}", f"{self.off:.0e}", str(self.wrong), str(self.hung), str(self.left)]
+        return _in_columns([self.program, seed, self.end, str(self.steps), *shares, *counts, *result])
 
 
 def disturbed(
@@ -233,11 +240,11 @@ def disturbed(
     shutil.rmtree(directory, ignore_errors=True)
     environ = {**os.environ, TOKEN: token, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     environ |= {"OMPI_MCA_btl": "^ofi", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    rows, said = directory / "iterations.csv", setting.folder / f"{output}.log"
+    rows = directory / "iterations.csv"
     starts, hung, began, written, last = 0, False, 0.0, 0, time.monotonic()
     chaos = Chaos(token, faults)
     thread = threading.Thread(target=chaos.run)
-    with said.open("w") as log:
+    with (setting.folder / f"{output}.log").open("w") as log:
         while True:
             starts += 1
             process = subprocess.Popen(
@@ -251,7 +258,7 @@ def disturbed(
             )
             while process.poll() is None and not (hung := time.monotonic() > last + PATIENCE):
                 time.sleep(0.05)
-                if written != (size := sum(path.stat().st_size for path in (rows, said) if path.exists())):
+                if rows.exists() and written != (size := rows.stat().st_size):
                     written, last = size, time.monotonic()
                 if not began and rows.exists() and rows.read_bytes().count(b"\n") > 1:
                     began = time.monotonic()
@@ -279,10 +286,14 @@ def disturbed(
 def judge(setting: Setting, output: str, found: Found, reference: np.ndarray | None) -> None:
     """Add what the files of the run say."""
     directory, summary = setting.folder / output, {}
-    bounds = [row.bound for row in earlier_rows(directory / "iterations.csv") if np.isfinite(row.bound)]
+    rows = [*earlier_rows(directory / "iterations.csv")]
+    bounds = [row.bound for row in rows if np.isfinite(row.bound)]
     if bounds:
         found.bound = float(np.mean(bounds)) * found.steps / found.took
-    found.time = found.steps * setting.workers * setting.seconds / (setting.workers * found.took - found.away)
+    counted = sum(row.recovered for row in rows) * setting.seconds / setting.chunks
+    found.time = counted / (setting.workers * found.took - found.away)
+    if rows:
+        found.lost = 1 - counted / (len(rows) * setting.workers * setting.seconds)
     with suppress(OSError, ValueError):
         summary = json.loads((directory / "summary.json").read_text())
     restores = summary.get("restores", ())
@@ -320,6 +331,7 @@ def experiment(options: argparse.Namespace) -> list[Found]:
     mpirun = shutil.which("mpirun") or str(Path(sys.executable).with_name("mpirun"))
     loop = [mpirun, "-n", str(setting.workers), "--oversubscribe", "--bind-to", "none"]
     loop += [sys.executable, str(HERE / "chaos_loop.py")]
+    torchft = [sys.executable, str(HERE / "chaos_torchft.py"), "-n", str(setting.workers)]
     run("psgc_-1", psgc, iter(()))
     if results[0].end != "0":
         sys.exit(f"chaos: the undisturbed run has failed, see {setting.folder / 'psgc_-1.log'}")
@@ -329,8 +341,10 @@ def experiment(options: argparse.Namespace) -> list[Found]:
         ranks = range(0 if options.rank_zero else 1, setting.workers + 1)
         run(f"psgc_{seed}", psgc, draw(seed, options.rate, ranks, options.kinds, most_killed))
         if options.beside:
-            faults = draw(seed, options.rate, range(setting.workers), options.kinds, inf)
-            run(f"restart_{seed}", loop, faults, starts_again=True)
+            drawn = partial(draw, seed, options.rate, range(setting.workers), options.kinds, inf)
+            run(f"restart_{seed}", loop, drawn(), starts_again=True)
+            if importlib.util.find_spec("torchft"):
+                run(f"torchft_{seed}", torchft, drawn())
     (setting.folder / "chaos.json").write_text(json.dumps([vars(found) for found in results], indent=1) + "\n")
     return results
 
@@ -350,7 +364,7 @@ def main() -> int:
     add("--restore", action="store_true", help="start the run again when workers are gone")
     add("--after", type=float, default=2.0, help="seconds, of faults.restore")
     add("--rank-zero", action="store_true", help="faults come to rank 0 as well")
-    add("--beside", action="store_true", help="checkpoint-and-restart with the same faults")
+    add("--beside", action="store_true", help="checkpoint-and-restart, and torchft, with the same faults")
     add("--output", type=Path, default=Path("runs/chaos"), help="folder for all of it")
     ours = [found for found in experiment(parser.parse_args()) if found.program == "psgc" and found.seed >= 0]
     goodput = np.mean([found.bound for found in ours]) if ours else float("nan")

@@ -59,7 +59,9 @@ def main() -> None:
         if comm.rank:
             continue
         with rows.open("a") as stream:
-            stream.write(row_text(IterationRow(iteration, seconds=time.monotonic() - began, bound=seconds)))
+            row = IterationRow(iteration, seconds=time.monotonic() - began, bound=seconds)
+            row.recovered = comm.size * config.coding.per_worker
+            stream.write(row_text(row))
         if (iteration + 1) % EVERY == 0 or iteration + 1 == config.iterations:
             state = {name: value for name, value in optimizer.state().items() if isinstance(value, np.ndarray)}
             np.savez(output / "new.npz", params=params, first=iteration + 1, **state)
