@@ -6,7 +6,6 @@ every example comes once an epoch whatever the batch sizes, and nothing but a `P
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import inf
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,7 +16,6 @@ from psgc.errors import UserError, one_line
 
 CostFunction: TypeAlias = Callable[[list[int]], float]
 EXPECTED = "expected how long a micro-batch of these examples takes, in any unit: a number > 0"
-BLOCK = 1 << 14  # places of an epoch whose rows are computed at a time: a call takes as long as 3,000 of them
 
 
 class Position(NamedTuple):
@@ -69,30 +67,18 @@ class Batch:
         return np.concatenate([self.chunk(chunk, num_chunks) for chunk in chunks])
 
 
-@lru_cache(2)  # that of a step, and that of the next one
-def _block(seed: int, epoch: int, length: int, start: int, shuffle: bool) -> np.ndarray:
-    return rows_of(seed, epoch, length, start, min(start + BLOCK, length), shuffle)
-
-
 class Sampler:
     """The steps of a run, one after another, over a dataset of `length` examples.
 
     position: where the next step begins. Whoever makes the steps sets it: to `batch.after` once a step is made, to
     that of a checkpoint, or to that of a rank that is ahead. `batches` goes on from it.
-
-    Memory: 256 KB, and the rows of batches. An order is not kept (`psgc.data.epochs`), also with 10^8 examples.
     """
 
     def __init__(self, length: int, seed: int) -> None:
         self._length, self._seed = length, seed
         self._position = Position()
         self.epochs = 0  # of all calls of `batches`
-        self._newest = (
-            0,
-            False,
-            0,
-            0,
-        )  # size, shuffle and least of a loop, and the epoch that it ends before
+        self._newest = 0, False, 0, 0  # size, shuffle and least of a loop, and the epoch that it ends before
 
     @property
     def position(self) -> Position:
@@ -164,11 +150,7 @@ class Sampler:
         stop = min(start + size, self._length)
         has_more = self._length - stop >= least
         after = Position(iteration + 1, epoch, stop) if has_more else Position(iteration + 1, epoch + 1)
-        rows = [
-            _block(self._seed, epoch, self._length, at, shuffle)[max(0, start - at) : stop - at]
-            for at in range(start - start % BLOCK, stop, BLOCK)
-        ]
-        return Batch(position, after, np.concatenate(rows))
+        return Batch(position, after, rows_of(self._seed, epoch, self._length, start, stop, shuffle))
 
 
 def check_whole(name: str, value: object) -> None:

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from psgc.data import Epochs
 from psgc.data.epochs import rows_of
 from psgc.errors import UserError
-from psgc.torch.sampling import BLOCK, Batch, Position, Sampler, length_of
+from psgc.torch.sampling import Batch, Position, Sampler, length_of
 
 LENGTH = 103
 
@@ -54,13 +54,6 @@ def test_batches_are_those_of_a_data_loader(size, drop_last):
     assert sampler.position == Position(steps, 3)
     sampler = Sampler(LENGTH, seed=3)
     assert flat(taken(sampler.batches(size, 1, shuffle=False), sampler)) == [*range(LENGTH)]
-
-
-def test_orders_are_computed_in_blocks_that_batches_need_not_heed():
-    length = 2 * BLOCK + 100
-    sampler = Sampler(length, seed=3)
-    batches = taken(sampler.batches(BLOCK // 2 + 77, 1), sampler)
-    assert flat(batches) == rows_of(3, 0, length, 0, length).tolist()
 
 
 @pytest.mark.parametrize("chunks", [[2], [2, 3, 4], [0, 1, 2, 3, 4, 5, 6], [5, 1], [4, 3, 2], range(3, 7)], ids=str)
