@@ -9,6 +9,7 @@ come as a Poisson process, `--rate` a minute, to a worker drawn at random:
     stop    SIGSTOP for so long that the worker is lost (twice faults.collect_timeout), then SIGCONT
     pause   SIGSTOP for 0.1 to 1 s
     slow    SIGSTOP and SIGCONT in turns for 5 s: a fifth of the speed
+    link    the link of a host is down for as long as a stop lasts; with --hosts, which needs root
 
 Without --restore two workers are left alive in any case. With it the run is started again (`faults.restore`) when a
 worker has been gone for --after seconds. --rank-zero has faults come to rank 0 as well.
@@ -35,7 +36,6 @@ import argparse
 import importlib.util
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -45,124 +45,28 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
 
 import numpy as np
 import yaml
+from chaos_faults import COLLECT_TIMEOUT, KINDS, LINK, TOKEN, Chaos, Cluster, Fault, draw, processes
+from hosts import Hosts
 
 from psgc.data import write_dense
 from psgc.processes import die_with_parent
 from psgc.record.csv_files import earlier_rows
 
-KINDS = ("kill", "stop", "pause", "slow")
-WEIGHTS = {"kill": 1, "stop": 1, "pause": 4, "slow": 2}  # how often each comes, relative to the others
-COLLECT_TIMEOUT = 2.0
-SLOW_FOR, TURN, SHARE = 5.0, 0.05, 0.2  # seconds; of each turn a slow worker runs for this share
 CLOSE = 1e-10
 PATIENCE = 120.0  # seconds without a row, after which a run hangs
 LEFT_ALIVE = 2
-TOKEN = "PSGC_CHAOS"
 HERE = Path(__file__).parent
 COLUMNS = (
     *("program", "seed", "end", "steps", "T*/T", "time"),
     *("faults", "killed", "starts", "repeated", "lost", "off", "wrong", "hung", "left"),
 )
-
-
-@dataclass(frozen=True)
-class Fault:
-    """at: seconds after the first step; seconds: how long it lasts."""
-
-    at: float
-    kind: str
-    rank: int
-    seconds: float = 0.0
-
-
-def draw(seed: int, rate: float, ranks: Sequence[int], kinds: Sequence[str], most_killed: float) -> Iterator[Fault]:
-    """Faults without an end, `rate` a minute. most_killed: of all."""
-    rng = random.Random(seed)
-    at, killed = 0.0, 0
-    while True:
-        at += rng.expovariate(rate / 60)
-        kind = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
-        rank, pause = rng.choice(ranks), rng.uniform(0.1, 1.0)
-        killed += kind == "kill"
-        if kind == "kill" and killed > most_killed:
-            continue
-        yield Fault(at, kind, rank, {"kill": 0.0, "stop": 2 * COLLECT_TIMEOUT, "pause": pause, "slow": SLOW_FOR}[kind])
-
-
-@dataclass
-class Chaos:
-    """Has faults come to the processes of a program, which it finds by their token.
-
-    away: seconds in which ranks were dead or stopped, added up; dead: since when, by rank.
-    """
-
-    token: str
-    faults: Iterator[Fault]
-    is_over: threading.Event = field(default_factory=threading.Event)
-    done: list[Fault] = field(default_factory=list)
-    away: float = 0.0
-    dead: dict[int, float] = field(default_factory=dict)
-
-    def run(self) -> None:
-        """Until `is_over`. One fault at a time comes to a rank; they do not wait for each other."""
-        began, under_way = time.monotonic(), {}
-        for fault in self.faults:
-            if self.is_over.wait(max(0.0, began + fault.at - time.monotonic())):
-                break
-            self.see_the_living()
-            pid = processes(self.token).get(fault.rank)
-            if pid is None or ((before := under_way.get(fault.rank)) and before.is_alive()):
-                continue
-            self.done.append(fault)
-            under_way[fault.rank] = thread = threading.Thread(target=self._happen, args=(fault, pid))
-            thread.start()
-        for thread in under_way.values():
-            thread.join()
-        self.see_the_living(is_end=True)
-
-    def see_the_living(self, is_end: bool = False) -> None:
-        """Ranks that were killed and run again, after a restart, are away no more."""
-        living, now = processes(self.token), time.monotonic()
-        for rank in [rank for rank in self.dead if is_end or rank in living]:
-            self.away += now - self.dead.pop(rank)
-
-    def _happen(self, fault: Fault, pid: int) -> None:
-        began = time.monotonic()
-        end = began + fault.seconds
-        with suppress(ProcessLookupError):
-            if fault.kind == "kill":
-                os.kill(pid, signal.SIGKILL)
-                self.dead[fault.rank] = began
-                return
-            stopped, running = (TURN * (1 - SHARE), TURN * SHARE) if fault.kind == "slow" else (fault.seconds, 0.0)
-            while time.monotonic() < end and not self.is_over.is_set():
-                os.kill(pid, signal.SIGSTOP)
-                self.is_over.wait(stopped)
-                os.kill(pid, signal.SIGCONT)
-                self.away += stopped
-                time.sleep(running)
-
-
-def processes(token: str) -> dict[int, int]:
-    """The living ranks of a program, rank to pid; others of its processes have the negative of their pid as rank."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with suppress(OSError):
-            environ = (entry / "environ").read_bytes().split(b"\0")
-            if f"{TOKEN}={token}".encode() not in environ or (entry / "stat").read_text().rpartition(")")[2][1] == "Z":
-                continue
-            ranks = [int(word.partition(b"=")[2]) for word in environ if word.startswith(b"OMPI_COMM_WORLD_RANK=")]
-            found[ranks[0] if ranks else -int(entry.name)] = int(entry.name)
-    return found
 
 
 @dataclass(frozen=True)
@@ -230,7 +134,12 @@ class Found:
 
 
 def disturbed(
-    setting: Setting, output: str, command: Sequence[str], faults: Iterator[Fault], starts_again: bool
+    setting: Setting,
+    output: str,
+    command: Sequence[str],
+    faults: Iterator[Fault],
+    starts_again: bool,
+    cluster: Cluster | None = None,
 ) -> Found:
     """Run a program to its end, with these faults from its first step on.
 
@@ -242,7 +151,8 @@ def disturbed(
     environ |= {"OMPI_MCA_btl": "^ofi", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     rows = directory / "iterations.csv"
     starts, hung, began, written, last = 0, False, 0.0, 0, time.monotonic()
-    chaos = Chaos(token, faults)
+    chaos = Chaos(token, faults, cluster.cut if cluster else None)
+    environ |= cluster.hosts.environment if cluster else {}
     thread = threading.Thread(target=chaos.run)
     with (setting.folder / f"{output}.log").open("w") as log:
         while True:
@@ -321,8 +231,14 @@ def experiment(options: argparse.Namespace) -> list[Found]:
     results: list[Found] = []
     reference = None
 
-    def run(output: str, words: Sequence[str], faults: Iterator[Fault], starts_again: bool = False) -> None:
-        found = disturbed(setting, output, [*words, str(setting.config(output))], faults, starts_again)
+    def run(
+        output: str,
+        words: Sequence[str],
+        faults: Iterator[Fault],
+        starts_again: bool = False,
+        cluster: Cluster | None = None,
+    ) -> None:
+        found = disturbed(setting, output, [*words, str(setting.config(output))], faults, starts_again, cluster)
         judge(setting, output, found, reference)
         results.append(found)
         print(found.line, flush=True)
@@ -339,12 +255,19 @@ def experiment(options: argparse.Namespace) -> list[Found]:
     most_killed = inf if options.restore else setting.workers - LEFT_ALIVE
     for seed in range(options.first, options.first + options.seeds):
         ranks = range(0 if options.rank_zero else 1, setting.workers + 1)
-        run(f"psgc_{seed}", psgc, draw(seed, options.rate, ranks, options.kinds, most_killed))
+        kinds = (*options.kinds, LINK) if options.hosts else options.kinds
+        drawn = draw(seed, options.rate, ranks, kinds, most_killed)
+        if options.hosts:
+            with Hosts(*(f"host{number}" for number in range(options.hosts))) as hosts:
+                cluster = Cluster(hosts, -(-(setting.workers + 1) // options.hosts))
+                run(f"psgc_{seed}", cluster.command(psgc, setting.workers + 1), drawn, cluster=cluster)
+        else:
+            run(f"psgc_{seed}", psgc, drawn)
         if options.beside:
-            drawn = partial(draw, seed, options.rate, range(setting.workers), options.kinds, inf)
-            run(f"restart_{seed}", loop, drawn(), starts_again=True)
+            same = partial(draw, seed, options.rate, range(setting.workers), options.kinds, inf)
+            run(f"restart_{seed}", loop, same(), starts_again=True)
             if importlib.util.find_spec("torchft"):
-                run(f"torchft_{seed}", torchft, drawn())
+                run(f"torchft_{seed}", torchft, same())
     (setting.folder / "chaos.json").write_text(json.dumps([vars(found) for found in results], indent=1) + "\n")
     return results
 
@@ -363,6 +286,7 @@ def main() -> int:
     add("--aggregation", choices=("server", "allreduce"), default="allreduce")
     add("--restore", action="store_true", help="start the run again when workers are gone")
     add("--after", type=float, default=2.0, help="seconds, of faults.restore")
+    add("--hosts", type=int, default=0, help="so many, of network namespaces (root); link is one of the faults")
     add("--rank-zero", action="store_true", help="faults come to rank 0 as well")
     add("--beside", action="store_true", help="checkpoint-and-restart, and torchft, with the same faults")
     add("--output", type=Path, default=Path("runs/chaos"), help="folder for all of it")
