@@ -6,7 +6,7 @@ value for a key are refused. All errors are UserErrors.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,18 @@ class YamlSource:
 def to_text(tree: Any) -> str:
     """YAML that `YamlSource` reads back to the same tree."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """A tree of settings as one mapping with dotted keys.
+
+    >>> flat({"optimizer": {"lr": 0.1, "kind": "sgd"}, "seed": 0})
+    {'optimizer.lr': 0.1, 'optimizer.kind': 'sgd', 'seed': 0}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) and value else {f"{above}{key}": value}
+    return found
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from psgc.record.summary import median
-from psgc.tools.run_directory import RecordedRun, flat, is_running
+from psgc.tools.run_directory import RecordedRun, is_running
+from psgc.yaml_source import flat
 
 ComparedRun = dict[str, Any]
 
@@ -21,20 +22,11 @@ def compared(runs: Sequence[RecordedRun]) -> list[ComparedRun]:
     not known: iterations, final_loss, test_loss and test_accuracy (held-out, the newest), best_test_loss (the least),
     seconds in all, seconds_per_iteration (median), efficiency (T*/T, median), workers, and lost (workers).
     """
-    differing = differences([_settings(run) for run in runs])
-    rows = [_row(run, settings) for run, settings in zip(runs, differing, strict=True)]
-    return sorted(rows, key=_rank)
-
-
-def differences(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of mappings with dotted keys, what is not the same in all of them.
-
-    >>> differences([{"seed": 0, "optimizer.lr": 0.1}, {"seed": 0, "optimizer.lr": 0.3}])
-    [{'optimizer.lr': 0.1}, {'optimizer.lr': 0.3}]
-    """
+    settings = [_settings(run) for run in runs]
     keys = dict.fromkeys(key for each in settings for key in each)
     differing = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
-    return [{key: each.get(key) for key in differing} for each in settings]
+    rows = [_row(run, {key: own.get(key) for key in differing}) for run, own in zip(runs, settings, strict=True)]
+    return sorted(rows, key=_rank)
 
 
 def labels(rows: Sequence[ComparedRun]) -> list[str]:

@@ -17,7 +17,8 @@ from psgc.errors import visible
 from psgc.record.summary import duration
 from psgc.run_rows import WorkerEvent
 from psgc.tools.drawing import DARK, LIGHT, Picture
-from psgc.tools.run_directory import RecordedRun, flat
+from psgc.tools.run_directory import RecordedRun
+from psgc.yaml_source import flat
 
 LISTED = 200  # rows of lost.csv that the page shows
 NARROW = 640  # pixels below which a figure is not made smaller, but scrolled

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,18 +171,6 @@ def _summary(path: Path) -> dict[str, Any] | None:
         if not isinstance(summary, dict) or type(summary.get(name)) is not kind:
             raise UserError(f"{path}: damaged, or of another version of psgc: expected {name}, of type {kind.__name__}")
     return dict(summary)
-
-
-def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """A tree of settings as one mapping with dotted keys.
-
-    >>> flat({"optimizer": {"lr": 0.1, "kind": "sgd"}, "seed": 0})
-    {'optimizer.lr': 0.1, 'optimizer.kind': 'sgd', 'seed': 0}
-    """
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) and value else {f"{above}{key}": value}
-    return found
 
 
 def is_running(directory: Path) -> bool:

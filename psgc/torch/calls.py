@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 from zlib import crc32
 
 import numpy as np
@@ -21,6 +21,10 @@ from psgc.server.observer import IterationRecord
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.record import Record
 
+if TYPE_CHECKING:
+    from psgc.torch.session import Session
+
+Engine: TypeAlias = "Single | Session"  # makes sums of the calls: this process alone, or together with others
 WORKER = 1  # as which this process is in the record
 
 
@@ -46,30 +50,6 @@ class Call:
     joins: Callable[[], bool] = lambda: False
 
 
-class Engine(Protocol):
-    """What makes sums of the calls: this process alone, or together with others.
-
-    rank: of this process; num_workers: of the run, as it begins; num_chunks: of every call; iteration: of the first
-    call; state: what the run goes on from, or None; record: of the run, on rank 0.
-    """
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def num_workers(self) -> int: ...
-    @property
-    def num_chunks(self) -> int: ...
-    @property
-    def iteration(self) -> int: ...
-    @property
-    def record(self) -> Record | None: ...
-    @property
-    def state(self) -> bytes | None: ...
-
-    def sum(self, iteration: int, call: Call) -> Tensor | ScriptState:
-        """The sum of the call, a tensor, or the state of another rank that is further."""
-
-
 def signature(*of: object) -> float:
     """A number that float32 holds, for whatever tells a call from others.
 
@@ -80,7 +60,10 @@ def signature(*of: object) -> float:
 
 
 class Single:
-    """Makes sums of the calls in this process alone (`Engine`).
+    """Makes sums of the calls in this process alone, as `psgc.torch.session.Session` does together with others.
+
+    rank: of this process; num_workers: of the run, as it begins; num_chunks: of every call; iteration: of the first
+    call; state: what the run goes on from, or None; record: of the run, on rank 0.
 
     A gradient is that of all chunks in one pass where they may be joined. The first chunk of the process shows that,
     and is then done again with the others: so the bits are the same in a run that is resumed.

@@ -4,14 +4,13 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from psgc.coding.sketch import relative_difference
+from psgc.coding.sketch import relative_difference, sketch
 from psgc.torch.generators import preserved, seeded
 
 MOST, LEAST = 64, 5  # rows: LEAST of them, and more as long as they take less than SECONDS
@@ -74,17 +73,11 @@ def _described(row: Any) -> tuple[str, list[list[float]]]:
 
 
 def _sketch(values: np.ndarray) -> list[float]:
-    """Two random projections and the norm of some of the entries; those that are not finite count as 0."""
+    """Of some of the entries; those that are not finite count as 0."""
     flat = values.reshape(-1)
     some = flat[:: max(1, -(-flat.size // ENTRIES))]
     some = np.concatenate([some.real, some.imag]) if some.dtype.kind == "c" else some
-    some = np.nan_to_num(some.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    return [*map(float, _weights(len(some)) @ some), float(np.linalg.norm(some))]
-
-
-@lru_cache(8)
-def _weights(entries: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((2, entries))
+    return [*sketch(np.nan_to_num(some.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0))]
 
 
 def _arrays(value: Any, where: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -13,7 +13,7 @@ from psgc.plan import Plan, even_plan
 from psgc.run.auto import without_auto
 from psgc.run.inputs import check_ranks, emulated_chunks
 from psgc.validation import checked
-from psgc.yaml_source import shown
+from psgc.yaml_source import flat, shown
 
 OPEN_END = 2**31 - 1  # iterations: the script says when it is enough
 
@@ -66,20 +66,8 @@ def settled(settings: TorchRun, num_workers: int, dim: int) -> tuple[Config, Pla
 def by_name(settings: TorchRun) -> dict[str, Any]:
     """What all ranks have to say alike, by the names that people give it: arguments, or keys such as optimizer.lr."""
     names = {key: name for name, key in ARGUMENTS.items()} if isinstance(settings, ScriptConfig) else {}
-    found = _flat(settings.model_dump(mode="json", exclude={"problem": {"script"}}))
+    found = flat(settings.model_dump(mode="json", exclude={"problem": {"script"}}))
     return {names.get(key, key): value for key, value in found.items()}
-
-
-def _flat(settings: Mapping[str, Any], of: str = "") -> dict[str, Any]:
-    """By dotted key.
-
-    >>> _flat({"seed": 0, "faults": {"adopt": True}})
-    {'seed': 0, 'faults.adopt': True}
-    """
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{of}{name}.") if isinstance(value, dict) else {of + name: value}
-    return found
 
 
 def check_resumed(now: TorchConfig, directory: Path) -> None:

@@ -12,9 +12,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import RemovableHandle
 
 from psgc.errors import UserError
+from psgc.torch.checks import Schedules
 from psgc.torch.flat import FlatModel
 from psgc.torch.sampling import Batch, Position
-from psgc.torch.schedules import Schedules
 
 # what torch puts around `step` of each class; a step that raises calls no hook, but is not on the stack any more
 _STEP: CodeType = Optimizer.profile_hook_step(lambda _: None).__code__

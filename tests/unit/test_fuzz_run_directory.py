@@ -11,8 +11,8 @@ pytest.importorskip("matplotlib")
 from psgc.run_rows import COLUMNS, OPTIONAL
 from psgc.tools.figures import pictures
 from psgc.tools.page import page
+from psgc.tools.report import sentences
 from psgc.tools.run_directory import read_run
-from psgc.tools.slowness import sentences
 from tests.unit.fuzzed_files import NO_FILES, damaged, no_file, quietly
 from tests.unit.fuzzing import fuzzed
 from tests.unit.recorded_runs import record

@@ -7,8 +7,8 @@ import pytest
 
 from psgc.config import from_yaml_text
 from psgc.run_rows import Outcome
+from psgc.tools.report import paces, sentences
 from psgc.tools.run_directory import RecordedRun
-from psgc.tools.slowness import paces, sentences
 from tests.unit.recorded_runs import CONFIG, timeline_of
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 import psgc.torch
 from psgc.errors import UserError
-from psgc.torch import schedules as ours
+from psgc.torch import checks as ours
 
 pytestmark = pytest.mark.usefixtures("one_process")
 REFUSED = r"^{} changes settings of SGD, but was not attached, and would begin anew .* expected run.attach\(schedule\)"
