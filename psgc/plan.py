@@ -15,15 +15,12 @@ import scipy.sparse
 
 from psgc import coding
 from psgc.config import Coding
+from psgc.data.dataset import of_csr
 from psgc.data.npz import map_npy, map_npz
-from psgc.errors import UserError, one_line
+from psgc.errors import UserError
 from psgc.schedules import SCHEDULES, Queues
 
 MAX_WORKERS = 1_000_000
-_NO_INDEX = 2**31  # what no number of a chunk, a worker or a copy comes to
-_COMMON = {"format", "shape", "data", "_is_array"}  # what scipy.sparse.save_npz writes of every matrix
-_COMPRESSED = {"indices", "indptr"}  # and what besides, by the layout
-_MEMBERS = {"csr": _COMPRESSED, "csc": _COMPRESSED, "bsr": _COMPRESSED, "coo": {"row", "col"}, "dia": {"offsets"}}
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) 
 
 
 def read_assignment(path: str) -> scipy.sparse.csr_array:
-    """A 0/1 matrix (chunks, workers) from an .npy file, or a sparse one from scipy.sparse.save_npz.
+    """A 0/1 matrix (chunks, workers) from an .npy file, or a CSR one from scipy.sparse.save_npz.
 
     Raises UserError when the file is missing, unreadable or not a 0/1 matrix.
     """
@@ -193,27 +190,9 @@ def read_assignment(path: str) -> scipy.sparse.csr_array:
 
 
 def _sparse_matrix(path: str) -> Any:
-    arrays = map_npz(path)  # refuses all that is not plain arrays of the sizes that they claim
-    layout = arrays["format"].ravel()[:1].tobytes()[:20].decode("latin-1") if "format" in arrays else ""
-    if unused := ", ".join(sorted(arrays.keys() - _MEMBERS.get(layout, arrays.keys()) - _COMMON)):
-        raise UserError(f"{path}: holds {unused[:200]!r} besides, which would not be used")
-    shape, entries = arrays.get("shape"), arrays.get("data", np.empty(0)).size
-    if shape is not None and shape.shape == (2,) and (shape[0] > entries or shape[1] > MAX_WORKERS):
-        chunks, workers = shape.tolist()  # SciPy would take memory for all of them
-        raise UserError(f"{path}: {entries} entries cannot assign {chunks} chunks to {workers} workers")
-    for name in sorted({"shape", *_MEMBERS.get(layout, ())} & arrays.keys()):
-        array = arrays[name]
-        if array.dtype.kind not in "iu":
-            raise UserError(f"{path}: expected whole numbers in {name}, found dtype {array.dtype}")
-        if array.size and not -_NO_INDEX < array.min() <= array.max() < _NO_INDEX:  # SciPy would cut it to 32 bits
-            raise UserError(f"{path}: damaged: {name} holds {array.min()} to {array.max()}")
-    try:
-        matrix: Any = scipy.sparse.load_npz(path)
-        if hasattr(matrix, "check_format"):  # else a wrong index reads and writes memory of others, as a wrong indptr
-            matrix.check_format()
-        if hasattr(matrix, "indptr") and matrix.nnz != entries:  # SciPy checks an indptr that ends in 0 no further
-            raise ValueError("indptr does not end with the number of indices")
-    except Exception as error:  # SciPy raises many kinds for arrays that do not fit each other
-        raise UserError(f"{path}: damaged ({one_line(error)})") from None
+    found = of_csr(path, map_npz(path))
+    if found.num_features > MAX_WORKERS:
+        raise UserError(f"{path}: expected at most {MAX_WORKERS} columns (workers), found {found.num_features}")
+    matrix, _ = found.rows(0, found.num_rows)
     # in int64 entries for one place add up; of booleans they would come to True, of int8 to anything
     return matrix.astype(np.int64) if matrix.dtype.kind in "biu" else matrix

