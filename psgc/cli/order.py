@@ -16,7 +16,7 @@ from psgc.terminal import say
 
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("assignment", metavar="assignment.npy", help="0/1 matrix, chunks x workers (.npy or sparse .npz)")
+    add("assignment", metavar="assignment.npy", help="0/1 matrix, chunks x workers (.npy, or CSR in .npz)")
     add("--parts", type=int, metavar="L", help="number of parts to order for (default: every possible number)")
     add("--output", metavar="FILE", help="write the position of each chunk to FILE (.npy or sparse .npz)")
 

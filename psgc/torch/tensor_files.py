@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from psgc.disk import write_whole
 from psgc.errors import UserError, one_line
 from psgc.state_files import decode, encode, head, header_of
 
+DTYPES = {dtype: name for name, dtype in safetensors.torch._TYPES.items()}  # as a file names them
 NO_STATE = ValueError, LookupError, TypeError, AttributeError, RecursionError  # what reading something else raises
 
 
@@ -78,7 +78,7 @@ def _file(tensors: Mapping[str, Tensor], metadata: dict[str, str], memory: bytea
     for name, tensor in tensors.items():
         check_tensor(name, tensor)
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # so all are aligned
-    start = head({name: (_dtype(it.dtype), it.shape, it.nbytes) for name, it in ordered.items()}, metadata)
+    start = head({name: (DTYPES[it.dtype], it.shape, it.nbytes) for name, it in ordered.items()}, metadata)
     offset, size = len(start), len(start) + sum(tensor.nbytes for tensor in tensors.values())
     if memory is None or len(memory) != size:
         memory = bytearray(size)
@@ -93,24 +93,7 @@ def _file(tensors: Mapping[str, Tensor], metadata: dict[str, str], memory: bytea
 
 def check_tensor(name: str, tensor: Tensor) -> None:
     """Raises UserError for a tensor that a safetensors file cannot hold."""
-    if tensor.is_meta or tensor.layout != torch.strided:
-        trouble = "without memory" if tensor.is_meta else str(tensor.layout)
-    else:
-        trouble = _trouble_with(tensor.dtype)
-    if trouble:
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.dtype not in DTYPES:
+        is_strided = tensor.layout == torch.strided
+        trouble = "without memory" if tensor.is_meta else tensor.dtype if is_strided else tensor.layout
         raise UserError(f"{name} is a tensor that a safetensors file cannot hold ({trouble})")
-
-
-@lru_cache
-def _trouble_with(dtype: torch.dtype) -> str:
-    try:
-        _dtype(dtype)
-    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        return one_line(error)
-    return ""
-
-
-@lru_cache
-def _dtype(dtype: torch.dtype) -> str:
-    """As a safetensors file has it."""
-    return str(header_of(safetensors.torch.save({"tensor": torch.empty(0, dtype=dtype)}))[0]["tensor"]["dtype"])

@@ -3,7 +3,6 @@
 What was given is read here without psgc. Nothing may be dropped, invented or unpickled, and nothing is printed besides.
 """
 
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -265,10 +264,9 @@ def check_assignment(path: Path) -> str:
     if path.suffix == ".npz":
         members = dict(stored_members(content))
         assert "more" not in members
-        numbers = io.BytesIO()
-        np.savez(numbers, **members | {"data": members["data"].astype(np.float64)})  # in which sums stay what they are
-        numbers.seek(0)
-        matrix = scipy.sparse.load_npz(numbers).toarray()
+        data, indices, indptr, shape = (members[name] for name in ("data", "indices", "indptr", "shape"))
+        numbers = data.astype(np.float64)  # in which sums stay what they are
+        matrix = scipy.sparse.csr_array((numbers, indices, indptr), shape=shape).toarray()
     else:
         matrix = stored_array(content)
     assert matrix.ndim == 2
@@ -282,7 +280,6 @@ def check_assignment(path: Path) -> str:
 
 
 A = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]])
-LAYOUTS = ["csr", "csc", "coo", "bsr", "dia"]
 
 
 POOLS = [(0, 1, 1), (0, 1, 1), (1, 1, 1, -1), (1, 1, 0.5, 2, np.nan, np.inf, 257)]
@@ -296,12 +293,11 @@ def test_any_dense_assignment(folder: Path, data: st.DataObject) -> None:
     check_assignment(path)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@fuzzed(30)
+@fuzzed(80)
 @given(data=st.data())
-def test_any_sparse_assignment(folder: Path, layout: str, data: st.DataObject) -> None:
+def test_any_sparse_assignment(folder: Path, data: st.DataObject) -> None:
     path = folder / "A.npz"
-    scipy.sparse.save_npz(path, scipy.sparse.coo_array(A).asformat(layout), compressed=False)
+    scipy.sparse.save_npz(path, scipy.sparse.csr_array(A), compressed=False)
     assert check_assignment(path) == ""
     contents: dict[str, Any] = dict(stored_members(path.read_bytes()))
     for _ in range(data.draw(st.integers(1, 2))):
