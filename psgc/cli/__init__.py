@@ -140,16 +140,13 @@ def add_hosts(parser: Parser, text: str) -> None:
 
 
 def add_resume(parser: Parser, text: str = "continue from the newest checkpoint in the run directory") -> None:
-    """For a command that can continue a run."""
     parser.add_argument("--resume", action="store_true", help=text)
 
 
 def add_json(parser: Parser) -> None:
-    """For a command that prints a table."""
     parser.add_argument("--json", metavar="FILE", help="write the table to FILE as JSON")
 
 
 def add_plot(parser: Parser, what: str) -> None:
-    """For a command that can draw what it prints."""
     text = f"draw the {what} to FILE (.png, .pdf, .svg; needs matplotlib)"
     parser.add_argument("--plot", metavar="FILE", help=text)

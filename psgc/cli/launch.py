@@ -21,7 +21,6 @@ def run(options: Options) -> int:
 
 
 def add_program(parser: Parser) -> None:
-    """A YAML file or a script, and options of mpirun."""
     parser.epilog = (
         "What follows -- goes to the script, or with a YAML file to mpirun, for example: -- --map-by core -x HF_HOME. "
         "Options of mpirun's for a script: --mpirun='--map-by core -x HF_HOME'"
@@ -32,7 +31,6 @@ def add_program(parser: Parser) -> None:
 
 
 def add_ranks(parser: Parser) -> None:
-    """How many ranks, and where."""
     text = "number of ranks: one server and the workers"
     parser.add_argument("-n", type=int, required=True, dest="ranks", metavar="RANKS", help=text)
     text = "let MPI use all its transports (UCX, InfiniBand); a dead rank then ends the run"

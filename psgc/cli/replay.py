@@ -56,7 +56,6 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
 
 
 def _told(replay: Replay) -> Iterable[str]:
-    """Lines that explain the record."""
     run, recording, own = replay.run, replay.recording, replay.own
     yield (
         f"{run.path}: {run.workers} workers, {len(run.iterations['iteration'])} iterations, of which "

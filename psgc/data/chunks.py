@@ -120,7 +120,6 @@ class ChunkSource:
                 yield chunk
 
     def sample(self, i: int, batch: int, rng: np.random.Generator) -> Chunk:
-        """`batch` rows of chunk i (`Chunk.sample`)."""
         whole = self._kept(i)
         drawn = whole.sample(batch, rng)
         if drawn is whole:
@@ -149,7 +148,6 @@ class ChunkSource:
         return self._load(i, rows, 1 / self.num_chunks if self._dataset is None else len(rows) / self._dataset.num_rows)
 
     def _range(self, i: int) -> range:
-        """The rows of chunk i."""
         return range(0) if self._dataset is None else range(*bounds(i, self._dataset.num_rows, self.num_chunks))
 
     def _load(self, i: int, rows: Rows, weight: float) -> Chunk:

@@ -58,16 +58,13 @@ class Epochs:
 
     @property
     def iterations_each(self) -> int:
-        """Iterations of an epoch."""
         return -(-self.num_rows // self.size)
 
     @property
     def iterations(self) -> int:
-        """Iterations of the run."""
         return self.count * self.iterations_each
 
     def rows_in(self, iteration: int) -> int:
-        """How many rows the batch of an iteration has."""
         return min(self.size, self.num_rows - iteration % self.iterations_each * self.size)
 
     def costs(self, iteration: int, num_chunks: int) -> list[float]:

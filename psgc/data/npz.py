@@ -41,7 +41,6 @@ _PADDING_ID = 0xD935  # the extra field that other tools use to align members to
 
 
 def map_npy(path: str) -> np.ndarray:
-    """The array of an .npy file, memory-mapped."""
     with _foreign(path, "no .npy file of plain numbers"), open_regular(path) as file:
         return _map(path, file, 0, os.path.getsize(path))
 

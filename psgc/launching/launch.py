@@ -26,7 +26,7 @@ from psgc.launching.mpirun_process import Heard, catching, run
 from psgc.launching.outcome import RunDirectory, folder_for_answers
 from psgc.launching.restoring import Watch
 from psgc.launching.script import Program, check_script
-from psgc.record.restores import RESTORED
+from psgc.record.csv_files import RESTORED
 from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME, stopped
 from psgc.terminal import say
 

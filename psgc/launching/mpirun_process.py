@@ -45,7 +45,6 @@ class Heard:
         return self.why or next(iter(reversed(ends or said)), "")
 
     def relay(self, stream: IO[bytes]) -> None:
-        """Pass the stderr of a process on until its end."""
         with stream:
             for line in stream:
                 self.lines.append(line.decode(errors="replace").rstrip())

@@ -37,7 +37,6 @@ class RunDirectory:
 
     @property
     def summary_file(self) -> Path:
-        """Where the run leaves its summary."""
         return self.directory / "summary.json"
 
     def settings_file(self) -> Path | None:

@@ -47,7 +47,6 @@ def run(work: Callable[[], object]) -> None:
 
 
 def _run_script(path: str) -> None:
-    """Run the script as Python does."""
     main = ModuleType("__main__")
     main.__dict__.update(__file__=path, __builtins__=__builtins__, __spec__=None)
     sys.modules["__main__"] = main

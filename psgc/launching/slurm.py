@@ -86,7 +86,6 @@ class Job:
         return 86400 * (days or 0) + sum(unit * (part or 0) for unit, part in zip(units, parts, strict=True))
 
     def directives(self, log: str, array: str) -> list[str]:
-        """The options of sbatch."""
         optional = {
             "--gpus-per-node": self.gpus_per_rank * self.ranks_per_node,
             "--partition": self.partition,

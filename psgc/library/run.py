@@ -114,7 +114,6 @@ class Run:
         return f"<table><caption>{escape(visible(str(self.path)))}</caption>{rows}</table>"
 
     def _facts(self) -> list[tuple[str, str]]:
-        """In few words."""
         status, reason = self.summary.get("status", "not ended"), self.summary.get("reason", "")
         facts = [("status", printable(f"{status} ({reason})" if reason else status))]
         iterations = len(self.history["iteration"])

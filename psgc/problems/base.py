@@ -63,7 +63,6 @@ class Problem(Protocol):
 
 
 def has_loss(problem: Problem) -> bool:
-    """Whether the problem has a loss."""
     return hasattr(problem, "loss_and_gradient") or hasattr(problem, "loss")
 
 

@@ -30,7 +30,6 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_output_text(path: Path, text: str) -> None:
-    """The same for a text."""
     write_output(path, lambda stream: stream.write(text.encode()))
 
 
@@ -75,7 +74,6 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`content` as JSON, the whole file or none. Raises UserError."""
     with writing(path):
         write_output_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 

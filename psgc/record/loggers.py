@@ -49,7 +49,6 @@ class Loggers:
         self._metrics[iteration] = {f"evaluate/{name}" if name else "evaluate": mean for name, mean in means.items()}
 
     def row(self, row: IterationRow) -> None:
-        """An iteration is over."""
         values = {"seconds": row.seconds} | self._metrics.pop(row.iteration, {})
         if row.loss is not None:
             values["loss"] = row.loss
@@ -57,7 +56,6 @@ class Loggers:
         self._each(lambda logger: logger.log(values, row.iteration))
 
     def close(self, has_failed: bool) -> None:
-        """The run is over."""
         self._each(lambda logger: logger.close(has_failed))
         self._loggers.clear()
 

@@ -100,7 +100,6 @@ class RunProgress:
             say(text)
 
     def close(self) -> None:
-        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
 

@@ -17,9 +17,8 @@ import scipy.sparse
 
 from psgc.disk import NO_ROOM, GrowingFile, write_text, write_whole
 from psgc.errors import RunFailed, UserError
-from psgc.record.csv_files import csv_text, earlier_events, earlier_rows, row_text
+from psgc.record.csv_files import RestoreRecord, csv_text, earlier_events, earlier_rows, row_text
 from psgc.record.files import finite
-from psgc.record.restores import RestoreRecord
 from psgc.record.tally import BoundSampler, Tally, seconds_per_chunk
 from psgc.record.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every
 from psgc.run_rows import COLUMNS, TIMELINE, IterationRow, Outcome, WorkerEvent

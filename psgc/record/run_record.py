@@ -23,7 +23,6 @@ class RunRecord:
         self.record_in(recorder)
 
     def record_in(self, recorder: Recorder | None) -> None:
-        """From now on all is written there."""
         self.recorder = recorder
         # called for each chunk, so nothing else is done here
         self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk if recorder else lambda *_: None
@@ -47,7 +46,6 @@ class RunRecord:
         self.tell(event)
 
     def tell(self, event: WorkerEvent) -> None:
-        """Say it."""
         self.stuck(event.line)
 
     def stuck(self, line: str) -> None:

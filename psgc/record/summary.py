@@ -78,7 +78,6 @@ def settings_of(config: Config, plan: Plan, code: int, **others: Any) -> dict[st
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
-    """The summary for a person."""
     epochs = f" (epoch {summary['epoch']}/{summary['batch']['epochs']})" if "epoch" in summary else ""
     text = [f"{summary['status']} after {summary['iterations']} iterations{epochs} in {summary['seconds']:.1f} s"]
     if summary["final_loss"] is not None:
@@ -199,7 +198,6 @@ def _losses(events: list[dict[str, Any]]) -> str:
 
 
 def median(values: Sequence[float] | np.ndarray) -> float | None:
-    """The median of what is known."""
     known = np.asarray(values)[np.isfinite(values)]
     return float(np.median(known)) if len(known) else None
 

@@ -67,7 +67,6 @@ class Tally:
         self._abandoned = np.zeros(len(own_chunks))  # longest time after which a worker abandoned a chunk
 
     def count(self, entries: np.ndarray) -> None:
-        """Chunks of the timeline, of any iteration."""
         worker, seconds, outcome = entries["worker"] - 1, entries["seconds"], entries["outcome"]
         self.chunks += np.bincount(outcome, minlength=len(self.chunks))
         self.spent += np.bincount(outcome, seconds, len(self.spent))
@@ -78,7 +77,6 @@ class Tally:
         np.maximum.at(self._abandoned, worker[abandoned], seconds[abandoned])
 
     def row(self, row: IterationRow) -> None:
-        """A row of iterations.csv."""
         self.seconds.append(row.seconds)
         self.bounds.append(row.bound)
         self.error_measures.append(row.error_measure)

@@ -14,8 +14,8 @@ from psgc.data import Dataset
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem
+from psgc.record.csv_files import RESTORED
 from psgc.record.loggers import check_installed
-from psgc.record.restores import RESTORED
 from psgc.run import resume
 from psgc.run.best import Best, best_so_far
 from psgc.run.claim import Claim

@@ -32,7 +32,6 @@ class Decisions(Schedule):
         self._forget_plans()
 
     def _forget_plans(self) -> None:
-        """An iteration begins."""
         self._latest = 0.0  # when something was last heard in this iteration
         self._to_pull: dict[WorkerView, None] = {}  # workers that may take over more
         self.bare: dict[WorkerView, None] = {}

@@ -55,7 +55,6 @@ class ChunkView:
         return [self, *(it for it in piece if it is not self and not it.committed and len(it.takers) == 1)]
 
     def lengths(self, now: float, lag: float, spread: float) -> float:
-        """The cost of copies of these."""
         return sum(chunk.length(now, lag, spread) for chunk in self.with_others())
 
 
@@ -67,7 +66,6 @@ class Took(NamedTuple):
     passes: int = 0
 
     def and_then(self, seconds: float, chunks: float) -> Took:
-        """And one pass more."""
         return Took(self.seconds + seconds, self.chunks + chunks, self.passes + 1)
 
     def pace(self, fixed: float) -> float:
@@ -148,7 +146,6 @@ class WorkerView:
             self.due += self.pace * self.cost
 
     def cost_of(self, piece: Collection[ChunkView]) -> float:
-        """What these cost in one pass."""
         return self.fixed + sum(chunk.cost for chunk in piece) if piece else 0.0
 
     def reported(self, piece: Collection[ChunkView]) -> None:
@@ -163,13 +160,11 @@ class WorkerView:
         self.ahead += sum(chunk.cost for chunk in rest)
 
     def forget(self, chunk: ChunkView) -> None:
-        """The worker does not do `chunk`, or has done it."""
         if chunk in self.told:
             self._strike(chunk)
         chunk.takers = tuple(taker for taker in chunk.takers if taker is not self)
 
     def forget_all(self) -> None:
-        """The worker is in no chunk and was told none."""
         for chunk in (*self.told, *self.piece):
             self.forget(chunk)
         self.running, self.piece, self.alarm = None, (), inf
@@ -199,7 +194,6 @@ class WorkerView:
         return self.due if self.due > now else now + max(0.0, now - self.due - lag)
 
     def through(self, now: float, lag: float) -> float:
-        """When it will have done all that it was told."""
         pace = (1 + UNKNOWN) * self.elapsed(now, lag) if self.pace is None else self.pace
         return self.free(now, lag) + pace * self.ahead
 

@@ -174,7 +174,6 @@ class Schedule:
 
     @property
     def wake(self) -> float:
-        """When `tick` should be called."""
         return inf
 
     def tick(self, now: float) -> list[Order]:
@@ -192,7 +191,6 @@ class Schedule:
         return [self.tell_next(worker, chunk) for worker in [*told, *others][:needed]]
 
     def tell_next(self, worker: int, chunk: int) -> Order:
-        """Have `worker` do `chunk` next."""
         self._substitutes.setdefault(worker, {})[chunk] = None
         return Next(worker, chunk)
 

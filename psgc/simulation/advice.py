@@ -46,14 +46,12 @@ class ReplayResult:
     remarks: list[str]  # what a reader should know besides
 
     def plain(self) -> dict[str, Any]:
-        """What `--json` writes."""
         run, rows = self.replay.run, [_row(prediction, self.replay, self.advised) for prediction in self.predictions]
         about = {"run": str(run.path), "workers": run.workers, "iterations": len(self.replay.took)}
         return {**about, "reason": self.sentence, "yaml": self.yaml, "rows": rows}
 
 
 def predict(run_directory: str, grid: Grid) -> ReplayResult:
-    """The times of a recorded run with other settings. Raises UserError."""
     run = read_run(run_directory)
     if isinstance(run.config.problem, ScriptProblem):
         raise UserError(

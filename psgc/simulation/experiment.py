@@ -52,7 +52,6 @@ class Trials:
     bounds: Seconds | None
 
     def row(self) -> ScheduleRow:
-        """Their means."""
         done = np.isfinite(self.times)
         times = self.times[done]
         bounds = None if self.bounds is None else self.bounds[done]
@@ -200,7 +199,6 @@ class _Comparison:
 
 
 def _is_closed(settings: Settings, schedule: str) -> bool:
-    """Whether there is a closed form of this schedule."""
     return SCHEDULES[schedule].keeps_queues and settings.pass_cost is None
 
 

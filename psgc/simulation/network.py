@@ -19,8 +19,6 @@ def nothing() -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transfer:
-    """A message on its way."""
-
     dest: int
     size: int  # bytes
     arrived: Then  # called when it is there
@@ -56,7 +54,6 @@ class VirtualNetwork:
         self._post(self.control, source, Transfer(dest, size, arrived, nothing))
 
     def at(self, when: float, then: Then) -> None:
-        """Call `then` at that time."""
         heappush(self._events, (when, self._number, then))
         self._number += 1
 

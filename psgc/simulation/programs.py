@@ -171,7 +171,6 @@ class _CodedAllreduce(Target):
         self._missing = len(self._map.slices)  # at rank 0
 
     def _make_map(self, entries: int, contributors: Iterable[int]) -> tuple[Map, int]:
-        """The map, and the entries of a block."""
         itemsize = self._links.itemsize
         rates = {rank: self._rates[rank] if self._all_own or not rank else 0.0 for rank in self._ranks}
         slices = make_slices(entries, self._parts, rates, least_slice(itemsize))
@@ -192,7 +191,6 @@ class _CodedAllreduce(Target):
         return Traffic(self._seconds, link_bytes, self._control, self._by_symmetry)
 
     def _tell(self, source: int, dest: int, then: Callable[[], object]) -> None:
-        """A control message from or to rank 0."""
         self._control += 1
         self._network.tell(self._link[source], self._link[dest], RECORD.itemsize, then)
 

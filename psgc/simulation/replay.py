@@ -40,20 +40,16 @@ BLOCK = 10  # consecutive iterations of a long run
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """Settings of a run."""
-
     schedule: str
     chunks_per_worker: int
     replication: int
     parts: int
 
     def coding(self) -> dict[str, int]:
-        """The settings of section `coding`."""
         return {"chunks_per_worker": self.chunks_per_worker, "replication": self.replication, "parts": self.parts}
 
 
 def own_choice(config: Config) -> Choice:
-    """The settings that a run with this configuration has."""
     coding = config.coding
     return Choice(config.schedule, coding.per_worker, coding.replication, coding.parts)
 
@@ -74,7 +70,6 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """Mean per iteration."""
         return float(self.times.mean())
 
 

@@ -172,7 +172,6 @@ class VirtualCluster(Target):
             heappush(self._ends, (self._now + (self._takes(rank) + self._passes.pause), rank, chunk))
 
     def _takes(self, rank: int) -> float:
-        """Seconds of what the worker of this rank is in."""
         return self._seconds[rank] * (self._passes.cost + sum(map(self._cost, self._pieces[rank])))
 
     def _bring(self, event: events.Event) -> None:

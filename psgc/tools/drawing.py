@@ -45,7 +45,6 @@ class Theme:
     outcomes: tuple[str, ...]  # used, late, abandoned, lost
 
     def settings(self) -> dict[str, Any]:
-        """The same for matplotlib."""
         return {
             **dict.fromkeys(("figure.facecolor", "axes.facecolor"), self.paper),
             **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), self.ink),
@@ -80,7 +79,6 @@ STYLES = ("-", (0, (5, 2)))
 
 
 def new_figure(width: float, height: float = 4.5) -> Figure:
-    """An empty figure of so many inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -143,7 +141,6 @@ def rows(axes: Any, workers: int) -> None:
 
 
 def loss_panels(figure: Figure) -> Any:
-    """The axes of losses against iterations, and beside them against seconds."""
     axes = figure.subplots(1, 2, sharey=True)
     axes[0].set_xlabel("iteration")
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -23,7 +23,6 @@ class Finding:
 
 
 def mpirun_finding(mpirun: Mpirun) -> Finding:
-    """Which MPI's mpirun it is."""
     if not mpirun.family:
         return Finding("note", "mpirun", f"{mpirun.path}, of an MPI unknown to psgc: it gets no options but -n")
     return Finding("ok", "mpirun", f"{mpirun.path}, {mpirun.family} {mpirun.version}")
@@ -186,7 +185,6 @@ def slurm_finding(partitions: Finished, environ: Mapping[str, str]) -> Finding:
 
 
 def output_finding(output: str, result: Finished) -> Finding:
-    """The file system of the run directory."""
     found = result.found()
     if "kind" not in found:
         return Finding("problem", "output", f"{output}: {_why(result)}")

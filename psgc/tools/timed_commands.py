@@ -31,7 +31,6 @@ class Finished:
         return found
 
     def found(self) -> dict[str, Any]:
-        """All lines merged."""
         return {name: value for line in self.lines() for name, value in line.items()}
 
 
@@ -63,7 +62,6 @@ class Command:
             file.close()
 
     def result(self) -> Finished:
-        """Waits until the command ends, or until its time is over."""
         if self._process is None:
             return Finished(None, "", self._reason, 0.0)
         with suppress(subprocess.TimeoutExpired):

@@ -106,7 +106,6 @@ def begin(
 
 
 def _alone(program: TorchProgram) -> Single:
-    """The run in this process, which begins. Raises UserError."""
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     record, state = program.prepare(columns)
     config, plan = settled(alone(program.settings), 1, program.dim)
@@ -116,7 +115,6 @@ def _alone(program: TorchProgram) -> Single:
 
 
 def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding) -> ScriptRun:
-    """The run, which begins. Raises UserError."""
     run, output, names = program.run, program.output, program.settings.log
     run.begin(engine)
     ending.session, ending.last = engine, run.end

@@ -68,7 +68,6 @@ class Checkpoints:
 
 
 def content_of(step: int, blob: bytearray, model: nn.Module) -> Content:
-    """A state of the model as a checkpoint."""
     params = {f"{MODEL}.{name}" for name, param in model.named_parameters() if param.requires_grad}
     header, start = header_of(blob)
     vectors = {}

@@ -114,7 +114,6 @@ class Schedules:
             self._look(optimizer)
 
     def stepped(self, optimizer: Optimizer) -> None:
-        """After its step."""
         self._settings[optimizer] = _settings_of(optimizer)
 
     def _is_by_attached(self, optimizer: Optimizer) -> bool:
@@ -136,7 +135,6 @@ class Schedules:
 
 
 def _settings_of(optimizer: Optimizer) -> list[Any]:
-    """Rates and other numbers of its groups."""
     return [value for group in optimizer.param_groups for value in group.values() if isinstance(value, float | int)]
 
 

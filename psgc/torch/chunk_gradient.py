@@ -223,7 +223,6 @@ def _count(count: Any) -> float:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in a few words."""
     if isinstance(value, Tensor | np.ndarray):
         return f"a {type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
     if isinstance(value, list | tuple):

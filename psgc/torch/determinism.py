@@ -112,7 +112,6 @@ def computed_twice(
 
 
 def _difference(model: nn.Module, first: list[Seen], second: list[Seen]) -> str:
-    """What to tell the user: the first thing that differs."""
     pairs = zip([*first, None], [*second, None], strict=False)
     one, other = next(((one, other) for one, other in pairs if one != other), (None, None))
     seen = one or other

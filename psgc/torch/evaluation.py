@@ -157,7 +157,6 @@ def sums_of_chunk(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model is in evaluation mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -49,7 +49,6 @@ def differing(one: bytes, other: bytes, attached: Sequence[object] = ()) -> list
 
 
 def _by_role(attached: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """The optimizers, and all else."""
     optimizers = [thing for thing in attached if isinstance(thing, torch.optim.Optimizer)]
     return optimizers, [thing for thing in attached if not isinstance(thing, torch.optim.Optimizer)]
 

@@ -165,7 +165,6 @@ class FlatModel:
         self.restore()
 
     def clear(self) -> None:
-        """Have zeros as `grad`."""
         self.take(torch.zeros_like(self.params))
 
     def drop(self) -> None:
@@ -231,7 +230,6 @@ def _alone(view: Tensor) -> Tensor:
 
 
 def _call(method: WeakMethod[Any], place: int, param: Tensor) -> None:
-    """The method, if its object is still there."""
     if (called := method()) is not None:
         called(place, param)
 

@@ -131,7 +131,6 @@ def _autocast(config: TorchConfig, model: nn.Module, function: Any) -> Any:
 
 
 def _evaluate(run: ScriptRun, config: TorchConfig, parts: Parts, epoch: int) -> None:
-    """The metrics after so many epochs."""
     if parts.test is None:
         return
     found = run.evaluate(parts.test, _autocast(config, parts.model, parts.metrics or parts.loss))

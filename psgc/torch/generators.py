@@ -72,7 +72,6 @@ class Generators(NamedTuple):
 
 
 def _mapped(mapping: Mapping[str, Any], function: Any) -> dict[str, Any]:
-    """The mapping with `function` of its values, also within mappings."""
     return {
         key: _mapped(value, function) if isinstance(value, Mapping) else function(value)
         for key, value in mapping.items()

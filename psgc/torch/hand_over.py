@@ -35,7 +35,6 @@ class ScriptState:
 
     @staticmethod
     def from_bytes(content: bytes) -> "ScriptState":
-        """The inverse of `to_bytes`."""
         return ScriptState(int.from_bytes(content[:COUNT], "little"), content[COUNT:])
 
 
@@ -182,7 +181,6 @@ class HandOver:
         self.alert()
 
     def stop(self, error: BaseException) -> None:
-        """No more sums come."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
@@ -252,6 +250,5 @@ def vector_of(blob: bytes, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def blob_of(vector: np.ndarray) -> bytes:
-    """The inverse of `vector_of`."""
     whole = np.ascontiguousarray(vector).view(np.uint8)
     return whole[COUNT : COUNT + int.from_bytes(whole[:COUNT].tobytes(), "little")].tobytes()

@@ -79,12 +79,10 @@ class ChunkLoader:
             self._tell()
 
     def close(self) -> None:
-        """The worker processes end. May be called again."""
         if self._processes is not None:
             self._processes.close()
 
     def _tell(self) -> None:
-        """Have the processes load what there is to load."""
         if self._processes is not None:
             self._processes.need([self._current, self._next, *self._then])
 

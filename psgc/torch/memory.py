@@ -67,7 +67,6 @@ class OnGpu(Memory):
 
 
 def is_on_gpu(device: torch.device) -> bool:
-    """Whether CuPy can have memory of this device."""
     return device.type == "cuda"
 
 

@@ -53,7 +53,6 @@ class Loading:
         self.begun = 0
 
     def rows_of(self, at: int) -> np.ndarray:
-        """The rows of batch `at`."""
         return self.rows[slice(*bounds(at, len(self.rows), self.batches))]
 
     def left(self) -> Iterator[np.ndarray]:
@@ -61,7 +60,6 @@ class Loading:
         return (self.rows_of(at) for at in range(self.begun, self.batches))
 
     def is_like(self, other: "Loading") -> bool:
-        """Whether it has the same batches."""
         same = self.batches == other.batches and self.seed == other.seed
         return same and np.array_equal(self.rows, other.rows)
 
@@ -101,7 +99,6 @@ class Processes:
         return self
 
     def __next__(self) -> Wanted | None:
-        """What the DataLoader is to load next."""
         self._asked.append(self._needed.popleft() if self._needed else None)
         return self._asked[-1]
 

@@ -140,28 +140,23 @@ class TorchProgram:
         return found[1]
 
     def fingerprint(self) -> str:
-        """Of all that the model holds."""
         digest = hashlib.sha256()
         for name, tensor in _tensors(self._model):
             digest.update(name.encode() + checksum(tensor))
         return digest.hexdigest()
 
     def model(self) -> bytes:
-        """All that the model holds."""
         return to_bytes(state_of(self._model, [], About()))
 
     def load_model(self, content: bytes) -> None:
-        """Take what `model` gave on another rank."""
         where = "the parameters of rank 0"
         load_state(from_bytes(content, where), self._model, [], where)
         self._flat.check()
 
     def generators(self) -> bytes:
-        """The states of the generators of random numbers."""
         return to_bytes({"random": Generators.now(self.device).saved()})
 
     def set_generators(self, content: bytes) -> None:
-        """Have those that `generators` gave on another rank."""
         Generators.of(from_bytes(content, "the random numbers of rank 0")["random"]).set(self.device)
 
     def state(self) -> bytes:
@@ -173,7 +168,6 @@ class TorchProgram:
         return self.run.standing.digest()
 
     def params(self) -> np.ndarray:
-        """The parameters (dim,)."""
         return self._flat.params.detach().cpu().numpy()
 
 

@@ -72,7 +72,6 @@ class Record(RunRecord):
             self.progress = RunProgress(steps, done, self._columns)
 
     def step(self, loss: float, seconds: float) -> None:
-        """It has made one more step."""
         if self.progress is not None:
             self.progress.update(loss, seconds)
 

@@ -52,7 +52,6 @@ class Batch:
         return self.position.epoch
 
     def __len__(self) -> int:
-        """How many examples it has."""
         return len(self.rows)
 
     def chunk(self, i: int, num_chunks: int) -> np.ndarray:
@@ -60,7 +59,6 @@ class Batch:
         return self.rows[slice(*bounds(i, len(self), num_chunks))]
 
     def of_chunks(self, chunks: Sequence[int], num_chunks: int) -> np.ndarray:
-        """The rows of these chunks, one after another."""
         if list(chunks) == [*range(chunks[0], chunks[-1] + 1)]:
             first, end = bounds(chunks[0], len(self), num_chunks)[0], bounds(chunks[-1], len(self), num_chunks)[1]
             return self.rows[first:end]

@@ -35,7 +35,6 @@ def settings_of(given: Mapping[str, Any]) -> ScriptConfig:
 
 
 def _plain(value: Any) -> Any:
-    """As a YAML has it."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):

@@ -87,7 +87,6 @@ class Standing:
             self._latest = self.state()
 
     def begin(self, batch: Batch) -> None:
-        """A batch begins."""
         self._latest, self.has_moved = None, False
         if self._to_set is not None:
             self._fingerprint.generators, self._to_set = self._to_set, None

@@ -145,7 +145,6 @@ def about_in(content: bytes, where: str) -> About:
 
 
 def _names(attached: Sequence[Stateful]) -> list[str]:
-    """A name for each, such as optimizer, schedule, optimizer_2."""
     names = [MODEL, ABOUT, "format"]
     for thing in attached:
         kinds = ((torch.optim.Optimizer, "optimizer"), ((LRScheduler, ReduceLROnPlateau), "schedule"))

@@ -87,7 +87,6 @@ class RunningStatistics:
 
 
 def _buffers(module: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """Running mean, running variance, number of updates."""
     mean, var, tracked = module.running_mean, module.running_var, module.num_batches_tracked
     assert mean is not None
     assert var is not None

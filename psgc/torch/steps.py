@@ -45,7 +45,6 @@ class Steps:
         self._hooks: list[RemovableHandle] = []
 
     def open(self) -> None:
-        """The run begins."""
         self.close()
         self._hooks = [
             register_optimizer_step_pre_hook(self._before_step),
@@ -65,7 +64,6 @@ class Steps:
         self._newest, self._is_made, self._due = None, True, set()
 
     def close(self) -> None:
-        """The run is over."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -99,7 +97,6 @@ class Steps:
         return any(not due.isdisjoint(_stepped_by(optimizer)) for optimizer in self._optimizers)
 
     def is_newest(self, batch: Batch) -> bool:
-        """Whether the newest gradient is of this batch."""
         return self._newest is not None and self._newest.position == batch.position
 
     @property
@@ -169,5 +166,4 @@ class Steps:
 
 
 def _stepped_by(optimizer: Optimizer) -> set[int]:
-    """The ids of the parameters of an optimizer."""
     return {id(param) for group in optimizer.param_groups for param in group["params"]}

@@ -19,7 +19,6 @@ NO_STATE = ValueError, LookupError, TypeError, AttributeError, RecursionError  #
 
 
 def no_state(where: str, error: Exception) -> UserError:
-    """The error for something that should have been a state."""
     return UserError(f"{where}: not a state of psgc.torch ({one_line(error)})")
 
 

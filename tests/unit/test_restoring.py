@@ -11,8 +11,8 @@ from psgc.errors import UserError
 from psgc.launching.mpirun import Placement
 from psgc.launching.outcome import RunDirectory
 from psgc.launching.restoring import HOUR, Restores, Watch, slots_in
+from psgc.record.csv_files import RESTORED
 from psgc.record.recorder import Recorder
-from psgc.record.restores import RESTORED
 from psgc.run_rows import IterationRow, WorkerEvent
 from tests.unit.fake_mpirun import CHECKPOINT, RUN, launch, summary
 from tests.unit.recording import BOTH_HOLD_ALL
