@@ -28,6 +28,16 @@ def check_installed(names: Iterable[str]) -> None:
             raise UserError(f"log: {name} is not installed; pip install {name}")
 
 
+def installed(names: Iterable[str]) -> list[str]:
+    """The loggers, none if one is missing: that is said."""
+    try:
+        check_installed(names)
+    except UserError as error:
+        say(f"psgc: {error}; the run goes on without it", error=True)
+        return []
+    return [*names]
+
+
 class Loggers:
     """Writes to all of them. One that fails is left out from then on, and the run continues.
 

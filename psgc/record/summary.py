@@ -77,6 +77,12 @@ def settings_of(config: Config, plan: Plan, code: int, **others: Any) -> dict[st
     } | others
 
 
+def takeovers_in(recorder: Recorder, seconds: float | None) -> dict[str, object]:
+    """How often rank 0 was lost, if it was; seconds: that this took, as far as is known."""
+    number = sum(event.worker == 0 for event in recorder.events)
+    return {"takeovers": number, "takeover_seconds": seconds} if number else {}
+
+
 def lines(summary: dict[str, Any]) -> list[str]:
     epochs = f" (epoch {summary['epoch']}/{summary['batch']['epochs']})" if "epoch" in summary else ""
     text = [f"{summary['status']} after {summary['iterations']} iterations{epochs} in {summary['seconds']:.1f} s"]

@@ -10,7 +10,7 @@ from psgc.aggregation.shared import memory_bytes
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.plan import Plan
-from psgc.run.inputs import make_emulation, make_injector, tried_chunks
+from psgc.run.inputs import make_emulation, tried_chunks
 from psgc.run.launched import interruption
 from psgc.server.loop import Server
 from psgc.server.observer import Observer
@@ -30,14 +30,15 @@ class WorkerProgram(Protocol):
     """What a worker computes and holds: a NumPy problem (`ProblemProgram`), or a script's model (`ScriptWorker`).
 
     dim: entries of a vector; backend: of vectors; last: the run ends before this iteration, if not earlier;
-    is_alike: whether it begins the run in the state of rank 0; replica: takes the sums, gives and takes states;
-    loop: makes the loop of its rank.
+    is_alike: whether it begins a term in the state of rank 0; replica: takes the sums, gives and takes states;
+    loop: makes the loop of its rank; successor: the module with which it serves, if it takes over.
     """
 
     dim: int
     backend: Backend
     last: int
     is_alike: bool
+    successor: str
 
     @property
     def replica(self) -> Stepping: ...
@@ -68,19 +69,16 @@ def make_worker(
     config: Config,
     plan: Plan,
     program: WorkerProgram,
-    first: int = 0,
-    injector: Injector | None = None,
+    first: int,
+    injector: Injector,
 ) -> WorkerLoop:
-    """The worker of this rank, with the settings of the server, in a run or a term that begins with iteration `first`.
-
-    injector: of this process, if it has one.
-    """
+    """The worker of this rank, with the settings of the server, in a term that begins with iteration `first`."""
     transport.start(from_everybody=config.aggregation == "allreduce")
     backend, rank = program.backend, transport.rank
     encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype, config.reproducible)
     every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
     state = WorkerState(rank, plan.queues[rank], plan.num_chunks, combined, every)
-    mailbox, injector = Mailbox(state, encoder, transport.wake), injector or make_injector(config, rank)
+    mailbox = Mailbox(state, encoder, transport.wake)
     tried = {} if transport.term.number else tried_chunks(config, plan)  # which has been before
     trial = Trial(first, tried.get(rank), frozenset(tried.values()))
     runner = ChunkRunner(mailbox, backend, make_emulation(config, plan, rank), injector, trial)

@@ -10,7 +10,7 @@ from psgc.errors import one_line
 from psgc.problems import evaluate, quality
 from psgc.record.progress import epoch_of
 from psgc.record.recorder import Recorder
-from psgc.record.summary import settings_of, summarise
+from psgc.record.summary import settings_of, summarise, takeovers_in
 from psgc.run.best import Best
 from psgc.run.ending import RunOutcome
 from psgc.run.gradient_error import GradientErrorEstimator
@@ -40,8 +40,7 @@ def summary_of(
         settings["ended_early"] = outcome.enough
     if run.epochs is not None:
         settings["epoch"] = epoch_of(len(recorder.tally.seconds), run.iterations, run.epochs)
-    if takeovers := sum(event.worker == 0 for event in recorder.events):
-        settings |= {"takeovers": takeovers, "takeover_seconds": run.beginning.lost if run.beginning else None}
+    settings |= takeovers_in(recorder, run.beginning.lost if run.beginning else None)
     if server.replicas is not None:
         settings["replicas"] = server.replicas
     return summarise(recorder, seconds, settings, outcome.status, outcome.reason)

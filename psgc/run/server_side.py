@@ -45,8 +45,7 @@ from psgc.run.keeper import Callbacks, Keeper
 from psgc.run.meeting import Meeting
 from psgc.run.outcome import FinalFigures, how_it_ended, summary_of
 from psgc.run.prepare import PreparedRun, opening_lines, prepare
-from psgc.run.takeover import Beginning
-from psgc.run_rows import WorkerEvent
+from psgc.run.terms import record_takeover
 from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
 from psgc.terminal import say
@@ -160,7 +159,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         check_claim=record.claim.check if transport.survives_deaths else lambda: None,
     )
     if beginning is not None:
-        _tell_takeover(keeper, beginning, transport)
+        record_takeover(keeper, beginning, transport)
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
     is_traced, rows = config.stragglers.kind == "chunk_trace", rows_taken(config, chunks.num_rows)
     known = known_costs(config, plan.num_chunks)
@@ -236,20 +235,6 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         say(f"  run directory      {config.output}")
     if outcome.status == "failed":
         ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
-
-
-def _tell_takeover(record: Keeper, beginning: Beginning, transport: Transport) -> None:
-    """Record that this rank has taken over, and which workers were lost with the rank 0 before."""
-    first, place, hosts = beginning.first, transport.place, transport.hosts
-    reason = f"its process died; worker {place} on {hosts[0]} takes over as the server"
-    record.lost(0, beginning.before, first, reason)
-    serves = "it has taken over as the server"
-    record.recorder.event(WorkerEvent(first, place, hosts[0], "lost", serves))  # without a line of its own
-    known = {event.worker: event.event for event in record.recorder.events}
-    for worker, is_dead in sorted(beginning.away.items()):
-        if known.get(worker) != "lost":
-            why = "its process died" if is_dead else "it has not said where it is"
-            record.lost(worker, hosts[worker], first, why)
 
 
 def _outcome_of(server: Server, run: PreparedRun, faults: Injector, stopped_by: Sequence[int]) -> RunOutcome:

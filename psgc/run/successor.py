@@ -1,6 +1,5 @@
 """A worker becomes rank 0: it serves the next term of the run, from the state that its replica has."""
 
-import json
 import os
 import signal
 from contextlib import ExitStack
@@ -11,21 +10,19 @@ from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.data import Dataset
-from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.record.csv_files import RESTORED
-from psgc.record.loggers import check_installed
+from psgc.record.loggers import installed
 from psgc.run import resume
 from psgc.run.best import Best, best_so_far
-from psgc.run.claim import Claim
-from psgc.run.ending import CalledOff, Ending
+from psgc.run.ending import Ending
 from psgc.run.initial import initial_params
 from psgc.run.inputs import Given, fingerprint, iterations_of, open_held_out
 from psgc.run.prepare import PreparedRun
 from psgc.run.server_side import Writers, state_after, train
 from psgc.run.takeover import Beginning
-from psgc.terminal import say
+from psgc.run.terms import claim_after
 from psgc.transport import Transport
 from psgc.workers.injection import Injector
 
@@ -50,19 +47,17 @@ class Known:
 
 
 def serve_on(transport: Transport, known: Known, beginning: Beginning, ending: Ending, debug: bool) -> None:
-    """Be rank 0 until the end of the run; how it has ended is in `ending` then. Raises UserError and RunFailed."""
+    """Be rank 0 until the end of the run; how it has ended is in `ending` then.
+
+    Raises CalledOff, UserError and RunFailed.
+    """
     if signal.alarm(0):  # SIGTERM came before: now it is for this rank to end the run
         os.kill(os.getpid(), signal.SIGTERM)
     os.environ.pop(RESTORED, None)  # nobody has started the run again
     directory = Path(known.config.output)
-    if _is_over(directory):  # without this rank, which was stopped meanwhile
-        raise CalledOff
+    claim = claim_after(directory, directory / "summary.json", transport, beginning)
+    assert claim is not None
     with ExitStack() as at_end:
-        try:
-            claim = Claim(directory, transport.term.number)
-        except UserError as error:
-            say(f"psgc: rank 0 on {beginning.before} was lost, but its process goes on: {error}", error=True)
-            raise CalledOff from None
         at_end.callback(claim.release)
         run = _prepared(transport, known, beginning)
         best = Best(run.config.evaluate.patience if run.config.evaluate else None)
@@ -74,24 +69,11 @@ def serve_on(transport: Transport, known: Known, beginning: Beginning, ending: E
         train(transport, run, record, ending, debug)
 
 
-def _is_over(directory: Path) -> bool:
-    """Whether the run has written its last summary."""
-    try:
-        summary = json.loads((directory / "summary.json").read_text())
-        return "status" in summary and not summary.get("evaluating")
-    except (OSError, ValueError):
-        return False
-
-
 def _prepared(transport: Transport, known: Known, beginning: Beginning) -> PreparedRun:
     config, dataset, replica = known.config, known.dataset, known.replica
     if not beginning.is_alike:  # nobody has a state: then it is the first
         replica.start(beginning.first, known.backend.asarray(initial_params(config, known.problem)))
-    try:
-        check_installed(config.log)
-    except UserError as error:
-        say(f"psgc: {error}; the run goes on without it", error=True)
-        config = config.model_copy(update={"log": []})
+    config = config.model_copy(update={"log": installed(config.log)})
     run = PreparedRun(
         config=config,
         plan=known.plan,

@@ -1,20 +1,18 @@
 """A worker of a run of a NumPy problem: sets it up and runs it."""
 
-import threading
 import time
 from collections.abc import Callable
-from importlib import import_module
 
 from psgc import config as configuration
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend, open_backend
 from psgc.config import BuiltinProblem, Config
 from psgc.data import ChunkSource, Dataset
-from psgc.errors import PsgcError, RunFailed, UserError
+from psgc.errors import PsgcError, UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import ChunkCheck, Problem, evaluate
-from psgc.run.building import make_worker, share_memory
+from psgc.run.building import share_memory
 from psgc.run.ending import CalledOff, Ending
 from psgc.run.inputs import (
     SAME,
@@ -28,7 +26,8 @@ from psgc.run.inputs import (
 )
 from psgc.run.meeting import Meeting
 from psgc.run.memory import check_memory
-from psgc.run.takeover import CALLED_OFF, Beginning, Takeover
+from psgc.run.takeover import Takeover
+from psgc.run.terms import work_in_terms
 from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner
 from psgc.workers.compute import ComputeThread, Gradients
@@ -61,29 +60,12 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
     meeting.compare(description(config, dataset, problem, test), SAME)
     share_memory(transport, config, backend, problem.dim)
     program = ProblemProgram(config, backend, problem, chunks, transport.wake, test)
-    takeover, beginning = Takeover(transport, config.faults.collect_timeout), Beginning(first=int(first))
-    injector = make_injector(config, transport.rank)
-    while transport.rank:
-        program.is_alike = beginning.is_alike
-        before = {transport.term.place(rank) for rank in range(1, transport.rank)}
-        if transport.survives_deaths and before <= transport.dead:  # this one takes over next, and then has no time
-            threading.Thread(target=import_module, args=["psgc.run.successor"], daemon=True).start()
-        loop = make_worker(transport, config, plan, program, beginning.first, injector)
-        in_order = loop.run()
-        if not (loop.is_orphaned and transport.survives_deaths):
-            ending.in_order = in_order
-            return
-        host = transport.hosts[0]
-        beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left)
-        if beginning.first == CALLED_OFF:
-            raise CalledOff
-        if beginning.first < 0:  # rank 0 has died before it has given its state to anybody
-            if first:
-                raise RunFailed(f"rank 0 on {host} died before any other rank had the state of its checkpoint")
-            beginning.first = 0
+    takeover, injector = Takeover(transport, config.faults.collect_timeout), make_injector(config, transport.rank)
+    beginning = work_in_terms(transport, config, plan, program, int(first), injector, takeover, ending)
+    if beginning is None:
+        return
     from psgc.run.successor import Known, serve_on  # with what only a server needs
 
-    beginning.took = loop.took
     seconds = time.monotonic() - began
     known = Known(config, plan, problem, dataset, test, backend, program.replica, given, injector, seconds)
     try:
@@ -96,7 +78,7 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
 class ProblemProgram:
     """A NumPy problem on a worker (`psgc.run.building.WorkerProgram`). test: rows that are evaluated during the run."""
 
-    is_alike = False
+    is_alike, successor = False, "psgc.run.successor"
     loop = WorkerLoop
     _thread: ComputeThread | None = None
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from psgc.config import TorchConfig
 from psgc.errors import UserError
-from psgc.record.loggers import Loggers
+from psgc.record.loggers import Loggers, installed
 from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding, stopped_by
 from psgc.torch.calls import Single
@@ -116,12 +116,15 @@ def _alone(program: TorchProgram) -> Single:
 
 def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding) -> ScriptRun:
     run, output, names = program.run, program.output, program.settings.log
+
+    def log() -> None:
+        if names and output is not None:
+            run.loggers = loggers = Loggers(installed(names), Path(output))
+            run.on("iteration", loggers.row)
+            ending.come_first()
+            ending.closed = loggers.close
+
+    ending.session, run.log = engine, log
     run.begin(engine)
-    ending.session, ending.last = engine, run.end
-    if names and output is not None and engine.rank == 0:
-        run.loggers = loggers = Loggers(names, Path(output))
-        run.on("iteration", loggers.row)
-        ending.come_first()
-        ending.closed = loggers.close
-    ending.rows = run.give_rows
+    ending.last, ending.rows = run.end, run.give_rows
     return run

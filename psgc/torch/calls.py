@@ -76,6 +76,7 @@ class Single:
 
     rank, num_workers = 0, 1
     is_alone, in_order, is_cut_short, reports = True, True, False, False  # as of a Session
+    serves: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
         self,

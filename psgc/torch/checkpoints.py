@@ -27,16 +27,20 @@ EXPECTED = "expected a safetensors file of the model, or a run directory"
 class Checkpoints:
     """Those of a run.
 
-    output: the run directory; None: no checkpoints are written. every: steps from one to the next, 0 for none before
-    the end. keep: how many stay. model: its parameters and what optimizers have of them must be finite.
+    every: steps from one to the next, 0 for none before the end. keep: how many stay. model: its parameters and what
+    optimizers have of them must be finite. Without `open` none is written, but it is known when one would be.
     """
 
-    def __init__(self, output: str | None, every: int, keep: int, model: nn.Module) -> None:
-        self._store = None if output is None else CheckpointStore(Path(output) / "checkpoints", keep, "step")
-        self._every, self._model = every, model
+    def __init__(self, every: int, keep: int, model: nn.Module) -> None:
+        self._store: CheckpointStore | None = None
+        self._every, self._keep, self._model = every, keep, model
         self._memory: bytearray | None = None  # of the newest file
         self._newest: int | None = None  # the step of the newest one, or that the run has begun with
         self._is_abandoned = False
+
+    def open(self, output: str) -> None:
+        """Write into this run directory from now on."""
+        self._store = CheckpointStore(Path(output) / "checkpoints", self._keep, "step")
 
     def abandon(self) -> None:
         """The script goes on from another state than the newest one: a checkpoint of that is due."""
@@ -46,13 +50,13 @@ class Checkpoints:
         """Whether one is to be written before `step`, if the state is whole then."""
         if self._newest is None:
             self._newest = step
-        every = self._every if self._store is not None else 0
+        every = self._every
         return every > 0 and (self._is_abandoned or step // every > self._newest // every)
 
     def write(self, step: int, state: Callable[[bytearray | None], bytearray]) -> None:
         """Write the state before `step` soon. state: makes the file, in the memory of the one before if it fits."""
+        self._newest, self._is_abandoned = step, False
         if self._store is not None:
-            self._newest, self._is_abandoned = step, False
             self._store.flush()
             self._memory = state(self._memory)
             self._store.write(content_of(step, self._memory, self._model))

@@ -4,6 +4,9 @@ The script makes *calls*, numbered by iteration: it says that it is there, and w
 it comes with the next call, it has made the step with the sum before. It may be given the state of another rank instead
 of a sum: then it has missed calls, and goes on with the one that the state says.
 
+When rank 0 has died, another *term* of the run begins. The script then says again what it has said: that it is in a
+call, which is repeated, or that it has ended.
+
 Only the thread of the script touches model, optimizers and random numbers. Where the other one needs something of them,
 the script has made it: a digest before it calls, a state between two chunks or while it waits.
 """
@@ -44,7 +47,8 @@ class HandOver:
 
     called: the newest iteration that the script has called for; is_whole: whether the state of the model and of the
     optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; costs,
-    num_sums: as of Call, the former on rank 0.
+    num_sums: as of Call, the former on rank 0. term: counts those that have begun here; has_failed: the script has
+    ended with an error.
     """
 
     def __init__(
@@ -56,7 +60,9 @@ class HandOver:
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
         self.costs: Sequence[float] = ()
         self.num_sums = 0
-        self.is_ended = False
+        self.is_ended = self.has_failed = False
+        self.term = 0
+        self._said_in = 0  # the term in which the script has said where it is
         self.given = first - 1  # the newest iteration whose sum is here
         self._sums: dict[int, Array] = {}  # that the script has not come to, and the newest that it has
         self._state: ScriptState | None = None  # of another rank
@@ -75,8 +81,9 @@ class HandOver:
         costs: Sequence[float] = (),
         digest: bytes = b"",
         num_sums: int = 0,
+        term: int = 0,
     ) -> None:
-        """The script has made all steps before `iteration`, and now waits for its sum.
+        """The script has made all steps before `iteration`, and now waits for its sum, in this term.
 
         digest: of all that decides the next step (`psgc.torch.fingerprint`), where ranks are to be compared.
         """
@@ -85,7 +92,7 @@ class HandOver:
                 self._digests[iteration] = digest
                 for old in sorted(self._digests)[:-DIGESTS]:
                     del self._digests[old]
-            self._made = None
+            self._made, self._said_in = None, term
             self.is_whole, self.signature = is_whole, signature
             self.costs, self.num_sums = costs, num_sums
             self.called = iteration
@@ -98,14 +105,19 @@ class HandOver:
 
     def is_due(self) -> bool:
         """Whether the script has something else to do than chunks: its call is answered, or a state is to be made."""
-        return self.is_answered() or (self._is_asked and self.is_whole)
+        return self.is_answered() or self._is_repeated or (self._is_asked and self.is_whole)
+
+    @property
+    def _is_repeated(self) -> bool:
+        """Whether the script is to say again where it is."""
+        return self.term != self._said_in
 
     def make_state(self) -> bool:
         """Make the state that the other thread waits for; whether it does. Not when the call is answered.
 
         To be called when model and optimizers are whole, not within a chunk. Raises what making it raises.
         """
-        if self.is_answered() or not self.is_due():
+        if self.is_answered() or self._is_repeated or not self.is_due():
             return False
         made = ScriptState(self.called, self._make_state())
         with self._changed:
@@ -113,31 +125,49 @@ class HandOver:
         self._wake()
         return True
 
-    def answer(self) -> Any | ScriptState:
-        """What comes of the newest call, once it is there; meanwhile states are made. Raises what `stop` was given."""
+    def answer(self) -> Any | ScriptState | None:
+        """What comes of the newest call, once it is there; meanwhile states are made. None: it is to be made again.
+
+        Raises what `stop` was given.
+        """
         while True:
             with self._changed:
                 self._changed.wait_for(self.is_due)
             if not self.make_state():
                 return self._answer()
 
-    def _answer(self) -> Any | ScriptState:
+    def _answer(self) -> Any | ScriptState | None:
         with self._changed:
             if self._state is not None and self._state.iteration > self.called:
                 state, self._state = self._state, None
                 return state
             if self.called in self._sums:
                 return self._sums[self.called]
-            assert self._error is not None
-            raise self._error
+            if self._error is not None:
+                raise self._error
+            return None
 
-    def end(self) -> None:
+    def end(self, has_failed: bool = False, term: int = 0) -> None:
         """The script makes no more calls; it has made the step of the newest one, if it was given the sum."""
         with self._changed:
-            self.is_ended = True
+            self.is_ended, self.has_failed, self._said_in = True, has_failed, term
         self._wake()
 
+    def is_over(self) -> bool:
+        """After `end`: wait until no more sums come. False: it is to be called again."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_repeated or self._error is not None)
+            return not self._is_repeated
+
     # for the thread that does MPI
+
+    def begin_term(self) -> None:
+        """All is ready for the script in another term."""
+        with self._changed:
+            self.term += 1
+            self.is_ended = False  # until the script says so again
+            self._changed.notify_all()
+        self.alert()
 
     def digest(self, iteration: int) -> bytes:
         """That of the script's call for `iteration`; empty where it had none, or has not come there."""
@@ -226,7 +256,8 @@ class ScriptReplica:
         self._hand_over.give(self.steps, gradient)  # blocks that are passed on have memory of their own
 
     def poll(self, wait: bool = False) -> bool:
-        if not self.is_stepping or not self._hand_over.has_come_back(self.steps):
+        """wait: whatever the script does with the sum, it has it."""
+        if not self.is_stepping or not (wait or self._hand_over.has_come_back(self.steps)):
             return False
         self.is_stepping = False
         self.steps += 1

@@ -17,9 +17,10 @@ from psgc.plan import Plan
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.run_record import RunRecord
-from psgc.record.summary import lines, settings_of, summarise
+from psgc.record.summary import lines, settings_of, summarise, takeovers_in
 from psgc.run import launched
 from psgc.run.claim import Claim
+from psgc.run.takeover import Beginning
 from psgc.run_rows import IterationRow
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
@@ -31,17 +32,26 @@ class Record(RunRecord):
 
     output: the run directory, or None: then only `psgc launch` is told how the run ended, and there is no progress.
     columns: of the terminal, where nobody else says; rows: those that the script has not been given yet.
+    beginning: of the term, where this rank has taken over; its claim is `claim` then.
 
     Raises UserError: another run has the directory, or it cannot be written.
     """
 
     make_room: Callable[[], object] = staticmethod(lambda: None)  # removes the oldest checkpoint
 
-    def __init__(self, output: str | None, columns: int | None = None) -> None:
+    def __init__(
+        self,
+        output: str | None,
+        columns: int | None = None,
+        beginning: Beginning | None = None,
+        claim: Claim | None = None,
+    ) -> None:
         super().__init__(None, None)
         self.rows: deque[IterationRow] = deque()
-        self._claim = Claim(Path(output)) if output is not None else None
-        self._summary_in = launched.name_directory(output)
+        self._beginning, self._claim = beginning, claim
+        if beginning is None and output is not None:
+            self._claim = Claim(Path(output))
+        self._summary_in = launched.name_directory(output if beginning is None else None)
         self._output, self._columns = output, columns
         self._metrics: dict[str, float] = {}
         self._began = time.monotonic()
@@ -53,8 +63,9 @@ class Record(RunRecord):
         if self._claim is not None and self._output is not None:
             self._claim.make_room(resume_at is not None)
             directory, own_chunks = Path(self._output), plan.own_chunks.tolist()
-            text = config.to_yaml()
-            self.record_in(Recorder(directory, text, plan.assignment, plan.parts, own_chunks, 100_000, resume_at))
+            about = directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, 100_000
+            took = self._beginning.took if self._beginning else None
+            self.record_in(Recorder(*about, resume_at, took))
         self._began = time.monotonic() - (0.0 if state is None else state.seconds)
 
     @property
@@ -105,6 +116,7 @@ class Record(RunRecord):
                 settings["metrics"] = self._metrics
             if replicas is not None:
                 settings["replicas"] = replicas
+            settings |= takeovers_in(self.recorder, self._beginning.lost if self._beginning else None)
             summary = summarise(self.recorder, self.seconds, settings, status, reason)
             summary = self._written(self.recorder, params, summary)
             for line in lines(summary):

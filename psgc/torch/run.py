@@ -33,6 +33,7 @@ class ScriptRun:
 
     engine: Engine  # makes the sums; `init` sets it
     loggers: Loggers | None = None  # are told metrics
+    log: Callable[[], object] = staticmethod(lambda: None)  # opens them
 
     def __init__(
         self,
@@ -55,14 +56,24 @@ class ScriptRun:
         self._steps = Steps(model, flat, self.attached)
         self.standing = Standing(model, self.attached, flat, settings.seed, self._sampler, self._steps, self._evaluator)
         self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
+        self._expected = self._reached = 0  # steps, as of Record.expects
+        self._saves: list[Path] = []  # what rank 0 has saved since its last call
         self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_over = False
         self._is_broken = False  # there is no going on from here: a loss that is not finite, or half of a batch
 
     @property
     def rank(self) -> int:
-        """The number of this process. Rank 0 writes files, and should print what is to be printed once."""
+        """The number of this process; it changes when this one goes on for a rank 0 that has died (`is_first`)."""
         return self.engine.rank
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes files, and should print what is to be printed once.
+
+        When rank 0 dies, another rank takes over. So a script asks this whenever it comes to what rank 0 is to do.
+        """
+        return self.engine.rank == 0
 
     def attach(self, *things: Stateful) -> None:
         """Optimizers, schedules, a GradScaler: their state goes into checkpoints, and to ranks that fell behind.
@@ -93,7 +104,7 @@ class ScriptRun:
 
     def _batches(self, batches: Iterator[Batch], steps: Callable[[], int]) -> Iterator[Batch]:
         """steps: how many the run will have made after these batches."""
-        is_empty, record, standing = True, self.engine.record, self.standing
+        is_empty, standing = True, self.standing
         while True:
             standing.before_batch()
             batch = next(batches, None)
@@ -101,8 +112,10 @@ class ScriptRun:
                 if is_empty:
                     standing.has_none()
                 return
-            if record is not None and (is_empty or standing.has_moved):
-                record.expects(steps(), batch.iteration)
+            self._reached = batch.iteration
+            if is_empty or standing.has_moved:
+                self._expected = steps()
+                self._tell_steps()
             is_empty = False
             standing.begin(batch)
             began = time.monotonic()
@@ -113,8 +126,12 @@ class ScriptRun:
                 self._steps.loops, self._under_way = self._steps.loops - 1, outer
                 if not standing.has_moved:
                     self._sampler.position = batch.after
-            if record is not None:
-                record.step(standing.loss, time.monotonic() - began)
+            if self.engine.record is not None:
+                self.engine.record.step(standing.loss, time.monotonic() - began)
+
+    def _tell_steps(self) -> None:
+        if self._expected and self.engine.record is not None:
+            self.engine.record.expects(self._expected, self._reached)
 
     def backward(self, batch: Batch, accumulate: bool = False, scaler: Any = None) -> float:
         """Put the gradient of the mean loss over the batch into `.grad`, on every rank; the mean loss.
@@ -199,6 +216,7 @@ class ScriptRun:
             # when a batch has several calls, what the script does between them is not all done
             self._is_broken = isinstance(error, ModelError) or (self._steps.loops > 0 and not call.is_whole)
             raise
+        self._saves = []
         if isinstance(answer, ScriptState):
             self.standing.comes(answer.iteration, answer.blob, is_behind=True)
             return None
@@ -248,26 +266,44 @@ class ScriptRun:
         self.engine = engine
         self._steps.open()
         self.standing.comes(engine.iteration, engine.state)
-        output, checkpoint = self._settings.output if engine.rank == 0 else "", self._settings.checkpoint
-        self._checkpoints = Checkpoints(output or None, checkpoint.every, checkpoint.keep, self._model)
-        if engine.record is not None:
-            engine.record.make_room = self._checkpoints.make_room
+        checkpoint = self._settings.checkpoint
+        self._checkpoints = Checkpoints(checkpoint.every, checkpoint.keep, self._model)
+        if engine.rank == 0:
+            self._serves()
+        engine.serves = self._serves
+
+    def _serves(self) -> None:
+        """This rank is rank 0, from the beginning or from now on, also when the script has ended."""
+        if self._settings.output:
+            self._checkpoints.open(self._settings.output)
+        self.log()
+        if (record := self.engine.record) is not None:
+            record.make_room = self._checkpoints.make_room
+        self._tell_steps()
+        for path in self._saves:
+            self.save(path)
+        if self._is_over:
+            self._write_last()
+            self._checkpoints.close()
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
+        self._is_broken = self._is_broken or has_raised
         try:
             self.give_rows()
-            position = self._steps.next
-            is_complete = self._steps.is_complete and not (has_raised or self._is_broken)
-            if position is not None and is_complete and self.standing.pending is None:
-                check_savable(self.attached)
-                self.standing.is_at(position)
-                self._write_checkpoint(position.iteration, self.standing.iteration)
+            self._write_last()
         finally:
             self._checkpoints.close()
         self._steps.close()
         self._loader.close()
         self._is_over = True
+
+    def _write_last(self) -> None:
+        position = self._steps.next
+        if position is not None and self._steps.is_complete and not self._is_broken and self.standing.pending is None:
+            check_savable(self.attached)
+            self.standing.is_at(position)
+            self._write_checkpoint(position.iteration, self.standing.iteration)
 
     def on(self, event: str, function: Callable[[IterationRow], object]) -> None:
         """Have `function` called on rank 0 with the row of iterations.csv of each iteration that is over.
@@ -292,6 +328,10 @@ class ScriptRun:
         Nothing is written where the parameters are already those of a later batch, as in the finished epochs of a run
         that is resumed.
         """
-        if self.engine.rank == 0 and not self.standing.is_past:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            save_model(Path(path), self._model)
+        if self.standing.is_past:
+            return
+        if not self.is_first:
+            self._saves.append(Path(path))  # rank 0 may die before it has written it
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_model(Path(path), self._model)

@@ -19,10 +19,10 @@ class ScriptDriver:
     """The script of rank 0 as its server sees it (`psgc.server.driver`): it makes the calls, and the steps.
 
     gradient: entries of the gradient, behind which a vector has the loss and the number of examples.
-    attached: to the run, on rank 0.
+    attached: to the run, on rank 0. is_alike: all ranks are, as they are at the beginning of a run.
     """
 
-    is_alike, last_step, ends_steps = True, math.inf, False
+    last_step, ends_steps = math.inf, False
 
     def __init__(
         self,
@@ -32,8 +32,10 @@ class ScriptDriver:
         hosts: Sequence[str],
         backend: Backend,
         attached: Sequence[object] = (),
+        is_alike: bool = True,
     ) -> None:
         self.replica: Stepping = replica
+        self.is_alike = is_alike
         self._attached = attached
         self._hand_over, self._gradient, self._hosts = hand_over, gradient, hosts
         self._to_host = backend.to_host

@@ -1,30 +1,33 @@
 """This process among the ranks of a run: one thread does all MPI, that of the script computes.
 
-Rank 0 runs the server (`psgc.torch.serving`), the others a worker (`psgc.torch.working`). All ranks first agree that
-they run the same script with the same arguments, and begin with the parameters and the random numbers of rank 0. The
-last thing that this thread does is to leave MPI.
+Rank 0 runs the server (`psgc.torch.serving`), the others a worker (`psgc.torch.working`), one of which serves on when
+rank 0 dies. All ranks first agree that they run the same script with the same arguments, and begin with the parameters
+and the random numbers of rank 0. The last thing that this thread does is to leave MPI.
 """
 
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from psgc.aggregation.replica import is_checked
-from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
-from psgc.run import resume
-from psgc.run.building import make_server, make_worker, share_memory
+from psgc.run import launched, resume
+from psgc.run.building import make_server, share_memory
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
 from psgc.run.inputs import known_costs, make_injector
 from psgc.run.launched import NOBODY_RESTORES, interruption, is_launched
 from psgc.run.meeting import Meeting
+from psgc.run.takeover import Beginning, Takeover
+from psgc.run.terms import claim_after, record_takeover, work_in_terms
 from psgc.terminal import say, say_traceback
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState
@@ -33,9 +36,12 @@ from psgc.torch.program import TorchProgram
 from psgc.torch.record import Record
 from psgc.torch.serving import ScriptDriver
 from psgc.torch.settings import OPEN_END
-from psgc.torch.working import ScriptLoop, ScriptWorker
+from psgc.torch.state import about_in
+from psgc.torch.working import ScriptWorker
 from psgc.transport import Transport
+from psgc.workers.injection import Injector
 
+SUMMARY = "summary.json"
 SAME = "script, arguments, data and versions"
 STOP_TIMEOUT = 10.0  # seconds that the scripts of workers have to come to their end
 ALIKE, MODEL, STATE = b"=", b"M", b"S"  # how rank 0 has the others begin; bytes follow
@@ -54,11 +60,14 @@ class Session:
     def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int]) -> None:
         self._program, self._stopped_by = program, stopped_by
         self.iteration, self.rank = 0, 0
+        self._began = time.monotonic()
         self.state: bytes | None = None
         self.record: Record | None = None  # on rank 0
+        self.serves: Callable[[], object] = lambda: None
         self._ending = Ending(None, stopped_by, raises=True)
         self._ready, self._over = threading.Event(), threading.Event()
         self._is_in_call = False  # the script waits for a sum
+        self._has_served = False  # the script's thread knows that this is rank 0
         self._computing = threading.Lock()  # held by the script's thread while it may be in a chunk
         self._reached = 0  # on rank 0: the iteration before which injected faults have happened
         self._text, self._code = "", 1  # why the script ends, and the exit code then
@@ -66,8 +75,7 @@ class Session:
         self._outcome = RunOutcome()  # on rank 0
         self._transport: Transport | None = None
         self._hand_over: HandOver | None = None
-        self._worker: ScriptWorker | None = None
-        self._loop: ScriptLoop | None = None
+        self._worker: ScriptWorker | None = None  # not on rank 0
         self._script = threading.get_ident()
         threading.Thread(target=self._run, name="psgc-mpi", daemon=True).start()
         _wait(self._ready)
@@ -95,29 +103,46 @@ class Session:
         """Whether `end` has rank 0 say what the mistake of the user was (`psgc.run.script_ending`), or rank 0 has
         said one.
         """
-        loop = self._loop
+        loop = self._worker.current if self._worker else None
         return loop is not None and (loop.calls is None or not self._over.is_set())
 
     def sum(self, iteration: int, call: Call) -> torch.Tensor | ScriptState:
-        """The sum of the call, which this rank takes part in."""
-        assert self._hand_over is not None
+        """The sum of the call, which this rank takes part in, in one term after another until it is there."""
         assert not isinstance(self._program, UserError)
         digest = self._program.digest() if is_checked(iteration, self.iteration) else b""
-        costs = call.costs() if self._worker is None else ()
-        self._hand_over.call(iteration, call.is_whole, call.signature, costs, digest, call.num_sums)
         self._is_in_call = True
-        if self._worker is not None:
-            with self._computing:
-                self._worker.answer(call)
-        try:
-            answer = self._hand_over.answer()
-        except CalledOff:
-            self.is_cut_short = True
-            raise
+        answer = None
+        while answer is None:
+            answer = self._called(iteration, call, digest)
         self._is_in_call = False
         if isinstance(answer, ScriptState):
             return answer
         return torch.from_numpy(answer) if call.num_sums else self._memory.tensor(answer)
+
+    def _called(self, iteration: int, call: Call, digest: bytes) -> Any | ScriptState | None:
+        """The sum of the call; None when another term has begun before it was there."""
+        hand_over, is_whole, signature = self._hand_over, call.is_whole, call.signature
+        assert hand_over is not None
+        term, worker = self._term()
+        costs = call.costs() if worker is None else ()
+        hand_over.call(iteration, is_whole, signature, costs, digest, call.num_sums, term)
+        if worker is not None:
+            with self._computing:
+                worker.answer(call)
+        try:
+            return hand_over.answer()
+        except CalledOff:
+            self.is_cut_short = True
+            raise
+
+    def _term(self) -> tuple[int, ScriptWorker | None]:
+        """The term that the script is in, and the worker of this rank, None on rank 0."""
+        assert self._hand_over is not None
+        term, worker = self._hand_over.term, self._worker  # which is replaced first
+        if worker is None and not self._has_served:
+            self._has_served = True
+            self.serves()
+        return term, worker
 
     def end(self, text: str = "", code: int = 1) -> None:
         """The script ends, with this exit code because of an error if there is a text.
@@ -125,12 +150,15 @@ class Session:
         Returns when this process has left MPI.
         """
         self._text, self._code = text, code
-        if self._hand_over is not None and not self._over.is_set():
+        hand_over, is_said = self._hand_over, False
+        while hand_over is not None and not (is_said or self._over.is_set()):
             settle(self._memory.device)  # the other thread looks at the parameters
-            self._hand_over.end()
-            if self._worker is not None:
-                last = self._hand_over.called
-                self._worker.ended(last if self._is_in_call else last + 1, text, code if text else 0)
+            term, worker = self._term()
+            hand_over.end(bool(text), term)
+            if worker is not None:
+                last = hand_over.called
+                worker.ended(last if self._is_in_call else last + 1, text, code if text else 0)
+            is_said = hand_over.is_over()
         _wait(self._over)
 
     # the thread that does MPI
@@ -140,19 +168,16 @@ class Session:
             transport = Transport(interrupted=lambda: interruption(self._stopped_by))
             self._transport = self._ending.transport = transport
             self.rank = transport.rank
+            self._has_served = self.rank == 0
             program = self._meet(transport, Meeting(transport, self._ending, "preparing the script"))
             hand_over = self._hand_over = HandOver(self.iteration, transport.wake, program.state)
             memory = self._open_memory(program)
             share_memory(transport, self.config, memory.backend, program.dim)
             if transport.rank == 0:
-                self._serve(transport, program, hand_over, memory.backend)
+                replica = ScriptReplica(hand_over, self.config.dtype, memory.backend)
+                self._serve(transport, program, replica, make_injector(self.config, rank=0))
             else:
-                worker = ScriptWorker(program.dim, self.config.dtype, hand_over, memory, self._script)
-                loop = make_worker(transport, self.config, self.plan, worker, self.iteration)
-                assert isinstance(loop, ScriptLoop)
-                self._worker, self._loop = worker, loop
-                self._ready.set()
-                self._ending.in_order = loop.run()
+                self._work(transport, program, memory)
         except (PsgcError, CalledOff) as error:
             self._ending.failed(error)
         except BaseException as error:  # a defect
@@ -198,6 +223,7 @@ class Session:
             program.set_generators(drawn)
         if kind == STATE:
             found = ScriptState.from_bytes(content)
+            self._began -= about_in(found.blob, "the checkpoint").seconds
             self.iteration, self.state = found.iteration, found.blob
             reached = meeting.tell(str(self._reached).encode() if is_first else None)
             self.config = resume.with_faults_from(self.config, int(reached))
@@ -225,23 +251,71 @@ class Session:
             say(f"the model is on {program.device}, but {trouble}: all vectors go through the memory of the host")
         return self._memory
 
-    def _serve(self, transport: Transport, program: TorchProgram, hand_over: HandOver, backend: Backend) -> None:
+    def _work(self, transport: Transport, program: TorchProgram, memory: Memory) -> None:
+        """Be a worker, and the server once it is this rank's turn."""
+        assert self._hand_over is not None
+        config, about = self.config, (program.dim, self.config.dtype, self._hand_over, memory, self._script)
+        worker = self._worker = ScriptWorker(*about, begins=self._begin_term)
+        takeover, injector = Takeover(transport, config.faults.collect_timeout), make_injector(config, transport.rank)
+        beginning = work_in_terms(
+            *(transport, config, self.plan, worker, self.iteration, injector, takeover, self._ending)
+        )
+        if beginning is None:
+            return
+        try:
+            folder = Path(program.output) if program.output else None
+            summary_in = folder or launched.name_directory(None)
+            claim = claim_after(folder, summary_in and summary_in / SUMMARY, transport, beginning)
+            self.record = record = Record(program.output, beginning=beginning, claim=claim)
+            seconds = time.monotonic() - self._began
+            record.begin(config, self.plan, ScriptState(beginning.first, b"", seconds))
+            record_takeover(record, beginning, transport)
+            self.rank, self._worker = 0, None
+            self._serve(transport, program, worker.replica, injector, beginning)
+        except (PsgcError, CalledOff):
+            takeover.call_off()
+            raise
+
+    def _begin_term(self) -> None:
+        assert self._hand_over is not None
+        self._hand_over.begin_term()
+        self._ready.set()
+
+    def _serve(
+        self,
+        transport: Transport,
+        program: TorchProgram,
+        replica: ScriptReplica,
+        faults: Injector,
+        beginning: Beginning | None = None,
+    ) -> None:
+        """beginning: of the term, after a takeover."""
         assert self.record is not None
-        replica = ScriptReplica(hand_over, self.config.dtype, backend)
-        driver = ScriptDriver(hand_over, replica, program.gradient, transport.hosts, backend, program.attached)
+        assert self._hand_over is not None
+        hand_over, backend, first = self._hand_over, self._memory.backend, self.iteration
+        about = program.gradient, transport.hosts, backend, program.attached
+        driver = ScriptDriver(hand_over, replica, *about, is_alike=beginning is None)
         costs = known_costs(self.config, self.plan.num_chunks) or partial(driver.costs, num_chunks=self.plan.num_chunks)
         server = make_server(
             *(transport, self.config, self.plan, backend, self.record, self._stopped_by),
             has_loss=False,
             driver=driver,
             known_costs=costs,
+            moment=faults.at,
+            alike=beginning.alike if beginning else (),
+            away=beginning.away if beginning else {},
         )
-        faults = make_injector(self.config, rank=0)
-        self._ready.set()
+
+        def begins(iteration: int) -> None:
+            if beginning is not None and iteration == beginning.first:
+                beginning.has_begun()
+            faults.at("begin", iteration)
+
+        self._begin_term()
         try:
             with np.errstate(all="ignore"):  # sums of scaled gradients need not be finite
                 zeros = backend.xp.zeros(program.dim, self.config.dtype)
-                server.run(zeros, OPEN_END, self.iteration, lambda i: faults.at("begin", i))
+                server.run(zeros, OPEN_END, beginning.first if beginning else first, begins)
         except BaseException as error:
             self._outcome = RunOutcome.of(error, self._stopped_by)
             if not isinstance(error, PsgcError):
@@ -258,7 +332,7 @@ class Session:
 
     def _last_word(self) -> BaseException:
         """What a call gets after the end of the run."""
-        loop, transport = self._loop, self._transport
+        loop, transport = self._worker.current if self._worker else None, self._transport
         if loop is None or loop.calls is None or transport is None:
             return CalledOff()
         return RunFailed(

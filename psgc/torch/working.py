@@ -4,7 +4,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from psgc.backend import Array
@@ -43,7 +42,8 @@ class ScriptLoop(WorkerLoop):
     def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
         super().__init__(*arguments, **others)
         self._hand_over = hand_over
-        self._first: int | None = self._iteration + 1  # call, of which the server has not been told
+        # call, of which the server has not been told
+        self._first = self._iteration + 1 if self._duties.alike else None
         self._last: tuple[int, float] | None = None  # the iteration that the run is over before, and when to give up
 
     def _stop(self, iteration: int) -> None:
@@ -52,6 +52,7 @@ class ScriptLoop(WorkerLoop):
 
     def poll(self) -> None:
         super().poll()
+        self.is_orphaned = self.is_orphaned and self._last is None and not self._hand_over.has_failed
         if self._last is not None:
             end, late = self._last
             has_all = self._hand_over.given >= end - 1 or self._hand_over.is_ended
@@ -69,23 +70,38 @@ class ScriptLoop(WorkerLoop):
 
 
 class ScriptWorker:
-    """A script's model on a worker (`psgc.run.building.WorkerProgram`); all but `loop` is for the thread of the script.
+    """A script's model on a worker (`psgc.run.building.WorkerProgram`); for the thread of the script, but `loop` and
+    `computing`.
 
-    It computes the chunks of a call, for its ChunkRunner. script: the thread of the script.
+    It computes the chunks of a call, for its ChunkRunner. script: the thread of the script; begins: called when all is
+    ready for the script in a term. current: the loop of the newest term.
     """
 
-    is_alike, last = True, OPEN_END
+    is_alike, last, successor = True, OPEN_END, "psgc.torch.serving"
+    current: ScriptLoop | None = None
     _call: Call  # that the script is in
 
-    def __init__(self, dim: int, dtype: Any, hand_over: HandOver, memory: Memory, script: int | None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        dtype: Any,
+        hand_over: HandOver,
+        memory: Memory,
+        script: int | None,
+        begins: Callable[[], object] = lambda: None,
+    ) -> None:
         self.dim, self.backend, self.here = dim, memory.backend, memory.here
-        self._hand_over, self._memory, self._script = hand_over, memory, script
+        self._hand_over, self._memory, self._script, self._begins = hand_over, memory, script, begins
         self.replica = ScriptReplica(hand_over, dtype, memory.backend)
-        self.loop = partial(ScriptLoop, hand_over=hand_over)
+
+    def loop(self, *arguments: Any) -> ScriptLoop:
+        self.current = ScriptLoop(*arguments, hand_over=self._hand_over)
+        return self.current
 
     def computing(self, mailbox: Mailbox, runner: ChunkRunner) -> ScriptThread:
         self._mailbox, self._runner = mailbox, runner
         self._hand_over.alert = mailbox.look
+        self._begins()
         return ScriptThread(self._script)
 
     def answer(self, call: Call) -> None:

@@ -24,6 +24,7 @@ from psgc.optimizer import make_optimizer
 from psgc.plan import Plan, make_plan
 from psgc.problems import make_problem
 from psgc.run.building import make_worker
+from psgc.run.inputs import make_injector
 from psgc.run.worker_side import ProblemProgram
 from psgc.schedules import SCHEDULES
 from psgc.server.driver import ProblemDriver
@@ -158,6 +159,6 @@ def train_and_compare(case, data, world):
         else:
             chunks = ChunkSource(data, plan.num_chunks, config.dtype, Backend())
             program = ProblemProgram(config, Backend(), problem, chunks, transport.wake)
-            make_worker(transport, config, plan, program).run()
+            make_worker(transport, config, plan, program, 0, make_injector(config, transport.rank)).run()
     finally:
         transport.close()

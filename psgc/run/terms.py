@@ -1,0 +1,102 @@
+"""A rank that begins as a worker: it works in one term after another, until the run is over or it is to serve.
+
+A NumPy problem and a script go through this alike. What a server does is with each of them.
+"""
+
+import json
+import threading
+from importlib import import_module
+from pathlib import Path
+
+from psgc.config import Config
+from psgc.errors import RunFailed, UserError
+from psgc.plan import Plan
+from psgc.record.run_record import RunRecord
+from psgc.run.building import WorkerProgram, make_worker
+from psgc.run.claim import Claim
+from psgc.run.ending import CalledOff, Ending
+from psgc.run.takeover import CALLED_OFF, Beginning, Takeover
+from psgc.run_rows import WorkerEvent
+from psgc.terminal import say
+from psgc.transport import Transport
+from psgc.workers.injection import Injector
+
+
+def work_in_terms(
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    program: WorkerProgram,
+    first: int,
+    injector: Injector,
+    takeover: Takeover,
+    ending: Ending,
+) -> Beginning | None:
+    """Be a worker. None: the run is over, and how is in `ending`; else how the term begins that this rank serves.
+
+    first: the first iteration of the run. Raises CalledOff and RunFailed.
+    """
+    beginning = Beginning(first=first, is_alike=program.is_alike)
+    while transport.rank:
+        program.is_alike = beginning.is_alike
+        before = {transport.term.place(rank) for rank in range(1, transport.rank)}
+        if transport.survives_deaths and before <= transport.dead:  # this one takes over next, and then has no time
+            threading.Thread(target=import_module, args=[program.successor], daemon=True).start()
+        loop = make_worker(transport, config, plan, program, beginning.first, injector)
+        in_order = loop.run()
+        if not (loop.is_orphaned and transport.survives_deaths):
+            ending.in_order = in_order
+            return None
+        host = transport.hosts[0]
+        beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left)
+        beginning.took = loop.took
+        if beginning.first == CALLED_OFF:
+            raise CalledOff
+        if beginning.first < 0:  # rank 0 has died before it has given its state to anybody
+            if first:
+                raise RunFailed(f"rank 0 on {host} died before any other rank had the state of its checkpoint")
+            beginning.first = 0
+    return beginning
+
+
+def claim_after(
+    directory: Path | None, summary: Path | None, transport: Transport, beginning: Beginning
+) -> Claim | None:
+    """The claim of a rank that takes over; None without a directory.
+
+    summary: the file of the run. Raises CalledOff when the run is over, or the rank 0 before has the claim.
+    """
+    if summary is not None and _is_final(summary):  # without this rank, which was stopped meanwhile
+        raise CalledOff
+    if directory is None:
+        return None
+    try:
+        return Claim(directory, transport.term.number)
+    except UserError as error:
+        say(f"psgc: rank 0 on {beginning.before} was lost, but its process goes on: {error}", error=True)
+        raise CalledOff from None
+
+
+def _is_final(summary: Path) -> bool:
+    """Whether the run has written its last one."""
+    try:
+        content = json.loads(summary.read_text())
+        return "status" in content and not content.get("evaluating")
+    except (OSError, ValueError):
+        return False
+
+
+def record_takeover(record: RunRecord, beginning: Beginning, transport: Transport) -> None:
+    """Record that this rank has taken over, and which workers were lost with the rank 0 before."""
+    first, place, hosts = beginning.first, transport.place, transport.hosts
+    reason = f"its process died; worker {place} on {hosts[0]} takes over as the server"
+    record.lost(0, beginning.before, first, reason)
+    if record.recorder is None:
+        return
+    serves = "it has taken over as the server"
+    record.recorder.event(WorkerEvent(first, place, hosts[0], "lost", serves))  # without a line of its own
+    known = {event.worker: event.event for event in record.recorder.events}
+    for worker, is_dead in sorted(beginning.away.items()):
+        if known.get(worker) != "lost":
+            why = "its process died" if is_dead else "it has not said where it is"
+            record.lost(worker, hosts[worker], first, why)
