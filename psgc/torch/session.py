@@ -18,17 +18,17 @@ import numpy as np
 import torch
 
 from psgc.aggregation.replica import is_checked
-from psgc.config import Coding
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
-from psgc.run import launched, resume
+from psgc.run import launched
 from psgc.run.building import make_server, share_memory
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
 from psgc.run.inputs import known_costs, make_injector
-from psgc.run.launched import NOBODY_RESTORES, interruption, is_launched
+from psgc.run.launched import interruption
 from psgc.run.meeting import Meeting
 from psgc.run.takeover import Beginning, Takeover
 from psgc.run.terms import claim_after, record_takeover, work_in_terms
 from psgc.terminal import say, say_traceback
+from psgc.torch.agreement import agree
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState
 from psgc.torch.memory import Memory, memory_of, settle
@@ -42,9 +42,7 @@ from psgc.transport import Transport
 from psgc.workers.injection import Injector
 
 SUMMARY = "summary.json"
-SAME = "script, arguments, data and versions"
 STOP_TIMEOUT = 10.0  # seconds that the scripts of workers have to come to their end
-ALIKE, MODEL, STATE = b"=", b"M", b"S"  # how rank 0 has the others begin; bytes follow
 
 
 class Session:
@@ -60,7 +58,7 @@ class Session:
     def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int]) -> None:
         self._program, self._stopped_by = program, stopped_by
         self.iteration, self.rank = 0, 0
-        self._began = time.monotonic()
+        self._began = time.monotonic()  # less what the run has taken before it was resumed
         self.state: bytes | None = None
         self.record: Record | None = None  # on rank 0
         self.serves: Callable[[], object] = lambda: None
@@ -69,7 +67,6 @@ class Session:
         self._is_in_call = False  # the script waits for a sum
         self._has_served = False  # the script's thread knows that this is rank 0
         self._computing = threading.Lock()  # held by the script's thread while it may be in a chunk
-        self._reached = 0  # on rank 0: the iteration before which injected faults have happened
         self._text, self._code = "", 1  # why the script ends, and the exit code then
         self.is_cut_short = False  # nothing more is to be done on this rank: it may end at once
         self._outcome = RunOutcome()  # on rank 0
@@ -169,7 +166,7 @@ class Session:
             self._transport = self._ending.transport = transport
             self.rank = transport.rank
             self._has_served = self.rank == 0
-            program = self._meet(transport, Meeting(transport, self._ending, "preparing the script"))
+            program = self._meet(transport)
             hand_over = self._hand_over = HandOver(self.iteration, transport.wake, program.state)
             memory = self._open_memory(program)
             share_memory(transport, self.config, memory.backend, program.dim)
@@ -198,51 +195,14 @@ class Session:
             os._exit(0)
         self._computing.release()
 
-    def _meet(self, transport: Transport, meeting: Meeting) -> TorchProgram:
-        """All ranks bring the same, and begin with the parameters and the random numbers of rank 0."""
-        program, is_first = self._program, transport.rank == 0
-        meeting.come(str(program) if isinstance(program, UserError) else "")
-        assert not isinstance(program, UserError)
-        if is_first:
-            transport.be_patient(program.faults.setup_timeout, program.faults.collect_timeout)
-        meeting.compare(program.description(), SAME)
-        fingerprints = transport.gather(program.fingerprint(), "preparing the script")
-        meeting.differs(program.difference(meeting.tell(program.expected() if is_first else None)), SAME)
-        with meeting.known_to_all():
-            self.config, self.plan = program.settle(transport.size - 1)
-        begin: bytes | None = None
-        if is_first:
-            with meeting.preparing():
-                begin = self._beginning(program, is_alike=len(set(fingerprints)) == 1)
-        begin = meeting.tell(begin)
-        kind, content = begin[:1], begin[1:]
-        if kind == MODEL and not is_first:
-            program.load_model(content)
-        drawn = meeting.tell(program.generators() if is_first else None)
-        if not is_first:
-            program.set_generators(drawn)
-        if kind == STATE:
-            found = ScriptState.from_bytes(content)
-            self._began -= about_in(found.blob, "the checkpoint").seconds
-            self.iteration, self.state = found.iteration, found.blob
-            reached = meeting.tell(str(self._reached).encode() if is_first else None)
-            self.config = resume.with_faults_from(self.config, int(reached))
-        return program
-
-    def _beginning(self, program: TorchProgram, is_alike: bool) -> bytes:
-        """How all ranks begin. Raises UserError."""
-        self.record, state = program.prepare()
-        if state is not None:
-            self._reached = resume.reached(Path(self.config.output), state.iteration)
-        self.record.begin(self.config, self.plan, state)
-        wanted, workers = self.config.coding.replication, self.plan.num_workers
-        if wanted > workers and wanted != Coding().replication:
-            say(f"replication is {wanted}, but the workers are {workers}: each of them may do every chunk")
-        if self.config.faults.restore and not is_launched():
-            say(NOBODY_RESTORES)
-        if state is not None:
-            return STATE + state.to_bytes()
-        return ALIKE if is_alike else MODEL + program.model()
+    def _meet(self, transport: Transport) -> TorchProgram:
+        """All ranks begin alike."""
+        agreed = agree(transport, Meeting(transport, self._ending, "preparing the script"), self._program)
+        self.config, self.plan, self.record = agreed.config, agreed.plan, agreed.record
+        if agreed.state is not None:
+            self.iteration, self.state = agreed.state.iteration, agreed.state.blob
+            self._began -= about_in(self.state, "the checkpoint").seconds
+        return agreed.program
 
     def _open_memory(self, program: TorchProgram) -> Memory:
         """What this rank computes with; rank 0 says if it cannot be a GPU although the model is there."""

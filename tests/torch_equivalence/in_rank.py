@@ -1,7 +1,8 @@
 """A script in a rank of mpirun, where something may befall it: `main` is called with NAME, AGGREGATION and BEFALLS.
 
 BEFALLS: "nothing"; "killed": worker 2 kills itself in a chunk; "behind": it stays in a chunk while the others make two
-calls; "stopped": rank 0 is asked to end the run after some calls. A rank that comes to its end leaves a result.
+calls; "taken over": rank 0 kills itself after some calls; "stopped": it is asked to end the run after some. A rank that
+comes to its end leaves a result.
 
 Ranks wait for each other's files, in the current directory.
 """
@@ -22,7 +23,7 @@ from tests.torch_equivalence.values import values
 from tests.torch_equivalence.ways import EXACT, one_process, script
 
 WORKER = 2  # whom it befalls
-AFTER, STOP_AFTER = 2, 7  # calls of run.backward
+AFTER, KILLED_AFTER, STOP_AFTER = 2, 3, 7  # calls of run.backward
 BEHIND_BY = 2
 PATIENCE = 60.0  # seconds
 ITS_TURN = 2.0  # seconds that others leave it, at each of their chunks
@@ -49,7 +50,7 @@ class Fate:
 
     def __init__(self, rank: int, befalls: str) -> None:
         self._rank, self._befalls, self._calls = rank, befalls, 0
-        self._is_over = rank == 0 or befalls == "stopped"
+        self._is_over = rank == 0 or befalls in ("stopped", "taken over")
         backward = ScriptRun.backward
 
         def counted(*arguments: Any, **others: Any) -> float:
@@ -66,6 +67,9 @@ class Fate:
             part = Path("calls.part")
             part.write_text(str(self._calls))
             part.replace("calls")
+            if self._befalls == "taken over" and self._calls == KILLED_AFTER:
+                Path("befallen").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
             if self._befalls == "stopped" and self._calls == STOP_AFTER:
                 os.kill(os.getpid(), signal.SIGUSR1)
                 wait_until(Path("run/summary.json").exists)  # the run is over: the next call of the script fails

@@ -47,7 +47,7 @@ AFTER_RESUME = {"server": 2, "allreduce": 4}  # workers
 
 @dataclass(frozen=True)
 class Way:
-    """Three workers, and what befalls them: "nothing", "killed", "behind" (see in_rank.py), or "resumed"."""
+    """Three workers, and what befalls a rank: as of in_rank.py, or "resumed"."""
 
     aggregation: str
     befalls: str
@@ -56,22 +56,22 @@ class Way:
         return self.aggregation if self.befalls == "nothing" else f"{self.aggregation}, {self.befalls}"
 
 
-WAYS = [Way(how, befalls) for befalls in ("nothing", "killed", "behind", "resumed") for how in AFTER_RESUME]
+DEATHS = ("killed", "taken over")
+WAYS = [Way(how, befalls) for befalls in ("nothing", *DEATHS, "behind", "resumed") for how in AFTER_RESUME]
 
 
 def cases(aggregation: str) -> list[tuple[str, Way]]:
     """What the tests try: what befalls a script with one aggregation or the other, in turn. `make equivalence` has all.
 
-    Sums, states and resumptions are the same code with both.
+    Sums, states and resumptions are the same code with both. One script loses a worker, another one rank 0.
     """
-    befalls = [way.befalls for way in WAYS[::2]]
-    return [
-        (name, way)
-        for place, name in enumerate(ALL)
-        for way in WAYS
-        if way.aggregation == aggregation and not is_refused(name)
-        if way.befalls == "nothing" or (place + befalls.index(way.befalls)) % 2 == (aggregation == "server")
-    ]
+    found = []
+    for place, name in enumerate(ALL):
+        befalls = ["nothing", DEATHS[place // 2 % 2], "behind", "resumed"]
+        for number, what in enumerate(befalls):
+            if not is_refused(name) and (number == 0 or (place + number) % 2 == (aggregation == "server")):
+                found.append((name, Way(aggregation, what)))
+    return found
 
 
 def script(name: str) -> Any:
@@ -142,14 +142,15 @@ class Ranks:
             finished = self._run(self._way.befalls, WORKERS)
         if finished.returncode != 0:
             return inf, [*found, finished.said]
-        if self._way.befalls in ("killed", "behind") and not (self._folder / "befallen").exists():
-            found.append("nothing befell the worker")
+        if self._way.befalls in (*DEATHS, "behind") and not (self._folder / "befallen").exists():
+            found.append("nothing befell a rank")
         results = {path.stem: load_file(path) for path in sorted(self._folder.glob("result-*.safetensors"))}
-        if "result-0" not in results:
+        first = "result-1" if self._way.befalls == "taken over" else "result-0"
+        if first not in results:
             return inf, [*found, f"rank 0 has no result: {finished.said}"]
         apart = {}
         for rank, its in results.items():  # what is in files may be a result of rank 0 alone
-            apart[rank] = difference(its, expected if rank == "result-0" else {name: expected[name] for name in its})
+            apart[rank] = difference(its, expected if rank == first else {name: expected[name] for name in its})
         allowed = 0.0 if self._way.aggregation == "server" else CLOSE
         if far := [f"{rank} by {of:.0e}" for rank, of in apart.items() if not of <= allowed]:
             found.append(f"differ: {', '.join(far)}\n{finished.said}")

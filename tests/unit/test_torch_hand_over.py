@@ -49,6 +49,40 @@ def test_sums_that_are_here_count_although_the_run_is_over_and_then_its_first_re
             hand_over.answer()
 
 
+def test_in_another_term_a_script_says_again_that_it_is_in_a_call_unless_that_has_its_sum():
+    hand_over = called(0)
+    hand_over.begin_term()
+    assert hand_over.is_due()
+    assert not hand_over.make_state()
+    assert hand_over.answer() is None
+    hand_over.call(0, True, 0.0, term=1)
+    assert not hand_over.is_due()
+    hand_over.give(0, vector(7))
+    hand_over.begin_term()
+    assert hand_over.answer()[0] == 7
+
+
+def test_in_another_term_a_script_says_again_that_it_has_ended():
+    hand_over = called(0)
+    hand_over.end()
+    hand_over.begin_term()
+    assert not hand_over.is_ended
+    assert not hand_over.is_over()
+    hand_over.end(term=1)
+    hand_over.stop(SystemExit(0))
+    assert hand_over.is_over()
+    assert hand_over.is_ended
+
+
+def test_at_the_end_of_a_term_a_step_whose_sum_is_here_counts_as_made():
+    hand_over = called(0)
+    replica = replica_of(hand_over)
+    replica.step(vector(1))
+    assert not replica.poll()
+    assert replica.poll(wait=True)
+    assert (replica.steps, replica.is_stepping) == (1, False)
+
+
 def replica_of(hand_over):
     replica = ScriptReplica(hand_over, *OF)
     replica.start(hand_over.called, np.empty(0))

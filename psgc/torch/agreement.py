@@ -1,0 +1,81 @@
+"""Before a script's run begins: all ranks bring the same, and start with the parameters and the numbers of rank 0."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from psgc.config import Coding, Config
+from psgc.errors import UserError
+from psgc.plan import Plan
+from psgc.run import resume
+from psgc.run.launched import NOBODY_RESTORES, is_launched
+from psgc.run.meeting import Meeting
+from psgc.terminal import say
+from psgc.torch.hand_over import ScriptState
+from psgc.torch.program import TorchProgram
+from psgc.torch.record import Record
+from psgc.transport import Transport
+
+SAME = "script, arguments, data and versions"
+ALIKE, MODEL, STATE = b"=", b"M", b"S"  # how rank 0 has the others begin; bytes follow
+
+
+@dataclass
+class Agreed:
+    """state: that the run goes on from, or None.
+
+    On rank 0: record: of the run, which has begun; reached: the iteration before which injected faults have happened.
+    """
+
+    program: TorchProgram
+    config: Config
+    plan: Plan
+    record: Record | None = None
+    state: ScriptState | None = None
+    reached: int = 0
+
+
+def agree(transport: Transport, meeting: Meeting, program: TorchProgram | UserError) -> Agreed:
+    """Collective. program: of this rank, or why it cannot take part. Raises UserError, RunFailed and CalledOff."""
+    is_first = transport.rank == 0
+    meeting.come(str(program) if isinstance(program, UserError) else "")
+    assert not isinstance(program, UserError)
+    if is_first:
+        transport.be_patient(program.faults.setup_timeout, program.faults.collect_timeout)
+    meeting.compare(program.description(), SAME)
+    fingerprints = transport.gather(program.fingerprint(), "preparing the script")
+    meeting.differs(program.difference(meeting.tell(program.expected() if is_first else None)), SAME)
+    with meeting.known_to_all():
+        agreed = Agreed(program, *program.settle(transport.size - 1))
+    begin: bytes | None = None
+    if is_first:
+        with meeting.preparing():
+            begin = _beginning(agreed, is_alike=len(set(fingerprints)) == 1)
+    begin = meeting.tell(begin)
+    kind, content = begin[:1], begin[1:]
+    if kind == MODEL and not is_first:
+        program.load_model(content)
+    drawn = meeting.tell(program.generators() if is_first else None)
+    if not is_first:
+        program.set_generators(drawn)
+    if kind == STATE:
+        agreed.state = ScriptState.from_bytes(content)
+        reached = meeting.tell(str(agreed.reached).encode() if is_first else None)
+        agreed.config = resume.with_faults_from(agreed.config, int(reached))
+    return agreed
+
+
+def _beginning(agreed: Agreed, is_alike: bool) -> bytes:
+    """How all ranks begin, as rank 0 says. Raises UserError."""
+    config, plan = agreed.config, agreed.plan
+    agreed.record, state = agreed.program.prepare()
+    if state is not None:
+        agreed.reached = resume.reached(Path(config.output), state.iteration)
+    agreed.record.begin(config, plan, state)
+    wanted, workers = config.coding.replication, plan.num_workers
+    if wanted > workers and wanted != Coding().replication:
+        say(f"replication is {wanted}, but the workers are {workers}: each of them may do every chunk")
+    if config.faults.restore and not is_launched():
+        say(NOBODY_RESTORES)
+    if state is not None:
+        return STATE + state.to_bytes()
+    return ALIKE if is_alike else MODEL + agreed.program.model()
