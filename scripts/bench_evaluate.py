@@ -49,7 +49,7 @@ def main():
     data = TensorDataset(torch.randn(ROWS, WIDTH), torch.randint(WIDTH // 2, (ROWS,)))
     run = psgc.torch.init(model, data, metric, micro_batch=MICRO_BATCH)
     took, found = seconds(lambda: run.evaluate(data, metric))
-    if run.rank == 0:
+    if run.is_first:
         size = sum(parameter.numel() for parameter in model.parameters())
         print(f"{size / 1e6:.1f} million parameters, {ROWS} examples: run.evaluate {1e3 * took:.0f} ms, {found:.6f}")
         if run.engine.is_alone:

@@ -135,5 +135,4 @@ def _evaluate(run: ScriptRun, config: TorchConfig, parts: Parts, epoch: int) -> 
         return
     found = run.evaluate(parts.test, _autocast(config, parts.model, parts.metrics or parts.loss))
     name = getattr(parts.metrics, "__name__", "metric") if parts.metrics else "loss"
-    if run.engine.record is not None:  # this is rank 0
-        run.engine.record.evaluated(epoch, found if isinstance(found, dict) else {name: found})
+    run.evaluated(epoch, found if isinstance(found, dict) else {name: found})

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Record(RunRecord):
     Raises UserError: another run has the directory, or it cannot be written.
     """
 
+    metrics: Mapping[str, float] = MappingProxyType({})  # for the summary, and "epoch"
     make_room: Callable[[], object] = staticmethod(lambda: None)  # removes the oldest checkpoint
 
     def __init__(
@@ -53,7 +55,6 @@ class Record(RunRecord):
             self._claim = Claim(Path(output))
         self._summary_in = launched.name_directory(output if beginning is None else None)
         self._output, self._columns = output, columns
-        self._metrics: dict[str, float] = {}
         self._began = time.monotonic()
 
     def begin(self, config: Config, plan: Plan, state: ScriptState | None) -> None:
@@ -86,11 +87,6 @@ class Record(RunRecord):
         if self.progress is not None:
             self.progress.update(loss, seconds)
 
-    def evaluated(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """After so many epochs these are the means of metrics; the newest ones go into the summary."""
-        say(f"epoch {epoch}  " + "  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
-        self._metrics = {"epoch": epoch, **metrics}
-
     # of the server
 
     def iteration(self, row: IterationRecord) -> None:
@@ -112,8 +108,8 @@ class Record(RunRecord):
             self.progress.close()
         if self.recorder is not None:
             settings = settings_of(self._config, self._plan, code)
-            if self._metrics:
-                settings["metrics"] = self._metrics
+            if self.metrics:
+                settings["metrics"] = self.metrics
             if replicas is not None:
                 settings["replicas"] = replicas
             settings |= takeovers_in(self.recorder, self._beginning.lost if self._beginning else None)

@@ -1,7 +1,7 @@
 """What a script has of its run: batches, gradients, evaluation, files (`psgc.torch.init` makes it)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from psgc.config.torch import TorchRun
 from psgc.errors import ModelError, PsgcError, UserError
 from psgc.record.loggers import Loggers
 from psgc.run_rows import IterationRow
+from psgc.terminal import say
 from psgc.torch.calls import Call, Engine
 from psgc.torch.checkpoints import Checkpoints
 from psgc.torch.chunk_gradient import ChunkGradient
@@ -57,6 +58,7 @@ class ScriptRun:
         self.standing = Standing(model, self.attached, flat, settings.seed, self._sampler, self._steps, self._evaluator)
         self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
         self._expected = self._reached = 0  # steps, as of Record.expects
+        self._metrics: dict[str, float] = {}  # as of Record
         self._saves: list[Path] = []  # what rank 0 has saved since its last call
         self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_over = False
@@ -202,6 +204,13 @@ class ScriptRun:
                 self.loggers.metrics(self.standing.iteration - 1, means)
         return self._evaluator.shown(found())
 
+    def evaluated(self, epoch: int, means: Mapping[str, float]) -> None:
+        """After so many epochs these are the means of metrics; the newest ones go into the summary."""
+        self._metrics = {"epoch": epoch, **means}
+        if self.engine.record is not None:
+            self.engine.record.metrics = self._metrics
+            say(f"epoch {epoch}  " + "  ".join(f"{name} {mean:.6g}" for name, mean in means.items()))
+
     def _sum(self, call: Call) -> Tensor | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
         if self._is_over:
@@ -278,7 +287,7 @@ class ScriptRun:
             self._checkpoints.open(self._settings.output)
         self.log()
         if (record := self.engine.record) is not None:
-            record.make_room = self._checkpoints.make_room
+            record.make_room, record.metrics = self._checkpoints.make_room, self._metrics
         self._tell_steps()
         for path in self._saves:
             self.save(path)

@@ -70,7 +70,7 @@ def main() -> None:
         optimizer.step()
         schedule.step()
     found = run.evaluate(test, accuracy)
-    if run.rank == 0:
+    if run.is_first:
         print(f"accuracy on {len(test)} images that it was not trained on: {found:.1%}")
     run.save(f"{arguments.output}/model.safetensors")
 
