@@ -42,8 +42,8 @@ class Injection(Section):
             raise refuse(f"kind {self.kind} needs step: gradient", "step", "kind")
         if self.kind == "flip" and self.step not in ("sending", "stepping"):
             raise refuse("kind flip needs step: sending, or stepping", "step", "kind")
-        if self.rank == 0 and not (self.kind == "kill" and self.step in OF_RANK_0):
-            text = f"rank 0, the server, computes nothing: expected kind: kill, step: {' or '.join(OF_RANK_0)}"
+        if self.rank == 0 and not (self.kind in ("kill", "stop") and self.step in OF_RANK_0):
+            text = f"rank 0, the server, computes nothing: expected kind: kill or stop, step: {' or '.join(OF_RANK_0)}"
             raise refuse(text, "rank", "kind", "step")
         if self.kind == "hold" and self.seconds is None:
             raise refuse("kind hold needs seconds", "kind", "seconds")

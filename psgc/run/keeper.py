@@ -138,6 +138,7 @@ class Keeper(RunRecord):
 
         A state whose loss is not finite is of no use, and must not take the place of a better one.
         """
+        self.check_claim()
         if not self._diverged and self._saved != self.done:
             self._write(self.snapshot(self.done))
 

@@ -56,6 +56,13 @@ class Takeover:
         self._lost = 0.0  # seconds in takeovers
         transport.hear_outside = self._heard
 
+    @property
+    def awaited(self) -> int:
+        """The place of the process without which nothing goes on."""
+        transport, is_between = self._transport, self._between is not None
+        live = (place for place in range(transport.size) if place not in transport.dead)
+        return min(live) if is_between else transport.term.server
+
     def next_term(self, steps: int, left: Collection[int]) -> Beginning:
         """Rank 0 has died: come to the next term, whose ranks are then those of the transport.
 

@@ -16,6 +16,7 @@ from psgc.run.building import WorkerProgram, make_worker
 from psgc.run.claim import Claim
 from psgc.run.ending import CalledOff, Ending
 from psgc.run.takeover import CALLED_OFF, Beginning, Takeover
+from psgc.run.watch import watching
 from psgc.run_rows import WorkerEvent
 from psgc.terminal import say
 from psgc.transport import Transport
@@ -37,25 +38,26 @@ def work_in_terms(
     first: the first iteration of the run. Raises CalledOff and RunFailed.
     """
     beginning = Beginning(first=first, is_alike=program.is_alike)
-    while transport.rank:
-        program.is_alike = beginning.is_alike
-        before = {transport.term.place(rank) for rank in range(1, transport.rank)}
-        if transport.survives_deaths and before <= transport.dead:  # this one takes over next, and then has no time
-            threading.Thread(target=import_module, args=[program.successor], daemon=True).start()
-        loop = make_worker(transport, config, plan, program, beginning.first, injector)
-        in_order = loop.run()
-        if not (loop.is_orphaned and transport.survives_deaths):
-            ending.in_order = in_order
-            return None
-        host = transport.hosts[0]
-        beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left)
-        beginning.took = loop.took
-        if beginning.first == CALLED_OFF:
-            raise CalledOff
-        if beginning.first < 0:  # rank 0 has died before it has given its state to anybody
-            if first:
-                raise RunFailed(f"rank 0 on {host} died before any other rank had the state of its checkpoint")
-            beginning.first = 0
+    with watching(transport, lambda: takeover.awaited, config.faults.collect_timeout):
+        while transport.rank:
+            program.is_alike = beginning.is_alike
+            before = {transport.term.place(rank) for rank in range(1, transport.rank)}
+            if transport.survives_deaths and before <= transport.dead:  # this one takes over next, and then has no time
+                threading.Thread(target=import_module, args=[program.successor], daemon=True).start()
+            loop = make_worker(transport, config, plan, program, beginning.first, injector)
+            in_order = loop.run()
+            if not (loop.is_orphaned and transport.survives_deaths):
+                ending.in_order = in_order
+                return None
+            host = transport.hosts[0]
+            beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left)
+            beginning.took = loop.took
+            if beginning.first == CALLED_OFF:
+                raise CalledOff
+            if beginning.first < 0:  # rank 0 has died before it has given its state to anybody
+                if first:
+                    raise RunFailed(f"rank 0 on {host} died before any other rank had the state of its checkpoint")
+                beginning.first = 0
     return beginning
 
 

@@ -209,7 +209,7 @@ def survival(survived: bool, shared: bool, slurm: bool, launch: str) -> list[Fin
     if survived:
         killed = Finding("ok", "killed worker", "survived: others compute its chunks in the same iteration")
         hung = Finding("ok", "hung worker", f"survived in the same way, after {timeout}")
-        rank_0 = Finding("ok", "killed rank 0", f"survived: a worker takes over; with a PyTorch script it {ends}")
+        rank_0 = Finding("ok", "killed rank 0", "survived: a worker takes over")
         host = "without power or network, its ranks count as hung or dead; a shutdown ends the run"
     else:
         killed = Finding("note", "killed worker", ends)

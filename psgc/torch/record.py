@@ -33,11 +33,13 @@ class Record(RunRecord):
 
     output: the run directory, or None: then only `psgc launch` is told how the run ended, and there is no progress.
     columns: of the terminal, where nobody else says; rows: those that the script has not been given yet.
-    beginning: of the term, where this rank has taken over; its claim is `claim` then.
+    beginning: of the term, where this rank has taken over; its claim is `claim` then. may_lose: another rank may take
+    the claim over while this one is cut off.
 
     Raises UserError: another run has the directory, or it cannot be written.
     """
 
+    may_lose = False
     metrics: Mapping[str, float] = MappingProxyType({})  # for the summary, and "epoch"
     make_room: Callable[[], object] = staticmethod(lambda: None)  # removes the oldest checkpoint
 
@@ -74,6 +76,11 @@ class Record(RunRecord):
         """That the run has taken, also before it was resumed."""
         return time.monotonic() - self._began
 
+    def check_claim(self) -> None:
+        """Raises RunFailed when another rank writes from now on."""
+        if self.may_lose and self._claim is not None:
+            self._claim.check()
+
     # of the script
 
     def expects(self, steps: int, done: int) -> None:
@@ -90,6 +97,7 @@ class Record(RunRecord):
     # of the server
 
     def iteration(self, row: IterationRecord) -> None:
+        self.check_claim()
         super().iteration(row)
         self.rows.append(row)
 
@@ -103,7 +111,8 @@ class Record(RunRecord):
     def finish(
         self, params: np.ndarray, status: str, reason: str, code: int, replicas: dict[str, object] | None
     ) -> None:
-        """Write the summary, and say it. Raises OSError."""
+        """Write the summary, and say it. Raises OSError, and as `check_claim`."""
+        self.check_claim()
         if self.progress is not None:
             self.progress.close()
         if self.recorder is not None:

@@ -267,7 +267,10 @@ class ScriptRun:
             self._checkpoints.abandon()
 
     def _write_checkpoint(self, step: int, calls: int) -> None:
-        seconds = 0.0 if self.engine.record is None else self.engine.record.seconds
+        seconds = 0.0
+        if self.engine.record is not None:
+            self.engine.record.check_claim()
+            seconds = self.engine.record.seconds
         self._checkpoints.write(step, partial(self.standing.checkpoint, calls, seconds))
 
     def begin(self, engine: Engine) -> None:

@@ -254,6 +254,7 @@ class Session:
         assert self._hand_over is not None
         hand_over, backend, first = self._hand_over, self._memory.backend, self.iteration
         about = program.gradient, transport.hosts, backend, program.attached
+        self.record.may_lose = transport.survives_deaths
         driver = ScriptDriver(hand_over, replica, *about, is_alike=beginning is None)
         costs = known_costs(self.config, self.plan.num_chunks) or partial(driver.costs, num_chunks=self.plan.num_chunks)
         server = make_server(

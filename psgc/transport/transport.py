@@ -13,7 +13,7 @@ import numpy as np
 
 from psgc.backend import Array
 from psgc.messages import BATCH, MESSAGE, RECORD, Kind, Records, bundle, joined, record
-from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
+from psgc.processes import Identity, die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import MPI, TIMEOUT, Deaths, Rendezvous, failed_ranks
 from psgc.transport.host_memory import Shared, share
 from psgc.transport.receives import Message, Receives
@@ -327,6 +327,14 @@ class Transport:
             return all(self._processes[rank].is_gone() for rank in ranks if self._is_near(rank))
         left = set(ranks) - {self.term.rank(place) for place in failed_ranks(self._world)}
         return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
+
+    def neighbours(self, place: int) -> dict[int, Identity]:
+        """The live processes of this host, by place, if the one at `place` is on it; for any thread."""
+        processes = self._rendezvous.processes
+        here = processes[self.place]
+        if not processes[place].is_near(here):
+            return {}
+        return {it: near for it, near in enumerate(processes) if near.is_near(here) and it not in self.dead}
 
     def is_gone(self, rank: int) -> bool:
         """Whether the process of `rank` has ended, as far as this host or MPI tells."""

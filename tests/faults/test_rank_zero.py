@@ -1,4 +1,4 @@
-"""Rank 0 is killed: another rank serves on; without fault tolerance the run ends, and `--resume` goes on."""
+"""Rank 0 is killed or stopped: another rank serves on; without fault tolerance the run ends, and `--resume` goes on."""
 
 import re
 import shlex
@@ -25,11 +25,12 @@ KILLED_IN = 12
 ITERATIONS = 20
 RANKS = 6
 LONGEST = 5.0  # seconds that takeovers take on a busy machine: 0.1 s each on an idle one
+STOPPED_FOR = 2.0  # seconds, then it is killed
 Death = tuple[int, int, str]  # the MPI rank of a process, and in which iteration it dies at which step
 
 
-def settings(transfer: str, parts: int) -> Settings:
-    return Settings(transfer, parts, ITERATIONS, 0.01, 4, 3, collect_timeout=10.0)
+def settings(transfer: str, parts: int, collect_timeout: float = 10.0) -> Settings:
+    return Settings(transfer, parts, ITERATIONS, 0.01, 4, 3, collect_timeout)
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +44,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(folder: Path, output: str, transfer: str, parts: int, deaths: Sequence[Death], *more: str) -> Finished:
+def launch(
+    folder: Path, output: str, how: Settings, deaths: Sequence[Death], *more: str, kind: str = "kill"
+) -> Finished:
     """A run in which these die. more: arguments of `psgc launch`."""
-    planned = [Planned(Case("", "kill", step), iteration, (rank,)) for rank, iteration, step in deaths]
-    (folder / f"{output}.yaml").write_text(config_text(settings(transfer, parts), planned, output))
+    planned = [Planned(Case("", kind, step), iteration, (rank,)) for rank, iteration, step in deaths]
+    (folder / f"{output}.yaml").write_text(config_text(how, planned, output))
     return run([sys.executable, "-m", "psgc", "launch", f"{output}.yaml", "-n", str(RANKS), *more], folder)
 
 
 @pytest.mark.parametrize(
     ("transfer", "parts", "deaths"),
     [
-        ("per_chunk", 1, [(0, KILLED_IN, "begin")]),
+        ("per_chunk", 1, [(0, KILLED_IN, "begin")]),  # it is stopped
         ("combined", 2, [(0, KILLED_IN, "passing_on"), (1, KILLED_IN + 3, "begin")]),
         ("allreduce", 1, [(0, KILLED_IN, "stepping"), (2, KILLED_IN, "gradient")]),
         ("allreduce", 2, [(0, ITERATIONS - 1, "begin")]),
     ],
-    ids=["one", "two in turn", "with a worker", "in the last iteration"],
+    ids=["stopped", "two in turn", "with a worker", "in the last iteration"],
 )
 def test_a_run_whose_rank_0_is_killed_is_done_and_exact_with_a_whole_record(
     folder: Path, transfer: str, parts: int, deaths: Sequence[Death]
 ) -> None:
-    output = f"{transfer}-{parts}"
-    finished = launch(folder, output, transfer, parts, deaths)
+    output, is_stopped = f"{transfer}-{parts}", transfer == "per_chunk"
+    how = settings(transfer, parts, STOPPED_FOR) if is_stopped else settings(transfer, parts)
+    finished = launch(folder, output, how, deaths, kind="stop" if is_stopped else "kill")
+    assert ("is stopped for 2 s (faults.collect_timeout): its process is killed" in finished.stderr) == is_stopped
     assert finished.returncode == 0, finished.said
     assert not finished.orphans, finished.said
     outcome, undisturbed = Outcome(folder / output), folder / "undisturbed/params.npy"
@@ -87,7 +92,7 @@ def test_a_run_whose_rank_0_is_killed_is_done_and_exact_with_a_whole_record(
 
 def test_without_fault_tolerance_a_run_whose_rank_0_is_killed_ends_and_goes_on_where_it_was(folder: Path) -> None:
     planned, plain = [(0, KILLED_IN, "begin")], "--no-fault-tolerance"
-    killed = launch(folder, "plain", "allreduce", 2, planned, plain)
+    killed = launch(folder, "plain", settings("allreduce", 2), planned, plain)
     assert killed.returncode == 1, killed.said
     assert not killed.orphans, killed.said
     command = ["psgc", "launch", "plain.yaml", "-n", str(RANKS), plain, "--resume"]

@@ -83,10 +83,8 @@ NAMES = "expected blocks, cyclic, fractional, graph or {kind: file, path: ...}"
 PROBLEMS = "expected least_squares, logistic, softmax, mlp, python: 'module:object' or torch: 'module:function'"
 APPROXIMATE = "recovery={mode: approximate, "
 UNBIASED = f"{APPROXIMATE}deadline: 1, estimator: unbiased}}"
-ONLY_KILL = (
-    "rank 0, the server, computes nothing: expected kind: kill, step: begin or summing or passing_on or passed_on or "
-)
-ONLY_KILL += "stepping"
+ONLY_KILL = "rank 0, the server, computes nothing: expected kind: kill or stop, step: begin or summing or passing_on "
+ONLY_KILL += "or passed_on or stepping"
 FAULTS = [
     ("{kind: kill}", "expected a list of {kind, rank, iteration, step}, got a mapping"),
     ("[{kind: shoot, rank: 3, iteration: 5}]",
@@ -101,7 +99,7 @@ FAULTS = [
     ("[{kind: flip, rank: 1, iteration: 1}]",
      "faults.inject.0.step: kind flip needs step: sending, or stepping"),
     ("[{kind: kill, rank: 0, iteration: 1}]", f"faults.inject.0.rank: {ONLY_KILL}"),
-    ("[{kind: stop, rank: 0, iteration: 1, step: begin}]", f"faults.inject.0.rank: {ONLY_KILL}"),
+    ("[{kind: exit, rank: 0, iteration: 1, step: begin}]", f"faults.inject.0.rank: {ONLY_KILL}"),
 ]  # fmt: skip
 
 
