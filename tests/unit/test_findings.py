@@ -202,7 +202,7 @@ def test_survival(survived, slurm):
     assert list(lines) == ["killed worker", "hung worker", "killed rank 0", "lost host", "time limit"]
     assert (lines["killed worker"].level == "ok") == (lines["hung worker"].level == "ok") == survived
     assert (lines["time limit"].level == "ok") == slurm
-    for name in ["killed rank 0"] + ["killed worker"] * (not survived):
+    for name in ["killed rank 0", "killed worker"] * (not survived):
         assert "psgc launch run.yaml -n 9 --resume" in lines[name].text
     assert lines["lost host"].text.endswith("--resume continues on the remaining hosts")
     assert "needs the output on a shared file system" in survival(survived, False, slurm, "")[3].text
