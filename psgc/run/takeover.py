@@ -92,10 +92,9 @@ class Takeover:
     def leave_term(self, steps: int, left: Collection[int]) -> None:
         """As `next_term`, whose first part this is."""
         transport, term = self._transport, self._transport.term
-        if steps >= 0 and (
-            self._standing is None or self._replica != self._standing.replica or steps != self._replica[1]
-        ):
-            self._replica = term.number, steps  # not the one with which the term has begun
+        if steps >= 0:
+            begun = None if self._standing is None else self._standing.replica  # with which the term has begun
+            self._replica = begun if begun is not None and steps == begun[1] else (term.number, steps)
         absent = [term.place(rank) for rank in left]
         self._between = Succession(transport.place, term, self._replica, self._said, absent, self._patience)
 

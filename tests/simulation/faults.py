@@ -17,6 +17,7 @@ from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.replicated import ReplicatedWorld
 from tests.simulation.schedules import SCHEDULES
 from tests.simulation.scripts import ScriptWorld
+from tests.simulation.terms import History
 from tests.simulation.world import World
 
 TIMEOUT = 30.0  # seconds of the simulated world
@@ -26,6 +27,7 @@ OPTIONS = {
     "allreduce": "workers sum their accumulators among themselves",
     "scripts": "of users, which make the steps",
     "server": "with --scripts: aggregation `server`",
+    "coordinator": "with --scripts: rank 0 dies, and another rank takes over",
     "pieces": "workers do several chunks in one pass",
     "reproducible": "all gradients have the same bits, whatever happens",
     "hosts": "with allreduce or scripts: ranks share the memory of hosts",
@@ -264,6 +266,8 @@ def run(seed: int, thorough: bool = False, **options: bool) -> Counter[str]:
         case = random_case(rng, what["verify"], what["allreduce"])
     for kind, change in (("pieces", with_pieces), ("reproducible", with_tree), ("hosts", with_hosts)):
         case = change(rng, case) if what[kind] else case
+    if what["coordinator"]:
+        return History(case, rng).run()
     world = ScriptWorld(case) if what["scripts"] else ReplicatedWorld(case, thorough)
     world.run()
     return world.counts
@@ -276,8 +280,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, text in OPTIONS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     options = parser.parse_args(arguments)
-    if options.server and not options.scripts:
-        parser.error("--server needs --scripts")
+    if (options.server or options.coordinator) and not options.scripts:
+        parser.error("--server and --coordinator need --scripts")
     kinds = {name: getattr(options, name) for name in OPTIONS}
     counts: Counter[str] = Counter()
     began = time.monotonic()

@@ -93,6 +93,7 @@ class Node(WorkerLoop):
         last: int,
         alike: bool = False,
         reproducible: bool = False,
+        first: int = 0,
         **more: Any,
     ) -> None:
         self.rank, self.end, self.clock = rank, end, clock
@@ -101,7 +102,7 @@ class Node(WorkerLoop):
         self.mailbox = NotedMailbox(self.state, self.encoder)
         self.mailbox.begun = self.begun
         nodes = end_of_nodes(plan.num_chunks) if reproducible else 0
-        sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", 0, last, nodes)
+        sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", first, last, nodes)
         duties = Duties(sums=sums, alike=alike, silence=silence)
         super().__init__(
             *(end, self.mailbox, self.encoder, None, Backend(), replica, injector, duties),  # type: ignore[arg-type]

@@ -28,6 +28,10 @@ class WatchedHandOver(HandOver):
 
     def __init__(self, world: "ScriptWorld", rank: int, state: Callable[[], bytes]) -> None:
         super().__init__(0, state=state)
+        self.move(world, rank)
+
+    def move(self, world: "ScriptWorld", rank: int) -> None:
+        """It is of this rank of another world from now on."""
         self._world, self._of = world, rank
 
     def give(self, iteration: int, vector: Any) -> None:
@@ -51,6 +55,11 @@ class Script:
         self.came: dict[int, tuple[bytes, bool]] = {}
         self.replica = ScriptReplica(self.hand_over, "float64", Backend())
 
+    def move(self, world: "ScriptWorld", rank: int) -> None:
+        """It is of this rank of another world from now on."""
+        self._world, self._rank = world, rank
+        self.hand_over.move(world, rank)
+
     def count(self, what: str, times: int = 1) -> None:
         self._world.counts[what] += times
 
@@ -64,18 +73,21 @@ class Script:
         self.came[self.iteration] = content, self._has_loaded
         self._has_loaded = False
         digest = blake2b(content, digest_size=16).digest() if replica.is_checked(self.iteration, 0) else b""
-        self.hand_over.call(
-            self.iteration, self.iteration not in self._world.case.partial, self.signature, costs, digest
-        )
+        is_whole, term = self.iteration not in self._world.case.partial, self.hand_over.term
+        self.hand_over.call(self.iteration, is_whole, self.signature, costs, digest, term=term)
 
     def take_answer(self) -> None:
-        """The newest call is answered."""
+        """The newest call is answered, or made again in another term."""
         self.is_in_call = False
         try:
             answer = self.hand_over.answer()
         except (PsgcError, CalledOff) as error:
             self.error = error
             self.end()
+            return
+        if answer is None:
+            self._world.counts["calls repeated"] += 1
+            self.call()
             return
         if isinstance(answer, ScriptState):
             faults = [(fault.kind, fault.worker) for fault in self._world.case.faults]
@@ -99,7 +111,7 @@ class Script:
 
     def end(self) -> None:
         self.is_over = True
-        self.hand_over.end()
+        self.hand_over.end(term=self.hand_over.term)
 
     def _state(self) -> bytes:
         assert self.is_in_call, "the state of a script that is between two calls"
@@ -160,6 +172,6 @@ class ScriptNode(Node, ScriptLoop):
             self._has_said_goodbye = True
             self.mailbox.stop()
             self.end.send(SERVER, [record(Kind.GOODBYE)])
-        if self._in_order is not None and not self.has_left:
+        if self._in_order is not None and not (self.has_left or self.is_orphaned):
             self.has_left = True
             self._hand_over.stop(CalledOff() if self.calls is None else RunFailed("the script of rank 0 has ended"))

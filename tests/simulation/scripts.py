@@ -216,7 +216,7 @@ class ScriptWorld(ReplicatedWorld):
             node = self.nodes.get(rank)
             if node and not node.dead and node.may_say_goodbye:
                 able.append((World.spin, node))
-            if script.is_over or (node and (node.dead or node.work is not None)):
+            if (script.is_over and script.hand_over.is_ended) or (node and (node.dead or node.work is not None)):
                 continue
             if script.is_in_call and not script.hand_over.is_due():
                 continue

@@ -48,6 +48,16 @@ def test_pieces_survive_some_hundred_schedules_of_faults(capsys, options):
     assert counts["invalidated"] > 50
 
 
+@pytest.mark.parametrize("options", [[], ["--server"]])
+def test_scripts_survive_deaths_of_rank_0_in_some_schedules(capsys, options):
+    assert faults.main(["--scripts", "--coordinator", *options, "--schedules", "14", "--seed", "400000"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:-1]
+    counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
+    assert counts["takeovers"] > 5
+    assert counts["calls repeated"] > 10
+    assert counts["done"] > 5
+
+
 @pytest.mark.parametrize("options", [["--allreduce"], ["--allreduce", "--hosts"], ["--scripts", "--server"]])
 def test_gradients_have_the_same_bits_in_some_schedules_of_faults(capsys, options):
     assert faults.main(["--reproducible", *options, "--schedules", "30", "--seed", "300000"]) == 0

@@ -1,0 +1,331 @@
+"""A world of scripts whose rank 0 dies: terms of `scripts`, one after another, and what happens between two of them.
+
+Ranks notice the death one by one. Who has not goes on in the old term, with what others have sent there. Meanwhile
+those who have come to the next one by the production code (`psgc.run.takeover`), whose messages take their time. Ranks
+die then, too. A rank enters a term with its script as it is: within a call, between two, or at its end.
+"""
+
+import random
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from psgc.backend import Backend
+from psgc.config import Config
+from psgc.messages import Records, joined
+from psgc.run.takeover import Beginning, Takeover
+from psgc.server.loop import Server
+from psgc.server.observer import IterationRecord
+from psgc.server.settings import ServerSettings
+from psgc.torch.serving import ScriptDriver
+from psgc.transport import Term
+from tests.simulation.case import Case
+from tests.simulation.mesh import Link
+from tests.simulation.outputs import Observer
+from tests.simulation.replicated_node import Told
+from tests.simulation.script_node import Script, ScriptNode
+from tests.simulation.scripts import TAIL, WRONG, ScriptWorld
+from tests.simulation.world import STEPS, World
+
+MOMENTS = ("begin", "summing", "passing_on", "passed_on", "stepping")  # of rank 0, at which it may die
+
+
+class Rank0Died(BaseException):
+    """Its process ends here."""
+
+
+class Outside:
+    """The transport of one process outside of all terms."""
+
+    hear_outside: Any
+
+    def __init__(self, history: "History", place: int) -> None:
+        self.history, self.place, self.size = history, place, history.size
+        self.term, self.rank, self.hosts = Term(0, history.size), place, ["here"] * history.size
+        self.dead: dict[int, None] = {}
+
+    def send_outside(self, place: int, records: Iterable[Records]) -> None:
+        self.history.outside[self.place, place].append(joined(records))
+
+    def wake_others(self) -> None: ...
+
+    def give_up(self, place: int) -> None:
+        self.dead[place] = None
+
+    def enter(self, term: Term) -> None:
+        self.term, self.rank = term, term.rank(self.place)
+
+
+class LateObserver(Observer):
+    """Nothing is written any more when rank 0 has died."""
+
+    def chunk(self, *arguments: Any) -> None:
+        if not self.world.is_orphaned:
+            super().chunk(*arguments)
+
+    def iteration(self, row: IterationRecord) -> None:
+        if not self.world.is_orphaned:
+            super().iteration(row)
+            self.world.history.rows.append(row.iteration)
+
+
+class OneTerm(ScriptWorld):
+    """history: of the run; alike: of each worker that is there, whether it has the state with which the term begins.
+
+    beginning: of the term on its rank 0, None of the first one.
+    """
+
+    def __init__(
+        self, case: Case, history: "History", term: Term, alike: dict[int, bool], beginning: Beginning | None
+    ) -> None:
+        self.history, self.term, self.alike, self.beginning = history, term, alike, beginning
+        self.first = beginning.first if beginning else 0
+        self.is_orphaned = False
+        self.left: set[int] = set()  # workers that have gone on to the next term
+        super().__init__(case)
+
+    def connect(self) -> None:
+        history, case = self.history, self.case
+        if not history.clock:
+            history.clock = self.clock
+        self.clock = history.clock
+        ranks = range(self.plan.num_workers + 1)
+        self.links = {(a, b): Link() for a in ranks for b in ranks if a != b}
+        self.sums = history.sums
+        self.scripts = {rank: Script(self, rank, case.dim) for rank in ranks}
+        for rank in (0, *self.alike):
+            self.scripts[rank] = history.script(self, self.term.place(rank))
+        self.faulty = {*ranks[1:]} if self.term.number else self._faulty()
+        eager = lambda: self.choose(2) == 0  # noqa: E731
+        with ExitStack() as stack:
+            self.replace(stack)
+            self.nodes = {
+                rank: ScriptNode(
+                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, self.clock, self.every),
+                    end=self.mesh_end(rank, eager),
+                    injector=Told(partial(self.at, rank)),
+                    script=self.scripts[rank],
+                    last=self.last,
+                    first=self.first,
+                    alike=self.alike.get(rank, False),
+                    reproducible=case.reproducible,
+                )
+                for rank in ranks[1:]
+            }
+        for rank, node in self.nodes.items():
+            if rank in self.alike:
+                self.scripts[rank].hand_over.begin_term()
+            else:
+                node.dead = True
+        self.scripts[0].hand_over.begin_term()
+        self.end = self.mesh_end(0, eager, self.advance, self.is_cut_off, self.check_sent, self.kill)  # type: ignore
+
+    def _faulty(self) -> set[int]:
+        naps = {nap.worker for nap in self.case.naps if nap.kind != "away"}
+        return {fault.worker for fault in self.case.faults} | naps
+
+    def make_server(self, config: Config) -> Server:
+        it, beginning = self.scripts[0], self.beginning
+        about = self.case.dim - TAIL, self.end.hosts, Backend()
+        driver = ScriptDriver(it.hand_over, it.replica, *about, is_alike=beginning is None)
+        settings = ServerSettings(
+            config=config,
+            plan=self.plan,
+            has_loss=False,
+            driver=driver,
+            known_costs=partial(driver.costs, num_chunks=self.plan.num_chunks),
+            alike=beginning.alike if beginning else (),
+            away=beginning.away if beginning else {},
+            moment=self.history.moment,
+        )
+        server = Server(self.end, Backend(), LateObserver(self), settings)  # type: ignore[arg-type]
+        running = server.run
+
+        def run(params: np.ndarray, last: int, begins: Any) -> np.ndarray:
+            try:
+                return running(params, last, self.first, begins)
+            except Rank0Died:
+                self.history.between(self)
+                raise
+
+        server.run = run  # type: ignore[method-assign, assignment]
+        return server
+
+    def run(self) -> None:
+        with suppress(Rank0Died):
+            super().run()
+
+    def begin(self, iteration: int) -> None:
+        super().begin(iteration)
+        self.history.moment("begin", iteration)
+
+    def advance(self) -> list[Any]:
+        self.history.moment("", self.iteration)
+        return super().advance()
+
+    # after the death of rank 0
+
+    def is_here(self, rank: int) -> bool:
+        return not self.nodes[rank].dead and rank not in self.left
+
+    def goes_on(self) -> None:
+        """One event among those who have not come to the next term."""
+        self.faults_happen()
+        able, asleep, chatter = self.possible()
+        self.clock.now += self.case.pace
+        if some := able or asleep + chatter:
+            what, node = some[self.choose(len(some))]
+            what(self, node)
+
+    def possible(self) -> tuple[World.Possible, World.Possible, World.Possible]:
+        found = super().possible()
+        if not self.is_orphaned:
+            return found
+        able, asleep, chatter = ([it for it in some if it[1] and self.is_here(it[1].rank)] for some in found)
+        able += [
+            (partial(OneTerm.death_is_seen, dead=0), node)
+            for rank, node in self.nodes.items()
+            if self.is_here(rank) and 0 not in node.end.told
+        ]
+        return able, asleep, chatter
+
+    def death_is_seen(self, node: Any, dead: int) -> None:
+        super().death_is_seen(node, dead)
+        if node and dead == 0 and 0 in node.end.told and not node.dead:
+            self.left.add(node.rank)
+
+
+class History:
+    """A run. case: of its first term; deaths: of rank 0 in one term after another, (moment or "", how many times)."""
+
+    def __init__(self, case: Case, rng: random.Random) -> None:
+        self.size, self.rng = case.plan.num_workers + 1, rng
+        self.clock: Any = None
+        self.sums: dict[int, bytes] = {}
+        self.case = replace(case, faults=[fault for fault in case.faults if fault.kind not in WRONG])
+        self.scripts: dict[int, Script] = {}
+        self.gone: set[int] = set()  # places whose processes have died
+        self.rows: list[int] = []  # that rank 0 has written
+        self.deaths = [
+            (rng.choice(["", "", *MOMENTS]), rng.choice([rng.randrange(400), rng.randrange(60), rng.randrange(8)]))
+            for _ in range(rng.randint(1, min(3, self.size - 2)) if self.size > 2 else 1)
+        ]
+        self.places = {place: Outside(self, place) for place in range(self.size)}
+        self.takeovers = {place: Takeover(end, case.timeout) for place, end in self.places.items()}  # type: ignore
+        self.outside: dict[tuple[int, int], deque[Records]] = {
+            (one, other): deque() for one in range(self.size) for other in range(self.size)
+        }
+
+    def script(self, world: OneTerm, place: int) -> Script:
+        """That of a process, from now on in this world."""
+        if place not in self.scripts:
+            self.scripts[place] = Script(world, place, world.case.dim)
+        found = self.scripts[place]
+        found.move(world, world.term.rank(place))
+        return found
+
+    def moment(self, what: str, iteration: int) -> None:
+        """Rank 0 is there: it may die."""
+        if self.deaths and self.deaths[0][0] == what and not self.world.is_ending:
+            self.deaths[0] = what, self.deaths[0][1] - 1
+            if self.deaths[0][1] < 0:
+                self.deaths.pop(0)
+                self.world.is_orphaned = True
+                raise Rank0Died
+
+    def run(self) -> Counter[str]:
+        """What has happened."""
+        counts: Counter[str] = Counter()
+        alike = dict.fromkeys(range(1, self.size), True)
+        self.world: OneTerm | None = OneTerm(self.case, self, Term(0, self.size), alike, None)
+        while (world := self.world) is not None:
+            world.run()
+            counts += world.counts
+            if not world.is_orphaned:
+                break
+            counts["takeovers"] += 1
+            self.world = self._following(world)
+        if self.world is not None and not self.world.has_failed:
+            assert self.rows == sorted(set(self.rows)), "a row twice"
+            counts["done"] += 1
+        return counts
+
+    def _following(self, world: OneTerm) -> OneTerm | None:
+        if not self.entered:
+            return None  # nobody is left
+        term = next(iter(self.places[place].term for place in self.entered))
+        beginning = self.entered[term.server]
+        self.rows = [row for row in self.rows if row < beginning.first]
+        for iteration in [iteration for iteration in self.sums if iteration >= beginning.first]:
+            del self.sums[iteration]
+        alike = {term.rank(place): its.is_alike for place, its in self.entered.items() if place != term.server}
+        assert self.entered[term.server].is_alike, "it serves without a state"
+        assert {rank for rank, it in alike.items() if it} >= {*beginning.alike} - {*self._dead_ranks(term)}
+        case = replace(self.case, faults=[*world.faults, *world.at_steps], naps=world.naps)
+        return OneTerm(case, self, term, alike, beginning)
+
+    def _dead_ranks(self, term: Term) -> Iterator[int]:
+        return (term.rank(place) for place in self.gone)
+
+    def between(self, world: OneTerm) -> None:
+        """Until all live processes are in one later term."""
+        rng, places = self.rng, self.places
+        world.end.cut(rng.randrange(4))
+        self.gone.add(world.term.server)
+        self.entered: dict[int, Beginning] = {}
+        self.waiting: set[int] = set()  # places that have left a term and have not come to another one
+        deaths = rng.choice([0, 0, 1, 2])
+        for _ in range(20 * STEPS):
+            self.gone |= {world.term.place(rank) for rank, node in world.nodes.items() if node.dead}
+            self.entered = {place: its for place, its in self.entered.items() if place not in self.gone}
+            self.waiting -= self.gone
+            live = [place for place in places if place not in self.gone]
+            terms = {places[place].term for place in self.entered}
+            if len(self.entered) == len(live) and (not live or (len(terms) == 1 and terms.pop().server in live)):
+                return
+            if deaths and rng.random() < 0.02:
+                deaths -= 1
+                self._die(world, rng.choice(live))
+                continue
+            self._goes_on(world, rng.choice(live))
+        raise AssertionError("no term begins")
+
+    def _die(self, world: OneTerm, place: int) -> None:
+        world.counts["deaths between terms"] += 1
+        world.nodes[world.term.rank(place)].die(kept=self.rng.randrange(3))
+
+    def _goes_on(self, world: OneTerm, place: int) -> None:
+        rng, end, takeover = self.rng, self.places[place], self.takeovers[place]
+        full = [link for link, messages in self.outside.items() if messages]
+        event = rng.randrange(4)
+        if event == 0 and full:
+            source, dest = rng.choice(full)
+            message = self.outside[source, dest].popleft()
+            if dest not in self.gone:
+                self.places[dest].hear_outside(source, message)
+        elif event == 1 and (unknown := sorted(self.gone - end.dead.keys())):
+            end.dead[rng.choice(unknown)] = None
+        elif event == 2:
+            world.goes_on()
+        rank = world.term.rank(place)
+        if rank in world.left and place not in self.waiting and place not in self.entered:
+            node = world.nodes[rank]
+            node.mailbox.stop()
+            node.work = None
+            end.dead[world.term.server] = None
+            self._leave(place, node.end_term(), [*node.allreduce.exchange.left])
+        elif place in self.entered and end.term.server in end.dead:
+            self._leave(place, self.entered[place].first if self.entered[place].is_alike else -1, [])
+        if place in self.waiting and takeover.is_named(self.clock.now):
+            self.waiting.remove(place)
+            self.entered[place] = takeover.enter_term("here", 0.0)
+
+    def _leave(self, place: int, steps: int, left: list[int]) -> None:
+        self.entered.pop(place, None)
+        self.waiting.add(place)
+        self.takeovers[place].leave_term(steps, left)
