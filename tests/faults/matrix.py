@@ -90,6 +90,7 @@ OF_RANK_0 = (
     Case("SIGKILL of rank 0, sum sent to one", "kill", "passing_on", DIED),
     Case("SIGKILL of rank 0, sum sent to all", "kill", "passed_on", DIED),
     Case("SIGKILL of rank 0 before its step", "kill", "stepping", DIED),
+    Case("SIGSTOP of rank 0", "stop", "begin", DIED),
 )
 
 

@@ -4,6 +4,7 @@ Eight workers, whose chunks take CHUNK seconds by emulation, and everything else
 a run does not come to what it has to, or loses more time than it may.
 """
 
+import json
 import math
 import sys
 import tempfile
@@ -36,6 +37,9 @@ AT_ONCE = 0.2  # seconds until a death is noticed and what it takes back is unde
 FAULT_IN = 5  # the iteration
 MORE = {"at once": 3, "missed": 9, "returns": 15}  # iterations from there on
 TAKEOVER = 0.5  # seconds
+SCRIPT = str(Path(__file__).parents[1] / "ranks/torch_script.py")
+SCRIPT_TIMEOUT = 3.0  # seconds: its ranks load torch while the run begins
+SCRIPT_ITERATIONS = 11  # ten steps and an evaluation
 
 HEAD = f"""\
 {WORKERS} workers, {SHARE} chunks of {MS:.0f} ms for each of them per iteration; collect_timeout: {COLLECT_TIMEOUT:g} s.
@@ -78,6 +82,21 @@ class Bench:
             name, _ = self.begin(same_chunks, [], workers=2)
             self._undisturbed[iterations] = self.folder / name / "params.npy"
         return self._undisturbed[iterations]
+
+    def begin_script(self, aggregation: str, of_rank_0: Sequence[dict[str, object]]) -> tuple[str, Finished]:
+        """As `begin`, of a script with 4 workers; of_rank_0: what befalls rank 0."""
+        self._runs += 1
+        name, inject = f"run-{self._runs}", [{"rank": 0, **fault} for fault in of_rank_0]
+        settings: dict[str, object] = {"output": name, "aggregation": aggregation, "reproducible": True}
+        settings["faults"] = {"collect_timeout": SCRIPT_TIMEOUT, "inject": inject}
+        command = [sys.executable, "-m", "psgc", "launch", SCRIPT, "-n", "5", "--", json.dumps(settings)]
+        return name, run(command, self.folder)
+
+    def undisturbed_script(self) -> Path:
+        """The parameters of the script without faults."""
+        if 0 not in self._undisturbed:
+            self._undisturbed[0] = self.folder / self.begin_script("server", [])[0] / "params.npy"
+        return self._undisturbed[0]
 
     def check(self, what: str, found: Sequence[str]) -> str:
         """A mark for the table."""
@@ -128,20 +147,35 @@ def row_of_a_fault(bench: Bench, case: Case, transfer: str, parts: int) -> str:
 
 
 def row_of_rank_0(bench: Bench, case: Case, transfer: str, parts: int) -> str:
-    """A worker takes over. What is lost is the time from the death until its first iteration begins."""
+    """A worker takes over."""
     how = settings(transfer, parts, FAULT_IN + MORE["missed"])
     name, finished = bench.begin(how, [Planned(case, FAULT_IN, (0,))])
+    undisturbed = np.load(bench.undisturbed(how.iterations))
+    return _row_of_takeover(bench, (case.name, transfer, parts), name, finished, how.iterations, undisturbed)
+
+
+def row_of_a_script(bench: Bench, case: Case, aggregation: str) -> str:
+    """The same with PyTorch: AdamW and dropout, and `reproducible`, so that no bit may differ."""
+    name, finished = bench.begin_script(aggregation, [{"kind": case.kind, "iteration": FAULT_IN, "step": case.step}])
+    what = f"{case.name}, PyTorch", aggregation, 1
+    return _row_of_takeover(bench, what, name, finished, SCRIPT_ITERATIONS, np.load(bench.undisturbed_script()))
+
+
+def _row_of_takeover(
+    bench: Bench, what: tuple[str, str, int], name: str, finished: Finished, iterations: int, undisturbed: np.ndarray
+) -> str:
+    """What is lost is the time from the death until the first iteration of the next term begins."""
     outcome = Outcome(bench.folder / name)
     lost, events = outcome.summary.get("takeover_seconds", math.inf), [event[:2] for event in outcome.events]
-    difference = np.abs(outcome.params - np.load(bench.undisturbed(how.iterations))).max()
+    difference = np.abs(outcome.params - undisturbed).max()
     found = [f"exit code {finished.returncode}"] if finished.returncode else []
     found += ["processes are left"] if finished.orphans else []
-    found += [] if outcome.numbers == [*range(how.iterations)] else ["rows are missing or there twice"]
+    found += [] if outcome.numbers == [*range(iterations)] else ["rows are missing or there twice"]
     found += [] if events == [("lost", 0), ("lost", 1)] else [f"events {events}"]
     found += [] if difference <= CLOSE else [f"a parameter differs by {difference:.1e}"]
     found += [f"{milli(lost)} lost"] if lost > TAKEOVER else []
-    mark = bench.check(f"{case.name}, {transfer}, parts {parts}", found)
-    cells = [case.name, transfer, parts, "worker 1 takes over", f"{difference:.1e}"]
+    mark = bench.check(f"{what[0]}, {what[1]}, parts {what[2]}", found)
+    cells = [*what, "worker 1 takes over", f"{difference:.1e}"]
     return row(*cells, "", "", f"{milli(lost)}{mark}", milli(TAKEOVER), finished.returncode)
 
 
@@ -178,6 +212,9 @@ def main() -> int:
             for transfer, parts in combinations:
                 if transfer in case.transfers:
                     print(row_of_rank_0(bench, case, transfer, parts), flush=True)
+        for case in OF_RANK_0:
+            for aggregation in ("server", "allreduce"):
+                print(row_of_a_script(bench, case, aggregation), flush=True)
         print(EACH, flush=True)
         by_name = {case.name: case for transfer in TRANSFERS for case in cases(transfer)}
         for transfer in TRANSFERS:

@@ -9,6 +9,7 @@ The numbers of the scripts are float64 unless they say otherwise. So what differ
 """
 
 import importlib
+import json
 import random
 import re
 import signal
@@ -144,6 +145,8 @@ class Ranks:
             return inf, [*found, finished.said]
         if self._way.befalls in (*DEATHS, "behind") and not (self._folder / "befallen").exists():
             found.append("nothing befell a rank")
+        if self._way.befalls == "taken over":
+            found += self._wrong_record()
         results = {path.stem: load_file(path) for path in sorted(self._folder.glob("result-*.safetensors"))}
         first = "result-1" if self._way.befalls == "taken over" else "result-0"
         if first not in results:
@@ -155,6 +158,14 @@ class Ranks:
         if far := [f"{rank} by {of:.0e}" for rank, of in apart.items() if not of <= allowed]:
             found.append(f"differ: {', '.join(far)}\n{finished.said}")
         return max(apart.values()), found
+
+    def _wrong_record(self) -> list[str]:
+        """What is not as it has to be in the run directory, in which another rank has gone on."""
+        summary = json.loads((self._folder / "run/summary.json").read_text())
+        rows = (self._folder / "run/iterations.csv").read_text().splitlines()[1:]
+        numbers = [int(row.partition(",")[0]) for row in rows]
+        is_right = (summary["status"], summary.get("takeovers")) == ("done", 1) and numbers == [*range(len(rows))]
+        return [] if is_right else [f"its record: {summary}, iterations {numbers}"]
 
     def refusal(self) -> tuple[int, list[str]]:
         """The exit code, and the lines of errors."""
