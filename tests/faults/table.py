@@ -39,6 +39,7 @@ MORE = {"at once": 3, "missed": 9, "returns": 15}  # iterations from there on
 TAKEOVER = 0.5  # seconds
 SCRIPT = str(Path(__file__).parents[1] / "ranks/torch_script.py")
 SCRIPT_TIMEOUT = 3.0  # seconds: its ranks load torch while the run begins
+LONGEST = 200.0  # seconds of a run of it
 SCRIPT_ITERATIONS = 11  # ten steps and an evaluation
 
 HEAD = f"""\
@@ -90,7 +91,7 @@ class Bench:
         settings: dict[str, object] = {"output": name, "aggregation": aggregation, "reproducible": True}
         settings["faults"] = {"collect_timeout": SCRIPT_TIMEOUT, "inject": inject}
         command = [sys.executable, "-m", "psgc", "launch", SCRIPT, "-n", "5", "--", json.dumps(settings)]
-        return name, run(command, self.folder)
+        return name, run(command, self.folder, LONGEST)
 
     def undisturbed_script(self) -> Path:
         """The parameters of the script without faults."""
