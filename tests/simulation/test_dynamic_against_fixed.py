@@ -42,8 +42,7 @@ def check(workers: int, coding: Coding, parts: int, seconds: np.ndarray) -> None
     assert dynamic <= 1.02 * min(static, skipping)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("cluster", [BLOCKS, GRAPH], ids=["blocks", "graph"])
+@pytest.mark.parametrize(("cluster", "parts"), [(BLOCKS, 1), (GRAPH, 2)], ids=["blocks", "graph"])
 @pytest.mark.parametrize("model", MODELS)
 def test_on_every_model(model, cluster, parts):
     workers, coding = cluster
@@ -60,11 +59,10 @@ def test_on_measured_times(name, cluster):
     check(workers, coding, 1, Trace(kind="trace", path=str(path)).draw(np.random.default_rng(), (25, workers)))
 
 
-@pytest.mark.parametrize("cluster", [BLOCKS, GRAPH], ids=["blocks", "graph"])
 @pytest.mark.parametrize("model", MODELS)
-def test_what_it_learnt_in_other_iterations_does_not_mislead_it(model, cluster):
+def test_what_it_learnt_in_other_iterations_does_not_mislead_it(model):
     """Forty iterations of one run whose paces are drawn anew every time: nothing that was learnt holds."""
-    workers, coding = cluster
+    workers, coding = BLOCKS
     seconds = MODELS[model](np.random.default_rng(2), (40, workers))
     dynamic, skipping = (mean_time(name, workers, coding, seconds, is_one_run=True) for name in ("dynamic", "skipping"))
     assert dynamic <= 1.02 * skipping

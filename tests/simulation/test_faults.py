@@ -1,4 +1,4 @@
-"""Some hundred random schedules of faults, and what the driver says of one that goes wrong."""
+"""Some random schedules of faults, and what the driver says of one that goes wrong."""
 
 import pytest
 
@@ -20,12 +20,12 @@ OF_SERVER = ["begin", "after_commit", "sending"]
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        (["--schedules", "160"], OF_SERVER),
-        (["--schedules", "120", "--allreduce"], [*OF_SERVER, "summing", "passing_on", "passed_on"]),
-        (["--schedules", "180", "--allreduce", "--hosts"], [*OF_SERVER, "summing", "passing_on", "passed_on"]),
+        (["--schedules", "50"], OF_SERVER),
+        (["--schedules", "45", "--allreduce"], [*OF_SERVER, "summing", "passing_on", "passed_on"]),
+        (["--schedules", "50", "--allreduce", "--hosts"], [*OF_SERVER, "summing", "passing_on", "passed_on"]),
     ],
 )
-def test_some_hundred_schedules_of_faults(capsys, options, steps):
+def test_some_schedules_of_faults(capsys, options, steps):
     assert faults.main([*options, "--seed", "100000"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
@@ -36,16 +36,16 @@ def test_some_hundred_schedules_of_faults(capsys, options, steps):
         "shared out again", "maps after the first", "workers at the end",
         "stopped with too few workers",
     }  # fmt: skip
-    assert len(counts.keys() & at_steps) > 2 * len(steps)
+    assert len(counts.keys() & at_steps) >= len(steps)
 
 
 @pytest.mark.parametrize("options", [["--allreduce"], ["--scripts", "--server"]])
-def test_pieces_survive_some_hundred_schedules_of_faults(capsys, options):
-    assert faults.main(["--pieces", *options, "--schedules", "60", "--seed", "200000"]) == 0
+def test_pieces_survive_some_schedules_of_faults(capsys, options):
+    assert faults.main(["--pieces", *options, "--schedules", "20", "--seed", "200000"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
-    assert counts["pieces"] > 2 * counts["passes in vain"] > 100
-    assert counts["invalidated"] > 50
+    assert counts["pieces"] > 2 * counts["passes in vain"] > 20
+    assert counts["invalidated"] > 10
 
 
 @pytest.mark.parametrize("options", [[], ["--server"]])
@@ -60,10 +60,10 @@ def test_scripts_survive_deaths_of_rank_0_in_some_schedules(capsys, options):
 
 @pytest.mark.parametrize("options", [["--allreduce"], ["--allreduce", "--hosts"], ["--scripts", "--server"]])
 def test_gradients_have_the_same_bits_in_some_schedules_of_faults(capsys, options):
-    assert faults.main(["--reproducible", *options, "--schedules", "30", "--seed", "300000"]) == 0
+    assert faults.main(["--reproducible", *options, "--schedules", "12", "--seed", "300000"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
-    assert counts["invalidated"] > 5
+    assert counts["invalidated"] > 2
     assert counts["maps after the first"] > 0
 
 

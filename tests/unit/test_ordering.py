@@ -97,7 +97,7 @@ def test_the_papers_formula_is_not_a_bound_from_load_5_on():
 
 def test_coarse_values_of_long_queues_stay_a_bound():
     random = np.random.default_rng(0)
-    dense = random.random((240, 8)) < 0.6
+    dense = random.random((190, 8)) < 0.6
     dense[dense.sum(axis=1) < 3] = True
     assignment = from_matrix(dense)
     bound, reached = worst_case_bound(assignment, 2), worst_case(assignment, ordering(assignment, 2), 2)
@@ -151,8 +151,8 @@ def random_rows(num_chunks, num_workers, replication, seed):
     "assignment",
     [
         random_rows(60, 20, [3], 0),
-        random_rows(100, 100, [8], 0),
-        random_rows(80, 80, range(6, 11), 0),
+        random_rows(60, 60, [8], 0),
+        random_rows(50, 50, range(6, 11), 0),
         random_rows(40, 130, range(3, 7), 0),
         graph(160, 20, 4, 0),
         cyclic(60, 40, 2),

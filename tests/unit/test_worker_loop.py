@@ -1,85 +1,15 @@
 """The worker's loop without MPI: what it says by itself, and when it sends what it was asked for."""
 
-from collections import Counter
-from itertools import chain, repeat
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from psgc.aggregation.blocks import Sums
-from psgc.aggregation.replica import Replica
-from psgc.aggregation.shared import HostMemory, memory_bytes
-from psgc.backend import Backend
-from psgc.messages import TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length, unpack_block
-from psgc.optimizer import make_optimizer
-from psgc.transport import Control, Died, Shared
+from psgc.messages import TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length
+from psgc.transport import Control
 from psgc.workers import encoder as worker_encoder
 from psgc.workers import loop as worker_loop
-from psgc.workers import mailbox as worker_mailbox
-from psgc.workers.encoder import Encoder
-from psgc.workers.injection import Injector
-from psgc.workers.loop import Duties, WorkerLoop
-from psgc.workers.mailbox import Mailbox, Result
-from psgc.workers.state import WorkerState
-from tests.simulation.network import Clock
-from tests.unit.given_states import SGD, block_of, map_of, state_of
-from tests.unit.scripted import Transport
-
-
-class Worker:
-    """Worker 1 of two; the test computes its chunks."""
-
-    def __init__(self, num_chunks, combined=True, silence=1000.0, long=1000.0, shared=None):
-        self.transport = Transport(3)
-        self.transport.rank = 1
-        self.transport.shared = shared or self.transport.shared
-        self.encoder = encoder = Encoder(Backend(), np.ones((2, 1)), 3, "float64")
-        self.state = WorkerState(1, range(num_chunks), num_chunks, combined)
-        self.mailbox = Mailbox(self.state, encoder)
-        self.replica = Replica(make_optimizer(SGD), Backend(), lambda: None)
-        self.replica.params = np.zeros(3)
-        sums = Sums(np.ones((2, 1)), 3, np.dtype("float64"), 0, 9)
-        duties = Duties(sums=sums, alike=True, silence=silence, long=long)
-        compute = SimpleNamespace(start=lambda: None, ident=5)
-        self.loop = WorkerLoop(
-            self.transport, self.mailbox, encoder, compute, Backend(), self.replica, Injector(), duties
-        )
-
-    def follow(self, script):
-        """The loop runs, and finds in each poll what `script` yields; then the server says that it is over."""
-        end = [[Control(0, record(Kind.STOP))], [], [Control(0, record(Kind.LEAVE))]]
-        self.transport.script = chain(script(), end, repeat([]))
-        assert self.loop.run()
-
-    def does(self, value):
-        """The next chunk, whose gradient has this value in every entry."""
-        work = self.mailbox.take()
-        self.mailbox.finished(work, Result(np.full(3, value), 0.0, 0.0, 0.1))
-        return work.chunk
-
-    def sent(self):
-        """The blocks that have been sent: (to whom, of which iteration, role and serial, first entry)."""
-        names = [
-            (to, iteration, unpack_block(what), vector[0]) for to, iteration, what, vector in self.transport.vectors
-        ]
-        return [(to, iteration, (name.role, name.serial), first) for to, iteration, name, first in names]
-
-
-def told(*records):
-    return [Control(0, np.concatenate(records))]
-
-
-def begin(iteration):
-    return told(record(Kind.BEGIN, iteration))
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    for module in (worker_loop, worker_mailbox):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
+from tests.unit.given_states import block_of, map_of, state_of
+from tests.unit.looping import Worker, begin, said, told
+from tests.unit.looping import clock as clock
 
 
 def test_who_is_told_much_and_says_nothing_says_that_it_reads():
@@ -141,11 +71,6 @@ def test_who_is_to_drop_its_replica_during_a_step_does_not_say_that_it_is_at_the
         assert (Kind.BEHIND in said(worker), Kind.STEPPED in said(worker)) == (True, False)
         yield state_of(1, np.zeros(3))
         assert worker.state.iteration == 1
-
-
-def said(worker):
-    """What it has told rank 0 besides blocks."""
-    return [Kind(int(entry["kind"])) for entry in worker.transport.records[0]]
 
 
 def test_a_report_says_that_its_iteration_has_begun_unless_it_does_not_come_within_a_millisecond(clock):
@@ -326,86 +251,3 @@ def test_a_map_that_comes_after_its_iteration_is_not_followed():
 
 
 # how it ends
-
-
-def test_the_servers_death_ends_a_worker_out_of_order_and_no_other_ones():
-    worker = Worker(1)
-
-    @worker.follow
-    def script():
-        yield [Died(2)]
-
-    worker = Worker(1)
-    worker.transport.script = iter([[Died(0)]])
-    assert not worker.loop.run()
-    assert worker.loop.is_orphaned
-    assert worker.transport.sent == []
-
-
-def test_after_the_end_nobody_goes_on_without_the_server():
-    worker = Worker(1)
-    worker.transport.script = iter([[Control(0, record(Kind.STOP))], [Died(0)], [], []])
-    assert not worker.loop.run()
-    assert not worker.loop.is_orphaned
-
-
-@pytest.mark.parametrize("survives_deaths", [False, True])
-def test_without_fault_tolerance_no_worker_leaves_before_rank_0_has_said_so(clock, survives_deaths):
-    """It would take the server with it."""
-    worker = Worker(1)
-    worker.transport.survives_deaths = survives_deaths
-
-    def script():
-        yield [Control(0, record(Kind.STOP))]
-        yield []
-        clock.now += worker_loop.LAST_WORD
-        yield []
-        yield [Control(0, record(Kind.LEAVE))]
-
-    worker.transport.script = script()
-    assert worker.loop.run() is not survives_deaths
-
-
-@pytest.mark.parametrize(("dest", "when"), [(0, 4), (2, 1)])
-def test_goodbye_is_said_when_the_server_has_everything_whatever_other_ranks_have_not_taken(dest, when):
-    """One of them may hang. Who says no goodbye is killed with it."""
-    worker = Worker(1)
-    polls = [[Control(0, record(Kind.STOP))], [], [], [], [Control(0, record(Kind.LEAVE, last=False))]]
-    left = []
-
-    def script():
-        for number, messages in enumerate(polls):
-            left.append(number)
-            yield messages
-
-    worker.transport.script = script()
-    worker.transport.pending = lambda: Counter({dest: len(left) < 4})
-    said_at = []
-    send = worker.transport.send
-    worker.transport.send = lambda dest, records: (said_at.append(len(left)), send(dest, records))
-    assert not worker.loop.run()  # the server says so
-    assert worker.transport.sent == [(0, ["GOODBYE"])]
-    assert said_at == [when]
-
-
-@pytest.mark.parametrize("is_stepping", [True, False])
-def test_a_replica_that_has_made_a_step_is_heard_although_nobody_else_rang(is_stepping):
-    worker, waits, polls = Worker(1), [True] * 9 + [False] * 3, []
-
-    def script():
-        for comes in ([], [Control(0, record(Kind.STOP))], [Control(0, record(Kind.LEAVE))]):
-            polls.append(len(waits))
-            worker.loop.allreduce.replica.is_stepping = is_stepping and len(polls) == 1
-            yield comes
-
-    worker.transport.wait = lambda **_: waits.pop()
-    worker.transport.script = script()
-    assert worker.loop.run()
-    assert polls[:2] == ([12, 11] if is_stepping else [12, 8])
-
-
-def test_what_a_worker_accumulates_is_in_the_memory_of_its_host():
-    memory = bytearray(memory_bytes(2, 3, 8))
-    worker = Worker(1, shared=Shared((9, 1, 1), memory))
-    worker.encoder.add(np.full(3, 2.0), (1,), 1)
-    assert HostMemory([1, 2], memory, 3, np.float64).accumulator(1, 0).tolist() == [2.0] * 3

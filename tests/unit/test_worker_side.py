@@ -245,4 +245,4 @@ def test_a_worker_deep_in_a_chunk_answers_at_once():
             delays.append(time.monotonic() - began)
 
     server.run(script())
-    assert min(delays) < 0.1, delays  # who does its chunk first takes 0.3 s every time
+    assert min(delays) < 0.2, delays  # who does its chunk first takes 0.3 s every time
