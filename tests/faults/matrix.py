@@ -22,7 +22,7 @@ CLOSE = 1e-10  # largest difference of a parameter: the rounding of sums in anot
 KEEPING = ("combined", "allreduce")  # transfers with which workers keep what they have committed
 WITHHOLDING = ("after_commit", "summing", "passing_on")  # a worker that stops here has not delivered all it owes
 DIED, SILENT = "its process died", "not heard for "
-BUSY = 5.0  # seconds that this machine may be at other things
+BUSY = 10.0  # seconds that this machine may be at other things
 FEATURES = 5000  # 40 kB a vector: more than MPI sends off without asking the receiver first
 
 

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tests.faults.matrix import (
     config_text,
     write_data,
 )
-from tests.ranks.mpirun import Finished, run
+from tests.ranks.mpirun import Finished, psgc, run
 
 pytestmark = pytest.mark.faults
 KILLED_IN = 12
@@ -39,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rank_zero")
     write_data(folder)
     (folder / "run.yaml").write_text(config_text(settings("per_chunk", 1), [], "undisturbed"))
-    finished = run([sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", str(RANKS)], folder)
+    finished = run(psgc("launch", "run.yaml", "-n", str(RANKS)), folder)
     assert finished.returncode == 0, finished.said
     return folder
 
@@ -50,7 +49,7 @@ def launch(
     """A run in which these die. more: arguments of `psgc launch`."""
     planned = [Planned(Case("", kind, step), iteration, (rank,)) for rank, iteration, step in deaths]
     (folder / f"{output}.yaml").write_text(config_text(how, planned, output))
-    return run([sys.executable, "-m", "psgc", "launch", f"{output}.yaml", "-n", str(RANKS), *more], folder)
+    return run(psgc("launch", f"{output}.yaml", "-n", str(RANKS), *more), folder)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_without_fault_tolerance_a_run_whose_rank_0_is_killed_ends_and_goes_on_w
     command = ["psgc", "launch", "plain.yaml", "-n", str(RANKS), plain, "--resume"]
     assert killed.stderr.splitlines()[-1] == f"psgc launch: to resume from the last checkpoint: {shlex.join(command)}"
 
-    resumed = run([sys.executable, "-m", *command], folder)
+    resumed = run(psgc(*command[1:]), folder)
     assert resumed.returncode == 0, resumed.said
     assert re.search("resuming from iteration (5|10),", resumed.stdout), "10 is written while iterations go on"
     assert not resumed.orphans

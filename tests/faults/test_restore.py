@@ -39,7 +39,7 @@ def assert_whole(directory, undisturbed):
 
 @pytest.mark.parametrize("kind", ["kill", "stop"])
 def test_a_run_that_has_lost_a_worker_goes_on_with_everybody(folder, kind):
-    settings = sets(f"output={kind}", RESTORE, inject(kind), "faults.collect_timeout=1")
+    settings = sets(f"output={kind}", RESTORE, inject(kind), "faults.collect_timeout=2")
     ended = run(psgc("launch", "run.yaml", "-n", str(RANKS), *settings), folder, code=0)
     begun = "psgc launch: worker 2 gone for 0.5 s: the run starts again from here, with 4 ranks (faults.restore)"
     assert ended.stderr.splitlines() == [begun], ended.said

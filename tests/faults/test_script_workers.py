@@ -8,7 +8,7 @@ import pytest
 from tests.ranks.test_torch import launched, trained
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
-SECONDS, PAUSE, EPOCHS, STEPS, GAMMA = 5, 0.1, 18, 90, 0.9  # the others make about 50 steps meanwhile
+SECONDS, PAUSE, EPOCHS, STEPS, GAMMA = 2.5, 0.05, 18, 90, 0.9  # the others make about 50 steps meanwhile
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Inside the ranks: twenty iterations of every combination against a single process that computes the full gradient.
+"""Inside the ranks: eight iterations of every combination against a single process that computes the full gradient.
 
 Not collected by itself; `test_exactness.py` starts it in nine ranks, a case uses as many as it needs.
 Each number of workers takes its share of an eleventh of the combinations; with PSGC_EVERY_CASE=1 each takes all.
@@ -32,7 +32,7 @@ from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.transport import Transport
 
-ITERATIONS = 20
+ITERATIONS = 8
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 DIMENSIONS = (
     [*ASSIGNMENTS],

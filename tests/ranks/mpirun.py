@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks.prepared import prepared
 from tests.sweeper import processes_with, start_sweeper
 
 TOKEN, SESSION = "PSGC_TEST_TOKEN", "PSGC_TEST_SESSION"
@@ -55,6 +56,7 @@ class MpiRun:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(INHERITED)}
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_btl": "^ofi"}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        environment["PATH"] += os.pathsep + os.path.dirname(sys.executable)  # mpirun may be beside Python
         # an mpirun that ends removes the folder that it shares with others, also while another one begins in it
         self._folder = tempfile.TemporaryDirectory(prefix="psgc-", ignore_cleanup_errors=True)
         environment |= {TOKEN: self.token, SESSION: _session(), "TMPDIR": self._folder.name, **(env or {})}
@@ -132,11 +134,15 @@ def mpirun_path() -> str:
     return found
 
 
-def mpirun(ranks: int, arguments: Sequence[str], ulfm: bool = False) -> list[str]:
-    """The command that runs `python ARGUMENTS` in so many ranks; ulfm: with Open MPI's fault tolerance."""
+def mpirun(ranks: int, arguments: Sequence[str], ulfm: bool = False, python: str | None = None) -> list[str]:
+    """The command that runs `python ARGUMENTS` in so many ranks; ulfm: with Open MPI's fault tolerance.
+
+    python: by default one that is prepared for psgc itself (prepared.py), and Python for all else.
+    """
+    python = python or (prepared() if list(arguments[:2]) == ["-m", "psgc"] else sys.executable)
     tolerant = ["--with-ft", "ulfm"] if ulfm else []
     ranks_where = ["-n", str(ranks), "--oversubscribe", "--bind-to", "none"]
-    return [mpirun_path(), *tolerant, *ranks_where, sys.executable, *arguments]
+    return [mpirun_path(), *tolerant, *ranks_where, python, *arguments]
 
 
 def run(
@@ -151,9 +157,9 @@ def run(
         return running.wait(timeout, code)
 
 
-def psgc(*arguments: str) -> list[str]:
-    """The command psgc."""
-    return [sys.executable, "-m", "psgc", *arguments]
+def psgc(*arguments: str, python: str | None = None) -> list[str]:
+    """The command psgc; python: as for `mpirun`."""
+    return [python or prepared(), "-m", "psgc", *arguments]
 
 
 def sets(*settings: str) -> list[str]:

@@ -31,7 +31,7 @@ def test_the_record_and_older_checkpoints_make_room_for_the_result(tmp_path, siz
     write_dense(tmp_path / "data.npz", rng.normal(size=(64, 5000)), rng.normal(size=64))
     (tmp_path / "run.yaml").write_text(CONFIG.replace("ITERATIONS", str(iterations)))
     with small_disk(tmp_path / "disk", size) as disk:
-        finished = run(mpirun(3, ["-m", "psgc", "train", "run.yaml"]), tmp_path, code=int(not done))
+        finished = run(mpirun(3, ["-m", "psgc", "train", "run.yaml"]), tmp_path, 110, code=int(not done))
         summary = json.loads((disk / "out/summary.json").read_text())
         assert summary["iterations"] == iterations
         assert "No space left on device" in summary["not_whole"]["timeline.raw"]

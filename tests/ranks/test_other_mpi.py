@@ -45,7 +45,7 @@ class Mpi:
     options: tuple[str, ...] = ()
 
     def launch(self, *arguments: str) -> list[str]:
-        return psgc("launch", "run.yaml", "-n", "4", *self.options, *arguments)
+        return psgc("launch", "run.yaml", "-n", "4", *self.options, *arguments, python=sys.executable)
 
     def train(self, *arguments: str) -> list[str]:
         return [*self.mpirun, "-n", "4", sys.executable, "-m", "psgc", "train", "run.yaml", *arguments]

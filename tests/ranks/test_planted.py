@@ -36,7 +36,11 @@ PSGC = str(Path(sys.executable).with_name("psgc"))
     "command",
     [
         pytest.param([PSGC, "launch", "beside/run.yaml", "-n", "3"], id="launch"),
-        pytest.param(mpirun(3, ["-m", "psgc", "train", "beside/run.yaml"]), id="train", marks=pytest.mark.faults),
+        pytest.param(
+            mpirun(3, ["-m", "psgc", "train", "beside/run.yaml"], python=sys.executable),
+            id="train",
+            marks=pytest.mark.faults,
+        ),
     ],
 )
 def test_only_the_users_model_is_found_beside_the_yaml(tmp_path: Path, command: list[str]) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from psgc.torch.sampling import Sampler
 from tests.ranks.mpirun import MpiRun, mpirun, psgc, run, wait_until
+from tests.ranks.prepared import TORCH, prepared
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("torch_script.py"))
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.timeout(300)  # a fixture and two runs
 
 def trained(folder, ranks, code=0, env=None, **settings):
     """Rank -> (digest, right, losses) of the ranks that came to the end, and what was said."""
-    arguments = [SCRIPT, json.dumps(settings)]
-    command = mpirun(ranks, arguments, ulfm=True) if ranks else [sys.executable, *arguments]
+    python, arguments = prepared(TORCH), [SCRIPT, json.dumps(settings)]
+    command = mpirun(ranks, arguments, True, python) if ranks else [python, *arguments]
     return results_of(command, folder, code, env)
 
 
@@ -123,7 +123,7 @@ def test_a_script_that_ends_earlier_on_rank_0_is_told_on_the_other_ranks(tmp_pat
 
 
 def launched(folder, ranks, *options, code=0, **settings):
-    command = psgc("launch", SCRIPT, "-n", str(ranks), *options, "--", json.dumps(settings))
+    command = psgc("launch", SCRIPT, "-n", str(ranks), *options, "--", json.dumps(settings), python=prepared(TORCH))
     return results_of(command, folder, code)
 
 
@@ -131,7 +131,7 @@ def launched(folder, ranks, *options, code=0, **settings):
 def test_ctrl_c_is_told_as_such(tmp_path):
     """The ranks get another signal from `psgc launch`."""
     settings = json.dumps({"output": "run", "pause": 0.1, "epochs": 100})
-    command = psgc("launch", SCRIPT, "-n", "3", "--", settings)
+    command = psgc("launch", SCRIPT, "-n", "3", "--", settings, python=prepared(TORCH))
     rows = tmp_path / "run/iterations.csv"
     with MpiRun(command, tmp_path) as running:
         wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3, TIMEOUT)
@@ -176,7 +176,7 @@ def test_a_script_that_calls_sys_exit_has_failed(tmp_path):
 @pytest.mark.faults
 def test_the_example_of_digits(tmp_path):
     script = str(Path(__file__).parents[2] / "scripts/torch/digits.py")
-    command = psgc("launch", script, "-n", "2", "--", "--epochs", "1", "--output", "out")
+    command = psgc("launch", script, "-n", "2", "--", "--epochs", "1", "--output", "out", python=prepared(TORCH))
     finished = run(command, tmp_path, TIMEOUT, code=0)
     assert finished.stdout.count("accuracy on 360 images that it was not trained on: ") == 1
     assert load_file(tmp_path / "out/model.safetensors")["0.weight"].shape == (16, 1, 3, 3)

@@ -5,20 +5,17 @@ import re
 import pytest
 
 from tests.ranks.mpirun import mpirun, run
+from tests.ranks.prepared import TORCH, prepared
 
 SCRIPT = """
 import os, random, sys, time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
 import psgc.torch
 
-# Optimizers import the compiler only to say what it is not to compile. That takes as long as importing torch.
-nothing_is_compiled = {"disable": lambda function, *_, **__: function, "graph_break": lambda: None}
-sys.modules["torch._dynamo"] = SimpleNamespace(**nothing_is_compiled)
 torch.set_num_threads(1)
 what, aggregation, rank = *sys.argv[1:], int(os.environ["OMPI_COMM_WORLD_RANK"])
 torch.manual_seed(0)
@@ -62,7 +59,7 @@ OPTIMIZER, RANDOM = "the state of SGD", "the random numbers of the script \\(ran
 def said(folder, what, aggregation, code):
     """The lines of a run that ends so."""
     (folder / "script.py").write_text(SCRIPT)
-    finished = run(mpirun(3, ["script.py", what, aggregation], ulfm=True), folder, 100, code=code)
+    finished = run(mpirun(3, ["script.py", what, aggregation], True, prepared(TORCH)), folder, 100, code=code)
     return [*finished.stdout.splitlines(), *finished.stderr.splitlines()]
 
 

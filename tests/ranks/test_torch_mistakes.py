@@ -2,11 +2,11 @@
 
 import re
 import socket
-import sys
 
 import pytest
 
 from tests.ranks.mpirun import mpirun, run
+from tests.ranks.prepared import TORCH, prepared
 
 SCRIPT = """
 import os, sys
@@ -17,9 +17,6 @@ import torch.nn.functional as F
 
 import psgc.torch
 
-# Optimizers import the compiler only to say what it is not to compile. That takes as long as importing torch.
-nothing_is_compiled = {"disable": lambda function, *_, **__: function, "graph_break": lambda: None}
-sys.modules["torch._dynamo"] = SimpleNamespace(**nothing_is_compiled)
 torch.set_num_threads(1)
 mistake, rank = sys.argv[1], int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
 torch.manual_seed(0)
@@ -53,8 +50,8 @@ DIFFERS = f"psgc: rank {{}} on {HOST} differs from rank 0 on {HOST}: {{}}; all r
 def said(folder, mistake, ranks=3):
     """The lines of a run that ends with exit code 2."""
     (folder / "script.py").write_text(SCRIPT)
-    command = ["script.py", mistake]
-    finished = run(mpirun(ranks, command, ulfm=True) if ranks > 1 else [sys.executable, *command], folder, 100, code=2)
+    python, command = prepared(TORCH), ["script.py", mistake]
+    finished = run(mpirun(ranks, command, True, python) if ranks > 1 else [python, *command], folder, 100, code=2)
     return [*finished.stdout.splitlines(), *finished.stderr.splitlines()]
 
 

@@ -1,12 +1,12 @@
 """A torch problem: the same bits over workers, of which one dies, and in one process."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.ranks.mpirun import run
+from tests.ranks.mpirun import psgc, run
+from tests.ranks.prepared import TORCH, prepared
 from tests.unit import torch_problem
 
 pytestmark = pytest.mark.timeout(300)  # two runs, of ranks that import torch
@@ -28,7 +28,7 @@ seed: 3
 
 
 def trained(folder, *arguments):
-    finished = run([sys.executable, *arguments], folder, timeout=100, code=0)
+    finished = run(psgc(*arguments, python=prepared(TORCH)), folder, timeout=100, code=0)
     assert not finished.stderr
     return [line for line in finished.stdout.splitlines() if line.startswith("epoch")]
 
@@ -37,12 +37,12 @@ def trained(folder, *arguments):
 def test_the_bits_are_those_of_one_process(tmp_path):
     (tmp_path / "run.yaml").write_text(YAML)
     shutil.copy(torch_problem.__file__, tmp_path)
-    together = trained(tmp_path, "-m", "psgc", "launch", "run.yaml", "-n", "3")
-    alone = trained(tmp_path, "-m", "psgc", "train", "run.yaml", "--set", "output=alone")
+    together = trained(tmp_path, "launch", "run.yaml", "-n", "3")
+    alone = trained(tmp_path, "train", "run.yaml", "--set", "output=alone")
     assert [line.split()[:3] for line in alone] == [["epoch", "1", "right"], ["epoch", "2", "right"]]
     assert together == alone
     saved = [Path(tmp_path, name, "model.safetensors").read_bytes() for name in ("together", "alone")]
     assert saved[0] == saved[1]
     other_rate = ["--set", "output=alone", "--set", "optimizer.lr=0.5", "--resume"]
-    refused = run([sys.executable, "-m", "psgc", "train", "run.yaml", *other_rate], tmp_path, timeout=100, code=2)
+    refused = run(psgc("train", "run.yaml", *other_rate, python=prepared(TORCH)), tmp_path, code=2)
     assert refused.stderr.startswith("psgc: optimizer.lr: is 0.5, but was 0.01 in the run that is resumed")

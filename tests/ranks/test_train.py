@@ -204,7 +204,8 @@ def test_ctrl_c_while_the_run_is_set_up_is_one_line(folder):
 
 def test_idle_ranks_leave_the_cores_alone(folder):
     use_the_model(folder, seconds=30.0)
-    with MpiRun(mpirun(5, ["-m", "psgc", "train", "run.yaml"]), folder) as running:
+    command = mpirun(5, ["-m", "psgc", "train", "run.yaml"], python=sys.executable)
+    with MpiRun(command, folder) as running:
         wait_until(lambda: "psgc" in running.output())
         ranks = [pid for pid in running.processes() if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         assert len(ranks) == 5

@@ -99,3 +99,7 @@ def wait_until(condition: Callable[[], bool], most: float = PATIENCE) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.005)
     return condition()
+
+
+if __name__ == "__main__":
+    main()

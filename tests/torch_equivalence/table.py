@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from tests.torch_equivalence.prepared import Prepared
 from tests.torch_equivalence.values import difference
 from tests.torch_equivalence.ways import (
     AFTER_RESUME,
@@ -35,16 +34,16 @@ def main() -> int:
     torch.set_num_threads(1)
     wrong: list[str] = []
     print(f"| script | one process | {' | '.join(map(str, WAYS))} |\n|---|---|{'---|' * len(WAYS)}", flush=True)
-    with tempfile.TemporaryDirectory() as folder, Prepared() as prepared, ThreadPoolExecutor(BESIDE) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(BESIDE) as pool:
         for name in sys.argv[1:] or ALL:
-            line = row_of(name, Path(tempfile.mkdtemp(dir=folder)), prepared, pool, wrong)
+            line = row_of(name, Path(tempfile.mkdtemp(dir=folder)), pool, wrong)
             print(f"| {name} | {' | '.join(line)} |", flush=True)
     for text in wrong:
         print(text, file=sys.stderr)
     return bool(wrong)
 
 
-def row_of(name: str, folder: Path, prepared: Prepared, pool: ThreadPoolExecutor, wrong: list[str]) -> list[str]:
+def row_of(name: str, folder: Path, pool: ThreadPoolExecutor, wrong: list[str]) -> list[str]:
     """The cells of a script."""
     if is_refused(name):
         code, said = refusal(name, folder)
@@ -53,7 +52,7 @@ def row_of(name: str, folder: Path, prepared: Prepared, pool: ThreadPoolExecutor
             said = f"(!) {said or 'not refused'}"
         cells = [said]
         for way in WAYS[: len(AFTER_RESUME)]:
-            found, lines = Ranks(name, way, Path(tempfile.mkdtemp(dir=folder)), prepared).refusal()
+            found, lines = Ranks(name, way, Path(tempfile.mkdtemp(dir=folder))).refusal()
             is_wrong = found != code or len(lines) != 1 or script_of(name).REFUSED not in lines[0]
             cells.append(f"{'(!) ' if is_wrong else ''}exit {found}")
             wrong += [f"{name}, {way}: exit code {found}: {lines}"] if is_wrong else []
@@ -64,7 +63,7 @@ def row_of(name: str, folder: Path, prepared: Prepared, pool: ThreadPoolExecutor
         apart = difference(result(name, "psgc", folder), result(name, "torch", folder))
         cells = [shown(apart, is_wrong := not apart <= CLOSE)]
         wrong += [f"{name}: {apart:.1e} from plain torch"] if is_wrong else []
-    made = [Ranks(name, way, Path(tempfile.mkdtemp(dir=folder)), prepared) for way in WAYS]
+    made = [Ranks(name, way, Path(tempfile.mkdtemp(dir=folder))) for way in WAYS]
     for way, (apart, complaints) in zip(WAYS, pool.map(lambda ranks: ranks.complaints(expected), made), strict=True):
         cells.append(shown(apart, bool(complaints)))
         wrong += [f"{name}, {way}: {text}" for text in complaints]

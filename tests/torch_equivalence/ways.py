@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from psgc.errors import PsgcError
 from tests.ranks.mpirun import Finished, mpirun, run
-from tests.torch_equivalence.prepared import Prepared
+from tests.ranks.prepared import TORCH, prepared
 from tests.torch_equivalence.values import Values, difference, values
 from tests.torch_equivalence.variation import Variation
 from tests.torch_equivalence.variations import data, losses, models, steps
@@ -59,20 +59,6 @@ class Way:
 
 DEATHS = ("killed", "taken over")
 WAYS = [Way(how, befalls) for befalls in ("nothing", *DEATHS, "behind", "resumed") for how in AFTER_RESUME]
-
-
-def cases(aggregation: str) -> list[tuple[str, Way]]:
-    """What the tests try: what befalls a script with one aggregation or the other, in turn. `make equivalence` has all.
-
-    Sums, states and resumptions are the same code with both. One script loses a worker, another one rank 0.
-    """
-    found = []
-    for place, name in enumerate(ALL):
-        befalls = ["nothing", DEATHS[place // 2 % 2], "behind", "resumed"]
-        for number, what in enumerate(befalls):
-            if not is_refused(name) and (number == 0 or (place + number) % 2 == (aggregation == "server")):
-                found.append((name, Way(aggregation, what)))
-    return found
 
 
 def script(name: str) -> Any:
@@ -126,8 +112,8 @@ def refusal(name: str, folder: Path) -> tuple[int, str]:
 class Ranks:
     """Runs a script in ranks of mpirun, that `prepared` forks, in a folder of its own."""
 
-    def __init__(self, name: str, way: Way, folder: Path, prepared: Prepared) -> None:
-        self._name, self._way, self._folder, self._prepared = name, way, folder, prepared
+    def __init__(self, name: str, way: Way, folder: Path) -> None:
+        self._name, self._way, self._folder = name, way, folder
 
     def complaints(self, expected: Values) -> tuple[float, list[str]]:
         """How far its result is from the expected one, and what is not as it has to be."""
@@ -173,8 +159,6 @@ class Ranks:
         return finished.returncode, finished.stderr.splitlines()
 
     def _run(self, befalls: str, workers: int, resume: bool = False) -> Finished:
-        arguments = self._name, self._way.aggregation, befalls
-        command = mpirun(
-            workers + 1, self._prepared.arguments("tests.torch_equivalence.in_rank", *arguments), ulfm=True
-        )
+        arguments = ["-m", "tests.torch_equivalence.in_rank", self._name, self._way.aggregation, befalls]
+        command = mpirun(workers + 1, arguments, True, prepared(TORCH))
         return run(command, self._folder, TIMEOUT, env={"PSGC_RESUME": "1"} if resume else None)

@@ -1,8 +1,9 @@
-"""What mpirun starts as a rank: `python rank.py SOCKET MODULE ARGUMENTS`. The work is done by a fork of `prepared`.
+"""What is started as `python ARGUMENTS`: `python rank.py SOCKET ARGUMENTS`. The work is done by a fork of `prepared`.
 
 It imports next to nothing, passes signals on, and ends as the fork does. When it is killed the fork is.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # it dies with mpirun, as ranks do
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 connection.connect(sys.argv[1])
 request = json.dumps({"arguments": sys.argv[2:], "environment": dict(os.environ), "folder": os.getcwd()})
