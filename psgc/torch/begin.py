@@ -119,12 +119,12 @@ def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding
 
     def log() -> None:
         if names and output is not None:
-            run.loggers = loggers = Loggers(installed(names), Path(output))
+            run.output.loggers = loggers = Loggers(installed(names), Path(output))
             run.on("iteration", loggers.row)
             ending.come_first()
             ending.closed = loggers.close
 
-    ending.session, run.log = engine, log
+    ending.session, run.output.open_loggers = engine, log
     run.begin(engine)
     ending.last, ending.rows = run.end, run.give_rows
     return run

@@ -1,7 +1,7 @@
 """What a script has of its run: batches, gradients, evaluation, files (`psgc.torch.init` makes it)."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,8 @@ from torch import Tensor, nn, zeros
 
 from psgc.config.torch import TorchRun
 from psgc.errors import ModelError, PsgcError, UserError
-from psgc.record.loggers import Loggers
 from psgc.run_rows import IterationRow
-from psgc.terminal import say
 from psgc.torch.calls import Call, Engine
-from psgc.torch.checkpoints import Checkpoints
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.evaluation import Evaluator, Metric
 from psgc.torch.flat import FlatModel
@@ -22,19 +19,18 @@ from psgc.torch.generators import preserved
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.loader import ChunkLoader
+from psgc.torch.output import Output
 from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
 from psgc.torch.standing import Standing
 from psgc.torch.state import Stateful, check_savable
 from psgc.torch.steps import Steps
-from psgc.torch.tensor_files import from_bytes, save_model
+from psgc.torch.tensor_files import from_bytes
 
 
 class ScriptRun:
     """A training run. `psgc.torch.init` makes it; every rank makes the same calls."""
 
     engine: Engine  # makes the sums; `init` sets it
-    loggers: Loggers | None = None  # are told metrics
-    log: Callable[[], object] = staticmethod(lambda: None)  # opens them
 
     def __init__(
         self,
@@ -56,10 +52,8 @@ class ScriptRun:
         self.attached: list[Stateful] = []
         self._steps = Steps(model, flat, self.attached)
         self.standing = Standing(model, self.attached, flat, settings.seed, self._sampler, self._steps, self._evaluator)
+        self.output = Output(settings, model, self.standing)
         self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
-        self._expected = self._reached = 0  # steps, as of Record.expects
-        self._metrics: dict[str, float] = {}  # as of Record
-        self._saves: list[Path] = []  # what rank 0 has saved since its last call
         self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_over = False
         self._is_broken = False  # there is no going on from here: a loss that is not finite, or half of a batch
@@ -114,10 +108,7 @@ class ScriptRun:
                 if is_empty:
                     standing.has_none()
                 return
-            self._reached = batch.iteration
-            if is_empty or standing.has_moved:
-                self._expected = steps()
-                self._tell_steps()
+            self.output.reaches(batch.iteration, steps() if is_empty or standing.has_moved else None)
             is_empty = False
             standing.begin(batch)
             began = time.monotonic()
@@ -130,10 +121,6 @@ class ScriptRun:
                     self._sampler.position = batch.after
             if self.engine.record is not None:
                 self.engine.record.step(standing.loss, time.monotonic() - began)
-
-    def _tell_steps(self) -> None:
-        if self._expected and self.engine.record is not None:
-            self.engine.record.expects(self._expected, self._reached)
 
     def backward(self, batch: Batch, accumulate: bool = False, scaler: Any = None) -> float:
         """Put the gradient of the mean loss over the batch into `.grad`, on every rank; the mean loss.
@@ -166,7 +153,7 @@ class ScriptRun:
             scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         self.give_rows()
         standing.is_at(batch.position)
-        is_due = self._checkpoints.is_due(batch.iteration) and is_whole
+        is_due = self.output.checkpoints.is_due(batch.iteration) and is_whole
         call = self._gradient.call(batch, self.engine, scale, is_whole, standing.loaded)
         if due:
             self._flat.keep(due)
@@ -177,7 +164,7 @@ class ScriptRun:
             self._flat.clear()
             return standing.loss
         if is_due:  # now that the state before this step is known to have a loss
-            self._write_checkpoint(batch.iteration, standing.iteration - 1)
+            self.output.write_checkpoint(batch.iteration, standing.iteration - 1)
         standing.loaded = None
         standing.loss = self._compute.apply(total, bool(due))
         steps.has_gradient(batch, accumulate, scaler, scale)
@@ -200,16 +187,9 @@ class ScriptRun:
         if found() is None and self.standing.pending is None and not self.standing.catches_up:
             self.give_rows()
             means = self._evaluator.evaluate(dataset, metric, self.engine.num_chunks, self._sum, place)
-            if means is not None and self.loggers is not None:
-                self.loggers.metrics(self.standing.iteration - 1, means)
+            if means is not None and self.output.loggers is not None:
+                self.output.loggers.metrics(self.standing.iteration - 1, means)
         return self._evaluator.shown(found())
-
-    def evaluated(self, epoch: int, means: Mapping[str, float]) -> None:
-        """After so many epochs these are the means of metrics; the newest ones go into the summary."""
-        self._metrics = {"epoch": epoch, **means}
-        if self.engine.record is not None:
-            self.engine.record.metrics = self._metrics
-            say(f"epoch {epoch}  " + "  ".join(f"{name} {mean:.6g}" for name, mean in means.items()))
 
     def _sum(self, call: Call) -> Tensor | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
@@ -225,7 +205,7 @@ class ScriptRun:
             # when a batch has several calls, what the script does between them is not all done
             self._is_broken = isinstance(error, ModelError) or (self._steps.loops > 0 and not call.is_whole)
             raise
-        self._saves = []
+        self.output.called()
         if isinstance(answer, ScriptState):
             self.standing.comes(answer.iteration, answer.blob, is_behind=True)
             return None
@@ -264,39 +244,23 @@ class ScriptRun:
         self.standing.load_own()
         if self.standing.pending is None:  # else another rank has loaded it
             self.standing.load(state_dict, "run.load_state_dict")
-            self._checkpoints.abandon()
-
-    def _write_checkpoint(self, step: int, calls: int) -> None:
-        seconds = 0.0
-        if self.engine.record is not None:
-            self.engine.record.check_claim()
-            seconds = self.engine.record.seconds
-        self._checkpoints.write(step, partial(self.standing.checkpoint, calls, seconds))
+            self.output.checkpoints.abandon()
 
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""
         self.engine = engine
         self._steps.open()
         self.standing.comes(engine.iteration, engine.state)
-        checkpoint = self._settings.checkpoint
-        self._checkpoints = Checkpoints(checkpoint.every, checkpoint.keep, self._model)
         if engine.rank == 0:
             self._serves()
         engine.serves = self._serves
 
     def _serves(self) -> None:
         """This rank is rank 0, from the beginning or from now on, also when the script has ended."""
-        if self._settings.output:
-            self._checkpoints.open(self._settings.output)
-        self.log()
-        if (record := self.engine.record) is not None:
-            record.make_room, record.metrics = self._checkpoints.make_room, self._metrics
-        self._tell_steps()
-        for path in self._saves:
-            self.save(path)
+        self.output.serve(self.engine.record)
         if self._is_over:
             self._write_last()
-            self._checkpoints.close()
+            self.output.checkpoints.close()
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
@@ -305,7 +269,7 @@ class ScriptRun:
             self.give_rows()
             self._write_last()
         finally:
-            self._checkpoints.close()
+            self.output.checkpoints.close()
         self._steps.close()
         self._loader.close()
         self._is_over = True
@@ -315,7 +279,7 @@ class ScriptRun:
         if position is not None and self._steps.is_complete and not self._is_broken and self.standing.pending is None:
             check_savable(self.attached)
             self.standing.is_at(position)
-            self._write_checkpoint(position.iteration, self.standing.iteration)
+            self.output.write_checkpoint(position.iteration, self.standing.iteration)
 
     def on(self, event: str, function: Callable[[IterationRow], object]) -> None:
         """Have `function` called on rank 0 with the row of iterations.csv of each iteration that is over.
@@ -340,10 +304,5 @@ class ScriptRun:
         Nothing is written where the parameters are already those of a later batch, as in the finished epochs of a run
         that is resumed.
         """
-        if self.standing.is_past:
-            return
-        if not self.is_first:
-            self._saves.append(Path(path))  # rank 0 may die before it has written it
-            return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_model(Path(path), self._model)
+        if not self.standing.is_past:
+            self.output.save(Path(path))

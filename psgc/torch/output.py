@@ -1,0 +1,82 @@
+"""What rank 0 of a script writes from the script's thread: checkpoints, files of the model, loggers, progress.
+
+Every rank notes what there is to be written, since it may take over (`serve`).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from psgc.config.torch import TorchRun
+from psgc.record.loggers import Loggers
+from psgc.terminal import say
+from psgc.torch.checkpoints import Checkpoints
+from psgc.torch.record import Record
+from psgc.torch.standing import Standing
+from psgc.torch.tensor_files import save_model
+
+
+class Output:
+    """checkpoints: of the run; loggers: are told metrics; open_loggers: called when this rank is rank 0, makes them."""
+
+    loggers: Loggers | None = None
+    open_loggers: Callable[[], object] = staticmethod(lambda: None)
+
+    def __init__(self, settings: TorchRun, model: nn.Module, standing: Standing) -> None:
+        self._directory, self._model, self._standing = settings.output, model, standing
+        self.checkpoints = Checkpoints(settings.checkpoint.every, settings.checkpoint.keep, model)
+        self._is_first = False
+        self._record: Record | None = None
+        self._steps = self._reached = 0  # that the script will have made; of the newest batch
+        self._metrics: dict[str, float] = {}
+        self._saves: list[Path] = []  # since the last call
+
+    def serve(self, record: Record | None) -> None:
+        """This rank is rank 0, from the beginning or from now on. record: of the run, if there is one."""
+        self._is_first, self._record = True, record
+        if self._directory:
+            self.checkpoints.open(self._directory)
+        self.open_loggers()
+        if record is not None:
+            record.make_room, record.metrics = self.checkpoints.make_room, self._metrics
+            if self._steps:
+                record.expects(self._steps, self._reached)
+        for path in self._saves:
+            self.save(path)
+
+    def reaches(self, batch: int, steps: int | None) -> None:
+        """The batch of this step begins; steps: as of `Record.expects`, where they may be others than before."""
+        self._reached = batch
+        if steps is not None:
+            self._steps = steps
+            if self._record is not None:
+                self._record.expects(steps, batch)
+
+    def called(self) -> None:
+        """A call has its answer: rank 0 has written what was to be written before."""
+        self._saves = []
+
+    def save(self, path: Path) -> None:
+        """Write the model; on another rank than rank 0 if that dies before it has."""
+        if not self._is_first:
+            self._saves.append(path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(path, self._model)
+
+    def evaluated(self, epoch: int, means: Mapping[str, float]) -> None:
+        """After so many epochs these are the means of metrics; the newest ones go into the summary."""
+        self._metrics = {"epoch": epoch, **means}
+        if self._record is not None:
+            self._record.metrics = self._metrics
+            say(f"epoch {epoch}  " + "  ".join(f"{name} {mean:.6g}" for name, mean in means.items()))
+
+    def write_checkpoint(self, step: int, calls: int) -> None:
+        """Write the state before `step`, which is that after so many calls. Raises as `Record.check_claim`."""
+        seconds = 0.0
+        if self._record is not None:
+            self._record.check_claim()
+            seconds = self._record.seconds
+        self.checkpoints.write(step, partial(self._standing.checkpoint, calls, seconds))
