@@ -124,7 +124,7 @@ def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding
             ending.come_first()
             ending.closed = loggers.close
 
-    ending.session, run.output.open_loggers = engine, log
-    run.begin(engine)
+    ending.session = engine
+    run.begin(engine, log)
     ending.last, ending.rows = run.end, run.give_rows
     return run

@@ -22,12 +22,13 @@ class Output:
     """checkpoints: of the run; loggers: are told metrics; open_loggers: called when this rank is rank 0, makes them."""
 
     loggers: Loggers | None = None
-    open_loggers: Callable[[], object] = staticmethod(lambda: None)
 
-    def __init__(self, settings: TorchRun, model: nn.Module, standing: Standing) -> None:
+    def __init__(
+        self, settings: TorchRun, model: nn.Module, standing: Standing, open_loggers: Callable[[], object]
+    ) -> None:
         self._directory, self._model, self._standing = settings.output, model, standing
         self.checkpoints = Checkpoints(settings.checkpoint.every, settings.checkpoint.keep, model)
-        self._is_first = False
+        self._open_loggers, self._is_first = open_loggers, False
         self._record: Record | None = None
         self._steps = self._reached = 0  # that the script will have made; of the newest batch
         self._metrics: dict[str, float] = {}
@@ -38,7 +39,7 @@ class Output:
         self._is_first, self._record = True, record
         if self._directory:
             self.checkpoints.open(self._directory)
-        self.open_loggers()
+        self._open_loggers()
         if record is not None:
             record.make_room, record.metrics = self.checkpoints.make_room, self._metrics
             if self._steps:

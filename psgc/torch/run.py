@@ -52,7 +52,6 @@ class ScriptRun:
         self.attached: list[Stateful] = []
         self._steps = Steps(model, flat, self.attached)
         self.standing = Standing(model, self.attached, flat, settings.seed, self._sampler, self._steps, self._evaluator)
-        self.output = Output(settings, model, self.standing)
         self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
         self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_over = False
@@ -246,9 +245,10 @@ class ScriptRun:
             self.standing.load(state_dict, "run.load_state_dict")
             self.output.checkpoints.abandon()
 
-    def begin(self, engine: Engine) -> None:
-        """The run begins, where the engine says."""
+    def begin(self, engine: Engine, open_loggers: Callable[[], object] = lambda: None) -> None:
+        """The run begins, where the engine says. open_loggers: as of `Output`."""
         self.engine = engine
+        self.output = Output(self._settings, self._model, self.standing, open_loggers)
         self._steps.open()
         self.standing.comes(engine.iteration, engine.state)
         if engine.rank == 0:
