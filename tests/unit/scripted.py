@@ -85,6 +85,9 @@ class Transport:
     def kill(self, rank: int) -> bool:
         return False
 
+    def neighbours(self, place: int) -> dict[int, Any]:
+        return {}
+
     def pending(self) -> Counter[int]:
         return self.on_the_way
 

@@ -11,7 +11,7 @@ import psgc.torch
 from psgc.errors import RunFailed
 from psgc.messages import Kind, record, sums_records
 from psgc.run import launched
-from psgc.torch import begin, session
+from psgc.torch import agreement, begin, session
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.program import TorchProgram
 from psgc.transport import Control
@@ -118,7 +118,7 @@ def test_a_worker_of_a_run_that_begins_or_goes_on(one_process, monkeypatch, firs
     class Program(TorchProgram):
         def __init__(self, *given):
             super().__init__(*given)
-            begin = session.STATE + state.to_bytes() if first else session.ALIKE
+            begin = agreement.STATE + state.to_bytes() if first else agreement.ALIKE
             words = iter([self.expected, lambda: begin, self.generators, lambda: b"5"])
             monkeypatch.setattr(session, "Transport", lambda **_: workers.append(Worker(first, words)) or workers[0])
 
