@@ -52,7 +52,7 @@ def _run_torch_problem(options: Options) -> NoReturn:
         limit_threads()
         from psgc.launching import rank  # with MPI
 
-        rank.run(work)
+        rank.run(work, needs_torch=True)
         sys.exit()
     alone = Execution()
     alone.run(work)

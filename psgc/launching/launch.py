@@ -17,21 +17,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from psgc.config import TorchConfig, load
+from psgc.config import Config, TorchConfig, load
 from psgc.disk import write_text
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
-from psgc.launching.mpirun_process import Heard, catching, run
+from psgc.launching.mpirun_process import Heard, MpirunProcess, catching
 from psgc.launching.outcome import RunDirectory, folder_for_answers
 from psgc.launching.restoring import Watch
 from psgc.launching.script import Program, check_script
 from psgc.record.csv_files import RESTORED
-from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME, stopped
+from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME, STANDBY, stopped
 from psgc.terminal import say
 
 TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/record/progress.py
-OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, FOLDER, TERMINAL)
+OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, FOLDER, STANDBY, TERMINAL)
 RESERVE = 10.0  # seconds of SLURM's warning that are kept for killing the run and requeueing the job
 
 
@@ -55,27 +55,21 @@ def launch(
         environ[TERMINAL] = str(shutil.get_terminal_size().columns)
     several_hosts = bool(placement.hosts()) or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
     patience, got_further = 0.0 if requeue is None else requeue - RESERVE, False
-    watch = Watch(placement, partial(_check_ranks, program), config is None or isinstance(config, TorchConfig))
     with ExitStack() as at_end:
-        mpirun = None  # found once
+        starts = _Starts(program, config, environ, several_hosts, heard, at_end)
+        needs_checkpoint = config is None or isinstance(config, TorchConfig)
+        watch = Watch(placement, starts.start, partial(_check_ranks, program), needs_checkpoint)
         with catching() as received:
-            while True:
-                if config is None:
-                    folder = at_end.enter_context(folder_for_answers(several_hosts))
-                    environ[FOLDER] = str(folder)
-                    left = RunDirectory(folder, program.resume, of_script=True)
-                else:
-                    left = RunDirectory(Path(config.output), program.resume)
-                watch.begin(left)
-                mpirun = mpirun or find_mpirun(environ)
-                command, additions = _command(program, watch.placement, environ, mpirun)
-                told = {**environ, **additions}
-                mpirun_code = run(command, told, left.is_over, received, patience, heard, watch.look)
-                got_further = got_further or left.got_further()
-                if received or not watch.begins_again():
-                    break
-                program = replace(program, resume=True)
-                environ |= {**program.told, RESTORED: "1"}
+            process: MpirunProcess | None = starts.start(placement)
+            try:
+                while process is not None:
+                    left = starts.left()
+                    watch.begin(left)
+                    mpirun_code = process.watch(left.is_over, received, patience, watch.look)
+                    got_further = got_further or left.got_further()
+                    process = None if received else watch.take_next()
+            finally:
+                watch.close()
         stopped_by, placement = received[0] if received else None, watch.placement
         again = ["psgc", "launch", program.path, *placement.arguments(), *program.settings, *program.mpirun, "--resume"]
         again += ["--", *program.after] if program.after else []
@@ -87,6 +81,52 @@ def launch(
             heard.why, heard.stopped_by = why, stopped_by
         to_requeue = job if requeue is not None and got_further else None
         return _conclude(left, code, stopped_by, to_requeue, again if hints else [], hint)
+
+
+class _Starts:
+    """Starts mpirun for a program: once, and then to go on from its checkpoints."""
+
+    def __init__(
+        self,
+        program: Program,
+        config: Config | TorchConfig | None,
+        environ: Mapping[str, str],
+        several_hosts: bool,
+        heard: Heard | None,
+        at_end: ExitStack,
+    ) -> None:
+        self._program, self._config, self._environ = program, config, dict(environ)
+        self._several_hosts, self._heard, self._at_end = several_hosts, heard, at_end
+        self._mpirun: Mpirun | None = None  # found once
+        self._ranks = 0  # that the run has
+
+    def start(self, placement: Placement, standby: Path | None = None) -> MpirunProcess:
+        """Start ranks there. standby: the file that they write when they are ready, then they wait until it is gone.
+
+        Raises UserError.
+        """
+        program, environ = self._program, self._environ
+        if self._mpirun is not None:
+            program = replace(program, resume=True)
+            environ = {**environ, **program.told, RESTORED: str(self._ranks)}
+        self._starting = placement.ranks
+        if standby is not None:  # in a SLURM job it shares the processors of the run before
+            environ = {**environ, STANDBY: str(standby.absolute()), "SLURM_OVERLAP": "1"}
+        if self._config is None:
+            folder = self._at_end.enter_context(folder_for_answers(self._several_hosts))
+            environ = {**environ, FOLDER: str(folder)}
+            self._left = partial(RunDirectory, folder, program.resume, of_script=True)
+        else:
+            self._left = partial(RunDirectory, Path(self._config.output), program.resume)
+        self._found = None if standby is not None else self._left()
+        self._mpirun = self._mpirun or find_mpirun(environ)
+        command, additions = _command(program, placement, environ, self._mpirun)
+        return MpirunProcess(command, {**environ, **additions}, self._heard)
+
+    def left(self) -> RunDirectory:
+        """What the run leaves that was started last. Called when it begins: the one before has ended."""
+        self._ranks = self._starting
+        return self._found or self._left()
 
 
 def print_command(program: Program, placement: Placement) -> int:

@@ -18,7 +18,7 @@ AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # suffixes of the variables that ma
 RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks; the first one counts
 PASSED_ON = (
     "PSGC_CUDA_AWARE", "PSGC_DEBUG", "PSGC_FOLDER", "PSGC_LAUNCHED", "PSGC_RESTORED", "PSGC_RESUME",
-    "PSGC_TERMINAL", "PYTHONPATH",
+    "PSGC_STANDBY", "PSGC_TERMINAL", "PYTHONPATH",
 )  # fmt: skip
 PROBE_SECONDS = 20.0
 FAMILIES = {

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO
 
 from psgc.errors import UserError
@@ -52,40 +53,87 @@ class Heard:
                     os.write(2, line)
 
 
-def run(
-    command: Sequence[str],
-    environ: Mapping[str, str],
-    is_over: Callable[[], bool],
-    received: Sequence[int],
-    patience: float = 0.0,
-    heard: Heard | None = None,
-    is_asked: Callable[[], bool] = lambda: False,
-) -> int:
-    """mpirun's exit code; negative: the signal that killed it.
+class MpirunProcess:
+    """mpirun, which runs from now on. heard: gets the lines on stderr, which are shown as well.
 
-    is_over: whether mpirun should have ended long ago; received: signals that have stopped this process (`catching`);
-    patience: seconds that a run has to end after a SIGUSR1 to this process, if that is more than usual;
-    heard: gets the lines on stderr, which are shown as well; is_asked: whether the run is to end and to begin again.
-    Raises UserError when mpirun cannot be started.
+    Raises UserError when it cannot be started.
     """
-    sys.stdout.flush()
-    try:
-        process = subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if heard is not None else None,
-            start_new_session=True,
-            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
-        )
-    except OSError as error:
-        raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
-    try:
-        return _watch(process, is_over, patience, received, heard, is_asked)
-    except BaseException:  # from a signal handler of the program: nothing would watch the run any more
-        kill_tree(process.pid)
-        process.wait()
-        raise
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], heard: Heard | None = None) -> None:
+        sys.stdout.flush()
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE if heard is not None else None,
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+            )
+        except OSError as error:
+            raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
+        self._relaying = None
+        if heard is not None and self._process.stderr is not None:
+            self._relaying = threading.Thread(target=heard.relay, args=(self._process.stderr,), daemon=True)
+            self._relaying.start()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End it at once, with its ranks on this host. Those on others end as their daemons do."""
+        if not self.has_ended:
+            self._process.send_signal(signal.SIGTERM)
+            _wait(self._process, partial(_is_past, time.monotonic() + STOP_SEQUENCE[1][1]))
+        kill_tree(self._process.pid)
+        self._process.wait()
+
+    def watch(
+        self,
+        is_over: Callable[[], bool],
+        received: Sequence[int],
+        patience: float = 0.0,
+        is_asked: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Wait for its end, or end it. Returns its exit code; negative: the signal that killed it.
+
+        is_over: whether mpirun should have ended long ago; received: signals that have stopped this process
+        (`catching`); patience: seconds that a run has to end after a SIGUSR1 to this process, if that is more than
+        usual; is_asked: whether the run is to end and to begin again.
+        """
+        try:
+            return self._watch(is_over, received, patience, is_asked)
+        except BaseException:  # from a signal handler of the program: nothing would watch the run any more
+            kill_tree(self._process.pid)
+            self._process.wait()
+            raise
+
+    def _watch(
+        self, is_over: Callable[[], bool], received: Sequence[int], patience: float, is_asked: Callable[[], bool]
+    ) -> int:
+        process = self._process
+        ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
+        begins_again = not ended and not received and is_asked()
+        for number, seconds in STOP_SEQUENCE if received or begins_again else STOP_SEQUENCE[1:]:
+            if not ended:
+                process.send_signal(number)
+                if number == signal.SIGUSR1 and begins_again:
+                    seconds = UNHURRIED
+                elif received[:1] == [number] == [signal.SIGUSR1]:
+                    seconds = max(seconds, patience)
+                deadline, seen = time.monotonic() + seconds, len(received)
+                ended = _wait(process, lambda: len(received) > seen or _is_past(deadline))  # noqa: B023  called now
+        if not ended:
+            kill_tree(process.pid)
+        code = process.wait()
+        if self._relaying is not None:
+            self._relaying.join(LATE)  # at most: processes of the run on other hosts may keep the pipe open
+        return code
+
+
+def _is_past(deadline: float) -> bool:
+    return time.monotonic() > deadline
 
 
 @contextmanager
@@ -102,38 +150,6 @@ def catching() -> Iterator[Sequence[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _watch(
-    process: subprocess.Popen[bytes],
-    is_over: Callable[[], bool],
-    patience: float,
-    received: Sequence[int],
-    heard: Heard | None,
-    is_asked: Callable[[], bool],
-) -> int:
-    """Wait for the end of mpirun, or end it. Returns its exit code."""
-    relaying = None
-    if heard is not None and process.stderr is not None:
-        relaying = threading.Thread(target=heard.relay, args=(process.stderr,), daemon=True)
-        relaying.start()
-    ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
-    begins_again = not ended and not received and is_asked()
-    for number, seconds in STOP_SEQUENCE if received or begins_again else STOP_SEQUENCE[1:]:
-        if not ended:
-            process.send_signal(number)
-            if number == signal.SIGUSR1 and begins_again:
-                seconds = UNHURRIED
-            elif received[:1] == [number] == [signal.SIGUSR1]:
-                seconds = max(seconds, patience)
-            deadline, seen = time.monotonic() + seconds, len(received)
-            ended = _wait(process, lambda: len(received) > seen or time.monotonic() > deadline)  # noqa: B023  called now
-    if not ended:
-        kill_tree(process.pid)
-    code = process.wait()
-    if relaying is not None:
-        relaying.join(LATE)  # at most: processes of the run on other hosts may keep the pipe open
-    return code
 
 
 def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> bool:

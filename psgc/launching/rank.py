@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -23,6 +24,7 @@ from psgc.rendezvous import MPI
 from psgc.run import launched
 from psgc.run.ending import leave_mpi
 from psgc.run.meeting import NotAllCame, meet
+from psgc.run.standby import wait_for_turn
 from psgc.terminal import say
 from psgc.transport import Transport
 
@@ -34,13 +36,17 @@ def main() -> None:
     path = sys.argv[1]
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-    run(partial(_run_script, path))
+    run(partial(_run_script, path), "torch" in Path(path).read_text(encoding="utf-8", errors="replace"))
 
 
-def run(work: Callable[[], object]) -> None:
-    """Do this rank's work, which calls psgc.torch.init, or ends before that."""
+def run(work: Callable[[], object], needs_torch: bool) -> None:
+    """Do this rank's work, which calls psgc.torch.init, or ends before that. needs_torch: it will import it."""
     die_with_parent()
     MPI.Init_thread(MPI.THREAD_SERIALIZED)  # by whichever thread of psgc.torch communicates then
+    try:
+        wait_for_turn(lambda: needs_torch and import_module("psgc.torch"))
+    except RunFailed:  # the run before goes on, and `psgc launch` says why
+        os._exit(1)
     execution = Execution()
     atexit.register(_end, execution, MPI.COMM_WORLD.Get_rank())  # after what the script registers
     execution.run(work)

@@ -1,8 +1,9 @@
 """When `psgc launch` starts a run again with everybody (`faults.restore`).
 
 A run goes on without the workers that it has lost, and says in lost.csv who they are. When they have been gone for long
-enough, it is asked to end with a checkpoint, as SLURM asks it, and is started again. The same happens when the host
-file has got more slots than the run has ranks.
+enough, all ranks are started once more, and get ready while the run still goes on (`psgc.run.standby`). Then it is
+asked to end with a checkpoint, as SLURM asks it, and they go on from there. The same happens when the host file has got
+more slots than the run has ranks. Ranks that cannot start leave the run as it is.
 """
 
 import re
@@ -17,12 +18,14 @@ from psgc.config import load
 from psgc.config.faults import Restore
 from psgc.errors import UserError
 from psgc.launching.mpirun import Placement
+from psgc.launching.mpirun_process import MpirunProcess
 from psgc.launching.outcome import RunDirectory
 from psgc.record.csv_files import earlier_events
-from psgc.run.launched import stamp
+from psgc.run.launched import READY, stamp
 from psgc.terminal import say
 
 HOUR = 3600.0  # seconds
+START = 120.0  # seconds in which all ranks have to be ready
 SLOTS = re.compile(r"\s*[^\s#:]+(?::(\d+))?(?:\s+slots\s*=\s*(\d+))?")  # of a host, as MPICH and Open MPI write them
 
 
@@ -67,33 +70,46 @@ class Restores:
 class Watch:
     """Looks at a run while it goes on.
 
-    placement: of the ranks that it has, or will have once it `is_asked` to end.
+    placement: of the ranks that it has, or will have once it `is_asked` to end; start: starts ranks there that wait
+    until this file, which they write when they are ready, is gone.
     refuses: raises UserError when the run cannot have so many ranks.
     needs_checkpoint: the end of the run need not leave one, so that there must be one before.
     """
 
-    def __init__(self, placement: Placement, refuses: Callable[[int], object], needs_checkpoint: bool) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        start: Callable[[Placement, Path | None], MpirunProcess],
+        refuses: Callable[[int], object],
+        needs_checkpoint: bool,
+    ) -> None:
         self.placement = placement
         self.is_asked = False
-        self._refuses, self._needs_checkpoint = refuses, needs_checkpoint
+        self._start, self._refuses, self._needs_checkpoint = start, refuses, needs_checkpoint
         self._restores = Restores()
         self._most = self._slots = slots_in(placement.hostfile)  # most: for which nothing is to be done
         self._is_told = False  # that it was started again too often
         self._retries = 0  # of a start
+        self._next: tuple[MpirunProcess, Placement, str, float] | None = None  # why, and until when it has to be ready
 
     def begin(self, left: RunDirectory) -> None:
-        """The run begins, or begins again."""
-        self._left, self.is_asked = left, False
+        """The run begins, or begins again: ranks that are ready for it go on."""
+        with suppress(OSError):
+            self._ready_file(self._left if self.is_asked else left).unlink(missing_ok=True)
+        self._left: RunDirectory = left
+        self.is_asked = False
         self._settings: Restore | None = None
         self._is_known = False  # what the settings are
         self._lost: set[int] = set()
         self._seen: dict[Path, object] = {}  # the stamps of files that were read
 
     def look(self) -> bool:
-        """Whether the run is to end now, to be started again; a line says so once."""
+        """Whether the run is to end now, since ranks are ready to go on; a line says so once."""
         self._read_settings()
         if self.is_asked or self._settings is None:
             return self.is_asked
+        if self._next is not None:
+            return self._look_at(*self._next)
         now, settings, before = time.monotonic(), self._settings, self.placement.ranks
         self._restores.lacks(self._missing(), now)
         due = self._restores.due(settings, before, now)
@@ -102,31 +118,59 @@ class Watch:
         ranks = max(before, due[-1] + 1)
         lost = f"worker{'s' if len(due) > 1 else ''} {', '.join(map(str, due))} gone"
         why = f"{lost} for {settings.after:g} s" if ranks == before else f"{self.placement.hostfile} has more slots"
-        if not self._restores.may_begin(settings, now):
-            if not self._is_told:
-                often = f"it was started again {settings.per_hour} times in the last hour (faults.restore.per_hour)"
-                say(f"psgc launch: {why}; the run goes on, since {often}", error=True)
+        if self._restores.may_begin(settings, now):
+            self._restores.begins(now)
+            self._is_told = False
+            self._begin_next(replace(self.placement, ranks=ranks), why, now + START)
+        elif not self._is_told:
+            often = f"it was started again {settings.per_hour} times in the last hour (faults.restore.per_hour)"
+            say(f"psgc launch: {why}; the run goes on, since {often}", error=True)
             self._is_told = True
-            return False
-        say(f"psgc launch: {why}: the run starts again from here, with {ranks} ranks (faults.restore)", error=True)
-        self._restores.begins(now)
-        self._is_told, self.is_asked = False, True
-        self.placement = replace(self.placement, ranks=ranks)
-        return True
+        return False
 
-    def begins_again(self) -> bool:
-        """Whether the run, which has ended, is to be started again: also once more when that could not begin.
+    def _begin_next(self, placement: Placement, why: str, until: float) -> None:
+        try:
+            self._ready_file(self._left).unlink(missing_ok=True)
+            self._next = self._start(placement, self._ready_file(self._left)), placement, why, until
+        except (UserError, OSError) as error:  # a host file that is gone
+            say(f"psgc launch: {why}; the run goes on: {error}", error=True)
 
-        (Open MPI fails to start once in some hundred times.)
+    def take_next(self) -> MpirunProcess | None:
+        """The ranks that go on where the run, which has ended, has stopped; they begin. None: nothing goes on.
+
+        Those that could not begin are started once more. (Open MPI fails to start once in some hundred times.)
         """
-        if self.is_asked and self._left.summary().get("status") == "interrupted":
-            self._retries = 1
-            return True
+        if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
+            (process, *_), self._next, self._retries = self._next, None, 1
+            return process
         if self._left.settings_file() is None and self._retries:
             say("psgc launch: the run has not begun; trying once more", error=True)
             self._retries -= 1
-            return True
-        return False
+            return self._start(self.placement, None)
+        return None
+
+    def close(self) -> None:
+        """Nothing is started again: ranks that wait for that end."""
+        if self._next is not None:
+            (process, *_), self._next = self._next, None
+            process.kill()
+            self._ready_file(self._left).unlink(missing_ok=True)
+
+    @staticmethod
+    def _ready_file(left: RunDirectory) -> Path:
+        return left.directory / READY
+
+    def _look_at(self, process: MpirunProcess, placement: Placement, why: str, until: float) -> bool:
+        """Whether the ranks that were started are ready. Without them the run goes on as it is."""
+        if self._ready_file(self._left).exists():
+            again = f"the run starts again from here, with {placement.ranks} ranks (faults.restore)"
+            say(f"psgc launch: {why}: {again}", error=True)
+            self.placement, self.is_asked = placement, True
+        elif process.has_ended or time.monotonic() > until:
+            process.kill()
+            self._next = None
+            say(f"psgc launch: {why}; the run goes on, since {placement.ranks} ranks did not start", error=True)
+        return self.is_asked
 
     def _read_settings(self) -> None:
         """Those of this run, once it has written them."""

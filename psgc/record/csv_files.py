@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from psgc.disk import open_regular, write_text
 from psgc.run_rows import COLUMNS, COUNTS, MOST, OPTIONAL, IterationRow, WorkerEvent
 
-RESTORED = "PSGC_RESTORED"  # `psgc launch` sets it for a run that it starts again
+RESTORED = "PSGC_RESTORED"  # `psgc launch` sets it for a run that it starts again: to the number of ranks before
 LONGEST = 1 << 20  # bytes of a line
 TEXTS = ("host", "event", "reason")  # columns that are not of numbers
 
@@ -82,6 +82,16 @@ class Restored(NamedTuple):
     repeated: int
 
 
+def restored() -> bool:
+    """Whether `psgc launch` has started this run again, and has said so."""
+    return bool(os.environ.get(RESTORED))
+
+
+def were_tried(ranks: int) -> bool:
+    """Whether so many ranks are as many as in the run before, which has tried what they compute."""
+    return os.environ.get(RESTORED) == str(ranks)
+
+
 class RestoreRecord:
     """Of a run that begins at `resume_at`, or at its beginning; made before its iterations.csv is written anew."""
 
@@ -93,7 +103,7 @@ class RestoreRecord:
             return
         with suppress(OSError, csv.Error):
             self.rows = [Restored(**row) for row in csv_rows(self._path, lambda _: None, Restored._fields)]
-        if os.environ.get(RESTORED):
+        if restored():
             with suppress(OSError):
                 self._last_step = record.stat().st_mtime  # rows are written as the steps are made
                 self._repeated = sum(row.iteration >= resume_at for row in earlier_rows(record))

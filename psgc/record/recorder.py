@@ -156,14 +156,15 @@ class Recorder:
         if actual_errors:
             self._keep("iterations.csv", lambda: write_whole(path, write))
 
-    def finish(self, params: np.ndarray, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write params, timeline and summary; returns the summary with the files that lack something (`not_whole`).
+    def finish(self, params: np.ndarray | None, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write params, if any, timeline and summary; returns that with the files that lack something (`not_whole`).
 
         The timeline makes room for the other two. A run whose parameters cannot be written has failed. May be called
         again. Raises OSError when the summary cannot be written.
         """
         self.lacks_room = False
-        self._write_params(params)
+        if params is not None:
+            self._write_params(params)
         entries = self._timeline.take()
         self.tally.count(entries)
         self._keep("timeline.raw", lambda: self._timeline.finish(entries))

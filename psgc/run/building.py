@@ -10,6 +10,7 @@ from psgc.aggregation.shared import memory_bytes
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.plan import Plan
+from psgc.record.csv_files import were_tried
 from psgc.run.inputs import make_emulation, tried_chunks
 from psgc.run.launched import interruption
 from psgc.server.loop import Server
@@ -74,12 +75,13 @@ def make_worker(
 ) -> WorkerLoop:
     """The worker of this rank, with the settings of the server, in a term that begins with iteration `first`."""
     transport.start(from_everybody=config.aggregation == "allreduce")
+    has_been = transport.term.number or were_tried(transport.size)
     backend, rank = program.backend, transport.rank
     encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype, config.reproducible)
     every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
     state = WorkerState(rank, plan.queues[rank], plan.num_chunks, combined, every)
     mailbox = Mailbox(state, encoder, transport.wake)
-    tried = {} if transport.term.number else tried_chunks(config, plan)  # which has been before
+    tried = {} if has_been else tried_chunks(config, plan)
     trial = Trial(first, tried.get(rank), frozenset(tried.values()))
     runner = ChunkRunner(mailbox, backend, make_emulation(config, plan, rank), injector, trial)
     duties = Duties.of(config, plan, program.dim, first, program.last, program.is_alike)
@@ -98,10 +100,11 @@ def make_server(
 ) -> Server:
     """The server. known: the driver, and what is known of what computes (`ServerSettings`)."""
     transport.start(from_everybody=config.aggregation == "allreduce")
+    has_been = transport.term.number or were_tried(transport.size)
     settings = ServerSettings(
         config=config,
         plan=plan,
-        tried={} if transport.term.number else tried_chunks(config, plan),
+        tried={} if has_been else tried_chunks(config, plan),
         interrupted=lambda: interruption(stopped_by),
         **known,
     )

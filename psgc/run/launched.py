@@ -6,6 +6,7 @@
     PSGC_RESUME    the run goes on from the newest checkpoint in its directory
     PSGC_DEBUG     errors are shown with their tracebacks
     PSGC_FOLDER    a folder in which rank 0 says where the run directory is (`name_directory`)
+    PSGC_STANDBY   a file by which ranks say that they are ready before the run before has ended (`psgc.run.standby`)
 
 Ranks whose script ends before psgc.torch.init meet the others as well (`psgc.run.meeting`), which then do not wait.
 """
@@ -22,6 +23,7 @@ from typing import Any
 from psgc.disk import write_text
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
+STANDBY, READY = "PSGC_STANDBY", ".ready"  # the latter is that file, in the run directory
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
 SETTINGS = "config.yaml"  # in the run directory
 ANSWER, EXITED = "directory.json", "exited.json"  # in PSGC_FOLDER
@@ -85,6 +87,11 @@ def is_launched() -> bool:
 def resuming() -> bool:
     """Whether the run is to go on from its newest checkpoint."""
     return RESUME in os.environ
+
+
+def hands_over(directory: Path) -> bool:
+    """Whether this run, which is interrupted, goes on at once in other ranks: then nobody reads how it ended."""
+    return is_launched() and (directory / READY).exists()
 
 
 def debugging() -> bool:

@@ -17,6 +17,7 @@ from psgc.errors import UserError
 from psgc.machine import THREADS
 from psgc.plan import Plan
 from psgc.problems import Problem
+from psgc.record.csv_files import restored
 from psgc.record.summary import duration
 from psgc.run import resume
 from psgc.run.auto import chosen_chunks, chosen_transfer, seconds_of_share, vector_bytes, without_auto
@@ -165,7 +166,8 @@ def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Ch
         say(f"no checkpoint in {directory}: starting from the beginning")
     else:
         resume.check(checkpoint, config, problem.dim, fingerprint(dataset))
-        say(f"resuming from iteration {checkpoint.iteration}, checkpoint in {directory}")
+        if not restored():
+            say(f"resuming from iteration {checkpoint.iteration}, checkpoint in {directory}")
     return checkpoint
 
 

@@ -20,6 +20,7 @@ from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, UserError
 from psgc.optimizer import Optimizer, make_optimizer
 from psgc.problems import has_loss, measures_of
+from psgc.record.csv_files import restored
 from psgc.record.loggers import Loggers, check_installed
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
@@ -133,7 +134,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     """Train, stop the workers, and write the results."""
     config, plan, directory, beginning = run.config, run.plan, Path(run.config.output), run.beginning
     recorder, loggers, best = record.recorder, record.loggers, record.best
-    for line in opening_lines(transport, run) if beginning is None else ():
+    for line in opening_lines(transport, run) if beginning is None and not restored() else ():
         say(line)
 
     began = time.monotonic() - _seconds_before(run)
@@ -198,9 +199,10 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
             say(f"ended after {keeper.done} of {run.iterations} iterations: {keeper.enough}")
         summary = summary_of(server, recorder, seconds, run, outcome, best)
         params = run.backend.to_host(server.params)
+        goes_on = outcome.status == "interrupted" and launched.hands_over(directory)
         # first, since a run that is interrupted may be killed soon; "evaluating" makes `psgc launch` wait
         with suppress(OSError):  # a checkpoint that is being written may take the room: what counts comes below
-            recorder.finish(params, summary | {"evaluating": True})
+            recorder.finish(None if goes_on else params, summary | {"evaluating": True})
         if outcome.status == "interrupted":  # now: Open MPI's mpirun sends SIGKILL after half a second
             ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
         patient = outcome.status == "done" and not transport.survives_deaths  # a killed worker would end the server
@@ -217,7 +219,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
             summary = summary_of(server, recorder, seconds, run, outcome, best) | found
         if store.close() and recorder.lacks_room:  # parameters and summary matter more than older checkpoints
             store.make_room()
-        summary = recorder.finish(params, summary)
+        summary = recorder.finish(None if goes_on else params, summary)
         if summary["status"] != outcome.status:  # the parameters could not be written
             outcome = RunOutcome(summary["status"], summary["reason"], RunFailed.exit_code)
     except BaseException:  # a full disk, or a defect
@@ -228,6 +230,8 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     loggers.close(has_failed=outcome.status != "done")
     if outcome.code == UserError.exit_code:
         ending.failed(UserError(outcome.reason))
+        return
+    if goes_on:
         return
     if keeper.done > run.first or outcome.status == "done":
         for line in lines(summary):

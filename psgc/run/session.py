@@ -10,18 +10,21 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from psgc.errors import RunFailed, UserError
 from psgc.processes import default_signals_in_children
+from psgc.rendezvous import MPI
 from psgc.run import launched
 from psgc.run.ending import CalledOff, Ending, leave_mpi
 from psgc.run.inputs import PREPARING, Given
 from psgc.run.launched import interruption
 from psgc.run.meeting import Meeting, NotAllCame, meet
 from psgc.run.script_ending import STOPPERS, ScriptEnding, leave
+from psgc.run.standby import wait_for_turn
 from psgc.terminal import say, say_together, say_traceback
 from psgc.transport import Transport
 
@@ -69,6 +72,11 @@ def take_part(
 # psgc train
 
 
+def _load() -> None:
+    """What this rank needs for its part."""
+    import_module("psgc.run.worker_side" if MPI.COMM_WORLD.Get_rank() else "psgc.run.server_side")
+
+
 def train(
     config_path: str, overrides: Sequence[str], debug: bool, stopped_by: Sequence[int], resuming: bool = False
 ) -> NoReturn:
@@ -78,6 +86,7 @@ def train(
     resuming: continue from the newest checkpoint in the run directory, if there is one.
     """
     try:
+        wait_for_turn(_load, lambda: interruption(stopped_by))
         transport = Transport(interrupted=lambda: interruption(stopped_by))
     except RunFailed:
         if not stopped_by:

@@ -12,6 +12,7 @@ from psgc.errors import PsgcError, UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import ChunkCheck, Problem, evaluate
+from psgc.record.csv_files import were_tried
 from psgc.run.building import share_memory
 from psgc.run.ending import CalledOff, Ending
 from psgc.run.inputs import (
@@ -24,6 +25,7 @@ from psgc.run.inputs import (
     open_problem,
     rows_taken,
 )
+from psgc.run.launched import ranks
 from psgc.run.meeting import Meeting
 from psgc.run.memory import check_memory
 from psgc.run.takeover import Takeover
@@ -104,7 +106,7 @@ class ProblemProgram:
         if config.evaluate and self._test is not None:
             rows = ChunkSource(self._test, min(chunks.num_chunks, self._test.num_rows), config.dtype, backend)
             gradients.held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
-        if not isinstance(config.problem, BuiltinProblem):
+        if not isinstance(config.problem, BuiltinProblem) and not were_tried(ranks()):
             gradients.halves = ChunkCheck(problem)
         self._thread = ComputeThread(runner, gradients, self._thread)
         return self._thread

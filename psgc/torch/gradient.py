@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from psgc.coding.sketch import Sketch, adds_up, sketch
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError
+from psgc.record.csv_files import were_tried
+from psgc.run.launched import ranks
 from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice
@@ -44,7 +46,7 @@ class BatchGradient:
         self._gradient, self._costs = gradient, costs
         self._seed, self._micro_batch = settings.seed, settings.micro_batch
         self._is_free = settings.draws == "piece"  # to draw other numbers when other chunks are in a pass
-        self._halves: Halves | None = Halves(model, compute, loader.micro_batch)  # None: they were compared
+        self._halves = None if were_tried(ranks()) else Halves(model, compute, loader.micro_batch)  # None: compared
         self._is_checked, self._sampled = False, Sampled(model, gradient)
         self._is_sum: bool | None = None  # whether a pass over several chunks is; None: not known
         self._passes: list[tuple[int, ...]] = []  # of the newest call, their chunks

@@ -18,6 +18,7 @@ from psgc.config import Config, TorchConfig
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError
 from psgc.plan import Plan
+from psgc.record.csv_files import restored
 from psgc.record.loggers import check_installed
 from psgc.run import launched
 from psgc.run.inputs import source_of
@@ -136,7 +137,8 @@ class TorchProgram:
             return None
         if isinstance(self.settings, TorchConfig):
             check_resumed(self.settings, directory.parent)
-        say(f"resuming from step {found[0]}, checkpoint in {directory}")
+        if not restored():
+            say(f"resuming from step {found[0]}, checkpoint in {directory}")
         return found[1]
 
     def fingerprint(self) -> str:

@@ -123,17 +123,17 @@ class Record(RunRecord):
                 settings["replicas"] = replicas
             settings |= takeovers_in(self.recorder, self._beginning.lost if self._beginning else None)
             summary = summarise(self.recorder, self.seconds, settings, status, reason)
-            summary = self._written(self.recorder, params, summary)
-            for line in lines(summary):
+            goes_on = status == "interrupted" and launched.hands_over(Path(self._output or ""))
+            summary = self._written(self.recorder, None if goes_on else params, summary)
+            for line in [] if goes_on else [*lines(summary), f"  run directory      {self._output}"]:
                 say(line)
-            say(f"  run directory      {self._output}")
         elif self._summary_in is not None:
             summary = {"version": __version__, "status": status, "reason": reason, "exit_code": code}
             write_text(self._summary_in / "summary.json", json.dumps(summary, indent=2) + "\n")
         if self._claim is not None:
             self._claim.release()
 
-    def _written(self, recorder: Recorder, params: np.ndarray, summary: dict[str, Any]) -> dict[str, Any]:
+    def _written(self, recorder: Recorder, params: np.ndarray | None, summary: dict[str, Any]) -> dict[str, Any]:
         """The summary as it is on the disk, beside the parameters: they matter more than older checkpoints."""
         with suppress(OSError):
             done = recorder.finish(params, summary)

@@ -13,6 +13,7 @@ from psgc.launching.outcome import RunDirectory
 from psgc.launching.restoring import HOUR, Restores, Watch, slots_in
 from psgc.record.csv_files import RESTORED
 from psgc.record.recorder import Recorder
+from psgc.run.launched import READY
 from psgc.run_rows import IterationRow, WorkerEvent
 from tests.unit.fake_mpirun import CHECKPOINT, RUN, launch, summary
 from tests.unit.recording import BOTH_HOLD_ALL
@@ -101,9 +102,24 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+class Ranks:
+    """That were started."""
+
+    has_ended = False
+
+    def kill(self):
+        self.has_ended = True
+
+
+def is_ready(_, file):
+    """Ranks are started, and ready at once."""
+    file.touch()
+    return Ranks()
+
+
 def watch(refuses=lambda _: None, needs_checkpoint=False, hostfile=None):
     """Of a run of three ranks that has not begun."""
-    found = Watch(Placement(3, hostfile=hostfile), refuses, needs_checkpoint)
+    found = Watch(Placement(3, hostfile=hostfile), is_ready, refuses, needs_checkpoint)
     found.begin(RunDirectory(Path("out"), resumed=False))
     return found
 
@@ -187,11 +203,30 @@ def test_a_run_that_cannot_have_more_ranks_keeps_its_own(folder, capsys):
     assert capsys.readouterr().err == expected
 
 
+def test_ranks_that_do_not_start_leave_the_run_as_it_is(folder, capsys):
+    def start(*_):
+        started.append(Ranks())
+        started[-1].has_ended = True
+        return started[-1]
+
+    started = []
+    watched = Watch(Placement(3), start, lambda _: None, needs_checkpoint=False)
+    watched.begin(RunDirectory(Path("out"), resumed=False))
+    begins("{after: 0.05}")
+    assert not is_asked(watched)
+    assert len(started) > 1, "tried again"
+    line = "psgc launch: worker 1 gone for 0.05 s; the run goes on, since 3 ranks did not start"
+    assert set(capsys.readouterr().err.splitlines()[:2]) == {line}
+
+
 def test_that_it_was_too_often_is_said_once(folder, capsys):
     watched = watch()
     begins("{after: 0.01, per_hour: 1}")
     assert is_asked(watched)
+    Path("out/summary.json").write_text('{"status": "interrupted"}')
+    assert watched.take_next() is not None
     watched.begin(RunDirectory(Path("out"), resumed=True))
+    assert not Path("out", READY).exists(), "the ranks go on"
     begins("{after: 0.01, per_hour: 1}")
     assert not is_asked(watched)
     too_often = "the run goes on, since it was started again 1 times in the last hour (faults.restore.per_hour)"
@@ -202,6 +237,7 @@ def test_that_it_was_too_often_is_said_once(folder, capsys):
 
 ONCE = f"""
 echo "$PSGC_RESTORED $*" >> started
+[ -z "$PSGC_STANDBY" ] || {{ touch $PSGC_STANDBY; while [ -e $PSGC_STANDBY ]; do sleep 0.02; done; }}
 end() {{ {CHECKPOINT}; {summary("interrupted")}; exit 138; }}
 trap end USR1
 {{ cat run.yaml; echo 'faults: {{restore: {{after: 0.2}}}}'; }} > new; mv new out/config.yaml
@@ -216,20 +252,20 @@ def test_the_run_is_started_again_from_its_checkpoint(mpirun, capfd):
     assert launch("run.yaml", 2) == 0
     first, again = Path("started").read_text().splitlines()
     assert first.endswith("train run.yaml")
-    assert (again[:2], again.partition("-m ")[2]) == ("1 ", "psgc train run.yaml --resume")
+    assert (again[:2], again.partition("-m ")[2]) == ("2 ", "psgc train run.yaml --resume")
     assert "-x PSGC_RESTORED" in again, "for the ranks on other hosts"
     line = "psgc launch: worker 1 gone for 0.2 s: the run starts again from here, with 2 ranks (faults.restore)\n"
     assert capfd.readouterr().err == line
 
 
-def test_a_start_that_fails_is_tried_once_more(mpirun, capfd):
-    second = 'case "$*" in *--resume) [ $(wc -l < started) -eq 2 ] && exit 213;; esac'
-    mpirun(ONCE.replace(">> started\n", f">> started; {second}\n"))
+def test_ranks_that_cannot_begin_are_started_once_more(mpirun, capfd):
+    fails = 'case "$*" in *--resume) {}exit 213;; esac\nend() {{'
+    mpirun(ONCE.replace("end() {", fails.format("[ $(wc -l < started) -eq 2 ] && ")))
     assert launch("run.yaml", 2) == 0
     assert len(Path("started").read_text().splitlines()) == 3
     assert capfd.readouterr().err.splitlines()[1:] == ["psgc launch: the run has not begun; trying once more"]
     Path("started").unlink()
-    mpirun(ONCE.replace(">> started\n", '>> started; case "$*" in *--resume) exit 213;; esac\n'))
+    mpirun(ONCE.replace("end() {", fails.format("")))
     assert launch("run.yaml", 2) == 1
     assert len(Path("started").read_text().splitlines()) == 3
     *_, why, how = capfd.readouterr().err.splitlines()
@@ -237,10 +273,11 @@ def test_a_start_that_fails_is_tried_once_more(mpirun, capfd):
     assert how == "psgc launch: to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume"
 
 
-def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun, capfd):
+def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun):
     mpirun(ONCE.replace('"interrupted"', '"failed"'))
     assert launch("run.yaml", 2) == 1
-    assert len(Path("started").read_text().splitlines()) == 1
+    assert len(Path("started").read_text().splitlines()) == 2, "with the ranks that were ready"
+    assert not Path("out", READY).exists()
 
 
 def test_the_run_says_what_it_has_cost(tmp_path, monkeypatch):
