@@ -4,9 +4,11 @@ A run goes on without the workers that it has lost, and says in lost.csv who the
 enough, all ranks are started once more, and get ready while the run still goes on (`psgc.run.standby`). Then it is
 asked to end with a checkpoint, as SLURM asks it, and they go on from there. The same happens when the host file has got
 more slots than the run has ranks. Ranks that cannot start leave the run as it is.
+
+mpirun ends with a host that is shut down, and so does the run. It is started again on the hosts that answer, and with
+everybody once all hosts do.
 """
 
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection
@@ -17,6 +19,7 @@ from pathlib import Path
 from psgc.config import load
 from psgc.config.faults import Restore
 from psgc.errors import UserError
+from psgc.launching.hosts import Answers, slots_of, without
 from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import MpirunProcess
 from psgc.launching.outcome import RunDirectory
@@ -26,7 +29,6 @@ from psgc.terminal import say
 
 HOUR = 3600.0  # seconds
 START = 120.0  # seconds in which all ranks have to be ready
-SLOTS = re.compile(r"\s*[^\s#:]+(?::(\d+))?(?:\s+slots\s*=\s*(\d+))?")  # of a host, as MPICH and Open MPI write them
 
 
 class Restores:
@@ -74,6 +76,7 @@ class Watch:
     until this file, which they write when they are ready, is gone.
     refuses: raises UserError when the run cannot have so many ranks.
     needs_checkpoint: the end of the run need not leave one, so that there must be one before.
+    answers: of the hosts of the run.
     """
 
     def __init__(
@@ -82,12 +85,16 @@ class Watch:
         start: Callable[[Placement, Path | None], MpirunProcess],
         refuses: Callable[[int], object],
         needs_checkpoint: bool,
+        answers: Answers,
     ) -> None:
-        self.placement = placement
+        self.placement = self._whole = placement  # the latter with hosts that do not answer
+        self._answers = answers
         self.is_asked = False
         self._start, self._refuses, self._needs_checkpoint = start, refuses, needs_checkpoint
         self._restores = Restores()
-        self._most = self._slots = slots_in(placement.hostfile)  # most: for which nothing is to be done
+        self._most = self._slots = (
+            sum(slots_of(placement).values()) if placement.hostfile else 0
+        )  # most: for which nothing is to be done
         self._is_told = False  # that it was started again too often
         self._retries = 0  # of a start
         self._next: tuple[MpirunProcess, Placement, str, float] | None = None  # why, and until when it has to be ready
@@ -115,13 +122,19 @@ class Watch:
         due = self._restores.due(settings, before, now)
         if not due or (self._needs_checkpoint and not self._left.can_resume()):
             return False
-        ranks = max(before, due[-1] + 1)
-        lost = f"worker{'s' if len(due) > 1 else ''} {', '.join(map(str, due))} gone"
-        why = f"{lost} for {settings.after:g} s" if ranks == before else f"{self.placement.hostfile} has more slots"
+        placement = replace(self.placement, ranks=max(before, due[-1] + 1))
+        if due[-1] < before:
+            why = f"worker{'s' if len(due) > 1 else ''} {', '.join(map(str, due))} gone for {settings.after:g} s"
+        elif self.placement != self._whole:
+            why, placement = "all hosts answer", self._whole
+        else:
+            why = f"{self.placement.hostfile} has more slots"
+        if not self._answers.all_answer(slots_of(placement)):
+            return False
         if self._restores.may_begin(settings, now):
             self._restores.begins(now)
             self._is_told = False
-            self._begin_next(replace(self.placement, ranks=ranks), why, now + START)
+            self._begin_next(placement, why, now + START)
         elif not self._is_told:
             often = f"it was started again {settings.per_hour} times in the last hour (faults.restore.per_hour)"
             say(f"psgc launch: {why}; the run goes on, since {often}", error=True)
@@ -135,8 +148,10 @@ class Watch:
         except (UserError, OSError) as error:  # a host file that is gone
             say(f"psgc launch: {why}; the run goes on: {error}", error=True)
 
-    def take_next(self) -> MpirunProcess | None:
+    def take_next(self, code: int) -> MpirunProcess | None:
         """The ranks that go on where the run, which has ended, has stopped; they begin. None: nothing goes on.
+
+        code: with which mpirun has ended.
 
         Those that could not begin are started once more. (Open MPI fails to start once in some hundred times.)
         """
@@ -147,7 +162,22 @@ class Watch:
             say("psgc launch: the run has not begun; trying once more", error=True)
             self._retries -= 1
             return self._start(self.placement, None)
-        return None
+        return None if code in (1, 2) else self._without_hosts()  # with these rank 0, or mpirun, has said why
+
+    def _without_hosts(self) -> MpirunProcess | None:
+        """Ranks on the hosts that are left after the loss of others, which mpirun has not survived."""
+        hosts, now, settings = slots_of(self._whole), time.monotonic(), self._settings
+        if not hosts or settings is None or self._left.summary() or not self._left.can_resume():
+            return None
+        gone = self._answers.silent(hosts)
+        placement = without(self._whole, gone) if gone else self._whole
+        if placement is None or not self._restores.may_begin(settings, now):
+            return None
+        why = f"no answer from {', '.join(sorted(gone))}" if gone else "mpirun has lost a host that answers again"
+        say(f"psgc launch: {why}: the run starts again, with {placement.ranks} ranks (faults.restore)", error=True)
+        self._restores.begins(now)
+        self.placement, self._retries = placement, 1
+        return self._start(placement, None)
 
     def close(self) -> None:
         """Nothing is started again: ranks that wait for that end."""
@@ -165,6 +195,8 @@ class Watch:
         if self._ready_file(self._left).exists():
             again = f"the run starts again from here, with {placement.ranks} ranks (faults.restore)"
             say(f"psgc launch: {why}: {again}", error=True)
+            if placement.ranks >= self._whole.ranks:
+                self._whole = placement
             self.placement, self.is_asked = placement, True
         elif process.has_ended or time.monotonic() > until:
             process.kill()
@@ -191,7 +223,7 @@ class Watch:
                     self._lost.discard(event.worker)
         ranks, hostfile = self.placement.ranks, self.placement.hostfile
         if hostfile and self._has_changed(Path(hostfile)):
-            self._slots = slots_in(hostfile)
+            self._slots = sum(slots_of(self.placement).values())
             if self._slots > max(self._most, ranks):
                 try:
                     self._refuses(self._slots)
@@ -199,19 +231,11 @@ class Watch:
                     why = f"{hostfile} has {self._slots} slots, but the run keeps its ranks: {error}"
                     say(f"psgc launch: {why}", error=True)
                     self._most = self._slots
-        new = range(ranks, self._slots) if self._slots > self._most else ()
+        new = range(ranks, self._slots) if hostfile and self._slots > self._most else range(0)
+        if self.placement != self._whole and self._answers.all_answer(slots_of(self._whole)):
+            new = range(ranks, self._whole.ranks)
         return {worker for worker in self._lost if worker < ranks} | set(new)
 
     def _has_changed(self, path: Path) -> bool:
         before, self._seen[path] = self._seen.get(path), stamp(path)
         return before != self._seen[path]
-
-
-def slots_in(hostfile: str | None) -> int:
-    """How many ranks the hosts in a file take, one for a host that does not say; 0 where it cannot be read."""
-    try:
-        lines = Path(hostfile).read_text(encoding="utf-8").splitlines() if hostfile else []
-    except (OSError, ValueError):
-        return 0
-    found = filter(None, map(SLOTS.match, lines))
-    return sum(int(match[1] or match[2] or 1) for match in found)

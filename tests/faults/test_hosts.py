@@ -183,7 +183,7 @@ def test_a_server_that_is_cut_off_from_all_ends_the_run_and_the_others_end_by_th
     cluster.assert_done(cluster.run("b:3", "alone", *ALLREDUCE, resume=True, at="b"), "alone")
 
 
-def test_a_host_that_is_shut_down_ends_the_run_and_the_others_go_on_with_it(cluster: Cluster) -> None:
+def test_a_host_that_is_shut_down_ends_the_run_and_the_others_go_on_by_hand_or_by_themselves(cluster: Cluster) -> None:
     with cluster.start("a:3,b:3", "down", SLOWLY) as running:
         cluster.wait_for_iteration("down", 6)
         cluster.hosts.shut_down("b")
@@ -191,4 +191,10 @@ def test_a_host_that_is_shut_down_ends_the_run_and_the_others_go_on_with_it(clus
     assert finished.returncode == 1, finished.said
     assert GO_ON in finished.stderr.splitlines()[-1], finished.said
     cluster.assert_nothing_left()
-    cluster.assert_done(cluster.run("a:3,c:2", "down", resume=True), "down")
+    reached = len(cluster.rows("down"))
+    with cluster.start("a:3,c:2", "down", SLOWLY, "faults.restore={after: 9}", resume=True) as running:
+        cluster.wait_for_iteration("down", reached + 6)
+        cluster.hosts.shut_down("c")
+        finished = running.wait(60)
+    assert "no answer from c: the run starts again, with 3 ranks (faults.restore)" in finished.stderr, finished.said
+    cluster.assert_done(finished, "down")

@@ -8,9 +8,10 @@ import pytest
 
 from psgc.config.faults import Restore
 from psgc.errors import UserError
+from psgc.launching.hosts import slots_of
 from psgc.launching.mpirun import Placement
 from psgc.launching.outcome import RunDirectory
-from psgc.launching.restoring import HOUR, Restores, Watch, slots_in
+from psgc.launching.restoring import HOUR, Restores, Watch
 from psgc.record.csv_files import RESTORED
 from psgc.record.recorder import Recorder
 from psgc.run.launched import READY
@@ -83,7 +84,7 @@ def test_a_host_file_says_how_many_ranks_there_can_be(tmp_path, text, slots):
     path = tmp_path / "hosts"
     if text is not None:
         path.write_text(text)
-    assert slots_in(str(path)) == slots
+    assert sum(slots_of(Placement(2, hostfile=str(path))).values()) == slots
 
 
 # what it looks at
@@ -102,6 +103,19 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+class Answers:
+    """silent: the hosts that do not answer."""
+
+    def __init__(self, *hosts):
+        self.hosts = set(hosts)
+
+    def silent(self, hosts):
+        return self.hosts & set(hosts)
+
+    def all_answer(self, hosts):
+        return not self.silent(hosts)
+
+
 class Ranks:
     """That were started."""
 
@@ -113,13 +127,14 @@ class Ranks:
 
 def is_ready(_, file):
     """Ranks are started, and ready at once."""
-    file.touch()
+    if file is not None:
+        file.touch()
     return Ranks()
 
 
 def watch(refuses=lambda _: None, needs_checkpoint=False, hostfile=None):
     """Of a run of three ranks that has not begun."""
-    found = Watch(Placement(3, hostfile=hostfile), is_ready, refuses, needs_checkpoint)
+    found = Watch(Placement(3, hostfile=hostfile), is_ready, refuses, needs_checkpoint, Answers())
     found.begin(RunDirectory(Path("out"), resumed=False))
     return found
 
@@ -210,7 +225,7 @@ def test_ranks_that_do_not_start_leave_the_run_as_it_is(folder, capsys):
         return started[-1]
 
     started = []
-    watched = Watch(Placement(3), start, lambda _: None, needs_checkpoint=False)
+    watched = Watch(Placement(3), start, lambda _: None, False, Answers())
     watched.begin(RunDirectory(Path("out"), resumed=False))
     begins("{after: 0.05}")
     assert not is_asked(watched)
@@ -219,12 +234,36 @@ def test_ranks_that_do_not_start_leave_the_run_as_it_is(folder, capsys):
     assert set(capsys.readouterr().err.splitlines()[:2]) == {line}
 
 
+def test_without_a_host_the_run_goes_on_on_those_that_are_left_until_it_answers(folder, capsys):
+    whole, answers = Placement(5, host="a:3,b:2"), Answers("b")
+    watched = Watch(whole, is_ready, lambda _: None, False, answers)
+    Path("out/lost.csv").unlink()
+    watched.begin(RunDirectory(Path("out"), resumed=False))
+    begins("{after: 0.05}")
+    watched.look()
+    assert watched.take_next(0) is None, "there is no checkpoint yet"
+    Path("out/checkpoints/00000004.safetensors").touch()
+    assert watched.take_next(1) is None, "the run has failed"
+    assert watched.take_next(0) is not None
+    assert watched.placement == Placement(3, host="a:3")
+    watched.begin(RunDirectory(Path("out"), resumed=True))
+    begins("{after: 0.05}")
+    assert not is_asked(watched)
+    answers.hosts.clear()
+    assert is_asked(watched)
+    assert watched.placement == whole
+    assert [line.partition(": the run")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "psgc launch: no answer from b",
+        "psgc launch: all hosts answer",
+    ]
+
+
 def test_that_it_was_too_often_is_said_once(folder, capsys):
     watched = watch()
     begins("{after: 0.01, per_hour: 1}")
     assert is_asked(watched)
     Path("out/summary.json").write_text('{"status": "interrupted"}')
-    assert watched.take_next() is not None
+    assert watched.take_next(138) is not None
     watched.begin(RunDirectory(Path("out"), resumed=True))
     assert not Path("out", READY).exists(), "the ranks go on"
     begins("{after: 0.01, per_hour: 1}")

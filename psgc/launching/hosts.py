@@ -1,0 +1,109 @@
+"""The hosts of a run: how many ranks each takes, and which of them answer."""
+
+import re
+import shlex
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from psgc.launching.mpirun import AGENTS, Placement
+
+SLOTS = re.compile(r"\s*([^\s#:]+)(?::(\d+))?(?:\s+slots\s*=\s*(\d+))?")  # of a host, as MPICH and Open MPI write them
+PATIENCE = 5.0  # seconds that a host has to answer
+EVERY = 5.0  # seconds from one question to the next
+
+
+def slots_of(placement: Placement) -> dict[str, int]:
+    """How many ranks each host takes, one where that is not said; empty where mpirun decides, or a file is unreadable.
+
+    >>> slots_of(Placement(5, host="a:3,b"))
+    {'a': 3, 'b': 1}
+    """
+    lines = placement.host.split(",") if placement.host else []
+    if placement.hostfile:
+        try:
+            lines = Path(placement.hostfile).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return {}
+    slots: dict[str, int] = {}
+    for match in filter(None, map(SLOTS.match, lines)):
+        slots[match[1]] = slots.get(match[1], 0) + int(match[2] or match[3] or 1)
+    return slots
+
+
+def without(placement: Placement, gone: Collection[str]) -> Placement | None:
+    """On the hosts that are left, with the ranks that they had; None: these are too few.
+
+    >>> without(Placement(5, host="a:3,b:2"), ["b"])
+    Placement(ranks=3, host='a:3', hostfile=None, fault_tolerance=True)
+    """
+    slots = slots_of(placement)
+    left = {host: number for host, number in slots.items() if host not in gone}
+    ranks = placement.ranks * sum(left.values()) // max(1, sum(slots.values()))
+    if ranks < 2:
+        return None
+    host = ",".join(f"{host}:{number}" for host, number in left.items())
+    return Placement(ranks, host, None, placement.fault_tolerance)
+
+
+class Answers:
+    """Which hosts answer to ssh, or to what MPI uses in its place (`environ`)."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        agent = next((value for name, value in environ.items() if name.endswith(AGENTS)), "")
+        options = [] if agent else ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={PATIENCE:.0f}"]
+        self._command = [*shlex.split(agent or "ssh"), *options]
+        self._thread: threading.Thread | None = None
+        self._known: tuple[frozenset[str], set[str]] = frozenset(), set()
+        self._next = 0.0
+
+    def silent(self, hosts: Collection[str]) -> set[str]:
+        """Those that do not answer now. Takes as long as a host has."""
+        asked = {host: self._ask(host) for host in hosts if not _is_here(host)}
+        end = time.monotonic() + PATIENCE
+        found = {host for host, process in asked.items() if not _answers(process, end)}
+        self._known = frozenset(hosts), found
+        return found
+
+    def all_answer(self, hosts: Collection[str]) -> bool:
+        """Whether all did when they were asked last. They are asked in a thread, now and then."""
+        is_asking = self._thread is not None and self._thread.is_alive()
+        if time.monotonic() >= self._next and not is_asking:
+            self._next = time.monotonic() + EVERY
+            self._thread = threading.Thread(target=self.silent, args=(list(hosts),), daemon=True)
+            self._thread.start()
+        return self._known == (frozenset(hosts), set())
+
+    def _ask(self, host: str) -> "subprocess.Popen[bytes] | None":
+        quiet = subprocess.DEVNULL
+        try:
+            return subprocess.Popen(
+                [*self._command, host, "true"], env=self._environ, stdin=quiet, stdout=quiet, stderr=quiet
+            )
+        except OSError:
+            return None
+
+
+def _answers(process: "subprocess.Popen[bytes] | None", end: float) -> bool:
+    if process is None:
+        return False
+    try:
+        return process.wait(timeout=max(0.0, end - time.monotonic())) == 0
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+
+
+def _is_here(host: str) -> bool:
+    """Whether it is this machine, which mpirun reaches without ssh."""
+    try:
+        with socket.socket() as own:
+            own.bind((host, 0))  # only an address of this machine
+    except OSError:
+        return host == socket.gethostname()
+    return True
