@@ -6,13 +6,27 @@ import numpy as np
 import pytest
 
 from psgc.record.csv_files import earlier_events, earlier_rows
-from tests.faults.matrix import CLOSE, Settings, config_text, write_data
+from tests.faults.matrix import CLOSE, FEATURES, Settings, config_text, write_data
 from tests.ranks.mpirun import MpiRun, mpirun, psgc, run, sets, wait_until
 from tests.ranks.test_torch import launched
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 KILLED_IN, ITERATIONS, RANKS = 10, 60, 4
 RESTORE = "faults.restore={after: 0.5}"
+SLOW = "problem={python: 'model:Slow'}"  # slow until it is started again: time enough for that
+MODEL = f"""
+import os, time
+from psgc.problems.models import LeastSquares
+
+class Slow(LeastSquares):
+    def __init__(self):
+        super().__init__({FEATURES})
+
+    def _row_losses(self, scores, y):
+        if "PSGC_RESTORED" not in os.environ:
+            time.sleep(0.1)
+        return super()._row_losses(scores, y)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +34,7 @@ def folder(tmp_path_factory):
     """With the data, and in `undisturbed` a run to which nothing happens."""
     folder = tmp_path_factory.mktemp("restore")
     write_data(folder)
+    (folder / "model.py").write_text(MODEL)
     (folder / "run.yaml").write_text(
         config_text(Settings("combined", 1, ITERATIONS, 0.02, 4, 3, 10.0), [], "undisturbed")
     )
@@ -39,7 +54,7 @@ def assert_whole(directory, undisturbed):
 
 @pytest.mark.parametrize("kind", ["kill", "stop"])
 def test_a_run_that_has_lost_a_worker_goes_on_with_everybody(folder, kind):
-    settings = sets(f"output={kind}", RESTORE, inject(kind), "faults.collect_timeout=2")
+    settings = sets(f"output={kind}", RESTORE, SLOW, inject(kind), "faults.collect_timeout=2")
     ended = run(psgc("launch", "run.yaml", "-n", str(RANKS), *settings), folder, code=0)
     begun = "psgc launch: worker 2 gone for 0.5 s: the run starts again from here, with 4 ranks (faults.restore)"
     assert ended.stderr.splitlines() == [begun], ended.said
@@ -64,7 +79,7 @@ def test_without_psgc_launch_the_run_goes_on_without_the_worker_and_says_so_once
 def test_hosts_that_are_added_are_used(folder):
     hosts, rows = folder / "hosts", folder / "added/iterations.csv"
     hosts.write_text("localhost slots=4\n")
-    settings = sets("output=added", "faults.restore={after: 0.3}")
+    settings = sets("output=added", SLOW, "faults.restore={after: 0.3}")
     with MpiRun(psgc("launch", "run.yaml", "-n", str(RANKS), "--hostfile", "hosts", *settings), folder) as running:
         wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3)
         hosts.write_text("localhost slots=5\n")
@@ -76,7 +91,7 @@ def test_hosts_that_are_added_are_used(folder):
 
 def test_a_script_goes_on_with_everybody(tmp_path):
     faults = {"restore": {"after": 0.5}, "inject": [{"kind": "kill", "rank": 2, "iteration": KILLED_IN}]}
-    settings = {"epochs": 18, "pause": 0.05, "aggregation": "server", "transfer": "per_chunk", "checkpoint_every": 5}
+    settings = {"epochs": 18, "pause": 0.4, "aggregation": "server", "transfer": "per_chunk", "checkpoint_every": 5}
     alone, _ = launched(tmp_path, 3, **settings)
     ended, said = launched(tmp_path, 3, faults=faults, output="run", **settings)
     assert ended.keys() == {0, 1, 2}

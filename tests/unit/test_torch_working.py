@@ -43,7 +43,7 @@ def computing(dim, hand_over):
     """What computes the chunks of worker 1, which has all of them, and their mailbox."""
     encoder = Encoder(Backend(), np.ones((1, 1)), dim, np.float32)
     mailbox = Mailbox(WorkerState(1, range(CHUNKS), CHUNKS, combined=True), encoder)
-    nothing, trial = SimpleNamespace(at=lambda *_: None), Trial(-1, None, frozenset())
+    nothing, trial = Injector(), Trial(-1, None, frozenset())
     worker = ScriptWorker(dim, np.float32, hand_over, Memory(CPU), None)
     worker.computing(mailbox, ChunkRunner(mailbox, Backend(), Emulation("none", 1, 0), nothing, trial))
     return worker, mailbox
