@@ -1,7 +1,6 @@
 """A worker of a script, without MPI: which sums and states reach its script, what it says, and what it gives away."""
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
