@@ -13,18 +13,20 @@ from tests.ranks.test_torch import launched
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 KILLED_IN, ITERATIONS, RANKS = 10, 60, 4
 RESTORE = "faults.restore={after: 0.5}"
-SLOW = "problem={python: 'model:Slow'}"  # slow until it is started again: time enough for that
+SLOW = "problem={{python: 'model:Slow', options: {{after: {}}}}}"  # slow once there is this file, until started again
 MODEL = f"""
 import os, time
+from pathlib import Path
 from psgc.problems.models import LeastSquares
 
 class Slow(LeastSquares):
-    def __init__(self):
+    def __init__(self, after):
         super().__init__({FEATURES})
+        self.after = Path(after)
 
     def _row_losses(self, scores, y):
-        if "PSGC_RESTORED" not in os.environ:
-            time.sleep(0.1)
+        if "PSGC_RESTORED" not in os.environ and self.after.exists():
+            time.sleep(0.4)
         return super()._row_losses(scores, y)
 """
 
@@ -54,7 +56,9 @@ def assert_whole(directory, undisturbed):
 
 @pytest.mark.parametrize("kind", ["kill", "stop"])
 def test_a_run_that_has_lost_a_worker_goes_on_with_everybody(folder, kind):
-    settings = sets(f"output={kind}", RESTORE, SLOW, inject(kind), "faults.collect_timeout=2")
+    settings = sets(
+        f"output={kind}", RESTORE, SLOW.format(f"{kind}/lost.csv"), inject(kind), "faults.collect_timeout=2"
+    )
     ended = run(psgc("launch", "run.yaml", "-n", str(RANKS), *settings), folder, code=0)
     begun = "psgc launch: worker 2 gone for 0.5 s: the run starts again from here, with 4 ranks (faults.restore)"
     assert ended.stderr.splitlines() == [begun], ended.said
@@ -79,7 +83,7 @@ def test_without_psgc_launch_the_run_goes_on_without_the_worker_and_says_so_once
 def test_hosts_that_are_added_are_used(folder):
     hosts, rows = folder / "hosts", folder / "added/iterations.csv"
     hosts.write_text("localhost slots=4\n")
-    settings = sets("output=added", SLOW, "faults.restore={after: 0.3}")
+    settings = sets("output=added", SLOW.format("added/iterations.csv"), "faults.restore={after: 0.3}")
     with MpiRun(psgc("launch", "run.yaml", "-n", str(RANKS), "--hostfile", "hosts", *settings), folder) as running:
         wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3)
         hosts.write_text("localhost slots=5\n")
