@@ -95,9 +95,9 @@ def test_hosts_that_are_added_are_used(folder):
 
 def test_a_script_goes_on_with_everybody(tmp_path):
     faults = {"restore": {"after": 0.5}, "inject": [{"kind": "kill", "rank": 2, "iteration": KILLED_IN}]}
-    settings = {"epochs": 18, "pause": 0.4, "aggregation": "server", "transfer": "per_chunk", "checkpoint_every": 5}
+    settings = {"epochs": 18, "aggregation": "server", "transfer": "per_chunk", "checkpoint_every": 5}
     alone, _ = launched(tmp_path, 3, **settings)
-    ended, said = launched(tmp_path, 3, faults=faults, output="run", **settings)
+    ended, said = launched(tmp_path, 3, faults=faults, output="run", pause=0.4, **settings)
     assert ended.keys() == {0, 1, 2}
     assert {digest for digest, *_ in ended.values()} == {alone[0][0]}, "to the last bit"
     (restored,) = json.loads((tmp_path / "run/summary.json").read_text())["restores"]
