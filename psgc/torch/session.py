@@ -150,7 +150,12 @@ class Session:
         hand_over, is_said = self._hand_over, False
         while hand_over is not None and not (is_said or self._over.is_set()):
             settle(self._memory.device)  # the other thread looks at the parameters
-            term, worker = self._term()
+            try:
+                term, worker = self._term()
+            except Exception as error:  # rank 0 has died, and the last files cannot be written here
+                self._text, self._code = f"failed: {one_line(error)}", 1
+                say(f"psgc: {self._text}", error=True)
+                continue
             hand_over.end(bool(text), term)
             if worker is not None:
                 last = hand_over.called
