@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from psgc.errors import UserError
-from psgc.run.launched import ANSWER, EXITED, SETTINGS, Found, stamp
+from psgc.run.launched import ANSWER, EXITED, SETTINGS, WORKS_ON, Found, stamp
 
 GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process that cannot be killed keeps it alive
 
@@ -28,7 +28,7 @@ class RunDirectory:
         self._folder = directory if of_script else None
         self._is_named = not of_script
         self._found = Found.now(directory)
-        self._last_change: tuple[tuple[int, int] | None, float] = (None, 0.0)  # of the summary: its stamp, and when
+        self._last_change: tuple[object, float] = (None, 0.0)  # the summary and whether a program works on; since when
 
     @property
     def directory(self) -> Path:
@@ -61,12 +61,13 @@ class RunDirectory:
         return summary
 
     def is_over(self) -> bool:
-        """Whether the run wrote its last summary more than GRACE seconds ago."""
-        changed = stamp(self.summary_file)
+        """Whether the run wrote its last summary, and the program around it ended, more than GRACE seconds ago."""
+        works_on = self._folder is not None and (self._folder / WORKS_ON).exists()
+        changed = stamp(self.summary_file), works_on
         if changed != self._last_change[0]:
             self._last_change = changed, time.monotonic()
         late = time.monotonic() - self._last_change[1] > GRACE
-        return late and "status" in (summary := self.summary()) and not summary.get("evaluating")
+        return late and not works_on and "status" in (summary := self.summary()) and not summary.get("evaluating")
 
     def can_resume(self) -> bool:
         """Whether there is a checkpoint of this run, or of the one that it continues, after its first iteration."""

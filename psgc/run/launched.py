@@ -16,6 +16,7 @@ import os
 import re
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", 
 STANDBY, READY = "PSGC_STANDBY", ".ready"  # the latter is that file, in the run directory
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
 SETTINGS = "config.yaml"  # in the run directory
-ANSWER, EXITED = "directory.json", "exited.json"  # in PSGC_FOLDER
+ANSWER, EXITED, WORKS_ON = "directory.json", "exited.json", "works-on"  # in PSGC_FOLDER
 
 NOBODY_RESTORES = "faults.restore: without psgc launch nobody starts the run again, it goes on without lost workers"
 
@@ -136,6 +137,13 @@ def begin(stopped_by: Sequence[int] = ()) -> None:
 def has_begun() -> bool:
     """Whether `begin` was called."""
     return _begun
+
+
+def say_whether_it_works_on(does: bool) -> None:
+    """Rank 0 tells `psgc launch`, if that started it, that the program goes on after its run; then, that it ends."""
+    if folder := os.environ.get(FOLDER):
+        with suppress(OSError):
+            Path(folder, WORKS_ON).touch() if does else Path(folder, WORKS_ON).unlink(missing_ok=True)
 
 
 def leave_exit_code(code: int) -> None:

@@ -131,6 +131,8 @@ class RunOfProgram:
 
     def end(self, text: str = "", code: int = 1) -> None:
         """Leave MPI for good. An error of the program on a worker, after the run, is shown: nobody else knows of it."""
+        if self.rank == 0:
+            launched.say_whether_it_works_on(False)
         is_own = bool(text and self.rank and not self.is_cut_short)
         if is_own:
             say_together(f"psgc: worker {self.rank}: {text}".split("\n"))
@@ -184,6 +186,8 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
         _script.session = run = RunOfProgram(transport)
         ending = Ending(transport, _stopped_by, raises=True)
         take_part(transport, given, ending, resuming or launched.resuming(), launched.debugging())
+        if run.rank == 0:
+            launched.say_whether_it_works_on(True)
         run.in_order, error = ending.in_order, ending.error
         is_well = error is None
         if run.in_order and not isinstance(error, NotAllCame):  # whoever is missing does not hear a broadcast

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from psgc.launching.outcome import RunDirectory
+from psgc.run import launched
 from psgc.run.launched import Found
 from tests.unit.fake_mpirun import CHECKPOINT, NAMED, STUBBORN, launch, summary, wait_for
 
@@ -136,3 +138,25 @@ def test_a_script_that_is_stopped(mpirun, capfd, named):
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert capfd.readouterr().err == "psgc launch: stopped by Ctrl-C (SIGINT); there is no checkpoint yet\n"
+
+
+def test_a_program_may_work_on_for_as_long_as_it_likes_after_its_run(tmp_path, monkeypatch):
+    answers, run = tmp_path / "answers", tmp_path / "run"
+    answers.mkdir()
+    run.mkdir()
+    monkeypatch.setenv("PSGC_FOLDER", str(answers))
+    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.01)
+    left = RunDirectory(answers, resumed=False, of_script=True)
+    launched.name_directory(run)
+    (run / "summary.json").write_text('{"status": "done"}')
+    launched.say_whether_it_works_on(True)
+    assert not any(is_over_soon(left) for _ in range(2))
+    launched.say_whether_it_works_on(False)
+    assert not left.is_over()  # the end may take its time, too
+    assert is_over_soon(left)
+
+
+def is_over_soon(left):
+    left.is_over()
+    time.sleep(0.02)
+    return left.is_over()
