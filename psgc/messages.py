@@ -54,6 +54,8 @@ TAIL = 5  # entries after a coded gradient: start, seconds, loss, test_loss, tes
 STAMP = struct.Struct("=qq")
 DIGEST = struct.Struct("=4i")
 OF_BUNDLE = 1 << 62  # in the last stamp of a bundle, whose vectors are named by 31 bits
+OF_WORKER = 1 << 61  # in the stamp of a vector whose sender is the worker of a process that is rank 0 as well
+OF_WORKERS_RECORD = 1 << 16  # in the kind of a message's first record, likewise
 FIELD_BITS = {"is_state": 1, "attempt": 8, "serial": 8, "role": 20, "block": 24}  # of a packed BlockName, highest first
 
 UNSAID: dict[str, Any] = dict.fromkeys((RECORD.names or ())[4:], 0)
@@ -156,6 +158,13 @@ def stamp_of(vector: Any) -> tuple[int, int]:
     tail = vector[-length:]
     iteration, what = STAMP.unpack((tail if isinstance(tail, np.ndarray) else tail.get()).data)
     return iteration, what
+
+
+def mark(vector: Any) -> None:
+    """Say in the stamp that the sender is the worker of a process that is rank 0 as well. Others may be reading it."""
+    iteration, what = stamp_of(vector)
+    if not what & OF_WORKER:
+        stamp(vector, iteration, what | OF_WORKER)
 
 
 def bundle(vectors: Sequence[Any]) -> Any:

@@ -6,7 +6,7 @@ iteration begins when the server says so and the step before it is made.
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from math import inf
 
@@ -33,7 +33,7 @@ from psgc.messages import (
     stepped_record,
 )
 from psgc.plan import Plan
-from psgc.transport import Control, Died, Transport, Vector
+from psgc.transport import Control, Died, Pause, Transport, Vector
 from psgc.workers.compute import Computing
 from psgc.workers.encoder import CodedSends, Encoder
 from psgc.workers.injection import Injector
@@ -111,27 +111,37 @@ class WorkerLoop(Listener):
 
     def run(self) -> bool:
         """Work until the server says stop, or is gone; whether everybody leaves in order."""
+        turns = self.turns()
+        try:
+            pause = next(turns)
+            while True:
+                pause = turns.send(self._transport.wait(*pause))
+        except StopIteration as end:
+            return bool(end.value)
+
+    def turns(self) -> Generator[Pause, bool | None, bool]:
+        """As `run`, whose waits are for who takes this: it is told how, and tells whether something may have come."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._open()
         self._compute.start()
-        may_have_come = True
+        may_have_come: bool | None = True
         while not self._stopped:
-            if may_have_come or self.allreduce.is_moving:
+            if may_have_come is not False or self.allreduce.is_moving:
                 self.poll()
             self._send_outbox()
             self._send_vectors()
             if self._reported == self._iteration and not (self._coded.waiting or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            may_have_come = self._wait()
+            may_have_come = yield self._pause()
         self._mailbox.stop()
         if self.is_orphaned:
             return False
         # the server takes what comes until goodbye; another rank may hang, and never take what it is sent
-        self._poll_until(lambda: not self._transport.pending()[SERVER], LAST_WORD)
+        yield from self._poll_until(lambda: not self._transport.pending()[SERVER], LAST_WORD)
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
         # without fault tolerance whoever leaves before the server has saved everything takes the server with it
         patience = LAST_WORD if self._transport.survives_deaths else inf
-        self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
+        yield from self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
         return bool(self._in_order)
 
     def end_term(self) -> int:
@@ -146,17 +156,17 @@ class WorkerLoop(Listener):
         if self._duties.alike:
             self.allreduce.start(self._duties.sums.first, self.allreduce.replica.params)
 
-    def _wait(self) -> bool:
+    def _pause(self) -> Pause:
         it = self.allreduce
         nap = it.nap if it.is_busy or not self._transport.sending() else 0.0  # coded gradients move while MPI is called
         more = bool(self._coded.waiting)
-        return self._transport.wait(busy=self._mailbox.busy, nap=nap, exchanging=it.needs_looks, more=more)
+        return Pause(self._mailbox.busy, nap, it.needs_looks, more)
 
-    def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
+    def _poll_until(self, done: Callable[[], bool], timeout: float) -> Generator[Pause, bool | None, None]:
         end = time.monotonic() + timeout
         while not done() and time.monotonic() < end:
             self.poll()
-            self._transport.wait()
+            yield Pause()
 
     # what comes
 

@@ -65,8 +65,8 @@ class AllReduce:
         self.pool = Pool(backend, sums.dim, sums.parts, sums.dtype)
         self.link = Link(transport, self.pool)
         shared, memory = transport.shared, None
-        if shared.memory is not None:
-            memory = HostMemory(shared.of_host(transport.rank), shared.memory, sums.entries, sums.dtype)
+        if shared.memory is not None and len(ranks := shared.of_host(transport.rank)) > 1:
+            memory = HostMemory(ranks, shared.memory, sums.entries, sums.dtype)
         self.blocks = Blocks(transport.rank, backend, self.pool, sums, memory)
         self._giver = Giver(transport, self.pool, backend)
         self.receiver = Receiver(self.pool, backend)

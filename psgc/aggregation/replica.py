@@ -46,6 +46,7 @@ class Stepping(Protocol):
 
     gives_back: bool
     is_stepping: bool
+    steps: int
 
     @property
     def params(self) -> Array: ...
@@ -170,3 +171,43 @@ class Replica:
         to_host = self._backend.to_host
         of_params = hashlib.blake2b(to_host(params).data, digest_size=8).digest()  # other threads may run meanwhile
         return of_params + self.optimizer.digest(to_host)
+
+
+class Follower:
+    """The replica of rank 0 (`leader`), as that of the worker in the same process.
+
+    There is one, whose steps rank 0 makes. This comes after it, and drops the gradients that it is given: they are the
+    same. It may come late: then rank 0 has closed the iteration, and what the worker does of it does not count.
+    """
+
+    gives_back = True
+    is_stepping, steps = False, -1
+
+    def __init__(self, leader: Stepping) -> None:
+        self._leader = leader
+
+    @property
+    def params(self) -> Array:
+        return self._leader.params
+
+    def start(self, steps: int, params: Array) -> None:
+        self.steps = steps
+
+    def load(self, snapshot: Snapshot) -> None:
+        self.steps = snapshot.steps
+
+    def snapshot(self) -> Snapshot | None:
+        leader = self._leader
+        return leader.snapshot() if leader.steps == self.steps and not leader.is_stepping else None
+
+    def step(self, gradient: Array, digest: bool = False) -> None:
+        self.is_stepping = True
+
+    def poll(self, wait: bool = False) -> bool:
+        has_stepped = self.is_stepping and self._leader.steps > self.steps
+        if has_stepped:
+            self.is_stepping, self.steps = False, self.steps + 1
+        return has_stepped
+
+    def digest(self) -> bytes:
+        return self._leader.digest() if self._leader.steps == self.steps else b""

@@ -81,6 +81,9 @@ class Config(Section):
     reproducible: Flag = key(
         False, "whether the same bits come of any number of workers, schedule, transfer and fault; the chunks are given"
     )
+    dedicated_server: Flag = key(
+        True, "whether rank 0 is nothing but the server; false: it is a worker as well, and each rank computes"
+    )
     trial: Flag = key(True, "whether workers compare some gradients in the first iteration")
     faults: Faults = key(Faults(), "timeouts, and faults on purpose")
     checkpoint: CheckpointSettings = key(CheckpointSettings(), "when checkpoints are written, how many stay")

@@ -1,6 +1,7 @@
 """How server and workers are made, whatever computes on them: a NumPy problem, or a script's model."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,6 +49,12 @@ class WorkerProgram(Protocol):
 
     def computing(self, mailbox: Mailbox, runner: ChunkRunner) -> Computing:
         """The thread that does the chunks of the mailbox, as `runner` has them done."""
+
+
+def all_work(transport: Transport, config: Config) -> None:
+    """From here on each process is a worker, and the first one rank 0 as well, where the settings say so."""
+    if not config.dedicated_server:
+        transport.enter(replace(transport.term, is_dedicated=False))
 
 
 def share_memory(transport: Transport, config: Config, backend: Backend, dim: int) -> None:

@@ -106,7 +106,7 @@ class Ending:
         transport = self.transport
         if transport is None or transport.rank == 0:
             return True
-        return transport.rank == 1 and transport.is_gone(0) and not is_launched()
+        return transport.place == 1 and transport.is_gone(0) and not is_launched()
 
     @property
     def code(self) -> int:

@@ -37,6 +37,7 @@ from psgc.run.inputs import (
 )
 from psgc.run.launched import NOBODY_RESTORES, is_launched
 from psgc.run.memory import check_memory
+from psgc.run.problem_program import ProblemProgram
 from psgc.run.takeover import Beginning
 from psgc.terminal import say
 from psgc.transport import Transport
@@ -50,7 +51,7 @@ class PreparedRun:
     first: its first iteration; iterations: how many it has in all; go_on: the command that resumes it; chosen: text
     about chunks that `auto` chose, or ""; checkpoint, initial: the state and the parameters to begin with, None once it
     has begun; callbacks: of a program; beginning: of a term in which another rank 0 has died before this one, None: the
-    run begins, or goes on after its end; injector: of a process that has been a worker.
+    run begins, or goes on after its end; program, injector: of a process that has been a worker.
     """
 
     config: Config
@@ -67,6 +68,7 @@ class PreparedRun:
     chosen: str
     callbacks: Sequence[Callback] = ()
     beginning: Beginning | None = None
+    program: ProblemProgram | None = None
     injector: Injector | None = None
 
     @property
@@ -77,7 +79,7 @@ class PreparedRun:
 
 def prepare(transport: Transport, config: Config, given: Given, resuming: bool) -> PreparedRun:
     """The run that `config` describes, on the ranks of `transport`. Raises UserError for the first problem."""
-    num_workers = transport.size - 1
+    num_workers = transport.size - config.dedicated_server
     if num_workers < 1:
         raise UserError(
             "psgc train needs at least 2 ranks, a server and a worker, but was started on 1; "
@@ -102,7 +104,7 @@ def prepare(transport: Transport, config: Config, given: Given, resuming: bool) 
     check_rows(config, chunks.num_rows, plan.num_chunks)
     config = without_auto(config, num_workers, problem.dim)
     if backend.name == "numpy":
-        check_memory(config, num_workers, problem.dim, transport.hosts.count(transport.hosts[0]) - 1, server_here=True)
+        check_memory(config, num_workers, problem.dim, _workers_here(transport, config), server_here=True)
     return PreparedRun(
         config=config,
         plan=plan,
@@ -118,6 +120,10 @@ def prepare(transport: Transport, config: Config, given: Given, resuming: bool) 
         chosen=chosen,
         callbacks=given.callbacks,
     )
+
+
+def _workers_here(transport: Transport, config: Config) -> int:
+    return transport.hosts.count(transport.hosts[0]) - config.dedicated_server
 
 
 def _with_chunks(

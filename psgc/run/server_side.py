@@ -13,7 +13,7 @@ import numpy as np
 
 from psgc import __version__
 from psgc import config as configuration
-from psgc.aggregation.replica import Replica
+from psgc.aggregation.replica import Follower, Replica
 from psgc.backend import Array
 from psgc.checkpoints import CheckpointStore
 from psgc.data import ChunkSource, Epochs
@@ -27,7 +27,7 @@ from psgc.record.recorder import Recorder
 from psgc.record.summary import lines
 from psgc.run import launched, resume
 from psgc.run.best import Best, best_so_far, know_last
-from psgc.run.building import make_server, share_memory
+from psgc.run.building import all_work, make_server, make_worker, share_memory
 from psgc.run.checkpoint import Checkpoint
 from psgc.run.claim import Claim
 from psgc.run.ending import Ending, RunOutcome
@@ -46,6 +46,7 @@ from psgc.run.keeper import Callbacks, Keeper
 from psgc.run.meeting import Meeting
 from psgc.run.outcome import FinalFigures, how_it_ended, summary_of
 from psgc.run.prepare import PreparedRun, opening_lines, prepare
+from psgc.run.problem_program import ProblemProgram
 from psgc.run.terms import record_takeover
 from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
@@ -88,6 +89,7 @@ def serve(
             record = Writers.of(run, claim, best)
             at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
         _tell_workers(meeting, run)
+        all_work(transport, config)
         share_memory(transport, config, run.backend, run.problem.dim)
         train(transport, run, record, ending, debug)
 
@@ -169,18 +171,21 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     faults = run.injector or make_injector(config, rank=0)
     optimizer = make_optimizer(config.optimizer, run.iterations)
     optimizer.undoes = True  # after a step that failed, the checkpoint has the state of its parameters
+    replica = Replica(optimizer, run.backend, transport.wake)
     server = make_server(
         *(transport, config, plan, run.backend, keeper, ending.stopped_by),
-        driver=ProblemDriver(Replica(optimizer, run.backend, transport.wake)),
+        driver=ProblemDriver(replica),
         costs=None if rows or is_traced else chunks.costs(),
         known_costs=known,
         has_loss=has_loss(run.problem),
         held_out=[f"test_{what}" for what in measures_of(run.problem)],
         check_data=partial(check_data, chunks, rows),
         moment=faults.at,
-        alike=beginning.alike if beginning else (),
+        alike={*(beginning.alike if beginning else ()), *([] if config.dedicated_server else [transport.place + 1])},
         away=beginning.away if beginning else {},
     )
+    if not config.dedicated_server:
+        _work_too(transport, run, replica, chunks)
     if run.checkpoint:
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
         optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
@@ -239,6 +244,15 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         say(f"  run directory      {config.output}")
     if outcome.status == "failed":
         ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
+
+
+def _work_too(transport: Transport, run: PreparedRun, replica: Replica, chunks: ChunkSource) -> None:
+    """This rank is a worker as well, whenever rank 0 waits."""
+    config, test = run.config, run.test if run.config.evaluate else None
+    program = run.program or ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, test)
+    program.replica, program.is_alike = Follower(replica), True
+    injector = run.injector or make_injector(config, transport.place + 1)
+    transport.beside = make_worker(transport.second(), config, run.plan, program, run.first, injector).turns()
 
 
 def _outcome_of(server: Server, run: PreparedRun, faults: Injector, stopped_by: Sequence[int]) -> RunOutcome:

@@ -89,7 +89,7 @@ class Succession:
             return None
         newest = max((said.replica for said in known.values() if said.steps >= 0), default=(0, -1))
         alike = frozenset(place for place, said in known.items() if said.replica == newest)
-        last = Term(max(said.term for said in known.values()), self._term.size)
+        last = self._term.numbered(max(said.term for said in known.values()))
         return Named(last.following(min(alike, default=self._place)), newest, alike, frozenset(known) - alike)
 
     def _live(self, dead: Collection[int]) -> list[int]:

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.data import Dataset
@@ -20,6 +19,7 @@ from psgc.run.ending import Ending
 from psgc.run.initial import initial_params
 from psgc.run.inputs import Given, fingerprint, iterations_of, open_held_out
 from psgc.run.prepare import PreparedRun
+from psgc.run.problem_program import ProblemProgram
 from psgc.run.server_side import Writers, state_after, train
 from psgc.run.takeover import Beginning
 from psgc.run.terms import claim_after
@@ -40,7 +40,7 @@ class Known:
     dataset: Dataset | None
     held_out: Dataset | None
     backend: Backend
-    replica: Replica
+    program: ProblemProgram
     given: Given
     injector: Injector
     seconds: float
@@ -70,7 +70,7 @@ def serve_on(transport: Transport, known: Known, beginning: Beginning, ending: E
 
 
 def _prepared(transport: Transport, known: Known, beginning: Beginning) -> PreparedRun:
-    config, dataset, replica = known.config, known.dataset, known.replica
+    config, dataset, replica = known.config, known.dataset, known.program.own
     if not beginning.is_alike:  # nobody has a state: then it is the first
         replica.start(beginning.first, known.backend.asarray(initial_params(config, known.problem)))
     config = config.model_copy(update={"log": installed(config.log)})
@@ -85,10 +85,11 @@ def _prepared(transport: Transport, known: Known, beginning: Beginning) -> Prepa
         first=beginning.first,
         iterations=iterations_of(config, None if dataset is None else dataset.num_rows),
         initial=known.backend.to_host(replica.params),
-        go_on=resume.command(known.given, transport.size),
+        go_on=resume.command(known.given, transport.term.size),
         chosen="",
         callbacks=known.given.callbacks,
         beginning=beginning,
+        program=known.program,
         injector=known.injector,
     )
     data = fingerprint(dataset)

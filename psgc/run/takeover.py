@@ -60,7 +60,7 @@ class Takeover:
     def awaited(self) -> int:
         """The place of the process without which nothing goes on."""
         transport, is_between = self._transport, self._between is not None
-        live = (place for place in range(transport.size) if place not in transport.dead)
+        live = (place for place in range(transport.term.size) if place not in transport.dead)
         return min(live) if is_between else transport.term.server
 
     def next_term(self, steps: int, left: Collection[int]) -> Beginning:
@@ -84,7 +84,7 @@ class Takeover:
 
     def _tell(self, named: Named) -> None:
         transport = self._transport
-        for place in range(transport.size):
+        for place in range(transport.term.size):
             if place != transport.place and place not in transport.dead:
                 transport.send_outside(place, _term_records(named, to_server=place == named.term.server))
         transport.wake_others()
@@ -122,11 +122,11 @@ class Takeover:
 
     def _begin(self, named: Named, before: str, died: float) -> Beginning:
         transport, term, (_, first) = self._transport, named.term, named.replica
-        dead, live = transport.dead, set(range(transport.size)).difference(transport.dead)
+        dead, live = transport.dead, set(range(transport.term.size)).difference(transport.dead)
         alike = {transport.place} if named.alike is None else named.alike & live
         behind = live - alike if named.behind is None else named.behind & live
         transport.enter(term)
-        away = {term.rank(place): place in dead for place in range(transport.size) if place not in alike | behind}
+        away = {term.rank(place): place in dead for place in range(term.size) if place not in alike | behind}
         workers = {term.rank(place) for place in alike if place != transport.place and first >= 0}
         return Beginning(
             first=first,
@@ -154,7 +154,7 @@ class Takeover:
             read = self._reading.setdefault(place, [])
             read.append(entry)
             if entry["last"]:
-                named = _named(self._reading.pop(place), self._transport.size)
+                named = _named(self._reading.pop(place), self._transport.term)
                 if place not in self._transport.dead:  # else others have been told another position of this process
                     self._told(named)
 
@@ -185,9 +185,9 @@ def _term_records(named: Named, to_server: bool) -> list[Records]:
     return said
 
 
-def _named(said: list[Entry], size: int) -> Named:
+def _named(said: list[Entry], before: Term) -> Named:
     head, *there = said
     alike = frozenset(entry["worker"] for entry in there if entry["role"])
     behind = frozenset(entry["worker"] for entry in there if not entry["role"])
-    term, replica = Term(head["chunk"], size), (head["attempt"], head["iteration"])
+    term, replica = before.numbered(head["chunk"]), (head["attempt"], head["iteration"])
     return Named(term, replica, alike, behind) if there else Named(term, replica)

@@ -41,7 +41,7 @@ def work_in_terms(
     with watching(transport, lambda: takeover.awaited, config.faults.collect_timeout):
         while transport.rank:
             program.is_alike = beginning.is_alike
-            before = {transport.term.place(rank) for rank in range(1, transport.rank)}
+            before = {transport.term.place(rank) for rank in range(1, transport.rank)} - {transport.term.server}
             if transport.survives_deaths and before <= transport.dead:  # this one takes over next, and then has no time
                 threading.Thread(target=import_module, args=[program.successor], daemon=True).start()
             loop = make_worker(transport, config, plan, program, beginning.first, injector)
@@ -90,13 +90,15 @@ def _is_final(summary: Path) -> bool:
 
 def record_takeover(record: RunRecord, beginning: Beginning, transport: Transport) -> None:
     """Record that this rank has taken over, and which workers were lost with the rank 0 before."""
-    first, place, hosts = beginning.first, transport.place, transport.hosts
-    reason = f"its process died; worker {place} on {hosts[0]} takes over as the server"
+    first, hosts, is_dedicated = beginning.first, transport.hosts, transport.term.is_dedicated
+    successor = transport.place if is_dedicated else transport.place + 1
+    reason = f"its process died; worker {successor} on {hosts[0]} takes over as the server"
     record.lost(0, beginning.before, first, reason)
     if record.recorder is None:
         return
-    serves = "it has taken over as the server"
-    record.recorder.event(WorkerEvent(first, place, hosts[0], "lost", serves))  # without a line of its own
+    if is_dedicated:  # else it is a worker as well
+        serves = "it has taken over as the server"
+        record.recorder.event(WorkerEvent(first, successor, hosts[0], "lost", serves))  # without a line of its own
     known = {event.worker: event.event for event in record.recorder.events}
     for worker, is_dead in sorted(beginning.away.items()):
         if known.get(worker) != "lost":

@@ -20,5 +20,6 @@ from psgc.transport.sends import SMALL as SMALL
 from psgc.transport.sends import Sending as Sending
 from psgc.transport.terms import Term as Term
 from psgc.transport.transport import TEXT_LIMIT as TEXT_LIMIT
+from psgc.transport.transport import Pause as Pause
 from psgc.transport.transport import Transport as Transport
 from psgc.transport.waiting import LARGE as LARGE

@@ -10,22 +10,26 @@ from psgc.processes import Identity
 
 class Shared(NamedTuple):
     """hosts: by rank the number of the host whose memory it shares, () where no rank shares any; ranks with a number
-    of their own share with nobody. memory: that of this rank's host, if it shares one. places: by rank, if they are not
-    the ranks.
+    of their own share with nobody. memory: that of this rank's host, if it shares one. order: by rank, where its part
+    of the memory is among those of its host.
     """
 
     hosts: tuple[int, ...] = ()
     memory: Any = None
-    places: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
 
     def of_host(self, rank: int) -> list[int]:
         """The ranks of the host of `rank`, itself among them, in an order that is always the same of the processes."""
         ranks = [other for other, host in enumerate(self.hosts) if host == self.hosts[rank]]
-        return sorted(ranks, key=self.places.__getitem__) if self.places else ranks
+        return sorted(ranks, key=self.order.__getitem__) if self.order else ranks
 
     def of(self, places: Sequence[int]) -> "Shared":
-        """The same memory when the ranks are the processes at these places."""
-        return Shared(tuple(self.hosts[place] for place in places), self.memory, tuple(places)) if self.hosts else self
+        """The same memory when the ranks are the processes at these places. A rank 0 that works comes last."""
+        if not self.hosts:
+            return self
+        end = len(places)
+        order = (end if place in places[rank + 1 :] else place for rank, place in enumerate(places))
+        return Shared(tuple(self.hosts[place] for place in places), self.memory, tuple(order))
 
 
 def create(size: int) -> int:
@@ -55,14 +59,16 @@ def share(
     gather: Callable[[str], Sequence[str]],
     size: Callable[[int], int],
     unless: str = "",
+    more: int = 0,
 ) -> tuple[Shared, list[str]]:
     """Have the ranks of each host share memory. Collective: every rank calls it.
 
     processes: of all ranks; gather: tells all ranks a text of each; size: bytes for so many ranks; unless: why this
-    rank cannot, or empty. Returns what this rank shares, and why those do not that could not.
+    rank cannot, or empty; more: ranks that any host may have besides its processes. Returns what this rank shares, and
+    why those do not that could not.
     """
     firsts = [next(at for at, other in enumerate(processes) if other.is_near(process)) for process in processes]
-    first, count, file, memory = firsts[rank], firsts.count(firsts[rank]), -1, None
+    first, count, file, memory = firsts[rank], firsts.count(firsts[rank]) + more, -1, None
     if rank == first and count > 1 and not unless:
         try:
             file = create(size(count))
@@ -78,7 +84,7 @@ def share(
     if file >= 0:  # all have opened it
         os.close(file)
     alone = {first for first, reason in zip(firsts, reasons, strict=True) if reason} | {
-        first for first in firsts if firsts.count(first) == 1
+        first for first in firsts if firsts.count(first) + more == 1
     }
     if alone.issuperset(firsts):
         return Shared(), [*filter(None, reasons)]

@@ -2,7 +2,8 @@
 
 Control messages and texts share a communicator. Their receives form a ring that is read in the order of posting, in
 which MPI matches: nothing from one sender is overtaken. Vectors have another communicator. The stamp of each says its
-iteration and what it is. The tag of all of them is that of their term.
+iteration and what it is. The tag of all of them is that of their term, another one for rank 0. A process that is rank 0
+and a worker has receives for each of the two. What it sends as a worker to others is marked.
 
 What Open MPI does when a rank dies, and what the code below rests on:
 
@@ -24,7 +25,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from psgc.backend import Array, finish
-from psgc.messages import BATCH, RECORD, Kind, Records, stamp_length, unbundled
+from psgc.messages import (
+    BATCH,
+    OF_WORKER,
+    OF_WORKERS_RECORD,
+    RECORD,
+    Kind,
+    Records,
+    stamp_length,
+    unbundled,
+)
 from psgc.rendezvous import MPI, Deaths, in_bytes, received
 from psgc.transport.terms import OUTSIDE_TAG, Term
 
@@ -80,14 +90,15 @@ class Posted:
 
 
 class Receives:
-    """Posted receives of a term, and what came of them.
+    """Posted receives of a rank in a term, and what came of them.
 
     bytes: received so far; outside: (place, records) that came outside of all terms, for who takes them out.
     """
 
-    def __init__(self, control: MPI.Intracomm, vectors: MPI.Intracomm, deaths: Deaths, term: Term) -> None:
+    def __init__(self, control: MPI.Intracomm, vectors: MPI.Intracomm, deaths: Deaths, term: Term, rank: int) -> None:
         self._control, self._vectors = control, vectors
         self._deaths, self._term = deaths, term
+        self._is_server, self._tag = rank == 0, term.tag(rank)
         self._told: set[int] = set()  # the dead that `poll` has given out, by their places
         self._outside: Posted | None = None
         self.outside: deque[tuple[int, Records]] = deque()
@@ -111,7 +122,7 @@ class Receives:
         finish(buffer)  # what reads the vector that it held before may still be under way
         place = source if source == MPI.ANY_SOURCE else self._term.place(source)
         try:
-            posted = Posted(self._vectors.Irecv(in_bytes(buffer), place, self._term.tag), buffer)
+            posted = Posted(self._vectors.Irecv(in_bytes(buffer), place, self._tag), buffer)
         except MPI.Exception as error:  # `source` is dead
             self._deaths.forgive(error)
             return
@@ -179,12 +190,13 @@ class Receives:
                 self._poll_vectors(messages)
                 if len(messages) == before:
                     break
-            messages += [Died(self._term.rank(place)) for place in self._deaths.dead if place not in self._told]
+            dead = [place for place in self._deaths.dead if place not in self._told]
+            messages += [Died(rank) for place in dead for rank in self._term.ranks_at(place)]
             self._told |= self._deaths.dead.keys()
         return messages
 
     def _post_control(self, buffer: np.ndarray) -> None:
-        request = self._control.Irecv(in_bytes(buffer), MPI.ANY_SOURCE, self._term.tag)
+        request = self._control.Irecv(in_bytes(buffer), MPI.ANY_SOURCE, self._tag)
         self._ring.append(Posted(request, buffer))
 
     def _post_outside(self, buffer: np.ndarray) -> None:
@@ -194,7 +206,8 @@ class Receives:
         while self._ring and self._test(self._ring[0].request, status := MPI.Status()):
             buffer = self._ring.popleft().buffer
             place, size = status.Get_source(), received(status)
-            source = self._term.rank(place)
+            source = self._source(place, buffer["kind"][0] & OF_WORKERS_RECORD)
+            buffer["kind"][0] &= ~OF_WORKERS_RECORD
             message: Control | Text
             if buffer["kind"][0] == Kind.TEXT:
                 message = Text(source, buffer.view(np.uint8)[RECORD.itemsize : size].tobytes())
@@ -225,10 +238,15 @@ class Receives:
         self.bytes += size
         if place in self._told:
             return
-        source, found = self._term.rank(place), unbundled(buffer[: size // buffer.itemsize])
+        found = unbundled(buffer[: size // buffer.itemsize])
         for vector, iteration, what in found:
-            length = max(0, len(vector) - stamp_length(buffer.dtype))
-            messages.append(Vector(source, iteration, what, vector if len(found) > 1 else buffer, length))
+            length, source = max(0, len(vector) - stamp_length(buffer.dtype)), self._source(place, what & OF_WORKER)
+            name, whole = what & ~OF_WORKER, vector if len(found) > 1 else buffer
+            messages.append(Vector(source, iteration, name, whole, length))
+
+    def _source(self, place: int, is_marked: int) -> int:
+        """The rank that sent a message. Rank 0 sends itself none."""
+        return self._term.rank(place, is_worker=self._is_server or bool(is_marked))
 
     def _filled(self) -> list[tuple[Array, MPI.Status]]:
         """Buffers from any source that are complete."""

@@ -57,7 +57,7 @@ class Sends:
         try:
             if (place := self._term.place(dest)) not in self._deaths.dead:
                 finish(buffer)
-                tag = OUTSIDE_TAG if outside else self._term.tag
+                tag = OUTSIDE_TAG if outside else self._term.tag(dest)
                 sending.request = (comm.Issend if heard else comm.Isend)(in_bytes(buffer), place, tag)
                 self.bytes += buffer.nbytes
                 if buffer.nbytes <= SMALL:
@@ -81,7 +81,7 @@ class Sends:
                 MPI.Request.Testsome(requests)
         except MPI.Exception as error:
             self._deaths.forgive(error)
-        dead = {self._term.rank(place) for place in self._deaths.dead}
+        dead = {rank for place in self._deaths.dead for rank in self._term.ranks_at(place)}
         self._orphaned += [sent for sent in self._sent if sent.dest in dead]
         for sent in self._sent:
             sent.is_free = sent.request == MPI.REQUEST_NULL or sent.dest in dead

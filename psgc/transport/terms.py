@@ -1,42 +1,66 @@
 """Terms: which process is which rank. In each term another process is rank 0, the server."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 OUTSIDE_TAG = 1  # of messages outside of all terms
-FIRST_TAG = 2  # of the first term; each term has a tag of its own
+FIRST_TAG = 2  # of the first term; each term has two of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """The *place* of a process is its rank in MPI, which never changes. Each process finds its rank by itself.
+    """The *place* of a process is its rank in MPI, which never changes. Each process finds its ranks by itself.
 
     number: larger than those before, and no other term of any process has it; size: how many processes MPI has started.
-    The process that serves has changed ranks with that of place 0, which is dead by then.
+    is_dedicated: the process that serves has no other rank, and has changed ranks with that of place 0, which is dead
+    by then. Else each process is a worker, whose rank is always the one after its place, and one is rank 0 as well.
 
     >>> second = Term(size=4).following(place=2)
     >>> second.number, second.server, [second.rank(place) for place in range(4)]
     (6, 2, [2, 1, 0, 3])
+    >>> all_work = Term(size=4, is_dedicated=False).following(place=2)
+    >>> all_work.ranks, [all_work.ranks_at(place) for place in range(4)]
+    (5, [(1,), (2,), (0, 3), (4,)])
     """
 
     number: int = 0
     size: int = 1
+    is_dedicated: bool = True
 
     @property
     def server(self) -> int:
         """The place of rank 0."""
         return self.number % self.size
 
-    def rank(self, place: int) -> int:
-        """Of the process at this place."""
+    @property
+    def ranks(self) -> int:
+        """How many there are."""
+        return self.size if self.is_dedicated else self.size + 1
+
+    def rank(self, place: int, is_worker: bool = False) -> int:
+        """Of the process at this place; is_worker: of its worker, where it is rank 0 as well."""
+        if not self.is_dedicated:
+            return place + 1 if is_worker or place != self.server else 0
         return self.server if place == 0 else 0 if place == self.server else place
 
-    place = rank  # of the process with this rank: two have changed places
+    def ranks_at(self, place: int) -> Sequence[int]:
+        """All ranks of the process at this place."""
+        return tuple(dict.fromkeys((self.rank(place), self.rank(place, is_worker=True))))
+
+    def place(self, rank: int) -> int:
+        """Of the process with this rank."""
+        if not self.is_dedicated:
+            return rank - 1 if rank else self.server
+        return self.rank(rank)  # two have changed places
 
     def following(self, place: int) -> "Term":
         """The next term that anybody begins who knows of no later one than this, served from this place."""
-        return Term((self.number // self.size + 1) * self.size + place, self.size)
+        return self.numbered((self.number // self.size + 1) * self.size + place)
 
-    @property
-    def tag(self) -> int:
-        """Of its messages. So what was sent in another term is not taken for one of this."""
-        return FIRST_TAG + self.number
+    def numbered(self, number: int) -> "Term":
+        """The term of the same run with this number."""
+        return replace(self, number=number)
+
+    def tag(self, rank: int) -> int:
+        """Of messages to this rank. So what was sent in another term, or to another one, is not taken."""
+        return FIRST_TAG + 2 * self.number + (rank == 0)

@@ -5,14 +5,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
-from typing import NoReturn
+from copy import copy
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from psgc.backend import Array
-from psgc.messages import BATCH, MESSAGE, RECORD, Kind, Records, bundle, joined, record
+from psgc.messages import BATCH, MESSAGE, OF_WORKERS_RECORD, RECORD, Kind, Records, bundle, joined, mark, record
 from psgc.processes import Identity, die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import MPI, TIMEOUT, Deaths, Rendezvous, failed_ranks
 from psgc.transport.host_memory import Shared, share
@@ -27,11 +28,23 @@ REST = 4e-3  # seconds after which `wait` returns in any case: at a worker witho
 PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
 
 
+class Pause(NamedTuple):
+    """How a loop waits (`Transport.wait`)."""
+
+    busy: bool = False
+    nap: float = 0.0
+    exchanging: bool = False
+    more: bool = False
+
+
 class Transport:
     """Rank, size, hosts, and messages to and from the other ranks. Ranks are those of `term`; place: rank in MPI.
 
     Also a `Rendezvous`, its `Receives` and its `Sends`: be_patient, broadcast and gather; keep; sending, unreached,
     pending, forget and remember are theirs.
+
+    Where each process is a worker, that of rank 0 has a second one of these for its worker (`second`). The two send
+    each other messages as any ranks do. `beside` is what that worker does between two waits.
 
     is_woken: whether whoever sends this process something rings its bell.
     hear_outside: is told by `poll` what comes outside of all terms, and from which place.
@@ -54,6 +67,9 @@ class Transport:
         world = self._world = world or MPI.COMM_WORLD
         self.place, self.size = world.Get_rank(), world.Get_size()
         self.rank, self.term = self.place, Term(0, self.size)
+        self._second: Transport | None = None
+        self._is_second = False
+        self.beside: Iterator[Pause] | None = None
         self.library = " ".join(MPI.Get_library_version().split(",")[0].split("\n")[0].split())
         self.survives_deaths = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112  mpirun --with-ft ulfm's
         world.Set_errhandler(MPI.ERRORS_RETURN)
@@ -102,7 +118,7 @@ class Transport:
     def _open(self) -> None:
         """Make receives and sends for this term."""
         control, vectors, deaths, term = self._control, self._vectors, self._deaths, self.term
-        self._receives, self._sends = Receives(control, vectors, deaths, term), Sends(deaths, term)
+        self._receives, self._sends = Receives(control, vectors, deaths, term, self.rank), Sends(deaths, term)
         self.keep, self.forget, self.remember = self._receives.keep, self._sends.forget, self._sends.remember
         self.sending, self.unreached, self.pending = self._sends.awaits, self._sends.unreached, self._sends.pending
 
@@ -111,7 +127,7 @@ class Transport:
         before = self._receives, self._sends
         self._receives.withdraw()
         self._ended += before
-        self.rank, self.term = term.rank(self.place), term
+        self.rank, self.size, self.term = term.rank(self.place), term.ranks, term
         processes, places = self._rendezvous.processes, [term.place(rank) for rank in range(self.size)]
         self._processes = [processes[place] for place in places]
         self.hosts, self.pids = [it.host for it in self._processes], [it.pid for it in self._processes]
@@ -121,10 +137,18 @@ class Transport:
         self._receives.follow(before[0])
         self._sends.bytes = before[1].bytes
 
+    def second(self) -> "Transport":
+        """That of the worker in the process of rank 0. Both poll, each what came for its rank; rank 0 waits."""
+        end = self._second = copy(self)
+        end.rank, end._second, end._is_second = self.place + 1, None, True
+        end._open()
+        return end
+
     def share(self, size: Callable[[int], int], unless: str = "") -> list[str]:
         """Have the ranks of each host share memory; `shared` says so. Collective; arguments, result: as of `share`."""
-        self.shared, reasons = share(self.rank, self._processes, self.gather, size, unless)
-        self._shared = self.shared
+        processes, more = self._rendezvous.processes, self.size - len(self._rendezvous.processes)
+        self._shared, reasons = share(self.place, processes, self.gather, size, unless, more)
+        self.shared = self._shared.of([self.term.place(rank) for rank in range(self.size)])
         return reasons
 
     def start(self, from_everybody: bool = False) -> None:
@@ -132,6 +156,9 @@ class Transport:
 
         from_everybody: workers send each other something as well. Else they hear from rank 0 only.
         """
+        if self._is_second:  # whoever waits for it has started
+            self._receives.start()
+            return
         senders = range(self.size) if self.rank == 0 or from_everybody else [0]
         self.is_woken = self._bell.works and all(map(self._is_near, senders))
         self._rest = LONGEST if self.rank == 0 else BELL if self.is_woken else REST
@@ -149,6 +176,9 @@ class Transport:
         hurries: whether `dest` is woken for them. Else it reads them when it looks at MPI the next time.
         """
         everything = joined(records)
+        if self._is_second and dest:
+            everything = everything.copy()
+            everything["kind"][::BATCH] |= OF_WORKERS_RECORD
         for first in range(0, len(everything), BATCH):
             self._send(self._control, everything[first : first + BATCH], dest, hurries)
 
@@ -180,6 +210,8 @@ class Transport:
 
         heard: as of `Sends.send`.
         """
+        if self._is_second and dest:
+            mark(vector)
         return self._send(self._vectors, vector, dest, heard=heard)
 
     def send_vectors(self, dest: int, vectors: Sequence[Array]) -> Sending:
@@ -238,14 +270,21 @@ class Transport:
         exchanging: never more than that either, and the end of a send is something to poll. more: is to be sent once a
         send has ended. Else a small one needs no looks, unless MPI has no room for it.
         """
+        ends = (self,) if self._second is None else (self, self._second)
+        if self.beside is not None:
+            other = next(self.beside, Pause())
+            busy, nap, exchanging = busy or other.busy, min(nap, other.nap), exchanging or other.exchanging
+            more = more or other.more
         self.wake_others()
-        self._receives.repost()
-        if not exchanging:  # else the end of a send is to be returned
-            self._sends.poll()
-        size = self._sends.largest()
+        for end in ends:
+            end._receives.repost()
+            if not exchanging:  # else the end of a send is to be returned
+                end._sends.poll()
+        size = max(end._sends.largest() for end in ends)
         until = NAP if more or size > SMALL else REST  # the next look at a send
         if size and not exchanging and time.monotonic() - self._rang > until:  # the other end has to call MPI as well
-            self._ring_at(self._sends.pending())
+            for end in ends:
+                self._ring_at(end._sends.pending())
         large, looks = size >= LARGE, exchanging
         if nap:
             nap, large = max(nap, self._least_nap), False
@@ -254,30 +293,36 @@ class Transport:
             large, looks = False, True
         elif self._rest == BELL and size and not large and not busy:  # nobody rings when a send can go on
             nap, looks = until, True
-        end = time.monotonic() + (REST if looks else self._rest)
+        if self._second is not None and any(end._receives.stirs() for end in ends):
+            return True  # what the two ranks of this process have sent each other
+        over = time.monotonic() + (REST if looks else self._rest)
         while True:
             if rung := self._bell.sleep(nap if looks else self._backoff.next(large, busy, nap)):
                 self._backoff.rung() if NEIGHBOUR in rung else self._backoff.reset()
                 if rung != {OWN} or not self.is_woken or exchanging:
                     return True
-                self._sends.poll()  # a large one moves only while MPI is called
+                for end in ends:
+                    end._sends.poll()  # a large one moves only while MPI is called
                 return False
-            if large or (looks and self._sends.poll()) or self._receives.stirs() or time.monotonic() >= end:
+            if large or (looks and sum(end._sends.poll() for end in ends)):
+                return True
+            if any(end._receives.stirs() for end in ends) or time.monotonic() >= over:
                 return True
 
     @property
     def bytes_sent(self) -> int:
-        return self._sends.bytes
+        return self._sends.bytes + (self._second.bytes_sent if self._second is not None else 0)
 
     @property
     def bytes_received(self) -> int:
-        return self._receives.bytes
+        return self._receives.bytes + (self._second.bytes_received if self._second is not None else 0)
 
     # ending
 
     def close(self) -> None:
         """Withdraw what is posted. Every rank calls it, with nothing more to send or to receive, and nobody dead."""
-        posted = self._receives.requests()
+        ends = (self,) if self._second is None else (self, self._second)
+        posted = [request for end in ends for request in end._receives.requests()]
         for request in posted:
             request.Cancel()
         end = time.monotonic() + PATIENCE
@@ -323,9 +368,11 @@ class Transport:
             time.sleep(LONGEST)
 
     def _all_gone(self, ranks: Collection[int]) -> bool:
+        places = {self.term.place(rank): rank for rank in ranks}
+        places.pop(self.place, None)
         if MPI.Is_finalized():
-            return all(self._processes[rank].is_gone() for rank in ranks if self._is_near(rank))
-        left = set(ranks) - {self.term.rank(place) for place in failed_ranks(self._world)}
+            return all(self._processes[rank].is_gone() for rank in places.values() if self._is_near(rank))
+        left = [rank for place, rank in places.items() if place not in failed_ranks(self._world)]
         return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
 
     def neighbours(self, place: int) -> dict[int, Identity]:
@@ -342,7 +389,7 @@ class Transport:
 
     def kill(self, rank: int) -> bool:
         """SIGKILL the process of `rank`, if it is on this host. Returns whether it was, or was gone already."""
-        return self._is_near(rank) and self._processes[rank].kill()
+        return self.term.place(rank) != self.place and self._is_near(rank) and self._processes[rank].kill()
 
     def _is_near(self, rank: int) -> bool:
         return bool(self._processes) and self._processes[rank].is_near(self._processes[self.rank])

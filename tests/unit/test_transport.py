@@ -215,7 +215,7 @@ def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
     stamp(buffer, 1, 2)
     Sends(nobody, FIRST).send(comm, buffer, 1)
     _ = buffer + 1
-    Receives(None, comm, nobody, FIRST).post(buffer, 1)
+    Receives(None, comm, nobody, FIRST, 1).post(buffer, 1)
     assert given == [(3,), (3,)]
 
 
@@ -224,7 +224,7 @@ def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
 
 @pytest.fixture
 def inbox(mpi):
-    return Receives(mpi, mpi, mpi, FIRST)
+    return Receives(mpi, mpi, mpi, FIRST, 1)
 
 
 def arrives(it, mpi, source, *vectors, **more):
