@@ -115,7 +115,7 @@ class WorkerLoop(Listener):
         try:
             pause = next(turns)
             while True:
-                pause = turns.send(self._transport.wait(*pause))
+                pause = turns.send(self._transport.wait(**pause._asdict()))
         except StopIteration as end:
             return bool(end.value)
 

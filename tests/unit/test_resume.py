@@ -79,7 +79,7 @@ def test_the_number_of_epochs_may_change_and_the_size_of_their_batches_may_not()
 
 def test_a_checkpoint_with_another_aggregation_or_from_before_there_were_several():
     text = config(aggregation="server").to_yaml()
-    for before in (text, text.replace("server", "allreduce"), text.replace("aggregation: server\n", "")):
+    for before in (text, text.replace(": server", ": allreduce"), text.replace("aggregation: server\n", "")):
         resume.check(checkpoint(text=before), config(aggregation="server"), 6, "this")
     assert len(before) < len(text)
 
