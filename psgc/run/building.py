@@ -82,7 +82,7 @@ def make_worker(
 ) -> WorkerLoop:
     """The worker of this rank, with the settings of the server, in a term that begins with iteration `first`."""
     transport.start(from_everybody=config.aggregation == "allreduce")
-    has_been = transport.term.number or were_tried(transport.size)
+    has_been = transport.term.number or were_tried(transport.term.size)
     backend, rank = program.backend, transport.rank
     encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype, config.reproducible)
     every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
@@ -107,7 +107,9 @@ def make_server(
 ) -> Server:
     """The server. known: the driver, and what is known of what computes (`ServerSettings`)."""
     transport.start(from_everybody=config.aggregation == "allreduce")
-    has_been = transport.term.number or were_tried(transport.size)
+    has_been = transport.term.number or were_tried(transport.term.size)
+    if not config.dedicated_server:  # the worker of this process has the state of rank 0
+        known["alike"] = {transport.place + 1, *known.get("alike", ())}
     settings = ServerSettings(
         config=config,
         plan=plan,

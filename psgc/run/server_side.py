@@ -181,7 +181,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         held_out=[f"test_{what}" for what in measures_of(run.problem)],
         check_data=partial(check_data, chunks, rows),
         moment=faults.at,
-        alike={*(beginning.alike if beginning else ()), *([] if config.dedicated_server else [transport.place + 1])},
+        alike=beginning.alike if beginning else (),
         away=beginning.away if beginning else {},
     )
     if not config.dedicated_server:

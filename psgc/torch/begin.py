@@ -44,6 +44,7 @@ def init(
     checkpoint_every: int = 50,
     checkpoint_keep: int = 3,
     reproducible: bool = False,
+    dedicated_server: bool = True,
     trial: bool = True,
     verify: Mapping[str, Any] | None = None,
     faults: Mapping[str, Any] | None = None,
@@ -61,7 +62,7 @@ def init(
         then the longest chunks come first. It changes no result.
 
     The others are settings, which docs/torch/init.md explains, most of them as in YAML files. In one process
-    aggregation, parts, schedule, trial, verify, faults and stragglers have no effect.
+    aggregation, parts, schedule, dedicated_server, trial, verify, faults and stragglers have no effect.
 
     Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
     """

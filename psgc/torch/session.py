@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from psgc.aggregation.replica import is_checked
+from psgc.aggregation.replica import Follower, is_checked
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.run import launched
-from psgc.run.building import make_server, share_memory
+from psgc.run.building import all_work, make_server, make_worker, share_memory
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
 from psgc.run.inputs import known_costs, make_injector
 from psgc.run.launched import interruption
@@ -72,7 +72,8 @@ class Session:
         self._outcome = RunOutcome()  # on rank 0
         self._transport: Transport | None = None
         self._hand_over: HandOver | None = None
-        self._worker: ScriptWorker | None = None  # not on rank 0
+        self._worker: ScriptWorker | None = None  # not on a rank 0 that computes nothing
+        self._is_serving = False
         self._script = threading.get_ident()
         threading.Thread(target=self._run, name="psgc-mpi", daemon=True).start()
         _wait(self._ready)
@@ -100,7 +101,7 @@ class Session:
         """Whether `end` has rank 0 say what the mistake of the user was (`psgc.run.script_ending`), or rank 0 has
         said one.
         """
-        loop = self._worker.current if self._worker else None
+        loop = None if self._is_serving or self._worker is None else self._worker.current
         return loop is not None and (loop.calls is None or not self._over.is_set())
 
     def sum(self, iteration: int, call: Call) -> torch.Tensor | ScriptState:
@@ -121,7 +122,7 @@ class Session:
         hand_over, is_whole, signature = self._hand_over, call.is_whole, call.signature
         assert hand_over is not None
         term, worker = self._term()
-        costs = call.costs() if worker is None else ()
+        costs = call.costs() if self._is_serving else ()
         hand_over.call(iteration, is_whole, signature, costs, digest, call.num_sums, term)
         if worker is not None:
             with self._computing:
@@ -133,10 +134,10 @@ class Session:
             raise
 
     def _term(self) -> tuple[int, ScriptWorker | None]:
-        """The term that the script is in, and the worker of this rank, None on rank 0."""
+        """The term that the script is in, and the worker of this process, if it is one."""
         assert self._hand_over is not None
         term, worker = self._hand_over.term, self._worker  # which is replaced first
-        if worker is None and not self._has_served:
+        if self._is_serving and not self._has_served:
             self._has_served = True
             self.serves()
         return term, worker
@@ -157,7 +158,7 @@ class Session:
                 say(f"psgc: {self._text}", error=True)
                 continue
             hand_over.end(bool(text), term)
-            if worker is not None:
+            if worker is not None and not self._is_serving:
                 last = hand_over.called
                 worker.ended(last if self._is_in_call else last + 1, text, code if text else 0)
             is_said = hand_over.is_over()
@@ -170,10 +171,11 @@ class Session:
             transport = Transport(interrupted=lambda: interruption(self._stopped_by))
             self._transport = self._ending.transport = transport
             self.rank = transport.rank
-            self._has_served = self.rank == 0
+            self._has_served = self._is_serving = self.rank == 0
             program = self._meet(transport)
             hand_over = self._hand_over = HandOver(self.iteration, transport.wake, program.state)
             memory = self._open_memory(program)
+            all_work(transport, self.config)
             share_memory(transport, self.config, memory.backend, program.dim)
             if transport.rank == 0:
                 replica = ScriptReplica(hand_over, self.config.dtype, memory.backend)
@@ -235,8 +237,8 @@ class Session:
             seconds = time.monotonic() - self._began
             record.begin(config, self.plan, ScriptState(beginning.first, b"", seconds))
             record_takeover(record, beginning, transport)
-            self.rank, self._worker = 0, None
-            self._serve(transport, program, worker.replica, injector, beginning)
+            self.rank, self._worker, self._is_serving = 0, None, True
+            self._serve(transport, program, worker.own, injector, beginning)
         except (PsgcError, CalledOff):
             takeover.call_off()
             raise
@@ -277,6 +279,9 @@ class Session:
                 beginning.has_begun()
             faults.at("begin", iteration)
 
+        if not self.config.dedicated_server:
+            injector = faults if beginning else make_injector(self.config, transport.place + 1)
+            self._work_too(transport, replica, beginning.first if beginning else first, injector)
         self._begin_term()
         try:
             with np.errstate(all="ignore"):  # sums of scaled gradients need not be finite
@@ -296,9 +301,20 @@ class Session:
             done = -1 if code else hand_over.called + 1  # the others need not know why
             self._ending.in_order = server.stop_workers(patience, done)
 
+    def _work_too(self, transport: Transport, replica: ScriptReplica, first: int, injector: Injector) -> None:
+        """Rank 0 is a worker as well: its script computes in its calls, and its worker speaks when rank 0 waits."""
+        assert self._hand_over is not None
+        assert not isinstance(self._program, UserError)
+        about = self._program.dim, self.config.dtype, self._hand_over, self._memory, self._script
+        worker = ScriptWorker(*about)
+        worker.replica = Follower(replica)
+        transport.beside = make_worker(transport.second(), self.config, self.plan, worker, first, injector).turns()
+        self._worker = worker
+
     def _last_word(self) -> BaseException:
         """What a call gets after the end of the run."""
-        loop, transport = self._worker.current if self._worker else None, self._transport
+        loop = None if self._is_serving or self._worker is None else self._worker.current
+        transport = self._transport
         if loop is None or loop.calls is None or transport is None:
             return CalledOff()
         return RunFailed(

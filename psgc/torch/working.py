@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from psgc.aggregation.replica import Stepping
 from psgc.backend import Array
 from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.messages import stepped_record
@@ -74,7 +75,8 @@ class ScriptWorker:
     `computing`.
 
     It computes the chunks of a call, for its ChunkRunner. script: the thread of the script; begins: called when all is
-    ready for the script in a term. current: the loop of the newest term.
+    ready for the script in a term. current: the loop of the newest term. own: the replica, unless it is to follow that
+    of rank 0.
     """
 
     is_alike, last, successor = True, OPEN_END, "psgc.torch.serving"
@@ -92,7 +94,8 @@ class ScriptWorker:
     ) -> None:
         self.dim, self.backend, self.here = dim, memory.backend, memory.here
         self._hand_over, self._memory, self._script, self._begins = hand_over, memory, script, begins
-        self.replica = ScriptReplica(hand_over, dtype, memory.backend)
+        self.own = ScriptReplica(hand_over, dtype, memory.backend)
+        self.replica: Stepping = self.own
 
     def loop(self, *arguments: Any) -> ScriptLoop:
         self.current = ScriptLoop(*arguments, hand_over=self._hand_over)
@@ -127,7 +130,8 @@ class ScriptWorker:
     def compute(
         self, iteration: int, piece: Sequence[int], params: Array, is_wanted: Callable[[], bool]
     ) -> Computed | None:
-        vector = self._call.vector(piece, is_wanted)
+        # a worker beside rank 0 may come late to an iteration that is closed (`Follower`)
+        vector = self._call.vector(piece, is_wanted) if iteration == self._hand_over.called else None
         if vector is None:
             return None
         with self.here():

@@ -192,6 +192,15 @@ def test_ranks_of_a_host_share_memory_and_who_is_alone_does_not():
     assert found[3][0].memory[5:6] == b"\0"
 
 
+def test_a_rank_0_that_works_has_a_part_of_the_memory_behind_those_of_the_processes_of_its_host():
+    """Wherever it is: the parts of the others stay where they are when another process is rank 0."""
+    shared = Shared((0, 0, 2, 2))  # by place
+    for server, expected in ((0, [1, 2, 0]), (1, [1, 2, 0]), (3, [3, 4, 0])):
+        found = shared.of([server, 0, 1, 2, 3])
+        assert found.of_host(0) == expected
+        assert found.of_host(1)[:2] == [1, 2]
+
+
 @pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_host_of_which_a_rank_cannot_share_does_not_and_others_do(rank):

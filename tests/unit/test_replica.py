@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from psgc import config
-from psgc.aggregation.replica import IN_THREAD, Replica, Snapshot
+from psgc.aggregation.replica import IN_THREAD, Follower, Replica, Snapshot
 from psgc.aggregation.state_transfer import AnnouncedState, StateReader, state_records
 from psgc.backend import Backend
 from psgc.errors import RunFailed
@@ -256,3 +256,21 @@ def test_the_snapshot_of_another_kind_of_optimizer_is_refused():
     giver.step(np.ones(SMALL))
     with pytest.raises(ValueError, match="2 vectors"):
         receiver.replica.load(giver.replica.snapshot())
+
+
+def test_the_replica_of_rank_0_makes_the_steps_of_the_worker_in_its_process():
+    rank = started("nesterov", SMALL, steps=3)
+    follower = Follower(rank.replica)
+    follower.start(3, rank.replica.params)
+    follower.step(np.zeros(SMALL))
+    assert not follower.poll()
+    assert follower.snapshot().steps == 3
+    params = rank.step(np.ones(SMALL), digest=True)
+    assert (follower.snapshot(), follower.digest()) == (None, b""), "it is at the step before"
+    assert follower.poll()
+    assert not follower.poll()
+    assert (follower.steps, follower.params is params) == (4, True)
+    assert follower.digest() == rank.replica.digest() != b""
+    rank.step(np.ones(SMALL))
+    follower.load(rank.replica.snapshot())
+    assert follower.steps == 5

@@ -18,7 +18,8 @@ class End:
 
     def __init__(self, world, place):
         self.world, self.place, self.size = world, place, world.size
-        self.term, self.rank = Term(0, world.size), place
+        self.term = Term(0, world.size, world.is_dedicated)
+        self.rank = self.term.rank(place)
         self.dead = {}
         self.hosts = ["h"] * world.size
 
@@ -62,10 +63,13 @@ class Process:
 
 
 class World:
-    """size processes; links: messages from one place to another, in order. rng: decides what happens next."""
+    """size processes; links: messages from one place to another, in order. rng: decides what happens next.
 
-    def __init__(self, size, rng):
-        self.size, self.rng, self.now = size, rng, 0.0
+    is_dedicated: as of `Term`.
+    """
+
+    def __init__(self, size, is_dedicated, rng):
+        self.size, self.is_dedicated, self.rng, self.now = size, is_dedicated, rng, 0.0
         self.links = {(one, other): deque() for one in range(size) for other in range(size)}
         self.processes = {place: Process(self, place) for place in range(size)}
         self.states = {}  # by term the history that it begins with
@@ -123,7 +127,7 @@ class World:
 
 def run(seed):
     rng = random.Random(seed)
-    world = World(rng.randint(3, 6), rng)
+    world = World(rng.randint(3, 6), seed % 2 == 0, rng)
     pace = rng.choice([0.02, 0.1, 0.3])
     deaths = rng.randint(1, world.size - 1)
     for _ in range(rng.randint(0, 40)):

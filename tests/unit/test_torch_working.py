@@ -125,6 +125,7 @@ def call_of(vector, num_sums=0):
 def test_chunks_are_reported_with_the_signature_of_their_call(num_sums):
     hand_over = HandOver(0)
     worker, mailbox = computing(3, hand_over)
+    hand_over.call(0, True, 7.0)
 
     def vector(chunks, wanted):
         if chunks == (1,):

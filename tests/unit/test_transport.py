@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from psgc import processes
-from psgc.messages import Kind, bundle, record, stamp
+from psgc.messages import OF_WORKERS_RECORD, Kind, bundle, mark, record, stamp
 from psgc.rendezvous import MPI
 from psgc.transport import Control, Died, Term, Vector, receives, sends
 from psgc.transport.receives import Receives
@@ -264,6 +264,39 @@ def test_a_buffer_that_is_kept_is_not_posted_again(inbox, mpi):
     assert [posted.buffer is second for posted in mpi.posted] == [True]
     with pytest.raises(ValueError):
         inbox.keep(second)
+
+
+def test_what_a_worker_sends_from_the_place_of_rank_0_is_told_from_what_rank_0_sends(mpi):
+    """Place 2 is rank 0 and worker 3. Rank 0 itself hears from workers only, each of which is one after its place."""
+    term = Term(2, 5, is_dedicated=False)
+    for rank, expected in ((2, [0, 3, 1]), (0, [3, 3, 1])):
+        inbox = Receives(mpi, mpi, mpi, term, rank)
+        for place, is_marked in ((2, False), (2, True), (0, False)):
+            vector = stamp(np.full(3, 0.5), 7, 5)
+            if is_marked:
+                mark(vector)
+                mark(vector)
+            inbox.post(vector, MPI.ANY_SOURCE)
+            mpi.posted[-1].status = Status(place, vector.nbytes)
+        assert [(it.source, it.iteration, it.chunk) for it in inbox.poll()] == [(source, 7, 5) for source in expected]
+
+        inbox = Receives(mpi, mpi, mpi, term, rank)
+        inbox.start()
+        for place, is_marked in ((2, False), (2, True), (0, False)):
+            word = record(Kind.STATE, 7)
+            word["kind"] |= OF_WORKERS_RECORD * is_marked
+            mpi.posted[-16].buffer[:1], mpi.posted[-16].status = word, Status(place, word.nbytes)
+            (control,) = inbox.poll()
+            assert (control.source, control.records["kind"][0]) == (expected.pop(0), Kind.STATE)
+        mpi.dead[2] = None
+        assert inbox.poll() == [Died(0), Died(3)]
+        mpi.dead.clear()
+
+
+def test_messages_of_a_term_and_to_rank_0_have_tags_of_their_own():
+    terms = [Term(0, 5, is_dedicated=False)]
+    terms += [terms[0].following(place) for place in range(3)]
+    assert len({term.tag(rank) for term in terms for rank in (0, 1)}) == 8
 
 
 def test_a_message_that_is_too_short_for_its_stamp_is_given_out_as_such(inbox, mpi):

@@ -1,0 +1,57 @@
+"""Every process is a worker, and the first one rank 0 as well: results, and who computes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.data import write_dense
+from tests.ranks.mpirun import mpirun, psgc, run, sets
+
+PROCESSES, STEPS, CLOSE = 3, 12, 1e-12
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "aggregation=server transfer=per_chunk",
+        "aggregation=server transfer=combined coding.parts=2",
+        "aggregation=allreduce",
+    ],
+)
+def test_all_processes_compute_what_a_plain_loop_does(tmp_path: Path, how: str) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.random((60, 5))
+    write_dense(str(tmp_path / "data.npz"), X, X @ np.arange(5.0))
+    (tmp_path / "run.yaml").write_text(
+        "problem: {kind: least_squares}\ndata: {path: data.npz}\noptimizer: {kind: sgd, lr: 0.1}\n"
+        f"iterations: {STEPS}\ncoding: {{chunks_per_worker: 2}}\nschedule: uncoded\noutput: out\n"
+    )
+    settings = sets("dedicated_server=false", *how.split())
+    run(psgc("launch", "run.yaml", "-n", str(PROCESSES), *settings), tmp_path, code=0)
+    A, w = np.c_[X, np.ones(60)], np.zeros(6)
+    for _ in range(STEPS):
+        w -= 0.1 * A.T @ (A @ w - X @ np.arange(5.0)) / 60
+    assert np.abs(np.load(tmp_path / "out/params.npy") - w).max() < CLOSE
+    with np.load(tmp_path / "out/timeline.npz") as timeline:
+        assert {*timeline["worker"].tolist()} == {1, 2, 3}
+    assert json.loads((tmp_path / "out/summary.json").read_text())["workers"] == PROCESSES
+
+
+@pytest.mark.parametrize("how", [{"aggregation": "allreduce"}, {"transfer": "per_chunk"}])
+def test_all_processes_compute_in_the_calls_of_a_script(tmp_path: Path, how: dict[str, str]) -> None:
+    """The first one makes the calls of rank 0, too: its evaluation, its rows, its checkpoint."""
+    script = str(Path(__file__).with_name("torch_script.py"))
+    settings = {"schedule": "uncoded", "reproducible": True, **how}
+    found = []
+    for dedicated, ranks in ((True, PROCESSES + 1), (False, PROCESSES)):
+        given = json.dumps({**settings, "output": f"out-{ranks}", "dedicated_server": dedicated})
+        finished = run(mpirun(ranks, [script, given]), tmp_path, code=0)
+        lines = [line.split() for line in finished.stdout.splitlines() if line[:1].isdigit()]
+        assert sorted(int(line[0]) for line in lines) == [*range(ranks)], finished.said
+        found.append({tuple(line[1:]) for line in lines})
+        with np.load(tmp_path / f"out-{ranks}/timeline.npz") as timeline:
+            assert {*timeline["worker"].tolist()} == {1, 2, 3}
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
