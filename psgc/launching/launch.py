@@ -140,7 +140,8 @@ def print_command(program: Program, placement: Placement) -> int:
     if config is not None and not isinstance(config, TorchConfig) and not program.resume:
         from psgc.run.memory import expected_memory  # with NumPy, which nothing else here needs
 
-        if memory := expected_memory(config, program.path, program.overrides, placement.ranks - 1):
+        num_workers = placement.ranks - config.dedicated_server
+        if memory := expected_memory(config, program.path, program.overrides, num_workers):
             say(memory, error=True)  # on stdout is the command alone
     return 0
 

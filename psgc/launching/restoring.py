@@ -107,6 +107,7 @@ class Watch:
         self.is_asked = False
         self._settings: Restore | None = None
         self._is_known = False  # what the settings are
+        self._more = 0  # ranks than processes
         self._lost: set[int] = set()
         self._seen: dict[Path, object] = {}  # the stamps of files that were read
 
@@ -119,11 +120,11 @@ class Watch:
             return self._look_at(*self._next)
         now, settings, before = time.monotonic(), self._settings, self.placement.ranks
         self._restores.lacks(self._missing(), now)
-        due = self._restores.due(settings, before, now)
+        due = self._restores.due(settings, before + self._more, now)
         if not due or (self._needs_checkpoint and not self._left.can_resume()):
             return False
-        placement = replace(self.placement, ranks=max(before, due[-1] + 1))
-        if due[-1] < before:
+        placement = replace(self.placement, ranks=max(before, due[-1] + 1 - self._more))
+        if due[-1] < before + self._more:
             why = f"worker{'s' if len(due) > 1 else ''} {', '.join(map(str, due))} gone for {settings.after:g} s"
         elif self.placement != self._whole:
             why, placement = "all hosts answer", self._whole
@@ -209,7 +210,8 @@ class Watch:
         if not self._is_known and (path := self._left.settings_file()) is not None:
             self._is_known = True
             with suppress(UserError):  # of another version, which only an old run has written
-                self._settings = load(path).faults.restore
+                config = load(path)
+                self._settings, self._more = config.faults.restore, 0 if config.dedicated_server else 1
 
     def _missing(self) -> set[int]:
         """The ranks that are not there. The files are read when they have changed."""
@@ -231,10 +233,11 @@ class Watch:
                     why = f"{hostfile} has {self._slots} slots, but the run keeps its ranks: {error}"
                     say(f"psgc launch: {why}", error=True)
                     self._most = self._slots
-        new = range(ranks, self._slots) if hostfile and self._slots > self._most else range(0)
+        end, more = ranks + self._more, self._more
+        new = range(end, self._slots + more) if hostfile and self._slots > self._most else range(0)
         if self.placement != self._whole and self._answers.all_answer(slots_of(self._whole)):
-            new = range(ranks, self._whole.ranks)
-        return {worker for worker in self._lost if worker < ranks} | set(new)
+            new = range(end, self._whole.ranks + more)
+        return {worker for worker in self._lost if worker < end} | set(new)
 
     def _has_changed(self, path: Path) -> bool:
         before, self._seen[path] = self._seen.get(path), stamp(path)

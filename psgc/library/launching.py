@@ -72,13 +72,22 @@ def launch(
             how = f"a script is started with: psgc launch {path} -n RANKS"
             raise UserError(f"{path}: psgc.launch takes a YAML file; {how}")
     heard = Heard()
-    code = command.launch(Program(path, overrides, resume=resume), Placement(workers + 1), heard=heard)
+    placement = Placement(_processes(workers, path, overrides))
+    code = command.launch(Program(path, overrides, resume=resume), placement, heard=heard)
     if heard.stopped_by is not None:
         signal.raise_signal(heard.stopped_by)  # for the handlers that the run has kept it from
     if code:
         reason = heard.reason or f"the run ended with exit code {code}; what it said is on standard error"
         raise (UserError if code == UserError.exit_code else RunFailed)(reason)
     return load(configuration.load(path, overrides).output)
+
+
+def _processes(workers: int, path: str, overrides: Sequence[str]) -> int:
+    """For so many workers. Where the settings are wrong, who launches says so."""
+    try:
+        return workers + configuration.load(path, overrides).dedicated_server
+    except UserError:
+        return workers + 1
 
 
 def _written(
