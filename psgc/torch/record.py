@@ -34,13 +34,14 @@ class Record(RunRecord):
     output: the run directory, or None: then only `psgc launch` is told how the run ended, and there is no progress.
     columns: of the terminal, where nobody else says; rows: those that the script has not been given yet.
     beginning: of the term, where this rank has taken over; its claim is `claim` then. may_lose: another rank may take
-    the claim over while this one is cut off.
+    the claim over while this one is cut off. on_lost: is told which worker is lost, and why.
 
     Raises UserError: another run has the directory, or it cannot be written.
     """
 
     may_lose = False
     metrics: Mapping[str, float] = MappingProxyType({})  # for the summary, and "epoch"
+    on_lost: Callable[[int, str], object] = staticmethod(lambda worker, reason: None)
     make_room: Callable[[], object] = staticmethod(lambda: None)  # removes the oldest checkpoint
 
     def __init__(
@@ -70,6 +71,10 @@ class Record(RunRecord):
             took = self._beginning.took if self._beginning else None
             self.record_in(Recorder(*about, resume_at, took))
         self._began = time.monotonic() - (0.0 if state is None else state.seconds)
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        super().lost(worker, host, iteration, reason)
+        self.on_lost(worker, reason)
 
     @property
     def seconds(self) -> float:

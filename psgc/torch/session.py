@@ -6,6 +6,7 @@ and the random numbers of rank 0. The last thing that this thread does is to lea
 """
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -199,7 +200,7 @@ class Session:
             self._over.set()
             self._ready.set()
         if not self._computing.acquire(timeout=STOP_TIMEOUT):  # a chunk that nobody waits for hangs
-            os._exit(0)
+            os._exit(self._outcome.code)
         self._computing.release()
 
     def _meet(self, transport: Transport) -> TorchProgram:
@@ -309,7 +310,19 @@ class Session:
         worker = ScriptWorker(*about)
         worker.replica = Follower(replica)
         transport.beside = make_worker(transport.second(), self.config, self.plan, worker, first, injector).turns()
-        self._worker = worker
+        self._worker, own = worker, transport.place + 1
+
+        def lost(lost: int, reason: str) -> None:
+            """Others do the chunk, but no step is made without the script of rank 0."""
+            if lost == own and worker.is_in_chunk:
+                text = f"rank 0 on {transport.hosts[0]}, which is worker {own} as well: {reason}"
+                if transport.survives_deaths:
+                    say(f"psgc: {text}: its process ends", error=True)
+                    os.kill(os.getpid(), signal.SIGKILL)  # then another rank takes over
+                raise RunFailed(text)
+
+        assert self.record is not None
+        self.record.on_lost = lost
 
     def _last_word(self) -> BaseException:
         """What a call gets after the end of the run."""

@@ -114,6 +114,10 @@ class ScriptWorker:
             pass
 
     @property
+    def is_in_chunk(self) -> bool:
+        return self._mailbox.running()[0] >= 0
+
+    @property
     def joins(self) -> bool:
         return self._call.joins()
 
