@@ -139,9 +139,9 @@ def watch(refuses=lambda _: None, needs_checkpoint=False, hostfile=None):
     return found
 
 
-def begins(restore="{lost: 1, after: 0.1}"):
+def begins(restore="{lost: 1, after: 0.1}", more=""):
     """The run writes its settings."""
-    Path("new").write_text(f"{RUN}faults: {{restore: {restore}}}\n")
+    Path("new").write_text(f"{RUN}faults: {{restore: {restore}}}\n{more}")
     os.replace("new", "out/config.yaml")
 
 
@@ -175,6 +175,19 @@ def test_a_run_that_lacks_a_worker_is_asked_to_end_in_one_line(folder, capsys):
     assert watched.look()
     line = "psgc launch: worker 2 gone for 0.1 s: the run starts again from here, with 3 ranks (faults.restore)\n"
     assert capsys.readouterr().err == line
+
+
+def test_where_each_of_three_processes_is_a_worker_the_third_one_is_missed_and_a_fourth_slot_is_new(folder, capsys):
+    watched = watch(hostfile="hosts")
+    begins(more="dedicated_server: false\n")
+    Path("out/lost.csv").write_text(LOST.format(3))
+    assert is_asked(watched)
+    assert "worker 3 gone for 0.1 s: the run starts again from here, with 3 ranks" in capsys.readouterr().err
+    watched = watch(hostfile="hosts")
+    begins(more="dedicated_server: false\n")
+    Path("hosts").write_text("a slots=4\n")
+    assert is_asked(watched)
+    assert watched.placement.ranks == 4
 
 
 def test_a_worker_that_is_back_is_not_missed(folder):
