@@ -17,7 +17,7 @@ from tests.faults.matrix import (
     config_text,
     write_data,
 )
-from tests.ranks.mpirun import Finished, psgc, run
+from tests.ranks.mpirun import Finished, psgc, run, sets
 
 pytestmark = pytest.mark.faults
 KILLED_IN = 12
@@ -44,12 +44,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(
-    folder: Path, output: str, how: Settings, deaths: Sequence[Death], *more: str, kind: str = "kill"
+    folder: Path,
+    output: str,
+    how: Settings,
+    deaths: Sequence[Death],
+    *more: str,
+    kind: str = "kill",
+    ranks: int = RANKS,
 ) -> Finished:
     """A run in which these die. more: arguments of `psgc launch`."""
     planned = [Planned(Case("", kind, step), iteration, (rank,)) for rank, iteration, step in deaths]
     (folder / f"{output}.yaml").write_text(config_text(how, planned, output))
-    return run(psgc("launch", f"{output}.yaml", "-n", str(RANKS), *more), folder)
+    return run(psgc("launch", f"{output}.yaml", "-n", str(ranks), *more), folder)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +93,26 @@ def test_a_run_whose_rank_0_is_killed_is_done_and_exact_with_a_whole_record(
     assert sorted(event[:2] for event in outcome.events) == sorted(("lost", rank) for rank in lost), finished.said
     assert outcome.summary["takeovers"] == len(takeovers)
     assert outcome.summary["takeover_seconds"] < LONGEST
+
+
+@pytest.mark.parametrize(("transfer", "dies"), [("per_chunk", "stepping"), ("allreduce", "passing_on")])
+def test_where_every_process_is_a_worker_the_one_that_takes_over_goes_on_computing(
+    folder: Path, transfer: str, dies: str
+) -> None:
+    """With five processes there are the five workers of the other runs here."""
+    output, processes = f"all-work-{transfer}", RANKS - 1
+    deaths = [(0, KILLED_IN, dies), (3, KILLED_IN + 3, "gradient")]
+    finished = launch(folder, output, settings(transfer, 1), deaths, *sets("dedicated_server=false"), ranks=processes)
+    assert finished.returncode == 0, finished.said
+    assert not finished.orphans, finished.said
+    outcome = Outcome(folder / output)
+    assert outcome.numbers == [*range(ITERATIONS)], finished.said
+    assert np.abs(outcome.params - np.load(folder / "undisturbed/params.npy")).max() <= CLOSE
+    assert "worker 2 on" in finished.stdout, finished.said
+    assert sorted(event[:2] for event in outcome.events) == [("lost", 0), ("lost", 1), ("lost", 3)], finished.said
+    with np.load(folder / output / "timeline.npz") as timeline:
+        late = timeline["iteration"] > KILLED_IN + 4
+        assert {*timeline["worker"][late].tolist()} == {2, 4, 5}
 
 
 def test_without_fault_tolerance_a_run_whose_rank_0_is_killed_ends_and_goes_on_where_it_was(folder: Path) -> None:

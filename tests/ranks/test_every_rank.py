@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from tests.ranks.mpirun import mpirun, psgc, run, sets
+from tests.ranks.mpirun import psgc, run, sets
+from tests.ranks.test_torch import trained
 
 PROCESSES, STEPS, CLOSE = 3, 12, 1e-12
 
@@ -42,16 +43,10 @@ def test_all_processes_compute_what_a_plain_loop_does(tmp_path: Path, how: str) 
 @pytest.mark.parametrize("how", [{"aggregation": "allreduce"}, {"transfer": "per_chunk"}])
 def test_all_processes_compute_in_the_calls_of_a_script(tmp_path: Path, how: dict[str, str]) -> None:
     """The first one makes the calls of rank 0, too: its evaluation, its rows, its checkpoint."""
-    script = str(Path(__file__).with_name("torch_script.py"))
-    settings = {"schedule": "uncoded", "reproducible": True, **how}
-    found = []
-    for dedicated, ranks in ((True, PROCESSES + 1), (False, PROCESSES)):
-        given = json.dumps({**settings, "output": f"out-{ranks}", "dedicated_server": dedicated})
-        finished = run(mpirun(ranks, [script, given]), tmp_path, code=0)
-        lines = [line.split() for line in finished.stdout.splitlines() if line[:1].isdigit()]
-        assert sorted(int(line[0]) for line in lines) == [*range(ranks)], finished.said
-        found.append({tuple(line[1:]) for line in lines})
-        with np.load(tmp_path / f"out-{ranks}/timeline.npz") as timeline:
-            assert {*timeline["worker"].tolist()} == {1, 2, 3}
-    assert found[0] == found[1]
-    assert len(found[0]) == 1
+    alone, _ = trained(tmp_path, 0, reproducible=True)
+    given = {"schedule": "uncoded", "output": "out", "reproducible": True, "dedicated_server": False, **how}
+    ended, _ = trained(tmp_path, PROCESSES, **given)
+    assert ended.keys() == {0, 1, 2}
+    assert {digest for digest, *_ in ended.values()} == {alone[0][0]}
+    with np.load(tmp_path / "out/timeline.npz") as timeline:
+        assert {*timeline["worker"].tolist()} == {1, 2, 3}
