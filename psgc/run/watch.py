@@ -43,6 +43,6 @@ def _watch(transport: Transport, awaited: Callable[[], int], timeout: float, is_
         elif now - since > timeout:
             first = next((it for it in sorted(neighbours) if not neighbours[it].is_stopped()), None)
             if first == transport.place and process.kill():
-                who = "rank 0" if place == transport.term.server else f"worker {place}"
+                who = "rank 0" if place == transport.term.server else f"worker {transport.term.rank(place)}"
                 limit = f"{timeout:g} s (faults.collect_timeout)"
                 say(f"psgc: {who} on {process.host} is stopped for {limit}: its process is killed", error=True)

@@ -62,6 +62,9 @@ class Served(Transport):
     def broadcast(self, data, doing=""):
         return self._told.pop(0)
 
+    def neighbours(self, place):
+        return {}
+
     def begin(self, iteration):
         """What comes when the worker has missed the iterations before."""
         return [*state_of(iteration, PARAMS, self.config.optimizer), said(0, Kind.BEGIN, iteration)]
