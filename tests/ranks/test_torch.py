@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.ranks.prepared import TORCH, prepared
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("torch_script.py"))
 TIMEOUT = 100  # seconds: each rank imports torch
+RESULT = re.compile("rank [0-9]+ [0-9a-f]{64} ")  # not what is said of a rank
 
 pytestmark = pytest.mark.timeout(300)  # a fixture and two runs
 
@@ -30,9 +32,9 @@ def trained(folder, ranks, code=0, env=None, **settings):
 
 def results_of(command, folder, code=0, env=None):
     finished = run(command, folder, TIMEOUT, env=env, code=code)
-    lines = [line.split() for line in finished.stdout.splitlines() if line.startswith("rank ")]
+    lines = [line.split() for line in finished.stdout.splitlines() if RESULT.match(line)]
     ended = {int(rank): (digest, float(right), [*map(float, losses)]) for _, rank, digest, right, *losses in lines}
-    others = [line for line in finished.stdout.splitlines() if not line.startswith("rank ")]
+    others = [line for line in finished.stdout.splitlines() if not RESULT.match(line)]
     return ended, others + finished.stderr.splitlines()
 
 
