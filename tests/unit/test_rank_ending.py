@@ -17,7 +17,7 @@ from psgc.run.script_ending import ScriptEnding
 
 def ranks(rank=0, survives=True, rank_0_is_gone=False):
     """The transport of a rank of three."""
-    left = Mock(rank=rank, size=3, survives_deaths=survives)
+    left = Mock(rank=rank, place=rank, size=3, survives_deaths=survives)
     left.is_gone = lambda other: rank_0_is_gone
     left.end.side_effect = left.leave.side_effect = lambda code, *_: (_ for _ in ()).throw(SystemExit(code))
     return left

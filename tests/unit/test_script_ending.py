@@ -160,7 +160,7 @@ class Ranks(Following):
 
     def __init__(self, script=(), rank=0):
         super().__init__(3, self._to_the_end(script))
-        self.rank = rank
+        self.rank = self.place = rank
         self.finalize = self.close = lambda: None
         self.outlast = lambda others: None
         self.is_gone = lambda rank: False

@@ -65,6 +65,8 @@ class Waiting:
         )
         self._bell, self.is_woken, self._rang = self, is_woken, rang
         self._ring_at, self.wake_others = self.rung.extend, lambda: None
+        self._second = self.beside = None
+        self._is_second = False
         self._backoff, self._rest, self._least_nap = Backoff(waiting.BELL), waiting.BELL, NAP
 
     def sleep(self, seconds):
