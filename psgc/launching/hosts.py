@@ -49,7 +49,7 @@ def without(placement: Placement, gone: Collection[str]) -> Placement | None:
     return Placement(ranks, host, None, placement.fault_tolerance)
 
 
-class Answers:
+class HostAnswers:
     """Which hosts answer to ssh, or to what MPI uses in its place (`environ`)."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ from psgc.config import Config, TorchConfig, load
 from psgc.disk import write_text
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
-from psgc.launching.hosts import Answers
+from psgc.launching.hosts import HostAnswers
 from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
 from psgc.launching.mpirun_process import Heard, MpirunProcess, catching
 from psgc.launching.outcome import RunDirectory, folder_for_answers
@@ -59,7 +59,7 @@ def launch(
     with ExitStack() as at_end:
         starts = _Starts(program, config, environ, several_hosts, heard, at_end)
         needs_checkpoint = config is None or isinstance(config, TorchConfig)
-        watch = Watch(placement, starts.start, partial(_check_ranks, program), needs_checkpoint, Answers(environ))
+        watch = Watch(placement, starts.start, partial(_check_ranks, program), needs_checkpoint, HostAnswers(environ))
         with catching() as received:
             process: MpirunProcess | None = starts.start(placement)
             try:

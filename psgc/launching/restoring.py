@@ -19,7 +19,7 @@ from pathlib import Path
 from psgc.config import load
 from psgc.config.faults import Restore
 from psgc.errors import UserError
-from psgc.launching.hosts import Answers, slots_of, without
+from psgc.launching.hosts import HostAnswers, slots_of, without
 from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import MpirunProcess
 from psgc.launching.outcome import RunDirectory
@@ -85,7 +85,7 @@ class Watch:
         start: Callable[[Placement, Path | None], MpirunProcess],
         refuses: Callable[[int], object],
         needs_checkpoint: bool,
-        answers: Answers,
+        answers: HostAnswers,
     ) -> None:
         self.placement = self._whole = placement  # the latter with hosts that do not answer
         self._answers = answers
