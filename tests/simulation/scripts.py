@@ -6,6 +6,7 @@ Scripts are slow to make their next call, or in the middle of something; they en
 with an error; one makes another call than the others, or goes on differently. Whoever has missed sums gets a state.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from unittest import mock
@@ -54,26 +55,41 @@ class ScriptWorld(ReplicatedWorld):
         self.table[..., -1] = 1.0  # an example in each chunk
 
     def connect(self) -> None:
-        case, clock = self.case, self.clock
+        self.sums: dict[int, bytes] = {}  # by iteration
+        ranks = self.link_ranks()
+        self.scripts = {rank: Script(self, rank, self.case.dim) for rank in ranks}
+        self.faulty = self.faulty_ranks()
+        self.make_nodes(0, dict.fromkeys(ranks, True))
+
+    def link_ranks(self) -> range:
+        """All ranks, each with a link to each."""
         ranks = range(self.plan.num_workers + 1)
         self.links = {(a, b): Link() for a in ranks for b in ranks if a != b}
-        self.sums: dict[int, bytes] = {}  # by iteration
-        self.scripts = {rank: Script(self, rank, case.dim) for rank in ranks}
-        self.faulty = {fault.worker for fault in case.faults} | {nap.worker for nap in case.naps if nap.kind != "away"}
+        return ranks
+
+    def faulty_ranks(self) -> set[int]:
+        naps = {nap.worker for nap in self.case.naps if nap.kind != "away"}
+        return {fault.worker for fault in self.case.faults} | naps
+
+    def make_nodes(self, first: int, alike: Mapping[int, bool]) -> None:
+        """The workers, and the end of rank 0. alike: whether a worker has the state of iteration `first`."""
+        case = self.case
         eager = lambda: self.choose(2) == 0  # noqa: E731
         with ExitStack() as stack:
             self.replace(stack)
             self.nodes = {
                 rank: ScriptNode(
-                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, clock, self.every),
+                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, self.clock, self.every),
                     end=self.mesh_end(rank, eager),
                     injector=Told(partial(self.at, rank)),
                     script=self.scripts[rank],
-                    last=OPEN_END,
-                    alike=True,
+                    last=self.last,
+                    first=first,
+                    alike=alike.get(rank, False),
                     reproducible=case.reproducible,
                 )
-                for rank in ranks[1:]
+                for rank in self.scripts
+                if rank
             }
         self.end = self.mesh_end(  # type: ignore[assignment]
             *(0, eager, self.advance, self.is_cut_off, self.check_sent, self.kill)

@@ -8,7 +8,7 @@ die then, too. A rank enters a term with its script as it is: within a call, bet
 import random
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,10 +25,8 @@ from psgc.server.settings import ServerSettings
 from psgc.torch.serving import ScriptDriver
 from psgc.transport import Term
 from tests.simulation.case import Case
-from tests.simulation.mesh import Link
 from tests.simulation.outputs import Observer
-from tests.simulation.replicated_node import Told
-from tests.simulation.script_node import Script, ScriptNode
+from tests.simulation.script_node import Script
 from tests.simulation.scripts import TAIL, WRONG, ScriptWorld
 from tests.simulation.world import STEPS, World
 
@@ -90,44 +88,22 @@ class OneTerm(ScriptWorld):
         super().__init__(case)
 
     def connect(self) -> None:
-        history, case = self.history, self.case
+        history = self.history
         if not history.clock:
             history.clock = self.clock
-        self.clock = history.clock
-        ranks = range(self.plan.num_workers + 1)
-        self.links = {(a, b): Link() for a in ranks for b in ranks if a != b}
-        self.sums = history.sums
-        self.scripts = {rank: Script(self, rank, case.dim) for rank in ranks}
+        self.clock, self.sums = history.clock, history.sums
+        ranks = self.link_ranks()
+        self.scripts = {rank: Script(self, rank, self.case.dim) for rank in ranks}
         for rank in (0, *self.alike):
             self.scripts[rank] = history.script(self, self.term.place(rank))
-        self.faulty = {*ranks[1:]} if self.term.number else self._faulty()
-        eager = lambda: self.choose(2) == 0  # noqa: E731
-        with ExitStack() as stack:
-            self.replace(stack)
-            self.nodes = {
-                rank: ScriptNode(
-                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, self.clock, self.every),
-                    end=self.mesh_end(rank, eager),
-                    injector=Told(partial(self.at, rank)),
-                    script=self.scripts[rank],
-                    last=self.last,
-                    first=self.first,
-                    alike=self.alike.get(rank, False),
-                    reproducible=case.reproducible,
-                )
-                for rank in ranks[1:]
-            }
+        self.faulty = {*ranks[1:]} if self.term.number else self.faulty_ranks()
+        self.make_nodes(self.first, self.alike)
         for rank, node in self.nodes.items():
             if rank in self.alike:
                 self.scripts[rank].hand_over.begin_term()
             else:
                 node.dead = True
         self.scripts[0].hand_over.begin_term()
-        self.end = self.mesh_end(0, eager, self.advance, self.is_cut_off, self.check_sent, self.kill)  # type: ignore
-
-    def _faulty(self) -> set[int]:
-        naps = {nap.worker for nap in self.case.naps if nap.kind != "away"}
-        return {fault.worker for fault in self.case.faults} | naps
 
     def make_server(self, config: Config) -> Server:
         it, beginning = self.scripts[0], self.beginning
