@@ -43,7 +43,7 @@ class Injection(Section):
         if self.kind == "flip" and self.step not in ("sending", "stepping"):
             raise refuse("kind flip needs step: sending, or stepping", "step", "kind")
         if self.rank == 0 and not (self.kind in ("kill", "stop") and self.step in OF_RANK_0):
-            text = f"rank 0, the server, computes nothing: expected kind: kill or stop, step: {' or '.join(OF_RANK_0)}"
+            text = f"for rank 0, the server, expected kind: kill or stop, step: {' or '.join(OF_RANK_0)}"
             raise refuse(text, "rank", "kind", "step")
         if self.kind == "hold" and self.seconds is None:
             raise refuse("kind hold needs seconds", "kind", "seconds")

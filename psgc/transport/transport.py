@@ -372,7 +372,8 @@ class Transport:
         places.pop(self.place, None)
         if MPI.Is_finalized():
             return all(self._processes[rank].is_gone() for rank in places.values() if self._is_near(rank))
-        left = [rank for place, rank in places.items() if place not in failed_ranks(self._world)]
+        dead = failed_ranks(self._world)
+        left = [rank for place, rank in places.items() if place not in dead]
         return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
 
     def neighbours(self, place: int) -> dict[int, Identity]:

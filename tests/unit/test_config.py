@@ -83,7 +83,7 @@ NAMES = "expected blocks, cyclic, fractional, graph or {kind: file, path: ...}"
 PROBLEMS = "expected least_squares, logistic, softmax, mlp, python: 'module:object' or torch: 'module:function'"
 APPROXIMATE = "recovery={mode: approximate, "
 UNBIASED = f"{APPROXIMATE}deadline: 1, estimator: unbiased}}"
-ONLY_KILL = "rank 0, the server, computes nothing: expected kind: kill or stop, step: begin or summing or passing_on "
+ONLY_KILL = "for rank 0, the server, expected kind: kill or stop, step: begin or summing or passing_on "
 ONLY_KILL += "or passed_on or stepping"
 FAULTS = [
     ("{kind: kill}", "expected a list of {kind, rank, iteration, step}, got a mapping"),
