@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "run one rank of a training (started by mpirun); a PyTorch model without mpirun in one process",
     "launch": "train, with the right mpirun command for this machine",
     "sweep": "train once for each combination of settings, one run after the other, and compare the runs",
-    "submit": "write or submit a SLURM batch script for a run or a sweep",
+    "submit": "write or submit a batch script for a run or a sweep: SLURM, PBS, LSF",
     "doctor": "test this machine: MPI, GPU, SLURM, disk, and what a run would survive",
     "report": "write figures and an HTML page about a run",
     "compare": "print a table of several runs: what differs in their settings, and how they went",
@@ -39,7 +39,7 @@ EXAMPLES = """examples:
   psgc doctor                                      check what a run on this machine would survive
   psgc report runs/quickstart                      write an HTML page about a run
   psgc compare runs/*                              print a table of several runs
-  psgc submit run.yaml --nodes 4 --ranks-per-node 8 --time 2:00:00 --go    submit a run to SLURM
+  psgc submit run.yaml --nodes 4 --ranks-per-node 8 --time 2:00:00 --go    submit a run to the cluster
   psgc simulate scripts/simulate.yaml              compare schedules in simulation
   psgc replay runs/example                         find better settings for a recorded run
 """

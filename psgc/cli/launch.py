@@ -11,7 +11,7 @@ def add_arguments(parser: Parser) -> None:
     add_resume(parser)
     add_ranks(parser)
     parser.add_argument("--print", action="store_true", dest="print_only", help="print the mpirun command and exit")
-    text = "in a SLURM job that receives SIGUSR1 this long before its time limit: stop and requeue the job then, "
+    text = "in a cluster job that receives SIGUSR1 this long before its time limit: stop and requeue the job then, "
     parser.add_argument("--requeue", type=float, metavar="SECONDS", help=text + "and after the loss of a host")
 
 

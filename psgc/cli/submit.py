@@ -1,6 +1,5 @@
-"""`psgc submit`: writes or submits the SLURM batch script of a run or a script, or of a sweep over settings."""
+"""`psgc submit`: writes or submits the batch script of a run or a script, or of a sweep over settings."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,43 +8,46 @@ from psgc.cli import Options, Parser
 from psgc.cli.launch import add_program, program_of
 from psgc.config import Config, Data, load
 from psgc.errors import UserError
-from psgc.launching import slurm
+from psgc.launching.batch_script import batch_script, job_name
 from psgc.launching.mpirun import check_extra
 from psgc.launching.points import check_runs, data_files, sweep_points
+from psgc.launching.schedulers import SCHEDULERS, Job, Slurm, usual
 from psgc.launching.script import Program, check_script
-from psgc.launching.slurm import Job, batch_script, job_name
 from psgc.record.files import write_output_text
 from psgc.terminal import say
 from psgc.yaml_source import printable
 
-ELSEWHERE = "; if only the nodes have it, submit from one of them: srun psgc submit ..."
+ELSEWHERE = "; if only the nodes have it, submit from one of them, in SLURM: srun psgc submit ..."
 
 
 def add_arguments(parser: Parser) -> None:
     add_program(parser)
     add = parser.add_argument
+    text = "the scheduler to write for (default: the one whose commands are on the PATH, else slurm)"
+    add("--scheduler", choices=[*SCHEDULERS], help=text)
     add("--nodes", type=int, required=True, metavar="N", help="number of nodes")
     add("--ranks-per-node", type=int, required=True, metavar="R", help="ranks on each node; the first is the server")
     add("--time", required=True, metavar="H:M:S", help="time limit of the job")
     add("--cpus-per-rank", type=int, default=1, metavar="C", help="cores and BLAS threads of a rank (default: 1)")
     add("--gpus-per-rank", type=int, default=0, metavar="G", help="GPUs of a rank (default: 0)")
-    add("--partition", metavar="NAME", help="partition to run in")
+    add("--partition", "--queue", metavar="NAME", help="partition, or queue, to run in")
     add("--account", metavar="NAME", help="account to charge")
     add("--name", help="name of the job and of its log (default: that of the YAML file or script)")
     text = "submit a job array with one run for each value; with several --sweep, one for each combination"
     add("--sweep", action="append", default=[], dest="sweeps", metavar="KEY=VALUE,...", help=text)
-    text = "stop with a checkpoint this long before the time limit (default: 60)"
+    text = "stop with a checkpoint this long before the time limit, in LSF whole minutes (default: 60)"
     add("--warning", type=int, default=60, metavar="SECONDS", help=text)
-    text = "add an option of sbatch, for example --sbatch=--qos=long (repeatable)"
-    add("--sbatch", action="append", default=[], dest="options", metavar="OPTION", help=text)
-    add("--local-dir", metavar="DIR", help="copy the data to DIR on each node first, for example '$TMPDIR'")
+    text = "add an option of sbatch, qsub or bsub, for example --option=--qos=long (repeatable)"
+    add("--option", action="append", default=[], dest="options", metavar="OPTION", help=text)
+    add("--local-dir", metavar="DIR", help="copy the data to DIR on each node first (SLURM), for example '$TMPDIR'")
     add("--resume", action="store_true", help="continue from the newest checkpoint already at the first start")
-    text = "write the script to FILE (default: the run directory, or the script's name, with .sbatch)"
+    text = "write the script to FILE (default: the run directory, or the script's name, with .sbatch, .pbs or .lsf)"
     add("--output", metavar="FILE", help=text)
     add("--go", action="store_true", help="submit the script as well")
 
 
 def run(options: Options) -> int:
+    options.scheduler = SCHEDULERS[options.scheduler or usual()]
     options.name = options.name or job_name(options.config)
     job = Job(**{field.name: getattr(options, field.name) for field in fields(Job)})
     where = {"local_dir": options.local_dir, "output": options.output}
@@ -66,11 +68,13 @@ def submit(
 
     sweeps: such as "optimizer.lr=0.1,0.3"; every combination is a run, with its own directory in the run directory;
     written_by: the command to name in the script; local_dir: a directory on each node's own disk, such as $TMPDIR, to
-    copy the data to first; output: the file to write, by default the name of the run directory with .sbatch.
-    Raises UserError for wrong settings or scripts and for what SLURM refuses, RunFailed when SLURM does not work.
+    copy the data to first; output: the file to write, by default named for the run directory.
+    Raises UserError for wrong settings or scripts and for what the scheduler refuses, RunFailed when it does not work.
     """
-    path, overrides = program.path, program.overrides
+    path, overrides, scheduler = program.path, program.overrides, job.scheduler
     check_extra(program.for_mpirun)
+    if local_dir is not None and not isinstance(scheduler, Slurm):
+        raise UserError("--local-dir: copies with SLURM's sbcast; with other schedulers, set data.path to a local copy")
     points: list[list[str]] = []
     data: dict[str, str] = {}
     if program.is_script:
@@ -84,8 +88,8 @@ def submit(
         check_runs(path, overrides, points, job.ranks, ELSEWHERE)  # not after the job has waited in the queue
         data = _data_to_copy(config, sweeps) if local_dir is not None else {}
         name = config.output.rstrip("/")
-    script = Path(output or f"{name}.sbatch")
-    text = batch_script(program, job, points, local_dir, data, written_by)
+    script = Path(output or f"{name}{scheduler.suffix}")
+    text = batch_script(program, job, points, local_dir, data, written_by, script)
     try:
         script.parent.mkdir(parents=True, exist_ok=True)
         write_output_text(script, text)
@@ -94,10 +98,10 @@ def submit(
     runs = f"{len(points)} runs" if points else "a run"
     what = f"{runs} on {job.nodes} x {job.ranks_per_node} ranks"
     if not go:
-        say(f"{script}: {what}; submit it with: {shlex.join(['sbatch', str(script)])}")
+        say(f"{script}: {what}; submit it with: {scheduler.by_hand(script, len(points))}")
         return 0
-    number = slurm.submit(script)
-    log = f"{job.name}-{number}{'_*' if points else ''}.log"
+    number = scheduler.submit(script, len(points))
+    log = scheduler.log(job.name, number, len(points) > 0)
     say(f"job {number}: {what}, script {script}, log {log}")
     return 0
 

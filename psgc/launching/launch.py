@@ -20,12 +20,12 @@ from typing import Any
 from psgc.config import Config, TorchConfig, load
 from psgc.disk import write_text
 from psgc.errors import PsgcError, UserError
-from psgc.launching import slurm
 from psgc.launching.hosts import HostAnswers
 from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
 from psgc.launching.mpirun_process import Heard, MpirunProcess, catching
 from psgc.launching.outcome import RunDirectory, folder_for_answers
 from psgc.launching.restoring import Watch
+from psgc.launching.schedulers import Scheduler, this_job
 from psgc.launching.script import Program, check_script
 from psgc.record.csv_files import RESTORED
 from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME, STANDBY, stopped
@@ -33,7 +33,7 @@ from psgc.terminal import say
 
 TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/record/progress.py
 OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, FOLDER, STANDBY, TERMINAL)
-RESERVE = 10.0  # seconds of SLURM's warning that are kept for killing the run and requeueing the job
+RESERVE = 10.0  # seconds of a scheduler's warning that are kept for killing the run and requeueing the job
 
 
 def launch(
@@ -41,15 +41,15 @@ def launch(
 ) -> int:
     """Runs the mpirun command of `psgc train path --set ...`, or of the script.
 
-    requeue: seconds between SLURM's SIGUSR1 and the time limit of this job. The job is requeued when that signal or a
-    lost host ended the run, and the run left a new checkpoint.
+    requeue: seconds between the scheduler's SIGUSR1 and the time limit of this job. The job is requeued when that
+    signal or a lost host ended the run, and the run left a new checkpoint.
     heard: collects the output for callers in Python; hints: say how to resume the run.
     Returns the exit code, see docs/getting-started.md. The last line on stderr says how to resume, if that may succeed.
-    Raises UserError: wrong settings, script, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
+    Raises UserError: wrong settings, script, ranks or hosts, no working mpirun, `requeue` outside of a job.
     """
-    job = slurm.job_id(os.environ)
+    job = this_job(os.environ)
     if requeue is not None and not job:
-        raise UserError("--requeue: not inside a SLURM job; `psgc submit` writes one")
+        raise UserError("--requeue: not inside a job of SLURM, PBS or LSF; `psgc submit` writes one")
     config = None if program.is_script else load(program.path, program.overrides)
     environ = _environ({**program.told, LAUNCHED: "1"})
     if sys.stdout.isatty():
@@ -171,7 +171,12 @@ def _command(
 
 
 def _conclude(
-    left: RunDirectory, code: int, stopped_by: int | None, job: str | None, again: Sequence[str], hint: str
+    left: RunDirectory,
+    code: int,
+    stopped_by: int | None,
+    job: tuple[Scheduler, str] | None,
+    again: Sequence[str],
+    hint: str,
 ) -> int:
     """Says what stopped the run and how to resume it, or requeues the job, if one is given. Returns `code`.
 
@@ -190,15 +195,18 @@ def _conclude(
     # ended by SIGUSR1, or by the loss of ranks or hosts (after which mpirun returns 0, 1 or a rank's code)
     cut_off = stopped_by in (None, signal.SIGUSR1) and (status in (None, "interrupted") or too_few_workers)
     if job and cut_off:
-        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which SLURM sends at once to what it requeues
+        scheduler, number = job
+        enders = (signal.SIGINT, signal.SIGTERM)  # which schedulers send at once to what they requeue
+        before = [signal.signal(ender, signal.SIG_IGN) for ender in enders]
         try:
-            if slurm.requeue(job):
-                say(f"psgc launch: {why}job {job} is requeued and will resume from its checkpoint", error=True)
+            if done := scheduler.requeue(number):
+                say(f"psgc launch: {why}{done} and will resume from its checkpoint", error=True)
                 return code
         except PsgcError as error:
             say(f"psgc launch: {error}", error=True)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for ender, handler in zip(enders, before, strict=True):
+                signal.signal(ender, handler)
     if not again:
         return code
     # a model or data that failed, and a script after its run, would fail again

@@ -20,7 +20,12 @@ from typing import IO
 from psgc.errors import UserError
 from psgc.processes import die_with_parent, kill_tree
 
-STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: SLURM's warning, if asked for
+STOPPERS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+)  # SIGUSR1: a job's warning, if asked for
 STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # and how many seconds a run has to react
 UNHURRIED = 120.0  # seconds that it has when it is to begin again
 HEARD = 100  # lines

@@ -2,8 +2,8 @@
 
 A run goes on without the workers that it has lost, and says in lost.csv who they are. When they have been gone for long
 enough, all ranks are started once more, and get ready while the run still goes on (`psgc.run.standby`). Then it is
-asked to end with a checkpoint, as SLURM asks it, and they go on from there. The same happens when the host file has got
-more slots than the run has ranks. Ranks that cannot start leave the run as it is.
+asked to end with a checkpoint, as a scheduler asks it, and they go on from there. The same happens when the host file
+has got more slots than the run has ranks. Ranks that cannot start leave the run as it is.
 
 mpirun ends with a host that is shut down, and so does the run. It is started again on the hosts that answer, and with
 everybody once all hosts do.

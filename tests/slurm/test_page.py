@@ -1,4 +1,4 @@
-"""The commands of docs/slurm.md, as they are, on a real SLURM: it takes the jobs. Other tests here run some."""
+"""The commands of docs/schedulers.md, as they are, on a real SLURM: it takes the jobs. Other tests here run some."""
 
 import re
 import shlex
@@ -9,13 +9,13 @@ import pytest
 from tests.slurm.workplace import ROOT
 from tests.unit.documents import blocks, shell_lines
 
-(COMMANDS,) = blocks(ROOT / "docs/slurm.md", "bash")
+(COMMANDS,) = blocks(ROOT / "docs/schedulers.md", "bash")
 
 
 @pytest.mark.parametrize("line", shell_lines(COMMANDS))
 def test_slurm_takes_the_job(work, line):
     program, *arguments = shlex.split(line, comments=True)
-    command = [sys.executable, "-m", program, *arguments, "--sbatch=--hold"]
+    command = [sys.executable, "-m", program, *arguments, "--option=--hold"]
     if "--go" not in arguments:
         assert work.cluster.client(*command, cwd=work.folder).returncode == 0  # writes the script
         command.append("--go")

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ import pytest
 from psgc.config import load
 from psgc.errors import UserError
 from psgc.launching.points import sweep_points
-from psgc.launching.slurm import Job
+from psgc.launching.schedulers import SCHEDULERS, Job
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "scripts/slurm").glob("*.sbatch"))
+EXAMPLES = sorted((ROOT / "scripts/jobs").glob("*"))
 RUN = """\
 problem: {kind: logistic}
 data: {path: data/train.npz, test: t.npz}
@@ -38,6 +39,12 @@ def submit(tmp_path, monkeypatch, psgc_command):
     return partial(psgc_command, "submit")
 
 
+@pytest.fixture(autouse=True)
+def of_slurm(monkeypatch):
+    """Whatever commands this machine has."""
+    monkeypatch.setattr("psgc.cli.submit.usual", lambda: "slurm")
+
+
 def written(submit, *arguments, to="runs/a.sbatch"):
     """The lines of the script."""
     code, out, err = submit(*PLAIN, *arguments)
@@ -55,7 +62,7 @@ def directives(lines):
 
 def executed(lines, **environ):
     """The words of the last command when bash runs the script, what sbcast was called with, and the environment."""
-    last = re.sub("^exec psgc", "echo -n ran; printf '\\\\0%s' psgc", lines[-1])
+    last = lines[-1].replace("exec ", "echo -n ran; printf '\\0%s' ", 1)
     after = "echo -e '\\0'\necho -n $PATH/$OMP_NUM_THREADS/$OPENBLAS_NUM_THREADS/$MKL_NUM_THREADS"
     script = "\n".join(['sbcast() { echo -n "sbcast $*|"; }', *lines[:-1], last, after])
     environ = {"PATH": os.environ["PATH"], **environ}
@@ -80,7 +87,7 @@ def test_the_script_of_a_run(submit):
 
 def test_what_a_job_asks_for(submit):
     asked = ["--cpus-per-rank", "4", "--gpus-per-rank", "2", "--partition", "gpu", "--account", "a-1", "--name", "n"]
-    lines = written(submit, *asked, "--warning", "120", "--sbatch=--qos=long", "--sbatch=--exclusive")
+    lines = written(submit, *asked, "--warning", "120", "--option=--qos=long", "--option=--exclusive")
     assert " ".join(directives(lines)) == (
         "--job-name=n --nodes=2 --ntasks-per-node=3 --cpus-per-task=4 --time=2:00:00 --gpus-per-node=6 --partition=gpu "
         "--account=a-1 --output=%x-%j.log --open-mode=append --signal=B:USR1@120 --requeue --qos=long --exclusive"
@@ -158,7 +165,9 @@ def test_values_are_taken_apart_as_yaml():
 # refusals
 
 ARABIC = "\u0662:\u0660\u0660:\u0660\u0660"
-MISSING = "no such file or directory; if only the nodes have it, submit from one of them: srun psgc submit ..."
+MISSING = (
+    "no such file or directory; if only the nodes have it, submit from one of them, in SLURM: srun psgc submit ..."
+)
 SCRIPT = "for runs of a YAML file, train.py is a script"
 
 
@@ -187,15 +196,24 @@ SCRIPT = "for runs of a YAML file, train.py is a script"
         (["--time", "1:00"], "--time 1:00: expected more than the 60 seconds of --warning"),
         (["--time", ARABIC], f"--time {ARABIC}: expected hours:minutes:seconds"),
         (["--partition", "a\n#SBATCH --uid=0"], "--partition a\\n#SBATCH --uid=0: expected letters"),
-        (["--sbatch", "qos=long"], "--sbatch qos=long: expected one option without blanks, such as --qos=long"),
-        (["--sbatch=--parti=x"], "--sbatch --parti=x: --partition is set by psgc submit, see psgc submit --help"),
-        (["--sbatch=--comment=a b"], "--sbatch --comment=a b: expected one option"),
+        (["--option", "qos=long"], "--option qos=long: expected sbatch's, such as --qos=long"),
+        (["--option=--parti=x"], "--option --parti=x: --partition is set by psgc submit, see psgc submit --help"),
+        (["--option=--comment=a b"], "--option --comment=a b: expected sbatch's"),
         (["--local-dir", "/tmp/$(id)"], "--local-dir /tmp/$(id): expected a path without blanks, such as $TMPDIR"),
         (["--local-dir", "/tmp", "--sweep", "data.path=t.npz,y.npy"], "the data of all runs must be the same"),
         (["--local-dir", "/tmp", "--set", "problem={python: 'a:b'}", "--set", "data=null"], "the YAML has no data"),
         (["--local-dir", "/tmp", "--set", "data={python: 'a:b'}"], "--local-dir: copies the files of data.path, but "),
         (["--set", "initial=nowhere.npy"], f"initial: nowhere.npy: {MISSING}"),
         (["--output", "run.yaml/x"], "run.yaml/x: cannot be written: "),
+        (["--scheduler", "pbs", "--local-dir", "/tmp"], "--local-dir: copies with SLURM's sbcast; with other "),
+        (
+            ["--scheduler", "pbs", "--option=-lmem=2"],
+            "--option -lmem=2: expected qsub's, such as '-l place=scatter:excl'",
+        ),
+        (
+            ["--scheduler", "lsf", "--time", "1:30", "--warning", "70"],
+            "expected more than the 120 seconds of --warning",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(submit, arguments, said):
@@ -213,7 +231,7 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(submit, ar
     [("90", 5400), ("90:30", 5430), ("2:00:05", 7205), ("1-12", 129600), ("1-00:30", 88200), ("1-02:03:04", 93784)],
 )
 def test_times_are_read_as_slurm_reads_them(text, seconds):
-    assert Job(nodes=1, ranks_per_node=2, time=text, name="x").seconds() == seconds
+    assert Job(SCHEDULERS["pbs"], nodes=1, ranks_per_node=2, time=text, name="x").seconds() == seconds
 
 
 # local copies
@@ -238,10 +256,76 @@ def test_data_is_copied_to_every_node_first(submit):
 
 
 def test_no_option_of_the_script_can_be_given_again():
-    job = Job(2, 3, "2:00:00", "n", gpus_per_rank=1, partition="p", account="a")
-    for option in job.directives("log", "0-3"):
-        with pytest.raises(UserError, match=f"{option.partition('=')[0]} is set by psgc submit"):
-            Job(2, 3, "2:00:00", "n", options=(option,))
+    asked = {"nodes": 2, "ranks_per_node": 3, "time": "2:00:00", "name": "n"}
+    for scheduler in SCHEDULERS.values():
+        job = Job(scheduler, **asked, gpus_per_rank=1, partition="p", account="a")
+        for option in scheduler.directives(job, 4):
+            if option == "-l place=scatter":  # a default
+                continue
+            with pytest.raises(UserError, match=" is set by psgc submit"):
+                Job(scheduler, **asked, options=(option.replace('"', ""),))
+
+
+# other schedulers
+
+# What a directive of theirs may look like, from the manuals of OpenPBS 23.06 and of LSF 10.1.
+GRAMMAR = {
+    "pbs": r"""-N [\w.+-]{1,236}|-l select=\d+(:(ncpus|mpiprocs|ngpus)=\d+)+|-l place=(scatter|pack|free)(:excl)?|
+        -l walltime=\d+:\d\d:\d\d|-q \w+|-A \w+|-S /bin/bash|-j (oe|eo|n)|-o \S+|-r [yn]""",
+    "lsf": r"""-J ([\w.+-]+|"[\w.+-]+\[\d+-\d+\]")|-n \d+|-R ("span\[ptile=\d+\]"|rusage\[mem=\w+\])|-W \d+:\d\d|
+        -gpu "num=\d+"|-q \w+|-P \w+|-o \S+|-r|-wa [A-Z0-9]+|-wt \d+""",
+}  # fmt: skip
+IN_JOB = {
+    "pbs": {"PBS_JOBID": "12[1].server", "PBS_ARRAY_INDEX": "1", "PBS_NODEFILE": "nodes", "PBS_O_WORKDIR": "."},
+    "lsf": {"LSB_JOBID": "12", "LSB_JOBINDEX": "2", "LSB_DJOB_HOSTFILE": "nodes"},
+}
+BY_HAND = {"pbs": "qsub -J 0-2 runs/a.pbs", "lsf": "bsub < runs/a.lsf"}
+
+
+@pytest.mark.parametrize("scheduler", GRAMMAR)
+def test_the_script_for_another_scheduler(submit, scheduler):
+    other = {"pbs": "--option=-l place=scatter:excl", "lsf": "--option=-R rusage[mem=8GB]"}[scheduler]
+    asked = ["--cpus-per-rank", "2", "--gpus-per-rank", "1", "--queue", "main", "--account", "a", "--warning", "90"]
+    sweep = ["--sweep", "seed=1,2,3"]
+    code, out, err = submit(*PLAIN, "--scheduler", scheduler, other, *asked, *sweep)
+    assert (code, err) == (0, "")
+    assert out == f"runs/a.{scheduler}: 3 runs on 2 x 3 ranks; submit it with: {BY_HAND[scheduler]}\n"
+    lines = Path(f"runs/a.{scheduler}").read_text().splitlines()
+    prefix = {"pbs": "#PBS ", "lsf": "#BSUB "}[scheduler]
+    found = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+    assert all(re.fullmatch(re.sub(r"\n\s+", "", GRAMMAR[scheduler]), directive) for directive in found), found
+    expected = {
+        "pbs": {"-l select=2:ncpus=6:mpiprocs=3:ngpus=3", "-l walltime=2:00:00", "-r y", "-l place=scatter:excl"},
+        "lsf": {'-J "run[1-3]"', "-n 12", '-R "span[ptile=6]"', "-W 2:00", '-gpu "num=3"', "-wa USR1", "-wt 2", "-r"},
+    }
+    assert expected[scheduler] <= set(found)
+    Path("nodes").write_text("n1\n" * 3 + "n2\n" * 3)
+
+    def words(**environ):
+        words = executed([line for line in lines if line != 'exec >> "$log" 2>&1'], **IN_JOB[scheduler], **environ)[0]
+        return words[words.index("psgc") :]
+
+    output = ["--set", "seed=2", "--set", "output=runs/a/1_seed=2"]
+    warning = {"pbs": "90", "lsf": "120"}[scheduler]
+    begin = ["psgc", "launch", "run.yaml", "-n", "6", "--host", "n1:3,n2:3", *output, "--requeue", warning]
+    assert words() == begin
+    Path({"pbs": "run-12[1].log", "lsf": "run-12_2.log"}[scheduler]).touch()  # it has begun before
+    assert words() == [*begin, "--resume"]
+    if scheduler == "pbs":  # a job that another one has submitted
+        assert " --signal=USR1 7110 psgc " in lines[-1]
+        Path("run-12[1].log").unlink()
+        goes_on = words(PSGC_AGAIN="1", PSGC_RUN="2")
+        assert goes_on[-1] == "--resume"
+        assert "seed=3" in goes_on
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_shellcheck_finds_nothing(submit, scheduler):
+    for sweep in ([], ["--sweep", "seed=1,2"]):
+        assert submit(*PLAIN, "--scheduler", scheduler, *sweep, "--output", "s")[0] == 0
+        checked = subprocess.run(["shellcheck", "s"], capture_output=True, text=True, timeout=60)
+        assert checked.returncode == 0, checked.stdout
 
 
 # submitting
@@ -250,7 +334,7 @@ def test_no_option_of_the_script_can_be_given_again():
 @pytest.mark.parametrize(
     ("body", "code", "said"),
     [
-        ("cp $2 submitted; echo 12", 0, "job 12: a run on 2 x 3 ranks, script runs/a.sbatch, log run-12.log\n"),
+        ("cp $1 submitted; echo Submitted batch job 12", 0, "job 12: a run on 2 x 3 ranks, script runs/a.sbatch, log run-12.log\n"),
         ("echo 'sbatch: error: Invalid qos' >&2; exit 1", 2, "psgc: SLURM refuses runs/a.sbatch: Invalid qos\n"),
         ("echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1", 1,
          "psgc: SLURM does not work: Unable to contact slurm controller\n"),
@@ -278,12 +362,13 @@ def test_the_examples_are_what_psgc_submit_writes(example, monkeypatch, psgc_com
     Path("data").mkdir()
     for name in ("flights-train", "flights-test", "digits-train", "digits-test"):
         Path(f"data/{name}.npz").touch()
-    monkeypatch.setattr("psgc.launching.slurm.PROGRAM", Path(".venv/bin/psgc"))
-    assert len(EXAMPLES) == 3
+    monkeypatch.setattr("psgc.launching.batch_script.PROGRAM", Path(".venv/bin/psgc"))
+    assert len(EXAMPLES) == 5
     text = example.read_text()
     arguments = shlex.split(text.splitlines()[1].removeprefix("# Written by: psgc "))
     place = arguments.index("--output") + 1
-    assert arguments[place] == f"scripts/slurm/{example.name}"
+    assert arguments[place] == f"scripts/jobs/{example.name}"
     arguments[place] = str(tmp_path / "s")
     assert psgc_command(*arguments)[0] == 0
-    assert (tmp_path / "s").read_text().splitlines()[2:] == text.splitlines()[2:]
+    written = (tmp_path / "s").read_text().replace(str(tmp_path / "s"), f"scripts/jobs/{example.name}")
+    assert written.splitlines()[2:] == text.splitlines()[2:]

@@ -1,4 +1,4 @@
-"""What psgc makes of SLURM's commands, here made of shell, and when `psgc launch --requeue` puts a job back."""
+"""What psgc makes of schedulers' commands, here made of shell, and when `psgc launch --requeue` puts a job back."""
 
 import os
 import signal
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import RunFailed, UserError
-from psgc.launching import slurm
+from psgc.launching.schedulers import SCHEDULERS, this_job, usual
 from tests.unit.fake_mpirun import launch, summary, wait_for
 
+SLURM = SCHEDULERS["slurm"]
 CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/0000000{}-0123456789abcdef.safetensors"
 INTERRUPTED, FAILED, DONE = map(summary, ("interrupted", "failed", "done"))
 TOO_FEW = """echo '{"status": "failed", "too_few_workers": true}' > out/summary.json"""
@@ -60,20 +61,23 @@ def test_what_slurm_refuses_and_what_is_wrong_with_it_is_one_line(client, said, 
     Path("said").write_text(said and f"{said}\n")
     client("sbatch", 'while read line; do echo "$line" >&2; done < said; exit 3')
     with pytest.raises(error) as caught:
-        slurm.submit(Path("a b.sbatch"))
+        SLURM.submit(Path("a b.sbatch"), 0)
     assert str(caught.value) == line
 
 
 def test_submit_tells_the_number_or_that_there_is_no_answer(client, monkeypatch):
     with pytest.raises(UserError, match=r"^sbatch: not found on the PATH, expected SLURM's commands$"):
-        slurm.submit(Path("a.sbatch"))
-    for said in ("12", "12;cluster"):
-        client("sbatch", f"""[ "$*" = "--parsable a b.sbatch" ] && echo '{said}'""")
-        assert slurm.submit(Path("a b.sbatch")) == "12"
-    monkeypatch.setattr(slurm, "CLIENT_SECONDS", 0.2)
+        SLURM.submit(Path("a.sbatch"), 0)
+    for said in ("12", "12 on cluster c2"):
+        client("sbatch", f"""[ "$*" = "a b.sbatch" ] && echo 'Submitted batch job {said}'""")
+        assert SLURM.submit(Path("a b.sbatch"), 0) == "12"
+    client("sbatch", "echo done")
+    with pytest.raises(RunFailed, match="^sbatch named no job: done$"):
+        SLURM.submit(Path("a.sbatch"), 0)
+    monkeypatch.setattr("psgc.launching.schedulers.CLIENT_SECONDS", 0.2)
     client("sbatch", "exec /usr/bin/sleep 60")
-    with pytest.raises(RunFailed, match=r"^SLURM: no answer to sbatch within 0 s; is slurmctld up\?$"):
-        slurm.submit(Path("a.sbatch"))
+    with pytest.raises(RunFailed, match=r"^SLURM: no answer to sbatch within 0 s; is its server up\?$"):
+        SLURM.submit(Path("a.sbatch"), 0)
 
 
 # ---------------------------------------------------------------- going back into the queue
@@ -85,17 +89,74 @@ def test_submit_tells_the_number_or_that_there_is_no_answer(client, monkeypatch)
         ({}, None),
         ({"SLURM_JOB_ID": "12"}, "12"),
         ({"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0"}, "12_0"),
+        ({"PBS_JOBID": "12[3].server"}, "12[3].server"),
+        ({"LSB_JOBID": "12", "LSB_JOBINDEX": "0"}, "12"),
+        ({"LSB_JOBID": "12", "LSB_JOBINDEX": "4"}, "12[4]"),
     ],
 )
-def test_how_slurm_calls_this_job(environ, job):
-    assert slurm.job_id(environ) == job
+def test_how_schedulers_call_this_job(environ, job):
+    found = this_job(environ)
+    assert (found and found[1]) == job
+
+
+@pytest.mark.parametrize(
+    ("commands", "name"),
+    [
+        ([], "slurm"),
+        (["sbatch", "qsub", "pbsnodes"], "slurm"),
+        (["qsub", "pbsnodes"], "pbs"),
+        (["qsub"], "slurm"),
+        (["bsub"], "lsf"),
+    ],
+)
+def test_the_scheduler_is_the_one_that_is_there(client, commands, name):
+    for command in commands:
+        client(command, "")
+    assert usual() == name
+
+
+def test_pbs_submits_the_job_that_goes_on(client, monkeypatch):
+    monkeypatch.setenv("PSGC_SCRIPT", "a b.pbs")
+    client("qstat", '[ "$*" = "-f 12[3].server" ] && echo "    job_state = R"')
+    client("qsub", 'printf "%s\\n" "$@" > asked; echo 13.server')
+    pbs = SCHEDULERS["pbs"]
+    assert pbs.requeue("12[3].server") == "job 13.server follows job 12[3].server"
+    assert Path("asked").read_text() == "-v\nPSGC_AGAIN=1\na b.pbs\n"
+    monkeypatch.setenv("PBS_ARRAY_INDEX", "3")
+    pbs.requeue("12[3].server")
+    assert Path("asked").read_text() == "-v\nPSGC_AGAIN=1,PSGC_RUN=3\na b.pbs\n"
+    client("qstat", 'echo "    job_state = E"')
+    assert pbs.requeue("12[3].server") == ""
+    assert pbs.submit(Path("a b.pbs"), 2) == "13"
+    assert Path("asked").read_text() == "-J\n0-1\na b.pbs\n"
+    assert pbs.submit(Path("a b.pbs"), 1) == "13"
+    assert Path("asked").read_text() == "-v\nPSGC_RUN=0\na b.pbs\n"
+    client("qsub", "echo 'qsub: Unknown queue' >&2; exit 170")
+    with pytest.raises(UserError, match="^PBS refuses a b.pbs: Unknown queue$"):
+        pbs.submit(Path("a b.pbs"), 0)
+
+
+def test_lsf_requeues_this_job_and_reads_scripts_from_its_input(client):
+    lsf = SCHEDULERS["lsf"]
+    client("bjobs", '[ "$*" = "-noheader -o stat 12[4]" ] && echo RUN')
+    client("brequeue", 'echo "$*" > requeued')
+    assert lsf.requeue("12[4]") == "job 12[4] is requeued"
+    assert Path("requeued").read_text() == "12[4]\n"
+    client("bjobs", "echo EXIT")
+    assert lsf.requeue("12[4]") == ""
+    Path("a.lsf").write_text("#BSUB -n 2\n")
+    client("bsub", 'read line; [ "$# $line" = "0 #BSUB -n 2" ] && echo "Job <12> is submitted to queue <normal>."')
+    assert lsf.submit(Path("a.lsf"), 0) == "12"
+    client("bsub", "echo 'LSF is down. Please wait ...' >&2; exit 255")
+    with pytest.raises(RunFailed, match="^LSF does not work: LSF is down"):
+        lsf.submit(Path("a.lsf"), 0)
 
 
 def test_a_job_that_is_no_longer_running_is_left_alone(client):
     client("scontrol", "echo > requeued")
     for state in ("CANCELLED", "COMPLETING", ""):
         client("squeue", f"echo {state}")
-        assert not slurm.requeue("12")
+        assert not SLURM.requeue("12")
     assert not Path("requeued").exists()
 
 
@@ -180,7 +241,9 @@ def test_a_queue_that_does_not_take_it_is_said(in_job, capsys):
 def test_requeue_outside_of_a_job_is_refused(mpirun, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     mpirun("touch started")
-    with pytest.raises(UserError, match=r"^--requeue: not inside a SLURM job; `psgc submit` writes one$"):
+    with pytest.raises(
+        UserError, match=r"^--requeue: not inside a job of SLURM, PBS or LSF; `psgc submit` writes one$"
+    ):
         launch("run.yaml", 2, requeue=60)
     assert not Path("started").exists()
 
