@@ -72,7 +72,7 @@ def test_submit_tells_the_number_or_that_there_is_no_answer(client, monkeypatch)
         client("sbatch", f"""[ "$*" = "a b.sbatch" ] && echo 'Submitted batch job {said}'""")
         assert SLURM.submit(Path("a b.sbatch"), 0) == "12"
     client("sbatch", "echo done")
-    with pytest.raises(RunFailed, match="^sbatch named no job: done$"):
+    with pytest.raises(RunFailed, match=r"^sbatch named no job: done$"):
         SLURM.submit(Path("a.sbatch"), 0)
     monkeypatch.setattr("psgc.launching.schedulers.CLIENT_SECONDS", 0.2)
     client("sbatch", "exec /usr/bin/sleep 60")
@@ -132,7 +132,7 @@ def test_pbs_submits_the_job_that_goes_on(client, monkeypatch):
     assert pbs.submit(Path("a b.pbs"), 1) == "13"
     assert Path("asked").read_text() == "-v\nPSGC_RUN=0\na b.pbs\n"
     client("qsub", "echo 'qsub: Unknown queue' >&2; exit 170")
-    with pytest.raises(UserError, match="^PBS refuses a b.pbs: Unknown queue$"):
+    with pytest.raises(UserError, match=r"^PBS refuses a b\.pbs: Unknown queue$"):
         pbs.submit(Path("a b.pbs"), 0)
 
 
@@ -148,7 +148,7 @@ def test_lsf_requeues_this_job_and_reads_scripts_from_its_input(client):
     client("bsub", 'read line; [ "$# $line" = "0 #BSUB -n 2" ] && echo "Job <12> is submitted to queue <normal>."')
     assert lsf.submit(Path("a.lsf"), 0) == "12"
     client("bsub", "echo 'LSF is down. Please wait ...' >&2; exit 255")
-    with pytest.raises(RunFailed, match="^LSF does not work: LSF is down"):
+    with pytest.raises(RunFailed, match=r"^LSF does not work: LSF is down\. "):
         lsf.submit(Path("a.lsf"), 0)
 
 

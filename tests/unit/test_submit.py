@@ -334,7 +334,8 @@ def test_shellcheck_finds_nothing(submit, scheduler):
 @pytest.mark.parametrize(
     ("body", "code", "said"),
     [
-        ("cp $1 submitted; echo Submitted batch job 12", 0, "job 12: a run on 2 x 3 ranks, script runs/a.sbatch, log run-12.log\n"),
+        ("cp $1 submitted; echo Submitted batch job 12", 0,
+         "job 12: a run on 2 x 3 ranks, script runs/a.sbatch, log run-12.log\n"),
         ("echo 'sbatch: error: Invalid qos' >&2; exit 1", 2, "psgc: SLURM refuses runs/a.sbatch: Invalid qos\n"),
         ("echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1", 1,
          "psgc: SLURM does not work: Unable to contact slurm controller\n"),
