@@ -58,6 +58,9 @@ class IterationRow:
     test_loss: float | None = None  # of the held-out rows, at the same parameters as the loss; None: not evaluated
     test_accuracy: float | None = None  # likewise
 
+    def __post_init__(self) -> None:
+        self.measures: dict[str, float] = {}  # no column: what loggers are told besides (`psgc.record.measures`)
+
     @property
     def is_evaluated(self) -> bool:
         """Whether it has held-out figures."""

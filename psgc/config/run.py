@@ -28,6 +28,13 @@ from psgc.yaml_source import to_text
 ScheduleName = Annotated[str, one_of(SCHEDULES)]
 
 
+Port = Annotated[int, Field(ge=1, le=65535), expect("a port, a whole number from 1 to 65535")]
+
+
+class Metrics(Section):
+    prometheus: Port = key(9400, "the port at which rank 0 answers http://HOST:PORT/metrics")
+
+
 class CheckpointSettings(Section):
     every: Natural = key(50, "iterations between two checkpoints; 0: only at the end")
     keep: Count = key(3, "how many checkpoints stay, the newest ones")
@@ -90,6 +97,7 @@ class Config(Section):
     log: Annotated[
         list[Literal["tensorboard", "mlflow", "wandb"]], expect('a list of "tensorboard", "mlflow", "wandb"')
     ] = key([], "who is told loss, seconds and metrics while the run goes on")
+    metrics: Metrics | None = key(None, "the same for a Prometheus that asks for it; null: nobody")
     stragglers: Stragglers = key(Stragglers(), "emulated slow workers, for experiments")
     output: PathText = Field(description="the run directory, for example runs/quickstart")
     seed: Natural = key(0, "of everything random")

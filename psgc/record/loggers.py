@@ -1,17 +1,21 @@
-"""Loss, seconds and metrics of a run for TensorBoard, MLflow and Weights & Biases, on rank 0.
+"""What happens in a run, for TensorBoard, MLflow, Weights & Biases and Prometheus, on rank 0.
 
 Each takes its own settings from its own environment variables, such as MLFLOW_TRACKING_URI and WANDB_MODE=offline, and
 uses the run of MLflow or of wandb that the program has begun itself.
 """
 
+import errno
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from psgc.config.run import Config
 from psgc.errors import UserError, one_line
-from psgc.run_rows import HELD_OUT, IterationRow
+from psgc.record.measures import MEASURES, of_row
+from psgc.run_rows import IterationRow
 from psgc.terminal import say
 
 
@@ -20,49 +24,68 @@ class _Logger(NamedTuple):
     close: Callable[[bool], object]  # whether the run has failed
 
 
-def check_installed(names: Iterable[str]) -> None:
-    """Raises UserError, which says what to install, when one of the loggers is missing."""
-    for name in names:
-        spec = find_spec(name)
+class _Target(NamedTuple):
+    key: str  # of the settings
+    package: str
+    make: Callable[[Path], _Logger]
+
+    def check(self) -> None:
+        """Raises UserError, which says what to install, when the package is missing."""
+        spec = find_spec(self.package)
         if spec is None or spec.origin is None:  # wandb leaves a folder of its name, which could be imported as well
-            raise UserError(f"log: {name} is not installed; pip install {name}")
+            raise UserError(f"{self.key}: {self.package} is not installed; pip install {self.package}")
+
+    def begin(self, directory: Path) -> _Logger:
+        """Raises UserError."""
+        self.check()
+        try:
+            return self.make(directory)
+        except Exception as error:  # of another package
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.key}: {self.package} cannot begin: {one_line(error)}") from error
 
 
-def installed(names: Iterable[str]) -> list[str]:
-    """The loggers, none if one is missing: that is said."""
-    try:
-        check_installed(names)
-    except UserError as error:
-        say(f"psgc: {error}; the run goes on without it", error=True)
-        return []
-    return [*names]
+def _targets(config: Config) -> dict[str, _Target]:
+    """Who is told, by the names that messages have for them."""
+    found = {f"log: {name}": _Target("log", name, MAKERS[name]) for name in config.log}
+    if config.metrics is not None:
+        make = partial(_prometheus, config.metrics.prometheus)
+        found["metrics: prometheus"] = _Target("metrics", "prometheus_client", make)
+    return found
+
+
+def check_installed(config: Config) -> None:
+    """Raises UserError, which says what to install, when one of the loggers is missing."""
+    for target in _targets(config).values():
+        target.check()
 
 
 class Loggers:
-    """Writes to all of them. One that fails is left out from then on, and the run continues.
+    """Tells all of them. One that fails is left out from then on, and the run continues.
 
-    names: of MAKERS; directory: of the run. For one thread, since MLflow has a run for each thread.
-    Raises UserError when one cannot begin.
+    directory: of the run; must_begin: else one that cannot begin is left out as well. For one thread, since MLflow has
+    a run for each thread. Raises UserError when one cannot begin.
     """
 
-    def __init__(self, names: Iterable[str], directory: Path) -> None:
+    def __init__(self, config: Config, directory: Path, must_begin: bool = True) -> None:
         self._loggers: dict[str, _Logger] = {}
         self._metrics: dict[int, dict[str, float]] = {}  # by iteration, until its row is here
-        for name in names:
+        for name, target in _targets(config).items():
             try:
-                self._loggers[name] = MAKERS[name](directory)
-            except Exception as error:  # of another package
-                raise UserError(f"log: {name} cannot begin: {one_line(error)}") from error
+                self._loggers[name] = target.begin(directory)
+            except UserError as error:
+                if must_begin:
+                    self.close(has_failed=True)
+                    raise
+                say(f"psgc: {error}; the run goes on without it", error=True)
 
     def metrics(self, iteration: int, means: Mapping[str, float]) -> None:
         """The means of an evaluation in this iteration; they are written with its row."""
         self._metrics[iteration] = {f"evaluate/{name}" if name else "evaluate": mean for name, mean in means.items()}
 
     def row(self, row: IterationRow) -> None:
-        values = {"seconds": row.seconds} | self._metrics.pop(row.iteration, {})
-        if row.loss is not None:
-            values["loss"] = row.loss
-        values |= {name: value for name in HELD_OUT if (value := getattr(row, name)) is not None}
+        values = of_row(row) | row.measures | self._metrics.pop(row.iteration, {})
         self._each(lambda logger: logger.log(values, row.iteration))
 
     def close(self, has_failed: bool) -> None:
@@ -75,7 +98,7 @@ class Loggers:
                 do(logger)
             except Exception as error:  # of another package
                 del self._loggers[name]
-                say(f"psgc: log: {name}: {one_line(error)}; the run goes on without it", error=True)
+                say(f"psgc: {name}: {one_line(error)}; the run goes on without it", error=True)
 
 
 def _tensorboard(directory: Path) -> _Logger:
@@ -114,6 +137,39 @@ def _wandb(directory: Path) -> _Logger:
         lambda values, iteration: run.log(dict(values), step=iteration),
         lambda has_failed: run.finish(exit_code=int(has_failed)) if is_ours else None,
     )
+
+
+def _prometheus(port: int, directory: Path) -> _Logger:
+    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+    newest: dict[str, float] = {}
+
+    class Newest:
+        def collect(self) -> Iterator[Metric]:
+            evaluated = GaugeMetricFamily("psgc_evaluate", "means of the newest evaluation", labels=["metric"])
+            for name, value in [*newest.items()]:
+                if name in MEASURES:
+                    family = CounterMetricFamily if MEASURES[name].is_total else GaugeMetricFamily
+                    yield family(f"psgc_{name}", MEASURES[name].text, value=value)
+                else:
+                    evaluated.add_metric([name.partition("/")[2]], value)
+            yield evaluated
+
+    registry = CollectorRegistry()
+    registry.register(Newest())
+    try:
+        server, thread = start_http_server(port, registry=registry)
+    except OSError as error:
+        why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+        raise UserError(f"metrics.prometheus: port {port} {why}; expected a free one") from None
+
+    def close(_: bool) -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return _Logger(lambda values, _: newest.update(values), close)
 
 
 MAKERS: Mapping[str, Callable[[Path], _Logger]] = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}

@@ -19,6 +19,7 @@ from psgc.disk import NO_ROOM, GrowingFile, write_text, write_whole
 from psgc.errors import RunFailed, UserError
 from psgc.record.csv_files import RestoreRecord, csv_text, earlier_events, earlier_rows, row_text
 from psgc.record.files import finite
+from psgc.record.measures import slow_workers
 from psgc.record.tally import BoundSampler, Tally, seconds_per_chunk
 from psgc.record.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every
 from psgc.run_rows import COLUMNS, TIMELINE, IterationRow, Outcome, WorkerEvent
@@ -99,8 +100,11 @@ class Recorder:
         for worker in sorted(worker for worker, is_away in away.items() if is_away):
             self.event(WorkerEvent(iteration, worker, "", "returned", ""))
 
-    def iteration(self, row: IterationRow) -> None:
-        """One finished iteration, after its chunks; fills in what the server does not know."""
+    def iteration(self, row: IterationRow) -> dict[str, float]:
+        """One finished iteration, after its chunks; fills in what the server does not know.
+
+        Returns what there is to be told besides the row (`psgc.record.measures`).
+        """
         entries = self._timeline.take()
         self._keep("timeline.raw", lambda: self._timeline.write(entries))
         mine = entries[entries["iteration"] == row.iteration]
@@ -116,6 +120,17 @@ class Recorder:
         text = row_text(row).encode()
         self._keep("iterations.csv", lambda: self._csv.write(text))
         self._keep("restores.csv", lambda: self.restores.stepped(row.iteration))
+        used, *unused = self.tally.chunks
+        return {
+            "lost_workers": row.lost,
+            "slow_workers": slow_workers(pace),
+            "iterations": row.iteration + 1,
+            "chunks": int(used),
+            "redundant_chunks": int(sum(unused)),
+            "bytes": self.tally.bytes,
+            "restores": len(self.restores.rows),
+            "takeovers": sum(event.event == "lost" and not event.worker for event in self.events),
+        }
 
     def event(self, event: WorkerEvent) -> None:
         """A worker is lost, has sent a copy that does not agree with those of the others, or is back."""

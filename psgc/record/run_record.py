@@ -29,7 +29,7 @@ class RunRecord:
 
     def iteration(self, row: Any) -> None:
         if self.recorder is not None:
-            self.recorder.iteration(row)
+            row.measures = self.recorder.iteration(row)
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
         self._happened(WorkerEvent(iteration, worker, host, "lost", reason))

@@ -74,7 +74,7 @@ def serve(
             at_end.callback(claim.release)
             run = prepare(transport, config, given, resuming)
             config, resumed = run.config, run.checkpoint is not None
-            check_installed(config.log)
+            check_installed(config)
             best = Best(config.evaluate.patience if config.evaluate else None)
             if resumed:
                 best_so_far(best, directory, config.evaluate, run.first)
@@ -116,7 +116,7 @@ class Writers:
         )
         if config.evaluate and config.evaluate.keep_best:
             best.keep = lambda params: recorder.keep_best(run.backend.to_host(params))
-        return cls(claim, recorder, Loggers(config.log, directory), best)
+        return cls(claim, recorder, Loggers(config, directory, must_begin=run.beginning is None), best)
 
 
 def _tell_workers(meeting: Meeting, run: PreparedRun) -> None:

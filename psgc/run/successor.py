@@ -12,7 +12,6 @@ from psgc.data import Dataset
 from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.record.csv_files import RESTORED
-from psgc.record.loggers import installed
 from psgc.run import resume
 from psgc.run.best import Best, best_so_far
 from psgc.run.ending import Ending
@@ -73,7 +72,6 @@ def _prepared(transport: Transport, known: Known, beginning: Beginning) -> Prepa
     config, dataset, replica = known.config, known.dataset, known.program.own
     if not beginning.is_alike:  # nobody has a state: then it is the first
         replica.start(beginning.first, known.backend.asarray(initial_params(config, known.problem)))
-    config = config.model_copy(update={"log": installed(config.log)})
     run = PreparedRun(
         config=config,
         plan=known.plan,

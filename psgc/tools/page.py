@@ -53,8 +53,13 @@ footer {{ margin-top: 3rem; color: var(--muted); font-size: 0.875rem; }}
 """
 
 
-def page(run: RecordedRun, said: Sequence[str], images: Iterable[tuple[Picture, bytes, bytes]]) -> str:
-    """The whole page. said: the sentences on top; images: each picture with its PNG on light and on dark paper."""
+def page(
+    run: RecordedRun, said: Sequence[str], images: Iterable[tuple[Picture, bytes, bytes]], reload: bool = False
+) -> str:
+    """The whole page. said: the sentences on top; images: each picture with its PNG on light and on dark paper.
+
+    reload: the browser is to load it again now and then, since it is written again.
+    """
     name = _text(run.path.resolve().name)
     parts = [
         f"<h1>Report of the run {name}</h1>",
@@ -76,7 +81,7 @@ def page(run: RecordedRun, said: Sequence[str], images: Iterable[tuple[Picture, 
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
+<link rel="icon" href="data:,">{'<meta http-equiv="refresh" content="5">' if reload else ""}
 <title>psgc: {name}</title>
 <style>{STYLE}</style>
 </head>

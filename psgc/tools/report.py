@@ -1,6 +1,10 @@
 """`psgc report RUN_DIR`: figures of a run, a page that shows them and says who was slow, scalars for TensorBoard."""
 
+import time
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -9,6 +13,7 @@ import numpy as np
 from psgc.disk import make_directory, write_whole
 from psgc.errors import UserError
 from psgc.record.files import writing
+from psgc.record.measures import MEASURES
 from psgc.record.summary import duration
 from psgc.run_rows import HELD_OUT, Outcome
 from psgc.terminal import say
@@ -18,23 +23,36 @@ from psgc.tools.page import page
 from psgc.tools.run_directory import RecordedRun, read_run
 from psgc.validation import either
 
-SCALARS = ("loss", "seconds", "efficiency", "error_measure", "lost", "redundant", *HELD_OUT)  # of the event files
+# of the event files, by the names that they have everywhere (`psgc.record.measures`): columns of iterations.csv
+SCALARS = {name: name for name in ("loss", "seconds", "efficiency", "error_measure", "bytes", *HELD_OUT)}
+SCALARS |= {"lost_workers": "lost", "redundant_chunks": "redundant"}
+PAUSE = 1.0  # seconds from one look at a run that goes on to the next
 SLOW = 1.2  # times as long as the median worker takes for a chunk
 NAMED = 4  # slow workers that are named
 
 
-def report(path: str, iteration: int | None = None, output: str | None = None, tensorboard: bool = False) -> int:
+def report(
+    path: str,
+    iteration: int | None = None,
+    output: str | None = None,
+    tensorboard: bool = False,
+    watch: bool = False,
+) -> int:
     """Write the report of the run in `path`, and print where it is. Returns 0. Raises UserError.
 
     iteration: of the Gantt chart, by default the slowest; output: by default the directory `report` in `path`;
-    tensorboard: write event files as well.
+    tensorboard: write event files as well; watch: again whenever the record has grown, until the run ends.
     """
     run = read_run(path)
     if iteration is not None:
         _check_iteration(run, iteration)
     if tensorboard:
         _tensorboard()  # refuse now what would fail after the figures
-    index = write_report(run, output, iteration)
+    index = write_report(run, output, iteration, watch)
+    if watch and _goes_on(run):
+        say(f"{index}: written again while the run goes on; Ctrl-C ends that")
+        with suppress(KeyboardInterrupt):
+            run = _watched(run, partial(write_report, output=output, iteration=iteration, watch=True))
     say(f"report written to {index}, with its figures beside it")
     if tensorboard:
         events = index.with_name("tensorboard")
@@ -43,7 +61,27 @@ def report(path: str, iteration: int | None = None, output: str | None = None, t
     return 0
 
 
-def write_report(run: RecordedRun, output: str | None = None, iteration: int | None = None) -> Path:
+def _goes_on(run: RecordedRun) -> bool:
+    return run.summary is None or bool(run.summary.get("evaluating"))
+
+
+def _watched(run: RecordedRun, write: Callable[[RecordedRun], object]) -> RecordedRun:
+    """Write the report whenever the record has grown. Returns the run when it has ended. Raises UserError."""
+    took = 0.0
+    while _goes_on(run):
+        time.sleep(max(PAUSE, 3 * took))  # most of a core is left to the run
+        now = read_run(run.path)
+        if len(now.iterations["iteration"]) != len(run.iterations["iteration"]) or not _goes_on(now):
+            began = time.monotonic()
+            write(now)
+            took = time.monotonic() - began
+        run = now
+    return run
+
+
+def write_report(
+    run: RecordedRun, output: str | None = None, iteration: int | None = None, watch: bool = False
+) -> Path:
     """Write the report of `run`, with arguments as for `report`. Returns the path of its page. Raises UserError."""
     directory = Path(output) if output is not None else run.path / "report"
     place = _make(directory, output is not None)
@@ -52,7 +90,7 @@ def write_report(run: RecordedRun, output: str | None = None, iteration: int | N
         light, dark = (image(picture.draw(theme)) for theme in (LIGHT, DARK))
         _write(place / f"{picture.name}.png", light)
         images.append((picture, light, dark))
-    _write(place / "index.html", page(run, sentences(run), images).encode())
+    _write(place / "index.html", page(run, sentences(run), images, reload=watch and _goes_on(run)).encode())
     return directory / "index.html"
 
 
@@ -94,12 +132,14 @@ def write_events(run: RecordedRun, directory: Path) -> None:
     Event, Summary, RecordWriter = _tensorboard()
     began = (run.path / "config.yaml").stat().st_mtime
     times = (began + np.cumsum(run.iterations["seconds"])).tolist()
+    columns = {name: run.iterations[column] for name, column in SCALARS.items() if column in run.iterations}
+    columns = {name: np.cumsum(column) if MEASURES[name].is_total else column for name, column in columns.items()}
 
     def fill(stream: IO[bytes]) -> None:
         writer = RecordWriter(stream)
         writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
         for row, iteration in enumerate(run.iterations["iteration"].tolist()):
-            values = {name: float(run.iterations[name][row]) for name in SCALARS if name in run.iterations}
+            values = {name: float(column[row]) for name, column in columns.items()}
             known = [Summary.Value(tag=name, simple_value=x) for name, x in values.items() if np.isfinite(x)]
             event = Event(wall_time=times[row], step=iteration, summary=Summary(value=known))
             writer.write(event.SerializeToString())

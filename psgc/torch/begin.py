@@ -11,7 +11,7 @@ from torch import nn
 
 from psgc.config import TorchConfig
 from psgc.errors import UserError
-from psgc.record.loggers import Loggers, installed
+from psgc.record.loggers import Loggers
 from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding, stopped_by
 from psgc.torch.calls import Single
@@ -50,6 +50,7 @@ def init(
     faults: Mapping[str, Any] | None = None,
     stragglers: Mapping[str, Any] | None = None,
     log_with: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
 ) -> ScriptRun:
     """Begin a run, as every rank does with the same arguments. Without mpirun it has this process alone.
 
@@ -116,16 +117,17 @@ def _alone(program: TorchProgram) -> Single:
 
 
 def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding) -> ScriptRun:
-    run, output, names = program.run, program.output, program.settings.log
+    run, output, takes_over = program.run, program.output, False
 
     def log() -> None:
-        if names and output is not None:
-            run.output.loggers = loggers = Loggers(installed(names), Path(output))
+        if (program.settings.log or program.settings.metrics) and output is not None:
+            run.output.loggers = loggers = Loggers(program.settings, Path(output), must_begin=not takes_over)
             run.on("iteration", loggers.row)
             ending.come_first()
             ending.closed = loggers.close
 
     ending.session = engine
     run.begin(engine, log)
+    takes_over = True  # whoever is rank 0 from now on
     ending.last, ending.rows = run.end, run.give_rows
     return run

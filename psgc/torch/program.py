@@ -60,8 +60,9 @@ class TorchProgram:
         cost: CostFunction | None,
     ) -> None:
         self.output, buffers = settings.output or None, settings.buffers
-        if settings.log and self.output is None:
-            raise UserError("psgc.torch.init: log_with: expected output, the directory of the run, as well")
+        for name, is_given in (("log_with", settings.log), ("metrics", settings.metrics)):
+            if is_given and self.output is None:
+                raise UserError(f"psgc.torch.init: {name}: expected output, the directory of the run, as well")
         if settings.faults.restore and self.output is None:
             raise UserError("psgc.torch.init: faults: restore expects output, the directory of the run, as well")
         if not isinstance(model, nn.Module):
@@ -122,7 +123,7 @@ class TorchProgram:
 
     def prepare(self, columns: int | None = None) -> tuple[Record, ScriptState | None]:
         """For rank 0, before the run begins: its record, and the state to resume from or None. Raises UserError."""
-        check_installed(self.settings.log)
+        check_installed(self.settings)
         record = Record(self.output, columns)
         return record, self.resumed()
 

@@ -1,6 +1,11 @@
 """What a run tells TensorBoard (the real one), MLflow and wandb (modules that stand in for them)."""
 
+import json
+import re
+import socket
 import sys
+import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -9,8 +14,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import psgc.torch
+from psgc.config.torch import ScriptConfig
 from psgc.errors import UserError
 from psgc.record import loggers
+from psgc.record.measures import MEASURES
+
+ROOT = Path(__file__).parents[2]
+TOTALS = {name for name, measure in MEASURES.items() if measure.is_total}
 
 
 class Recording:
@@ -31,12 +41,16 @@ class Recording:
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values()))
 
 
-def trained(endings, folder, names, raises=False):
+def settings(**keys):
+    return ScriptConfig(problem={"script": "a.py"}, output="out", iterations=1, **keys)
+
+
+def trained(endings, folder, names=(), raises=False, before_end=lambda: None, **given):
     """Two steps and an evaluation; the losses, and what the evaluation gave."""
     model = torch.nn.Linear(2, 1)
     data = torch.utils.data.TensorDataset(torch.randn(8, 2))
     loss = lambda model, batch: (model(batch[0]).square().sum(), len(batch[0]))  # noqa: E731
-    run = psgc.torch.init(model, data, loss, chunks=3, output=str(folder), log_with=names)
+    run = psgc.torch.init(model, data, loss, chunks=3, output=str(folder), log_with=names, **given)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     run.attach(optimizer)
     losses = []
@@ -47,6 +61,7 @@ def trained(endings, folder, names, raises=False):
     run.end(raises)
     run.engine.end("it failed" if raises else "")
     endings[-1].rows()
+    before_end()
     endings[-1].closed(raises)
     return losses, found
 
@@ -54,7 +69,18 @@ def trained(endings, folder, names, raises=False):
 def test_tensorboard_gets_loss_seconds_and_metrics(one_process, tmp_path):
     losses, found = trained(one_process, tmp_path, ["tensorboard"])
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "seconds", "evaluate/squares"}
+    told = {
+        "loss",
+        "seconds",
+        "efficiency",
+        "error_measure",
+        "lost_workers",
+        "slow_workers",
+        "evaluate/squares",
+        *TOTALS,
+    }
+    assert set(events.Tags()["scalars"]) - {"efficiency"} == told - {"efficiency"}  # which may not be known
+    assert [event.value for event in events.Scalars("chunks")][:2] == [3, 6]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
     assert [event.step for event in events.Scalars("seconds")] == [0, 1, 2]
     assert [(event.step, event.value) for event in events.Scalars("evaluate/squares")] == [
@@ -69,6 +95,11 @@ def test_mlflow_and_wandb_get_the_same_in_runs_of_their_own(one_process, tmp_pat
     losses, found = trained(one_process, tmp_path / "mine", ["mlflow", "wandb"])
     rows = [{"loss": pytest.approx(loss)} for loss in losses] + [{"evaluate/squares": found["squares"]}]
     rows = [row | {"seconds": mock.ANY} for row in rows]
+    for call in [*mlflow.calls, *wandb.calls]:
+        if call[0] in ("log_metrics", "log"):
+            assert call[1].keys() - {"loss", "seconds", "evaluate/squares"} <= MEASURES.keys()
+            for name in (call[1].keys() & MEASURES.keys()) - {"loss", "seconds"}:
+                call[1].pop(name)
     assert mlflow.calls == [
         ("start_run", "mine"),
         *[("log_metrics", row, step) for step, row in enumerate(rows)],
@@ -88,7 +119,7 @@ def test_runs_that_the_script_has_begun_are_used_and_left_open(one_process, tmp_
     trained(one_process, tmp_path / "a", ["mlflow", "wandb"])
     assert [{call[0] for call in module.calls} for module in (mlflow, wandb)] == [{"log_metrics"}, {"log"}]
     mlflow.active_run = lambda: None
-    it = loggers.Loggers(["mlflow"], tmp_path)
+    it = loggers.Loggers(settings(log=["mlflow"]), tmp_path)
     for has_failed in (False, True):  # it is ended once, as what it was at first
         it.close(has_failed)
     assert mlflow.calls[-2:] == [("start_run", tmp_path.name), ("end_run", "FINISHED")]
@@ -113,7 +144,7 @@ def test_what_is_wrong_is_told_before_the_run_begins(one_process, tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     with pytest.raises(UserError, match="log: mlflow is not installed; pip install mlflow"):
-        loggers.check_installed(["mlflow"])
+        loggers.check_installed(settings(log=["mlflow"]))
     wandb = Recording()
     wandb.init = mock.Mock(side_effect=RuntimeError("no\nkey"))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -126,3 +157,56 @@ def test_what_is_wrong_is_told_before_the_run_begins(one_process, tmp_path, monk
         trained(one_process, tmp_path / "other", ["tensorbord"])
     with pytest.raises(UserError, match="init: log_with: expected output, the directory of the run"):
         psgc.torch.init(torch.nn.Linear(1, 1), [1], print, log_with=["tensorboard"])
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def scraped(port):
+    """The values by name, as Prometheus gets them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if line and line[0] != "#"]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def test_prometheus_gets_the_same(one_process, tmp_path):
+    port, found = free_port(), {}
+    losses, evaluated = trained(
+        one_process, tmp_path, metrics={"prometheus": port}, before_end=lambda: found.update(scraped(port))
+    )
+    assert found["psgc_loss"] == pytest.approx(losses[-1])
+    assert found["psgc_seconds"] > 0
+    assert (found["psgc_iterations_total"], found["psgc_chunks_total"]) == (3, 9)
+    assert (found["psgc_lost_workers"], found["psgc_takeovers_total"]) == (0, 0)
+    assert found['psgc_evaluate{metric="squares"}'] == pytest.approx(evaluated["squares"])
+    with pytest.raises(OSError, match="refused"):
+        scraped(port)  # the run has ended
+
+
+def test_a_port_that_is_taken_is_refused_before_the_run_and_left_out_after_a_takeover(one_process, tmp_path, capsys):
+    taken = loggers.Loggers(settings(metrics={"prometheus": (port := free_port())}), tmp_path)
+    said = f"metrics.prometheus: port {port} is taken by another program; expected a free one"
+    with pytest.raises(UserError) as refused:
+        trained(one_process, tmp_path / "run", metrics={"prometheus": port})
+    assert str(refused.value) == said
+    loggers.Loggers(settings(metrics={"prometheus": port}), tmp_path, must_begin=False)
+    assert capsys.readouterr().err.splitlines()[-1] == f"psgc: {said}; the run goes on without it"
+    taken.close(has_failed=False)
+    with pytest.raises(UserError, match="metrics: expected output, the directory of the run, as well"):
+        psgc.torch.init(torch.nn.Linear(1, 1), [1], print, metrics={"prometheus": port})
+
+
+def test_the_dashboard_and_the_page_name_what_there_is():
+    names = {f"psgc_{name}{'_total' if measure.is_total else ''}" for name, measure in MEASURES.items()}
+    dashboard = (ROOT / "scripts/grafana.json").read_text()
+    expressions = [target["expr"] for panel in json.loads(dashboard)["panels"] for target in panel["targets"]]
+    used = {name for expression in expressions for name in re.findall(r"psgc_\w+", expression)}
+    assert used <= names | {"psgc_evaluate"}
+    assert {"psgc_seconds", "psgc_efficiency", "psgc_lost_workers", "psgc_slow_workers", "psgc_loss"} <= used
+    page = (ROOT / "docs/dashboards.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.+) \|$", page, re.MULTILINE)
+    total = {True: "_total", False: ""}
+    assert rows == [(name, f"psgc_{name}{total[known.is_total]}", known.text) for name, known in MEASURES.items()]

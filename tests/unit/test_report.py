@@ -6,6 +6,7 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -142,6 +143,33 @@ def test_without_tensorboard_one_line_says_what_to_install(report_of, whole, mon
 # event files, read back by TensorBoard itself
 
 
+def test_a_run_that_goes_on_is_watched(report_of, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("psgc.tools.report.pictures", lambda run, iteration: [])  # they take their time
+    directory = record(tmp_path / "run", workers=3, chunks_per_worker=2, iterations=2, killed=True)
+    page, seen = directory / "report/index.html", []
+
+    def sleep(seconds):
+        text = page.read_text()
+        seen.append(("recorded 2 iterations" in text, "recorded 3 iterations" in text, 'http-equiv="refresh"' in text))
+        if len(seen) == 2:
+            shutil.copy(whole / "iterations.csv", directory)
+        if len(seen) == 3:
+            shutil.copy(whole / "summary.json", directory)
+
+    monkeypatch.setattr("psgc.tools.report.time.sleep", sleep)
+    code, out, err = report_of(directory, "--watch")
+    assert (code, err) == (0, "")
+    assert seen == [(True, False, True), (True, False, True), (False, True, True)]
+    assert "refresh" not in page.read_text()  # it has ended
+    assert out.splitlines() == [
+        f"{page}: written again while the run goes on; Ctrl-C ends that",
+        f"report written to {page}, with its figures beside it",
+    ]
+    (directory / "summary.json").unlink()
+    monkeypatch.setattr("psgc.tools.report.time.sleep", mock.Mock(side_effect=KeyboardInterrupt))
+    assert report_of(directory, "--watch")[0] == 0
+
+
 @pytest.fixture
 def read_back():
     """The scalars of a directory by their names."""
@@ -165,8 +193,10 @@ def test_tensorboard_reads_what_was_recorded(tmp_path, read_back):
         write_events(run, tmp_path / "events")
     found = read_back(tmp_path / "events")
     assert set(found) == set(SCALARS)
-    for name in SCALARS:
-        column = run.iterations[name]
+    for name, column in SCALARS.items():
+        column = run.iterations[column]
+        if name in ("bytes", "redundant_chunks"):  # of the run so far
+            column = np.cumsum(column)
         known = np.isfinite(column)
         assert [event.step for event in found[name]] == np.flatnonzero(known).tolist()
         assert [event.value for event in found[name]] == pytest.approx(column[known].tolist(), rel=1e-6)
