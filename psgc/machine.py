@@ -14,6 +14,30 @@ NETWORK = (
 FLEETING = ("tmpfs", "ramfs", "overlay", "aufs", "squashfs")  # lost when the machine or the container restarts
 
 
+def fabrics(classes: Path = Path("/sys/class")) -> list[str]:
+    """The devices of fast networks that this machine has: InfiniBand, RoCE, Omni-Path and EFA, or Slingshot (cxi)."""
+    return sorted(device.name for kind in ("infiniband", "cxi") for device in classes.glob(f"{kind}/*"))
+
+
+def open_fabrics(files: Path = Path("/proc/self/fd")) -> list[str]:
+    """The devices of fast networks that this process has opened, such as uverbs0: by now MPI has those that it uses."""
+    opened = set()
+    for file in files.glob("*"):
+        with suppress(OSError):
+            name = os.readlink(file)
+            if re.match(r"/dev/(infiniband/uverbs|cxi|hfi1)", name):
+                opened.add(PurePath(name).name)
+    return sorted(opened)
+
+
+def carried(hosts: int) -> str:
+    """What is known of what carries messages between so many hosts. Without a fast network's device open it is TCP."""
+    if opened := open_fabrics():
+        return f" with {', '.join(opened)} open"
+    unused = f", {', '.join(found)} unused" if (found := fabrics()) else ""
+    return f" over TCP{unused}" if hosts > 1 else ""
+
+
 def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: those it is bound to, limited by the CPU quota of its container."""
     cores = len(os.sched_getaffinity(0))

@@ -4,6 +4,7 @@ Whatever could hang or crash runs in its own process with a time limit, all at t
 """
 
 import os
+import platform
 import shlex
 import shutil
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 
 from psgc import __version__
 from psgc.cli import Options, Parser, add_hosts
@@ -84,6 +86,7 @@ def doctor(
     if any(finding.level == "problem" for finding in found):
         say()
         say("No run can start here until each problem is solved.")
+        _tell(found)
         return 1
     launch = shlex.join(["psgc", "launch", "run.yaml", *placement.arguments()])
     say()
@@ -92,7 +95,22 @@ def doctor(
     say()
     say(f"Launch it with   {launch}")
     say(f"which runs       {line}")
+    _tell(found)
     return 0
+
+
+def _tell(found: Iterable[Finding]) -> None:
+    """Versions, what carried messages, and what happened when a rank died, for people to pass on."""
+    told = {finding.name: " ".join(finding.text.split()) for finding in found}
+    if "MPI library" not in told:
+        return
+    say()
+    say("To tell others what this network survives (docs/fast-networks.md), copy this")
+    versions = f"mpi4py {version('mpi4py')}, Python {platform.python_version()}, Linux {platform.release()}"
+    say(f"  psgc {__version__}, {versions}")
+    for name in ("MPI library", "messages", "transport", "a dead rank"):
+        if name in told:
+            say(f"  {name}: {told[name]}")
 
 
 def default_ranks(environ: Mapping[str, str], cores: int) -> int:

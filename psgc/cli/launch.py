@@ -33,7 +33,7 @@ def add_program(parser: Parser) -> None:
 def add_ranks(parser: Parser) -> None:
     text = "number of ranks: one server and the workers"
     parser.add_argument("-n", type=int, required=True, dest="ranks", metavar="RANKS", help=text)
-    text = "let MPI use all its transports (UCX, InfiniBand); a dead rank then ends the run"
+    text = "let MPI use all its layers (UCX and the like); a dead rank then ends the run"
     parser.add_argument("--no-fault-tolerance", action="store_false", dest="fault_tolerance", help=text)
     add_hosts(parser, "run on these hosts")
 

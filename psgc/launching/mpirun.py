@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psgc.errors import UserError
-from psgc.machine import THREADS, usable_cores
+from psgc.machine import THREADS, fabrics, usable_cores
 
 AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # suffixes of the variables that make Open MPI use another ssh
 RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks; the first one counts
@@ -135,7 +135,8 @@ def launch_command(
                 additions["PRTE_MCA_plm_ssh_args"] = "-o ServerAliveInterval=0"  # whatever ~/.ssh/config says
         if os.geteuid() == 0:
             additions |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        additions["OMPI_MCA_btl"] = "^ofi"  # probing libfabric takes a second
+        if not fabrics():
+            additions["OMPI_MCA_btl"] = "^ofi"  # probing libfabric takes a second, and finds nothing
         if mpirun.cuda_aware:
             additions["PSGC_CUDA_AWARE"] = "1"
         if "PSGC_TERMINAL" in environ and mpirun.major >= 5:

@@ -14,7 +14,7 @@ from psgc.checkpoints import load_newest
 from psgc.config import BatchSettings, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
-from psgc.machine import THREADS
+from psgc.machine import THREADS, carried
 from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.record.csv_files import restored
@@ -195,6 +195,6 @@ def opening_lines(transport: Transport, run: PreparedRun) -> list[str]:
         f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
         f"{plan.num_chunks} chunks{run.chosen} in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
         f"schedule {config.schedule}, aggregation {config.aggregation}, transfer {config.transfer}, {verify}{threads}"
-        f"{run.problem.dim} parameters, {run.backend.name} {config.dtype}, {transport.library}"
+        f"{run.problem.dim} parameters, {run.backend.name} {config.dtype}, {transport.library}{carried(hosts)}"
     )
     return ["; ".join(lacks), what] if lacks else [what]

@@ -51,20 +51,26 @@ def job_findings(mpirun: Mpirun, tolerant: bool, result: Finished, num_ranks: in
         findings = [Finding("ok", "MPI library", f"{text} (sufficient)")]
     found = result.found()
     if "exchanged" not in found:
-        return [*findings, Finding("problem", "messages", f"vectors of 8 MiB did not arrive: {_why(result)}")]
+        failed = Finding("problem", "messages", f"vectors of 8 MiB did not arrive: {_why(result)}")
+        return [*findings, failed, _transport_finding(result, found)]
     rate = found["bytes"] / found["exchanged"] / 1e9
     text = f"8 MiB to each of {num_ranks - 1} workers and back, {rate:.2g} GB/s"
     death = _death_finding(mpirun, tolerant, result, found)
-    return [*findings, Finding("ok", "messages", text), _transport_finding(result), death]
+    return [*findings, Finding("ok", "messages", text), _transport_finding(result, found), death]
 
 
-def _transport_finding(result: Finished) -> Finding:
+def _transport_finding(result: Finished, found: Mapping[str, Any]) -> Finding:
+    devices = ""
+    if known := found.get("fabrics"):
+        devices = f"; {', '.join(known)} is there, {', '.join(found.get('opened', ())) or 'nothing'} was opened"
     if layers := sorted(set(re.findall(r"select: component (\w+) selected", result.err))):
         below = sorted(set(re.findall(r"Using (\w+) btl for send to", result.err)) - {"self"})
-        return Finding("ok", "transport", f"pml {', '.join(layers)}" + (f", btl {', '.join(below)}" if below else ""))
+        btl = f", btl {', '.join(below)}" if below else ""
+        return Finding("ok", "transport", f"pml {', '.join(layers)}{btl}{devices}")
     if netmod := re.search(r"==== (\w+) netmod Capability", result.out):
-        return Finding("ok", "transport", f"netmod {netmod[1]} between hosts, shared memory within a host")
-    return Finding("note", "transport", "this MPI does not say which transport it uses")
+        text = f"netmod {netmod[1]} between hosts, shared memory within a host{devices}"
+        return Finding("ok", "transport", text)
+    return Finding("note", "transport", f"this MPI does not say which transport it uses{devices}")
 
 
 def _death_finding(mpirun: Mpirun, tolerant: bool, result: Finished, found: Mapping[str, Any]) -> Finding:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from psgc.disk import NewFile
-from psgc.machine import mount_of
+from psgc.machine import fabrics, mount_of, open_fabrics
 
 MARK = "psgc-probe "
 ENTRIES = 1 << 20  # of the vectors that ranks exchange (8 MiB)
@@ -79,7 +79,8 @@ def ranks() -> None:
         for rank in workers:
             transport.send_vector(rank, vector)
         until(*((rank, "vector") for rank in workers))
-        say(exchanged=time.monotonic() - began, bytes=2 * vector.nbytes * len(workers))
+        exchanged = time.monotonic() - began
+        say(exchanged=exchanged, bytes=2 * vector.nbytes * len(workers), fabrics=fabrics(), opened=open_fabrics())
         began = time.monotonic()
         transport.send(victim, [record(Kind.STOP)])
         until((victim, "died"))

@@ -28,7 +28,7 @@ def check(line: str) -> None:
     while "&&" in words:
         check(shlex.join(words[: words.index("&&")]))
         words = words[words.index("&&") + 1 :]
-    while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # variables before the program
+    while re.fullmatch(r"[A-Za-z_]+=.*", words[0]):  # variables before the program
         words = words[1:]
     program, *arguments = words
     if program == "psgc":

@@ -46,7 +46,10 @@ def test_a_machine_where_all_is_well(mpirun, capsys):
     assert {name for name, level in found.items() if level == "note"} <= {
         "transport", "cores", "GPU", "output", "killed rank 0", "lost host",
     }  # fmt: skip
-    last = out.splitlines()[-2:]
+    told = out.partition("copy this\n")[2].splitlines()
+    assert told[0].startswith("  psgc 0.1.0, mpi4py ")
+    assert [line.split(":")[0] for line in told[1:]] == ["  MPI library", "  messages", "  transport", "  a dead rank"]
+    last = out.partition("\n\nTo tell others")[0].splitlines()[-2:]
     assert last[0] == "Launch it with   psgc launch run.yaml -n 3"
     assert last[1].endswith("-m psgc train run.yaml")
     (arguments,) = Path("arguments").read_text().splitlines()

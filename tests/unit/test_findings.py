@@ -97,6 +97,10 @@ def test_a_job_that_does_not_work(mpirun, given, expected):
 def test_transports(err, out, expected):
     given = answer(STARTED, EXCHANGED, code=137, err=err, out=out)
     assert expected in shown(*job_findings(OPEN_MPI, True, given, 3))
+    for opened, said in ([], "nothing"), (["uverbs0"], "uverbs0"):
+        given = answer(STARTED, EXCHANGED | {"fabrics": ["mlx5_0"], "opened": opened}, code=137, err=err, out=out)
+        found = shown(*job_findings(OPEN_MPI, True, given, 3))
+        assert f"{expected}; mlx5_0 is there, {said} was opened" in found
 
 
 @pytest.mark.parametrize(

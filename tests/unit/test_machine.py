@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from psgc.machine import available_memory, mount_of, usable_cores
+from psgc.machine import available_memory, carried, fabrics, mount_of, open_fabrics, usable_cores
 
 
 @pytest.fixture
@@ -106,3 +106,31 @@ MOUNTS = """\
 def test_the_mount_of_a_path(path, expected):
     assert mount_of(path, MOUNTS) == expected
     assert mount_of(path, "") == ("/", "unknown")
+
+
+def test_devices_of_fast_networks_that_are_there_and_that_are_open(tmp_path):
+    for name in ("infiniband/mlx5_1", "infiniband/mlx5_0", "cxi/cxi0", "net/eth0"):
+        (tmp_path / "class" / name).mkdir(parents=True)
+    assert fabrics(tmp_path / "class") == ["cxi0", "mlx5_0", "mlx5_1"]
+    assert fabrics(tmp_path / "none") == []
+    (tmp_path / "fd").mkdir()
+    files = ("/dev/null", "/dev/infiniband/uverbs1", "/dev/infiniband/uverbs1", "/dev/cxi0", "/dev/infiniband/rdma_cm")
+    for number, file in enumerate(files):
+        (tmp_path / "fd" / str(number)).symlink_to(file)
+    assert open_fabrics(tmp_path / "fd") == ["cxi0", "uverbs1"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "there", "opened", "said"),
+    [
+        (1, [], [], ""),
+        (2, [], [], " over TCP"),
+        (2, ["mlx5_0"], [], " over TCP, mlx5_0 unused"),
+        (1, ["mlx5_0"], [], ""),
+        (2, ["mlx5_0"], ["uverbs0"], " with uverbs0 open"),
+    ],
+)
+def test_what_carries_messages_as_far_as_it_is_known(monkeypatch, hosts, there, opened, said):
+    monkeypatch.setattr("psgc.machine.fabrics", lambda: there)
+    monkeypatch.setattr("psgc.machine.open_fabrics", lambda: opened)
+    assert carried(hosts) == said

@@ -44,6 +44,13 @@ def test_open_mpi_line(mpirun, tmp_path, monkeypatch):
     assert additions == {**dict.fromkeys(THREADS, "3"), "OMPI_MCA_btl": "^ofi", **tolerant}
 
 
+def test_ofi_is_left_out_only_where_there_is_no_fast_network(line, monkeypatch):
+    monkeypatch.setattr("psgc.launching.mpirun.fabrics", lambda: ["mlx5_0"])
+    assert "OMPI_MCA_btl" not in line()[1]
+    monkeypatch.setattr("psgc.launching.mpirun.fabrics", list)
+    assert line()[1]["OMPI_MCA_btl"] == "^ofi"
+
+
 def test_root_is_allowed_and_more_ranks_than_cores_get_a_thread_each(line, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
