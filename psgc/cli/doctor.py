@@ -18,6 +18,7 @@ from psgc import __version__
 from psgc.cli import Options, Parser, add_hosts
 from psgc.errors import UserError
 from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
+from psgc.launching.schedulers import usual
 from psgc.machine import NETWORK, usable_cores
 from psgc.terminal import say
 from psgc.tools import findings
@@ -91,7 +92,8 @@ def doctor(
     launch = shlex.join(["psgc", "launch", "run.yaml", *placement.arguments()])
     say()
     say("What a run here survives")
-    _report(findings.survival(survived, files_tested.found().get("kind") in NETWORK, slurm.code == 0, launch))
+    scheduled = slurm.code == 0 or usual() != "slurm"
+    _report(findings.survival(survived, files_tested.found().get("kind") in NETWORK, scheduled, launch))
     say()
     say(f"Launch it with   {launch}")
     say(f"which runs       {line}")

@@ -204,11 +204,11 @@ def output_finding(output: str, result: Finished) -> Finding:
     return Finding("ok", "output", f"{text}; {'shared between hosts' if found['kind'] in NETWORK else 'local'}")
 
 
-def survival(survived: bool, shared: bool, slurm: bool, launch: str) -> list[Finding]:
+def survival(survived: bool, shared: bool, scheduled: bool, launch: str) -> list[Finding]:
     """What a run here survives.
 
     survived: the test job survived its dead rank; shared: the run directory is on a network file system;
-    slurm: the controller answers; launch: the command that starts the run.
+    scheduled: there is SLURM, PBS or LSF; launch: the command that starts the run.
     """
     ends = f"ends the run; {launch} --resume continues from the last checkpoint"
     timeout = "faults.collect_timeout seconds"
@@ -225,8 +225,8 @@ def survival(survived: bool, shared: bool, slurm: bool, launch: str) -> list[Fin
         host += "; --resume continues on the remaining hosts"
     else:
         host += "; --resume on other hosts needs the output on a shared file system"
-    limit = Finding("note", "time limit", "no SLURM answers here: a run that is killed continues with --resume")
-    if slurm:
-        text = "survived with psgc submit: checkpoint at SLURM's warning, requeue, resume"
+    limit = Finding("note", "time limit", "no SLURM, PBS or LSF here: a run that is killed continues with --resume")
+    if scheduled:
+        text = "survived with psgc submit: checkpoint before it, requeue, resume"
         limit = Finding("ok", "time limit", text)
     return [killed, hung, rank_0, Finding("note", "lost host", host), limit]
