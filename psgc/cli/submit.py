@@ -11,7 +11,8 @@ from psgc.errors import UserError
 from psgc.launching.batch_script import batch_script, job_name
 from psgc.launching.mpirun import check_extra
 from psgc.launching.points import check_runs, data_files, sweep_points
-from psgc.launching.schedulers import SCHEDULERS, Job, Slurm, usual
+from psgc.launching.scheduler import Job
+from psgc.launching.schedulers import SCHEDULERS, Slurm, usual
 from psgc.launching.script import Program, check_script
 from psgc.record.files import write_output_text
 from psgc.terminal import say

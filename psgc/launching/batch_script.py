@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psgc.errors import UserError
-from psgc.launching.schedulers import Job
+from psgc.launching.scheduler import Job
 from psgc.launching.script import Program
 from psgc.machine import THREADS
 from psgc.yaml_source import printable

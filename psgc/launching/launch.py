@@ -25,7 +25,8 @@ from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
 from psgc.launching.mpirun_process import Heard, MpirunProcess, catching
 from psgc.launching.outcome import RunDirectory, folder_for_answers
 from psgc.launching.restoring import Watch
-from psgc.launching.schedulers import Scheduler, this_job
+from psgc.launching.scheduler import Scheduler
+from psgc.launching.schedulers import this_job
 from psgc.launching.script import Program, check_script
 from psgc.record.csv_files import RESTORED
 from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME, STANDBY, stopped

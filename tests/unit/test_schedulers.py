@@ -74,7 +74,7 @@ def test_submit_tells_the_number_or_that_there_is_no_answer(client, monkeypatch)
     client("sbatch", "echo done")
     with pytest.raises(RunFailed, match=r"^sbatch named no job: done$"):
         SLURM.submit(Path("a.sbatch"), 0)
-    monkeypatch.setattr("psgc.launching.schedulers.CLIENT_SECONDS", 0.2)
+    monkeypatch.setattr("psgc.launching.scheduler.CLIENT_SECONDS", 0.2)
     client("sbatch", "exec /usr/bin/sleep 60")
     with pytest.raises(RunFailed, match=r"^SLURM: no answer to sbatch within 0 s; is its server up\?$"):
         SLURM.submit(Path("a.sbatch"), 0)

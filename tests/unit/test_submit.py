@@ -13,7 +13,8 @@ import pytest
 from psgc.config import load
 from psgc.errors import UserError
 from psgc.launching.points import sweep_points
-from psgc.launching.schedulers import SCHEDULERS, Job
+from psgc.launching.scheduler import Job
+from psgc.launching.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "scripts/jobs").glob("*"))

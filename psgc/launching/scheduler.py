@@ -1,0 +1,205 @@
+"""What a job asks of its scheduler, and what a scheduler is: what its batch scripts say, and its commands."""
+
+import os
+import re
+import shlex
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from psgc.errors import RunFailed, UserError
+from psgc.yaml_source import printable
+
+MIN_WARNING = 15  # seconds, of which `psgc launch` reserves ten
+_WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # needs no quotes in a directive, which no shell reads
+VALUE = r"[^\s\"'\\#]+"
+_TIME = r"(?:([0-9]{1,5})-)?([0-9]{1,7})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?"  # days-first:second:third
+CLIENT_SECONDS = 30.0  # clients retry for up to a minute where their scheduler does not answer
+_OUT_OF_ORDER = (
+    r"[Uu]nable to contact|authentication|[Mm]unge|timed out|temporarily|Zero Bytes|configuration file"  # SLURM
+    r"|[Cc]annot connect|[Cc]onnection refused|LSF is down|LSF library call|lsf\.conf"
+)
+_NOISE = r"^\w+: (?:error|fatal): |Batch job submission failed: |^(?:sbatch|qsub|qstat): "
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a job asks of its scheduler; warning: in seconds; options: more of the scheduler's own, as it writes them.
+
+    Raises UserError for the first invalid value.
+    """
+
+    scheduler: "Scheduler"
+    nodes: int
+    ranks_per_node: int
+    time: str
+    name: str
+    cpus_per_rank: int = 1
+    gpus_per_rank: int = 0
+    partition: str | None = None
+    account: str | None = None
+    warning: int = 60
+    options: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, option = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            least = {"gpus_per_rank": 0, "warning": MIN_WARNING}.get(field.name, 1)
+            if isinstance(value, int) and not least <= value <= 65535:
+                raise UserError(f"{option} {value}: expected a whole number from {least} to 65535")
+            if field.name in ("name", "partition", "account") and value is not None and not re.fullmatch(_WORD, value):
+                raise UserError(f"{option} {printable(value)}: expected letters, digits and . _ + @ , -")
+        if self.ranks < 2:
+            raise UserError("--nodes 1 --ranks-per-node 1: expected at least 2 ranks: a server and at least one worker")
+        if self.limit() <= self.warned():
+            raise UserError(f"--time {self.time}: expected more than the {self.warned()} seconds of --warning")
+        for option in self.options:
+            self.scheduler.check(option)
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def cpus_per_node(self) -> int:
+        return self.ranks_per_node * self.cpus_per_rank
+
+    @property
+    def gpus_per_node(self) -> int:
+        return self.ranks_per_node * self.gpus_per_rank
+
+    def limit(self) -> int:
+        """The time limit in seconds, as long as the scheduler takes it."""
+        return self.scheduler.rounded(self.seconds())
+
+    def warned(self) -> int:
+        """How long before its time limit the job is told, in seconds."""
+        return self.scheduler.rounded(self.warning)
+
+    def seconds(self) -> int:
+        """The time limit. 90 are 90 minutes, 90:00 is minutes:seconds, 1-12 a day and 12 hours, as SLURM reads it."""
+        found = re.fullmatch(_TIME, self.time)
+        if not found:
+            form = "hours:minutes:seconds or days-hours:minutes:seconds"
+            raise UserError(f"--time {printable(self.time)}: expected {form}")
+        days, *parts = (int(part) if part else None for part in found.groups())
+        units = [3600, 60, 1] if days is not None or parts[2] is not None else [60, 1, 0]
+        return 86400 * (days or 0) + sum(unit * (part or 0) for unit, part in zip(units, parts, strict=True))
+
+
+class Scheduler(ABC):
+    """What differs between schedulers.
+
+    title: its name for people; suffix: of its scripts; prefix: of its directives; commands: of which the first submits.
+    index: the number of this run in a sweep, from 0, in shell; resume: --resume when the job has run before, in shell.
+    own: options that the script sets, or that would contradict it; form, example: of other ones.
+    """
+
+    title: ClassVar[str]
+    suffix: ClassVar[str]
+    prefix: ClassVar[str]
+    commands: ClassVar[tuple[str, ...]]
+    index: ClassVar[str]
+    resume: ClassVar[str] = "${again:+--resume}"
+    own: ClassVar[tuple[str, ...]]
+    form: ClassVar[str] = rf"-[A-Za-z_]+( {VALUE})?"
+    example: ClassVar[str]
+    reads_stdin: ClassVar[bool] = False
+
+    @abstractmethod
+    def directives(self, job: Job, num_runs: int) -> list[str]:
+        """The directives; num_runs: of a sweep, 0 for none."""
+
+    @abstractmethod
+    def begin(self, job: Job, num_runs: int, script: Path) -> list[str]:
+        """The first commands of the script."""
+
+    @abstractmethod
+    def launch(self, job: Job) -> tuple[str, list[str]]:
+        """What the last command begins with, and arguments of `psgc launch`, in shell."""
+
+    def submit_command(self, script: Path, num_runs: int) -> list[str]:
+        return [self.commands[0], str(script)]
+
+    @abstractmethod
+    def log(self, name: str, number: str, is_array: bool) -> str:
+        """The log of a job, of an array with a star; also in shell, with its variables."""
+
+    @abstractmethod
+    def job_id(self, environ: Mapping[str, str]) -> str | None:
+        """The job of this process, None outside of one."""
+
+    @abstractmethod
+    def requeue(self, job: str) -> str:
+        """Requeues this job unless it is no longer running. Returns what it did, or nothing. Raises as `client`.
+
+        (Otherwise a cancelled job would start again.)
+        """
+
+    def rounded(self, seconds: int) -> int:
+        """A time that the scheduler knows, not shorter."""
+        return seconds
+
+    def check(self, option: str) -> None:
+        """Raises UserError unless a script can have this option as well."""
+        if not re.fullmatch(self.form, option):
+            raise UserError(f"--option {printable(option)}: expected {self.commands[0]}'s, such as {self.example}")
+        if own := next((own for own in self.own if self._is(own, option)), None):
+            raise UserError(f"--option {printable(option)}: {own} is set by psgc submit, see psgc submit --help")
+
+    def _is(self, own: str, option: str) -> bool:
+        return option == own or option.startswith(own if " " in own else f"{own} ")
+
+    def by_hand(self, script: Path, num_runs: int) -> str:
+        """The command that submits the script, for people."""
+        *command, last = map(shlex.quote, self.submit_command(script, num_runs))
+        return " ".join([*command, *(["<"] if self.reads_stdin else []), last])
+
+    def submit(self, script: Path, num_runs: int) -> str:
+        """Submits a batch script. Returns the number of its job. Raises as `client`."""
+        command = self.submit_command(script, num_runs)
+        stdin = Path(command.pop()) if self.reads_stdin else None
+        said = self.client(command, f"{self.title} refuses {printable(str(script))}", stdin)
+        if not (number := re.search("[0-9]+", said)):
+            raise RunFailed(f"{command[0]} named no job: {printable(said.strip())}")
+        return number[0]
+
+    def client(self, command: Sequence[str], failure: str, stdin: Path | None = None) -> str:
+        """The output of a command. Raises UserError for what the scheduler refuses, RunFailed when it does not work."""
+        environ = {**os.environ, "LC_ALL": "C"}
+        with ExitStack() as files:
+            source = subprocess.DEVNULL if stdin is None else files.enter_context(stdin.open("rb"))
+            pipes: Any = {"stdin": source, "capture_output": True, "text": True, "errors": "replace"}
+            try:
+                finished: subprocess.CompletedProcess[str] = subprocess.run(
+                    command, env=environ, timeout=CLIENT_SECONDS, **pipes
+                )
+            except FileNotFoundError:
+                expected = f"expected {self.title}'s commands"
+                raise UserError(f"{command[0]}: not found on the PATH, {expected}") from None
+            except OSError as error:
+                raise UserError(f"{command[0]}: {error.strerror}, expected a working {self.title}") from None
+            except subprocess.TimeoutExpired:
+                late = f"no answer to {command[0]} within {CLIENT_SECONDS:.0f} s; is its server up?"
+                raise RunFailed(f"{self.title}: {late}") from None
+        if finished.returncode == 0:
+            return finished.stdout
+        reasons = [re.sub(_NOISE, "", line).strip() for line in finished.stderr.splitlines()]
+        reason = "; ".join(dict.fromkeys(filter(None, reasons))) or f"{command[0]} exited with {finished.returncode}"
+        if re.search(_OUT_OF_ORDER, reason):
+            raise RunFailed(f"{self.title} does not work: {printable(reason)}")
+        raise UserError(f"{failure}: {printable(reason)}")
+
+    def _append_to_log(self, job: Job, variable: str, num_runs: int) -> list[str]:
+        """Commands: the output goes on in the log of this job, which is there when the job has begun before."""
+        log = self.log(job.name, variable, num_runs > 0)
+        return [f'log="{log}"', '[ ! -e "$log" ] || again=1', 'exec >> "$log" 2>&1']
+
+    def _find_hosts(self, job: Job, variable: str) -> str:
+        """A command: the hosts in a file that names them once for each slot, as `psgc launch` takes them."""
+        program = f"""!seen[$1]++ {{ printf "%s%s:{job.ranks_per_node}", sep, $1; sep = "," }}"""
+        return f"""hosts=$(awk '{program}' "${variable}")"""
