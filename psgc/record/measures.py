@@ -1,6 +1,7 @@
 """What loggers and Prometheus are told of each iteration: one table of names."""
 
 import math
+from bisect import bisect
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -48,5 +49,5 @@ def slow_workers(pace: np.ndarray) -> int:
     >>> slow_workers(np.array([1.0, 1.2, np.nan, 5.0]))
     1
     """
-    known = pace[~np.isnan(pace)]
-    return int((known > SLOW * np.median(known)).sum()) if len(known) else 0
+    known = sorted(seconds for seconds in pace.tolist() if not math.isnan(seconds))  # np.median is slower
+    return len(known) - bisect(known, SLOW * known[len(known) // 2]) if known else 0
