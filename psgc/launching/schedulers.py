@@ -81,7 +81,7 @@ class Pbs(Scheduler):
 
     title, suffix, prefix, commands = "PBS", ".pbs", "#PBS", ("qsub", "pbsnodes")  # Grid Engine has no pbsnodes
     index = f"${{{RUN}:-$PBS_ARRAY_INDEX}}"
-    own = ("-N", "-l select", "-l walltime", "-q", "-A", "-J", "-j", "-o", "-e", "-r", "-S", "-v")
+    own = ("-N", "-l select", "-l walltime", "-q", "-A", "-J", "-j", "-o", "-e", "-r", "-S", "-v", "-W tolerate")
     example = "'-l place=scatter:excl'"
 
     def directives(self, job: Job, num_runs: int) -> list[str]:
@@ -99,6 +99,7 @@ class Pbs(Scheduler):
             "-j oe",
             "-o /dev/null",
             "-r y",
+            "-W tolerate_node_failures=all",  # else PBS ends the job when it has lost any node
             *job.options,
         ]
 

@@ -269,10 +269,11 @@ def test_no_option_of_the_script_can_be_given_again():
 
 # other schedulers
 
-# What a directive of theirs may look like, from the manuals of OpenPBS 23.06 and of LSF 10.1.
+# What a directive of theirs may look like, as qsub(1B) of OpenPBS and the pages of bsub of LSF 10.1 say.
 GRAMMAR = {
     "pbs": r"""-N [\w.+-]{1,236}|-l select=\d+(:(ncpus|mpiprocs|ngpus)=\d+)+|-l place=(scatter|pack|free)(:excl)?|
-        -l walltime=\d+:\d\d:\d\d|-q \w+|-A \w+|-S /bin/bash|-j (oe|eo|n)|-o \S+|-r [yn]""",
+        -l walltime=\d+:\d\d:\d\d|-q \w+|-A \w+|-S /bin/bash|-j (oe|eo|n)|-o \S+|-r [yn]|
+        -W tolerate_node_failures=(all|job_start|none)""",
     "lsf": r"""-J ([\w.+-]+|"[\w.+-]+\[\d+-\d+\]")|-n \d+|-R ("span\[ptile=\d+\]"|rusage\[mem=\w+\])|-W \d+:\d\d|
         -gpu "num=\d+"|-q \w+|-P \w+|-o \S+|-r|-wa [A-Z0-9]+|-wt \d+""",
 }  # fmt: skip
@@ -296,7 +297,13 @@ def test_the_script_for_another_scheduler(submit, scheduler):
     found = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
     assert all(re.fullmatch(re.sub(r"\n\s+", "", GRAMMAR[scheduler]), directive) for directive in found), found
     expected = {
-        "pbs": {"-l select=2:ncpus=6:mpiprocs=3:ngpus=3", "-l walltime=2:00:00", "-r y", "-l place=scatter:excl"},
+        "pbs": {
+            "-l select=2:ncpus=6:mpiprocs=3:ngpus=3",
+            "-l walltime=2:00:00",
+            "-r y",
+            "-l place=scatter:excl",
+            "-W tolerate_node_failures=all",
+        },
         "lsf": {'-J "run[1-3]"', "-n 12", '-R "span[ptile=6]"', "-W 2:00", '-gpu "num=3"', "-wa USR1", "-wt 2", "-r"},
     }
     assert expected[scheduler] <= set(found)
