@@ -12,8 +12,10 @@ from psgc.config.torch import TorchRun
 from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
+from psgc.torch.flat import FlatModel
 from psgc.torch.generators import seeded
 from psgc.torch.loader import ChunkLoader, MicroBatch
+from psgc.torch.outputs import Gathering, Outputs, figures_of
 
 AT_ONCE = 64  # examples, where micro_batch does not say: the sums are those of any number of workers
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -33,12 +35,12 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Evaluates metrics, as calls of the run.
 
-    collate, settings: of the run; device: of the model.
+    collate, settings: of the run; flat: of the model; dim: entries of the vector of a gradient's call.
     results: all so far, of the whole run, in order. Whoever gets a state sets them.
     """
 
-    def __init__(self, model: nn.Module, collate: Any, settings: TorchRun, device: torch.device) -> None:
-        self._model, self._collate, self._device = model, collate, device
+    def __init__(self, model: nn.Module, collate: Any, settings: TorchRun, flat: FlatModel, dim: int) -> None:
+        self._model, self._collate, self._flat, self._device, self._dim = model, collate, flat, flat.device, dim
         self._at_once, self._seed = settings.micro_batch or AT_ONCE, settings.seed
         self.results: Sequence[Evaluation] = ()
         self._asked = Counter[tuple[int, int]]()
@@ -60,20 +62,41 @@ class Evaluator:
     def evaluate(
         self,
         dataset: Any,
-        metric: Metric,
+        metric: Callable[..., Any],
+        outputs: Outputs | None,
         num_chunks: int,
         total_of: Callable[[Call], Tensor | None],
         place: tuple[int, int],
     ) -> dict[str, float] | None:
-        """Have `total_of` make a call; the means, or None when it had no result. place: as of Evaluation.
+        """Have `total_of` make calls; the means, or what the metric says of all outputs. None when one had no result.
+
+        metric: a Metric, or of what `outputs` has returned for all examples. place: as of Evaluation.
 
         Raises UserError.
         """
         loader = ChunkLoader(dataset, self._collate, self._at_once)
-        length, number = loader.length, len(self.results) + 1
-        seed = (self._seed, number)
+        seed = (self._seed, len(self.results) + 1)
         loader.seed = (*seed, "evaluation")
+        try:
+            if outputs is None:
+                means = self._means(loader, metric, num_chunks, total_of, seed)
+            else:
+                means = self._of_outputs(loader, metric, outputs, num_chunks, total_of, seed)
+        finally:
+            loader.close()
+        if means is not None:
+            self.results = [*self.results, Evaluation(*place, means)]
+        return means
 
+    def _means(
+        self,
+        loader: ChunkLoader,
+        metric: Metric,
+        num_chunks: int,
+        total_of: Callable[[Call], Tensor | None],
+        seed: tuple[int, int],
+    ) -> dict[str, float] | None:
+        length = loader.length
         batches = -(-length // self._at_once)  # as many as in a plain loop; if they are few, some chunks are empty
 
         def rows(chunk: int) -> range:
@@ -91,18 +114,34 @@ class Evaluator:
             with seeded((*seed, chunk), self._device):
                 return sums_of_chunk(self._model, metric, names, loader.micro_batches(rows(chunk)), wanted)
 
-        made = signature("evaluate", number, length, names)
+        made = signature("evaluate", seed[1], length, names)
         costs = [float(len(rows(chunk))) for chunk in range(num_chunks)]
         expect, num_sums = lambda chunks: loader.expect(rows(chunks[0])), 2 * len(names)
         total = total_of(Call(vector, expect, lambda _: None, made, False, lambda: costs, num_sums))
-        loader.close()
         if total is None:
             return None
         sums, counts = total.tolist()[::2], total.tolist()[1::2]
         found = zip(names, sums, counts, strict=True)
-        means = {name: part / count if count else float("nan") for name, part, count in found}
-        self.results = [*self.results, Evaluation(*place, means)]
-        return means
+        return {name: part / count if count else float("nan") for name, part, count in found}
+
+    def _of_outputs(
+        self,
+        loader: ChunkLoader,
+        metric: Callable[[Any], Any],
+        outputs: Outputs,
+        num_chunks: int,
+        total_of: Callable[[Call], Tensor | None],
+        seed: tuple[int, int],
+    ) -> dict[str, float] | None:
+        vector, totals = (self._dim, self._flat.dtype, self._device), list[Tensor]()
+        with evaluation_mode(self._model), torch.no_grad():
+            gathering = Gathering(self._model, outputs, loader, self._at_once, vector, self._flat.dim, seed)
+            for call in gathering.calls(num_chunks, seed[1]):
+                if (total := total_of(call)) is None:
+                    return None
+                totals.append(gathering.numbers(total))
+        found = gathering.tensors(totals)
+        return figures_of(metric(found[""] if [*found] == [""] else found))
 
     def shown(self, means: dict[str, float] | None) -> Any:
         """As the script gets them: a number for a single metric. None: the newest ones."""

@@ -13,13 +13,14 @@ from psgc.errors import ModelError, PsgcError, UserError
 from psgc.run_rows import IterationRow
 from psgc.torch.calls import Call, Engine
 from psgc.torch.chunk_gradient import ChunkGradient
-from psgc.torch.evaluation import Evaluator, Metric
+from psgc.torch.evaluation import Evaluator
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import preserved
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.loader import ChunkLoader
 from psgc.torch.output import Output
+from psgc.torch.outputs import Outputs
 from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
 from psgc.torch.standing import Standing
 from psgc.torch.state import Stateful, check_savable
@@ -44,7 +45,7 @@ class ScriptRun:
         cost: CostFunction | None = None,
     ) -> None:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
-        self._evaluator = Evaluator(model, collate, settings, flat.device)
+        self._evaluator = Evaluator(model, collate, settings, flat, compute.dim)
         self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1)
         costs = ChunkCosts(cost, settings.micro_batch)
         self._sampler = Sampler(length, settings.seed)
@@ -170,11 +171,15 @@ class ScriptRun:
         self._flat.call_late_hooks()
         return standing.loss
 
-    def evaluate(self, dataset: Any, metric: Metric) -> Any:
+    def evaluate(self, dataset: Any, metric: Callable[..., Any], outputs: Outputs | None = None) -> Any:
         """The mean of a metric over a map-style dataset, by all workers, slow ones doing less; the same on every rank.
 
         metric: (model, batch) -> (sum over the examples, how many they are), or their mean; or a mapping of names to
         such, and then the result is one as well. It is called in evaluation mode and without gradients.
+
+        outputs: for what is not a mean, such as AUC or F1: (model, batch) -> a tensor with a row for each example, or
+        a mapping of names to such, of the same shape for all examples. Then the metric is called once, with those of
+        all examples in the order of the dataset, on the CPU; it returns a number, or a mapping of names to such.
 
         What was evaluated before the state that a rank goes on from, as in the finished epochs of a run that is
         resumed, has the result that it had then. Raises UserError.
@@ -185,7 +190,7 @@ class ScriptRun:
             self.standing.load_own()
         if found() is None and self.standing.pending is None and not self.standing.catches_up:
             self.give_rows()
-            means = self._evaluator.evaluate(dataset, metric, self.engine.num_chunks, self._sum, place)
+            means = self._evaluator.evaluate(dataset, metric, outputs, self.engine.num_chunks, self._sum, place)
             if means is not None and self.output.loggers is not None:
                 self.output.loggers.metrics(self.standing.iteration - 1, means)
         return self._evaluator.shown(found())

@@ -116,3 +116,40 @@ def test_there_are_as_many_passes_as_in_a_plain_loop(one_process, rows, micro_ba
     seen = []
     assert run.evaluate(data, lambda model, batch: seen.append(len(batch[0])) or 1.0) == 1.0
     assert seen == [1, *sizes]  # one example to see what is returned
+
+
+def outputs(model, batch):
+    (x,) = batch
+    inf = torch.full_like(x, -math.inf).bfloat16()
+    return {"x": x / 3, "inf": inf, "whole": 2**40 + x[:, 0].long(), "odd": x[:, 0] % 2 == 1, "nan": x / 0 * 0}
+
+
+def test_outputs_come_back_in_order_and_to_the_last_bit(one_process):
+    model = torch.nn.Linear(5, 4)  # 24 parameters: room for three examples of 15 bytes in a call
+    rows = torch.arange(100.0)[:, None]
+    data = TensorDataset(rows)
+    run = psgc.torch.init(model, data, lambda model, batch: (model.weight.sum() * len(batch[0]), len(batch[0])))
+    found = {}
+    assert run.evaluate(data, lambda all_: found.update(all_) or {"sum": all_["x"].sum()}, outputs)["sum"] > 1600
+    expected = outputs(model, (rows,))
+    assert {name: value.dtype for name, value in found.items()} == {name: it.dtype for name, it in expected.items()}
+    assert all(torch.equal(found[name].nan_to_num(), expected[name].nan_to_num()) for name in expected)
+    assert run.evaluate(data, len, lambda model, batch: batch[0]) == 100
+    assert [one[2] for one in run.state_dict()["psgc"]["evaluations"]][1] == {"": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "metric", "said"),
+    [
+        (lambda model, batch: 1.0, len, "outputs: float for 1 examples; expected a tensor with a row"),
+        (lambda model, batch: {"a": batch[0].sum()}, len, r"outputs 'a': of shape \(\) for 1 examples"),
+        (lambda model, batch: {}, len, "outputs returned nothing"),
+        (lambda model, batch: batch[0].expand(-1, 5), len, "of an example have 20 bytes, and the model has 2 param"),
+        (lambda model, batch: batch[0][:, : int(batch[0][0] < 5)], len, "in another batch; expected one shape"),
+        (lambda model, batch: batch[0], lambda found: found, "the metric of all outputs returned Tensor"),
+    ],
+)
+def test_outputs_that_cannot_be_collected_are_refused(run, outputs, metric, said):
+    run, data = run
+    with pytest.raises(UserError, match=said):
+        run.evaluate(data, metric, outputs)
