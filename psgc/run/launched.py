@@ -26,6 +26,7 @@ from psgc.disk import write_text
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 STANDBY, READY = "PSGC_STANDBY", ".ready"  # the latter is that file, in the run directory
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
+NUMBERS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # of which one says which rank this is
 SETTINGS = "config.yaml"  # in the run directory
 ANSWER, EXITED, WORKS_ON = "directory.json", "exited.json", "works-on"  # in PSGC_FOLDER
 
@@ -78,6 +79,11 @@ def stamp(path: Path) -> tuple[int, int] | None:
 def ranks() -> int:
     """How many ranks mpirun has started, 1 without mpirun."""
     return next((int(found) for name in RANKS if (found := os.environ.get(name, "")).isdigit()), 1)
+
+
+def number() -> int:
+    """Which rank this process is among them, before a run has begun."""
+    return next((int(found) for name in NUMBERS if (found := os.environ.get(name, "")).isdigit()), 0)
 
 
 def is_launched() -> bool:

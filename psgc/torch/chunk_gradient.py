@@ -1,7 +1,8 @@
 """The gradient of a chunk: the user's loss over its micro-batches, summed in the memory of one vector."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any, Literal, TypeAlias
 
@@ -23,18 +24,31 @@ CONTRACT = "expected (sum over the examples, number of examples), or the mean ov
 SUMS = 2  # entries after the gradient: loss and examples
 
 
+@dataclass
+class Figures:
+    """What a loss computes besides, such as how many are right: sums that come with the gradient.
+
+    A loss that has some is an object with the attribute `figures`. newest: those of its newest call, which it sets;
+    sums: over all examples of the newest batch.
+    """
+
+    number: int
+    newest: Sequence[float] = ()
+    sums: Sequence[float] = ()
+
+
 class ChunkGradient:
     """Computes what a worker contributes for a chunk, and takes the sum of that over all chunks.
 
-    The vector is [gradient (D) | loss | examples | unused (P) | running statistics (B)], every entry a sum over
-    examples or chunks. unused: by parameter, in how many chunks it had no gradient.
+    The vector is [gradient (D) | loss | examples | unused (P) | running statistics (B) | figures (F)], every entry a
+    sum over examples or chunks. unused: by parameter, in how many chunks it had no gradient.
 
     A vector may be the sum over several chunks, from one pass, where it does not matter which rows are computed
     together: without running statistics, and where nothing draws random numbers, which are those of a chunk.
 
     loss: (model, batch) -> (sum over the batch's examples, how many they are); or their mean alone.
     buffers: "chunk" for running statistics of batch normalisation, see RunningStatistics; None: there are none (B = 0).
-    num_chunks: of an iteration. dim: entries of the vector, D + 2 + P + B; gradient: D; device: of the model.
+    num_chunks: of an iteration. dim: entries of the vector, D + 2 + P + B + F; gradient: D; device: of the model.
     """
 
     def __init__(
@@ -47,7 +61,11 @@ class ChunkGradient:
         self.draws = False  # random numbers, in some chunk so far
         self.gradient, self.device = flat.dim, flat.device
         self._unused = slice(flat.dim + SUMS, flat.dim + SUMS + len(flat.names))
-        self.dim = self._unused.stop + (self._statistics.size if self._statistics else 0)
+        self._of_buffers = slice(
+            self._unused.stop, self._unused.stop + (self._statistics.size if self._statistics else 0)
+        )
+        self._figures: Figures = getattr(loss, "figures", Figures(0))
+        self.dim = self._of_buffers.stop + self._figures.number
 
     def vector(
         self,
@@ -77,8 +95,8 @@ class ChunkGradient:
         vector = torch.empty(self.dim, dtype=flat.dtype, device=flat.device)  # no page of it takes memory yet
         merging: AbstractContextManager[None] = nullcontext()
         if self._statistics:
-            merging = self._statistics.of_chunk(seed[2], vector[self._unused.stop :].zero_())
-        total, examples = 0.0, 0.0
+            merging = self._statistics.of_chunk(seed[2], vector[self._of_buffers].zero_())
+        total, examples, figures = 0.0, 0.0, [0.0] * self._figures.number
         factor = None if scale is None else _Factor(scale, rows)
         flat.gradients_into(vector)
         try:
@@ -87,6 +105,7 @@ class ChunkGradient:
                 for piece in micro_batches:
                     part, count = self._add(piece, factor, seed)
                     total, examples = total + part, examples + count
+                    figures = [one + other for one, other in zip(figures, self._figures.newest, strict=True)]
                     if not wanted():
                         return None
                 self.draws = self.draws or places(flat.device) != before
@@ -94,6 +113,7 @@ class ChunkGradient:
         finally:
             flat.restore()
         vector[flat.dim : self._unused.stop] = torch.tensor(tail, dtype=flat.dtype)
+        vector[self._of_buffers.stop :] = torch.tensor(figures, dtype=flat.dtype)
         if factor is None:
             self._check_finite(vector)
         else:
@@ -117,6 +137,7 @@ class ChunkGradient:
         flat = self._flat
         tail: list[float] = total[flat.dim : self._unused.stop].tolist()
         loss, examples, *unused = tail
+        self._figures.sums = total[self._of_buffers.stop :].tolist()
         if not examples > 0:
             raise UserError(f"the loss counted {examples:g} examples in the whole batch; expected more than 0")
         flat.restore()
@@ -128,7 +149,7 @@ class ChunkGradient:
         else:
             flat.take(gradient, is_used)
         if self._statistics:
-            self._statistics.update(total[self._unused.stop :])
+            self._statistics.update(total[self._of_buffers])
         return loss / examples
 
     def _add(self, piece: MicroBatch, factor: "_Factor | None", seed: tuple[int, int, int]) -> tuple[float, float]:

@@ -1,0 +1,68 @@
+"""What of Lightning cannot be done where any worker may compute any examples: one line, with what to use instead."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, Timer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from psgc.errors import UserError
+from psgc.run import launched
+
+ARGUMENTS = {  # of Trainer
+    "strategy": "psgc is the strategy",
+    "devices": "each rank has one; psgc launch -n says how many there are",
+    "num_nodes": "psgc launch and psgc submit say where ranks run",
+    "sync_batchnorm": 'use buffers="chunk"',
+    "max_time": "the clocks of ranks differ; use epochs, or max_steps",
+    "limit_train_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
+    "limit_val_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
+    "overfit_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
+    "reload_dataloaders_every_n_epochs": "a run has one dataset; let its rows depend on the epoch",
+    "ckpt_path": "psgc launch --resume goes on from the newest checkpoint in output",
+    "max_epochs": "use epochs",
+}
+HOOKS = {  # of the module
+    "backward": "the gradient is that of what training_step returns; torch hooks of parameters see it",
+    "on_before_batch_transfer": "use on_after_batch_transfer, or collate_fn of the DataLoader",
+    "on_validation_epoch_end": "each worker has a part of the examples: log means in validation_step; for what is "
+    "not a mean use run.evaluate with outputs",
+}
+
+
+def check_arguments(given: Mapping[str, Any], epochs: object) -> None:
+    """Raises UserError for arguments of Trainer that cannot be."""
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"psgc.lightning.fit: epochs is {epochs!r:.40}, expected a whole number >= 1")
+    for name, instead in ARGUMENTS.items():
+        if given.get(name) is not None:
+            raise UserError(f"psgc.lightning.fit: {name}: {instead}")
+
+
+def check_trainer(trainer: Trainer, module: LightningModule) -> None:
+    """Raises UserError for a module, callbacks or loggers that cannot be; all ranks then name files alike."""
+    kind = type(module).__name__
+    if not isinstance(module, LightningModule):
+        raise UserError(f"psgc.lightning.fit: {kind} is no LightningModule of the package lightning.pytorch")
+    if not module.automatic_optimization:
+        raise UserError(f"{kind}: automatic_optimization is False; write the loop with psgc.torch instead")
+    for hook, instead in HOOKS.items():
+        if is_overridden(hook, module):
+            raise UserError(f"{kind}.{hook}: {instead}")
+    if trainer.scaler is not None:
+        raise UserError(f"precision {trainer.precision}: expected bf16-mixed, 32-true or 64-true; psgc.torch scales")
+    for callback in trainer.callbacks:
+        if isinstance(callback, Timer):
+            raise UserError(f"Timer: {ARGUMENTS['max_time']}")
+        if isinstance(callback, StochasticWeightAveraging):
+            raise UserError("StochasticWeightAveraging: use torch.optim.swa_utils with psgc.torch")
+        if isinstance(callback, ModelCheckpoint):
+            if callback._train_time_interval is not None:
+                raise UserError("ModelCheckpoint: train_time_interval: use every_n_train_steps or every_n_epochs")
+            callback._enable_version_counter = False  # what else is in the folder may look different elsewhere
+    for logger in trainer.loggers:
+        if launched.ranks() > 1 and getattr(logger, "_version", "") is None:
+            raise UserError(
+                f"{type(logger).__name__}: each rank would choose another version; give it one, such as version=0"
+            )

@@ -1,0 +1,193 @@
+"""The strategy with which Lightning's Trainer trains on all ranks of psgc.
+
+Every rank has a Trainer of its own, with its loops, hooks, callbacks and loggers, as in one process. Its loader gives
+the batches of `run.batches`, which hold no data. A training step is `run.backward`: all workers call `training_step`
+for their chunks, and the gradient is there before Lightning's backward. A validation is one step, `run.evaluate`.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+from torch.utils.data import DataLoader, RandomSampler
+
+import psgc.torch
+from psgc.errors import UserError
+from psgc.lightning.progress import Progress
+from psgc.lightning.recording import StepLoss, StepMetric
+from psgc.run import launched
+from psgc.torch import Batch, ScriptRun
+from psgc.torch.evaluation import evaluation_mode
+from psgc.torch.generators import preserved
+
+
+class Batches:
+    """The loader of the training: the batches of all epochs, of which Lightning takes so many for each.
+
+    So a rank that fell behind goes on where the others are, and leaves out ends of epochs that they have had.
+    """
+
+    def __init__(self, batches: Iterator[Batch], number: int, fetched: Callable[[], object]) -> None:
+        self._batches, self._number, self._fetched = batches, number, fetched
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._fetched()
+        return batch
+
+
+class Examples:
+    """All examples of a loader of the validation, as the only batch of it."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+
+class PsgcStrategy(SingleDeviceStrategy):
+    """of_init: arguments of psgc.torch.init. run: of psgc, once there is one."""
+
+    strategy_name = "psgc"
+
+    def __init__(self, device: str, of_init: dict[str, Any]) -> None:
+        super().__init__(device=device)
+        self._of_init = of_init
+        self.run: ScriptRun | None = None
+        self._gradients: list[Tensor | None] = []
+
+    # the run
+
+    def setup(self, trainer: Any) -> None:
+        """The model is on its device, the optimizers are there."""
+        self._progress = Progress(trainer)
+        super().setup(trainer)
+        trainer.fit_loop.setup_data()  # begins the run, unless an optimizer has asked for the number of steps
+        if self.run is None:
+            raise UserError("psgc.lightning.fit: there is no training_step or no data to train with")
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, LBFGS):
+                raise UserError("LBFGS calls its closure several times a step; use psgc.torch instead")
+        self.run.attach(*self.optimizers, *(config.scheduler for config in self.lr_scheduler_configs), self._progress)
+        self.run.standing.load_own()
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        """A loader of the Trainer, as it gave it."""
+        if not isinstance(dataloader, DataLoader):
+            raise UserError(f"psgc.lightning.fit: got a {type(dataloader).__name__}, expected a torch DataLoader")
+        trainer = self._module.trainer
+        if not trainer.training:
+            return [Examples(dataloader)]
+        if self.run is not None:
+            raise UserError("psgc.lightning.fit: several loaders of the training; expected one")
+        self.run = self._begun(dataloader)
+        size, shuffle = dataloader.batch_size, isinstance(dataloader.sampler, RandomSampler)
+        assert size is not None  # else it was refused
+        batches = self.run.batches(size, trainer.max_epochs, shuffle, dataloader.drop_last)
+        return Batches(batches, len(dataloader), self._progress.before_batch)
+
+    def _begun(self, loader: DataLoader[Any]) -> ScriptRun:
+        module, dataset, collate = self._module, loader.dataset, loader.collate_fn
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise UserError(
+                f"the dataset ({type(dataset).__name__}) has no length or no rows by number, so every rank would have "
+                "other batches; expected a map-style dataset"
+            )
+        with preserved(self.root_device), evaluation_mode(module):
+            many = getattr(dataset, "__getitems__", None)
+            first = collate(many([0]) if many else [dataset[0]])
+            self._loss = StepLoss(module, partial(self._step, "training_step"), first)
+        return psgc.torch.init(module, loader, self._loss, **self._of_init)
+
+    @property
+    def _module(self) -> LightningModule:
+        module = self.lightning_module
+        assert module is not None
+        return module
+
+    # what is computed
+
+    def _step(self, kind: str, batch: Any, *others: Any) -> Any:
+        """A step of the module with a batch as its collate_fn has made it, as Lightning's loops call it."""
+        batch = super().batch_to_device(self.precision_plugin.convert_input(batch), dataloader_idx=0)
+        return getattr(super(), kind)(batch, *(others or self._others))
+
+    _others: tuple[int, ...] = (0,)  # after the batch: its number
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        is_ours = isinstance(batch, Batch | Examples)
+        return batch if is_ours else super().batch_to_device(batch, device, dataloader_idx)
+
+    def training_step(self, batch: Any, *others: Any) -> Tensor:
+        run, module = self._of_run, self._module
+        rank_zero_only.rank = run.rank
+        share = self._loss.share = module.trainer.accumulate_grad_batches
+        self._others, self._progress.in_batch = others, True
+        try:
+            mean = run.backward(batch, accumulate=share > 1)
+        finally:
+            self._progress.in_batch = False
+        self._gradients = [param.grad for param in module.parameters()]
+        means = self._loss.means()
+        for name, (value, count) in means.items():
+            module.log(name, value, batch_size=count, **self._loss.hows[name])
+        self._progress.logged(means)
+        return torch.tensor(mean * share, device=self.root_device)
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """The gradient of the step is there again, after `zero_grad`, for the hooks."""
+        closure_loss = self.precision_plugin.pre_backward(closure_loss, self._module)
+        for param, gradient in zip(self._module.parameters(), self._gradients, strict=True):
+            param.grad = gradient
+        return self.precision_plugin.post_backward(closure_loss, self._module)
+
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
+    ) -> Any:
+        """The gradient is computed before the step, so that the states of ranks are whole then."""
+        found = closure()
+        self.precision_plugin._after_closure(self._module, optimizer)
+        optimizer.step(**kwargs)
+        return found
+
+    def validation_step(self, batch: Any, *others: Any) -> None:
+        if not isinstance(batch, Examples):
+            return super().validation_step(batch, *others)
+        metric = StepMetric(partial(self._step, "validation_step"))
+        self._others = others
+        found = self._of_run.evaluate(batch.loader, metric)
+        for name, how in metric.hows.items():
+            self._module.log(name, float(found.get(name, float("nan"))), batch_size=1, **how)
+        return None
+
+    # the ranks
+
+    @property
+    def _of_run(self) -> ScriptRun:
+        assert self.run is not None
+        return self.run
+
+    @property
+    def is_global_zero(self) -> bool:
+        return launched.number() == 0 if self.run is None else self.run.is_first
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """A rank that has fallen behind decides nothing: it does not know what the others know."""
+        return decision and self._of_run.standing.pending is None
+
+    def teardown(self) -> None:
+        """The model stays where it is: the run may go on with `run.save`."""
+        self.precision_plugin.teardown()
+        assert self.accelerator is not None
+        self.accelerator.teardown()
+        self.checkpoint_io.teardown()
