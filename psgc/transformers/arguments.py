@@ -1,0 +1,62 @@
+"""TrainingArguments of a rank: what cannot be, and who writes files."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainingArguments
+
+from psgc.errors import UserError
+
+REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
+    "fp16": (lambda args: args.fp16, "use bf16, or psgc.torch with a GradScaler"),
+    "deepspeed": (lambda args: bool(args.deepspeed), "psgc keeps the whole model on every rank"),
+    "fsdp": (lambda args: bool(args.fsdp), "psgc keeps the whole model on every rank"),
+    "torch_compile": (lambda args: args.torch_compile, "compile the forward of the model before it is given"),
+    "auto_find_batch_size": (lambda args: args.auto_find_batch_size, "give the batch size; micro_batch bounds memory"),
+    "batch_eval_metrics": (lambda args: args.batch_eval_metrics, "compute_metrics gets the outputs of all examples"),
+    "include_for_metrics": (lambda args: bool(args.include_for_metrics), "compute_metrics gets predictions and labels"),
+    "include_num_input_tokens_seen": (
+        lambda args: args.include_num_input_tokens_seen not in ("no", False),
+        "each worker has a part of the examples; leave it out",
+    ),
+    "train_sampling_strategy": (
+        lambda args: args.train_sampling_strategy not in ("random", "sequential"),
+        "use random or sequential, with cost_fn in psgc for examples of different length",
+    ),
+    "dataloader_drop_last": (
+        lambda args: args.dataloader_drop_last and args.gradient_accumulation_steps > 1,
+        "not with gradient_accumulation_steps; use one of them",
+    ),
+    "n_gpu": (lambda args: args.n_gpu > 1, "each rank has one GPU; set CUDA_VISIBLE_DEVICES before torch is imported"),
+    "world_size": (lambda args: args.world_size > 1, "psgc launch starts the ranks, not torchrun or accelerate"),
+}
+
+
+def check(args: TrainingArguments) -> None:
+    """Raises UserError for an argument that cannot be."""
+    for name, (is_wrong, instead) in REFUSED.items():
+        if is_wrong(args):
+            raise UserError(f"psgc.transformers.Trainer: {name}: {instead}")
+
+
+def of_rank(args: TrainingArguments, rank: Callable[[], int]) -> Any:
+    """A copy in which process_index is the rank, so that rank 0 alone writes and logs.
+
+    A step takes its batch at once, so there is no accumulation left. As a file it is what the user has given.
+    """
+
+    class OfRank(type(args)):  # type: ignore[misc]
+        @property
+        def process_index(self) -> int:
+            return rank()
+
+        local_process_index = process_index
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return copy.copy, (args,)
+
+    found = copy.copy(args)
+    found.__class__ = OfRank
+    found.gradient_accumulation_steps = 1
+    return found

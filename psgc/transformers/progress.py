@@ -1,0 +1,55 @@
+"""Where transformers' Trainer is, as a part of the run's state: ranks that fell behind and resumed runs go on there."""
+
+from typing import Any
+
+import torch
+import transformers
+from transformers.trainer_callback import ExportableState
+
+STATE = ("global_step", "epoch", "best_metric", "best_global_step", "best_model_checkpoint", "log_history")
+OWN = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
+TIMES = ("_runtime", "_per_second")  # ends of names, of what another rank sees otherwise
+
+
+class Progress:
+    """trainer: of this rank."""
+
+    def __init__(self, trainer: transformers.Trainer) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        trainer = self._trainer
+        state = {name: getattr(trainer.state, name) for name in STATE}
+        state["log_history"] = [_without_times(logs) for logs in state["log_history"]]
+        own = {name: getattr(trainer, name, 0) for name in OWN}
+        loss = float(getattr(trainer, "_tr_loss", 0.0))
+        callbacks = {type(one).__name__: dict(one.state()["attributes"]) for one in self._callbacks}
+        return _plain({"state": state, "own": own, "loss": loss, "callbacks": callbacks})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        trainer = self._trainer
+        for name, value in state["state"].items():
+            setattr(trainer.state, name, value)
+        for name, value in state["own"].items():
+            setattr(trainer, name, value)
+        trainer._tr_loss = torch.tensor(state["loss"], device=trainer.args.device)
+        for callback in self._callbacks:
+            for name, value in state["callbacks"].get(type(callback).__name__, {}).items():
+                setattr(callback, name, value)
+
+    @property
+    def _callbacks(self) -> list[Any]:
+        return [one for one in self._trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
+
+
+def _without_times(logs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in logs.items() if not name.endswith(TIMES)}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy and of torch as those of Python."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,108 @@
+"""A small GPT, trained by the Trainer of transformers, and by that of psgc.transformers.
+
+What a user changes is the name of the Trainer. Some tokens are not counted, and other ones in each batch.
+"""
+
+import warnings
+
+import torch
+
+from tests.torch_equivalence.scripts.lightning_classifier import quiet
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import transformers
+    from transformers import EarlyStoppingCallback, GPT2Config, GPT2LMHeadModel, TrainingArguments
+
+    import psgc.transformers
+
+BATCH = 6  # with the workers that there are
+
+
+class Sentences(torch.utils.data.Dataset):
+    """Sequences of tokens, of which the next one follows from the two before."""
+
+    def __init__(self, rows):
+        self._rows = rows
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, row):
+        tokens = self._rows[row]
+        labels = torch.where(torch.arange(len(tokens)) < row % 7, -100, tokens)
+        return {"input_ids": tokens, "labels": labels}
+
+
+def begin(kind, batch, **more):
+    torch.manual_seed(0)
+    rows = [torch.randint(0, 11, (52,)), torch.randint(0, 11, (52,))]
+    while len(rows) < 12:
+        rows.append((rows[-1] + rows[-2]) % 11)
+    data = torch.stack(rows, 1)
+    # without dropout, whose random numbers are those of a chunk
+    size = {"vocab_size": 11, "n_positions": 12, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = GPT2Config(**size, **dropout, bos_token_id=0, eos_token_id=0)
+    args = TrainingArguments(
+        "trained",
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=2,
+        num_train_epochs=3,
+        train_sampling_strategy="sequential",
+        learning_rate=0.01,
+        adam_epsilon=1e-4,
+        weight_decay=0.1,
+        warmup_steps=3,
+        lr_scheduler_type="cosine",
+        logging_steps=2,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="steps",
+        save_steps=3,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="right",
+        greater_is_better=True,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+    def right(found):
+        return {"right": float((found.predictions[:, :-1].argmax(2) == found.label_ids[:, 1:]).mean())}
+
+    return kind(
+        GPT2LMHeadModel(config),
+        args,
+        train_dataset=Sentences(data[:40]),
+        eval_dataset=Sentences(data[40:]),
+        compute_metrics=right,
+        callbacks=[EarlyStoppingCallback(5)],
+        **more,
+    )
+
+
+def result(trainer):
+    logs = [
+        {
+            name: value
+            for name, value in one.items()
+            if not name.endswith(("_runtime", "_per_second", "flos", "eval_loss", "epoch"))
+        }
+        for one in trainer.state.log_history
+    ]
+    return trainer.model.state_dict(), logs, trainer.state.global_step, trainer.state.best_global_step
+
+
+@quiet
+def with_torch():
+    trainer = begin(transformers.Trainer, BATCH)
+    trainer.train()
+    return result(trainer)
+
+
+@quiet
+def with_psgc(**of_run):
+    trainer = begin(psgc.transformers.Trainer, BATCH, psgc={"chunks": 6, **of_run})
+    trainer.train()
+    return result(trainer)
