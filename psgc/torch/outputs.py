@@ -72,7 +72,7 @@ class Gathering:
         found, start = {}, 0
         for name, (shape, dtype) in self._kinds.items():
             stop = start + prod(shape) * dtype.itemsize
-            found[name] = rows[:, start:stop].contiguous().view(-1).view(dtype).view(-1, *shape)
+            found[name] = _bytes_of(rows[:, start:stop]).view(dtype).view(-1, *shape)
             start = stop
         return found
 
@@ -110,12 +110,14 @@ class Gathering:
                 f"run.evaluate: the outputs of an example are {shown(self._kinds)}, and {shown(kinds)} in another "
                 "batch; expected one shape and dtype: fill them up to the longest example of the dataset"
             )
-        parts = [
-            found[name].detach().cpu().contiguous().view(-1).view(torch.uint8).view(piece.rows, -1)
-            for name in self._kinds
-        ]
+        parts = [_bytes_of(found[name].detach().cpu()).view(piece.rows, -1) for name in self._kinds]
         missing = 2 * self._width - sum(part.shape[1] for part in parts)
         return torch.cat([*parts, torch.zeros(piece.rows, missing, dtype=torch.uint8)], 1).view(-1).view(torch.int16)
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """A copy of its bytes, one after another: a row of a larger tensor, although contiguous, has none of its own."""
+    return tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 
 def tensors_of(returned: Any, rows: int) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ there is nothing to run.
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from tests.unit.documents import PAGES, ROOT, all_blocks, blocks, commands_in_se
 from tests.unit.recorded_runs import record
 
 BLOCKS = all_blocks()
-INIT = "docs/torch/init.md"
+INIT, TRAINERS = "docs/torch/init.md", "docs/trainers.md"
 IN_RANKS = "psgc.train("  # tests/ranks/test_documents.py runs these programs
 LANGUAGES = ("bash", "python", "text", "yaml")
 RNG = np.random.default_rng(0)
@@ -134,6 +135,11 @@ def test_the_settings_are_right(block, inside):
 @pytest.mark.parametrize("page", pages_with_python())
 def test_the_python_of_a_page_runs(page, inside, one_process, tmp_path, monkeypatch):
     own, scope = [block for block in of("python") if block.page == page], {}
+    if page == TRAINERS:
+        monkeypatch.chdir(tmp_path)
+        warnings.simplefilter("ignore")  # theirs
+        for package in ("lightning", "transformers"):
+            pytest.importorskip(package)
     if page.startswith("docs/torch/"):
         monkeypatch.chdir(tmp_path)
         own = [block for block in of("python") if block.page == "docs/torch/init.md"] + own * (page != INIT)

@@ -121,12 +121,20 @@ def test_there_are_as_many_passes_as_in_a_plain_loop(one_process, rows, micro_ba
 def outputs(model, batch):
     (x,) = batch
     inf = torch.full_like(x, -math.inf).bfloat16()
-    return {"x": x / 3, "inf": inf, "whole": 2**40 + x[:, 0].long(), "odd": x[:, 0] % 2 == 1, "nan": x / 0 * 0}
+    column = torch.cat([x, 2 * x], 1)[:, 1]  # of a single row, contiguous without bytes of its own
+    return {
+        "column": column,
+        "x": x / 3,
+        "inf": inf,
+        "whole": 2**40 + x[:, 0].long(),
+        "odd": x[:, 0] % 2 == 1,
+        "nan": x / 0 * 0,
+    }
 
 
 def test_outputs_come_back_in_order_and_to_the_last_bit(one_process):
-    model = torch.nn.Linear(5, 4)  # 24 parameters: room for three examples of 15 bytes in a call
-    rows = torch.arange(100.0)[:, None]
+    model = torch.nn.Linear(5, 4)  # 24 parameters: room for two examples of 23 bytes in a call
+    rows = torch.arange(101.0)[:, None]
     data = TensorDataset(rows)
     run = psgc.torch.init(model, data, lambda model, batch: (model.weight.sum() * len(batch[0]), len(batch[0])))
     found = {}
@@ -134,8 +142,8 @@ def test_outputs_come_back_in_order_and_to_the_last_bit(one_process):
     expected = outputs(model, (rows,))
     assert {name: value.dtype for name, value in found.items()} == {name: it.dtype for name, it in expected.items()}
     assert all(torch.equal(found[name].nan_to_num(), expected[name].nan_to_num()) for name in expected)
-    assert run.evaluate(data, len, lambda model, batch: batch[0]) == 100
-    assert [one[2] for one in run.state_dict()["psgc"]["evaluations"]][1] == {"": 100.0}
+    assert run.evaluate(data, len, lambda model, batch: batch[0]) == 101
+    assert [one[2] for one in run.state_dict()["psgc"]["evaluations"]][1] == {"": 101.0}
 
 
 @pytest.mark.parametrize(

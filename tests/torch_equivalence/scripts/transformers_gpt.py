@@ -15,8 +15,9 @@ with warnings.catch_warnings():
     from transformers import EarlyStoppingCallback, GPT2Config, GPT2LMHeadModel, TrainingArguments
 
     import psgc.transformers
+from psgc.run.launched import ranks
 
-BATCH = 6  # with the workers that there are
+BATCH = 12  # of all workers
 
 
 class Sentences(torch.utils.data.Dataset):
@@ -36,7 +37,7 @@ class Sentences(torch.utils.data.Dataset):
 
 def begin(kind, batch, **more):
     torch.manual_seed(0)
-    rows = [torch.randint(0, 11, (52,)), torch.randint(0, 11, (52,))]
+    rows = [torch.randint(0, 11, (88,)), torch.randint(0, 11, (88,))]
     while len(rows) < 12:
         rows.append((rows[-1] + rows[-2]) % 11)
     data = torch.stack(rows, 1)
@@ -74,8 +75,8 @@ def begin(kind, batch, **more):
     return kind(
         GPT2LMHeadModel(config),
         args,
-        train_dataset=Sentences(data[:40]),
-        eval_dataset=Sentences(data[40:]),
+        train_dataset=Sentences(data[:76]),
+        eval_dataset=Sentences(data[76:]),
         compute_metrics=right,
         callbacks=[EarlyStoppingCallback(5)],
         **more,
@@ -103,6 +104,8 @@ def with_torch():
 
 @quiet
 def with_psgc(**of_run):
-    trainer = begin(psgc.transformers.Trainer, BATCH, psgc={"chunks": 6, **of_run})
+    workers = max(1, ranks() - 1)
+    of_run |= {"chunks": 6, "dedicated_server": True}
+    trainer = begin(psgc.transformers.Trainer, BATCH // workers, psgc=of_run)
     trainer.train()
     return result(trainer)
