@@ -1,0 +1,106 @@
+"""psgc.lightning: what cannot be done on several ranks is refused in one line."""
+
+import warnings
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from psgc.errors import UserError
+
+pytest.importorskip("lightning")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import lightning
+    from lightning.pytorch.callbacks import Timer
+
+    import psgc.lightning
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = torch.nn.Linear(2, 1), []
+
+    def training_step(self, batch, batch_idx):
+        loss = self.layer(batch[0]).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Manual(Module):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Whole(Module):
+    def on_validation_epoch_end(self): ...
+
+
+class Collects(Module):
+    def validation_step(self, batch, batch_idx):
+        self.seen.append(batch)
+
+
+class Maximum(Module):
+    def training_step(self, batch, batch_idx):
+        self.log("largest", batch[0].max(), reduce_fx="max")
+        return super().training_step(batch, batch_idx)
+
+
+class Skips(Module):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(4, 2))
+
+
+ROWS = TensorDataset(torch.randn(20, 2))
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "settings", "said"),
+    [
+        (Manual, ROWS, {}, "Manual: automatic_optimization is False; write the loop with psgc.torch"),
+        (Whole, ROWS, {}, "Whole.on_validation_epoch_end: each worker has a part of the examples"),
+        (Collects, ROWS, {}, "validation_step changes self.seen, of which each worker has its own part"),
+        (Maximum, ROWS, {}, r"self.log\('largest'\): reduce_fx: expected mean"),
+        (Skips, ROWS, {}, "training_step returned NoneType; expected the loss of every batch"),
+        (Module, Stream(), {}, r"the dataset \(Stream\) has no length or no rows by number"),
+        (Module, ROWS, {"strategy": "ddp"}, "strategy: psgc is the strategy"),
+        (Module, ROWS, {"limit_train_batches": 2}, "limit_train_batches: give a smaller dataset"),
+        (Module, ROWS, {"callbacks": [Timer()]}, "Timer: the clocks of ranks differ"),
+        (Module, ROWS, {"colour": "red"}, "colour is no argument of psgc.torch.init, nor of lightning's Trainer"),
+        (Module, ROWS, {"epochs": 0}, "epochs is 0, expected a whole number >= 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(module, data, settings, said, one_process):
+    settings = {"epochs": 1, "enable_progress_bar": False, **settings}
+    with pytest.raises(UserError, match=said):
+        psgc.lightning.fit(module(), DataLoader(data, batch_size=5), DataLoader(ROWS, batch_size=5), **settings)
+
+
+def test_a_batch_that_is_uneven_counts_by_its_examples(one_process):
+    """The mean of an epoch is that over its examples: the last batch has one."""
+    rows = torch.zeros(21, 2)
+    rows[20] = 21.0
+
+    class Logs(Module):
+        def training_step(self, batch, batch_idx):
+            self.log("mean", batch[0].mean(), on_epoch=True, on_step=False)
+            return super().training_step(batch, batch_idx) * 0
+
+        validation_step = training_step
+
+    loader = DataLoader(TensorDataset(rows), batch_size=20)
+    trainer = psgc.lightning.fit(Logs(), loader, loader, epochs=2, enable_progress_bar=False, chunks=3)
+    assert float(trainer.callback_metrics["mean"]) == pytest.approx(1.0)
