@@ -5,6 +5,6 @@ try:
 except ImportError as error:
     raise ImportError(f"psgc.lightning needs Lightning ({error}); install it with: pip install lightning") from None
 
-from psgc.lightning.fit import fit
+from psgc.lightning.fitting import fit
 
 __all__ = ["fit"]

@@ -4,6 +4,9 @@ Their two loops are here once: the one that people write with plain torch, and t
 their own are whole files in `scripts`.
 """
 
+import warnings
+from functools import wraps
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -44,6 +47,18 @@ def shuffled(length, size, epochs):
     for batch in sampler.batches(size, epochs):
         yield [*map(int, batch.rows)]
         sampler.position = batch.after
+
+
+def quiet(function):
+    """Without the warnings of other packages, which are errors in tests."""
+
+    @wraps(function)
+    def wrapped(**settings):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(**settings)
+
+    return wrapped
 
 
 class Variation:

@@ -4,12 +4,13 @@ Lightning's own Trainer trains it, and psgc.lightning. What a user changes is th
 """
 
 import warnings
-from functools import wraps
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from tests.torch_equivalence.variation import quiet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -74,16 +75,6 @@ class Means(lightning.Callback):
 
     def load_state_dict(self, state):
         self.found = state["found"]
-
-
-def quiet(function):
-    @wraps(function)
-    def wrapped(**settings):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return function(**settings)
-
-    return wrapped
 
 
 def begin():

@@ -7,7 +7,7 @@ import warnings
 
 import torch
 
-from tests.torch_equivalence.scripts.lightning_classifier import quiet
+from tests.torch_equivalence.variation import quiet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
