@@ -132,11 +132,13 @@ def outputs(model, batch):
     }
 
 
-def test_outputs_come_back_in_order_and_to_the_last_bit(one_process):
-    model = torch.nn.Linear(5, 4)  # 24 parameters: room for two examples of 23 bytes in a call
+@pytest.mark.parametrize("size", [4, 20])  # room for one example in a call, or for 33: eleven batches in four chunks
+def test_outputs_come_back_in_order_and_to_the_last_bit(size, one_process):
+    model = torch.nn.Linear(size, size)
     rows = torch.arange(101.0)[:, None]
     data = TensorDataset(rows)
-    run = psgc.torch.init(model, data, lambda model, batch: (model.weight.sum() * len(batch[0]), len(batch[0])))
+    loss = lambda model, batch: (model.weight.sum() * len(batch[0]), len(batch[0]))  # noqa: E731
+    run = psgc.torch.init(model, data, loss, chunks=4, micro_batch=3)
     found = {}
     assert run.evaluate(data, lambda all_: found.update(all_) or {"sum": all_["x"].sum()}, outputs)["sum"] > 1600
     expected = outputs(model, (rows,))

@@ -53,7 +53,7 @@ def with_torch():
 
 def with_psgc(**settings):
     data, validation, model = begin()
-    run = psgc.torch.init(model, data, loss, chunks=6, **settings)
+    run = psgc.torch.init(model, data, loss, chunks=6, micro_batch=8, **settings)
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
     run.attach(optimizer)
     found = []
