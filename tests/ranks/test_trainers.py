@@ -34,13 +34,14 @@ with one_process():
 """
 
 
+@pytest.mark.timeout(300)  # four processes import torch and the trainer
 @pytest.mark.faults
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_worker_dies_under_a_trainer(name, tmp_path):
     if name in ABSENT:
         pytest.skip(f"{name} needs {ABSENT[name]}")
     (tmp_path / "train.py").write_text(SCRIPT)
-    finished = run(psgc("launch", "train.py", "-n", "4", "--", name), tmp_path, 115.0, code=0)
+    finished = run(psgc("launch", "train.py", "-n", "4", "--", name), tmp_path, 250.0, code=0)
     assert (tmp_path / "died").exists(), finished.said
     (tmp_path / "plain").mkdir()
     expected = result(name, "torch", tmp_path / "plain")
