@@ -7,8 +7,8 @@ that its line below names; the others are 0.
 
 * any rank -> any other: a *block* of an accumulator, a gradient or a state; `pack_block` makes the stamp's second
   number;
-* worker -> server, `per_chunk`: the coded gradient of a chunk (dim / parts entries), then the `TAIL` of its report. The
-  stamp says the chunk.
+* worker -> server, `per_chunk` and `per_pass`: the coded gradient of a chunk or piece (dim / parts entries), then the
+  `TAIL` of its report. The stamp says the chunk, of a piece the first one.
 
 Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes. The last
 stamp in it says how many they are.
@@ -49,7 +49,9 @@ UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
 BUNDLE = 1 << 14  # bytes of vectors in one message, if there are several
 MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1 ms at 2.6 GB/s
 OF_SUMS = ("start", "seconds", "loss", "test_loss", "test_accuracy")  # fields of a record that hold sums
-TAIL = 5  # entries after a coded gradient: start, seconds, loss, test_loss, test_accuracy
+# entries after a coded gradient: start, seconds, loss, test_loss, test_accuracy; how many chunks in a row it is of;
+# 1 if this worker can do several chunks in one pass
+TAIL = 7
 
 STAMP = struct.Struct("=qq")
 DIGEST = struct.Struct("=4i")

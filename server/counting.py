@@ -57,7 +57,7 @@ class Counting:
     def counts_whole(self, worker: int, piece: Sequence[int]) -> bool:
         """Whether one gradient of these chunks may count: nobody else's copy does, and they go to one accumulator."""
         roles = {self._membership.role(worker, chunk) for chunk in piece}
-        is_plain = self._combined and self._membership.parts == 1 and not self._checks.every and len(roles) == 1
+        is_plain = self._membership.parts == 1 and not self._checks.every and len(roles) == 1
         free = (self.is_needed(chunk) and self._copies[chunk].attempt == 0 for chunk in piece)
         return is_plain and all(free)
 

@@ -88,6 +88,11 @@ class Decoder:
             self._held[chunk] = _CodedCopies(self._backend.xp.empty((rows, coded.size), coded.dtype), self._columns)
         self._held[chunk].add(worker, coded, self._backend)
 
+    def forget(self, worker: int, chunk: int) -> None:
+        """Drop the copy of a worker, which does not count: it was of a piece that has to be done again."""
+        if chunk in self._held:
+            self._held[chunk].drop(worker)
+
     def hold_sketch(self, worker: int, chunk: int, found: Sketch) -> None:
         """The sketch of a copy that the worker keeps (`verify` with `combined`)."""
         self._sketches[worker, chunk] = found
@@ -106,8 +111,13 @@ class Decoder:
         """Decode a chunk from these copies: R[S_i] G = Y. With `verify` it may be committed once more.
 
         Of fewer than `parts` the least-squares solution: the projection of G on the row space of R[S_i]. In an
-        evaluation the sums of the first of these workers count.
+        evaluation the sums of the first of these workers count. Of no copies: the chunk is in a piece that counts
+        with its first chunk.
         """
+        if not contributions:
+            self._committed.add(chunk)
+            self._held.pop(chunk, None)
+            return
         if self._told:
             self.sums[chunk] = self._told[contributions[0][0], chunk]
             return
@@ -187,6 +197,11 @@ class _CodedCopies:
             self._rest = backend.xp.concatenate([self._rest, backend.xp.empty_like(self._rest)])
         self._coded[place], self._rest[place] = coded[:columns], coded[columns:]
         self._workers.append(worker)
+
+    def drop(self, worker: int) -> None:
+        """With parts 1 and without `verify`, where a copy counts at once or not at all, there is no other one."""
+        if worker in self._workers:
+            self._workers.clear()
 
     def of(self, workers: Sequence[int]) -> tuple[Array, Array]:
         """(s, columns) and (s, 0 or 1): the copies of these workers, in this order."""

@@ -182,7 +182,7 @@ class Dispatcher(Target):
         if is_current and worker in coordinator.membership.live:
             self.summing.reported(worker)
             if self.num_sums:
-                if report.coded is not None or len(report.sums) != self.num_sums:
+                if report.coded is not None or report.others or len(report.sums) != self.num_sums:
                     raise Malformed(f"a report of chunk {chunk} without its {self.num_sums} sums")
                 self.decoder.hold_sums(worker, chunk, report.sums)
             elif report.coded is None:
@@ -190,7 +190,7 @@ class Dispatcher(Target):
                     raise Malformed(f"a report of chunk {chunk} without its coded gradient")
                 if coordinator.is_sketched(chunk) and not self.decoder.has_sketch(worker, chunk):
                     raise Malformed(f"a report of chunk {chunk} without its sketch")
-            elif coordinator.is_combined or chunk not in coordinator.membership.held(worker):
+            elif coordinator.is_combined or not {*report.piece} <= {*coordinator.membership.held(worker)}:
                 raise Malformed(f"a coded gradient of chunk {chunk}, which it was not to send")
             else:
                 self.decoder.hold(worker, chunk, report.coded)
@@ -284,6 +284,8 @@ class Dispatcher(Target):
         self._tell(worker, Kind.REASSIGN, chunk, role=role)
 
     def invalidate(self, worker: int, chunk: int, attempt: int) -> None:
+        if not attempt:  # a piece that has to be done again
+            self.decoder.forget(worker, chunk)
         self._tell(worker, Kind.INVALIDATE, chunk, attempt=attempt)
 
     def compare(self, chunk: int, copies: Roles) -> None:

@@ -14,7 +14,15 @@ from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, SumsReader, digest_in, e
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Tried
 from psgc.server.events import Abandoned, Report
-from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
+from psgc.server.malformed import (
+    Malformed,
+    check_chunk,
+    check_iteration,
+    check_length,
+    check_piece,
+    check_record,
+    check_seconds,
+)
 from psgc.server.outbox import Outbox
 from psgc.transport import TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
@@ -134,11 +142,16 @@ class Links:
         check_length(what, vector.size, self._length + TAIL)
         check_chunk(what, chunk, self._num_chunks)
         check_iteration(what, iteration, self._iteration)
-        start, seconds, loss, *sums = self._backend.to_host(vector[-TAIL:]).tolist()
+        start, seconds, loss, *sums, many, joins = self._backend.to_host(vector[-TAIL:]).tolist()
         check_seconds(what, start, seconds)
+        check_piece(what, chunk, many, self._num_chunks)
+        others = tuple(range(chunk + 1, chunk + int(many)))
         now = self.now
         late = max(0.0, now - start - seconds)
-        return Report(worker, iteration, chunk, now, seconds, 0, late, start, loss, tuple(sums), vector[:-TAIL])
+        coded = vector[:-TAIL]
+        return Report(
+            worker, iteration, chunk, now, seconds, 0, late, start, loss, tuple(sums), coded, others, joins == 1
+        )
 
     def _read_record(self, worker: int, entry: Entry) -> Arrival | None:
         check_record(entry, self._num_chunks, self._iteration)

@@ -42,6 +42,12 @@ def check_chunk(what: str, chunk: int, num_chunks: int, least: int = 0) -> None:
         raise Malformed(f"{what} of chunk {chunk}, the chunks are 0..{num_chunks - 1}")
 
 
+def check_piece(what: str, first: int, many: float, num_chunks: int) -> None:
+    """Raises Malformed unless there are so many chunks from the first one on."""
+    if not (many >= 1 and many % 1 == 0 and first + many <= num_chunks):
+        raise Malformed(f"{what} of {many} chunks from {first} on, the chunks are 0..{num_chunks - 1}")
+
+
 def check_iteration(what: str, iteration: int, current: int) -> None:
     """Raises Malformed for an iteration that has not begun."""
     if not 0 <= iteration <= current:

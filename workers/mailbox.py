@@ -165,7 +165,8 @@ class Mailbox:
         if self._current(work) and gradient is not None:
             if not self._state.is_combined:
                 role = self._state.role(chunk)
-                tail = (result.start, result.seconds, result.loss, *result.sums)
+                passed = len(work.piece), float(result.joins)
+                tail = (result.start, result.seconds, result.loss, *result.sums, *passed)
                 coded = self._encoder.coded(gradient, role, tail)
             elif not result.is_own:
                 gradient = gradient.copy()

@@ -7,7 +7,7 @@ Each method is an event, from the server or from this worker's compute thread. B
 2. The compute thread takes chunks from the head of the queue and reports each when it is done, without waiting for
    an answer.
 3. With `combined` transfer a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed). A
-   sketch of each chunk that is checked (`psgc.iteration`) goes before its report. With `per_chunk` a coded gradient
+   sketch of each chunk that is checked (`psgc.iteration`) goes before its report. Otherwise a coded gradient
    travels with the report, and nothing is held.
 4. A discarded chunk is dropped from the queue. If the compute thread is in it, it is *abandoned*: its result is never
    reported.
@@ -19,7 +19,8 @@ Each method is an event, from the server or from this worker's compute thread. B
    invalidated.
 8. A default queue is for its iteration and all later ones. So is the role in which a reassigned chunk is coded.
 9. Chunks that follow one another in the queue may be taken together, as one *piece*: as many as the iteration says
-   (`psgc.iteration.piece_length`), of one role, none of which was invalidated. A piece is reported, held, committed and
+   (`psgc.iteration.piece_length`), of one role, none of which was invalidated, and with numbers in a row where their
+   gradient travels with the report. A piece is reported, held, committed and
    discarded as its first chunk. When one of its chunks is discarded it is of no use.
 10. Events of an older iteration change nothing. Orders may arrive before their iteration begins: they are kept for
     `begin`. A commit cannot: it raises ProtocolError, and so does a commit of a chunk that is not held. An event that
@@ -94,7 +95,8 @@ class WorkerState:
         if first is None:
             return ()
         most = piece_length(len(self._queue), self._fraction) if joins and first not in self._attempts else 1
-        return (first, *takewhile(lambda chunk: self._joins(first, chunk), islice(self._queue, 1, most)))
+        rest = enumerate(islice(self._queue, 1, most), start=first + 1)
+        return (first, *(chunk for _, chunk in takewhile(lambda next: self._joins(first, *next), rest)))
 
     def role(self, chunk: int) -> int:
         """The role in which `chunk` is coded."""
@@ -120,8 +122,9 @@ class WorkerState:
             self._queue.popleft()
         return piece[0]
 
-    def _joins(self, first: int, chunk: int) -> bool:
-        return self.role(chunk) == self.role(first) and chunk not in self._attempts
+    def _joins(self, first: int, in_a_row: int, chunk: int) -> bool:
+        is_one = self.role(chunk) == self.role(first) and chunk not in self._attempts
+        return is_one and (self.is_combined or chunk == in_a_row)
 
     def finished(self, iteration: int, chunk: int, gradient: Any = None) -> Done:
         """The compute thread has the gradient of the chunk it took."""

@@ -78,8 +78,9 @@ class Config(Section):
     aggregation: Literal["server", "allreduce", "auto"] = key(
         "auto", "whether rank 0 sums the gradients, or all ranks do; auto: by the size of the parameters"
     )
-    transfer: Literal["auto", "per_chunk", "combined"] = key(
-        "auto", "a coded gradient with each report, or one sum of each worker; auto: combined if that will do"
+    transfer: Literal["auto", "per_chunk", "per_pass", "combined"] = key(
+        "auto",
+        "a gradient with each chunk's report, with each pass's, or one sum of each worker; auto: by their size",
     )
     backend: Literal["auto", "numpy", "cupy"] = key("auto", "on what arrays are computed")
     dtype: Literal["float64", "float32"] = key("float64", "of data, parameters and gradients")
@@ -167,8 +168,8 @@ class Config(Section):
 
     def allreduce_conflict(self) -> tuple[str, str] | None:
         """A key whose value `aggregation: allreduce` does not support, and why not; None: it supports them all."""
-        if self.transfer == "per_chunk":
-            text = "allreduce sums accumulators, which per_chunk does not have; use transfer combined or auto"
+        if self.transfer in ("per_chunk", "per_pass"):
+            text = f"allreduce sums accumulators, which {self.transfer} does not have; use transfer combined or auto"
             return "transfer", text
         if self.recovery.estimator == "unbiased":
             return "recovery", "allreduce sums accumulators, but estimator unbiased weights single chunks; use server"
@@ -184,8 +185,9 @@ class Config(Section):
         """Why an injected fault cannot happen with this transfer, or ""."""
         if self.transfer == "combined" and self.faults.flips("sending"):
             return "faults.inject: kind flip changes coded gradients at sending, which combined does not send"
-        if self.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in self.faults.inject):
-            return "faults.inject: per_chunk has no step after_commit"
+        is_committed = any(fault.step == "after_commit" for fault in self.faults.inject)
+        if self.transfer in ("per_chunk", "per_pass") and is_committed:
+            return f"faults.inject: {self.transfer} has no step after_commit"
         return ""
 
     def to_yaml(self) -> str:

@@ -32,7 +32,7 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
     if config.reproducible:  # two neighbours of one worker are one node
         nodes = max(1, min(_load(config, num_chunks, num_workers), -(-num_chunks // 2))), max(1, num_chunks)
     transfer: Combined | PerChunk = Combined(config.aggregation == "allreduce", nodes)
-    if config.transfer == "per_chunk":
+    if config.transfer != "combined":
         received = vector_bytes(config, receive_length(length + TAIL, config.dtype))
         is_unbiased = config.recovery.estimator == "unbiased"
         transfer = PerChunk(received, num_chunks, decoded=1 + is_unbiased)  # beside the sum without weights
@@ -47,7 +47,7 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
 def _waiting(config: Config, num_chunks: int, num_workers: int) -> int:
     """How many gradients wait on a worker; one that needs no other copies counts before the next one is there."""
     alone = config.coding.parts == 1 and config.verify is None
-    if alone or config.transfer == "per_chunk":
+    if alone or config.transfer != "combined":
         return 1
     return _load(config, num_chunks, num_workers)
 

@@ -63,7 +63,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     work = np.ones(len(chunk)) if costs is None else np.asarray(costs)[chunk]
     in_iteration = {"worker": row * run.workers + column, "start": start, "seconds": seconds, "outcome": outcome}
     done, pass_cost = passes(in_iteration), 0.0
-    if joins := run.config.transfer == "combined" and len(done["begins"]) < len(work):
+    if joins := run.config.transfer != "per_chunk" and len(done["begins"]) < len(work):
         pass_cost = _pass_cost(done, np.add.reduceat(work[done["order"]], done["begins"]))
         work[done["order"][done["begins"]]] += pass_cost
     broken_off = (outcome == Outcome.ABANDONED) & breaks_off & (start + seconds > AT_THE_END * took[row])

@@ -193,7 +193,8 @@ class Replay:
             # a worker hears of each of its copies: of all contributors, or that the copy is not needed
             orders = orders + needed * plan.parts + (reported - needed) + contributors
         else:
-            incoming = reported * (coded + TAIL) * number + (copies - reported) * RECORD.itemsize
+            sent = trials["passes"] if self.recording.joins else reported
+            incoming = sent * (coded + TAIL) * number + (copies - reported) * RECORD.itemsize
         outgoing = live * dim * number + orders * RECORD.itemsize
         return messages + (incoming + outgoing) / MESSAGE, incoming, outgoing
 
