@@ -237,7 +237,7 @@ class Coordinator:
         instructions: list[Instruction] = []
         if isinstance(event, Report):  # else the worker has dropped it, and may be doing some of these again
             instructions += [Invalidate(worker, chunk, 0) for chunk in needed]
-            if event.chunk in piece and event.chunk not in needed:
+            if self.is_combined and event.chunk in piece and event.chunk not in needed:
                 instructions.append(Discard(worker, event.chunk))
         return [*instructions, *self._freed(event, done=False), *self._schedule.again(worker, needed, event.now)]
 

@@ -27,7 +27,7 @@ MOST_OVERHEAD = 0.05  # of a worker's time
 REPORT = 1e-4  # seconds of rank 0 for a small report; measured: 0.08 ms, 0.1 ms with 256 KiB
 MOST_REPORTS = 0.25  # of rank 0's time
 TIMED = (5, 0.2)  # a chunk is timed so many times, or until so many seconds have passed
-PER_PASS_BYTES = 1 << 20  # `transfer: auto` is per_pass up to so many bytes in and out of the server
+PER_PASS = 1 << 16, 1 << 20  # bytes of a vector, and in and out of the server, up to which `transfer: auto` is per_pass
 ALLREDUCE_BYTES = 32 << 20  # `aggregation: auto` is allreduce from so many bytes in and out of the server on
 
 
@@ -73,11 +73,11 @@ def seconds_of_share(
     return min(times) / cost * per_worker * share
 
 
-def chosen_transfer(config: Config, through_server: int) -> Literal["per_chunk", "per_pass", "combined"]:
-    """The transfer of the run. through_server: bytes of one vector from and to each worker.
+def chosen_transfer(config: Config, vector: int, through_server: int) -> Literal["per_chunk", "per_pass", "combined"]:
+    """The transfer of the run. vector: bytes of one; through_server: of those from and to all workers.
 
-    `per_chunk` for what needs the gradient of each chunk at rank 0; for small vectors `per_pass`, with one message from a
-    worker in place of two, unless workers have to do single chunks; else `combined`.
+    `per_chunk` for what needs the gradient of each chunk at rank 0; for small vectors `per_pass`, with one message
+    from a worker in place of two, unless workers have to do single chunks; else `combined`.
     """
     if config.transfer != "auto":
         return config.transfer
@@ -89,7 +89,8 @@ def chosen_transfer(config: Config, through_server: int) -> Literal["per_chunk",
         return "per_chunk"
     joins = config.coding.parts == 1 and config.verify is None and config.recovery.mode == "exact"
     joins = joins and not config.reproducible and not any(it.step == "after_commit" for it in config.faults.inject)
-    return "per_pass" if joins and through_server <= PER_PASS_BYTES else "combined"
+    is_small = vector <= PER_PASS[0] and through_server <= PER_PASS[1]
+    return "per_pass" if joins and is_small else "combined"
 
 
 def without_auto(config: Config, num_workers: int, dim: int) -> Config:
@@ -97,7 +98,7 @@ def without_auto(config: Config, num_workers: int, dim: int) -> Config:
     vector = vector_bytes(config, dim)
     through_server = num_workers * (vector + vector // config.coding.parts)
     if config.transfer == "auto":
-        config = config.model_copy(update={"transfer": chosen_transfer(config, through_server)})
+        config = config.model_copy(update={"transfer": chosen_transfer(config, vector, through_server)})
         if text := config.transfer_conflict():
             raise UserError(f"{text} (transfer: auto chose {config.transfer})")
     if config.aggregation == "auto":

@@ -142,7 +142,7 @@ def _with_chunks(
         reason = "as before"
     else:
         share = seconds_of_share(config, num_workers, dataset, problem, backend)
-        report = vector_bytes(config, problem.dim) if chosen_transfer(config, 0) == "per_chunk" else 0
+        report = vector_bytes(config, problem.dim) if chosen_transfer(config, 0, 0) == "per_chunk" else 0
         number = chosen_chunks(share, num_workers, report)
         if (rows := rows_in_iteration(config, None if dataset is None else dataset.num_rows)) is not None:
             number = min(number, max(1, rows // num_workers))

@@ -122,14 +122,14 @@ def with_pieces(rng: random.Random, case: Case) -> Case:
     """The same with one part, exact, and with several chunks in one pass."""
     workers, schedule = case.plan.num_workers, case.schedule
     replication = rng.randint(1, min(4, workers))
-    return replace(
+    case = replace(
         case,
         plan=plan_of("cyclic", workers, rng.randint(2, 6), replication, 1, schedule),
-        combined=True,
         num_iterations=case.num_iterations + rng.randint(1, 3),
         recovery=Recovery(),
         fraction=rng.choice([0.5, 0.5, 0.9, 1.0]),
     )
+    return replace(case, combined=case.allreduce or rng.random() < 0.5)
 
 
 def with_tree(rng: random.Random, case: Case) -> Case:

@@ -185,7 +185,7 @@ class Watch:
                 assert role in membership.planned[chunk]
                 world.counts["reassigned"] += 1
             case Invalidate(worker, chunk, attempt):
-                assert world.case.combined
+                assert world.case.combined or (not attempt and (worker, chunk) in self.in_vain)
                 assert worker in membership.holders[chunk]
                 assert chunk in self.redo or (worker, chunk) in self.in_vain
                 assert self.attempts[chunk] <= attempt <= self.attempts[chunk] + 1

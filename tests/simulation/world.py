@@ -116,7 +116,7 @@ class World:
                 case.timeout,
                 case.reassigning,
                 schedule=case.schedule,
-                transfer="combined" if case.combined else "per_chunk",
+                transfer="combined" if case.combined else "per_pass" if case.fraction else "per_chunk",
                 recovery=case.recovery,
                 verify=case.verify,
                 aggregation="allreduce" if case.allreduce else "server",

@@ -43,7 +43,12 @@ def test_one_process_holds_each_chunk_once_and_compares_nothing():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "combined"), ({"verify": {"every": 2}}, "combined"), ({"transfer": "per_chunk"}, "per_chunk")],
+    [
+        ({}, "per_pass"),
+        ({"verify": {"every": 2}}, "combined"),
+        ({"reproducible": True}, "combined"),
+        ({"transfer": "per_chunk"}, "per_chunk"),
+    ],
 )
 def test_workers_send_one_sum_each_unless_told_otherwise(given, expected):
     assert settled(settings_of(given), 4, DIM)[0].transfer == expected
