@@ -210,7 +210,7 @@ class Gradients:
         before = repr(rng.bit_generator.state)
         loss, gradient = self._evaluate(params, chunk, rng)
         self._has_looked, draws = True, repr(rng.bit_generator.state) != before
-        self.joins = not draws and (isinstance(self._batch, Epochs) or (self._batch is None and self._chunks.in_place))
+        self.joins = not draws and (isinstance(self._batch, Epochs) or (self._batch is None and self._chunks.joins))
         return loss, gradient
 
     def _fits(self, array: Any) -> bool:

@@ -67,6 +67,7 @@ class ChunkSource:
         self._dataset, self.num_chunks = dataset, num_chunks
         self._dtype, self._backend = np.dtype(dtype), backend
         self._chunks: dict[int, Chunk] = {}
+        self._runs: dict[int, Chunk] = {}  # by chunk, the chunks in a row of which it is a view
         self._checked: set[int] = set()
 
     def costs(self) -> list[float] | None:
@@ -94,14 +95,41 @@ class ChunkSource:
         return chunk
 
     def joined(self, first: int, many: int) -> Chunk:
-        """So many chunks from `first` on as one, with the weight of all."""
-        chunks = [self.chunk(i) for i in range(first, first + many)]  # checked
-        rows = range(self._range(first).start, self._range(first + many - 1).stop)
-        return self._load(first, rows, sum(chunk.weight for chunk in chunks))
+        """So many chunks from `first` on as one, with the weight of all; where that `joins`, no copy of their rows."""
+        weight = sum(self.chunk(i).weight for i in range(first, first + many))  # checked
+        if not self._is_in_place and self.joins:
+            return self._cut(self._run(first, many), first, many, weight)
+        return self._load(first, self._rows(first, many), weight)
+
+    @property
+    def joins(self) -> bool:
+        """Whether several chunks can be had as one without copying their rows each time."""
+        return self._is_in_place or (self._dataset is not None and not self._dataset.sparse)
+
+    def _run(self, first: int, many: int) -> Chunk:
+        """The chunks around these that are kept, in one piece of memory. Each of them is a view of that from now on."""
+        if (run := self._runs.get(first)) is None or run is not self._runs.get(first + many - 1):
+            low, high = first, first + many
+            while low - 1 in self._chunks:
+                low -= 1
+            while high in self._chunks:
+                high += 1
+            run = self._load(low, self._rows(low, high - low), 0.0)
+            for i in range(low, high):
+                self._runs[i], self._chunks[i] = run, self._cut(run, i, 1, self._chunks[i].weight)
+        return run
+
+    def _cut(self, run: Chunk, first: int, many: int, weight: float) -> Chunk:
+        rows, begin = self._rows(first, many), self._range(run.index).start
+        at = slice(rows.start - begin, rows.stop - begin)
+        return Chunk(first, run.X[at], None if run.y is None else run.y[at], weight)
+
+    def _rows(self, first: int, many: int) -> range:
+        return range(self._range(first).start, self._range(first + many - 1).stop)
 
     @cached_property
-    def in_place(self) -> bool:
-        """Whether rows are used where they lie, in the memory of a map; then `joined` copies none."""
+    def _is_in_place(self) -> bool:
+        """Whether rows are used where they lie, in the memory of a map."""
         if self._dataset is None or self._backend.xp is not np:
             return False
         X, y = _read(self._dataset, range(0, 1))

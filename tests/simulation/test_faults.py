@@ -39,13 +39,13 @@ def test_some_schedules_of_faults(capsys, options, steps):
     assert len(counts.keys() & at_steps) >= len(steps)
 
 
-@pytest.mark.parametrize("options", [["--allreduce"], ["--scripts", "--server"]])
+@pytest.mark.parametrize("options", [[], ["--allreduce"], ["--scripts", "--server"]])
 def test_pieces_survive_some_schedules_of_faults(capsys, options):
     assert faults.main(["--pieces", *options, "--schedules", "20", "--seed", "200000"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
     assert counts["pieces"] > 2 * counts["passes in vain"] > 20
-    assert counts["invalidated"] > 10
+    assert counts["invalidated"] > 4
 
 
 @pytest.mark.parametrize("options", [[], ["--server"]])

@@ -130,6 +130,26 @@ def test_anything_else_is_converted_once(tmp_path, stored):
     assert np.array_equal(chunk.X, stored[11:17])
 
 
+@pytest.mark.parametrize("stored", [X.astype("f4"), X])
+def test_chunks_that_are_joined_again_and_again_are_kept_once(tmp_path, stored):
+    """Single ones and joined ones share the memory, whatever was asked for first."""
+    np.savez(tmp_path / "a.npz", X=stored, y=y)
+    source = ChunkSource(open_data(str(tmp_path / "a.npz")), 6, "float64", Backend())
+    assert source.joins
+    ends = [i * len(X) // 6 for i in range(7)]
+    for first, many in [(1, 2), (0, 3), (1, 2), (4, 2), (3, 3)]:
+        rows, before = slice(ends[first], ends[first + many]), source.joined(first, many)
+        again, single = source.joined(first, many), source.chunk(first + 1)
+        assert np.array_equal(again.X, stored[rows])
+        assert np.array_equal(again.y, y[rows])
+        assert again.index == first
+        assert again.weight == pytest.approx((rows.stop - rows.start) / len(X))
+        assert again.X.flags.c_contiguous
+        assert np.shares_memory(again.X, before.X)
+        assert np.shares_memory(again.X, single.X)
+        assert np.array_equal(single.X, stored[ends[first + 1] : ends[first + 2]])
+
+
 def test_an_unaligned_map_is_copied(tmp_path):
     (tmp_path / "raw").write_bytes(b"x" + X.tobytes())
     mapped = np.memmap(tmp_path / "raw", np.float64, "r", 1, X.shape)

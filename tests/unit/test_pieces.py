@@ -7,7 +7,7 @@ from coordinating import begun
 from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.data import ChunkSource, Dataset, Epochs
-from psgc.messages import Kind, entries
+from psgc.messages import TAIL, Kind, entries
 from psgc.plan import even_plan
 from psgc.schedules import SCHEDULES
 from psgc.schedules.learning import Learning
@@ -69,6 +69,12 @@ def test_a_piece_ends_before_a_chunk_of_another_role_or_one_that_was_invalidated
     assert taken(state) == [(0,), (1,), (2, 3)]
 
 
+def test_a_piece_whose_gradient_travels_with_its_report_has_chunks_in_a_row():
+    state = WorkerState(1, [4, 5, 2, 3, 1], 6, combined=False)
+    state.begin(0, 1.0)
+    assert taken(state) == [(4, 5), (2, 3), (1,)]
+
+
 def test_a_piece_is_held_and_committed_as_its_first_chunk():
     state = at_work()
     state.take(joins=True)
@@ -127,6 +133,17 @@ def test_one_report_names_all_chunks_of_a_piece_and_their_gradient_is_added_once
     assert said == [(Kind.REPORT, chunk, chunk == 3, 1, 6.0) for chunk in (4, 2, 3)]
     mailbox.commit(0, 4, (1,), 1)
     assert encoder.accumulators[1, 0].tolist() == [9.0] * 3
+
+
+def test_a_gradient_that_travels_with_its_report_says_of_how_many_chunks_it_is():
+    state = WorkerState(1, [2, 3], 5, combined=False)
+    mailbox = Mailbox(state, Encoder(Backend(), np.ones((2, 1)), 3, "float64"))
+    mailbox.begin(0, np.zeros(3), 1.0)
+    mailbox.finished(mailbox.take(joins=True), Result(np.full(3, 9.0), 6.0, 0.5, 0.25, joins=True))
+    (message,) = mailbox.outgoing()
+    assert (message.iteration, message.chunk) == (0, 2)
+    assert message.vector[: 3 + TAIL].tolist() == [9.0] * 3 + [0.5, 0.25, 6.0, 0.0, 0.0, 2.0, 1.0]
+    assert not state.held
 
 
 def test_a_pass_that_fails_when_it_is_not_needed_is_left_as_a_whole():
@@ -204,7 +221,7 @@ def test_a_lost_piece_is_done_again_chunk_by_chunk():
     assert Commit(1, (1,), ((2, 1),)) in it.handle(Report(2, 0, 1, attempt=1))
 
 
-@pytest.mark.parametrize(("parts", "combined", "every"), [(2, True, 0), (1, False, 0), (1, True, 1)])
+@pytest.mark.parametrize(("parts", "combined", "every"), [(2, True, 0), (2, False, 0), (1, True, 1), (1, False, 1)])
 def test_pieces_count_only_where_one_gradient_of_all_chunks_is_all_that_is_needed(parts, combined, every):
     it = begun([[1, 2, 3]] * 2, parts=parts, combined=combined, every=every)
     assert not any(isinstance(answer, Commit) for answer in it.handle(Report(1, 0, 0, others=(1,))))
