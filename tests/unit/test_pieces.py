@@ -374,11 +374,9 @@ def test_a_piece_is_the_sum_of_its_chunks_in_as_few_calls_as_there_are_ranges_of
     assert it.joins
 
 
-@pytest.mark.parametrize(
-    ("evaluate", "options"), [(draws, {}), (plain, {"batch": 2}), (plain, {"dtype": "float32"})],
-)  # fmt: skip
-def test_chunks_stay_single_when_they_draw_or_would_have_to_be_copied(evaluate, options):
-    it = gradients(evaluate, **options)
+@pytest.mark.parametrize(("evaluate", "batch"), [(draws, None), (plain, 2)])
+def test_chunks_stay_single_when_they_draw_or_are_samples(evaluate, batch):
+    it = gradients(evaluate, batch)
     compute(it, (0,))
     assert not it.joins
 
