@@ -90,11 +90,18 @@ class Kind(IntEnum):
     LEFT = 23  # worker: it is lost; what it was to be sent is dropped
     GIVE = 24  # iteration, worker: send this worker your state of that iteration
     DROP = 30  # this worker's replica is wrong: it can only go on from another rank's state
+    CHECK = 37  # iteration, chunk: a pass to repeat whose digest alone is wanted, one record per chunk, `last` on the
+    #             last; attempt: 1 at once, 0 when nothing else is to be done
     # worker -> server
     REPORT = 11  # iteration, chunk, attempt, start, seconds, loss, test_loss, test_accuracy (combined only); of a piece
-    #              one record per chunk, `last` on the last; role: 1 if this worker can do several chunks in one pass
+    #              one record per chunk, `last` on the last; role: 1 if this worker can do several chunks in one pass;
+    #              worker: the digest of what was computed (`verify: {idle: true}`), or 0
     ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was
-    #                 done; of a piece one record per chunk, as REPORT
+    #                 done; of a piece one record per chunk, as REPORT; worker: as REPORT
+    CHECKED = (
+        38  # iteration, chunk, worker, start, seconds: the digest of a pass that was to be repeated; of a piece as
+    )
+    #               REPORT
     FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
     #              attempt: the exit code with which the run must end since no worker can do better, or 0
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1;

@@ -33,7 +33,7 @@ class Cluster:
         config, plan = self._config, self._plan
         workers = range(1, plan.num_workers + 1)
         self._everybody = Membership(
-            plan.holders(), plan.parts, config.faults.adopt, workers, checking=config.verify is not None
+            plan.holders(), plan.parts, config.faults.adopt, workers, checking=config.verify_every > 0
         )
         self.membership = self._everybody.without([])
         self.queues = plan.queues
@@ -116,7 +116,7 @@ class Cluster:
         """
         config = self._config
         is_plain = config.transfer != "per_chunk" and self._plan.parts == 1
-        is_plain = is_plain and config.verify is None and config.recovery.mode == "exact" and not config.reproducible
+        is_plain = is_plain and not config.verify_every and config.recovery.mode == "exact" and not config.reproducible
         has_figures = num_sums > 0 or is_evaluated(iteration, config.evaluate.every if config.evaluate else 0)
         return self.schedule.join(is_plain and not has_figures and self._joins.issuperset(self.membership.live))
 

@@ -33,10 +33,11 @@ from collections import deque
 from collections.abc import Sequence
 from math import inf
 
-from psgc.errors import ProtocolError
+from psgc.errors import ProtocolError, RunFailed
 from psgc.iteration import is_evaluated
 from psgc.schedules import Schedule
 from psgc.schedules.schedule import Order, Pass
+from psgc.server.copies import Books
 from psgc.server.counting import Counting
 from psgc.server.events import (
     COLLECTING,
@@ -48,6 +49,7 @@ from psgc.server.events import (
     Begin,
     Compared,
     Deadline,
+    Digested,
     Event,
     Lost,
     Phase,
@@ -55,7 +57,19 @@ from psgc.server.events import (
     Summed,
     Tick,
 )
-from psgc.server.instructions import Compare, Discard, Finish, Instruction, Invalidate, Share
+from psgc.server.idle import IdleChecks
+from psgc.server.instructions import (
+    Check,
+    Compare,
+    Discard,
+    Doubt,
+    Fate,
+    Finish,
+    Instruction,
+    Invalidate,
+    Share,
+    Wrong,
+)
 from psgc.server.membership import Membership
 from psgc.server.verification import Checks
 
@@ -70,7 +84,8 @@ class Coordinator:
     tolerated: how many of the N * l copies may be missing in the end;
     checks: which copies have to agree (`verify`), none by default;
     every: iterations from one evaluation of held-out rows to the next, 0 for none;
-    in_nodes: whether nodes of the tree are shared out in place of accumulators (`reproducible`).
+    in_nodes: whether nodes of the tree are shared out in place of accumulators (`reproducible`);
+    idle: what is compared by digests (`verify: {idle: true}`), None for nothing.
     books: the copies of this iteration; is_combined: as `combined`, but not where the sums come with the reports.
 
     The caller answers each `Compare` with `Compared` before it brings the next event.
@@ -85,12 +100,14 @@ class Coordinator:
         checks: Checks | None = None,
         every: int = 0,
         in_nodes: bool = False,
+        idle: IdleChecks | None = None,
     ) -> None:
         assert not (combined and checks and checks.every and membership.parts > 1), "sketches do not tell what fits"
         self.membership = membership
         self.phase: Phase = IDLE
         self._schedule, self._combined, self._tolerated = schedule, combined, tolerated
         self._checks, self._every, self._in_nodes = checks or Checks(), every, in_nodes
+        self._idle, self.books = idle, Books(0, 1)
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._start(-1)
 
@@ -98,11 +115,14 @@ class Coordinator:
         self.iteration, self.is_combined = iteration, self._combined and has_gradient
         self._may_miss: float = 0 if is_evaluated(iteration, self._every) else self._tolerated
         self._checks.begin(iteration, len(self.membership.holders))
+        self._books_before = self.books if self._idle is not None else Books(0, 1)
         self._counting = Counting(
             iteration, self.membership, self._schedule, self.is_combined, self._checks, self._in_nodes
         )
         self.books = self._counting.books
         self._copies = self.books.chunks
+        if self._idle is not None:
+            self._idle.begin(iteration, len(self._copies) if has_gradient else 0)
 
     # what can be asked
 
@@ -136,8 +156,11 @@ class Coordinator:
         self._events.append(event)
         if late or not may_follow:
             return []
+        before = self.phase
         instructions = self._react(event)
         assert self.phase in may_follow, (event, self.phase)
+        if self._idle is not None and before == WORKING:
+            self._use_idle(self._idle, event, instructions)
         return instructions
 
     def _is_late(self, event: Event) -> bool:
@@ -160,6 +183,11 @@ class Coordinator:
                 possible = worker in self.membership.live
             case Compared(chunk):
                 possible = chunk in self._checks.comparing
+            case Digested(worker, iteration):
+                late = worker not in self.membership.live
+                possible = self._idle is not None and 0 <= iteration <= self.iteration
+                possible = possible and worker in self.membership.workers
+                possible = possible and all(0 <= chunk < len(self._copies) for chunk in event.piece)
         if not possible:
             raise self._illegal(event)
         return late
@@ -200,6 +228,9 @@ class Coordinator:
                 if self._is_enough():
                     return instructions + self._finalize()
                 return [*instructions, *self._schedule.tick(now)]  # workers that were to do it may do something else
+            case Digested():
+                assert self._idle is not None
+                return self._digested(self._idle, event)
 
     # reports and losses
 
@@ -249,13 +280,93 @@ class Coordinator:
         instructions = self._counting.lost(worker, held, collected, now)
         if collected and self.books.redo:
             self.phase = REDOING
+        if self._idle is not None:
+            for piece in self._idle.lost(worker):
+                instructions += self._repeat(self._idle, piece)
+            if self.phase == WORKING and self._is_enough():  # only a dispute was left, in which the worker was wrong
+                instructions += self._finalize()
         return instructions
+
+    # digests
+
+    def _digested(self, idle: IdleChecks, event: Digested) -> list[Instruction]:
+        piece, before = event.piece, self.iteration - event.iteration
+        errors = idle.told(event.worker, event.iteration, piece, event.digest, event.is_check)
+        if errors is None:
+            return []
+        is_open = self.phase == WORKING and not before
+        instructions: list[Instruction] = []
+        if (of := idle.of(event.iteration, piece)).is_disputed and not of.awaited:
+            if is_open:
+                instructions += self._repeat(idle, piece)
+            else:
+                instructions.append(Doubt(event.chunk, tuple(sorted(of.workers)), before))
+                errors += idle.doubt(event.iteration, piece)
+        for worker, others, is_reported in errors:
+            counts = is_reported and self._counts(worker, piece, self._books_before if before else self.books)
+            is_out = is_open and is_reported and worker in self.membership.live
+            fate: Fate = "taken out" if is_out else "late" if counts else "unused"
+            instructions.append(Wrong(worker, event.chunk, others, fate, before))
+        if self.phase == WORKING and not any(_is_taken_out(one) for one in instructions) and self._is_enough():
+            instructions += self._finalize()
+        return instructions
+
+    def _counts(self, worker: int, piece: Sequence[int], books: Books) -> bool:
+        return any(who == worker for chunk in piece for who, _ in books.chunks[chunk].used)
+
+    def _repeat(self, idle: IdleChecks, piece: tuple[int, ...]) -> list[Instruction]:
+        """Have one more worker do a disputed pass. Raises RunFailed when nobody is left to ask."""
+        able = [worker for worker in self.membership.live if self._may_do(worker, piece)]
+        if (worker := idle.one_more(piece, able)) is not None:
+            return [Check(worker, piece, at_once=True)]
+        if not idle.is_settled(piece, self.membership.live):
+            workers = ", ".join(map(str, sorted(idle.disputed[piece].workers)))
+            raise RunFailed(
+                f"chunk {piece[0]}, iteration {self.iteration}: workers {workers} have done it, no 2 copies have the "
+                "same bits, and nobody is left to ask: the gradient is not deterministic, or too many are wrong"
+            )
+        return []
+
+    def _may_do(self, worker: int, piece: Sequence[int]) -> bool:
+        return self.membership.reassigning or all(worker in self.membership.holders[chunk] for chunk in piece)
+
+    def _is_in_the_sum(self, idle: IdleChecks, piece: tuple[int, ...]) -> bool:
+        """Whether a copy counts that may be wrong."""
+        return any(self._counts(worker, piece, self.books) for worker in idle.disputed[piece].workers)
+
+    def _use_idle(self, idle: IdleChecks, event: Event, instructions: list[Instruction]) -> None:
+        """Order checks after this event, if there is time for some."""
+        if self.phase != WORKING:
+            if isinstance(event, Report | Digested | Lost):
+                idle.ended(event.now)
+            return
+        if not isinstance(event, Report | Abandoned | Digested) or any(_is_taken_out(one) for one in instructions):
+            return
+        if not isinstance(event, Digested) or event.is_check:
+            idle.done(event.worker, event.piece, event.seconds)
+        if is_evaluated(self.iteration, self._every):
+            return
+
+        def free_until(worker: int) -> float:
+            return self._schedule.free_until(worker, lambda chunk: self._is_over(worker, chunk))
+
+        def may(worker: int, owner: int, piece: Sequence[int]) -> bool:
+            return self._may_do(worker, piece) and self._counts(owner, piece, self.books)
+
+        instructions += [Check(worker, piece) for worker, piece in idle.orders(event.now, free_until, may)]
+
+    def _is_over(self, worker: int, chunk: int) -> bool:
+        """Whether nothing of `chunk` is left to do for a worker."""
+        copies = self._copies[chunk]
+        return worker in copies.reported or bool(copies.contributors and not copies.redo)
 
     # the end of an iteration
 
     def _is_enough(self) -> bool:
         """Whether the iteration may end with the copies that are there."""
         if self.books.missing > self._may_miss or self.books.redo or self._checks.comparing:
+            return False
+        if (idle := self._idle) and any(self._is_in_the_sum(idle, piece) for piece in idle.disputed):
             return False
         disputed = self._checks.disputed
         return any(
@@ -281,3 +392,7 @@ class Coordinator:
             return [*instructions, Finish()]
         self.phase = COLLECTING
         return [*instructions, Share(self.books.accumulators.share())]
+
+
+def _is_taken_out(instruction: Instruction) -> bool:
+    return isinstance(instruction, Wrong) and instruction.fate == "taken out"

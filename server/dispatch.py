@@ -16,13 +16,14 @@ from psgc.server.events import (
     Begin,
     Compared,
     Deadline,
+    Digested,
     Event,
     Lost,
     Report,
     Summed,
     Tick,
 )
-from psgc.server.instructions import Roles, Target, carry_out
+from psgc.server.instructions import Fate, Roles, Target, carry_out
 from psgc.server.iteration_log import IterationLog, shares
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
@@ -127,8 +128,13 @@ class Dispatcher(Target):
         try:
             match arrival:
                 case Report():
+                    self._digested(arrival)
                     self._report(arrival)
+                case Digested():
+                    self._bring_from_worker(arrival)
+                    self._cluster.detector.through(worker, arrival.seconds)
                 case Abandoned(_, iteration):
+                    self._digested(arrival)
                     self._bring_from_worker(arrival)
                     self._cluster.detector.through(worker, arrival.seconds)
                     for chunk, start, seconds in shares(arrival):
@@ -173,6 +179,13 @@ class Dispatcher(Target):
     def _finish_if_summed(self) -> None:
         if self._coordinator.is_combined and self.summing.is_complete and not self.finished:
             self._bring(Summed())
+
+    def _digested(self, done: Report | Abandoned) -> None:
+        """Its digest comes first: a copy that may be wrong is not the last one that counts."""
+        if done.digest:
+            self._bring_from_worker(
+                Digested(done.worker, done.iteration, done.chunk, done.digest, done.now, done.seconds, done.others)
+            )
 
     def _report(self, report: Report) -> None:
         coordinator, worker, iteration, chunk = self._coordinator, report.worker, report.iteration, report.chunk
@@ -291,10 +304,24 @@ class Dispatcher(Target):
     def compare(self, chunk: int, copies: Roles) -> None:
         self._bring(Compared(chunk, tuple(self.decoder.agreeing(chunk, copies)), self._links.now))
 
-    def wrong(self, worker: int, chunk: int, others: tuple[int, ...]) -> None:
+    def wrong(self, worker: int, chunk: int, others: tuple[int, ...], fate: Fate, before: int) -> None:
         self._cluster.strikes[worker] += 1
         reason = f"chunk {chunk}: its copy does not agree with those of workers {', '.join(map(str, sorted(others)))}"
-        self._observer.wrong(worker, self._cluster.hosts[worker], self._coordinator.iteration, reason)
+        if fate == "late":
+            reason += "; this was found when the step with it was being made, or after that"
+        self._observer.wrong(worker, self._cluster.hosts[worker], self._coordinator.iteration - before, reason)
+        if fate == "taken out":
+            self._lose(worker, "what it has done in this iteration does not count, since a copy was wrong")
+
+    def check(self, worker: int, piece: tuple[int, ...], at_once: bool) -> None:
+        self._links.outbox.tell_list(worker, Kind.CHECK, piece, attempt=int(at_once))
+
+    def doubt(self, chunk: int, workers: tuple[int, ...], before: int) -> None:
+        self._observer.stuck(
+            f"iteration {self._coordinator.iteration - before}: the copies of chunk {chunk} by workers "
+            f"{' and '.join(map(str, workers))} differ; this was found when the step was being made, or after that, "
+            "when nobody could say which is wrong"
+        )
 
     def finish(self) -> None:
         self.finished = True

@@ -29,7 +29,8 @@ class Report:
     sums: of an evaluation, the part of the chunk: held-out loss and accuracy (`evaluate`), or what a script asks for;
     coded: the coded gradient, (dim / parts,), valid until the next event; None when the worker keeps its gradient.
 
-    others: the chunks of a piece besides `chunk`; joins: whether the worker can do several chunks in one pass.
+    others: the chunks of a piece besides `chunk`; joins: whether the worker can do several chunks in one pass;
+    digest: of what was computed, 0 for none.
     """
 
     worker: int
@@ -45,6 +46,7 @@ class Report:
     coded: Any = field(default=None, repr=False, compare=False)
     others: tuple[int, ...] = ()
     joins: bool = False
+    digest: int = 0
 
     @property
     def piece(self) -> tuple[int, ...]:
@@ -65,6 +67,7 @@ class Abandoned:
     late: float = 0.0
     start: float = 0.0
     others: tuple[int, ...] = ()
+    digest: int = 0
 
     @property
     def piece(self) -> tuple[int, ...]:
@@ -109,7 +112,29 @@ class Compared:
     now: float = 0.0
 
 
-Event = Begin | Report | Abandoned | Summed | Lost | Deadline | Tick | Compared
+@dataclass(frozen=True, slots=True)
+class Digested:
+    """What a worker has computed in one pass has this digest (`verify: {idle: true}`); fields as in `Report`.
+
+    Of a pass that is reported or abandoned it comes before that. is_check: it was a check.
+    """
+
+    worker: int
+    iteration: int
+    chunk: int
+    digest: int
+    now: float = 0.0
+    seconds: float = 0.0
+    others: tuple[int, ...] = ()
+    is_check: bool = False
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """All chunks of the pass."""
+        return self.chunk, *self.others
+
+
+Event = Begin | Report | Abandoned | Summed | Lost | Deadline | Tick | Compared | Digested
 
 Phase = Literal["idle", "working", "collecting", "redoing"]
 IDLE: Final = "idle"  # between two iterations
@@ -123,10 +148,11 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
     Begin:     {IDLE: (WORKING,)},
     Report:    {IDLE: (), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: (REDOING, COLLECTING)},
     Abandoned: {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
+    Digested:  {IDLE: (IDLE,), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (COLLECTING,), REDOING: (REDOING,)},
     Compared:  {WORKING: (WORKING, COLLECTING, IDLE), REDOING: (REDOING, COLLECTING)},
     Tick:      {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
     Deadline:  {WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: ()},
     Summed:    {COLLECTING: (IDLE,), REDOING: (IDLE,)},
-    Lost:      {IDLE: (IDLE,), WORKING: (WORKING,), COLLECTING: (COLLECTING, REDOING), REDOING: (REDOING,)},
+    Lost:      {IDLE: (IDLE,), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (COLLECTING, REDOING), REDOING: (REDOING,)},
 }
 # fmt: on

@@ -6,8 +6,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from psgc.schedules.schedule import Next, Order, Queue, Skip
+
+Fate = Literal["unused", "taken out", "late"]  # of a wrong copy: it does not count, is not to, or the step is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +78,39 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
-    """The copy of `chunk` by `worker` does not agree with those of the others, which agree (`verify`)."""
+    """The copy of `chunk` by `worker` does not agree with those of the others, which agree (`verify`).
+
+    fate: what becomes of it (`Fate`); before: how many iterations ago it was made.
+    """
 
     worker: int
     chunk: int
     others: tuple[int, ...]
+    fate: Fate = "unused"
+    before: int = 0
 
 
-Instruction = Commit | Discard | Share | Reassign | Invalidate | Finish | Compare | Wrong | Order
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`worker` repeats a pass of another one (`verify: {idle: true}`): at once, or when it has nothing else to do."""
+
+    worker: int
+    piece: tuple[int, ...]
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """The copies of `chunk` by these workers differ, and nobody can be asked any more; before: as in `Wrong`."""
+
+    chunk: int
+    workers: tuple[int, ...]
+    before: int
+
+
+Instruction = (
+    Commit | Discard | Share | Reassign | Invalidate | Finish | Compare | Wrong | Check | Doubt | Order
+)
 
 Roles = Sequence[tuple[int, int]]  # (worker, role)
 
@@ -99,7 +127,9 @@ class Target:
     def reassign(self, worker: int, chunk: int, role: int) -> None: ...
     def invalidate(self, worker: int, chunk: int, attempt: int) -> None: ...
     def compare(self, chunk: int, copies: Roles) -> None: ...
-    def wrong(self, worker: int, chunk: int, others: tuple[int, ...]) -> None: ...
+    def wrong(self, worker: int, chunk: int, others: tuple[int, ...], fate: Fate, before: int) -> None: ...
+    def check(self, worker: int, piece: tuple[int, ...], at_once: bool) -> None: ...
+    def doubt(self, chunk: int, workers: tuple[int, ...], before: int) -> None: ...
     def finish(self) -> None: ...
 
 
@@ -125,7 +155,11 @@ def carry_out(instructions: Iterable[Instruction], target: Target) -> None:
                 target.invalidate(worker, chunk, attempt)
             case Compare(chunk, copies):
                 target.compare(chunk, copies)
-            case Wrong(worker, chunk, others):
-                target.wrong(worker, chunk, others)
+            case Wrong(worker, chunk, others, fate, before):
+                target.wrong(worker, chunk, others, fate, before)
+            case Check(worker, piece, at_once):
+                target.check(worker, piece, at_once)
+            case Doubt(chunk, workers, before):
+                target.doubt(chunk, workers, before)
             case Finish():
                 target.finish()

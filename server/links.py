@@ -13,7 +13,7 @@ from psgc.config import Config
 from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, SumsReader, digest_in, entries, receive_length
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Tried
-from psgc.server.events import Abandoned, Report
+from psgc.server.events import Abandoned, Digested, Report
 from psgc.server.malformed import (
     Malformed,
     check_chunk,
@@ -26,7 +26,7 @@ from psgc.server.malformed import (
 from psgc.server.outbox import Outbox
 from psgc.transport import TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
-Arrival = Report | Abandoned | Failed | Tried | Sketched | Alive | Gone | Moved | BlockArrived | Refused | ScriptEnded
+Arrival = Report | Abandoned | Digested | Failed | Tried | Sketched | Alive | Gone | Moved | BlockArrived | Refused | ScriptEnded
 
 
 class Links:
@@ -157,7 +157,7 @@ class Links:
         check_record(entry, self._num_chunks, self._iteration)
         kind, iteration, chunk, attempt = entry["kind"], entry["iteration"], entry["chunk"], entry["attempt"]
         start, seconds, loss = entry["start"], entry["seconds"], entry["loss"]
-        if kind == Kind.REPORT or kind == Kind.ABANDONED:
+        if kind == Kind.REPORT or kind == Kind.ABANDONED or kind == Kind.CHECKED:
             piece = (*self._pieces.pop(worker, ()), chunk)
             if len(set(piece)) < len(piece):
                 raise Malformed(f"a piece of the chunks {piece}")
@@ -165,13 +165,15 @@ class Links:
                 self._pieces[worker] = piece
                 return None
             chunk, *others = piece
-            now = self.now
+            now, digest = self.now, entry["worker"]
             late = max(0.0, now - start - seconds)
+            if kind == Kind.CHECKED:
+                return Digested(worker, iteration, chunk, digest, now, seconds, tuple(others), is_check=True)
             if kind == Kind.REPORT:
                 sums = self._sums.pop(worker, (entry["test_loss"], entry["test_accuracy"]))
-                more: dict[str, Any] = {"others": tuple(others), "joins": entry["role"] == 1}
+                more: dict[str, Any] = {"others": tuple(others), "joins": entry["role"] == 1, "digest": digest}
                 return Report(worker, iteration, chunk, now, seconds, attempt, late, start, loss, sums, **more)
-            return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start, tuple(others))
+            return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start, tuple(others), digest)
         if kind == Kind.SUMS:
             if sums := self._readers[worker].read(entry):
                 self._sums[worker] = sums

@@ -15,6 +15,7 @@ from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.dispatch import Dispatcher
 from psgc.server.ending import end_workers
+from psgc.server.idle import IdleChecks
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
@@ -48,9 +49,10 @@ class Server:
         self.log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)
         self.cluster = Cluster(settings, transport.hosts, observer)
         membership, schedule, combined = self.cluster.membership, self.cluster.schedule, config.transfer == "combined"
-        checks = Checks(config.verify.every if config.verify else 0)
+        checks = Checks(config.verify_every)
+        self._idle = IdleChecks() if config.verify_idle else None
         self.coordinator = Coordinator(
-            membership, schedule, combined, settings.tolerated, checks, every, config.reproducible
+            membership, schedule, combined, settings.tolerated, checks, every, config.reproducible, self._idle
         )
         self.links = Links(transport, backend, config, plan)
         for worker, is_dead in settings.away.items():
@@ -72,7 +74,7 @@ class Server:
         self._trial.first = first
         self.links.start(first)
         settings, config, matrix = self._settings, self._settings.config, self._settings.plan.coding_matrix
-        tolerance = settings.tolerance if config.verify else None
+        tolerance = settings.tolerance if config.verify_every else None
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
         self._dispatcher.decoder = self._decoder
         nodes = end_of_nodes(settings.plan.num_chunks) if config.reproducible else 0
@@ -203,9 +205,12 @@ class Server:
         return params
 
     @property
-    def replicas(self) -> dict[str, object] | None:
-        """Which workers' parameters are known to be those of rank 0, and when; None before the run has begun."""
-        return self.summing.summary() if self._has_begun else None
+    def compared(self) -> dict[str, object]:
+        """For summary.json, once the run has begun: which workers' parameters are known to be those of rank 0, and when;
+        with `verify: {idle: true}` how much of what idle workers did was compared.
+        """
+        found: dict[str, object] = {"replicas": self.summing.summary()} if self._has_begun else {}
+        return found | ({"compared": self._idle.summary()} if self._idle else {})
 
     def _settle(self) -> None:
         """Wait for what is left of the trial, and let the other replicas make the last step.

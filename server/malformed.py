@@ -8,7 +8,7 @@ FROM_WORKERS = {
     int(kind): kind.name
     for kind in (
         *(Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.STUCK, Kind.TRIAL, Kind.SKETCH, Kind.SUMS),
-        *(Kind.STEPPED, Kind.BEHIND, Kind.ENDED, Kind.REFUSED),
+        *(Kind.STEPPED, Kind.BEHIND, Kind.ENDED, Kind.REFUSED, Kind.CHECKED),
     )
 }
 

@@ -36,7 +36,7 @@ class Membership:
         self.planned = planned
         self.workers = {worker for of in planned for worker in of} if workers is None else workers
         self.parts = parts
-        self._reassigning = reassigning
+        self.reassigning = reassigning
         self._checking = checking
         self._needed = parts + checking  # live holders of a chunk
         self._code = f"parts {parts}{' with verify' if checking else ''}"
@@ -105,8 +105,8 @@ class Membership:
         able = [worker for worker in self._held if worker not in workers]
         # all roles are taken only if the chunk is committed, and done again in roles told later, or disputed
         role = min(self.planned[chunk], key=roles.count)
-        if not self._reassigning or not able:
-            hint = "" if self._reassigning else "; faults.adopt: true would let others take it"
+        if not self.reassigning or not able:
+            hint = "" if self.reassigning else "; faults.adopt: true would let others take it"
             raise TooFewWorkers(f"chunk {chunk} has {len(self.holders[chunk])} live holders, {self._code}{hint}")
         worker = min(able, key=lambda w: (len(self._held[w]), w))
         self.holders[chunk].append(worker)

@@ -45,10 +45,10 @@ class Outbox:
         """Records of one kind that are ready, for the worker `to`."""
         self.orders.setdefault(to, []).append((int(records["kind"][0]), records))
 
-    def tell_list(self, worker: int, kind: Kind, chunks: Sequence[int]) -> None:
+    def tell_list(self, worker: int, kind: Kind, chunks: Sequence[int], **fields: Any) -> None:
         """Chunks in order, one record each."""
         for place, chunk in enumerate(chunks or (-1,), start=1):
-            self.tell(worker, kind, chunk, last=place >= len(chunks))
+            self.tell(worker, kind, chunk, last=place >= len(chunks), **fields)
 
     def tell_default_queue(self, worker: int, queue: Sequence[int]) -> None:
         """A default queue. It replaces one that has not been sent yet."""

@@ -102,11 +102,15 @@ class ChunkRunner:
         return True
 
     def _do(self, source: Source, work: Work) -> None:
-        held_out = source.prepare(work)
+        held_out = (0.0, 0.0) if work.is_check else source.prepare(work)
         start = time.monotonic()  # the seconds of a chunk are those of its gradient, from which its worker is judged
         self._injector.at("gradient", work.iteration)
         found = source.compute(work.iteration, work.piece, work.params, lambda: self._mailbox.wants(work))
         seconds = time.monotonic() - start
+        if found is not None and not found.sums and self._injector.flips("gradient", work.iteration):
+            with source.here():
+                found = found._replace(vector=found.vector if found.is_own else found.vector.copy(), is_own=True)
+                self._injector.flip("gradient", found.vector, work.iteration)
         if found is None:
             self._mailbox.gave_up(work, start - work.begun, seconds)
             return

@@ -165,13 +165,16 @@ class Gradients:
         if len(piece) == 1:
             loss, gradient, is_own = self._gradient(iteration, piece[0], params)
             return Computed(gradient, loss, is_own)
+        singly = [(chunk, 1) for chunk in piece]
+        if not self.joins:  # a check, of a worker that does not know yet
+            return self._sum(iteration, singly, params)
         found = self._sum(iteration, in_a_row(piece), params)
         if not self._has_compared:
             self._has_compared = True
-            single = self._sum(iteration, [(chunk, 1) for chunk in piece], params)
+            single = self._sum(iteration, singly, params)
             one, other = ((of.loss, sketch(of.vector, self.backend.xp)) for of in (found, single))
             self.joins = adds_up(one, [other], SAME[self._dtype.itemsize])
-            return single
+            return found if self.joins else single
         return found
 
     def _sum(self, iteration: int, ranges: Iterable[tuple[int, int]], params: Array) -> Computed:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,8 @@ class Injector:
     """The faults of this rank, each once; asked at every step of every iteration, from whichever thread is there.
 
     kill: SIGKILL; stop: SIGSTOP, for `seconds` or for ever; exit: os._exit(3); raise: in the gradient; hang: the
-    gradient does not return; hold: it keeps the interpreter lock for `seconds`; flip: a bit of the next coded gradient
-    that is sent, or of the gradient with which this rank makes its next step.
+    gradient does not return; hold: it keeps the interpreter lock for `seconds`; flip: an `error` in the next gradient
+    of a chunk, in the next coded gradient that is sent, or in the gradient with which this rank makes its next step.
 
     A fault whose step does not come in its iteration (a worker may have nothing committed, or miss an iteration)
     happens at that step of a later one.
@@ -48,15 +48,44 @@ class Injector:
             self._faults.remove(fault)
             _happen(fault)
 
+    def flips(self, step: Moment, iteration: int) -> bool:
+        """Whether a flip is due at this step."""
+        return any(self._flips(step, iteration))
+
+    def _flips(self, step: Moment, iteration: int) -> Iterator[Injection]:
+        return (
+            fault
+            for fault in self._faults
+            if fault.kind == "flip" and fault.step == step and fault.iteration <= iteration
+        )
+
     def flip(self, step: Moment, vector: Any, iteration: int) -> None:
-        """Have the next flip of this step happen to a vector, if there is one: its largest entry doubles or halves."""
-        for fault in self._faults:
-            if fault.kind == "flip" and fault.step == step and fault.iteration <= iteration:
-                self._faults.remove(fault)
-                place = int(abs(vector).argmax())
-                bits = np.uint64 if vector.dtype.itemsize == 8 else np.uint32
-                vector[place : place + 1].view(bits)[:] ^= bits(1 << np.finfo(vector.dtype).nmant)  # of the exponent
-                return
+        """Have the next flip of this step happen to a vector, if there is one."""
+        if (fault := next(self._flips(step, iteration), None)) is not None:
+            self._faults.remove(fault)
+            spoil(vector, fault.error, iteration)
+
+
+def spoil(vector: Any, error: int | str, seed: int) -> None:
+    """Put an error into a vector of finite numbers, which stay finite.
+
+    error: "sign": all entries get the other one; "block": a sixteenth of them, around the largest, becomes 0; a number
+    of bits: the largest entry doubles or halves, and further bits flip in the fractions of others, as `seed` says.
+    """
+    place = int(abs(vector).argmax())
+    if error == "sign":
+        vector *= -1
+    elif error == "block":
+        first = place // 16 * 16
+        vector[first : first + max(16, len(vector) // 16)] = 0
+    else:
+        bits = np.uint64 if vector.dtype.itemsize == 8 else np.uint32
+        rng, fraction = np.random.default_rng(seed), np.finfo(vector.dtype).nmant
+        flipped = {(place, fraction)}  # the lowest bit of the exponent
+        while len(flipped) < min(int(error), len(vector) * fraction):
+            flipped.add((int(rng.integers(len(vector))), int(rng.integers(fraction))))
+        for place, bit in flipped:
+            vector[place : place + 1].view(bits)[:] ^= bits(1 << bit)
 
 
 def _happen(fault: Injection) -> None:

@@ -233,6 +233,10 @@ class WorkerLoop(Listener):
                 if entry["last"]:
                     order = WorkerState.queue if kind == Kind.QUEUE else WorkerState.default_queue
                     tell(order, iteration, self._take_list())
+            case Kind.CHECK:
+                self._list.append(chunk)
+                if entry["last"]:
+                    tell(WorkerState.check, iteration, self._take_list(), bool(entry["attempt"]))
             case Kind.DISCARD:
                 tell(WorkerState.discard, iteration, chunk)
             case Kind.SKIP:

@@ -16,6 +16,7 @@ from psgc.backend import Array
 from psgc.coding.sketch import Sketch
 from psgc.errors import PsgcError
 from psgc.messages import Kind, Records, piece_records, record, sums_records
+from psgc.workers.digester import Digester
 from psgc.workers.encoder import Encoder
 from psgc.workers.state import Done, Order, WorkerState
 
@@ -26,7 +27,8 @@ SHORT = 2e-4  # seconds; the report of a shorter chunk waits for those of the ne
 class Work:
     """One chunk for the compute thread, or a piece of several.
 
-    begun: when its iteration began here, time.monotonic() seconds; others: the chunks of a piece besides `chunk`.
+    begun: when its iteration began here, time.monotonic() seconds; others: the chunks of a piece besides `chunk`;
+    is_check: only the digest is wanted.
     """
 
     iteration: int
@@ -34,6 +36,7 @@ class Work:
     params: Array
     begun: float
     others: tuple[int, ...] = ()
+    is_check: bool = False
 
     @property
     def piece(self) -> tuple[int, ...]:
@@ -98,11 +101,22 @@ Message = Records | CodedGradient | Failure | Ended
 
 
 class Mailbox:
-    """The shared half of a worker. wake: called when the outbox has something that must not wait."""
+    """The shared half of a worker.
 
-    def __init__(self, state: WorkerState, encoder: Encoder, wake: Callable[[], None] = lambda: None) -> None:
+    wake: called when the outbox has something that must not wait; digester: makes the digests that go with what is
+    computed (`verify: {idle: true}`).
+    """
+
+    def __init__(
+        self,
+        state: WorkerState,
+        encoder: Encoder,
+        wake: Callable[[], None] = lambda: None,
+        digester: Digester | None = None,
+    ) -> None:
         self._state = state
         self._encoder = encoder
+        self._digester = digester
         self._changed = threading.Condition()
         self._stopped = False
         self._params: Array = None
@@ -126,7 +140,8 @@ class Mailbox:
                 if chunk is not None:
                     self._taken = time.monotonic()
                     others = self._state.piece[1:]
-                    return Work(self._state.iteration, chunk, self._params, self._begun, others)
+                    is_check = self._state.is_check
+                    return Work(self._state.iteration, chunk, self._params, self._begun, others, is_check)
                 self._changed.wait()
         return None
 
@@ -160,9 +175,11 @@ class Mailbox:
     def finished(self, work: Work, result: Result) -> None:
         """Report a chunk, or abandon it when nobody needs it any more."""
         iteration, chunk = work.iteration, work.chunk
-        coded, found, gradient = None, None, result.gradient
+        coded, found, gradient, digest = None, None, result.gradient, 0
+        if self._digester is not None and gradient is not None:
+            digest = self._digester.digest(gradient, result.seconds, work.is_check)
         # coded or copied outside the lock: the server's events need not wait
-        if self._current(work) and gradient is not None:
+        if self._current(work) and gradient is not None and not work.is_check:
             if not self._state.is_combined:
                 role = self._state.role(chunk)
                 passed = len(work.piece), float(result.joins)
@@ -180,7 +197,10 @@ class Mailbox:
             message = CodedGradient(iteration, chunk, coded)
         else:
             times: dict[str, Any] = {"attempt": done.attempt, "start": result.start, "seconds": result.seconds}
-            if done.wanted and gradient is None:
+            times["worker"] = digest
+            if work.is_check:
+                message = piece_records(Kind.CHECKED, iteration, work.piece, **times)
+            elif done.wanted and gradient is None:
                 self._outbox.append(sums_records(iteration, chunk, result.sums))
                 message = record(Kind.REPORT, iteration, chunk, **times, loss=result.loss)
             elif done.wanted:
@@ -199,12 +219,13 @@ class Mailbox:
     def failed(self, work: Work, text: str) -> None:
         """Tell the server that a chunk's gradient cannot be had here; if nobody needs it any more, that it was left."""
         with self._changed:
+            is_wanted = self._state.wants(work.iteration, work.chunk)
             done = self._state.finished(work.iteration, work.chunk)
             if done.wanted:
                 self._state.discard(work.iteration, work.chunk)  # there is no gradient to hold
-        if done.wanted:
+        if is_wanted:
             self._post(Failure(work.iteration, work.chunk, text))
-        else:  # others of the same pass may still be needed
+        elif not work.is_check:  # others of the same pass may still be needed
             seconds = time.monotonic() - self._taken
             self._post_abandoned(work, done, max(0.0, self._taken - work.begun), seconds)
 

@@ -22,7 +22,9 @@ Each method is an event, from the server or from this worker's compute thread. B
    (`psgc.iteration.piece_length`), of one role, none of which was invalidated, and with numbers in a row where their
    gradient travels with the report. A piece is reported, held, committed and
    discarded as its first chunk. When one of its chunks is discarded it is of no use.
-10. Events of an older iteration change nothing. Orders may arrive before their iteration begins: they are kept for
+10. A *check* is a piece that is taken when the queue is empty, or before it if that is said. It is left when there is
+   something in the queue again, and taken up later; it is neither held nor reported.
+11. Events of an older iteration change nothing. Orders may arrive before their iteration begins: they are kept for
     `begin`. A commit cannot: it raises ProtocolError, and so does a commit of a chunk that is not held. An event that
     raises changes nothing.
 """
@@ -71,6 +73,8 @@ class WorkerState:
         self.piece: tuple[int, ...] = ()  # all chunks that it is in, or was in last
         self._fraction = 0.0  # of the queue that is taken as one piece
         self._unwanted = False  # the running chunk was discarded
+        self._checks: deque[tuple[tuple[int, ...], bool]] = deque()  # pieces, and whether they go first
+        self._check: tuple[tuple[int, ...], bool] | None = None  # that the compute thread is in
         self._attempts: dict[int, int] = {}  # how often a chunk of this iteration was invalidated
         self._early: list[tuple[int, Order, tuple[Any, ...]]] = []  # (iteration, order, its arguments)
 
@@ -87,7 +91,12 @@ class WorkerState:
     @property
     def has_next(self) -> bool:
         """Whether there is a chunk to take."""
-        return bool(self._queue)
+        return bool(self._queue or self._checks)
+
+    @property
+    def is_check(self) -> bool:
+        """Whether the compute thread is in a check."""
+        return self._check is not None
 
     def following(self, joins: bool = False) -> tuple[int, ...]:
         """The chunks that would be taken next, one or a piece, or nothing. joins: see `take`."""
@@ -115,6 +124,11 @@ class WorkerState:
         """
         if self._running is not None:
             raise self._illegal("take()")
+        if self._checks and (self._checks[0][1] or not self._queue):
+            self._check = self._checks.popleft()
+            self.piece, _ = self._check
+            self._running = self.iteration, self.piece[0]
+            return self.piece[0]
         if not (piece := self.following(joins)):
             return None
         self.piece, self._running = piece, (self.iteration, piece[0])
@@ -132,7 +146,8 @@ class WorkerState:
             raise self._illegal(f"finished({iteration=}, {chunk=})")
         self._running = None
         attempt = self._attempts.get(chunk, 0) if iteration == self.iteration else 0
-        if iteration < self.iteration or self._unwanted:
+        if iteration < self.iteration or self._unwanted or self._check:
+            self._check = None
             self._unwanted = False
             return Done(False, attempt)
         self._done.update(self.piece)
@@ -142,13 +157,19 @@ class WorkerState:
 
     def wants(self, iteration: int, chunk: int) -> bool:
         """Whether the result of what the compute thread is in, `chunk` first, would be reported."""
-        return self._running == (iteration, chunk) and iteration == self.iteration and not self._unwanted
+        is_wanted = self._running == (iteration, chunk) and iteration == self.iteration and not self._unwanted
+        return is_wanted and (self._check is None or self._check[1] or not self._queue)
 
     def gave_up(self, iteration: int, chunk: int) -> Done | None:
         """The compute thread has left the chunk, which was not wanted any more.
 
-        None when it is wanted again since then: it is the next one to be taken.
+        None when it is wanted again since then: it is the next one to be taken. Also of a check.
         """
+        if self._check is not None:
+            if iteration == self.iteration and not self._unwanted:
+                self._checks.appendleft(self._check)
+            self._running, self._check, self._unwanted = None, None, False
+            return None
         if not self.wants(iteration, chunk):
             return self.finished(iteration, chunk)
         self._running = None
@@ -166,6 +187,7 @@ class WorkerState:
         self._done = set()
         self._held = {}
         self._attempts = {}
+        self._checks.clear()
         self._unwanted = False
         early, self._early = self._early, [order for order in self._early if order[0] > iteration]
         lasting = WorkerState.default_queue, WorkerState.reassign  # they count even if their iteration was missed
@@ -193,6 +215,11 @@ class WorkerState:
         """Do this chunk before all others, unless it is done or running."""
         if self._is_now(WorkerState.next, iteration, chunk):
             self.queue(iteration, [chunk, *self._queue])
+
+    def check(self, iteration: int, piece: Sequence[int], at_once: bool) -> None:
+        """Repeat a piece of another worker, before all else or when nothing else is to be done."""
+        if self._is_now(WorkerState.check, iteration, piece, at_once):
+            (self._checks.appendleft if at_once else self._checks.append)((tuple(piece), at_once))
 
     def reassign(self, iteration: int, chunk: int, role: int) -> None:
         """Code `chunk` in this role from now on."""
@@ -235,6 +262,7 @@ class WorkerState:
         elif iteration == self.iteration:
             self._held.clear()
             self._queue.clear()
+            self._checks.clear()
             self._unwanted = self._running is not None
 
     def closed(self, iteration: int) -> None:
@@ -243,11 +271,13 @@ class WorkerState:
             self._early.append((iteration, WorkerState.closed, ()))
         elif iteration == self.iteration:
             self._queue.clear()
+            self._checks.clear()
             self._unwanted = self._running is not None
 
     def _piece_of(self, iteration: int) -> set[int]:
-        """The chunks of `iteration` that the compute thread is in."""
-        return {*self.piece} if self._running and self._running[0] == iteration else set()
+        """The chunks of `iteration` that the compute thread is in, unless it is a check."""
+        is_in = self._running is not None and self._running[0] == iteration and self._check is None
+        return {*self.piece} if is_in else set()
 
     def _is_now(self, order: Order, iteration: int, chunks: int | Sequence[int], *arguments: int) -> bool:
         """Whether an order is for this iteration; one for a later iteration is kept."""

@@ -68,7 +68,7 @@ def _told(replay: Replay) -> Iterable[str]:
         f"{duration(own.seconds - own.overhead)}, and {duration(own.overhead)} more for messages, decoding and the "
         "step; other rows have more or less of this, by their messages"
     )
-    if run.config.verify is not None:
+    if run.config.verify_every:
         yield "copies that only verify asks for are in what was recorded, and not in what is predicted"
     if recording.assumed:
         yield (

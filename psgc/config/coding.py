@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from psgc.errors import UserError
 from psgc.validation import (
     Count,
+    Flag,
     Fraction,
     NotNegative,
     PathText,
@@ -68,11 +69,20 @@ class Coding(Section):
 
 
 class Verify(Section):
-    """Compares all copies of a chunk, and computes an extra copy of it once in `every` iterations."""
+    """Compares copies of chunks: computes an extra one once in `every` iterations, or only what costs nothing."""
 
-    every: Count = Field(description="a whole number >= 1: each chunk is checked once in so many iterations")
-    tolerance: NotNegative | None = key(None, "allowed relative difference; null: 1e-9, with float32 1e-5")
+    every: Count | None = key(None, "a whole number >= 1: each chunk is checked once in so many iterations")
+    idle: Flag = key(False, "compares the bits of copies that come too late, and of those that idle workers make")
+    tolerance: NotNegative | None = key(None, "allowed relative difference with every; null: 1e-9, with float32 1e-5")
     strikes: Count = key(3, "wrong copies after which a worker is lost")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.idle == (self.every is not None):
+            raise refuse("verify needs either every: a whole number >= 1, or idle: true", "every", "idle")
+        if self.idle:
+            self._refuse_unused("tolerance", "idle, which compares bits")
+        return self
 
 
 class Recovery(Section):

@@ -35,13 +35,16 @@ class Injection(Section):
     seconds: Annotated[Positive | None, UsedBy(["stop", "hold"])] = key(
         None, "stop: until SIGCONT, null for never; hold: how long"
     )
+    error: Annotated[Count | Literal["sign", "block"], UsedBy(["flip"])] = key(
+        1, "flip: how many bits flip; or sign: all entries get the other one, or block: a part of them becomes 0"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.kind in ("raise", "hang", "hold") and self.step != "gradient":
             raise refuse(f"kind {self.kind} needs step: gradient", "step", "kind")
-        if self.kind == "flip" and self.step not in ("sending", "stepping"):
-            raise refuse("kind flip needs step: sending, or stepping", "step", "kind")
+        if self.kind == "flip" and self.step not in ("gradient", "sending", "stepping"):
+            raise refuse("kind flip needs step: gradient, sending or stepping", "step", "kind")
         if self.rank == 0 and not (self.kind in ("kill", "stop") and self.step in OF_RANK_0):
             text = f"for rank 0, the server, expected kind: kill or stop, step: {' or '.join(OF_RANK_0)}"
             raise refuse(text, "rank", "kind", "step")

@@ -129,7 +129,11 @@ class Config(Section):
             if self.transfer == "combined":
                 text = "unbiased weights single chunks, which combined does not send; use per_chunk"
                 raise refuse(f"recovery.estimator: {text}", "transfer", "recovery")
-        if self.verify:
+        sends_gradients = self.transfer == "per_chunk" or self.recovery.estimator == "unbiased"
+        if self.verify_idle and (coding.parts > 1 or sends_gradients or self.faults.flips("sending")):
+            text = "idle compares gradients that workers keep: it needs parts 1 and transfer combined"
+            raise refuse(text, "verify", "coding", "transfer")
+        if self.verify_every:
             if not schedule.holds_backups:
                 raise refuse(f"schedule {self.schedule} has no second copy to compare with", "verify")
             if isinstance(coding.assignment, str) and coding.replication <= coding.parts:
@@ -165,6 +169,16 @@ class Config(Section):
             text = "chunks_per_worker auto follows from times, and the sum from the number of chunks; give a number"
             return "coding", text
         return None
+
+    @property
+    def verify_every(self) -> int:
+        """Each chunk is checked once in so many iterations (`verify.every`); 0: none is."""
+        return (self.verify.every or 0) if self.verify else 0
+
+    @property
+    def verify_idle(self) -> bool:
+        """Whether copies that cost nothing are compared (`verify.idle`)."""
+        return self.verify is not None and self.verify.idle
 
     def allreduce_conflict(self) -> tuple[str, str] | None:
         """A key whose value `aggregation: allreduce` does not support, and why not; None: it supports them all."""

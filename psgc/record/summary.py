@@ -138,6 +138,10 @@ def lines(summary: dict[str, Any]) -> list[str]:
     if summary.get("not_whole"):
         files = ", ".join(f"{name} ({reason})" for name, reason in summary["not_whole"].items())
         text.append(f"  not whole          {files}")
+    if compared := summary.get("compared"):
+        doubts = compared["doubts"]
+        more = f"; {doubts} differed when nobody could say which is wrong" if doubts else ""
+        text.append(f"  compared           {100 * compared['share']:.1f} % of the chunks (verify.idle){more}")
     if summary["wrong"]:
         copies = ", ".join(f"{count} of worker {worker}" for worker, count in summary["wrong"].items())
         text.append(f"  wrong copies       {copies} (lost.csv says which)")

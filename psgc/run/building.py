@@ -21,6 +21,7 @@ from psgc.terminal import say
 from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner, Trial
 from psgc.workers.compute import Computing
+from psgc.workers.digester import Digester
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties, WorkerLoop
@@ -85,9 +86,10 @@ def make_worker(
     has_been = transport.term.number or were_tried(transport.term.size)
     backend, rank = program.backend, transport.rank
     encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype, config.reproducible)
-    every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
+    every, combined = config.verify_every, config.transfer == "combined"
     state = WorkerState(rank, plan.queues[rank], plan.num_chunks, combined, every)
-    mailbox = Mailbox(state, encoder, transport.wake)
+    digester = Digester(backend.to_host) if config.verify_idle else None
+    mailbox = Mailbox(state, encoder, transport.wake, digester)
     tried = {} if has_been else tried_chunks(config, plan)
     trial = Trial(first, tried.get(rank), frozenset(tried.values()))
     runner = ChunkRunner(mailbox, backend, make_emulation(config, plan, rank), injector, trial)

@@ -46,7 +46,7 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
 
 def _waiting(config: Config, num_chunks: int, num_workers: int) -> int:
     """How many gradients wait on a worker; one that needs no other copies counts before the next one is there."""
-    alone = config.coding.parts == 1 and config.verify is None
+    alone = config.coding.parts == 1 and not config.verify_every
     if alone or config.transfer != "combined":
         return 1
     return _load(config, num_chunks, num_workers)

@@ -41,8 +41,7 @@ def summary_of(
     if run.epochs is not None:
         settings["epoch"] = epoch_of(len(recorder.tally.seconds), run.iterations, run.epochs)
     settings |= takeovers_in(recorder, run.beginning.lost if run.beginning else None)
-    if server.replicas is not None:
-        settings["replicas"] = server.replicas
+    settings |= server.compared
     return summarise(recorder, seconds, settings, outcome.status, outcome.reason)
 
 

@@ -98,7 +98,7 @@ def prepare(transport: Transport, config: Config, given: Given, resuming: bool) 
     if remark:
         say(remark)
     emulated_chunks(config, plan.num_chunks)  # refuses another number of chunks
-    if config.verify:
+    if config.verify_every:
         _check_copies(config, plan)
     chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
     check_rows(config, chunks.num_rows, plan.num_chunks)
@@ -189,7 +189,8 @@ def opening_lines(transport: Transport, run: PreparedRun) -> list[str]:
     assignment = config.coding.assignment
     name = assignment if isinstance(assignment, str) else assignment.path
     hosts = len(set(transport.hosts))
-    verify = f"verify every {config.verify.every}, " if config.verify else ""
+    every = f"verify every {config.verify_every}, " if config.verify_every else ""
+    verify = "verify idle, " if config.verify_idle else every
     threads = f"reproducible with {os.environ.get(THREADS[0], 'all')} threads of BLAS, " if config.reproducible else ""
     what = (
         f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "

@@ -1,6 +1,6 @@
 """What the schedule `dynamic` decides: who takes over chunks from whom, and who does which backup next."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
@@ -61,6 +61,10 @@ class Decisions(Schedule):
             if not worker.told or worker.chosen:
                 orders += self._choose(worker, now)
         return orders + self._choose_for_the_bare(now)
+
+    def free_until(self, worker: int, is_over: Callable[[int], bool]) -> float:
+        view = self.workers[worker]
+        return view.alarm if view.running is None and not view.told else 0.0
 
     @property
     def wake(self) -> float:

@@ -13,7 +13,7 @@ All times are seconds since the iteration began, and come with the events. A sch
 arrays.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import inf
 from typing import ClassVar, NamedTuple, Self, TypeAlias
@@ -171,6 +171,13 @@ class Schedule:
     def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
         """Orders when `copies` of `chunk` do not agree: it is not recovered, and one of `able` has to do it as well."""
         return self._substitute(chunk, 1, able)
+
+    def free_until(self, worker: int, is_over: Callable[[int], bool]) -> float:
+        """Until when a worker has nothing to do, as far as is known; 0 while it has.
+
+        is_over: whether nothing of a chunk is left to do for it.
+        """
+        return inf if all(map(is_over, (*self._queues[worker], *self._substitutes.get(worker, ())))) else 0.0
 
     @property
     def wake(self) -> float:

@@ -150,4 +150,4 @@ class Single:
             outcome = RunOutcome.of(self._error)
         if self._stopped_by and text:
             outcome = replace(outcome, status="interrupted", code=128 + self._stopped_by[0])
-        self.record.finish(self._params(), outcome.status, outcome.reason, outcome.code, None)
+        self.record.finish(self._params(), outcome.status, outcome.reason, outcome.code, {})

@@ -114,7 +114,7 @@ class Record(RunRecord):
     # the end
 
     def finish(
-        self, params: np.ndarray, status: str, reason: str, code: int, replicas: dict[str, object] | None
+        self, params: np.ndarray, status: str, reason: str, code: int, compared: Mapping[str, object]
     ) -> None:
         """Write the summary, and say it. Raises OSError, and as `check_claim`."""
         self.check_claim()
@@ -124,8 +124,7 @@ class Record(RunRecord):
             settings = settings_of(self._config, self._plan, code)
             if self.metrics:
                 settings["metrics"] = self.metrics
-            if replicas is not None:
-                settings["replicas"] = replicas
+            settings |= compared
             settings |= takeovers_in(self.recorder, self._beginning.lost if self._beginning else None)
             summary = summarise(self.recorder, self.seconds, settings, status, reason)
             goes_on = status == "interrupted" and launched.hands_over(Path(self._output or ""))

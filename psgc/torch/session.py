@@ -298,7 +298,7 @@ class Session:
             if self._text and not self._outcome.code:
                 self._outcome = RunOutcome("failed", self._text.splitlines()[0], self._code)
             status, reason, code = self._outcome.status, self._outcome.reason, self._outcome.code
-            self.record.finish(program.params(), status, reason, code, server.replicas)
+            self.record.finish(program.params(), status, reason, code, server.compared)
             done = -1 if code else hand_over.called + 1  # the others need not know why
             self._ending.in_order = server.stop_workers(patience, done)
 

@@ -55,7 +55,7 @@ def settled(settings: TorchRun, num_workers: int, dim: int) -> tuple[Config, Pla
     coding = settings.coding
     check_ranks(settings, num_workers)
     emulated_chunks(settings, coding.chunks)
-    if settings.verify and num_workers <= coding.parts:
+    if settings.verify_every and num_workers <= coding.parts:
         least = coding.parts + 1
         raise UserError(f"verify: copies of {num_workers} workers cannot be compared, expected {least} workers")
     plan = even_plan(coding, settings.schedule, num_workers, coding.chunks, settings.seed)

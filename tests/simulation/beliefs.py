@@ -39,7 +39,7 @@ def _check_nothing_lost(world: Any, worker: int, counted_on: set[int]) -> None:
     if node.dead or on_its_way or node.state.iteration < world.iteration:
         return
     will = node.state.will_do
-    if node.work is not None and node.work.iteration == world.iteration:
+    if node.work is not None and node.work.iteration == world.iteration and not node.work.is_check:
         will.update(node.work.piece)
     counted_on = {chunk for chunk in counted_on if not watch.is_done_with(chunk)}
     assert counted_on <= will, "lost"

@@ -25,6 +25,7 @@ SERVER_STEPS = ["begin", "after_commit", "sending"]  # of the protocol with aggr
 OPTIONS = {
     "verify": "copies are compared, and some of them are wrong",
     "allreduce": "workers sum their accumulators among themselves",
+    "idle": "with --verify: only copies that cost nothing are compared, by digests",
     "scripts": "of users, which make the steps",
     "server": "with --scripts: aggregation `server`",
     "coordinator": "with --scripts: rank 0 dies, and another rank takes over",
@@ -138,6 +139,20 @@ def with_tree(rng: random.Random, case: Case) -> Case:
     replication = rng.randint(1, min(4, workers))
     plan = plan_of(rng.choice(["cyclic", "blocks"]), workers, rng.randint(1, 6), replication, 1, case.schedule)
     return replace(case, plan=plan, recovery=Recovery(), reproducible=True)
+
+
+def with_idle(rng: random.Random, case: Case) -> Case:
+    """The same with one part, and digests of what is computed; any worker may be in the wrong."""
+    plan, workers = case.plan, case.plan.num_workers
+    if plan.parts > 1:
+        plan = plan_of("cyclic", workers, rng.randint(1, 3), rng.randint(1, min(4, workers)), 1, case.schedule)
+    everything = [*itertools.product(range(case.num_iterations), range(plan.num_chunks))]
+    wrong = [(*which, rng.randint(1, workers)) for which in everything if rng.random() < 0.3]
+    if rng.random() < 0.3:
+        corrupt, since = rng.randint(1, workers), rng.randrange(case.num_iterations)
+        wrong = [(iteration, chunk, corrupt) for iteration, chunk in everything if iteration >= since]
+    verify = Verify(idle=True, strikes=rng.choice([1, 3, 99]))
+    return replace(case, plan=plan, combined=True, verify=verify, wrong=wrong)
 
 
 def with_hosts(rng: random.Random, case: Case) -> Case:
@@ -255,6 +270,9 @@ def _random_recovery(rng: random.Random) -> Recovery:
     return Recovery(mode="approximate", deadline=deadline, max_error=max_error)
 
 
+CHANGES = (("pieces", with_pieces), ("reproducible", with_tree), ("hosts", with_hosts), ("idle", with_idle))
+
+
 def run(seed: int, thorough: bool = False, **options: bool) -> Counter[str]:
     """One schedule of faults; what happened in it. options: those of OPTIONS. Raises what goes wrong."""
     rng = random.Random(seed)
@@ -264,7 +282,7 @@ def run(seed: int, thorough: bool = False, **options: bool) -> Counter[str]:
         case = server_case(rng) if what["server"] else script_case(rng)
     else:
         case = random_case(rng, what["verify"], what["allreduce"])
-    for kind, change in (("pieces", with_pieces), ("reproducible", with_tree), ("hosts", with_hosts)):
+    for kind, change in CHANGES:
         case = change(rng, case) if what[kind] else case
     if what["coordinator"]:
         return History(case, rng).run()

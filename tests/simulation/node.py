@@ -15,8 +15,10 @@ from psgc.aggregation.blocks import Sums
 from psgc.aggregation.replica import Stepping
 from psgc.aggregation.tree import end_of_nodes
 from psgc.backend import Backend
+from psgc.config import Verify
 from psgc.messages import Kind
 from psgc.plan import Plan
+from psgc.workers.digester import Digester
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties, WorkerLoop
@@ -67,8 +69,8 @@ class NotedMailbox(Mailbox):
 
 
 class Node(WorkerLoop):
-    """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out; every: 0
-    if nothing is verified; more: what another loop than WorkerLoop takes besides; loss: that it says each chunk has.
+    """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out; verify: as
+    in a `Config`; more: what another loop than WorkerLoop takes besides; loss: that it says each chunk has.
 
     Its process ends in the middle of a turn as well.
     """
@@ -86,7 +88,7 @@ class Node(WorkerLoop):
         silence: float,
         follows: str,
         clock: Clock,
-        every: int,
+        verify: Verify | None,
         end: MeshEnd,
         injector: Injector,
         replica: Stepping,
@@ -97,9 +99,12 @@ class Node(WorkerLoop):
         **more: Any,
     ) -> None:
         self.rank, self.end, self.clock = rank, end, clock
+        every = (verify.every or 0) if verify else 0
         self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
         self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64", reproducible)
         self.mailbox = NotedMailbox(self.state, self.encoder)
+        if verify and verify.idle:
+            self.mailbox._digester = Digester(np.asarray)
         self.mailbox.begun = self.begun
         nodes = end_of_nodes(plan.num_chunks) if reproducible else 0
         sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", first, last, nodes)
@@ -181,7 +186,8 @@ class Node(WorkerLoop):
             case Kind.INVALIDATE:
                 self.unneeded.discard(what)
                 self.taken = [copy for copy in self.taken if copy != (chunk, entry["attempt"])]
-                if self.work and iteration == self.work.iteration and chunk in self.work.piece and self.work.others:
+                is_in = self.work and iteration == self.work.iteration and not self.work.is_check
+                if is_in and chunk in self.work.piece and self.work.others:
                     self.spoilt = self.work
         if kind in (Kind.QUEUE, Kind.NEXT, Kind.INVALIDATE):
             self.redirected = max(self.redirected, iteration)
@@ -201,7 +207,7 @@ class Node(WorkerLoop):
     def _is_over(self, iteration: int) -> None:
         """Nothing more is to be done in an iteration, as far as is known."""
         self.collected = iteration
-        if self.work is not None and self.work.iteration == iteration:
+        if self.work is not None and self.work.iteration == iteration and not self.work.is_check:
             for chunk in self.work.piece:
                 self.unneeded.add((iteration, chunk))
                 self.interrupted.add((iteration, chunk))
@@ -217,7 +223,7 @@ class Node(WorkerLoop):
         iteration = self.work.iteration
         assert iteration == self.state.iteration
         self.check_params(iteration, self.work.params)
-        for chunk in self.work.piece:
+        for chunk in [] if self.work.is_check else self.work.piece:
             self._check_taken(iteration, chunk)
 
     def _check_taken(self, iteration: int, chunk: int) -> None:
@@ -245,6 +251,10 @@ class Node(WorkerLoop):
         """The compute thread is through with its chunk; the caller keeps no reference to `gradient`."""
         work, self.work = self.work, None
         assert work is not None
+        if work.is_check:
+            self.mailbox.finished(work, Result(gradient, 0.0, 0.0, seconds))
+            assert Kind(self.mailbox.unsent[-1]["kind"][0]) == Kind.CHECKED
+            return
         self.gradients.append(weakref.ref(gradient))
         self.done += 1
         pairs = {(work.iteration, chunk) for chunk in work.piece}

@@ -89,7 +89,7 @@ class ReplicatedWorld(World):
             self.replace(stack)
             self.nodes = {
                 rank: ReplicatedNode(
-                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, clock, self.every),
+                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, clock, case.verify),
                     end=end,
                     injector=Told(partial(self.at, rank)),
                     check=partial(self.check_replica, rank),

@@ -79,7 +79,7 @@ class ScriptWorld(ReplicatedWorld):
             self.replace(stack)
             self.nodes = {
                 rank: ScriptNode(
-                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, self.clock, self.every),
+                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, self.clock, case.verify),
                     end=self.mesh_end(rank, eager),
                     injector=Told(partial(self.at, rank)),
                     script=self.scripts[rank],

@@ -13,11 +13,13 @@ from psgc.iteration import is_checked
 from psgc.schedules import Schedule
 from psgc.schedules.schedule import Next, Queue, Skip
 from psgc.server.coordinator import Coordinator
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Digested, Event, Lost, Report, Summed, Tick
 from psgc.server.instructions import (
+    Check,
     Commit,
     Compare,
     Discard,
+    Doubt,
     Finish,
     Instruction,
     Invalidate,
@@ -95,6 +97,7 @@ class Watch:
         self.deadline = self.finished = False
         self.is_calm = True  # nobody was lost, nothing taken back
         self.in_vain: set[tuple[int, int]] = set()  # (worker, chunk) of passes that did not count
+        self.digests: dict[tuple[int, ...], set[int]] = {}  # the workers that said one of a pass, before the sums began
 
     def fresh(self) -> Coordinator:
         """A new coordinator that knows what the schedule has learnt, and nothing else."""
@@ -103,7 +106,7 @@ class Watch:
         schedule.rest(self.schedule.resting)
         for told in {"fractions", "_may_join"} & vars(self.schedule).keys():  # whether there may be pieces
             setattr(schedule, told, copy(vars(self.schedule)[told]))
-        combined, tolerated, checks, every, in_nodes = self.settings
+        combined, tolerated, checks, every, in_nodes, _ = self.settings
         return Coordinator(self.it.membership, schedule, combined, tolerated, Checks(checks.every), every, in_nodes)
 
     # events
@@ -114,6 +117,8 @@ class Watch:
                 known = self.it.phase in ("working", "redoing") and worker in self.it.membership.live
                 heard = any((worker, chunk, self.attempts[chunk]) in self.heard for chunk in event.piece)
                 return not known or iteration < self.it.iteration or heard
+            case Digested(worker):
+                return worker not in self.it.membership.live
         return False
 
     def hear(self, event: Event, late: bool) -> None:
@@ -132,6 +137,11 @@ class Watch:
                 self.pass_over(event)
             case Abandoned(worker, others=others) if others and not late:
                 self.pass_over(event)
+            case Digested(worker, iteration) if not late:
+                self.world.counts["digests"] += 1
+                self.world.counts["checks"] += event.is_check
+                if iteration == self.it.iteration and self.it.phase == "working":
+                    self.digests.setdefault(event.piece, set()).add(worker)
             case Deadline():
                 self.deadline = True
                 assert self.world.clock.now - self.world.began_at >= self.world.case.recovery.deadline
@@ -158,7 +168,7 @@ class Watch:
     # instructions
 
     def see(self, instruction: Instruction) -> None:
-        assert not self.finished, "an instruction after Finish"
+        assert not self.finished or isinstance(instruction, Wrong | Doubt), "an instruction after Finish"
         it, world, membership = self.it, self.world, self.it.membership
         match instruction:
             case Commit(chunk, contributors, told, serial):
@@ -208,12 +218,25 @@ class Watch:
                 self.compares[chunk] = copies
                 self.doers.setdefault(chunk, set()).update(worker for worker, _ in copies)
                 self.unanswered.add(chunk)
-            case Wrong(worker, chunk, others):
-                assert (it.iteration, chunk, worker) in world.case.wrong, "named, and not in the wrong"
-                assert len(others) > membership.parts
+            case Wrong(worker, chunk, others, fate, before):
+                is_in_doubt = world.is_idle and fate == "unused" and len(others) > 1  # from several iterations
+                wrong = world.case.wrong
+                assert (it.iteration - before, chunk, worker) in wrong or is_in_doubt, "named, and not in the wrong"
+                assert len(others) > membership.parts or world.is_idle
                 self.wrong.add((worker, chunk))
                 self.strikes[worker] += 1
                 world.counts["wrong"] += 1
+                world.counts[fate] += world.is_idle
+                self.is_calm = self.is_calm and fate == "unused"
+            case Check(worker, piece, at_once):
+                assert it.phase == "working"
+                assert worker in membership.live
+                assert world.case.reassigning or all(worker in membership.holders[chunk] for chunk in piece)
+                world.counts["repeated at once"] += at_once
+            case Doubt(chunk, workers, before):
+                iterations = it.iteration - before
+                assert any((iterations, chunk, worker) in world.case.wrong for worker in workers)
+                world.counts["doubts"] += 1
             case Finish():
                 self.finished = True
                 self.check_may_end()
@@ -334,7 +357,7 @@ class Watch:
     def uses_a_wrong_copy(self, chunk: int) -> bool:
         it = self.it
         wrong = [w for iteration, c, w in self.world.case.wrong if (iteration, c) == (it.iteration, chunk)]
-        if self.world.case.combined:  # also one that was done again: slices may have been summed before
+        if self.world.case.combined and not self.world.is_idle:  # also one that was done again: slices may have been summed before
             return any((worker, chunk) in self.told for worker in wrong)
         return any(it.books.used(w, chunk, attempt) for w in wrong for attempt in range(self.attempts[chunk] + 1))
 
@@ -342,5 +365,9 @@ class Watch:
         """Whether nothing was there that `chunk` could have been compared with."""
         case = self.world.case
         assert case.verify is not None
+        if case.verify.idle:
+            here = self.it.membership.live  # of the others nobody can say any more who was right
+            return all(len(who.intersection(here)) < 2 for piece, who in self.digests.items() if chunk in piece)
+        assert case.verify.every is not None
         checked = is_checked(chunk, self.it.iteration, case.verify.every)
         return chunk not in self.compares and not (checked and case.recovery == Recovery())

@@ -1,0 +1,242 @@
+"""Copies that cost nothing are compared, by digests of their bits (`verify: {idle: true}`).
+
+A worker says the digest of what it has computed in one *pass*, a chunk or several: of a pass that counts, of one that
+came too late, and of a *check*, which is a pass of another worker that it repeats while it has nothing else to do.
+
+1. The digest that two workers have of a pass, and no more have another one, is right. A worker with another one is in
+   the wrong, and named once.
+2. When there are several and none of them is right, the pass is *disputed*: one more worker repeats it at once. When
+   all have done it, those that did it repeat it once. When that shows nothing, the run fails.
+3. No iteration ends, and no sum begins, while a copy that counts is disputed. Who has reported a wrong one is taken
+   out: it is lost for the rest of the iteration, and what it has added up is done again by others.
+4. What is found once the sums have begun is named, and the run goes on. When only two differ then, nobody can be asked
+   any more: that is a *doubt*. A worker that two others differ from so is in the wrong.
+5. A check is ordered when it is expected to end before the iteration does, and before its worker is needed. For others
+   no more than SHARE of the time of the run is spent.
+
+Digests of an iteration are kept until the next but one begins. All times are seconds since the iteration began.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+SHARE = 0.005  # of the time of a run, by which checks may hold it up
+RECENT = 4  # iterations, none of the next ones of which is expected to be shorter
+
+Piece = tuple[int, ...]
+
+
+class Error(NamedTuple):
+    """`worker` is in the wrong: its copy differs from those of `others`.
+
+    is_reported: it is that of a report, not of a check.
+    """
+
+    worker: int
+    others: tuple[int, ...]
+    is_reported: bool
+
+
+@dataclass(slots=True)
+class Passes:
+    """What is known of one pass.
+
+    told: (worker, digest, whether it is that of a check); named: workers in the wrong, and whether they
+    have reported it; asked: those that were to repeat it since it is disputed, of which `awaited` have not.
+    """
+
+    told: list[tuple[int, int, bool]] = field(default_factory=list)
+    named: dict[int, bool] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
+    awaited: set[int] = field(default_factory=set)
+    is_disputed: bool = False
+
+    @property
+    def workers(self) -> set[int]:
+        """Those that have done it."""
+        return {worker for worker, *_ in self.told}
+
+    def errors(self) -> list[Error]:
+        """Who is in the wrong and was not named before; says whether it is disputed now."""
+        having: dict[int, set[int]] = {}
+        for worker, digest, _ in self.told:
+            having.setdefault(digest, set()).add(worker)
+        (right, most), *rest = sorted(having.items(), key=lambda it: -len(it[1]))
+        self.is_disputed = bool(rest) and (len(most) < 2 or len(rest[0][1]) == len(most))
+        if self.is_disputed or not rest:
+            return []
+        wrong: dict[int, bool] = {}
+        for worker, digest, is_check in self.told:
+            if digest != right:
+                wrong[worker] = wrong.get(worker, False) or not is_check
+        new = {worker: reported for worker, reported in wrong.items() if self.named.get(worker, -1) < reported}
+        self.named |= new
+        return [Error(worker, tuple(sorted(most - {worker})), reported) for worker, reported in new.items()]
+
+
+class IdleChecks:
+    """What the coordinator asks about digests.
+
+    disputed: the passes of this iteration that are.
+    """
+
+    def __init__(self) -> None:
+        self._compared = self._chunks = self._doubts = 0
+        self._iteration = -1
+        self._now: dict[Piece, Passes] = {}
+        self._before: dict[Piece, Passes] = {}  # of the iteration before
+        self._asked: dict[int, Piece] = {}  # by worker, the check that it was told
+        self._free: dict[int, None] = {}  # workers that may have nothing to do
+        self._paces: dict[int, float] = {}  # seconds that each worker took for its newest chunk
+        self._checked = Counter[int]()  # passes of each worker that others have repeated
+        self._ends: deque[float] = deque(maxlen=RECENT)  # when iterations ended
+        self._spent, self._elapsed = 0.0, 0.0
+        self._differs: dict[int, set[int]] = {}  # worker -> from whom it differs in doubt
+        self.disputed: dict[Piece, Passes] = {}
+
+    def begin(self, iteration: int, num_chunks: int) -> None:
+        """A new iteration. Digests of the one before may still come."""
+        self._before = self._now if iteration == self._iteration + 1 else {}
+        self._iteration, self._now = iteration, {}
+        self._asked.clear()
+        self._free.clear()
+        self._chunks += num_chunks
+        self.disputed.clear()
+
+    def ended(self, now: float) -> None:
+        """The sums of the iteration begin, or it is over."""
+        self._ends.append(now)
+        self._elapsed += now
+        self._asked.clear()
+        self._free.clear()
+
+    def lost(self, worker: int) -> list[Piece]:
+        """Nothing more is expected of this worker; the disputed passes that it was to repeat."""
+        self._asked.pop(worker, None)
+        self._free.pop(worker, None)
+        awaited = [piece for piece, of in self.disputed.items() if worker in of.awaited]
+        for piece in awaited:
+            self.disputed[piece].awaited.clear()
+        return awaited
+
+    def done(self, worker: int, piece: Piece, seconds: float) -> None:
+        """A worker is through with a pass, and may be free."""
+        self._paces[worker] = seconds / len(piece)
+        self._free[worker] = None
+
+    # digests
+
+    def told(self, worker: int, iteration: int, piece: Piece, digest: int, is_check: bool) -> list[Error] | None:
+        """Who is in the wrong, by this digest and those before; None when the iteration is too long ago."""
+        if is_check and self._asked.get(worker) == piece:
+            del self._asked[worker]
+        passes = {self._iteration: self._now, self._iteration - 1: self._before}.get(iteration)
+        if passes is None:
+            return None
+        of = passes.setdefault(piece, Passes())
+        alone = len(of.workers) == 1
+        of.told.append((worker, digest, is_check))
+        if alone and len(of.workers) == 2:
+            self._compared += len(piece)
+        if is_check:
+            of.awaited.discard(worker)
+        errors = of.errors()
+        if iteration == self._iteration:
+            self.disputed.pop(piece, None)
+            if of.is_disputed:
+                self.disputed[piece] = of
+        return errors
+
+    def of(self, iteration: int, piece: Piece) -> Passes:
+        """What is known of a pass."""
+        return (self._now if iteration == self._iteration else self._before)[piece]
+
+    def one_more(self, piece: Piece, able: Collection[int]) -> int | None:
+        """Who of those that are able repeats a disputed pass; None when nobody is left.
+
+        None that has done it, unless all have.
+        """
+        of = self.disputed[piece]
+        able = [w for w in able if w not in of.workers | of.asked] or [w for w in able if w not in of.asked]
+        usual = max(self._paces.values(), default=0.0)
+        worker = min(able, key=lambda w: (w not in self._free, self._paces.get(w, usual), w), default=None)
+        if worker is not None:
+            of.asked.add(worker)
+            of.awaited.add(worker)
+        return worker
+
+    def is_settled(self, piece: Piece, live: Collection[int]) -> bool:
+        """Nobody is left to repeat a disputed pass: whether those that differ from the others are all lost."""
+        of = self.disputed[piece]
+        if settled := len({digest for worker, digest, _ in of.told if worker in live}) < 2:
+            del self.disputed[piece]
+        return settled
+
+    def doubt(self, iteration: int, piece: Piece) -> list[Error]:
+        """The copies differ and nobody can be asked any more: who is in the wrong, as others differ from it, too."""
+        of = self.of(iteration, piece)
+        self.disputed.pop(piece, None)
+        self._doubts += 1
+        for worker in of.workers:
+            self._differs.setdefault(worker, set()).update(of.workers - {worker})
+        found = [Error(w, tuple(sorted(self._differs[w])), False) for w in of.workers if len(self._differs[w]) > 1]
+        for error in found:
+            del self._differs[error.worker]
+            for others in self._differs.values():
+                others.discard(error.worker)
+        return found
+
+    # checks
+
+    def orders(
+        self, now: float, free_until: Callable[[int], float], may: Callable[[int, int, Piece], bool]
+    ) -> list[tuple[int, Piece]]:
+        """The checks that are to be made now: the worker, and the pass that it repeats.
+
+        free_until: when a worker is needed, 0 for now; may: whether a worker may do that of another one, which counts.
+        """
+        found: list[tuple[int, Piece]] = []
+        if not self._ends or not self._free:
+            return found
+        end = min(self._ends)
+        least = min(self._paces[worker] for worker in self._free)
+        if not self._may_spend(now + least - end):
+            return found
+        for worker in [*self._free]:
+            if worker in self._asked:
+                continue
+            until, pace = min(end, free_until(worker)), self._paces[worker]
+            if until <= 0:  # once it is free again it will say so
+                del self._free[worker]
+                continue
+            if not self._may_spend(now + pace - until) or (piece := self._choose(worker, may)) is None:
+                continue
+            late = max(0.0, now + pace * len(piece) - until)
+            if self._may_spend(late):
+                self._spent += late
+                self._asked[worker] = piece
+                found.append((worker, piece))
+        return found
+
+    def _may_spend(self, late: float) -> bool:
+        return late <= 0 or self._spent + late <= SHARE * self._elapsed
+
+    def _choose(self, worker: int, may: Callable[[int, int, Piece], bool]) -> Piece | None:
+        """A pass of another worker that nobody repeats: of the worker that was checked least."""
+        asked = self._asked.values()
+        best: tuple[int, Piece] | None = None
+        for piece, of in self._now.items():
+            if len(of.told) > 1 or piece in asked or (owner := of.told[0][0]) == worker:
+                continue
+            if (best is None or self._checked[owner] < self._checked[best[0]]) and may(worker, owner, piece):
+                best = owner, piece
+        if best is None:
+            return None
+        self._checked[best[0]] += 1
+        return best[1]
+
+    def summary(self) -> dict[str, object]:
+        """Which share of the chunks was compared, and how often it was not told who was in the wrong."""
+        return {"share": self._compared / self._chunks if self._chunks else 0.0, "doubts": self._doubts}
