@@ -113,9 +113,7 @@ class Record(RunRecord):
 
     # the end
 
-    def finish(
-        self, params: np.ndarray, status: str, reason: str, code: int, compared: Mapping[str, object]
-    ) -> None:
+    def finish(self, params: np.ndarray, status: str, reason: str, code: int, compared: Mapping[str, object]) -> None:
         """Write the summary, and say it. Raises OSError, and as `check_claim`."""
         self.check_claim()
         if self.progress is not None:

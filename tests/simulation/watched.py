@@ -357,7 +357,9 @@ class Watch:
     def uses_a_wrong_copy(self, chunk: int) -> bool:
         it = self.it
         wrong = [w for iteration, c, w in self.world.case.wrong if (iteration, c) == (it.iteration, chunk)]
-        if self.world.case.combined and not self.world.is_idle:  # also one that was done again: slices may have been summed before
+        if (
+            self.world.case.combined and not self.world.is_idle
+        ):  # also one that was done again: slices may have been summed before
             return any((worker, chunk) in self.told for worker in wrong)
         return any(it.books.used(w, chunk, attempt) for w in wrong for attempt in range(self.attempts[chunk] + 1))
 
