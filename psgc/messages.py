@@ -108,7 +108,8 @@ class Kind(IntEnum):
     #             iteration, start: bytes of blocks of this iteration that this worker's link has carried
     GOODBYE = 15  # nothing more will be sent
     STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
-    TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)
+    TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch); worker: the
+    #             digest, or 0
     STEPPED = (
         25  # iteration: this worker's replica is there, which a report says as well; start: 1 with the digest of its
     )

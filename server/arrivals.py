@@ -22,12 +22,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A worker has computed a gradient for the trial; `sketch` stands for it."""
+    """A worker has computed a gradient for the trial; `sketch` stands for it, and `digest` unless that is 0."""
 
     worker: int
     iteration: int
     chunk: int
     sketch: Sketch
+    digest: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ class Coordinator:
         )
         self.books = self._counting.books
         self._copies = self.books.chunks
-        if self._idle is not None:
+        if self._idle is not None and iteration >= 0:
             self._idle.begin(iteration, len(self._copies) if has_gradient else 0)
 
     # what can be asked

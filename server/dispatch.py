@@ -149,8 +149,8 @@ class Dispatcher(Target):
                     self._lose_wrong()  # before its reports
                 case Refused():
                     self._refused(arrival)
-                case Tried(_, iteration, chunk, sketch):
-                    if (difference := self._trial.told(worker, iteration, chunk, sketch)) is not None:
+                case Tried(_, iteration, chunk, sketch, digest):
+                    if (difference := self._trial.told(worker, iteration, chunk, sketch, digest)) is not None:
                         raise RunFailed(difference.text(self._cluster.hosts))
                 case Sketched(_, iteration, chunk, sketch):
                     if iteration == self._coordinator.iteration:

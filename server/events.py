@@ -153,6 +153,7 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
     Tick:      {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
     Deadline:  {WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: ()},
     Summed:    {COLLECTING: (IDLE,), REDOING: (IDLE,)},
-    Lost:      {IDLE: (IDLE,), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (COLLECTING, REDOING), REDOING: (REDOING,)},
+    Lost:      {IDLE: (IDLE,), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (COLLECTING, REDOING),
+                REDOING: (REDOING,)},
 }
 # fmt: on

@@ -108,9 +108,7 @@ class Doubt:
     before: int
 
 
-Instruction = (
-    Commit | Discard | Share | Reassign | Invalidate | Finish | Compare | Wrong | Check | Doubt | Order
-)
+Instruction = Commit | Discard | Share | Reassign | Invalidate | Finish | Compare | Wrong | Check | Doubt | Order
 
 Roles = Sequence[tuple[int, int]]  # (worker, role)
 

@@ -26,7 +26,8 @@ from psgc.server.malformed import (
 from psgc.server.outbox import Outbox
 from psgc.transport import TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
-Arrival = Report | Abandoned | Digested | Failed | Tried | Sketched | Alive | Gone | Moved | BlockArrived | Refused | ScriptEnded
+FromIterations = Report | Abandoned | Digested
+Arrival = FromIterations | Failed | Tried | Sketched | Alive | Gone | Moved | BlockArrived | Refused | ScriptEnded
 
 
 class Links:
@@ -189,7 +190,7 @@ class Links:
         if kind == Kind.ENDED:
             return ScriptEnded(worker, iteration, self._text(worker), attempt)
         if kind == Kind.TRIAL:
-            return Tried(worker, iteration, chunk, (start, seconds, loss))
+            return Tried(worker, iteration, chunk, (start, seconds, loss), entry["worker"])
         if kind == Kind.SKETCH:
             return Sketched(worker, iteration, chunk, (start, seconds, loss))
         stuck_at = self._text(worker) if kind == Kind.STUCK else None

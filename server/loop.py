@@ -206,8 +206,8 @@ class Server:
 
     @property
     def compared(self) -> dict[str, object]:
-        """For summary.json, once the run has begun: which workers' parameters are known to be those of rank 0, and when;
-        with `verify: {idle: true}` how much of what idle workers did was compared.
+        """What summary.json says of comparisons: which workers' parameters are known to be those of rank 0, and when,
+        once the run has begun; with `verify: {idle: true}` which share of the chunks was compared.
         """
         found: dict[str, object] = {"replicas": self.summing.summary()} if self._has_begun else {}
         return found | ({"compared": self._idle.summary()} if self._idle else {})

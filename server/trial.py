@@ -11,16 +11,26 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of gradients; rounding errors 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two workers that disagree on a chunk, and by how much, relative to the gradient."""
+    """Two workers that disagree on a chunk, and by how much, relative to the gradient.
+
+    is_close: within the tolerance, but where the same bits are needed.
+    """
 
     chunk: int
     iteration: int
     workers: tuple[int, int]
     relative: float
+    is_close: bool = False
 
     def text(self, hosts: Sequence[str]) -> str:
         """What to tell the user."""
         one, other = (f"{worker} on {hosts[worker]}" for worker in self.workers)
+        if self.is_close:
+            return (
+                f"trial: chunk {self.chunk}, iteration {self.iteration}: the gradients of workers {one} and {other} "
+                "do not have the same bits, by which verify.idle compares; use verify.every, or processors and numbers "
+                "of threads that are alike"
+            )
         return (
             f"trial: chunk {self.chunk}, iteration {self.iteration}: the gradients of workers {one} and {other} differ "
             f"by {self.relative:.1e} of their length, but a gradient may only depend on (params, chunk, rng). Usual "
@@ -40,7 +50,7 @@ class TrialComparison:
     chunks: Mapping[int, int]
     tolerance: float
     first: int = 0
-    _sketches: dict[tuple[int, int], tuple[int, Sketch]] = field(default_factory=dict)  # the first of each chunk
+    _first: dict[tuple[int, int], tuple[int, Sketch, int]] = field(default_factory=dict)  # of each chunk
     _began: set[int] = field(default_factory=set)  # workers that have done a chunk of the first iteration
     _ended: set[int] = field(default_factory=set)  # those that have told, or are lost
 
@@ -58,12 +68,17 @@ class TrialComparison:
         """Nothing more is expected of this worker."""
         self._ended.add(worker)
 
-    def told(self, worker: int, iteration: int, chunk: int, sketch: Sketch) -> Difference | None:
-        """A worker has computed a gradient with this sketch (NaN: it failed). The difference from another's, if any."""
+    def told(self, worker: int, iteration: int, chunk: int, sketch: Sketch, digest: int = 0) -> Difference | None:
+        """A worker has computed a gradient with this sketch (NaN: it failed). The difference from another's, if any.
+
+        digest: of its bits, 0 where these may differ.
+        """
         if self.chunks.get(worker) == chunk:
             self._ended.add(worker)
         if isnan(sketch[2]):
             return None
-        other, first = self._sketches.setdefault((iteration, chunk), (worker, sketch))
+        other, first, bits = self._first.setdefault((iteration, chunk), (worker, sketch, digest))
         difference = relative_difference(first, sketch)
-        return Difference(chunk, iteration, (other, worker), difference) if difference > self.tolerance else None
+        if difference <= self.tolerance and bits == digest:
+            return None
+        return Difference(chunk, iteration, (other, worker), difference, difference <= self.tolerance)

@@ -124,7 +124,7 @@ class ChunkRunner:
         self._injector.at("before_report", work.iteration)
         with source.here():
             if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
-                self._mailbox.tried(work.iteration, work.chunk, sketch(found.vector, self._xp))
+                self._mailbox.tried(work.iteration, work.chunk, sketch(found.vector, self._xp), found.vector)
             gradient, sums = (None, found.sums) if found.sums else (found.vector, held_out)
             started, joins = start - work.begun, source.joins
             self._mailbox.finished(work, Result(gradient, found.loss, started, seconds, found.is_own, sums, joins))
@@ -135,13 +135,13 @@ class ChunkRunner:
         assert own is not None
         start = time.monotonic()
         self._mailbox.trying(own)
-        tried = NO_SKETCH
+        tried, vector = NO_SKETCH, None
         try:
             if (found := source.compute(work.iteration, [own], work.params, lambda: True)) is not None:
                 with source.here():
-                    tried = sketch(found.vector, self._xp)
+                    tried, vector = sketch(found.vector, self._xp), found.vector
         except BaseException as error:  # the worker whose chunk it is tells what else is wrong with it
             if isinstance(source.told(error), ModelError):
                 raise
         self._mailbox.wait_stale(work, self._emulation.extra(work.iteration, time.monotonic() - start, own))
-        self._mailbox.tried(work.iteration, own, tried)
+        self._mailbox.tried(work.iteration, own, tried, vector)

@@ -19,7 +19,7 @@ class Digester:
         self._needed = 0.0  # seconds per byte of the newest one
 
     def digest(self, vector: Any, seconds: float, always: bool = False) -> int:
-        """A number from 1 to 2**31 - 1 that another vector has by chance only; 0 for none, since it would take too long.
+        """A number from 1 to 2**31 - 1, which another vector has by chance only; 0 for none, since it takes too long.
 
         seconds: that the vector took to compute; always: also if it takes long.
         """

@@ -254,10 +254,13 @@ class Mailbox:
         """The compute thread does this chunk besides its work, for the trial; `tried` ends that."""
         self._trying, self._taken = chunk, time.monotonic()
 
-    def tried(self, iteration: int, chunk: int, sketch: Sketch) -> None:
-        """Tell the server what the gradient of a chunk of the trial is like."""
+    def tried(self, iteration: int, chunk: int, sketch: Sketch, gradient: Array = None) -> None:
+        """Tell the server what the gradient of a chunk of the trial is like; None when it failed."""
+        digest = 0
+        if self._digester is not None and gradient is not None:
+            digest = self._digester.digest(gradient, 0.0, always=True)
         self._trying = None
-        self._post(_sketch_record(Kind.TRIAL, iteration, chunk, sketch))
+        self._post(_sketch_record(Kind.TRIAL, iteration, chunk, sketch, worker=digest))
 
     def broken(self, work: Work, error: PsgcError) -> None:
         """Tell the server that the run must end: no worker can do better. The compute thread takes no more work."""
@@ -328,6 +331,6 @@ class Mailbox:
             self._changed.notify_all()
 
 
-def _sketch_record(kind: Kind, iteration: int, chunk: int, sketch: Sketch) -> Records:
+def _sketch_record(kind: Kind, iteration: int, chunk: int, sketch: Sketch, worker: int = 0) -> Records:
     start, seconds, loss = sketch
-    return record(kind, iteration, chunk, start=start, seconds=seconds, loss=loss)
+    return record(kind, iteration, chunk, worker=worker, start=start, seconds=seconds, loss=loss)

@@ -79,9 +79,9 @@ class Verify(Section):
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if self.idle == (self.every is not None):
-            raise refuse("verify needs either every: a whole number >= 1, or idle: true", "every", "idle")
+            raise refuse("expected a whole number >= 1, or idle: true in its place", "every", "idle")
         if self.idle:
-            self._refuse_unused("tolerance", "idle, which compares bits")
+            self._refuse_unused("tolerance", "idle: true, which compares bits,")
         return self
 
 

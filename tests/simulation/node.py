@@ -69,8 +69,8 @@ class NotedMailbox(Mailbox):
 
 
 class Node(WorkerLoop):
-    """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out; verify: as
-    in a `Config`; more: what another loop than WorkerLoop takes besides; loss: that it says each chunk has.
+    """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out;
+    verify: as in a `Config`; more: what another loop than WorkerLoop takes besides; loss: that it says each chunk has.
 
     Its process ends in the middle of a turn as well.
     """

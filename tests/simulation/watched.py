@@ -355,13 +355,17 @@ class Watch:
         return {c: sum((worker, c) not in self.wrong for worker, _ in copies) for c, copies in committed.items()}
 
     def uses_a_wrong_copy(self, chunk: int) -> bool:
-        it = self.it
-        wrong = [w for iteration, c, w in self.world.case.wrong if (iteration, c) == (it.iteration, chunk)]
-        if (
-            self.world.case.combined and not self.world.is_idle
-        ):  # also one that was done again: slices may have been summed before
-            return any((worker, chunk) in self.told for worker in wrong)
-        return any(it.books.used(w, chunk, attempt) for w in wrong for attempt in range(self.attempts[chunk] + 1))
+        if self.world.case.combined:  # also one that was done again: slices may have been summed before
+            return any((worker, chunk) in self.told for worker in self._wrong_of(chunk))
+        return self.counts_wrong(chunk)
+
+    def counts_wrong(self, chunk: int) -> bool:
+        """Whether a wrong copy of `chunk` counts in the end."""
+        attempts = range(self.attempts[chunk] + 1)
+        return any(self.it.books.used(worker, chunk, n) for worker in self._wrong_of(chunk) for n in attempts)
+
+    def _wrong_of(self, chunk: int) -> list[int]:
+        return [w for iteration, c, w in self.world.case.wrong if (iteration, c) == (self.it.iteration, chunk)]
 
     def is_unseen(self, chunk: int) -> bool:
         """Whether nothing was there that `chunk` could have been compared with."""

@@ -46,7 +46,7 @@ class FakeDesk:
     def trying(self, chunk):
         self.tries.append(chunk)
 
-    def tried(self, iteration, chunk, found):
+    def tried(self, iteration, chunk, found, vector=None):
         self.sketches.append((iteration, chunk, found))
 
 

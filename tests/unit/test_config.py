@@ -96,8 +96,9 @@ FAULTS = [
     ("[{kind: hold, rank: 1, iteration: 1}]", "faults.inject.0.kind: kind hold needs seconds"),
     ("[{kind: hold, rank: 1, iteration: 1, seconds: 0}]", f"faults.inject.0.seconds: {NUMBER}, got 0"),
     ("[{kind: kill, rank: 1, iteration: 1, seconds: 2}]", "faults.inject.0.seconds: kind kill does not use it"),
-    ("[{kind: flip, rank: 1, iteration: 1}]",
-     "faults.inject.0.step: kind flip needs step: sending, or stepping"),
+    ("[{kind: flip, rank: 1, iteration: 1, step: begin}]",
+     "faults.inject.0.step: kind flip needs step: gradient, sending or stepping"),
+    ("[{kind: kill, rank: 1, iteration: 1, error: sign}]", "faults.inject.0.error: kind kill does not use it"),
     ("[{kind: kill, rank: 0, iteration: 1}]", f"faults.inject.0.rank: {ONLY_KILL}"),
     ("[{kind: exit, rank: 0, iteration: 1, step: begin}]", f"faults.inject.0.rank: {ONLY_KILL}"),
 ]  # fmt: skip
@@ -217,6 +218,15 @@ FLIP, AFTER_COMMIT = FAULT % ("flip", "sending"), FAULT % ("kill", "after_commit
          "use per_chunk"),
         (["verify.every=7", "schedule=uncoded"],
          "--set verify.every=7: verify: schedule uncoded has no second copy to compare with"),
+        *(([f"verify.{given}"],
+           f"--set verify.{given}: verify.every: expected a whole number >= 1, or idle: true in its place")
+          for given in ("idle=false", "strikes=2")),
+        (["verify.idle=true", "verify.tolerance=0.1"],
+         "--set verify.tolerance=0.1: idle: true, which compares bits, does not use it"),
+        *((["verify.idle=true", other],
+           "--set verify.idle=true: verify: idle compares gradients that workers keep: it needs parts 1 and transfer "
+           "combined")
+          for other in ("coding.parts=2", "transfer=per_chunk", FLIP)),
         (["verify.every=7", "coding.replication=1"],
          "--set verify.every=7: verify: replication 1 with parts 1 leaves no copy to compare with, expected "
          "replication >= 2"),
@@ -272,6 +282,8 @@ def test_settings_that_contradict_each_other(run_yaml, overrides, message):
         ["faults={adopt: false, inject: [{kind: stop, rank: 1, iteration: 0, step: sending, seconds: 0.5}]}"],
         ["verify={every: 10, tolerance: 1e-6}"],
         ["verify="],
+        ["verify.idle=true", "schedule=uncoded"],
+        ["verify={idle: true, strikes: 1}", "coding.replication=1", FAULT % ("flip", "gradient")],
         *(
             [f"{APPROXIMATE}{given}}}"]
             for given in ("deadline: 0.5, max_error: 0.01", "deadline: auto", "max_error: 0")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from psgc.config import Injection
-from psgc.workers.injection import Injector
+from psgc.workers.injection import Injector, spoil
 
 LIMIT = 30.0  # seconds until a victim counts as stuck
 VICTIM = """
@@ -169,6 +169,23 @@ def test_flip_doubles_or_halves_the_largest_entry_of_one_gradient_each(dtype):
         injector.flip("sending", coded, iteration)
         assert (coded != before).tolist() == [False, flipped, False]
         assert coded[1] / before[1] in ((0.5, 2.0) if flipped else (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("error", "changed"), [(1, 1), (3, 3), (500, 100), ("sign", 100), ("block", 16)]
+)  # entries, at most
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_other_errors(error, changed, dtype):
+    before = np.random.default_rng(0).uniform(1, 2, 100).astype(dtype)
+    for seed in (1, 1, 2):
+        vector = before.copy()
+        spoil(vector, error, seed)
+        assert np.isfinite(vector).all()
+        assert 0 < np.count_nonzero(vector != before) <= changed
+    if error == "sign":
+        assert (vector == -before).all()
+    if error == "block":
+        assert set(vector[vector != before]) == {0}
 
 
 def test_a_flipped_zero_is_not_zero():
