@@ -69,3 +69,16 @@ def test_a_worker_that_flips_bits_is_named_and_lost_and_no_bit_of_the_result_is_
     assert [(event["worker"], event["event"]) for event in summary["lost"]] == [(2, "lost")]
     timeline = np.load(folder / "flipped/timeline.npz")
     assert set(timeline["worker"][timeline["iteration"] > 3]) == {1, 3, 4}
+
+
+def test_a_wrong_sign_is_found_by_workers_that_wait_before_the_step(folder, healthy):
+    slow = "stragglers={kind: slow, seconds: {all: 0.02, 4: 0.15}}"
+    fault = "faults.inject=[{kind: flip, rank: 2, iteration: 5, step: gradient, error: sign}]"
+    finished = train(folder, "idle", "schedule=uncoded", "verify={idle: true}", slow, fault)
+    params, summary, events = results(folder, "idle")
+    np.testing.assert_allclose(params, healthy, rtol=1e-12)
+    assert [(event["worker"], event["event"]) for event in events[:2]] == [("2", "wrong"), ("2", "lost")]
+    assert events[0]["iteration"] == "5"
+    assert summary["wrong"] == {"2": 1}
+    assert summary["compared"]["share"] > 0.2
+    assert "of the chunks (verify.idle)" in finished.stdout
