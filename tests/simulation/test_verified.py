@@ -11,7 +11,9 @@ from psgc.config import Coding, Verify
 from psgc.plan import make_plan
 from psgc.server import decoder
 from psgc.server.cluster import Cluster
+from psgc.server.coordinator import Coordinator
 from psgc.server.events import Compared
+from psgc.server.idle import Passes
 from tests.simulation import faults
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.replicated import ReplicatedWorld
@@ -35,6 +37,25 @@ def test_the_same_when_workers_sum_among_themselves(capsys):
     assert faults.main(["--verify", "--allreduce", "--schedules", "20", "--seed", "200000"]) == 0
     counts = counts_of(capsys.readouterr().out)
     assert {"wrong", "disputed", "reassigned", "deaths", "approximate", "invalidated", "states"} <= counts.keys()
+
+
+def test_digests_show_errors_before_the_step_or_say_that_it_was_made(capsys):
+    assert faults.main(["--verify", "--idle", "--schedules", "25", "--seed", "700"]) == 0
+    counts = counts_of(capsys.readouterr().out)
+    assert {"taken out", "unused", "doubts", "repeated at once", "checks", "deaths", "invalidated"} <= counts.keys()
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "wrong"),
+    [
+        (Coordinator, "_is_in_the_sum", lambda *_: False),
+        (Passes, "errors", lambda *_: []),
+    ],
+)
+def test_a_defect_of_comparing_digests_is_found(monkeypatch, where, name, wrong):
+    monkeypatch.setattr(where, name, wrong)
+    with pytest.raises(AssertionError):
+        any(faults.run(seed, verify=True, idle=True) is None for seed in range(700, 800))
 
 
 @st.composite

@@ -373,7 +373,9 @@ class Watch:
         assert case.verify is not None
         if case.verify.idle:
             here = self.it.membership.live  # of the others nobody can say any more who was right
-            return all(len(who.intersection(here)) < 2 for piece, who in self.digests.items() if chunk in piece)
+            wrong = self._wrong_of(chunk)
+            found = [who for piece, who in self.digests.items() if piece[0] == chunk and who.intersection(wrong)]
+            return all(len(who.intersection(here)) < 2 for who in found)
         assert case.verify.every is not None
         checked = is_checked(chunk, self.it.iteration, case.verify.every)
         return chunk not in self.compares and not (checked and case.recovery == Recovery())
