@@ -340,10 +340,11 @@ class Coordinator:
             if isinstance(event, Report | Digested | Lost):
                 idle.ended(event.now)
             return
+        if isinstance(event, Digested) and not event.is_check:  # the report comes next
+            return
         if not isinstance(event, Report | Abandoned | Digested) or any(_is_taken_out(one) for one in instructions):
             return
-        if not isinstance(event, Digested) or event.is_check:
-            idle.done(event.worker, event.piece, event.seconds)
+        idle.done(event.worker, event.piece, event.seconds)
         if is_evaluated(self.iteration, self._every):
             return
 
