@@ -129,7 +129,7 @@ class Config(Section):
             if self.transfer == "combined":
                 text = "unbiased weights single chunks, which combined does not send; use per_chunk"
                 raise refuse(f"recovery.estimator: {text}", "transfer", "recovery")
-        sends_gradients = self.transfer == "per_chunk" or self.recovery.estimator == "unbiased"
+        sends_gradients = self.transfer in ("per_chunk", "per_pass") or self.recovery.estimator == "unbiased"
         if self.verify_idle and (coding.parts > 1 or sends_gradients or self.faults.flips("sending")):
             text = "idle compares gradients that workers keep: it needs parts 1 and transfer combined"
             raise refuse(text, "verify", "coding", "transfer")
