@@ -7,11 +7,13 @@ server -> worker   LEAVE     through MPI's Finalize, when everybody does, else w
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from psgc.messages import Kind, record
+from psgc.messages import Kind, digest_in, entries, record
 from psgc.server.failure_detector import FailureDetector
 from psgc.transport import Control, Died, Transport
+
+Stepped = Callable[[int, int, bytes], object]  # worker, iteration, digest
 
 LAST_CHANCE = 0.5  # seconds that lost workers have to say goodbye before they are killed
 
@@ -22,20 +24,22 @@ def end_workers(
     timeout: float,
     done: int = 0,
     lacking: Collection[int] = (),
+    stepped: Stepped | None = None,
 ) -> bool:
     """Have every process end; whether all of them leave in order.
 
     done: iterations that the run has had, for scripts; -1 when it has failed.
     lacking: workers whose scripts cannot come to the end, since they lack a state that nobody gives them any more.
+    stepped: is told which iteration a worker has come to meanwhile, with a digest of its replica.
     timeout: seconds that workers have to say goodbye; lost ones have LAST_CHANCE. Without fault tolerance the first
     process that ends out of order takes all others with it. Then no worker is told to leave: this process ends first.
     """
-    return _Farewell(transport, done, lacking).say(failure_detector, timeout)
+    return _Farewell(transport, done, lacking, stepped).say(failure_detector, timeout)
 
 
 class _Farewell:
-    def __init__(self, transport: Transport, done: int, lacking: Collection[int]) -> None:
-        self._transport, self._done, self._lacking = transport, done, lacking
+    def __init__(self, transport: Transport, done: int, lacking: Collection[int], stepped: Stepped | None) -> None:
+        self._transport, self._done, self._lacking, self._stepped = transport, done, lacking, stepped
         self._workers = set(range(1, transport.size))
         self._goodbyes: set[int] = set()
         self._gone: set[int] = set()
@@ -77,5 +81,9 @@ class _Farewell:
                 if isinstance(message, Died):
                     self._gone.add(message.rank)
                 elif isinstance(message, Control):
-                    self._goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
+                    for entry in entries(message.records):
+                        if entry["kind"] == Kind.GOODBYE:
+                            self._goodbyes.add(message.source)
+                        elif entry["kind"] == Kind.STEPPED and self._stepped and (digest := digest_in(entry)):
+                            self._stepped(message.source, entry["iteration"], digest)
             self._transport.wait()

@@ -230,4 +230,5 @@ class Server:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self.links.close()
         lacking = self.summing.lack_a_state() if self._has_begun else ()
-        return end_workers(self._transport, self.cluster.detector, timeout, done, lacking)
+        stepped = self.summing.told if self._has_begun else None
+        return end_workers(self._transport, self.cluster.detector, timeout, done, lacking, stepped)

@@ -245,6 +245,10 @@ class Summing(Listener):
                 self._digests.told(news.worker, news.iteration, news.digest)
         self._give()
 
+    def told(self, worker: int, iteration: int, digest: bytes) -> None:
+        """That of the replica of a worker, once the run is over: the summary says whose are equal."""
+        self._digests.told(worker, iteration, digest)
+
     def reported(self, worker: int) -> None:
         """A worker has done something of this iteration: so its replica is there."""
         if not self._replicas.is_at(worker, self._iteration):

@@ -37,7 +37,9 @@ def test_all_processes_compute_what_a_plain_loop_does(tmp_path: Path, how: str) 
     assert np.abs(np.load(tmp_path / "out/params.npy") - w).max() < CLOSE
     with np.load(tmp_path / "out/timeline.npz") as timeline:
         assert {*timeline["worker"].tolist()} == {1, 2, 3}
-    assert json.loads((tmp_path / "out/summary.json").read_text())["workers"] == PROCESSES
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["workers"] == PROCESSES
+    assert summary["replicas"] == {"iteration": STEPS, "equal": [1, 2, 3]}
 
 
 @pytest.mark.parametrize("how", [{"aggregation": "allreduce"}, {"transfer": "per_chunk"}])
