@@ -139,7 +139,7 @@ def test_a_run_that_is_over_does_not_fail_since_all_workers_die_in_the_last_step
 def test_replicas_are_compared_after_the_last_step():
     world = ReplicatedWorld(quiet_case(5, num_iterations=7))
     world.run()
-    assert world.server.replicas == {"iteration": 7, "equal": sorted(world.nodes)}
+    assert world.server.compared["replicas"] == {"iteration": 7, "equal": sorted(world.nodes)}
 
 
 def test_a_rank_that_was_lost_with_blocks_to_pass_on_to_its_host_keeps_nothing_when_it_is_back():

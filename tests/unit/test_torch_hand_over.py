@@ -307,5 +307,5 @@ def test_a_run_that_fails_before_its_first_iteration_ends_in_order():
     server = make_server(transport, config, plan, Backend(), Mock(), (), has_loss=False, driver=script)
     with pytest.raises(MemoryError):
         server.run(TooLarge(), 9)
-    assert server.replicas is None
+    assert not server.compared
     assert server.stop_workers(1.0, done=-1)
