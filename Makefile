@@ -25,7 +25,7 @@ help:
 
 run: .venv/installed data/digits-train.npz
 	@# an MPI without fault tolerance would not survive the worker that is killed on the way: there nobody is killed
-	@line='$(BIN)/psgc launch scripts/quickstart.yaml -n 9 $(ARGS)'; \
+	@line='$(BIN)/psgc launch scripts/quickstart.yaml -n 8 $(ARGS)'; \
 	$$line --print 2>/dev/null | grep -q -e --with-ft || line="$$line --set faults.inject=[]"; \
 	echo "$$line"; $$line
 

@@ -11,7 +11,7 @@
     psgc.simulate("sim.yaml")  # the rows of `psgc simulate`
     psgc.order(assignment)["ordering"]  # the order in which workers do their chunks
 
-A program that is started with `psgc launch program.py -n 5` trains with what is in its memory, on every rank:
+A program that is started with `psgc launch program.py -n 4` trains with what is in its memory, on every rank:
 
     run = psgc.train(Ridge(20), (X, y), lr=0.1, iterations=200, callbacks=[stop])  # None on workers
 

@@ -198,7 +198,7 @@ def make_optimizer(settings: config.OptimizerSettings | config.ScriptOptimizer, 
     Raises UserError when it is a script's own.
     """
     if isinstance(settings, config.ScriptOptimizer):
-        raise UserError("optimizer: a script makes the steps itself; start it with: psgc launch SCRIPT.py -n 9")
+        raise UserError("optimizer: a script makes the steps itself; start it with: psgc launch SCRIPT.py -n 8")
     optimizer: Optimizer
     match settings.kind:
         case "sgd":

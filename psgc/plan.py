@@ -161,14 +161,14 @@ def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) 
             raise UserError(
                 f"coding.replication: {replication} is too large for {num_workers} worker"
                 f"{'s' if num_workers > 1 else ''}, expected {f'at most {most}' if most else 'another assignment'}; "
-                f"or start {replication + kind.others + 1} ranks or more, one of them is the server"
+                f"or start {replication + kind.others} workers or more"
             )
         return kind.make(num_chunks, num_workers, replication, seed)
     matrix = read_assignment(settings.assignment.path)
     if matrix.shape[1] != num_workers:
         raise UserError(
             f"{settings.assignment.path}: the assignment has {matrix.shape[1]} columns (workers), but this run has "
-            f"{num_workers} workers; start {matrix.shape[1] + 1} ranks, one of them is the server"
+            f"{num_workers} workers; start {matrix.shape[1]}"
         )
     return matrix
 

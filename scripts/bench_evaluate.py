@@ -1,7 +1,7 @@
 """What `run.evaluate` takes beside a plain loop, of a model with 25.6 million parameters and a small set.
 
 python scripts/bench_evaluate.py                         one process, and the loop
-psgc launch scripts/bench_evaluate.py -n 3               a server and two workers
+psgc launch scripts/bench_evaluate.py -n 2               two workers
 """
 
 import statistics

@@ -187,7 +187,7 @@ def start(
     elif workers == 1:
         commands = [[sys.executable, script, "psgc"]]
     else:
-        launch = ["-P", "-m", "psgc", "launch", script, "-n", str(workers + 1)]
+        launch = ["-P", "-m", "psgc", "launch", script, "-n", str(workers + 1), "--dedicated-server"]
         commands = [[sys.executable, *launch, "--", "psgc"]]
     started = []
     for rank, command in enumerate(commands):

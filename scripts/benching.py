@@ -39,8 +39,8 @@ class Run:
 
 
 def train(config: Path, output: Path, settings: Mapping[str, Any], workers: int = WORKERS) -> Run | None:
-    """One run of psgc with a server and so many workers; None when it fails."""
-    command = [sys.executable, "-m", "psgc", "launch", str(config), "-n", str(workers + 1)]
+    """One run of psgc with a dedicated server and so many workers; None when it fails."""
+    command = [sys.executable, "-m", "psgc", "launch", str(config), "-n", str(workers + 1), "--dedicated-server"]
     command += overrides({**settings, "output": output})
     done = subprocess.run(command, env=os.environ | python_path(), stdout=subprocess.DEVNULL)
     return read(output) if done.returncode == 0 else None

@@ -243,7 +243,7 @@ def experiment(options: argparse.Namespace) -> list[Found]:
         results.append(found)
         print(found.line, flush=True)
 
-    psgc = [sys.executable, "-m", "psgc", "launch", "-n", str(setting.workers + 1)]
+    psgc = [sys.executable, "-m", "psgc", "launch", "-n", str(setting.workers + 1), "--dedicated-server"]
     mpirun = shutil.which("mpirun") or str(Path(sys.executable).with_name("mpirun"))
     loop = [mpirun, "-n", str(setting.workers), "--oversubscribe", "--bind-to", "none"]
     loop += [sys.executable, str(HERE / "chaos_loop.py")]

@@ -111,7 +111,7 @@ class Combination:
     @property
     def command(self) -> list[str]:
         """That runs it, in its folder and with `python_path()`."""
-        return [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", str(self.workers + 1)]
+        return [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", str(self.workers + 1), "--dedicated-server"]
 
     def run(self, folder: Path) -> tuple[str, bool]:
         """As `outcome`. Raises RuntimeError when it fails."""

@@ -196,6 +196,7 @@ def training(
         "trial": False,
         "faults": {"collect_timeout": LIMIT},
         "checkpoint": {"every": 0},
+        "dedicated_server": True,
         "output": str(folder / OUTPUT),
     }
     (folder / "run.yaml").write_text(json.dumps(config))

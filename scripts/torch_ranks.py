@@ -2,7 +2,7 @@
 
     python torch_ranks.py ddp OPTIONS           # with RANK and WORLD_SIZE in the environment; alone it is torch's model
     python torch_ranks.py torchft OPTIONS       # with the address of its lighthouse in TORCHFT_LIGHTHOUSE besides
-    psgc launch torch_ranks.py -n 5 -- psgc OPTIONS
+    psgc launch torch_ranks.py -n 5 --dedicated-server -- psgc OPTIONS
     python torch_ranks.py psgc OPTIONS          # one process
 
 OPTIONS is a JSON object: task (of torch_tasks.py), steps, batch (examples of a step), folder (for results), groups (the

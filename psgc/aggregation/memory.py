@@ -104,6 +104,15 @@ def of_ranks(
     return rank_0, [parameters, Held("optimizer", vector, kept, kept), *everywhere, *of_worker, computed, *sent]
 
 
+def of_both(rank_0: Iterable[Held], worker: Iterable[Held]) -> list[Held]:
+    """What a process holds that is both. The replica is there once."""
+    found: dict[tuple[str, int], Held] = {}
+    for item in (*rank_0, *(it for it in worker if it.name not in ("parameters", "optimizer"))):
+        same = found.get(key := (item.name, item.size), item._replace(most=0, least=0))
+        found[key] = item._replace(most=same.most + item.most, least=same.least + item.least)
+    return [*found.values()]
+
+
 def _written(vector: int, optimizer: str, checkpoints: bool) -> Held:
     """While a checkpoint is written and another one waits, the next steps go on with other memory."""
     return Held("checkpoints", vector, 2 * (1 + KEPT[optimizer]) if checkpoints else 0, 0)

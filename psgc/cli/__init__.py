@@ -31,11 +31,11 @@ COMMANDS = {
     "order": "order the queues of an assignment matrix; print Q_max and its lower bound",
 }
 EXAMPLES = """examples:
-  psgc launch run.yaml -n 9                        run a server and 8 workers on this machine
-  mpirun -n 9 psgc train run.yaml                  the same by hand, without fault tolerance
-  psgc launch run.yaml -n 9 --set coding.parts=2   change a setting
-  psgc launch train.py -n 9 -- --epochs 3          run a script with psgc.torch, with arguments of its own
-  psgc sweep run.yaml -n 9 --set optimizer.lr=0.1,0.3    a run for each value, one after the other
+  psgc launch run.yaml -n 8                        run 8 workers on this machine
+  mpirun -n 8 psgc train run.yaml                  the same by hand, without fault tolerance
+  psgc launch run.yaml -n 8 --set coding.parts=2   change a setting
+  psgc launch train.py -n 8 -- --epochs 3          run a script with psgc.torch, with arguments of its own
+  psgc sweep run.yaml -n 8 --set optimizer.lr=0.1,0.3    a run for each value, one after the other
   psgc doctor                                      check what a run on this machine would survive
   psgc report runs/quickstart                      write an HTML page about a run
   psgc compare runs/*                              print a table of several runs
@@ -130,6 +130,12 @@ def add_settings(parser: Parser, file: str, text: str, example: str = "coding.pa
     parser.add_argument("config", metavar=file, help=text)
     text = f"change a setting, for example --set {example} (repeatable)"
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help=text)
+
+
+def add_dedicated_server(parser: Parser) -> None:
+    text = "rank 0 is nothing but the server, so that there is a worker less (--set dedicated_server=true)"
+    name, const = "--dedicated-server", "dedicated_server=true"
+    parser.add_argument(name, action="append_const", const=const, dest="overrides", help=text)
 
 
 def add_hosts(parser: Parser, text: str) -> None:

@@ -56,7 +56,7 @@ def doctor(
     """Tests this machine and prints the findings, in less than 20 s. Returns 0 when training can run, else 1.
 
     output: the directory that runs will write to; num_ranks: of the planned run; host, hostfile: where it runs.
-    Raises UserError: fewer than two ranks, no such host file.
+    Raises UserError: no rank, no such host file.
     """
     deadline = time.monotonic() + LIMIT
     environ = {name: value for name, value in os.environ.items() if name != "PSGC_TERMINAL"}
@@ -116,9 +116,9 @@ def _tell(found: Iterable[Finding]) -> None:
 
 
 def default_ranks(environ: Mapping[str, str], cores: int) -> int:
-    """The default number of ranks: SLURM's tasks, else a server and a worker for each core."""
+    """The default number of ranks: SLURM's tasks, else one for each core."""
     tasks = environ.get("SLURM_NTASKS", "")
-    return max(int(tasks), 2) if tasks.isdigit() else max(cores + 1, PROBE_RANKS)
+    return max(int(tasks), 1) if tasks.isdigit() else cores
 
 
 def _probe_mpi(

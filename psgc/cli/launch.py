@@ -1,6 +1,6 @@
 """`psgc launch`: train, with the right mpirun command for this machine. Also what `psgc sweep` and `submit` share."""
 
-from psgc.cli import Options, Parser, add_hosts, add_resume, add_settings
+from psgc.cli import Options, Parser, add_dedicated_server, add_hosts, add_resume, add_settings
 from psgc.launching.launch import launch, print_command
 from psgc.launching.mpirun import Placement
 from psgc.launching.script import Program, is_script, mpirun_options
@@ -26,12 +26,13 @@ def add_program(parser: Parser) -> None:
         "Options of mpirun's for a script: --mpirun='--map-by core -x HF_HOME'"
     )
     add_settings(parser, "run.yaml|train.py", "settings of the run, or a script, see docs/training.md")
+    add_dedicated_server(parser)
     text = "options of mpirun's, for example --mpirun='--map-by core' (repeatable)"
     parser.add_argument("--mpirun", action="append", default=[], metavar="OPTIONS", help=text)
 
 
 def add_ranks(parser: Parser) -> None:
-    text = "number of ranks: one server and the workers"
+    text = "number of ranks: each is a worker, and the first one the server as well"
     parser.add_argument("-n", type=int, required=True, dest="ranks", metavar="RANKS", help=text)
     text = "let MPI use all its layers (UCX and the like); a dead rank then ends the run"
     parser.add_argument("--no-fault-tolerance", action="store_false", dest="fault_tolerance", help=text)

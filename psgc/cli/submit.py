@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
     text = "the scheduler to write for (default: the one whose commands are on the PATH, else slurm)"
     add("--scheduler", choices=[*SCHEDULERS], help=text)
     add("--nodes", type=int, required=True, metavar="N", help="number of nodes")
-    add("--ranks-per-node", type=int, required=True, metavar="R", help="ranks on each node; the first is the server")
+    add("--ranks-per-node", type=int, required=True, metavar="R", help="ranks on each node, all workers")
     add("--time", required=True, metavar="H:M:S", help="time limit of the job")
     add("--cpus-per-rank", type=int, default=1, metavar="C", help="cores and BLAS threads of a rank (default: 1)")
     add("--gpus-per-rank", type=int, default=0, metavar="G", help="GPUs of a rank (default: 0)")

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
-from psgc.cli import Options, Parser, add_resume, add_settings
+from psgc.cli import Options, Parser, add_dedicated_server, add_resume, add_settings
 from psgc.cli.compare import compare
 from psgc.cli.launch import add_ranks, placement_of
 from psgc.config import Config, load
@@ -25,6 +25,7 @@ def add_arguments(parser: Parser) -> None:
     parser.epilog = "Values are separated as in a YAML list: a,[b, c],'d,e' are three. What follows -- goes to mpirun."
     add_settings(parser, "run.yaml", "settings of the runs, see docs/training.md", "optimizer.lr=0.1,0.3 for two runs")
     add_resume(parser, "leave out the runs that are done, and continue the others from their newest checkpoints")
+    add_dedicated_server(parser)
     add_ranks(parser)
 
 
@@ -47,8 +48,6 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     if program.is_script:
         raise UserError(f"sweep: for runs of a YAML file, {printable(path)} is a script")
     check_extra(program.for_mpirun)
-    if placement.ranks < 2:
-        raise UserError(f"-n {placement.ranks}: expected at least 2 ranks: a server and at least one worker")
     varied = [override for override in overrides if len(values_of(override)) > 1]
     fixed = [override for override in overrides if override not in varied]
     if not varied:

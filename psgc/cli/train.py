@@ -5,13 +5,14 @@ import signal
 import sys
 from typing import NoReturn
 
-from psgc.cli import Options, Parser, add_resume, add_settings
+from psgc.cli import Options, Parser, add_dedicated_server, add_resume, add_settings
 from psgc.errors import UserError
 from psgc.machine import limit_threads
 
 
 def add_arguments(parser: Parser) -> None:
     add_settings(parser, "run.yaml", "settings of the run, see docs/training.md")
+    add_dedicated_server(parser)
     add_resume(parser)
 
 

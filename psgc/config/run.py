@@ -21,6 +21,7 @@ from psgc.config.problem import (
     optimizer_of,
     problem_of,
 )
+from psgc.errors import UserError
 from psgc.schedules import SCHEDULES
 from psgc.validation import Count, Flag, Natural, PathText, Section, by, either, expect, key, one_of, refuse
 from psgc.yaml_source import to_text
@@ -90,7 +91,7 @@ class Config(Section):
         False, "whether the same bits come of any number of workers, schedule, transfer and fault; the chunks are given"
     )
     dedicated_server: Flag = key(
-        True, "whether rank 0 is nothing but the server; false: it is a worker as well, and each rank computes"
+        False, "whether rank 0 is nothing but the server; false: it is a worker as well, and each rank computes"
     )
     trial: Flag = key(True, "whether workers compare some gradients in the first iteration")
     faults: Faults = key(Faults(), "timeouts, and faults on purpose")
@@ -203,6 +204,12 @@ class Config(Section):
         if self.transfer in ("per_chunk", "per_pass") and is_committed:
             return f"faults.inject: {self.transfer} has no step after_commit"
         return ""
+
+    def workers(self, ranks: int) -> int:
+        """How many of so many processes are workers. Raises UserError when none is."""
+        if self.dedicated_server and ranks < 2:
+            raise UserError("dedicated_server: expected at least 2 ranks, a server and a worker, but there is 1")
+        return ranks - self.dedicated_server
 
     def to_yaml(self) -> str:
         """All settings, including defaults, as text for `from_yaml_text`."""

@@ -29,11 +29,11 @@ from psgc.launching.scheduler import Scheduler
 from psgc.launching.schedulers import this_job
 from psgc.launching.script import Program, check_script
 from psgc.record.csv_files import RESTORED
-from psgc.run.launched import DEBUG, FOLDER, LAUNCHED, RESUME, STANDBY, stopped
+from psgc.run.launched import DEBUG, DEDICATED, FOLDER, LAUNCHED, RESUME, STANDBY, stopped
 from psgc.terminal import say
 
 TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/record/progress.py
-OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, FOLDER, STANDBY, TERMINAL)
+OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, DEDICATED, FOLDER, STANDBY, TERMINAL)
 RESERVE = 10.0  # seconds of a scheduler's warning that are kept for killing the run and requeueing the job
 
 
@@ -141,7 +141,7 @@ def print_command(program: Program, placement: Placement) -> int:
     if config is not None and not isinstance(config, TorchConfig) and not program.resume:
         from psgc.run.memory import expected_memory  # with NumPy, which nothing else here needs
 
-        num_workers = placement.ranks - config.dedicated_server
+        num_workers = config.workers(placement.ranks)
         if memory := expected_memory(config, program.path, program.overrides, num_workers):
             say(memory, error=True)  # on stdout is the command alone
     return 0

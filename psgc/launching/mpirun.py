@@ -17,8 +17,8 @@ from psgc.machine import THREADS, fabrics, usable_cores
 AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # suffixes of the variables that make Open MPI use another ssh
 RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks; the first one counts
 PASSED_ON = (
-    "PSGC_CUDA_AWARE", "PSGC_DEBUG", "PSGC_FOLDER", "PSGC_LAUNCHED", "PSGC_RESTORED", "PSGC_RESUME",
-    "PSGC_STANDBY", "PSGC_TERMINAL", "PYTHONPATH",
+    "PSGC_CUDA_AWARE", "PSGC_DEBUG", "PSGC_DEDICATED_SERVER", "PSGC_FOLDER", "PSGC_LAUNCHED", "PSGC_RESTORED",
+    "PSGC_RESUME", "PSGC_STANDBY", "PSGC_TERMINAL", "PYTHONPATH",
 )  # fmt: skip
 PROBE_SECONDS = 20.0
 FAMILIES = {
@@ -54,6 +54,11 @@ class Placement:
     host: str | None = None
     hostfile: str | None = None
     fault_tolerance: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises UserError."""
+        if self.ranks < 1:
+            raise UserError(f"-n {self.ranks}: expected a whole number >= 1")
 
     def hosts(self, host: str = "--host", hostfile: str = "--hostfile") -> list[str]:
         """Where, as arguments of a command that calls them `host` and `hostfile`; empty where mpirun decides."""
@@ -108,10 +113,8 @@ def launch_command(
     own arguments of mpirun, which take precedence, as does what is in `environ`. Fault tolerance needs Open MPI's ob1
     layer: where OMPI_MCA_pml excludes it, the run goes without. Python's -P keeps files of the current directory from
     shadowing installed modules.
-    Raises UserError: fewer than two ranks, no working mpirun, no such host file, a number of ranks in `extra`.
+    Raises UserError: no working mpirun, no such host file, a number of ranks in `extra`.
     """
-    if placement.ranks < 2:
-        raise UserError(f"-n {placement.ranks}: expected at least 2 ranks: a server and at least one worker")
     if placement.hostfile and not Path(placement.hostfile).is_file():
         raise UserError(f"--hostfile {placement.hostfile}: no such file")
     check_extra(extra)

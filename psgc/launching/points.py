@@ -90,7 +90,7 @@ def _check(config: Config, ranks: int, missing: str) -> None:
             open_regular(path).close()
         except OSError as error:
             raise UserError(f"{key}: {path}: {(error.strerror or str(error)).lower()}{missing}") from None
-    workers = ranks - config.dedicated_server
+    workers = config.workers(ranks)
     num_chunks = workers if config.coding.chunks_per_worker == "auto" else None  # one each; the run may choose more
     make_plan(config.coding, config.schedule, workers, config.seed, num_chunks)
 
@@ -101,4 +101,4 @@ def _check_torch(config: TorchConfig, ranks: int, source: YamlSource, missing: s
     except ImportError as error:
         raise UserError(f"problem.torch: {error}{missing}") from None
     optimizer_and_scheduler(config, partial(wrong, source))
-    even_plan(config.coding, config.schedule, ranks - config.dedicated_server, config.coding.chunks, config.seed)
+    even_plan(config.coding, config.schedule, config.workers(ranks), config.coding.chunks, config.seed)

@@ -53,8 +53,6 @@ class Job:
                 raise UserError(f"{option} {value}: expected a whole number from {least} to 65535")
             if field.name in ("name", "partition", "account") and value is not None and not re.fullmatch(_WORD, value):
                 raise UserError(f"{option} {printable(value)}: expected letters, digits and . _ + @ , -")
-        if self.ranks < 2:
-            raise UserError("--nodes 1 --ranks-per-node 1: expected at least 2 ranks: a server and at least one worker")
         if self.limit() <= self.warned():
             raise UserError(f"--time {self.time}: expected more than the {self.warned()} seconds of --warning")
         for option in self.options:

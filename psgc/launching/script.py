@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from psgc.disk import expanded, open_regular
 from psgc.errors import UserError
-from psgc.run.launched import DEBUG, RESUME
+from psgc.run.launched import DEBUG, DEDICATED, RESUME
 from psgc.yaml_source import printable
 
+OF_SCRIPTS = "dedicated_server=true"  # the one override that scripts have, as `psgc launch --dedicated-server`
 MPIRUN_ONLY = ("--map-by", "--bind-to", "--rank-by", "--mca", "--oversubscribe", "--with-ft")
 
 
@@ -41,7 +42,7 @@ class Program:
     @property
     def told(self) -> dict[str, str]:
         """The variables that tell the ranks of a script what arguments tell those of a YAML."""
-        given = {RESUME: self.resume, DEBUG: self.debug}
+        given = {RESUME: self.resume, DEBUG: self.debug, DEDICATED: OF_SCRIPTS in self.overrides}
         return {name: "1" for name, value in given.items() if value and self.is_script}
 
     @property
@@ -70,10 +71,8 @@ def check_script(script: Program) -> str:
     Raises UserError: no such file, not Python, or arguments that are not meant for it.
     """
     name, arguments = printable(script.path), script.arguments
-    if script.overrides:
-        raise UserError(
-            f"--set {printable(script.overrides[0])}: {name} is no YAML file; what it takes itself comes after --"
-        )
+    if refused := [override for override in script.overrides if override != OF_SCRIPTS]:
+        raise UserError(f"--set {printable(refused[0])}: {name} is no YAML file; what it takes itself comes after --")
     if arguments and arguments[0] in MPIRUN_ONLY:
         option = shlex.quote(f"--mpirun={arguments[0]} ...")
         raise UserError(f"-- {arguments[0]}: what follows -- goes to {name}; for mpirun: {option}")

@@ -35,7 +35,7 @@ def launch(
 ) -> Run:
     """Train as `psgc launch` does, with the settings in the YAML file `path` or in the other arguments.
 
-    workers: how many there are, beside the server; all run on this machine, or where the job of this program runs.
+    workers: how many there are; all run on this machine, or where the job of this program runs.
     set: settings to change, such as {"optimizer.lr": 0.1, "coding": {"parts": 2}}.
     resume: go on from the newest checkpoint in the run directory, if there is one.
 
@@ -87,7 +87,7 @@ def _processes(workers: int, path: str, overrides: Sequence[str]) -> int:
     try:
         return workers + configuration.load(path, overrides).dedicated_server
     except UserError:
-        return workers + 1
+        return workers
 
 
 def _written(
@@ -144,7 +144,7 @@ def train(
 ) -> Run | None:
     """Train with a problem and data that are in memory, inside mpirun: every rank calls it with the same arguments.
 
-    A program that calls it is started with `psgc launch program.py -n 5`, or `mpirun -n 5 python program.py`.
+    A program that calls it is started with `psgc launch program.py -n 4`, or `mpirun -n 4 python program.py`.
 
     problem: an object with the methods of `psgc.problems.base.Problem`, or a built-in one, such as "softmax".
     data: (X, y), X, or a mapping with X, y, X_test and y_test, used where they lie; or the path of a file; or as in a
@@ -171,6 +171,8 @@ def train(
     program = sys.argv[0] or "program.py"
     settings |= {"optimizer": optimizer, "lr": lr, "iterations": iterations}
     settings["output"] = settings.get("output") or Path("runs", Path(program).stem or "run")
+    if launched.has_dedicated_server():
+        set = {**(set or {}), "dedicated_server": True}
     given: Given | UserError
     try:
         given = _given(problem, data, set, settings, program, callbacks)

@@ -82,7 +82,7 @@ def open_problem(
         in_file = None if data is None else _opened(data, config_path, copies)
         return _with_integers(given.dataset or in_file), given.problem
     if isinstance(problem, ScriptProblem):
-        raise UserError(f"problem: {problem.script} is a script; start it with: psgc launch {problem.script} -n 9")
+        raise UserError(f"problem: {problem.script} is a script; start it with: psgc launch {problem.script} -n 8")
     dataset = None if data is None else _opened(data, config_path, copies)
     if isinstance(problem, PythonProblem):
         folder = os.path.dirname(expanded(config_path))

@@ -3,6 +3,7 @@
 `psgc launch` sets environment variables for all ranks:
 
     PSGC_LAUNCHED  somebody says who stopped the run and how to resume it
+    PSGC_DEDICATED_SERVER  rank 0 is nothing but the server, whatever the script says
     PSGC_RESUME    the run goes on from the newest checkpoint in its directory
     PSGC_DEBUG     errors are shown with their tracebacks
     PSGC_FOLDER    a folder in which rank 0 says where the run directory is (`name_directory`)
@@ -24,6 +25,7 @@ from typing import Any
 from psgc.disk import write_text
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
+DEDICATED = "PSGC_DEDICATED_SERVER"
 STANDBY, READY = "PSGC_STANDBY", ".ready"  # the latter is that file, in the run directory
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
 NUMBERS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # of which one says which rank this is
@@ -94,6 +96,11 @@ def is_launched() -> bool:
 def resuming() -> bool:
     """Whether the run is to go on from its newest checkpoint."""
     return RESUME in os.environ
+
+
+def has_dedicated_server() -> bool:
+    """Whether rank 0 of a script is to be nothing but the server."""
+    return DEDICATED in os.environ
 
 
 def hands_over(directory: Path) -> bool:

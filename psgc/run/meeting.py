@@ -52,11 +52,11 @@ def meet(transport: Gathering, ended: str = "", wrong: str = "") -> list[str]:
     return endings
 
 
-def check_all_well(troubles: Sequence[str], hosts: Sequence[str], what: str = "rank") -> None:
-    """Raises UserError for the first rank with which something is wrong. what: a rank is called."""
+def check_all_well(troubles: Sequence[str], hosts: Sequence[str]) -> None:
+    """Raises UserError for the first rank with which something is wrong."""
     for rank, trouble in enumerate(troubles):
         if trouble:
-            raise UserError(trouble if rank == 0 else f"{what} {rank} on {hosts[rank]}: {trouble}")
+            raise UserError(trouble if rank == 0 else f"rank {rank} on {hosts[rank]}: {trouble}")
 
 
 class Meeting:
@@ -95,9 +95,9 @@ class Meeting:
         raise CalledOff
 
     def agree(self, wrong: str = "") -> None:
-        """wrong: why this worker cannot take part, or empty."""
+        """wrong: why this rank cannot take part, or empty."""
         with self.known_to_all():
-            check_all_well(self._transport.gather(wrong, self._doing), self._transport.hosts, "worker")
+            check_all_well(self._transport.gather(wrong, self._doing), self._transport.hosts)
 
     def compare(self, description: Mapping[str, Any], same: str) -> None:
         """All ranks have the same. description: of what this one has, 512 bytes as JSON; same: what that is."""

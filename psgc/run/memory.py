@@ -24,7 +24,7 @@ LIMIT = 20.0  # seconds
 
 
 def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[list[Held], list[Held]]:
-    """What rank 0 and what a worker holds. config: without `auto` in transfer and aggregation."""
+    """What the first process and what another one holds. config: without `auto` in transfer and aggregation."""
     vector, optimizer = vector_bytes(config, dim), config.optimizer.kind
     length = part_length(dim, config.coding.parts)
     coded = vector_bytes(config, length)
@@ -36,12 +36,13 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
         received = vector_bytes(config, receive_length(length + TAIL, config.dtype))
         is_unbiased = config.recovery.estimator == "unbiased"
         transfer = PerChunk(received, num_chunks, decoded=1 + is_unbiased)  # beside the sum without weights
-    return memory.of_ranks(
+    rank_0, worker = memory.of_ranks(
         *(vector, coded, config.coding.parts, optimizer, _waiting(config, num_chunks, num_workers)),
         checkpoints=config.checkpoint.every > 0,
         num_workers=num_workers,
         transfer=transfer,
     )
+    return rank_0 if config.dedicated_server else memory.of_both(rank_0, worker), worker
 
 
 def _waiting(config: Config, num_chunks: int, num_workers: int) -> int:
@@ -81,22 +82,23 @@ def expected_memory(config: Config, config_path: str, overrides: Sequence[str], 
 def memory_line(config: Config, num_chunks: int, num_workers: int, dim: int) -> str:
     """What the ranks hold at most, as text. Arguments as for `held`."""
     rank_0, worker = held(config, num_chunks, num_workers, dim)
-    figures = f"memory of rank 0: {memory.described(rank_0)}; of a worker: {memory.described(worker)}"
+    figures = f"memory of rank 0: {memory.described(rank_0)}; of another rank: {memory.described(worker)}"
     return f"{figures}; besides data and program"
 
 
-def check_memory(config: Config, num_workers: int, dim: int, workers_here: int, server_here: bool) -> None:
-    """Raises UserError when the ranks on this host cannot hold what no iteration ends without.
+def check_memory(config: Config, num_workers: int, dim: int, others_here: int, server_here: bool) -> None:
+    """Raises UserError when the processes on this host cannot hold what no iteration ends without.
 
-    config: as in `held`. The figures are low: what is refused could not have worked.
+    others_here: how many there are besides the first one of the run. config: as in `held`.
+    The figures are low: what is refused could not have worked.
     """
     rank_0, worker = (memory.least(items) for items in held(config, 0, num_workers, dim))
-    needed = workers_here * worker + server_here * rank_0
+    needed = others_here * worker + server_here * rank_0
     available = available_memory()
     if available is None or needed <= available:
         return
-    each = memory.shown(max(rank_0 if server_here else 0, worker if workers_here else 0))
-    ranks = workers_here + server_here
+    each = memory.shown(max(rank_0 if server_here else 0, worker if others_here else 0))
+    ranks = others_here + server_here
     raise UserError(
         f"problem: a dimension of {dim} ({config.dtype}) does not fit into the memory of this host: up to {each} for "
         f"each of its {ranks} ranks, {memory.shown(needed)} in all, but there are {memory.shown(available)}; "

@@ -79,12 +79,7 @@ class PreparedRun:
 
 def prepare(transport: Transport, config: Config, given: Given, resuming: bool) -> PreparedRun:
     """The run that `config` describes, on the ranks of `transport`. Raises UserError for the first problem."""
-    num_workers = transport.size - config.dedicated_server
-    if num_workers < 1:
-        raise UserError(
-            "psgc train needs at least 2 ranks, a server and a worker, but was started on 1; "
-            f"start it with: psgc launch {given.source} -n 9   (or mpirun -n 9 psgc train {given.source})"
-        )
+    num_workers = config.workers(transport.size)
     check_ranks(config, num_workers)
     # looks for CuPy, so it comes before a model's folder is on the path
     backend = open_backend(config.backend, transport.local_rank)
@@ -104,7 +99,8 @@ def prepare(transport: Transport, config: Config, given: Given, resuming: bool) 
     check_rows(config, chunks.num_rows, plan.num_chunks)
     config = without_auto(config, num_workers, problem.dim)
     if backend.name == "numpy":
-        check_memory(config, num_workers, problem.dim, _workers_here(transport, config), server_here=True)
+        here = transport.hosts.count(transport.hosts[0])
+        check_memory(config, num_workers, problem.dim, here - 1, server_here=True)
     return PreparedRun(
         config=config,
         plan=plan,
@@ -120,10 +116,6 @@ def prepare(transport: Transport, config: Config, given: Given, resuming: bool) 
         chosen=chosen,
         callbacks=given.callbacks,
     )
-
-
-def _workers_here(transport: Transport, config: Config) -> int:
-    return transport.hosts.count(transport.hosts[0]) - config.dedicated_server
 
 
 def _with_chunks(
@@ -188,12 +180,12 @@ def opening_lines(transport: Transport, run: PreparedRun) -> list[str]:
         lacks.append(f"no fault tolerance: a dead rank ends this run{go_on}")
     assignment = config.coding.assignment
     name = assignment if isinstance(assignment, str) else assignment.path
-    hosts = len(set(transport.hosts))
+    hosts, workers = len(set(transport.hosts)), plan.num_workers
     every = f"verify every {config.verify_every}, " if config.verify_every else ""
     verify = "verify idle, " if config.verify_idle else every
     threads = f"reproducible with {os.environ.get(THREADS[0], 'all')} threads of BLAS, " if config.reproducible else ""
     what = (
-        f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
+        f"psgc {__version__}: {workers} worker{'s' if workers > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}, "
         f"{plan.num_chunks} chunks{run.chosen} in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
         f"schedule {config.schedule}, aggregation {config.aggregation}, transfer {config.transfer}, {verify}{threads}"
         f"{run.problem.dim} parameters, {run.backend.name} {config.dtype}, {transport.library}{carried(hosts)}"

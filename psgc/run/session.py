@@ -135,7 +135,7 @@ class RunOfProgram:
             launched.say_whether_it_works_on(False)
         is_own = bool(text and self.rank and not self.is_cut_short)
         if is_own:
-            say_together(f"psgc: worker {self.rank}: {text}".split("\n"))
+            say_together(f"psgc: rank {self.rank}: {text}".split("\n"))
             with suppress(OSError):
                 launched.leave_exit_code(code)
         if self.in_order and not self.is_cut_short:
@@ -169,11 +169,6 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
     so they do when ranks were lost.
     """
     global _script
-    if launched.ranks() < 2:
-        raise UserError(
-            "psgc.train: this process is alone, expected a server and one worker or more; start it with: "
-            f"psgc launch {program} -n 5   (or mpirun -n 5 python {program})"
-        )
     if _script is None:
         _script = ScriptEnding()
     elif (before := _script.session) is not None and (before.is_cut_short or not before.in_order):

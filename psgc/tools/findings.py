@@ -107,15 +107,14 @@ def _why(result: Finished) -> str:
 
 def core_findings(num_ranks: int, cores: int, threads: str) -> list[Finding]:
     """Whether there is a core for each rank and thread. threads: OMP_NUM_THREADS of each rank."""
-    workers, name = num_ranks - 1, "BLAS threads"
-    text = f"{cores} for {num_ranks} ranks (the server needs little of one)"
+    name, text = "BLAS threads", f"{cores} for {num_ranks} ranks"
     found = [Finding("ok", "cores", text)]
-    if workers > cores:
+    if num_ranks > cores:
         found = [Finding("note", "cores", f"{text}: too few, so this run says nothing about speed")]
     text = f"{threads} in each rank"
-    if threads.isdigit() and int(threads) > 1 and int(threads) * workers > cores:
+    if threads.isdigit() and int(threads) > 1 and int(threads) * num_ranks > cores:
         advice = f"unset OMP_NUM_THREADS={threads}"
-        return [*found, Finding("note", name, f"{text}, {int(threads) * workers} on {cores} cores: {advice}")]
+        return [*found, Finding("note", name, f"{text}, {int(threads) * num_ranks} on {cores} cores: {advice}")]
     return [*found, Finding("ok", name, text)]
 
 

@@ -45,7 +45,7 @@ def agree(transport: Transport, meeting: Meeting, program: TorchProgram | UserEr
     fingerprints = transport.gather(program.fingerprint(), "preparing the script")
     meeting.differs(program.difference(meeting.tell(program.expected() if is_first else None)), SAME)
     with meeting.known_to_all():
-        agreed = Agreed(program, *program.settle(transport.size - program.settings.dedicated_server))
+        agreed = Agreed(program, *program.settle(program.settings.workers(transport.size)))
     begin: bytes | None = None
     if is_first:
         with meeting.preparing():

@@ -44,7 +44,7 @@ def init(
     checkpoint_every: int = 50,
     checkpoint_keep: int = 3,
     reproducible: bool = False,
-    dedicated_server: bool = True,
+    dedicated_server: bool = False,
     trial: bool = True,
     verify: Mapping[str, Any] | None = None,
     faults: Mapping[str, Any] | None = None,
@@ -88,6 +88,8 @@ def begin(
     ending = ScriptEnding()
     made: TorchProgram | UserError
     try:
+        if launched.has_dedicated_server() and not isinstance(given, TorchConfig):
+            given = {**given, "dedicated_server": True}
         settings = given if isinstance(given, TorchConfig) else settings_of(given)
         made = TorchProgram(model, dataset, loss, settings, collate_fn, cost_fn)
     except UserError as error:

@@ -1,7 +1,7 @@
 """Train a small transformer to write Python: on the functions of the standard library, character by character.
 
     python scripts/torch/characters.py                  in one process
-    psgc launch scripts/torch/characters.py -n 5        the same steps on four workers
+    psgc launch scripts/torch/characters.py -n 4        the same steps on four workers
 
 The functions have very different lengths, and are padded within a micro-batch only. So chunks take very different
 times, and who is done with their own does those of others.

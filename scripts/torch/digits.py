@@ -1,8 +1,8 @@
 """Train a convolutional network on scikit-learn's digits: 1797 images of 8 x 8 pixels.
 
 python scripts/torch/digits.py                      in one process
-psgc launch scripts/torch/digits.py -n 5            the same steps on four workers
-psgc launch scripts/torch/digits.py -n 5 -- --epochs 20
+psgc launch scripts/torch/digits.py -n 4            the same steps on four workers
+psgc launch scripts/torch/digits.py -n 4 -- --epochs 20
 """
 
 import argparse

@@ -28,7 +28,7 @@ from tests.faults.matrix import (
 )
 from tests.ranks.mpirun import Finished, run
 
-WORKERS = 8
+WORKERS, DEDICATED = 8, "--dedicated-server"
 CHUNK = 0.05  # seconds
 MS = 1000 * CHUNK
 SHARE = 4  # chunks, or copies of them, that a worker does in an iteration
@@ -73,7 +73,7 @@ class Bench:
         return name, self.launch(name, workers)
 
     def launch(self, name: str, workers: int = WORKERS, *options: str) -> Finished:
-        command = [sys.executable, "-m", "psgc", "launch", f"{name}.yaml", "-n", str(workers + 1), *options]
+        command = [sys.executable, "-m", "psgc", "launch", f"{name}.yaml", "-n", str(workers + 1), DEDICATED, *options]
         return run(command, self.folder)
 
     def undisturbed(self, iterations: int) -> Path:
@@ -90,7 +90,7 @@ class Bench:
         name, inject = f"run-{self._runs}", [{"rank": 0, **fault} for fault in of_rank_0]
         settings: dict[str, object] = {"output": name, "aggregation": aggregation, "reproducible": True}
         settings["faults"] = {"collect_timeout": SCRIPT_TIMEOUT, "inject": inject}
-        command = [sys.executable, "-m", "psgc", "launch", SCRIPT, "-n", "5", "--", json.dumps(settings)]
+        command = [sys.executable, "-m", "psgc", "launch", SCRIPT, "-n", "5", DEDICATED, "--", json.dumps(settings)]
         return name, run(command, self.folder, LONGEST)
 
     def undisturbed_script(self) -> Path:

@@ -27,6 +27,7 @@ iterations: {ITERATIONS}
 coding: {{chunks_per_worker: 4, replication: 2}}
 transfer: per_chunk
 checkpoint: {{every: 5, keep: 2}}
+dedicated_server: true
 output: whole
 """
 SLOWLY = "stragglers={kind: exponential, seconds: {all: 0.03}}"  # time enough to be disturbed in

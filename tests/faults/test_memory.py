@@ -43,6 +43,7 @@ optimizer: {kind: momentum, lr: 0.1}
 iterations: 4
 coding: {chunks_per_worker: 2, replication: 2}
 dtype: float32
+dedicated_server: true
 output: out
 """
 PEAK = """
@@ -74,7 +75,7 @@ def loss(model, batch):
 model(x[:8]).sum().backward()  # the first time takes seconds on a busy machine
 model.zero_grad()
 data = torch.utils.data.TensorDataset(x, x)
-run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, aggregation="allreduce")
+run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, aggregation="allreduce", dedicated_server=True)
 optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
 run.attach(optimizer)
 for batch in run.batches(rows, epochs=4):
@@ -100,7 +101,7 @@ def said(folder: Path, settings: list[str]) -> list[Peak]:
     """Of rank 0 and of a worker, at most, as `psgc launch --print` has it: the sums of its line."""
     command = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", str(WORKERS + 1), "--print", *settings]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-    found = re.findall(r"memory of rank 0: (.*); of a worker: (.*); besides", done.stdout + done.stderr)
+    found = re.findall(r"memory of rank 0: (.*); of another rank: (.*); besides", done.stdout + done.stderr)
     assert len(found) == 1, done
     return [Peak(size(r": ([\d.]+) (\w+)$", ranks) - shared(ranks), shared(ranks)) for ranks in found[0]]
 

@@ -22,7 +22,7 @@ from tests.ranks.mpirun import Finished, psgc, run, sets
 pytestmark = pytest.mark.faults
 KILLED_IN = 12
 ITERATIONS = 20
-RANKS = 6
+RANKS, DEDICATED = 6, "--dedicated-server"
 LONGEST = 5.0  # seconds that takeovers take on a busy machine: 0.1 s each on an idle one
 STOPPED_FOR = 2.0  # seconds, then it is killed
 Death = tuple[int, int, str]  # the MPI rank of a process, and in which iteration it dies at which step
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rank_zero")
     write_data(folder)
     (folder / "run.yaml").write_text(config_text(settings("per_chunk", 1), [], "undisturbed"))
-    finished = run(psgc("launch", "run.yaml", "-n", str(RANKS)), folder)
+    finished = run(psgc("launch", "run.yaml", "-n", str(RANKS), DEDICATED), folder)
     assert finished.returncode == 0, finished.said
     return folder
 
@@ -50,12 +50,13 @@ def launch(
     deaths: Sequence[Death],
     *more: str,
     kind: str = "kill",
-    ranks: int = RANKS,
+    processes: int | None = None,
 ) -> Finished:
-    """A run in which these die. more: arguments of `psgc launch`."""
+    """A run in which these die. more: arguments of `psgc launch`; processes: all of which are workers."""
     planned = [Planned(Case("", kind, step), iteration, (rank,)) for rank, iteration, step in deaths]
     (folder / f"{output}.yaml").write_text(config_text(how, planned, output))
-    return run(psgc("launch", f"{output}.yaml", "-n", str(ranks), *more), folder)
+    ranks = [str(RANKS), DEDICATED] if processes is None else [str(processes)]
+    return run(psgc("launch", f"{output}.yaml", "-n", *ranks, *more), folder)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_where_every_process_is_a_worker_the_one_that_takes_over_goes_on_computi
     """With five processes there are the five workers of the other runs here."""
     output, processes = f"all-work-{transfer}", RANKS - 1
     deaths = [(0, KILLED_IN, dies), (3, KILLED_IN + 3, "gradient")]
-    finished = launch(folder, output, settings(transfer, 1), deaths, *sets("dedicated_server=false"), ranks=processes)
+    finished = launch(folder, output, settings(transfer, 1), deaths, processes=processes)
     assert finished.returncode == 0, finished.said
     assert not finished.orphans, finished.said
     outcome = Outcome(folder / output)
@@ -120,7 +121,7 @@ def test_without_fault_tolerance_a_run_whose_rank_0_is_killed_ends_and_goes_on_w
     killed = launch(folder, "plain", settings("allreduce", 2), planned, plain)
     assert killed.returncode == 1, killed.said
     assert not killed.orphans, killed.said
-    command = ["psgc", "launch", "plain.yaml", "-n", str(RANKS), plain, "--resume"]
+    command = ["psgc", "launch", "plain.yaml", "-n", str(RANKS), plain, *sets("dedicated_server=true"), "--resume"]
     assert killed.stderr.splitlines()[-1] == f"psgc launch: to resume from the last checkpoint: {shlex.join(command)}"
 
     resumed = run(psgc(*command[1:]), folder)

@@ -37,9 +37,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("restore")
     write_data(folder)
     (folder / "model.py").write_text(MODEL)
-    (folder / "run.yaml").write_text(
-        config_text(Settings("combined", 1, ITERATIONS, 0.02, 4, 3, 10.0), [], "undisturbed")
-    )
+    text = config_text(Settings("combined", 1, ITERATIONS, 0.02, 4, 3, 10.0), [], "undisturbed")
+    (folder / "run.yaml").write_text(f"{text}dedicated_server: true\n")
     run(psgc("launch", "run.yaml", "-n", str(RANKS)), folder, code=0)
     return folder
 

@@ -55,7 +55,7 @@ def test_a_worker_with_a_wrong_replica_is_lost_and_comes_back_with_another(tmp_p
 )
 def test_where_every_process_computes_the_first_one_may_die_or_hang_in_a_chunk(tmp_path, what, how):
     """It is rank 0 as well: another one takes over, and goes on computing. Who hangs ends itself."""
-    ended, said = launched(tmp_path, 3, what={0: what}, output="run", dedicated_server=False, reproducible=True, **how)
+    ended, said = launched(tmp_path, 3, what={0: what}, output="run", reproducible=True, **how)
     assert ended.keys() == {1, 2}, said
     whole, _ = trained(tmp_path, 0, reproducible=True)
     assert {digest for digest, *_ in ended.values()} == {whole[0][0]}

@@ -83,6 +83,7 @@ transfer: {"combined" if transfer == "allreduce" else transfer}
 schedule: {schedule}
 dtype: {dtype}
 stragglers: {{kind: slow, seconds: {{2: 0.001}}}}
+dedicated_server: true
 output: unused
 seed: 7
 """

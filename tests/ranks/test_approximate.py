@@ -20,6 +20,7 @@ iterations: {ITERATIONS}
 coding: {{chunks_per_worker: 5, replication: 1}}
 schedule: uncoded
 stragglers: {{kind: slow, seconds: {{all: 0.04, 3: 0.08}}}}
+dedicated_server: true
 output: out
 """
 # of five chunks the slow worker has done three by then, which leaves two of twenty

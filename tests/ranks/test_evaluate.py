@@ -32,7 +32,7 @@ def test_the_figures_are_those_of_one_process_and_the_run_ends_when_they_do_not_
         X = rng.normal(size=(rows, 30))
         write_dense(str(tmp_path / f"{name}.npz"), X, np.argmax(X[:, :3] + rng.normal(size=(rows, 3)), axis=1))
     (tmp_path / "run.yaml").write_text(CONFIG)
-    launch = psgc("launch", "run.yaml", "-n", "5")
+    launch = psgc("launch", "run.yaml", "-n", "4")
     run(launch, tmp_path, code=0)
     found = read_run(tmp_path / "out")
     summary, rows = json.loads((tmp_path / "out/summary.json").read_text()), found.iterations

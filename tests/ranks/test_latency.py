@@ -27,7 +27,7 @@ LONGER = 0.02  # seconds; measured: 3 to 5 ms; 37 ms when workers slept while a 
 @pytest.mark.parametrize("transfer", ["per_chunk", "combined"])
 def test_an_iteration_takes_little_longer_with_large_vectors(tmp_path, transfer):
     (tmp_path / "model.py").write_text(MODEL)
-    command = mpirun(5, ["-m", "psgc", "train", "run.yaml", "--set", f"transfer={transfer}"])
+    command = mpirun(5, ["-m", "psgc", "train", "run.yaml", "--dedicated-server", "--set", f"transfer={transfer}"])
     env = {"OMPI_MCA_smsc": "^cma,knem,xpmem"}  # with their help it is quicker
 
     def seconds(dim):

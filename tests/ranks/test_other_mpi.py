@@ -45,10 +45,10 @@ class Mpi:
     options: tuple[str, ...] = ()
 
     def launch(self, *arguments: str) -> list[str]:
-        return psgc("launch", "run.yaml", "-n", "4", *self.options, *arguments, python=sys.executable)
+        return psgc("launch", "run.yaml", "-n", "3", *self.options, *arguments, python=sys.executable)
 
     def train(self, *arguments: str) -> list[str]:
-        return [*self.mpirun, "-n", "4", sys.executable, "-m", "psgc", "train", "run.yaml", *arguments]
+        return [*self.mpirun, "-n", "3", sys.executable, "-m", "psgc", "train", "run.yaml", *arguments]
 
 
 def mpich() -> Mpi:
@@ -149,7 +149,7 @@ def test_mpirun_alone_has_said_how_to_go_on(folder):
     with MpiRun(mpi.train(*SLOWLY), folder, mpi.env) as running:
         finished = kill_after_a_checkpoint(running, folder, 1)
     assert finished.returncode not in (0, 2), finished.said
-    go_on = f"psgc launch run.yaml -n 4 --set '{SLOWLY[1]}' --resume"
+    go_on = f"psgc launch run.yaml -n 3 --set '{SLOWLY[1]}' --resume"
     assert f"no fault tolerance: a dead rank ends this run; resume it with: {go_on}\n" in finished.stdout
 
 

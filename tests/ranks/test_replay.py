@@ -64,7 +64,7 @@ def measure(folder, name, config="run.yaml", changes=()) -> RecordedRun:
     output = folder / name.replace(", ", "-").replace(" ", "-")
     settings = sets(*changes, f"output={output}")
     for _ in range(TRIES):
-        run(mpirun(5, ["-m", "psgc", "train", config, *settings]), folder, code=0)
+        run(mpirun(5, ["-m", "psgc", "train", config, "--dedicated-server", *settings]), folder, code=0)
         recorded = read_run(output)
         if (np.nanmedian(recorded.seconds_per_chunk(), axis=0) < 1.07 * SECONDS / recorded.chunks).all():
             break

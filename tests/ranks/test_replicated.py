@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 def train(folder, output, *settings, workers=5, options=()):
     (folder / f"{output}.yaml").write_text(CONFIG.replace("OUTPUT", output))
     command = ["-m", "psgc", "train", f"{output}.yaml", *sets(*settings), *options]
-    return run(mpirun(workers + 1, command), folder, code=0)
+    return run(mpirun(workers, command), folder, code=0)
 
 
 def summary_of(folder, output):
@@ -73,7 +73,7 @@ def test_a_run_goes_on_with_another_aggregation_after_a_stop_and_with_other_rank
     """By all-reduce, interrupted, then on fewer workers with the sums on the server."""
     (folder / "stages.yaml").write_text(CONFIG.replace("OUTPUT", "stages"))
     slowly = sets(ALLREDUCE, "coding.parts=4", "stragglers={kind: slow, seconds: {all: 0.1}}")
-    with MpiRun(psgc("launch", "stages.yaml", "-n", "6", *slowly), folder) as run:
+    with MpiRun(psgc("launch", "stages.yaml", "-n", "5", *slowly), folder) as run:
         wait_until(lambda: len(list((folder / "stages").glob("checkpoints/*"))) == 1)
         os.kill(run.process.pid, signal.SIGTERM)
         run.wait(30, code=128 + signal.SIGTERM)

@@ -41,12 +41,12 @@ def folder(tmp_path_factory):
 SLOWLY = ("--set", "stragglers={kind: exponential, seconds: {all: 0.02}}")  # time enough to be stopped in
 
 
-def command(folder, output, *arguments, ranks=4):
+def command(folder, output, *arguments, ranks=3):
     (folder / f"{output}.yaml").write_text(CONFIG.replace("OUTPUT", output))
     return mpirun(ranks, ["-m", "psgc", "train", f"{output}.yaml", *arguments])
 
 
-def train(folder, output, *arguments, ranks=4):
+def train(folder, output, *arguments, ranks=3):
     return run(command(folder, output, *arguments, ranks=ranks), folder, code=0)
 
 
@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_with_other_settings_to_the_same_parameters_to_the_
     assert set(recorded.timeline["iteration"].tolist()) >= rows_before >= set(range(14))
     output = "goes-on"
     shutil.copytree(killed, folder / output)
-    resumed = train(folder, output, *sets("schedule=static", "coding.replication=1"), "--resume", ranks=3)
+    resumed = train(folder, output, *sets("schedule=static", "coding.replication=1"), "--resume", ranks=2)
     assert "resuming from iteration " in resumed.stdout
     assert (folder / output / "params.npy").read_bytes() == (folder / "whole/params.npy").read_bytes()
     found, undisturbed = rows(folder / output), rows(folder / "whole")
@@ -101,7 +101,7 @@ def test_a_run_that_was_asked_to_stop_says_how_to_go_on_and_does_so(folder):
     summary = json.loads((folder / "asked/summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGUSR1")
     said = next(line for line in finished.stderr.splitlines() if line.startswith("psgc"))
-    go_on = f"psgc launch asked.yaml -n 4 --set '{SLOWLY[1]}' --resume"
+    go_on = f"psgc launch asked.yaml -n 3 --set '{SLOWLY[1]}' --resume"
     assert said == f"psgc: interrupted: stopped by SIGUSR1; resume with: {go_on}", finished.said
     assert checkpoints(folder / "asked")[0] == summary["iterations"]
 

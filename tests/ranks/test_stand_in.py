@@ -32,7 +32,7 @@ def test_training_on_a_device_takes_the_steps_of_gradient_descent(tmp_path, aggr
     write_dense(str(tmp_path / "data.npz"), X, y)
     (tmp_path / "run.yaml").write_text(CONFIG.replace("AGGREGATION", aggregation))
     env = {"PYTHONPATH": f"{ROOT / 'tests/stand_in'}:{ROOT}", "PSGC_CUDA_AWARE": cuda_aware}
-    run(mpirun(3, ["-m", "psgc", "train", "run.yaml"]), tmp_path, env=env, code=0)
+    run(mpirun(2, ["-m", "psgc", "train", "run.yaml"]), tmp_path, env=env, code=0)
     A = np.c_[X, np.ones(60)]
     for _ in range(20):
         velocity = 0.5 * velocity + A.T @ (A @ w - y) / 60

@@ -91,5 +91,5 @@ def test_a_mistake_that_every_rank_makes_is_told_once(tmp_path, mistake):
 def test_a_mistake_that_one_worker_makes_ends_the_run(tmp_path):
     """A replication that so few workers cannot give is only said."""
     first, line = said(tmp_path, "batch on rank 2")
-    assert first == "replication is 9, but the workers are 2: each of them may do every chunk"
-    assert line == f"psgc: worker 2 on {HOST}: {MISTAKES['batch']}"
+    assert first == "replication is 9, but the workers are 3: each of them may do every chunk"
+    assert line == f"psgc: worker 3 on {HOST}: {MISTAKES['batch']}"

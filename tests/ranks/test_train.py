@@ -68,7 +68,7 @@ def use_the_model(folder, fails_in="", seconds=0.0):
     )
 
 
-def train(folder, *arguments, ranks=4, ulfm=False, code=0):
+def train(folder, *arguments, ranks=3, ulfm=False, code=0):
     return run(mpirun(ranks, ["-m", "psgc", "train", "run.yaml", *arguments], ulfm), folder, code=code)
 
 
@@ -108,7 +108,7 @@ def test_data_that_only_a_worker_cannot_read_is_one_line_and_exit_2(folder):
     )
     use_the_model(folder)
     finished = train(folder, ranks=3, code=2)
-    assert "worker 2 on " in one_line(finished)
+    assert "rank 2 on " in one_line(finished)
     assert "gone" in one_line(finished)
 
 
@@ -147,7 +147,7 @@ def test_the_run_goes_on_without_a_worker_that_fails_and_one_that_dies(folder):
     use_the_model(folder, seconds=0.02)  # time enough to notice the death in
     faults = "{kind: raise, rank: 2, iteration: 3}, {kind: kill, rank: 3, iteration: 9}"
     changes = [f"faults.inject=[{faults}]", "transfer=combined", "iterations=40", "optimizer.lr=0.01"]
-    finished = train(folder, *sets(*changes), ranks=6, ulfm=True)
+    finished = train(folder, *sets(*changes), ranks=5, ulfm=True)
     assert "psgc" not in finished.stderr, finished.said
     for worker, reason in (2, "RuntimeError: a fault on purpose"), (3, "its process died"):
         (line,) = (line for line in finished.stdout.splitlines() if line.startswith(f"worker {worker} on "))

@@ -84,7 +84,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_run_takes_the_steps_of_one_process(folder):
-    run(mpirun(4, ["-m", "psgc", "train", "run.yaml"]), folder, code=0)
+    run(mpirun(3, ["-m", "psgc", "train", "run.yaml"]), folder, code=0)
     settings = config.load("run.yaml")
     dataset, problem = open_problem(settings, "run.yaml")
     chunks, compute = ChunkSource(dataset, 6, "float64", Backend()), evaluate(problem)
@@ -106,6 +106,6 @@ def test_the_run_takes_the_steps_of_one_process(folder):
     assert summary["test_loss"] == pytest.approx(problem.loss(params, test))
     assert config.from_yaml_text((folder / "out/config.yaml").read_text()).initial == "earlier"
 
-    more = run(mpirun(3, ["-m", "psgc", "train", "run.yaml", "--resume", *GOES_ON]), folder, code=0)
+    more = run(mpirun(2, ["-m", "psgc", "train", "run.yaml", "--resume", *GOES_ON]), folder, code=0)
     assert "resuming from iteration 25" in more.stdout
     assert json.loads((folder / "out/summary.json").read_text())["iterations"] == 27

@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 def train(folder, out, *settings):
     changes = sets(f"output={out}", *settings)
-    return run(mpirun(5, ["-m", "psgc", "train", "run.yaml", *changes]), folder, code=0)
+    return run(mpirun(4, ["-m", "psgc", "train", "run.yaml", *changes]), folder, code=0)
 
 
 def flips(*iterations):

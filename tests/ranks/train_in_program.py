@@ -68,7 +68,7 @@ if how == "twice":
         assert (run, seen) == (None, [])
     run = train(aggregation="allreduce", output="runs/second")
     if rank == 0:
-        assert run.summary["replicas"] == {"iteration": 20, "equal": [1, 2, 3]}
+        assert run.summary["replicas"] == {"iteration": 20, "equal": [1, 2, 3, 4]}
         np.testing.assert_allclose(run.params, expected(20), rtol=1e-9)
 elif how == "other_data":
     train(y=y + (rank == 2))
@@ -80,10 +80,10 @@ elif how == "raise":
     if "train" in sys.argv:
         train()
 elif how == "lose":
-    kill = {"kind": "kill", "rank": 2, "iteration": 3}
+    kill = {"kind": "kill", "rank": 3, "iteration": 3}
     run = train(Ridge(0.02), faults={"inject": [kill]})
     assert rank == 0  # workers do not come here
-    assert [row["worker"] for row in run.lost] == [2]
+    assert [row["worker"] for row in run.lost] == [3]
     np.testing.assert_allclose(run.params, expected(20), rtol=1e-9)
     try:
         train()

@@ -44,6 +44,7 @@ RUN = {
     "coding": {"chunks_per_worker": 4, "replication": 2},
     "transfer": "per_chunk",
     "checkpoint": {"every": 3},
+    "dedicated_server": True,
     "output": "out",
 }
 

@@ -1,8 +1,8 @@
 """A script in a rank of mpirun, where something may befall it: `main` is called with NAME, AGGREGATION and BEFALLS.
 
-BEFALLS: "nothing"; "killed": worker 2 kills itself in a chunk; "behind": it stays in a chunk while the others make two
-calls; "taken over": rank 0 kills itself after some calls; "stopped": it is asked to end the run after some. A rank that
-comes to its end leaves a result.
+BEFALLS: "nothing"; "killed": rank 2 of MPI kills itself in a chunk; "behind": it stays in a chunk while the others make
+two calls; "taken over": rank 0 kills itself after some calls; "stopped": it is asked to end the run after some. A rank
+that comes to its end leaves a result.
 
 Ranks wait for each other's files, in the current directory.
 """
@@ -50,7 +50,7 @@ class Fate:
 
     def __init__(self, rank: int, befalls: str) -> None:
         self._rank, self._befalls, self._calls = rank, befalls, 0
-        self._is_over = rank == 0 or befalls in ("stopped", "taken over")
+        self._is_over = befalls in ("stopped", "taken over")
         backward = ScriptRun.backward
 
         def counted(*arguments: Any, **others: Any) -> float:

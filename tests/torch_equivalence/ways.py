@@ -163,5 +163,5 @@ class Ranks:
 
     def _run(self, befalls: str, workers: int, resume: bool = False) -> Finished:
         arguments = ["-m", "tests.torch_equivalence.in_rank", self._name, self._way.aggregation, befalls]
-        command = mpirun(workers + 1, arguments, True, prepared(TORCH))
+        command = mpirun(workers, arguments, True, prepared(TORCH))
         return run(command, self._folder, TIMEOUT, env={"PSGC_RESUME": "1"} if resume else None)

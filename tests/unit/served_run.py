@@ -26,6 +26,7 @@ coding: {chunks_per_worker: 2, replication: 2}
 trial: false
 schedule: dynamic
 transfer: per_chunk
+dedicated_server: true
 output: out
 """
 ROWS, FEATURES = 40, 3

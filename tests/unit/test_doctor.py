@@ -106,7 +106,7 @@ def test_everything_that_hangs_is_given_up(mpirun, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("environ", "cores", "expected"),
-    [({}, 8, 9), ({}, 1, 3), ({"SLURM_NTASKS": "64"}, 8, 64), ({"SLURM_NTASKS": "1"}, 8, 2)],
+    [({}, 8, 8), ({"SLURM_NTASKS": "64"}, 8, 64), ({"SLURM_NTASKS": "0"}, 8, 1)],
 )
 def test_ranks_to_look_after(environ, cores, expected):
     assert default_ranks(environ, cores) == expected

@@ -134,7 +134,7 @@ def test_a_launched_run_is_the_commands_and_is_loaded(mpirun, whole, capfd, in_t
         run = begin(psgc.launch, "run.yaml", workers=4, set=changes | {"output": "mine"}, resume=True).result()
     assert (run.summary["status"], run.path) == ("done", Path("mine"))
     given = Path("arguments").read_text().splitlines()
-    assert given[:2] == ["-n", "5"]
+    assert given[:2] == ["-n", "4"]
     told = given[given.index("run.yaml") + 1 :]
     assert told[1::2][:3] == ['optimizer={"kind": "sgd", "lr": 0.5}', "batch=4", 'data.path="é 1.npz"']
     assert told[-1] == "--resume"

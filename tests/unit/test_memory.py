@@ -30,6 +30,7 @@ iterations: 2
 coding: {chunks_per_worker: 2, replication: 2}
 aggregation: server
 transfer: combined
+dedicated_server: true
 output: out
 """
 DIM = 12_500_000  # 100 MB
@@ -60,7 +61,7 @@ def available(monkeypatch):
             "memory of rank 0: parameters 2 x 50 MB, optimizer 4 x 50 MB, gradients 2 x 50 MB, "
             "state of another iteration 3 x 50 MB, slices summed again 50 MB, blocks 83.6 MB, "
             "checkpoints 6 x 50 MB: 984 MB; "
-            "of a worker: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, "
+            "of another rank: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, "
             "state of another iteration 3 x 50 MB, slices summed again 50 MB, blocks 83.6 MB, "
             "chunks 5 x 50 MB, accumulators 25 MB: 859 MB; "
             "besides data and program",
@@ -70,7 +71,7 @@ def available(monkeypatch):
             "memory of rank 0: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, "
             "state of another iteration 2 x 50 MB, slices summed again 50 MB, blocks 66.8 MB, "
             "shared with its host 2 x 50 MB: 617 MB; "
-            "of a worker: parameters 2 x 50 MB, optimizer 50 MB, gradients 2 x 50 MB, "
+            "of another rank: parameters 2 x 50 MB, optimizer 50 MB, gradients 2 x 50 MB, "
             "state of another iteration 2 x 50 MB, slices summed again 50 MB, blocks 66.8 MB, "
             "chunks 2 x 50 MB, shared with its host 3 x 50 MB: 717 MB; besides data and program",
         ),
@@ -79,7 +80,7 @@ def available(monkeypatch):
             "memory of rank 0: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, "
             "state of another iteration 2 x 50 MB, slices summed again 50 MB, blocks 117 MB, "
             "shared with its host 2 x 50 MB: 667 MB; "
-            "of a worker: parameters 2 x 50 MB, optimizer 50 MB, gradients 2 x 50 MB, "
+            "of another rank: parameters 2 x 50 MB, optimizer 50 MB, gradients 2 x 50 MB, "
             "state of another iteration 2 x 50 MB, slices summed again 50 MB, blocks 117 MB, "
             "chunks 2 x 50 MB, accumulators 4 x 50 MB, shared with its host 6 x 50 MB: 1.12 GB; besides data and "
             "program",
@@ -88,7 +89,7 @@ def available(monkeypatch):
             ["optimizer={kind: sgd, lr: 0.1}"],
             "memory of rank 0: parameters 2 x 100 MB, gradients 2 x 100 MB, state of another iteration 100 MB, "
             "slices summed again 100 MB, blocks 717 MB, checkpoints 2 x 100 MB: 1.52 GB; "
-            "of a worker: parameters 2 x 100 MB, gradients 2 x 100 MB, state of another iteration 100 MB, "
+            "of another rank: parameters 2 x 100 MB, gradients 2 x 100 MB, state of another iteration 100 MB, "
             "slices summed again 100 MB, blocks 16.8 MB, chunks 2 x 100 MB, accumulators 100 MB: 917 MB; "
             "besides data and program",
         ),
@@ -97,7 +98,7 @@ def available(monkeypatch):
             "memory of rank 0: parameters 2 x 100 MB, optimizer 2 x 100 MB, gradients 2 x 100 MB, "
             "state of another iteration 2 x 100 MB, blocks 108 MB, receives 2 x 50 MB, copies 16 x 100 MB, "
             "decoded 100 MB: 2.71 GB; "
-            "of a worker: parameters 2 x 100 MB, optimizer 100 MB, gradients 2 x 100 MB, "
+            "of another rank: parameters 2 x 100 MB, optimizer 100 MB, gradients 2 x 100 MB, "
             "state of another iteration 2 x 100 MB, blocks 16.8 MB, chunks 2 x 100 MB, "
             "coded gradients 2 x 50 MB: 1.02 GB; besides data and program",
         ),
@@ -105,6 +106,18 @@ def available(monkeypatch):
 )
 def test_the_figures_of_a_run(overrides, expected):
     assert memory_line(load("run.yaml", overrides), 16, 8, DIM) == expected
+
+
+def test_the_first_process_holds_what_rank_0_and_a_worker_do_but_one_replica():
+    dedicated, apart = (
+        held(load("run.yaml", [f"dedicated_server={is_so}"]), 16, 8, DIM) for is_so in ("true", "false")
+    )
+    vector = 8 * DIM
+    more = memory.most(apart[0]) - memory.most(dedicated[0])
+    assert more == memory.most(apart[1]) - (2 + 1) * vector  # parameters, and the velocity
+    assert memory.least(apart[0]) - memory.least(dedicated[0]) == memory.least(apart[1]) - (2 + 1) * vector
+    assert apart[1] == dedicated[1]
+    assert len({(item.name, item.size) for item in apart[0]}) == len(apart[0])
 
 
 UNBIASED = ["recovery={mode: approximate, deadline: 5.0, estimator: unbiased}", "schedule=static"]
@@ -217,7 +230,7 @@ def test_a_worker_asks_where_rank_0_is_not(available, host, complains):
     worker.broadcast = lambda *_: sent.pop(0)
     worker.gather = lambda text, doing: said.append(text) or ["", "somebody cannot", "", text]
     available(1)
-    with pytest.raises(UserError, match=r"^worker 1 on b: somebody cannot$"):
+    with pytest.raises(UserError, match=r"^rank 1 on b: somebody cannot$"):
         work(worker, Given("run.yaml"), ending := Ending(worker), Meeting(worker, ending, ""))
     assert ("for each of its 3 ranks" in said[0]) == complains
 

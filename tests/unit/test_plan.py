@@ -113,17 +113,16 @@ def test_the_seed_makes_other_coding_matrices():
     [
         (
             {"replication": 7},
-            "^coding.replication: 7 is too large for 6 workers, expected at most 6; "
-            "or start 8 ranks or more, one of them is the server$",
+            "^coding.replication: 7 is too large for 6 workers, expected at most 6; or start 7 workers or more$",
         ),
         ({"replication": 2, "workers": 1}, "^coding.replication: 2 is too large for 1 worker, expected at most 1; or"),
         (
             {"name": "graph", "replication": 6},
-            "^coding.replication: 6 is too large for 6 workers, expected at most 5; or start 8",
+            "^coding.replication: 6 is too large for 6 workers, expected at most 5; or start 7 workers",
         ),
         (
             {"name": "graph", "replication": 1, "workers": 1},
-            "^coding.replication: 1 is .*, expected another assignment; or start 3",
+            "^coding.replication: 1 is .*, expected another assignment; or start 2",
         ),
         ({"name": "fractional", "replication": 4}, "fractional: 6 workers cannot be split into groups of"),
         ({"name": "graph", "workers": 5}, "graph: replication 3 x 5 workers is odd"),
@@ -170,7 +169,7 @@ def refusal(path, **arguments):
 def test_ranks_and_parts_must_fit_the_matrix(folder):
     np.save("A.npy", MATRIX)
     assert refusal("A.npy", workers=4) == (
-        "the assignment has 3 columns (workers), but this run has 4 workers; start 4 ranks, one of them is the server"
+        "the assignment has 3 columns (workers), but this run has 4 workers; start 3"
     )
     with pytest.raises(UserError, match="parts is 3, but chunk 0 is held by only 2 workers"):
         from_file("A.npy", parts=3)

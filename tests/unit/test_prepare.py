@@ -64,7 +64,7 @@ class Broken(Model):
         (["problem={python: 'no_start:Model'}"], "initial_params() gave NaN or infinity"),
         (["problem={python: 'no_start:Short'}"], "initial_params() gave the shape (3,), expected (4,)"),
         (["problem={python: 'no_start:Broken'}"], "problem: initial_params() failed: ZeroDivisionError"),
-        (["problem={kind: script, script: a.py}"], "a.py is a script; start it with: psgc launch a.py -n 9"),
+        (["problem={kind: script, script: a.py}"], "a.py is a script; start it with: psgc launch a.py -n 8"),
         (
             ["problem={python: 'no_start:Good'}", "data.test=data.npz", "evaluate={every: 1}"],
             "evaluate: the problem has no figures, expected a method loss or accuracy (params, chunk)",
@@ -95,8 +95,8 @@ def test_settings_that_do_not_fit_the_run(overrides, message, monkeypatch):
     assert not Path("out").exists()
 
 
-def test_one_rank_alone_is_told_how_to_launch():
-    with pytest.raises(UserError, match=re.escape("psgc launch run.yaml -n 9")):
+def test_a_server_alone_is_told_what_it_lacks():
+    with pytest.raises(UserError, match="dedicated_server: expected at least 2 ranks, a server and a worker, but"):
         train(iter([]), ranks=1)
 
 
@@ -213,6 +213,6 @@ def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeyp
     sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0 0.0"]
     worker.broadcast = lambda *_: sent.pop(0)
     worker.gather = lambda text, doing: said.append(text) or ["", "", "", "", text]
-    with pytest.raises(UserError, match=r"^worker 4 on b: packed\.npz"):
+    with pytest.raises(UserError, match=r"^rank 4 on b: packed\.npz"):
         work(worker, YAML, ending := Ending(worker), Meeting(worker, ending, ""))
     assert "each of the 4 processes on this host" in said[0]

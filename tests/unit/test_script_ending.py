@@ -195,7 +195,14 @@ def train(tmp_path, monkeypatch):
     def run(ranks, iterations=1, **settings):
         monkeypatch.setattr(session, "Transport", lambda **_: ranks)
         coding = {"chunks_per_worker": 1, "replication": 2}
-        usual = {"lr": 1.0, "output": "out", "transfer": "per_chunk", "trial": False, "coding": coding}
+        usual = {
+            "lr": 1.0,
+            "output": "out",
+            "transfer": "per_chunk",
+            "trial": False,
+            "coding": coding,
+            "dedicated_server": True,
+        }
         return psgc.train(Mean(), np.ones((4, 1)), iterations=iterations, **usual | settings)
 
     return run
@@ -244,9 +251,3 @@ def test_a_mistake_is_an_error_on_rank_0_and_ends_the_others_without_a_word(trai
     with pytest.raises(CalledOff):
         train(Ranks(rank=1), iterationss=2)
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_process_alone_is_told_how_to_start(train, monkeypatch):
-    monkeypatch.delenv("OMPI_COMM_WORLD_SIZE")
-    with pytest.raises(UserError, match=r"^psgc.train: this process is alone, .*: psgc launch \S+ -n 5 "):
-        train(Ranks())

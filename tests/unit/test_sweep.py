@@ -38,7 +38,7 @@ class Launch:
             heard.stopped_by = signal.Signals(end - 128)
         elif end == 0:
             if not Path(config.output).exists():
-                record(Path(config.output), workers=placement.ranks - 1, chunks_per_worker=2, iterations=3)
+                record(Path(config.output), workers=placement.ranks, chunks_per_worker=2, iterations=3)
             Path(config.output, "config.yaml").write_text(config.to_yaml())
         return end
 
@@ -150,9 +150,9 @@ def test_a_signal_that_comes_when_a_run_is_done_stops_those_that_are_to_come(swe
         ([*LR, "--set", "output=a,b"], "--set output=a,b: output: each run of a sweep has its own"),
         ([*LR, "--set", "seed=1,x"], "--set seed=x: expected a whole number"),
         ([*LR, "--set", "seed=1,,2"], "--set seed=1,,2: expected a whole number"),
-        ([*LR, "--set", "coding.replication=2,3"], "optimizer.lr=0.1 coding.replication=3 output=runs/a/1_"),
+        ([*LR, "--set", "coding.replication=2,4"], "optimizer.lr=0.1 coding.replication=4 output=runs/a/1_"),
         ([*LR, "--set", "data.path=nowhere"], "optimizer.lr=0.1 output=runs/a/0_optimizer.lr=0.1: data.path: no"),
-        (["run.yaml", "-n", "1", "--set", "seed=1,2"], "-n 1: expected at least 2 ranks"),
+        (["run.yaml", "-n", "0", "--set", "seed=1,2"], "-n 0: expected a whole number >= 1"),
         ([*LR, "--", "-np", "4"], "-np: the number of ranks cannot be given among mpirun's own options"),
     ],
 )  # fmt: skip

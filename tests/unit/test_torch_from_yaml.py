@@ -216,7 +216,7 @@ def test_submit_refuses_what_the_job_would_refuse(folder, capsys):
     job = ["submit", "run.yaml", "--nodes", "1", "--ranks-per-node", "3", "--time", "1:00:00"]
     cases = {
         "optimizer.torch=Adamw": "--set optimizer.torch=Adamw: no Adamw in torch.optim, did you mean AdamW?",
-        "coding={replication: 4, parts: 4}": "parts: 4 is too large for 2 workers, expected at most 2",
+        "coding={replication: 4, parts: 4}": "parts: 4 is too large for 3 workers, expected at most 3",
     }
     for override, said in {**cases, "seed=3": ""}.items():
         with pytest.raises(SystemExit) as end:

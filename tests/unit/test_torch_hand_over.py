@@ -301,7 +301,7 @@ def test_a_run_that_fails_before_its_first_iteration_ends_in_order():
         while True:
             yield [said(worker, Kind.GOODBYE) for worker in (1, 2)]
 
-    config, plan = settled(settings_of({"chunks": 4, "replication": 2}), 2, DIM)
+    config, plan = settled(settings_of({"chunks": 4, "replication": 2, "dedicated_server": True}), 2, DIM)
     transport = Transport(3, goodbyes())
     script = script_of(HandOver(0))
     server = make_server(transport, config, plan, Backend(), Mock(), (), has_loss=False, driver=script)

@@ -50,7 +50,9 @@ def signals(one_process, monkeypatch):
 def begun(tmp_path):
     model = torch.nn.Linear(2, 1)
     loss = lambda model, batch: (model(batch[0]).sum(), len(batch[0]))  # noqa: E731
-    run = psgc.torch.init(model, TensorDataset(torch.ones(8, 2)), loss, chunks=2, output=str(tmp_path / "out"))
+    run = psgc.torch.init(
+        model, TensorDataset(torch.ones(8, 2)), loss, chunks=2, dedicated_server=True, output=str(tmp_path / "out")
+    )
     run.attach(torch.optim.SGD(model.parameters(), 0.1))
     return run
 
@@ -113,7 +115,9 @@ def test_a_worker_of_a_run_that_begins_or_goes_on(one_process, monkeypatch, firs
 
     def begun():
         faults = {"inject": [{"kind": "stop", "rank": 1, "iteration": iteration} for iteration in (4, 7)]}
-        return psgc.torch.init(torch.nn.Linear(2, 1), data, lambda *_: None, chunks=2, faults=faults)
+        return psgc.torch.init(
+            torch.nn.Linear(2, 1), data, lambda *_: None, chunks=2, dedicated_server=True, faults=faults
+        )
 
     class Program(TorchProgram):
         def __init__(self, *given):

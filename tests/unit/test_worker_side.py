@@ -34,6 +34,7 @@ coding: {chunks_per_worker: 2, replication: 3}
 trial: false
 transfer: per_chunk
 schedule: static
+dedicated_server: true
 output: out
 """
 WORKERS, FEATURES, RANK, PARAMS = 3, 3, 2, np.array([0.5, -1.0, 2.0, 0.25])
