@@ -43,7 +43,7 @@ def test_a_worker_with_a_wrong_replica_is_lost_and_comes_back_with_another(tmp_p
     (lost,) = [line for line in said if "lost in iteration" in line]
     assert "at iteration 32 it differs from rank 0 in the parameters" in lost
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert [(one["event"], one["worker"]) for one in summary["lost"]] == [("lost", 2), ("returned", 2)]
+    assert [(one["event"], one["worker"]) for one in summary["lost"]] == [("lost", 3), ("returned", 3)]
 
 
 @pytest.mark.parametrize(
