@@ -28,7 +28,7 @@ from psgc.server.events import Begin, Digested, Report
 from psgc.server.idle import IdleChecks
 from psgc.server.instructions import Check, Doubt, Instruction, Wrong
 from psgc.server.membership import Membership
-from psgc.workers.digester import Digester
+from psgc.workers.encoder import Digester
 from psgc.workers.injection import spoil
 
 KINDS: tuple[int | str, ...] = (1, 2, 3, 8, 64, "sign", "block")

@@ -40,7 +40,7 @@ class Error(NamedTuple):
 
 
 @dataclass(slots=True)
-class Passes:
+class PassDigests:
     """What is known of one pass.
 
     told: (worker, digest, whether it is that of a check); named: workers in the wrong, and whether they
@@ -87,8 +87,8 @@ class IdleChecks:
     def __init__(self) -> None:
         self._compared = self._chunks = self._doubts = 0
         self._iteration = -1
-        self._now: dict[Piece, Passes] = {}
-        self._before: dict[Piece, Passes] = {}  # of the iteration before
+        self._now: dict[Piece, PassDigests] = {}
+        self._before: dict[Piece, PassDigests] = {}  # of the iteration before
         self._asked: dict[int, Piece] = {}  # by worker, the check that it was told
         self._free: dict[int, None] = {}  # workers that may have nothing to do
         self._paces: dict[int, float] = {}  # seconds that each worker took for its newest chunk
@@ -96,7 +96,7 @@ class IdleChecks:
         self._ends: deque[float] = deque(maxlen=RECENT)  # when iterations ended
         self._spent, self._elapsed = 0.0, 0.0
         self._differs: dict[int, set[int]] = {}  # worker -> from whom it differs in doubt
-        self.disputed: dict[Piece, Passes] = {}
+        self.disputed: dict[Piece, PassDigests] = {}
 
     def begin(self, iteration: int, num_chunks: int) -> None:
         """A new iteration. Digests of the one before may still come."""
@@ -137,7 +137,7 @@ class IdleChecks:
         passes = {self._iteration: self._now, self._iteration - 1: self._before}.get(iteration)
         if passes is None:
             return None
-        of = passes.setdefault(piece, Passes())
+        of = passes.setdefault(piece, PassDigests())
         alone = len(of.workers) == 1
         of.told.append((worker, digest, is_check))
         if alone and len(of.workers) == 2:
@@ -151,7 +151,7 @@ class IdleChecks:
                 self.disputed[piece] = of
         return errors
 
-    def of(self, iteration: int, piece: Piece) -> Passes:
+    def of(self, iteration: int, piece: Piece) -> PassDigests:
         """What is known of a pass."""
         return (self._now if iteration == self._iteration else self._before)[piece]
 

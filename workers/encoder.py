@@ -1,8 +1,13 @@
-"""From a worker's gradients to what it sends (docs/architecture.md, *Coding*), on the worker's backend."""
+"""From a worker's gradients to what it sends (docs/architecture.md, *Coding*), on the worker's backend.
 
+With `verify: {idle: true}` digests say which copies are the same.
+"""
+
+import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -12,6 +17,8 @@ from psgc.coding import encoding_coefficients
 from psgc.coding.sketch import Sketch, sketch
 from psgc.messages import BUNDLE, TAIL, UNDER_WAY, stamp, stamp_length
 from psgc.transport import Transport
+
+SHARE_OF_DIGESTS = 0.005  # of the time of the chunks that digests take, at most
 
 
 class Encoder:
@@ -129,3 +136,27 @@ class CodedSends:
             while self.waiting and len(bundle) < room and self.waiting[0][2].size == first.size:
                 bundle.append(self.waiting.popleft())
         return bundle
+
+
+class Digester:
+    """Makes them as long as they take a small share of the time. to_host: gives a vector as a NumPy array."""
+
+    def __init__(self, to_host: Callable[[Any], np.ndarray]) -> None:
+        self._to_host = to_host
+        self._computed, self._spent = 0.0, 0.0  # seconds
+        self._needed = 0.0  # seconds per byte of the newest one
+
+    def digest(self, vector: Any, seconds: float, always: bool = False) -> int:
+        """A number from 1 to 2**31 - 1, which another vector has by chance only; 0 for none, since it takes too long.
+
+        seconds: that the vector took to compute; always: also if it takes long.
+        """
+        self._computed += seconds
+        if not always and self._spent + self._needed * vector.nbytes > SHARE_OF_DIGESTS * self._computed:
+            return 0
+        began = time.perf_counter()
+        found = 1 + crc32(self._to_host(vector).data) % (2**31 - 1)
+        took = time.perf_counter() - began
+        self._needed = took / max(1, vector.nbytes)
+        self._spent += 0.0 if always else took
+        return found

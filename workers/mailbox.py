@@ -16,8 +16,7 @@ from psgc.backend import Array
 from psgc.coding.sketch import Sketch
 from psgc.errors import PsgcError
 from psgc.messages import Kind, Records, piece_records, record, sums_records
-from psgc.workers.digester import Digester
-from psgc.workers.encoder import Encoder
+from psgc.workers.encoder import Digester, Encoder
 from psgc.workers.state import Done, Order, WorkerState
 
 SHORT = 2e-4  # seconds; the report of a shorter chunk waits for those of the next ones

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 
-class Progress:
+class LightningProgress:
     """trainer: of this rank. before_batch: called when a batch is fetched, in_batch: whether its gradient is awaited.
 
     The state is that before the batch: its counters are those of `before_batch`, and what callbacks have is as it is.

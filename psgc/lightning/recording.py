@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
 from psgc.errors import UserError
-from psgc.torch.chunk_gradient import Figures
+from psgc.torch.chunk_gradient import LoggedFigures
 
 Step = Callable[[Any], Any]  # of a batch
 _LOG = inspect.signature(LightningModule.log)
@@ -66,7 +66,7 @@ class StepLoss:
         with torch.no_grad(), recording(module, first) as found:
             step(first)
         self.hows = {name: logged.how for name, logged in found.items()}
-        self.figures = Figures(2 * len(found))
+        self.figures = LoggedFigures(2 * len(found))
 
     def __call__(self, module: nn.Module, batch: Any) -> Tensor:
         """The mean over the batch. Raises UserError when the step returns no loss, or logs something new."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 import psgc.torch
 from psgc.errors import UserError
-from psgc.lightning.progress import Progress
+from psgc.lightning.progress import LightningProgress
 from psgc.lightning.recording import StepLoss, StepMetric
 from psgc.run import launched
 from psgc.torch import Batch, ScriptRun
@@ -27,7 +27,7 @@ from psgc.torch.evaluation import evaluation_mode
 from psgc.torch.generators import preserved
 
 
-class Batches:
+class TrainingLoader:
     """The loader of the training: the batches of all epochs, of which Lightning takes so many for each.
 
     So a rank that fell behind goes on where the others are, and leaves out ends of epochs that they have had.
@@ -70,7 +70,7 @@ class PsgcStrategy(SingleDeviceStrategy):
 
     def setup(self, trainer: Any) -> None:
         """The model is on its device, the optimizers are there."""
-        self._progress = Progress(trainer)
+        self._progress = LightningProgress(trainer)
         super().setup(trainer)
         trainer.fit_loop.setup_data()  # begins the run, unless an optimizer has asked for the number of steps
         if self.run is None:
@@ -94,7 +94,7 @@ class PsgcStrategy(SingleDeviceStrategy):
         size, shuffle = dataloader.batch_size, isinstance(dataloader.sampler, RandomSampler)
         assert size is not None  # else it was refused
         batches = self.run.batches(size, trainer.max_epochs, shuffle, dataloader.drop_last)
-        return Batches(batches, len(dataloader), self._progress.before_batch)
+        return TrainingLoader(batches, len(dataloader), self._progress.before_batch)
 
     def _begun(self, loader: DataLoader[Any]) -> ScriptRun:
         module, dataset, collate = self._module, loader.dataset, loader.collate_fn

@@ -24,7 +24,7 @@ class _Logger(NamedTuple):
     close: Callable[[bool], object]  # whether the run has failed
 
 
-class _Target(NamedTuple):
+class _LogTarget(NamedTuple):
     key: str  # of the settings
     package: str
     make: Callable[[Path], _Logger]
@@ -46,12 +46,12 @@ class _Target(NamedTuple):
             raise UserError(f"{self.key}: {self.package} cannot begin: {one_line(error)}") from error
 
 
-def _targets(config: Config) -> dict[str, _Target]:
+def _targets(config: Config) -> dict[str, _LogTarget]:
     """Who is told, by the names that messages have for them."""
-    found = {f"log: {name}": _Target("log", name, MAKERS[name]) for name in config.log}
+    found = {f"log: {name}": _LogTarget("log", name, MAKERS[name]) for name in config.log}
     if config.metrics is not None:
         make = partial(_prometheus, config.metrics.prometheus)
-        found["metrics: prometheus"] = _Target("metrics", "prometheus_client", make)
+        found["metrics: prometheus"] = _LogTarget("metrics", "prometheus_client", make)
     return found
 
 

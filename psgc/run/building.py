@@ -21,8 +21,7 @@ from psgc.terminal import say
 from psgc.transport import Transport
 from psgc.workers.chunk_runner import ChunkRunner, Trial
 from psgc.workers.compute import Computing
-from psgc.workers.digester import Digester
-from psgc.workers.encoder import Encoder
+from psgc.workers.encoder import Digester, Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties, WorkerLoop
 from psgc.workers.mailbox import Mailbox

@@ -25,7 +25,7 @@ SUMS = 2  # entries after the gradient: loss and examples
 
 
 @dataclass
-class Figures:
+class LoggedFigures:
     """What a loss computes besides, such as how many are right: sums that come with the gradient.
 
     A loss that has some is an object with the attribute `figures`. newest: those of its newest call, which it sets;
@@ -64,7 +64,7 @@ class ChunkGradient:
         self._of_buffers = slice(
             self._unused.stop, self._unused.stop + (self._statistics.size if self._statistics else 0)
         )
-        self._figures: Figures = getattr(loss, "figures", Figures(0))
+        self._figures: LoggedFigures = getattr(loss, "figures", LoggedFigures(0))
         self.dim = self._of_buffers.stop + self._figures.number
 
     def vector(

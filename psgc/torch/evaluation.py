@@ -15,7 +15,7 @@ from psgc.torch.calls import Call, signature
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import seeded
 from psgc.torch.loader import ChunkLoader, MicroBatch
-from psgc.torch.outputs import Gathering, Outputs, figures_of
+from psgc.torch.outputs import OutputCalls, Outputs, figures_of
 
 AT_ONCE = 64  # examples, where micro_batch does not say: the sums are those of any number of workers
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -135,12 +135,12 @@ class Evaluator:
     ) -> dict[str, float] | None:
         vector, totals = (self._dim, self._flat.dtype, self._device), list[Tensor]()
         with evaluation_mode(self._model), torch.no_grad():
-            gathering = Gathering(self._model, outputs, loader, self._at_once, vector, self._flat.dim, seed)
-            for call in gathering.calls(num_chunks, seed[1]):
+            collecting = OutputCalls(self._model, outputs, loader, self._at_once, vector, self._flat.dim, seed)
+            for call in collecting.calls(num_chunks, seed[1]):
                 if (total := total_of(call)) is None:
                     return None
-                totals.append(gathering.numbers(total))
-        found = gathering.tensors(totals)
+                totals.append(collecting.numbers(total))
+        found = collecting.tensors(totals)
         return figures_of(metric(found[""] if [*found] == [""] else found))
 
     def shown(self, means: dict[str, float] | None) -> Any:

@@ -22,7 +22,7 @@ EXPECTED = "expected a tensor with a row for each example, or a mapping of names
 Kinds: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of each output: shape of an example, dtype
 
 
-class Gathering:
+class OutputCalls:
     """The calls in which all outputs are collected.
 
     function: (model, batch) -> the outputs of its examples; it is called in evaluation mode, by whoever calls these

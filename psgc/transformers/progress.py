@@ -11,7 +11,7 @@ OWN = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
 TIMES = ("_runtime", "_per_second")  # ends of names, of what another rank sees otherwise
 
 
-class Progress:
+class LoopProgress:
     """trainer: of this rank."""
 
     def __init__(self, trainer: transformers.Trainer) -> None:

@@ -23,10 +23,10 @@ from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding
 from psgc.torch import Batch, ScriptRun
 from psgc.transformers.arguments import check, of_rank
-from psgc.transformers.progress import Progress
+from psgc.transformers.progress import LoopProgress
 
 
-class Batches:
+class EmptyLoader:
     """The loader of the training. dataset: of the training; steps: of an epoch."""
 
     def __init__(self, dataset: Any, steps: int) -> None:
@@ -40,13 +40,13 @@ class Batches:
 
 
 def _skip(loader: Any, number: int = 0, own: Any = transformers.trainer.skip_first_batches) -> Any:
-    return loader if isinstance(loader, Batches) else own(loader, number)
+    return loader if isinstance(loader, EmptyLoader) else own(loader, number)
 
 
 transformers.trainer.skip_first_batches = _skip  # a rank that goes on within an epoch has skipped them already
 
 
-class _Moved(Exception):
+class _Elsewhere(Exception):
     """This rank goes on elsewhere: from the state of another one."""
 
 
@@ -101,7 +101,7 @@ class Trainer(transformers.Trainer):
         self._batches: Iterator[Batch] = iter(())
         self._peeked: Batch | None = None
         self._first_epoch, self._next = 0, (0, 0)  # of the loop, in the run; epoch and step that come next
-        self._progress = Progress(self)
+        self._progress = LoopProgress(self)
 
     @property
     def _of_run(self) -> ScriptRun:
@@ -115,7 +115,7 @@ class Trainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> Any:
         number = len(self.train_dataset)
-        return Batches(
+        return EmptyLoader(
             self.train_dataset, number // self._size if self.args.dataloader_drop_last else ceil(number / self._size)
         )
 
@@ -163,7 +163,7 @@ class Trainer(transformers.Trainer):
                 how |= {"resume_from_checkpoint": None}
             try:
                 return super()._run_epoch(**how)
-            except _Moved:
+            except _Elsewhere:
                 self.control._new_step()
 
     def _place(self, batch: Batch) -> tuple[int, int]:
@@ -173,7 +173,7 @@ class Trainer(transformers.Trainer):
         batch, self._peeked = self._peeked or next(self._batches, None), None
         if batch is None or self._place(batch) != self._next:
             self._peeked = batch
-            raise _Moved
+            raise _Elsewhere
         self._next = self._next[0], self._next[1] + 1
         return [batch], None
 
@@ -186,9 +186,9 @@ class Trainer(transformers.Trainer):
         return torch.tensor(mean, device=self.args.device)
 
     def _check_place(self) -> None:
-        """Raises _Moved when this rank has fallen behind: whatever it did until the next batch would be undone."""
+        """Raises _Elsewhere when this rank has fallen behind: whatever it did until the next batch would be undone."""
         if self._of_run.standing.pending is not None and self.is_in_train:
-            raise _Moved
+            raise _Elsewhere
 
     def _loss(self, model: nn.Module, inputs: Any) -> Any:
         """The loss of psgc: (sum, count) where transformers divides by the number of tokens, else the mean."""

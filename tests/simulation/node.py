@@ -18,8 +18,7 @@ from psgc.backend import Backend
 from psgc.config import Verify
 from psgc.messages import Kind
 from psgc.plan import Plan
-from psgc.workers.digester import Digester
-from psgc.workers.encoder import Encoder
+from psgc.workers.encoder import Digester, Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties, WorkerLoop
 from psgc.workers.mailbox import Mailbox, Result, Work

@@ -13,7 +13,7 @@ from psgc.server import decoder
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Compared
-from psgc.server.idle import Passes
+from psgc.server.idle import PassDigests
 from tests.simulation import faults
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.replicated import ReplicatedWorld
@@ -49,7 +49,7 @@ def test_digests_show_errors_before_the_step_or_say_that_it_was_made(capsys):
     ("where", "name", "wrong"),
     [
         (Coordinator, "_is_in_the_sum", lambda *_: False),
-        (Passes, "errors", lambda *_: []),
+        (PassDigests, "errors", lambda *_: []),
     ],
 )
 def test_a_defect_of_comparing_digests_is_found(monkeypatch, where, name, wrong):

@@ -10,16 +10,16 @@ from psgc.server.events import Begin, Digested, Lost, Report, Summed
 from psgc.server.idle import IdleChecks
 from psgc.server.instructions import Check, Discard, Doubt, Finish, Share, Wrong
 from psgc.server.membership import Membership
-from psgc.workers.digester import Digester
+from psgc.workers.encoder import Digester
 
 RIGHT, OTHER = 7, 8
 
 
-def begun(holders, name="static", **more):
+def begun(holders, name="static", idle=None, **more):
     membership = Membership(holders, 1, workers=range(1, 5), **more)
     loads = {w: [chunk for chunk, of in enumerate(holders) if w in of] for w in range(1, 5)}
     schedule = SCHEDULES[name](loads, holders=membership.holders)
-    it = Coordinator(membership, schedule, True, idle=IdleChecks())
+    it = Coordinator(membership, schedule, True, idle=idle or IdleChecks())
     it.handle(Begin(0))
     return it
 
@@ -35,10 +35,10 @@ def kinds(answers):
 
 
 def test_equal_copies_are_compared_and_nothing_follows():
-    it = begun([[1, 2], [3, 4]])
+    it = begun([[1, 2], [3, 4]], idle=(idle := IdleChecks()))
     assert kinds(say(it, 1, 0, RIGHT)) == ["Commit"]
     assert say(it, 2, 0, RIGHT) == [Discard(2, 0)]
-    assert it._idle.summary() == {"share": 0.5, "doubts": 0}
+    assert idle.summary() == {"share": 0.5, "doubts": 0}
 
 
 @pytest.mark.parametrize(("guilty", "third"), [(1, OTHER), (2, RIGHT)])
@@ -90,7 +90,7 @@ def test_the_run_fails_when_repeats_show_nothing():
 
 
 def test_what_comes_after_the_map_is_named_and_holds_nothing_up():
-    it = begun([[1, 2, 3]])
+    it = begun([[1, 2, 3]], idle=(idle := IdleChecks()))
     say(it, 1, 0, RIGHT)
     assert it.phase == "collecting"
     assert say(it, 2, 0, OTHER) == [Doubt(0, (1, 2), 0)]
@@ -101,7 +101,7 @@ def test_what_comes_after_the_map_is_named_and_holds_nothing_up():
     it.handle(Summed())
     it.handle(Begin(5))
     assert say(it, 4, 0, RIGHT, iteration=0, is_check=True) == []  # long ago
-    assert it._idle.summary()["doubts"] == 1
+    assert idle.summary()["doubts"] == 1
 
 
 def test_who_differs_from_two_others_in_doubt_is_in_the_wrong():
