@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from psgc.backend import Backend
-from psgc.config import Config
+from psgc.config import Config, ScriptProblem
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError, one_line, raised_at
 from psgc.messages import MESSAGE
@@ -27,7 +27,7 @@ MOST_OVERHEAD = 0.05  # of a worker's time
 REPORT = 1e-4  # seconds of rank 0 for a small report; measured: 0.08 ms, 0.1 ms with 256 KiB
 MOST_REPORTS = 0.25  # of rank 0's time
 TIMED = (5, 0.2)  # a chunk is timed so many times, or until so many seconds have passed
-PER_PASS = 1 << 16, 1 << 20  # bytes of a vector, and in and out of the server, up to which `transfer: auto` is per_pass
+PER_PASS = 1 << 14, 1 << 20  # bytes of a vector, and in and out of the server, up to which `transfer: auto` is per_pass
 ALLREDUCE_BYTES = 32 << 20  # `aggregation: auto` is allreduce from so many bytes in and out of the server on
 
 
@@ -90,7 +90,8 @@ def chosen_transfer(config: Config, vector: int, through_server: int) -> Literal
     joins = config.coding.parts == 1 and config.verify is None and config.recovery.mode == "exact"
     joins = joins and not config.reproducible and not any(it.step == "after_commit" for it in config.faults.inject)
     is_small = vector <= PER_PASS[0] and through_server <= PER_PASS[1]
-    return "per_pass" if joins and is_small else "combined"
+    is_plain = config.batch is None and not isinstance(config.problem, ScriptProblem)  # with chunks in a row
+    return "per_pass" if joins and is_small and is_plain else "combined"
 
 
 def without_auto(config: Config, num_workers: int, dim: int) -> Config:

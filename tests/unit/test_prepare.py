@@ -120,6 +120,7 @@ FLIPPED = ["faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]"]
         (0, ["aggregation=server"], "server per_pass"),
         (0, ["aggregation=server", "reproducible=true"], "server combined"),
         (0, ["aggregation=server", "verify={every: 1}"], "server combined"),
+        (0, ["aggregation=server", "batch=2", "coding.chunks_per_worker=2"], "server combined"),
         (0, ["transfer=per_pass"], "server per_pass"),
         (0, ["verify={every: 1}"], "allreduce combined"),
         (NO_LIMIT, ["aggregation=allreduce"], "allreduce combined"),

@@ -44,7 +44,7 @@ def test_one_process_holds_each_chunk_once_and_compares_nothing():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "per_pass"),
+        ({}, "combined"),
         ({"verify": {"every": 2}}, "combined"),
         ({"reproducible": True}, "combined"),
         ({"transfer": "per_chunk"}, "per_chunk"),
