@@ -115,8 +115,7 @@ class Cluster:
         num_sums: see `Dispatcher`. Returns whether the orders of the schedule should come before a worker begins.
         """
         config = self._config
-        is_plain = config.transfer != "per_chunk" and self._plan.parts == 1
-        is_plain = is_plain and not config.verify_every and config.recovery.mode == "exact" and not config.reproducible
+        is_plain = config.transfer != "per_chunk" and config.joins and self._plan.parts == 1
         has_figures = num_sums > 0 or is_evaluated(iteration, config.evaluate.every if config.evaluate else 0)
         return self.schedule.join(is_plain and not has_figures and self._joins.issuperset(self.membership.live))
 

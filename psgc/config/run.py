@@ -172,6 +172,12 @@ class Config(Section):
         return None
 
     @property
+    def joins(self) -> bool:
+        """Whether workers may compute several chunks in one pass: one gradient is all that comes of these."""
+        is_exact = self.recovery.mode == "exact" and not self.reproducible
+        return self.coding.parts == 1 and not self.verify_every and is_exact
+
+    @property
     def verify_every(self) -> int:
         """Each chunk is checked once in so many iterations (`verify.every`); 0: none is."""
         return (self.verify.every or 0) if self.verify else 0

@@ -3,7 +3,8 @@
 A chunk must take long enough for two limits. A worker spends at most 5 % of its time on the overhead of chunks. Rank 0,
 which handles the reports of all workers one after another, spends at most 25 % of its time on them.
 
-What travels is one sum of each worker, so that it can compute several chunks in one pass.
+Workers compute several chunks in one pass where they may. Then one gradient travels with the report of each pass, or
+one sum of each worker.
 """
 
 import time
@@ -76,8 +77,9 @@ def seconds_of_share(
 def chosen_transfer(config: Config, vector: int, through_server: int) -> Literal["per_chunk", "per_pass", "combined"]:
     """The transfer of the run. vector: bytes of one; through_server: of those from and to all workers.
 
-    `per_chunk` for what needs the gradient of each chunk at rank 0; for small vectors `per_pass`, with one message
-    from a worker in place of two, unless workers have to do single chunks; else `combined`.
+    `per_chunk` for what needs the gradient of each chunk at rank 0; for small vectors of NumPy problems `per_pass`,
+    with one message from a worker in place of two, unless workers have to do single chunks; else `combined`. Queues of
+    scripts are in the order of costs, which leaves few chunks in a row for `per_pass`.
     """
     if config.transfer != "auto":
         return config.transfer
@@ -87,11 +89,10 @@ def chosen_transfer(config: Config, vector: int, through_server: int) -> Literal
     is_unbiased = config.recovery.estimator == "unbiased"
     if compares_codes or is_unbiased or config.faults.flips("sending"):
         return "per_chunk"
-    joins = config.coding.parts == 1 and config.verify is None and config.recovery.mode == "exact"
-    joins = joins and not config.reproducible and not any(it.step == "after_commit" for it in config.faults.inject)
+    keeps = config.verify is not None or any(it.step == "after_commit" for it in config.faults.inject)
     is_small = vector <= PER_PASS[0] and through_server <= PER_PASS[1]
-    is_plain = config.batch is None and not isinstance(config.problem, ScriptProblem)  # with chunks in a row
-    return "per_pass" if joins and is_small and is_plain else "combined"
+    in_a_row = config.batch is None and not isinstance(config.problem, ScriptProblem)
+    return "per_pass" if config.joins and not keeps and is_small and in_a_row else "combined"
 
 
 def without_auto(config: Config, num_workers: int, dim: int) -> Config:
