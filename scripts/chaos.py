@@ -196,14 +196,16 @@ def disturbed(
 def judge(setting: Setting, output: str, found: Found, reference: np.ndarray | None) -> None:
     """Add what the files of the run say."""
     directory, summary = setting.folder / output, {}
-    rows = [*earlier_rows(directory / "iterations.csv")]
+    # of the last iterations before a takeover the new rank 0 knows only the seconds
+    rows = [row for row in earlier_rows(directory / "iterations.csv") if row.recovered]
     bounds = [row.bound for row in rows if np.isfinite(row.bound)]
     if bounds:
         found.bound = float(np.mean(bounds)) * found.steps / found.took
-    counted = sum(row.recovered for row in rows) * setting.seconds / setting.chunks
-    found.time = counted / (setting.workers * found.took - found.away)
     if rows:
-        found.lost = 1 - counted / (len(rows) * setting.workers * setting.seconds)
+        counted = float(np.mean([row.recovered for row in rows])) / (setting.workers * setting.chunks)
+        found.lost = 1 - counted
+        worked = counted * found.steps * setting.workers * setting.seconds
+        found.time = worked / (setting.workers * found.took - found.away)
     with suppress(OSError, ValueError):
         summary = json.loads((directory / "summary.json").read_text())
     restores = summary.get("restores", ())
