@@ -1,4 +1,4 @@
-"""What is known of the copies of chunks in one iteration: which are there, which count, and who keeps them."""
+"""The copies of chunks in one iteration: which are there, which count, and which workers keep them."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,16 +7,19 @@ from psgc.aggregation.tree import nodes_of
 
 Copy = tuple[int, int]  # worker, role
 Used = tuple[int, int]  # worker, attempt
-Accumulator = tuple[int, int, int]  # worker, role, serial; with `reproducible` a node of the tree in place of the role
+Accumulator = tuple[int, int, int]  # worker, role (with `reproducible`: a node of the tree), serial
 
 
 @dataclass(slots=True)
 class Copies:
-    """The copies of one chunk. There are as many of these as chunks, in every iteration: they are kept small.
+    """The copies of one chunk. Small, since every iteration makes one for each chunk.
 
-    reported: the workers whose reports were heard; there: the copies that have been done; contributors: S_i, empty
-    while the chunk is not committed; used: (worker, attempt) of the copies that are in the gradient; attempt: how many
-    times the chunk was invalidated; redo: the roles in which it is to be done again.
+    reported: the workers whose reports were handled
+    there: the copies that have been done
+    contributors: S_i, empty while the chunk is not committed
+    used: (worker, attempt) of the copies that are in the gradient
+    attempt: how many times the chunk was invalidated
+    redo: the roles in which the chunk must be done again
     """
 
     reported: tuple[int, ...] = ()
@@ -28,16 +31,16 @@ class Copies:
 
     @property
     def waiting(self) -> tuple[Copy, ...]:
-        """The copies that are there while they are too few to be committed."""
+        """The copies that are there, while the chunk is not committed."""
         return () if self.contributors else self.there
 
     def commit(self, these: Sequence[Copy]) -> None:
-        """These copies are in the gradient; if some are done again, S_i stays what it is."""
+        """These copies count. S_i does not change when a chunk is done again."""
         self.contributors = self.contributors or tuple([role for _, role in these])
         self.used += tuple([(worker, self.attempt) for worker, _ in these])
 
     def drop(self, worker: int) -> bool:
-        """The copy that `worker` keeps is gone, unless it is committed; whether there was one."""
+        """Drop the copy that `worker` keeps, unless the chunk is committed. Returns whether there was one."""
         kept = tuple(copy for copy in self.waiting if copy[0] != worker)
         dropped = len(kept) < len(self.waiting)
         if dropped:
@@ -45,7 +48,7 @@ class Copies:
         return dropped
 
     def invalidate(self, gone: Sequence[tuple[int, int, int]]) -> None:
-        """Committed copies, (worker, role, attempt) each, are lost: the chunk is to be done again in their roles."""
+        """Committed copies, (worker, role, attempt) each, are lost: the chunk must be done again in their roles."""
         lost = {(worker, attempt) for worker, _, attempt in gone}
         self.redo += tuple(role for _, role, _ in gone)
         self.used = tuple(copy for copy in self.used if copy not in lost)
@@ -53,7 +56,7 @@ class Copies:
         self.reported = ()
 
     def able(self, holders: Iterable[int]) -> list[int]:
-        """Those of the live holders whose copies would count from now on."""
+        """The live holders whose next copy would count."""
         done = self.reported if self.redo else [worker for worker, _ in self.waiting]
         return [worker for worker in holders if worker not in done]
 
@@ -61,8 +64,9 @@ class Copies:
 class Accumulators:
     """What contributors have committed and keep (transfer `combined`).
 
-    *Shared out*, an accumulator does not change any more. serial: how many times that has happened; what is committed
-    from now on goes to new accumulators. in_nodes: what is shared out are nodes of the tree (`psgc.aggregation.tree`).
+    An accumulator that was *shared out* does not change any more.
+    serial: how many times accumulators were shared out; what is committed now goes to accumulators with this serial
+    in_nodes: whether nodes of the tree (`psgc.aggregation.tree`) are shared out
     """
 
     def __init__(self, in_nodes: bool = False) -> None:
@@ -70,7 +74,7 @@ class Accumulators:
         self._in_nodes = in_nodes
         self._kept: dict[Accumulator, list[tuple[int, int]]] = {}  # (chunk, attempt) of copies not shared out yet
         self._shared: dict[Accumulator, list[tuple[int, int]]] = {}
-        self._lost: list[tuple[int, Used]] = []  # by chunk, of what was shared out last
+        self._lost: list[tuple[int, Used]] = []  # (chunk, copy) that are lost since they were shared out
 
     @property
     def shared(self) -> Collection[Accumulator]:
@@ -82,7 +86,7 @@ class Accumulators:
         self._kept.setdefault((*copy, self.serial), []).append((chunk, attempt))
 
     def share(self) -> tuple[Accumulator, ...]:
-        """All of them are shared out, again or for the first time."""
+        """Share out all accumulators, the earlier ones again."""
         self._shared |= self._kept
         self._kept.clear()
         self.serial += 1
@@ -97,7 +101,7 @@ class Accumulators:
             yield from ((worker, node, serial) for node in nodes_of(those))
 
     def lose(self, worker: int) -> dict[int, list[tuple[int, int, int]]]:
-        """By chunk, what `worker` keeps: (worker, role, attempt) of each copy."""
+        """Remove what `worker` keeps. Returns (worker, role, attempt) of each copy, by chunk."""
         lost: dict[int, list[tuple[int, int, int]]] = {}
         for where in (self._kept, self._shared):
             for accumulator in sorted(key for key in where if key[0] == worker):
@@ -109,9 +113,10 @@ class Accumulators:
         return lost
 
     def summed(self) -> tuple[list[tuple[int, Used]], list[tuple[int, Used]]]:
-        """The sum of what was shared out last is there, and nothing is kept any more.
+        """The sum of the last share is there, and nothing is kept any more.
 
-        Returns by chunk the copies in it that were lost since, and those that were committed since and are not in it.
+        Returns (chunk, copy) of two kinds: copies in the sum that were lost since the share, and copies that were
+        committed since the share and are not in the sum.
         """
         since = [(chunk, (key[0], attempt)) for key, copies in self._kept.items() for chunk, attempt in copies]
         self._kept.clear()
@@ -122,8 +127,9 @@ class Accumulators:
 class Books:
     """All copies of one iteration.
 
-    missing: how many of the copies that make the gradient are not there; redo: chunks that were invalidated and are to
-    be done again. in_nodes: as for `Accumulators`.
+    missing: how many of the N * l copies that make the gradient are not there
+    redo: the invalidated chunks that must be done again
+    in_nodes: as for `Accumulators`
     """
 
     def __init__(self, num_chunks: int, parts: int, in_nodes: bool = False) -> None:
@@ -134,7 +140,7 @@ class Books:
         self.accumulators = Accumulators(in_nodes)
 
     def used(self, worker: int, chunk: int, attempt: int = 0) -> bool:
-        """Whether the copy of `worker`, `attempt` times invalidated, is part of the gradient, or has shown it right."""
+        """Whether the copy of `worker` is in the gradient, or has confirmed it. attempt: invalidations before it."""
         return (worker, attempt) in self.chunks[chunk].used
 
     def incomplete(self) -> dict[int, tuple[int, ...]]:
@@ -148,14 +154,14 @@ class Books:
         return len(self.chunks) - len(self.incomplete().keys() | self.redo)
 
     def take_back(self, chunk: int) -> None:
-        """`chunk` is not committed any more, if it was."""
+        """`chunk` is not committed any more."""
         copies = self.chunks[chunk]
         if copies.contributors:
             copies.contributors = copies.used = ()
             self.missing += self._parts
 
     def summed(self) -> None:
-        """The gradient is there: of what was shared out last, whatever was invalidated since."""
+        """The gradient is there. It consists of what was shared out last, with the copies that are lost since."""
         lost, since = self.accumulators.summed()
         for chunk, copy in lost:
             self.chunks[chunk].used += (copy,)
@@ -164,9 +170,9 @@ class Books:
         self.redo.clear()
 
     def lose(self, worker: int, kept: Iterable[int]) -> tuple[list[int], Collection[int]]:
-        """A worker is lost that may keep copies of the chunks `kept`: those that have a copy less, and the invalidated.
+        """A worker is lost that may keep copies of the chunks `kept`.
 
-        A chunk that is committed to a copy that it keeps is invalidated.
+        Returns the chunks that have a copy less, and the chunks that are invalidated: those committed to a lost copy.
         """
         dropped = [chunk for chunk in kept if self.chunks[chunk].drop(worker)]
         self.missing += len(dropped)

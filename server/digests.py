@@ -1,8 +1,8 @@
-"""Whether all replicas are the same: digests of them at some iterations, compared. Pure: no clock, no MPI.
+"""Digests of the replicas at some iterations, compared to find wrong replicas. Pure: no clock, no MPI.
 
-Replicas that differ from that of rank 0 are wrong, unless most of all replicas differ from it in the same way: then
-it is rank 0 that is wrong. So nobody is blamed before so many have answered that the others could not change that, or
-WINDOW iterations have gone by. In the first iterations of a script a rank that differs does something else than rank 0.
+A replica that differs from the replica of rank 0 is wrong. But if most of all replicas differ from rank 0 in the same
+way, rank 0 is wrong. So a worker is blamed only when enough workers have answered that the rest cannot change the
+verdict, or after WINDOW iterations. In the first iterations of a script a rank that differs runs another program.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 from psgc.errors import RunFailed
 
-WINDOW = 4  # iterations; a rank that has not answered by then does not follow
-KEPT = 6  # comparisons: the first ones follow one another, and a rank may be late by some iterations
+WINDOW = 4  # iterations; a rank that has not answered by then has fallen behind
+KEPT = 6  # comparisons: the first iterations are all compared, and a rank may be late by some of them
 
-Differing = Callable[[bytes, bytes], Sequence[str]]  # what two replicas do not share, by their digests
+Differing = Callable[[bytes, bytes], Sequence[str]]  # from two digests, the names of what differs in the replicas
 
 
 class WrongReplica(NamedTuple):
     """The replica of `worker` is wrong at the beginning of `iteration`.
 
-    names: what of it is; is_early: so early that it is a mistake in the script.
+    names: what differs
+    is_early: whether it differs so early that the script must be wrong
     """
 
     worker: int
@@ -29,7 +30,7 @@ class WrongReplica(NamedTuple):
 
 
 def of_replicas(one: bytes, other: bytes) -> Sequence[str]:
-    """For digests of `psgc.aggregation.replica`.
+    """What differs, by digests of `psgc.aggregation.replica`.
 
     >>> of_replicas(b"params..momentum", b"params..velocity")
     ['the state of the optimizer']
@@ -39,9 +40,11 @@ def of_replicas(one: bytes, other: bytes) -> Sequence[str]:
 
 
 class Digests:
-    """Compares the workers' digests with that of rank 0. last: the newest iteration that rank 0's is known of.
+    """Compares the workers' digests with the digest of rank 0.
 
-    differing: what two digests show to differ; sure: from this iteration on differences are no mistakes in the script.
+    differing: names what differs between two digests
+    sure: the first iteration at which a difference is no mistake in the script
+    last: the newest iteration with a digest of rank 0
     """
 
     def __init__(self, differing: Differing = of_replicas, sure: int = 0) -> None:
@@ -49,11 +52,11 @@ class Digests:
         self.last = -1
         self._own: dict[int, bytes] = {}  # by iteration
         self._told: dict[int, dict[int, bytes]] = {}  # by iteration and worker
-        self._found: dict[int, set[int]] = {}  # by iteration the workers that were found wrong
-        self._open: set[int] = set()  # iterations that are to be looked at
+        self._found: dict[int, set[int]] = {}  # by iteration, the workers found wrong
+        self._open: set[int] = set()  # iterations to compare
 
     def own(self, iteration: int, digest: bytes) -> None:
-        """The replica of rank 0 at the beginning of `iteration`."""
+        """The digest of rank 0 at the beginning of `iteration`."""
         self.last, self._own[iteration] = iteration, digest
         self._open.add(iteration)
         for kept in (self._own, self._told, self._found):
@@ -61,20 +64,22 @@ class Digests:
                 del kept[old]
 
     def told(self, worker: int, iteration: int, digest: bytes) -> None:
-        """The replica of `worker` at the beginning of `iteration`."""
+        """The digest of `worker` at the beginning of `iteration`."""
         self._told.setdefault(iteration, {})[worker] = digest
         self._open.add(iteration)
 
     def equal(self) -> list[int]:
-        """The workers whose replicas are as that of rank 0 at `last`."""
+        """The workers whose replicas equal the replica of rank 0 at iteration `last`."""
         told, own = self._told.get(self.last, {}), self._own.get(self.last, b"")
         return sorted(worker for worker, digest in told.items() if not self._differing(own, digest))
 
     def wrong(self, now: int, expected: Collection[int]) -> list[WrongReplica]:
-        """The workers that have been found wrong since this was asked last.
+        """The workers found wrong since the last call.
 
-        now: the iteration of rank 0; expected: the workers that follow, and should answer. Raises RunFailed when it is
-        rank 0 that is wrong.
+        now: the iteration of rank 0
+        expected: the workers that follow, and should answer
+
+        Raises RunFailed when rank 0 is wrong.
         """
         look_at, self._open = sorted(self._open & self._own.keys()), self._open - self._own.keys()
         return [found for iteration in look_at for found in self._compare(iteration, now, expected)]

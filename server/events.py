@@ -1,4 +1,4 @@
-"""What happens to an iteration, as the coordinator hears of it, and in which of its phases that may be.
+"""The events that the coordinator handles, and the phases in which each of them is allowed.
 
 All times are seconds since the iteration began.
 """
@@ -9,9 +9,9 @@ from typing import Any, Final, Literal
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """The parameters of `iteration` are on their way to the workers.
+    """Iteration `iteration` begins.
 
-    has_gradient: else it is an evaluation, whose sums come with the reports.
+    has_gradient: False for an evaluation, whose sums come with the reports
     """
 
     iteration: int
@@ -20,17 +20,22 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A worker has done a chunk (transfer `per_chunk`: and its coded gradient is here).
+    """A worker has done a chunk. With `per_chunk` its coded gradient is here.
 
-    now: when the server handles the report; seconds: what the chunk took the worker; attempt: how often the chunk had
-    been invalidated, as far as the worker knew; late: how many seconds ago the worker finished the chunk.
+    For the coordinator:
+    now: when the server handles the report
+    seconds: the time that the worker spent on the pass
+    attempt: how many times the chunk had been invalidated, as far as the worker knew
+    late: seconds since the worker finished the chunk
+    others: the other chunks of the piece
+    digest: of what was computed, 0 for none
 
-    The rest is not for the coordinator. start: when the worker began the chunk, by its own clock; loss: of the chunk;
-    sums: of an evaluation, the part of the chunk: held-out loss and accuracy (`evaluate`), or what a script asks for;
-    coded: the coded gradient, (dim / parts,), valid until the next event; None when the worker keeps its gradient.
-
-    others: the chunks of a piece besides `chunk`; joins: whether the worker can do several chunks in one pass;
-    digest: of what was computed, 0 for none.
+    For others:
+    start: when the worker began the chunk, by the worker's own clock
+    loss: the loss of the piece
+    sums: in an evaluation, the chunk's held-out loss and accuracy (`evaluate`), or what the script asks for
+    coded: the coded gradient, (dim / parts,), valid until the next event; None when the worker keeps it
+    joins: whether the worker can do several chunks in one pass
     """
 
     worker: int
@@ -56,7 +61,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """A worker has finished a chunk that it was told to skip meanwhile, and has dropped it; fields as in `Report`."""
+    """A worker was told to skip a chunk while it did the chunk, and has dropped its copy. Fields as in `Report`."""
 
     worker: int
     iteration: int
@@ -77,12 +82,12 @@ class Abandoned:
 
 @dataclass(frozen=True, slots=True)
 class Summed:
-    """The whole gradient is at the server, from what was shared out (transfer `combined`)."""
+    """The server has the whole gradient, the sum of what was shared out (transfer `combined`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The failure detector has given up a worker."""
+    """The failure detector declares a worker lost."""
 
     worker: int
     now: float = 0.0
@@ -90,21 +95,21 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The iteration is to end as soon as possible, with the copies that are there."""
+    """The iteration must end as soon as possible, with the copies that are there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed; due when `Coordinator.wake` says so."""
+    """The time that `Coordinator.wake` named has come."""
 
     now: float
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The copies of `chunk` by the workers `agreeing` agree; the first `parts` of them decode it (`verify`).
+    """The copies of `chunk` by the workers `agreeing` agree, and the first `parts` of them decode it (`verify`).
 
-    agreeing: parts + 1 workers or more, or empty when no parts + 1 copies agree.
+    agreeing: parts + 1 workers or more, or empty when no parts + 1 copies agree
     """
 
     chunk: int
@@ -114,9 +119,10 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Digested:
-    """What a worker has computed in one pass has this digest (`verify: {idle: true}`); fields as in `Report`.
+    """The digest of what a worker has computed in one pass (`verify: {idle: true}`). Fields as in `Report`.
 
-    Of a pass that is reported or abandoned it comes before that. is_check: it was a check.
+    The digest of a pass comes before its `Report` or `Abandoned`.
+    is_check: whether the pass was a check
     """
 
     worker: int
@@ -142,7 +148,7 @@ WORKING: Final = "working"  # until every chunk is committed
 COLLECTING: Final = "collecting"  # `combined` only: until everything is summed
 REDOING: Final = "redoing"  # a contributor was lost meanwhile: what it kept is done again
 
-# For each event and phase the phases that may follow. (): the event is ignored; no entry: it is illegal.
+# For each event and phase, the phases that may follow. (): the event is ignored. No entry: the event is illegal.
 # fmt: off
 TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
     Begin:     {IDLE: (WORKING,)},

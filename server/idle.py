@@ -1,20 +1,20 @@
-"""Copies that cost nothing are compared, by digests of their bits (`verify: {idle: true}`).
+"""Digests of passes, compared where that costs nothing (`verify: {idle: true}`).
 
-A worker says the digest of what it has computed in one *pass*, a chunk or several: of a pass that counts, of one that
-came too late, and of a *check*, which is a pass of another worker that it repeats while it has nothing else to do.
+A *pass* computes one chunk or several. A worker sends a digest of the bits of each pass: of a pass that counts, and of
+a pass that comes too late. A worker with nothing else to do makes *checks*: it repeats a pass of another worker.
 
-1. The digest that two workers have of a pass, and no more have another one, is right. A worker with another one is in
-   the wrong, and named once.
-2. When there are several and none of them is right, the pass is *disputed*: one more worker repeats it at once. When
-   all have done it, those that did it repeat it once. When that shows nothing, the run fails.
-3. No iteration ends, and no sum begins, while a copy that counts is disputed. Who has reported a wrong one is taken
-   out: it is lost for the rest of the iteration, and what it has added up is done again by others.
-4. What is found once the sums have begun is named, and the run goes on. When only two differ then, nobody can be asked
-   any more: that is a *doubt*. A worker that two others differ from so is in the wrong.
-5. A check is ordered when it is expected to end before the iteration does, and before its worker is needed. For others
-   no more than SHARE of the time of the run is spent.
+1. If two workers have the same digest of a pass, and no other digest has as many workers, that digest is right. A
+   worker with another digest is wrong, and is named once.
+2. If there are several digests and none of them is right, the pass is *disputed*: one more worker repeats it at once.
+   When all able workers have done it, each of them repeats it once. If that shows nothing, the run fails.
+3. No iteration ends, and no sum begins, while a copy that counts is disputed. A worker that reported a wrong copy is
+   *taken out*: it is lost for the rest of the iteration, and other workers do again what it has added up.
+4. A wrong copy that is found after the sums have begun is named, and the run goes on. If only two digests differ then,
+   no worker can be asked any more: that is a *doubt*. A worker in doubt with two different workers is wrong.
+5. A check is ordered if it is expected to end before the iteration ends and before its worker is needed. Checks that
+   take longer may delay a run by SHARE of its time at most.
 
-Digests of an iteration are kept until the next but one begins. All times are seconds since the iteration began.
+Digests of an iteration are kept until the next iteration ends. All times are seconds since the iteration began.
 """
 
 from collections import Counter, deque
@@ -22,16 +22,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-SHARE = 0.005  # of the time of a run, by which checks may hold it up
-RECENT = 4  # iterations, none of the next ones of which is expected to be shorter
+SHARE = 0.005  # of the time of a run, by which checks may delay it
+RECENT = 4  # iterations; the next one is expected to last at least as long as the shortest of them
 
 Piece = tuple[int, ...]
 
 
 class Error(NamedTuple):
-    """`worker` is in the wrong: its copy differs from those of `others`.
+    """`worker` is wrong: its copy differs from those of `others`.
 
-    is_reported: it is that of a report, not of a check.
+    is_reported: whether it is the copy of a report, not of a check
     """
 
     worker: int
@@ -41,10 +41,13 @@ class Error(NamedTuple):
 
 @dataclass(slots=True)
 class PassDigests:
-    """What is known of one pass.
+    """The digests of one pass.
 
-    told: (worker, digest, whether it is that of a check); named: workers in the wrong, and whether they
-    have reported it; asked: those that were to repeat it since it is disputed, of which `awaited` have not.
+    told: (worker, digest, whether it comes from a check), in the order of arrival
+    named: the wrong workers, and whether each of them reported its wrong copy
+    asked: the workers that were asked to repeat the disputed pass
+    awaited: the asked workers whose digest has not come
+    is_disputed: whether there are several digests, none of which is right
     """
 
     told: list[tuple[int, int, bool]] = field(default_factory=list)
@@ -55,11 +58,11 @@ class PassDigests:
 
     @property
     def workers(self) -> set[int]:
-        """Those that have done it."""
+        """The workers that have done the pass."""
         return {worker for worker, *_ in self.told}
 
     def errors(self) -> list[Error]:
-        """Who is in the wrong and was not named before; says whether it is disputed now."""
+        """The wrong workers that were not named before. Sets `is_disputed`."""
         if len(self.told) == 1:
             return []
         having: dict[int, set[int]] = {}
@@ -79,9 +82,9 @@ class PassDigests:
 
 
 class IdleChecks:
-    """What the coordinator asks about digests.
+    """The digests and the checks of a run.
 
-    disputed: the passes of this iteration that are.
+    disputed: the disputed passes of this iteration
     """
 
     def __init__(self) -> None:
@@ -89,17 +92,17 @@ class IdleChecks:
         self._iteration = -1
         self._now: dict[Piece, PassDigests] = {}
         self._before: dict[Piece, PassDigests] = {}  # of the iteration before
-        self._asked: dict[int, Piece] = {}  # by worker, the check that it was told
+        self._asked: dict[int, Piece] = {}  # worker -> the check that it was given
         self._free: dict[int, None] = {}  # workers that may have nothing to do
         self._paces: dict[int, float] = {}  # seconds that each worker took for its newest chunk
         self._checked = Counter[int]()  # passes of each worker that others have repeated
         self._ends: deque[float] = deque(maxlen=RECENT)  # when iterations ended
         self._spent, self._elapsed = 0.0, 0.0
-        self._differs: dict[int, set[int]] = {}  # worker -> from whom it differs in doubt
+        self._differs: dict[int, set[int]] = {}  # worker -> the workers with which it is in doubt
         self.disputed: dict[Piece, PassDigests] = {}
 
     def begin(self, iteration: int, num_chunks: int) -> None:
-        """A new iteration. Digests of the one before may still come."""
+        """A new iteration. Digests of the iteration before may still come."""
         self._before = self._now if iteration == self._iteration + 1 else {}
         self._iteration, self._now = iteration, {}
         self._asked.clear()
@@ -108,14 +111,14 @@ class IdleChecks:
         self.disputed.clear()
 
     def ended(self, now: float) -> None:
-        """The sums of the iteration begin, or it is over."""
+        """The iteration is over, or its sums begin."""
         self._ends.append(now)
         self._elapsed += now
         self._asked.clear()
         self._free.clear()
 
     def lost(self, worker: int) -> list[Piece]:
-        """Nothing more is expected of this worker; the disputed passes that it was to repeat."""
+        """The worker is lost. Returns the disputed passes that it was to repeat."""
         self._asked.pop(worker, None)
         self._free.pop(worker, None)
         awaited = [piece for piece, of in self.disputed.items() if worker in of.awaited]
@@ -124,14 +127,14 @@ class IdleChecks:
         return awaited
 
     def done(self, worker: int, piece: Piece, seconds: float) -> None:
-        """A worker is through with a pass, and may be free."""
+        """A worker has done a pass, and may be free."""
         self._paces[worker] = seconds / len(piece)
         self._free[worker] = None
 
     # digests
 
     def told(self, worker: int, iteration: int, piece: Piece, digest: int, is_check: bool) -> list[Error] | None:
-        """Who is in the wrong, by this digest and those before; None when the iteration is too long ago."""
+        """A digest arrives. Returns the workers that it shows to be wrong; None when the iteration is too old."""
         if is_check and self._asked.get(worker) == piece:
             del self._asked[worker]
         passes = {self._iteration: self._now, self._iteration - 1: self._before}.get(iteration)
@@ -152,13 +155,13 @@ class IdleChecks:
         return errors
 
     def of(self, iteration: int, piece: Piece) -> PassDigests:
-        """What is known of a pass."""
+        """The digests of a pass."""
         return (self._now if iteration == self._iteration else self._before)[piece]
 
     def one_more(self, piece: Piece, able: Collection[int]) -> int | None:
-        """Who of those that are able repeats a disputed pass; None when nobody is left.
+        """Choose one of the able workers to repeat a disputed pass; None when no worker is left.
 
-        None that has done it, unless all have.
+        A worker that has done the pass is chosen only when all able workers have done it.
         """
         of = self.disputed[piece]
         able = [w for w in able if w not in of.workers | of.asked] or [w for w in able if w not in of.asked]
@@ -170,14 +173,14 @@ class IdleChecks:
         return worker
 
     def is_settled(self, piece: Piece, live: Collection[int]) -> bool:
-        """Nobody is left to repeat a disputed pass: whether those that differ from the others are all lost."""
+        """Whether the live workers agree about a disputed pass, which no worker is left to repeat."""
         of = self.disputed[piece]
         if settled := len({digest for worker, digest, _ in of.told if worker in live}) < 2:
             del self.disputed[piece]
         return settled
 
     def doubt(self, iteration: int, piece: Piece) -> list[Error]:
-        """The copies differ and nobody can be asked any more: who is in the wrong, as others differ from it, too."""
+        """Two copies differ and no worker can be asked any more. Returns the workers that were in doubt before too."""
         of = self.of(iteration, piece)
         self.disputed.pop(piece, None)
         self._doubts += 1
@@ -195,9 +198,10 @@ class IdleChecks:
     def orders(
         self, now: float, free_until: Callable[[int], float], may: Callable[[int, int, Piece], bool]
     ) -> list[tuple[int, Piece]]:
-        """The checks that are to be made now: the worker, and the pass that it repeats.
+        """The checks to order now: the worker, and the pass that it repeats.
 
-        free_until: when a worker is needed, 0 for now; may: whether a worker may do that of another one, which counts.
+        free_until: gives the time when a worker is needed, 0 if it is needed now
+        may: whether a worker may repeat this pass of this owner, whose copy counts
         """
         found: list[tuple[int, Piece]] = []
         if not self._ends or not self._free:
@@ -210,7 +214,7 @@ class IdleChecks:
             if worker in self._asked:
                 continue
             until, pace = min(end, free_until(worker)), self._paces[worker]
-            if until <= 0:  # once it is free again it will say so
+            if until <= 0:  # `done` is called when it is free again
                 del self._free[worker]
                 continue
             if not self._may_spend(now + pace - until) or (piece := self._choose(worker, may)) is None:
@@ -226,7 +230,7 @@ class IdleChecks:
         return late <= 0 or self._spent + late <= SHARE * self._elapsed
 
     def _choose(self, worker: int, may: Callable[[int, int, Piece], bool]) -> Piece | None:
-        """A pass of another worker that nobody repeats: of the worker that was checked least."""
+        """A pass that nobody repeats, of the other worker that was checked least."""
         asked = self._asked.values()
         best: tuple[int, Piece] | None = None
         for piece, of in self._now.items():
@@ -240,5 +244,5 @@ class IdleChecks:
         return best[1]
 
     def summary(self) -> dict[str, object]:
-        """Which share of the chunks was compared, and how often it was not told who was in the wrong."""
+        """For summary.json: the share of chunks that were compared, and the number of doubts."""
         return {"share": self._compared / self._chunks if self._chunks else 0.0, "doubts": self._doubts}

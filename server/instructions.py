@@ -1,6 +1,6 @@
-"""What the coordinator wants done, besides the orders of the schedule (`psgc.schedules.schedule`).
+"""The coordinator's instructions. The orders of the schedule are in `psgc.schedules.schedule`.
 
-`carry_out` tells instructions apart: over MPI (`psgc.server.dispatch`) and on a virtual clock
+`carry_out` calls the method for each instruction: over MPI (`psgc.server.dispatch`), or on a virtual clock
 (`psgc.simulation.virtual`).
 """
 
@@ -10,15 +10,16 @@ from typing import Literal
 
 from psgc.schedules.schedule import Next, Order, Queue, Skip
 
-Fate = Literal["unused", "taken out", "late"]  # of a wrong copy: it does not count, is not to, or the step is made
+Fate = Literal["unused", "taken out", "late"]  # of a wrong copy: not counted, to be taken out, or in the step already
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """`chunk` is recovered from the copies in exactly these roles (S_i), in the order they counted.
+    """`chunk` is recovered from the copies in exactly these roles (S_i), in the order in which they counted.
 
-    With fewer than `parts` copies it is recovered approximately. told: the workers that have to hear of it, each with
-    the role of its copy; serial: of the accumulator that the copies are added to.
+    contributors: S_i; with fewer than `parts` of them `chunk` is recovered approximately
+    told: the workers to tell, each with the role of its copy
+    serial: of the accumulator that the copies are added to
     """
 
     chunk: int
@@ -39,7 +40,7 @@ class Discard:
 class Share:
     """Sum these accumulators, (worker, role, serial) each: everything that live workers keep (`combined`).
 
-    It takes the place of the one before. `Summed` is the answer.
+    It replaces an earlier `Share`. `Summed` is the answer.
     """
 
     contributors: tuple[tuple[int, int, int], ...]
@@ -56,7 +57,7 @@ class Reassign:
 
 @dataclass(frozen=True, slots=True)
 class Invalidate:
-    """`chunk` is not recovered any more, for the `attempt`-th time: `worker` forgets its copy and may do it again."""
+    """`chunk` is invalidated for the `attempt`-th time: `worker` drops its copy and may do the chunk again."""
 
     worker: int
     chunk: int
@@ -65,12 +66,12 @@ class Invalidate:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Everything has arrived: the gradient is determined."""
+    """The iteration has its gradient, or the sums of its evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Find out which of these copies of `chunk`, (worker, role) each, agree: `Compared` is the answer (`verify`)."""
+    """Find out which of these copies of `chunk`, (worker, role) each, agree. `Compared` is the answer (`verify`)."""
 
     chunk: int
     copies: tuple[tuple[int, int], ...]
@@ -78,9 +79,10 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
-    """The copy of `chunk` by `worker` does not agree with those of the others, which agree (`verify`).
+    """The copy of `chunk` by `worker` differs from those of `others`, which agree (`verify`).
 
-    fate: what becomes of it (`Fate`); before: how many iterations ago it was made.
+    fate: what becomes of the wrong copy
+    before: how many iterations ago it was made
     """
 
     worker: int
@@ -92,7 +94,7 @@ class Wrong:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`worker` repeats a pass of another one (`verify: {idle: true}`): at once, or when it has nothing else to do."""
+    """`worker` repeats a pass of another worker (`verify: {idle: true}`). at_once: not only when it is free."""
 
     worker: int
     piece: tuple[int, ...]
@@ -101,7 +103,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """The copies of `chunk` by these workers differ, and nobody can be asked any more; before: as in `Wrong`."""
+    """The copies of `chunk` by these workers differ, and no worker can be asked any more. before: as in `Wrong`."""
 
     chunk: int
     workers: tuple[int, ...]
@@ -114,7 +116,7 @@ Roles = Sequence[tuple[int, int]]  # (worker, role)
 
 
 class Target:
-    """Where instructions take effect: one method for each, with its fields. Those not overridden do nothing."""
+    """Carries out instructions: one method for each, with its fields. Methods that are not overridden do nothing."""
 
     def commit(self, chunk: int, contributors: tuple[int, ...], told: Roles, serial: int) -> None: ...
     def discard(self, worker: int, chunk: int) -> None: ...
@@ -132,7 +134,7 @@ class Target:
 
 
 def carry_out(instructions: Iterable[Instruction], target: Target) -> None:
-    """Have `target` do what each of the instructions says, in order."""
+    """Have `target` carry out the instructions, in order."""
     for instruction in instructions:
         match instruction:
             case Commit(chunk, contributors, told, serial):

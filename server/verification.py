@@ -1,21 +1,21 @@
 """Which copies have to agree before they count (`verify`).
 
-Besides the rules of `psgc.server.coordinator`:
+These rules add to those of `psgc.server.coordinator`:
 
-1. A chunk that is *checked* in this iteration is committed once the copies of parts + 1 workers agree, to the first
-   `parts` of these. With `per_chunk` its coded gradients come with the reports. With `combined` their
-   sketches do (`psgc.coding.sketch`), and workers keep the copies; those that are not committed are discarded. A sketch
-   outlives its worker: it still shows whether other copies are right.
-2. As soon as more than `parts` copies of a chunk are with the server, they are compared: also surplus ones that come
-   by themselves (`per_chunk`), and those that come after the commit.
-3. When no parts + 1 of them agree, the chunk is *disputed*: taken back if it was committed, and done by one more
-   worker, until some do. A live worker that does not hold it takes it over when all holders have done it.
-4. A worker is in the wrong when its copy does not agree with those that do. Nobody is while the chunk is disputed.
-5. A chunk that was committed to a worker that is lost (`combined`) is checked again when it has been done again: it
-   counts if it agrees with another copy, otherwise one more worker does it.
-6. When the iteration ends before that (approximate recovery), a checked chunk is committed to the copies that are
-   there; a disputed one is left out. If such a worker is lost (`combined`), what is done again is not compared either:
-   ranks may have summed the copy already that it would show to be wrong.
+1. A *checked* chunk is committed once the copies of parts + 1 workers agree, to the first `parts` of these workers.
+   With `per_chunk` the coded gradients come with the reports. With `combined` sketches come with the reports
+   (`psgc.coding.sketch`), and workers keep the copies. Copies that are not committed are discarded. A sketch remains
+   when its worker is lost, and still shows whether other copies are right.
+2. As soon as the server has more than `parts` copies of a chunk, it compares them. That includes surplus copies that
+   come anyway (`per_chunk`), and copies that come after the commit.
+3. When no parts + 1 of them agree, the chunk is *disputed*: its commit is taken back, and one more worker does it,
+   until parts + 1 copies agree. When all holders have done it, a live worker that does not hold it takes it over.
+4. A worker is wrong when its copy differs from the copies that agree. No worker is wrong while the chunk is disputed.
+5. A checked chunk whose contributor is lost (`combined`) is done again, and checked again: the new copy counts if it
+   agrees with another copy, otherwise one more worker does the chunk.
+6. When the iteration ends early (approximate recovery), a checked chunk is committed to the copies that are there, and
+   a disputed chunk is left out. If a contributor of such a chunk is lost (`combined`), the new copy is not compared:
+   it could show a copy to be wrong that ranks have summed already.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,12 @@ from psgc.server.instructions import Wrong
 
 
 class Checks:
-    """What the coordinator asks about the copies of one iteration.
+    """The comparisons of one iteration.
 
-    every: each chunk is checked once in so many iterations; 0: no copies are ever compared.
-    checked: the chunks that need parts + 1 copies that agree; comparing: those whose copies are being compared;
-    disputed: those that have more than parts copies, no parts + 1 of which agree.
+    every: each chunk is checked once in so many iterations; 0: no copies are compared
+    checked: the chunks that need parts + 1 copies that agree
+    comparing: the chunks whose copies are being compared
+    disputed: the chunks with more than `parts` copies, no parts + 1 of which agree
     """
 
     def __init__(self, every: int = 0) -> None:
@@ -45,9 +46,9 @@ class Checks:
         self._wrong: set[tuple[int, int]] = set()  # (worker, chunk)
 
     def judge(self, chunk: int, copies: Sequence[tuple[int, int]], agreeing: Sequence[int]) -> list[Wrong]:
-        """These `copies`, (worker, role) each, were compared: which of them are wrong, if that was not known before.
+        """The `copies`, (worker, role) each, were compared. Returns the wrong ones that were not known to be wrong.
 
-        agreeing: the workers whose copies agree, none when no parts + 1 do.
+        agreeing: the workers whose copies agree, empty when no parts + 1 agree
         """
         self.comparing.remove(chunk)
         if not agreeing:
@@ -59,13 +60,14 @@ class Checks:
         return [Wrong(worker, chunk, tuple(agreeing)) for worker in wrong]
 
     def wanted(self, chunk: int, parts: int, there: int) -> int:
-        """How many copies a chunk needs that is not committed, `there` of which have been done."""
+        """How many copies an uncommitted chunk needs, when `there` copies have been done."""
         return there + 1 if chunk in self.disputed else parts + (chunk in self.checked)
 
     def explain(
         self, error: TooFewWorkers, chunk: int, iteration: int, copies: Sequence[tuple[int, int]], parts: int
     ) -> TooFewWorkers:
-        """The error when nobody is left to do `chunk`, with the reason if it is disputed."""
+        """The error when no worker is left to do `chunk`, with the reason if it is disputed."""
+
         if chunk not in self.disputed:
             return error
         workers = ", ".join(str(worker) for worker, _ in copies)
