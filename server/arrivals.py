@@ -1,4 +1,4 @@
-"""What workers say besides the events of an iteration (`psgc.server.events`), read by `psgc.server.links`."""
+"""Messages of workers that are no events of an iteration (`psgc.server.events`). `psgc.server.links` reads them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +8,10 @@ from psgc.coding.sketch import Sketch
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A gradient raised, or is not finite. text: what happened.
+    """A gradient raised, or is not finite.
 
-    code: the exit code with which the run must end, since no worker can do better; 0 if another one may.
+    code: the exit code with which the run must end, 0 if another worker may do the chunk
+    text: what happened
     """
 
     worker: int
@@ -22,7 +23,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A worker has computed a gradient for the trial; `sketch` stands for it, and `digest` unless that is 0."""
+    """A worker has computed a gradient for the trial. Its `sketch`, and its `digest` (0 for none), are compared."""
 
     worker: int
     iteration: int
@@ -33,7 +34,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Sketched:
-    """`sketch` stands for a copy that is to be checked; its report comes next (`verify` with `allreduce`)."""
+    """The sketch of a copy that must be compared. The report of the copy comes next (`verify` with `combined`)."""
 
     worker: int
     iteration: int
@@ -43,10 +44,10 @@ class Sketched:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """A worker has been in a chunk for so many seconds; chunk -1: it has nothing to do.
+    """A worker has been in a chunk for `seconds`. Chunk -1: it has nothing to do.
 
-    carried: bytes of blocks of `iteration` that its link has carried (aggregation `allreduce`).
-    stuck_at: when that takes very long, the line of code that it is in, or empty if unknown.
+    carried: bytes of blocks of `iteration` that its link has carried (aggregation `allreduce`)
+    stuck_at: if the chunk takes very long, the line of code that runs, empty if unknown; else None
     """
 
     worker: int
@@ -59,7 +60,7 @@ class Alive:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The process of a worker has ended (dead), or it has sent what no correct worker sends."""
+    """The process of a worker has ended (dead), or the worker has sent a malformed message."""
 
     worker: int
     reason: str
@@ -68,7 +69,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The replica of a worker is at this iteration; or cannot follow it, and needs the state of another rank."""
+    """The replica of a worker has reached this iteration, or is behind: it cannot follow and needs a state."""
 
     worker: int
     iteration: int
@@ -78,7 +79,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """`source` has sent a worker what no correct rank sends; text: what that is."""
+    """A worker has got a malformed message from rank `source`; text: what is wrong with the message."""
 
     worker: int
     source: int
@@ -87,9 +88,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class ScriptEnded:
-    """The script of a worker makes no call for this iteration, nor for later ones; text: why, or empty.
+    """The script of a worker makes no call for this iteration or later ones.
 
-    code: the exit code of its error, 0 without one.
+    text: why, or empty
+    code: the exit code of its error, 0 without an error
     """
 
     worker: int
@@ -100,7 +102,7 @@ class ScriptEnded:
 
 @dataclass(frozen=True, slots=True)
 class BlockArrived:
-    """A block of a vector, from a worker (aggregation `allreduce`)."""
+    """A block of a vector (aggregation `allreduce`)."""
 
     worker: int
     vector: Any

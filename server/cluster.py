@@ -1,4 +1,4 @@
-"""The workers of a run: which of them take part, what they hold, and what follows when one fails."""
+"""The workers of a run: which of them take part, what they hold, and what follows when one of them fails."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
@@ -16,14 +16,15 @@ from psgc.server.rebalance import queues_for
 from psgc.server.recovery import weights
 from psgc.server.settings import ServerSettings
 
-CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
+CHECK_EVERY = 0.05  # seconds between two checks of the timeouts
 
 
 class Cluster:
-    """What the server knows of its workers; hosts: of every rank.
+    """The workers as the server knows them.
 
-    membership, schedule, queues: of the current iteration.
-    now: seconds in which this process was running (`RunningTime`).
+    hosts: the host of every rank
+    membership, schedule, queues: of the current iteration
+    now: seconds for which this process has run (`RunningTime`)
     """
 
     def __init__(self, settings: ServerSettings, hosts: Sequence[str], observer: Observer) -> None:
@@ -41,12 +42,12 @@ class Cluster:
         self.detector = FailureDetector(workers, config.faults.collect_timeout, config.faults.chunk_timeout)
         self._running = RunningTime()
         self._next_check = 0.0
-        self.changed = False  # a worker was lost or is back, or a chunk reassigned, since the last rebalancing
-        self.left_out: set[int] = set()  # of those that are here
-        self.failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
+        self.changed = False  # since the last rebalance a worker was lost or came back, or a chunk was reassigned
+        self.left_out: set[int] = set()  # workers that are not lost, but take no part
+        self.failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed, while nobody has done it
         self._raised: set[int] = set()  # workers on which a gradient failed
         self.strikes = Counter[int]()  # wrong copies of each worker (`verify`)
-        self._joins: set[int] = set()  # workers that can do several chunks in one pass, as they say
+        self._joins: set[int] = set()  # workers that can do several chunks in one pass
         self._stuck = Stuck()
 
     def _make_schedule(self, backups: Queues) -> Schedule:
@@ -55,7 +56,7 @@ class Cluster:
 
     @property
     def estimates(self) -> dict[int, float]:
-        """Seconds per chunk by rank, as far as the schedule has learnt them."""
+        """Seconds per chunk by rank, for the ranks whose pace the schedule has learnt."""
         return dict(self.schedule.estimates)
 
     @estimates.setter
@@ -64,7 +65,7 @@ class Cluster:
             self.schedule.estimates = {w: seconds[w] for w in self.membership.workers if w in seconds}
 
     def tick(self) -> None:
-        """Let `now` go on."""
+        """Update `now`."""
         self._running.look()
 
     @property
@@ -72,7 +73,7 @@ class Cluster:
         return self._running.now
 
     def welcome(self) -> list[int]:
-        """The lost workers that have been heard again: they take part from the next rebalancing on."""
+        """The lost workers that were heard again. They take part from the next rebalance on."""
         back = self.detector.welcome(self.now)
         self.changed = self.changed or bool(back)
         return back
@@ -84,12 +85,12 @@ class Cluster:
         return [worker for worker in self._everybody.workers if worker not in away]
 
     def leave_out(self, workers: Collection[int]) -> None:
-        """These, which are not lost, do nothing from the next rebalancing on, until they are not among them."""
+        """Leave these live workers out from the next rebalance on, and nobody else."""
         self.changed = self.changed or self.left_out != set(workers)
         self.left_out = set(workers)
 
     def rebalance(self) -> bool:
-        """Share the chunks anew among the workers that take part, if anything has changed; whether it has."""
+        """Rebalance the chunks among the workers that take part. Returns whether anything had changed."""
         if not self.changed:
             return False
         self.changed = False
@@ -101,18 +102,20 @@ class Cluster:
         return True
 
     def know_costs(self, iteration: int) -> bool:
-        """Tell the schedule what the chunks of this iteration take, if known; whether it has a plan for that."""
+        """Tell the schedule the costs of this iteration's chunks. Returns whether it has planned with them."""
         known = self._settings.known_costs
         return known is not None and self.schedule.know_costs(known(iteration))
 
     def can_join(self, worker: int, can: bool) -> None:
-        """A worker says whether it can do several chunks in one pass."""
+        """Note whether a worker can do several chunks in one pass."""
         (self._joins.add if can else self._joins.discard)(worker)
 
     def join(self, iteration: int, num_sums: int) -> bool:
-        """Have workers do several chunks in one pass, where one gradient is all that comes of these.
+        """Let workers do several chunks in one pass, in an iteration whose only result is one gradient.
 
-        num_sums: see `Dispatcher`. Returns whether the orders of the schedule should come before a worker begins.
+        num_sums: as for `Dispatcher`
+
+        Returns whether the schedule's orders should reach a worker before it begins.
         """
         config = self._config
         is_plain = config.transfer != "per_chunk" and config.joins and self._plan.parts == 1
@@ -122,9 +125,10 @@ class Cluster:
     def weights(
         self, iteration: int, reports: Iterable[tuple[int, int, int]], incomplete: Container[int]
     ) -> dict[int, float]:
-        """What each recovered chunk counts for in an unbiased gradient.
+        """The weight of each recovered chunk in an unbiased gradient.
 
-        reports: (worker, chunk, attempt), of this iteration; incomplete: the chunks that are not recovered.
+        reports: (worker, chunk, attempt), of this iteration
+        incomplete: the chunks that are not recovered
         """
         num_chunks, parts = len(self.membership.holders), self.membership.parts
         reported = [(worker, chunk) for worker, chunk, _ in reports]
@@ -135,15 +139,15 @@ class Cluster:
     # when a worker fails
 
     def alive(self, alive: Alive) -> None:
-        """A worker says what it is doing."""
+        """A sign of life."""
         self.detector.busy(alive.worker, alive.chunk, alive.seconds, self.now)
         if alive.stuck_at is not None:
             self._stuck.told(alive.worker, alive.chunk, alive.seconds, alive.stuck_at, self.now)
 
     def due(self, unreached: Callable[[float], Sequence[int]]) -> list[tuple[int, str, bool]]:
-        """The workers to give up now, why, and whether for good.
+        """The workers to declare lost now, the reason, and whether for good.
 
-        unreached: gives the workers to which something has not left for so many seconds.
+        unreached: gives the workers to which a message has not left for so many seconds
         """
         limit = self._config.verify.strikes if self._config.verify else inf
         found = [
@@ -154,7 +158,7 @@ class Cluster:
         if self.now >= self._next_check:
             self._next_check = self.now + CHECK_EVERY
             for line in self._stuck.due(self.now):
-                self.observer.stuck(line)
+                self.observer.say(line)
             found += [(worker, reason, False) for worker, reason in self.detector.missing(self.now)]
             timeout = self._config.faults.collect_timeout
             reason = f"nothing reaches it for {timeout:g} s (faults.collect_timeout)"
@@ -162,18 +166,18 @@ class Cluster:
         return found
 
     def lose(self, worker: int, dead: bool, failed: bool) -> bool:
-        """`worker` does not take part any more; whether it did until now."""
+        """`worker` is lost. Returns whether it was not lost before."""
         if not self.detector.lost(worker, dead, failed):
             return False
         self.changed = True
         return True
 
     def failed(self, failure: Failed) -> str:
-        """The reason to give up the worker on which a gradient failed. Raises RunFailed when it is the model's fault.
+        """The reason to declare the worker lost on which a gradient failed. Raises RunFailed if the model is at fault.
 
-        It is the worker's fault while the chunk fails on one worker only, and the model's when it fails on two. Once
-        the chunk has been done in between, each failure is its worker's. Data that is wrong on rank 0 as well is wrong
-        for every worker (UserError); otherwise only this worker's copy of it is damaged.
+        A chunk that fails on one worker is that worker's fault. A chunk that fails on two workers is the model's fault,
+        unless another worker has done the chunk in between. Raises UserError if the data of the chunk is wrong on rank
+        0 too: then it is wrong everywhere, and not only in this worker's copy.
         """
         self._settings.check_data(failure.iteration, failure.chunk)
         reason = self.observer.failure_text(failure.worker, failure.text)
@@ -190,7 +194,7 @@ class Cluster:
     def check_blame(self, failure: Failed, reason: str) -> None:
         """Too few workers are left after this failure.
 
-        Raises RunFailed when gradients failed on all workers that are lost: other machines would not help.
+        Raises RunFailed when gradients failed on all lost workers, since other machines would not help.
         """
         if self._raised.issuperset(self.detector.away):
             others = len(self._raised) - 1

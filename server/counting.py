@@ -1,6 +1,6 @@
-"""Which copies of chunks count in one iteration, and what is done again: after reports, comparisons and losses.
+"""Which copies of chunks count in one iteration, and which chunks are done again.
 
-The rules are those of `psgc.server.coordinator`, which says when the iteration ends.
+The rules are in `psgc.server.coordinator`, which also decides when the iteration ends.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from psgc.server.verification import Checks
 class Counting:
     """The copies of one iteration. Arguments as for a `Coordinator`.
 
-    in_nodes: as for `Accumulators`.
-    books: the copies; closed: the iteration ends with what is committed, and only what was invalidated is done again.
+    books: the copies
+    closed: whether the iteration ends with what is committed; then only invalidated chunks are done again
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Counting:
         self.closed = False
 
     def is_sketched(self, chunk: int) -> bool:
-        """Whether sketches of copies of `chunk`, which the workers keep, come with the reports."""
+        """Whether reports of `chunk` come with sketches of the copies, which the workers keep."""
         return self._combined and chunk in self._checks.checked
 
     def usable(self, chunk: int) -> tuple[Copy, ...]:
@@ -50,26 +50,26 @@ class Counting:
     # reports
 
     def is_needed(self, chunk: int) -> bool:
-        """Whether there has to be one copy of `chunk` more."""
+        """Whether one more copy of `chunk` is needed."""
         copies = self._copies[chunk]
         return bool(copies.redo) or not (self.closed or copies.contributors)
 
     def counts_whole(self, worker: int, piece: Sequence[int]) -> bool:
-        """Whether one gradient of these chunks may count: nobody else's copy does, and they go to one accumulator."""
+        """Whether one gradient of all these chunks can count: no other copy counts, and one accumulator takes it."""
         roles = {self._membership.role(worker, chunk) for chunk in piece}
         is_plain = self._membership.parts == 1 and not self._checks.every and len(roles) == 1
         free = (self.is_needed(chunk) and self._copies[chunk].attempt == 0 for chunk in piece)
         return is_plain and all(free)
 
     def count(self, worker: int, chunk: int, is_told: bool = True) -> list[Instruction]:
-        """Count the copy of `worker`, if it is needed. is_told: it hears of that."""
+        """Count the copy of `worker`, if it is needed. is_told: whether the worker must hear of its commit."""
         copies, parts, here = self._copies[chunk], self._membership.parts, not self._combined
         compared = self.is_sketched(chunk) or (here and self._checks.every > 0)
         if copies.redo and not compared:
             return self._redone(worker, chunk)
         if not copies.redo and (self.closed or (copies.contributors and not compared)):
             return [] if here else [Discard(worker, chunk)]
-        before = tuple(copy for copy in copies.there if copy[0] != worker)  # it may have done the chunk before
+        before = tuple(copy for copy in copies.there if copy[0] != worker)  # the worker may do the chunk again
         copies.there = (*before, (worker, self._membership.role(worker, chunk)))
         if len(copies.there) > parts:
             self._checks.comparing.append(chunk)
@@ -80,7 +80,7 @@ class Counting:
         return []
 
     def _redone(self, worker: int, chunk: int) -> list[Instruction]:
-        """An invalidated chunk is committed to the copy of `worker`, in one of the roles that it lacks."""
+        """Commit an invalidated chunk to the copy of `worker`, in one of the roles that it lacks."""
         copies = self._copies[chunk]
         again = ((worker, copies.redo[0]),)
         copies.redo = copies.redo[1:]
@@ -95,7 +95,7 @@ class Counting:
         return [commit, *self._schedule.committed(chunk, unreported)]
 
     def commit(self, chunk: int, to_these: tuple[Copy, ...], is_told: bool = True) -> Commit:
-        """These copies count. is_told: their workers hear of that, not with another chunk of the same piece."""
+        """Count these copies. is_told: whether their workers must hear of it; a piece is told once."""
         copies = self._copies[chunk]
         copies.commit(to_these)
         if self._combined:
@@ -106,7 +106,7 @@ class Counting:
     # copies that were compared
 
     def compared(self, chunk: int, agreeing: tuple[int, ...], now: float) -> list[Instruction]:
-        """The copies of these workers agree; none when no parts + 1 do."""
+        """The copies of the workers `agreeing` agree; none when no parts + 1 copies agree."""
         copies, parts = self._copies[chunk], self._membership.parts
         instructions: list[Instruction] = [*self._checks.judge(chunk, copies.there, agreeing)]
         if not agreeing:
@@ -115,7 +115,7 @@ class Counting:
         chosen = [worker for worker in agreeing if worker in usable][:parts]
         if copies.contributors and not copies.redo:
             chosen = []
-        elif not chosen:  # those that agree are lost, or have dropped their copies
+        elif not chosen:  # the workers that agree are lost, or have dropped their copies
             instructions += self._find_one_more(chunk, now)
         elif copies.redo:
             instructions += self._redone(chosen[0], chunk)
@@ -123,7 +123,7 @@ class Counting:
             self.books.missing -= parts
             instructions += self._recover(chunk, tuple((worker, usable[worker]) for worker in chosen))
         if self._combined:
-            surplus = usable if chosen else [copies.there[-1][0]]  # the others were discarded before
+            surplus = usable if chosen else [copies.there[-1][0]]  # the earlier copies were discarded before
             instructions += [Discard(worker, chunk) for worker in surplus if worker not in chosen]
             copies.there = tuple(copy for copy in copies.there if copy[0] in agreeing)
         compared = [(worker, copies.attempt) for worker in agreeing if worker in copies.reported]
@@ -131,7 +131,7 @@ class Counting:
         return instructions
 
     def _take_back(self, chunk: int, now: float) -> list[Instruction]:
-        """The copies do not agree: the chunk is not recovered, and one more worker does it."""
+        """The copies do not agree: take back the commit, and have one more worker do the chunk."""
         if not self._copies[chunk].redo:
             self.books.take_back(chunk)
         try:
@@ -140,7 +140,7 @@ class Counting:
             raise RunFailed(str(error)) from None
 
     def _find_one_more(self, chunk: int, now: float) -> list[Instruction]:
-        """Have one more worker do `chunk`, one that does not hold it if need be."""
+        """Have one more worker do `chunk`, if need be a worker that does not hold it."""
         reassigned, attempt = self._reassign(chunk), self._copies[chunk].attempt
         invalidated = [Invalidate(reassign.worker, chunk, attempt) for reassign in reassigned if attempt]
         return [*reassigned, *invalidated, *self._ask_one_more(chunk, now)]
@@ -152,7 +152,7 @@ class Counting:
     # losses
 
     def lost(self, worker: int, held: Sequence[int], collected: bool, now: float) -> list[Instruction]:
-        """`worker`, which held these chunks, is lost; collected: nobody works on the iteration any more."""
+        """`worker` is lost, which held the chunks `held`. collected: whether the sums had begun."""
         holders = self._membership.holders
         kept = [chunk for chunk in held if self._combined and not self.is_sketched(chunk)]
         dropped, invalidated = self.books.lose(worker, kept)
@@ -179,7 +179,7 @@ class Counting:
         return instructions
 
     def _reassign(self, chunk: int) -> list[Reassign]:
-        """Find workers until there are enough that can do `chunk`."""
+        """Reassign `chunk` until enough workers can do it."""
         copies, parts = self._copies[chunk], self._membership.parts
         if copies.contributors or self.closed:
             needed = len(copies.redo)

@@ -1,10 +1,10 @@
-"""What comes with reports, and which copies of it agree: coded gradients, or the sums of an evaluation.
+"""Decodes the coded gradients that come with reports (docs/architecture.md, *Coding*), on the server's backend.
 
-From coded gradients to the gradient (docs/architecture.md, *Coding*) it goes on the server's backend.
+The decoder also keeps the sums of an evaluation, and finds the copies that agree.
 
-With one part the sum is taken in a fixed order, a binary tree over the chunk indices: then the gradient is the same to
-the last bit, whoever sent what when. With several parts it cannot be: which workers a chunk is decoded from, and with
-which rounding, depends on who was fast.
+With one part the sum is taken in a fixed order, a binary tree over the chunk indices. So the gradient is the same to
+the last bit, in whatever order the copies come. With several parts it is not: the speed of the workers decides from
+which copies a chunk is decoded, and each choice rounds differently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ Contributions = Sequence[tuple[int, int]]  # (worker, role) of copies of a chunk
 class Decoder:
     """Sums one iteration's gradient from the coded gradients that come with reports (transfer `per_chunk`).
 
-    coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient;
-    keeping: whether copies that count are kept until the gradient is asked for, N * dim entries;
-    tolerance: relative difference up to which copies agree (`verify`); then all copies are kept, also surplus ones.
-
-    sums: of an evaluation, by chunk that is committed.
+    coding_matrix: R, (num_workers, parts), row j - 1 for role j
+    dim: entries of the gradient
+    keeping: whether copies that count are kept until the gradient is read, N * dim entries
+    tolerance: relative difference up to which copies agree (`verify`); if set, surplus copies are kept too
+    sums: the sums of an evaluation, by committed chunk
     """
 
     def __init__(
@@ -51,23 +51,23 @@ class Decoder:
         self._tolerance = tolerance
         self._told: dict[tuple[int, int], Sequence[float]] = {}  # (worker, chunk) -> sums of an evaluation
         self.sums: dict[int, Sequence[float]] = {}
-        self._sketches: dict[tuple[int, int], Sketch] = {}  # (worker, chunk) -> of the newest copy that is not here
+        self._sketches: dict[tuple[int, int], Sketch] = {}  # (worker, chunk) -> of the newest copy kept there
         self._keeping = keeping or tolerance is not None
-        self._kept: dict[int, tuple[tuple[int, ...], Array, Array]] = {}  # chunk -> S_i and what they sent
+        self._kept: dict[int, tuple[tuple[int, ...], Array, Array]] = {}  # chunk -> S_i and the copies
         self.message_length = part_length(dim, self._parts)  # entries of one coded gradient
         self._dim, self._dtype = dim, dtype
-        self._sum: Array | None = None  # without a tree, or where nothing was in it
+        self._sum: Array | None = None  # the gradient without a tree, or with an empty one
 
     @property
     def gradient(self) -> Array:
-        """(dim,): the sum of what was committed and added since `begin`; valid until the next of these calls."""
+        """(dim,): the sum of what was committed since `begin`; valid until the next call."""
         for chunk in sorted(self._kept):
             self._add(chunk, *self._kept.pop(chunk))
         total = self._tree.total() if self._tree is not None else None
         return self._begun_sum() if total is None else total
 
     def begin(self, has_gradient: bool = True) -> None:
-        """A new iteration: nothing is held. has_gradient: else there will be no sum, which need not become zero."""
+        """A new iteration: drop everything. has_gradient: whether a gradient will be summed."""
         self._held.clear()
         self._committed.clear()
         self._kept.clear()
@@ -80,7 +80,7 @@ class Decoder:
             self._tree.clear()
 
     def hold(self, worker: int, chunk: int, coded: Array) -> None:
-        """Copy the coded gradient of a worker and keep it until the chunk is committed; a second one is dropped."""
+        """Copy the coded gradient of a worker, and keep it until the chunk is committed. Ignore a second one."""
         if self._tolerance is None and chunk in self._committed:
             return
         if chunk not in self._held:
@@ -89,16 +89,16 @@ class Decoder:
         self._held[chunk].add(worker, coded, self._backend)
 
     def forget(self, worker: int, chunk: int) -> None:
-        """Drop the copy of a worker, which does not count: it was of a piece that has to be done again."""
+        """Drop the copy of a worker: it is part of a piece that does not count."""
         if chunk in self._held:
             self._held[chunk].drop(worker)
 
     def hold_sketch(self, worker: int, chunk: int, found: Sketch) -> None:
-        """The sketch of a copy that the worker keeps (`verify` with `combined`)."""
+        """Keep the sketch of a copy that the worker keeps (`verify` with `combined`)."""
         self._sketches[worker, chunk] = found
 
     def hold_sums(self, worker: int, chunk: int, sums: Sequence[float]) -> None:
-        """What a worker has of a chunk in an evaluation."""
+        """Keep the sums that a worker has of a chunk in an evaluation."""
         self._told[worker, chunk] = sums
         if self._tolerance is not None:
             self._sketches[worker, chunk] = sketch(np.array(sums))
@@ -108,11 +108,11 @@ class Decoder:
         return (worker, chunk) in self._sketches
 
     def commit(self, chunk: int, contributions: Contributions) -> None:
-        """Decode a chunk from these copies: R[S_i] G = Y. With `verify` it may be committed once more.
+        """Decode a chunk from these copies: R[S_i] G = Y. With `verify` this may happen again for the same chunk.
 
-        Of fewer than `parts` the least-squares solution: the projection of G on the row space of R[S_i]. In an
-        evaluation the sums of the first of these workers count. Of no copies: the chunk is in a piece that counts
-        with its first chunk.
+        From fewer than `parts` copies it takes the least-squares solution, the projection of G on the row space of
+        R[S_i]. In an evaluation the sums of the first worker count. Without contributions the chunk is in a piece whose
+        gradient counts with another chunk of it.
         """
         if not contributions:
             self._committed.add(chunk)
@@ -131,9 +131,9 @@ class Decoder:
             self._add(chunk, *copies)
 
     def agreeing(self, chunk: int, copies: Contributions) -> list[int]:
-        """The workers whose copies of `chunk` agree, or their sketches, `parts` first that decode it (`verify`).
+        """The workers whose copies of `chunk`, or sketches, agree (`verify`). The first `parts` of them decode it.
 
-        When no parts + 1 do there are none, and the chunk is not in the gradient until it is committed once more.
+        Empty when no parts + 1 copies agree. Then the chunk is not in the gradient until it is committed again.
         """
         assert self._tolerance is not None
         if chunk not in self._held:
@@ -148,7 +148,7 @@ class Decoder:
         return [copies[place][0] for place in places]
 
     def weighted(self, weights: Mapping[int, float]) -> Array:
-        """(dim,): the sum of the gradients of these chunks, which are kept, each times its weight."""
+        """(dim,): the weighted sum of the gradients of these chunks, whose copies must be kept."""
         total = self._backend.xp.zeros(self._dim, self._dtype)
         for chunk in sorted(weights):
             roles, coded, rest = self._kept[chunk]
@@ -162,7 +162,7 @@ class Decoder:
             decode(self._backend, self._begun_sum(), self._inverse(roles), coded, rest)
 
     def _inverse(self, roles: tuple[int, ...]) -> np.ndarray:
-        """(parts, s): from coded gradients to parts."""
+        """(parts, s): the matrix from coded gradients to parts."""
         inverse = self._decoding.get(roles)
         if inverse is None:
             rows = self._coding_matrix[[role - 1 for role in roles]]
@@ -172,16 +172,16 @@ class Decoder:
         return inverse
 
     def _begun_sum(self) -> Array:
-        if self._sum is None:  # not before: with a tree the memory is mostly not needed
+        if self._sum is None:  # allocated late: with a tree it is rarely needed
             self._sum = self._backend.xp.zeros(self._dim, self._dtype)
         return self._sum
 
 
 class _CodedCopies:
-    """The coded gradients of one chunk that are here, side by side, as `decode` reads them."""
+    """The coded gradients of one chunk, side by side as `decode` reads them."""
 
     def __init__(self, space: Array, columns: int) -> None:
-        # `space` is cut into a contiguous (parts, columns) array and what is left of every row
+        # `space` is cut into a contiguous (parts, columns) array and the rest of every row
         parts = len(space)
         flat = space.reshape(-1)
         self._coded = flat[: parts * columns].reshape(parts, columns)
@@ -192,14 +192,14 @@ class _CodedCopies:
         if worker in self._workers:
             return
         place, columns = len(self._workers), self._coded.shape[1]
-        if place == len(self._coded):  # with schedule `full` many are here before any counts, with `verify` surplus
+        if place == len(self._coded):  # with schedule `full` or with `verify` more than `parts` copies come
             self._coded = backend.xp.concatenate([self._coded, backend.xp.empty_like(self._coded)])
             self._rest = backend.xp.concatenate([self._rest, backend.xp.empty_like(self._rest)])
         self._coded[place], self._rest[place] = coded[:columns], coded[columns:]
         self._workers.append(worker)
 
     def drop(self, worker: int) -> None:
-        """With parts 1 and without `verify`, where a copy counts at once or not at all, there is no other one."""
+        """Drop the copy of `worker`. There is no other: only parts 1 without `verify` has pieces."""
         if worker in self._workers:
             self._workers.clear()
 
@@ -212,7 +212,7 @@ class _CodedCopies:
         return self._coded[places], self._rest[places]
 
     def whole(self, worker: int, backend: Backend) -> Array:
-        """The coded gradient of a worker as it came."""
+        """The coded gradient of a worker, as it came."""
         place = self._workers.index(worker)
         coded, rest = self._coded[place], self._rest[place]
         return backend.xp.concatenate([coded, rest]) if rest.size else coded

@@ -1,4 +1,4 @@
-"""What each arrival from a worker leads to, and what each of the coordinator's instructions does."""
+"""Hands what workers send to the coordinator, and carries out the coordinator's instructions over MPI."""
 
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
@@ -32,12 +32,12 @@ from psgc.server.trial import TrialComparison
 
 
 class Dispatcher(Target):
-    """Hears the workers, brings the coordinator events, and carries out its instructions over MPI.
+    """Hands what workers send to the coordinator, and carries out the coordinator's instructions over MPI.
 
-    decoder, summing: of the run, set before its first iteration.
-    driver: makes the calls.
-    finished: whether the gradient is determined, or the evaluation.
-    num_sums: of an evaluation; 0: the iteration has a gradient.
+    decoder, summing: of the run; set before its first iteration
+    driver: the calls of the run
+    finished: whether the iteration has its gradient, or the sums of its evaluation
+    num_sums: number of sums in an evaluation, 0 in an iteration with a gradient
     """
 
     decoder: Decoder
@@ -55,9 +55,9 @@ class Dispatcher(Target):
         self._coordinator, self._cluster, self._observer = coordinator, cluster, cluster.observer
         self._links, self._tell = links, links.outbox.tell
         self._log, self._trial, self._driver = log, trial, driver
-        self._too_few: TooFewWorkers | None = None  # the newest loss of that kind
-        self._complaints: dict[int, int] = {}  # worker -> whose messages it refuses
-        self._told = dict(cluster.queues)  # the newest default queue of each worker
+        self._too_few: TooFewWorkers | None = None  # the newest loss that left too few workers
+        self._complaints: dict[int, int] = {}  # worker -> the rank whose messages it has refused
+        self._told = dict(cluster.queues)  # the default queue that each worker has
         self.finished = False
         self.num_sums = 0
 
@@ -72,7 +72,7 @@ class Dispatcher(Target):
         try:
             is_new = cluster.rebalance()
         except TooFewWorkers as error:
-            raise self._too_few or error from None  # the former names who was lost before, and is not back
+            raise self._too_few or error from None  # the earlier error names the worker that was lost
         if is_new:
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():
@@ -81,7 +81,7 @@ class Dispatcher(Target):
                 if queue != self._told.get(worker):
                     self._told[worker] = queue
                     outbox.tell_default_queue(worker, queue)
-        # workers begin with what they were told before, unless that depends on the iteration: then its orders go first
+        # Workers begin with their default queues. If the plan depends on the iteration, its orders must go first.
         has_plan = cluster.know_costs(iteration)
         if resting := self.summing.resting(iteration):
             cluster.schedule.rest(resting)
@@ -95,13 +95,13 @@ class Dispatcher(Target):
             self._bring(begin)
         self.summing.begin(iteration, cluster.membership.live, cluster.schedule.fractions)
         self._links.outbox.send()
-        self._log.finish(before)  # the iteration before, while the workers begin this one
+        self._log.finish(before)  # writes the row of the iteration before while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))
         if not has_plan:
             self._bring(begin)
 
     def tick(self, deadline: float) -> None:
-        """Time has passed; deadline: of the iteration, in seconds since it began."""
+        """Check what is due. deadline: of the iteration, in seconds since it began."""
         now = self._links.now
         self.summing.poll(self._cluster.now, self._coordinator.phase)
         self._finish_if_summed()
@@ -109,7 +109,7 @@ class Dispatcher(Target):
         if self._coordinator.phase in (WORKING, REDOING):
             live = self._coordinator.membership.live
             for worker in self.summing.without_state(self._coordinator.iteration, live):
-                self._lose(worker, "it has fallen behind while gradients are added up, when nobody has a state for it")
+                self._lose(worker, "it has fallen behind during the exchange, and no rank can give it a state now")
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
         if now >= deadline and not self.finished:
@@ -119,10 +119,10 @@ class Dispatcher(Target):
         for worker, reason in self._driver.due():
             self._lose(worker, reason, failed=True)
 
-    # what arrives
+    # arrivals
 
     def hear(self, arrival: Arrival) -> None:
-        """Raises RunFailed when the run cannot go on, UserError when that is because of the data."""
+        """Handle an arrival. Raises RunFailed when the run cannot go on, UserError when the data is at fault."""
         worker = arrival.worker
         self._cluster.detector.heard(worker, self._cluster.now)
         try:
@@ -146,7 +146,7 @@ class Dispatcher(Target):
                     self.summing.arrived(arrival)
                 case Moved():
                     self.summing.moved(arrival)
-                    self._lose_wrong()  # before its reports
+                    self._lose_wrong()  # before reports of a wrong replica are handled
                 case Refused():
                     self._refused(arrival)
                 case Tried(_, iteration, chunk, sketch, digest):
@@ -165,10 +165,10 @@ class Dispatcher(Target):
         except Malformed as flaw:
             self._links.ignore(worker)
             self._lose(worker, f"it sent {flaw}", failed=True)
-        self._finish_if_summed()  # before anything else is shared out
+        self._finish_if_summed()  # before accumulators are shared out again
 
     def _refused(self, refused: Refused) -> None:
-        """Who sends a worker what no correct rank sends is lost. Who says so of two others is not correct itself."""
+        """The sender of a malformed message is lost. A worker that complains about two senders is itself faulty."""
         worker, source, text = refused.worker, refused.source, refused.text
         before = self._complaints.setdefault(worker, source)
         if before != source:
@@ -181,7 +181,7 @@ class Dispatcher(Target):
             self._bring(Summed())
 
     def _digested(self, done: Report | Abandoned) -> None:
-        """Its digest comes first: a copy that may be wrong is not the last one that counts."""
+        """Handle the digest before the report: with the last report the iteration would end, dispute or not."""
         if done.digest:
             self._bring_from_worker(
                 Digested(done.worker, done.iteration, done.chunk, done.digest, done.now, done.seconds, done.others)
@@ -226,9 +226,9 @@ class Dispatcher(Target):
             raise
 
     def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
-        """Go on without `worker`."""
+        """`worker` is lost: go on without it."""
         if not self._cluster.lose(worker, dead, failed):
-            return  # it was lost before
+            return  # lost before
         host, iteration = self._cluster.hosts[worker], self._coordinator.iteration
         self._log.lost(worker)
         self._links.lost(worker, for_good=dead or failed)
@@ -236,13 +236,13 @@ class Dispatcher(Target):
         self._observer.lost(worker, host, iteration, reason)
         self.summing.lost(worker)
         if worker not in self._coordinator.membership.live:
-            return  # it did nothing in this iteration
+            return  # it took no part in this iteration
         try:
             self._bring(Lost(worker, self._links.now))
             self.summing.reassign(worker, self._cluster.now, self._coordinator.phase)
         except TooFewWorkers as error:
             self._too_few = TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}")
-            if self._coordinator.phase != IDLE:  # else the next iteration misses it, if there is one
+            if self._coordinator.phase != IDLE:  # else the next iteration raises the error, if there is one
                 raise self._too_few from None
 
     def _lose_wrong(self) -> None:
@@ -259,7 +259,7 @@ class Dispatcher(Target):
         carry_out(self._coordinator.handle(event), self)
 
     def _bring_from_worker(self, event: Event) -> None:
-        """Raises Malformed when the protocol does not allow the event: no correct worker brings it."""
+        """Bring an event that a worker caused. Raises Malformed when the protocol does not allow it."""
         try:
             instructions = self._coordinator.handle(event)
         except ProtocolError as error:
@@ -293,11 +293,11 @@ class Dispatcher(Target):
         self.summing.share(contributors, self._cluster.now)
 
     def reassign(self, worker: int, chunk: int, role: int) -> None:
-        self._cluster.changed = True  # for this iteration only: before the next, all is shared out anew
+        self._cluster.changed = True  # the next iteration begins with a rebalance
         self._tell(worker, Kind.REASSIGN, chunk, role=role)
 
     def invalidate(self, worker: int, chunk: int, attempt: int) -> None:
-        if not attempt:  # a piece that has to be done again
+        if not attempt:  # the piece does not count, and the chunk must be done again
             self.decoder.forget(worker, chunk)
         self._tell(worker, Kind.INVALIDATE, chunk, attempt=attempt)
 
@@ -308,19 +308,19 @@ class Dispatcher(Target):
         self._cluster.strikes[worker] += 1
         reason = f"chunk {chunk}: its copy does not agree with those of workers {', '.join(map(str, sorted(others)))}"
         if fate == "late":
-            reason += "; this was found when the step with it was being made, or after that"
+            reason += "; this was found too late, during the step with this copy or after it"
         self._observer.wrong(worker, self._cluster.hosts[worker], self._coordinator.iteration - before, reason)
         if fate == "taken out":
-            self._lose(worker, "what it has done in this iteration does not count, since a copy was wrong")
+            self._lose(worker, "its work of this iteration does not count, since one of its copies was wrong")
 
     def check(self, worker: int, piece: tuple[int, ...], at_once: bool) -> None:
         self._links.outbox.tell_list(worker, Kind.CHECK, piece, attempt=int(at_once))
 
     def doubt(self, chunk: int, workers: tuple[int, ...], before: int) -> None:
-        self._observer.stuck(
+        self._observer.say(
             f"iteration {self._coordinator.iteration - before}: the copies of chunk {chunk} by workers "
-            f"{' and '.join(map(str, workers))} differ; this was found when the step was being made, or after that, "
-            "when nobody could say which is wrong"
+            f"{' and '.join(map(str, workers))} differ; this was found too late to tell which copy is wrong, during "
+            "the step or after it"
         )
 
     def finish(self) -> None:

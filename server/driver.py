@@ -1,4 +1,4 @@
-"""What makes the calls on rank 0, each of which is an iteration: a NumPy problem's settings, or a user's script."""
+"""The calls on rank 0, one for each iteration: a NumPy problem makes them, or a user's script."""
 
 from collections.abc import Collection, Sequence
 from typing import Protocol
@@ -9,17 +9,18 @@ from psgc.server.digests import of_replicas
 from psgc.server.events import Report
 from psgc.server.malformed import Malformed
 
-LAST_STEP = 3.0  # seconds that workers have for a step that only shows that their replicas are right
+LAST_STEP = 3.0  # seconds that workers have for the last step, when it only shows whether their replicas are equal
 
 
 class Driver(Protocol):
-    """What the server knows of the program of rank 0: a `ProblemDriver`, or a script (`psgc.torch.serving`).
+    """The program of rank 0 as the server sees it: a `ProblemDriver`, or a script (`psgc.torch.serving`).
 
-    What is summed in a call is a vector (dim,), or what an evaluation has.
+    A call sums a vector (dim,), or the sums of an evaluation.
 
-    replica: takes the sums, gives and takes states; is_alike: whether all ranks begin in the state of rank 0;
-    last_step: seconds that workers have for the last step, if that is less than `collect_timeout`;
-    ends_steps: whether a step that has begun comes to its end when the run cannot go on.
+    replica: takes the sums, gives and takes states
+    is_alike: whether all ranks begin in the state of rank 0
+    last_step: seconds that workers have for the last step, if less than `collect_timeout`
+    ends_steps: whether a step that has begun is completed when the run fails
     """
 
     replica: Stepping
@@ -28,44 +29,47 @@ class Driver(Protocol):
     ends_steps: bool
 
     def differing(self, one: bytes, other: bytes) -> Sequence[str]:
-        """What two replicas do not share, by their digests."""
+        """The names of what differs between two replicas, by their digests."""
 
     def waiting(self, nbytes: int) -> int:
-        """How many sums of so many bytes may wait for a rank, if more than may in every run."""
+        """How many sums of `nbytes` may wait for a rank; 0 for the usual number."""
 
     def is_whole(self, iteration: int) -> bool | None:
-        """Whether its state can be had in its call for `iteration`; None while it has not come there, but may."""
+        """Whether the state of rank 0 can be given in the call for `iteration`; None if that is not known yet."""
 
     def may_begin(self, iteration: int) -> bool | None:
-        """Whether `iteration` is to begin; None while that is not known, False when no more calls are made."""
+        """Whether `iteration` can begin; None if that is not known yet, False when there are no more calls."""
 
     def num_sums(self, iteration: int) -> int:
-        """How many sums its call for `iteration`, an evaluation, has; 0: it wants a gradient."""
+        """How many sums the call for `iteration` has if it is an evaluation; 0 if it wants a gradient."""
 
     def is_over(self) -> bool:
-        """Whether it has ended by itself, before the last iteration."""
+        """Whether the program has ended by itself, before the last iteration."""
 
     def loss(self, iteration: int, vector: Array) -> float | None:
-        """The loss in a sum; None when it has none."""
+        """The loss in the summed vector, None if the vector has none."""
 
     def reported(self, report: Report) -> None:
-        """A worker has done a chunk of this iteration. Raises RunFailed when it was another call."""
+        """A worker has done a chunk of this iteration. Raises RunFailed when the worker made another call."""
 
     def ended(self, worker: int, iteration: int, text: str, is_mistake: bool) -> None:
-        """That of `worker` makes no call for `iteration` nor later ones; text: why, or empty.
+        """The program of `worker` makes no call for `iteration` or later ones.
 
-        is_mistake: of the user, as `text` says, so that the run must end. Raises Malformed when that cannot be.
+        text: why, or empty
+        is_mistake: whether it is the user's mistake, so that the run must end
+
+        Raises Malformed when a program cannot end so.
         """
 
     def over_on(self) -> Collection[int]:
-        """The ranks on which it has ended. They give nobody their state any more."""
+        """The ranks whose program has ended. They give no states any more."""
 
     def due(self) -> Sequence[tuple[int, str]]:
-        """Workers without which the run has to go on, and why. Raises UserError for a mistake in a script."""
+        """The workers to declare lost, and why. Raises UserError for a mistake in a script."""
 
 
 class ProblemDriver:
-    """The calls of a NumPy problem: all iterations want a gradient, and the losses come with the reports."""
+    """The calls of a NumPy problem: every iteration has a gradient, and the losses come with the reports."""
 
     is_alike, last_step, ends_steps = False, LAST_STEP, True
 
@@ -97,7 +101,7 @@ class ProblemDriver:
         pass
 
     def ended(self, worker: int, iteration: int, text: str, is_mistake: bool) -> None:
-        raise Malformed("what only a script says")
+        raise Malformed("a record that only scripts send")
 
     def over_on(self) -> Collection[int]:
         return ()

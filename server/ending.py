@@ -1,9 +1,9 @@
-"""The end of a run: every worker stops, says goodbye and is told how to leave. Workers that hang are killed.
+"""The end of a run: every worker stops, says goodbye, and is told how to leave. Workers that hang are killed.
 
-server -> worker   STOP      nothing more is to be done
-worker -> server   GOODBYE   everything that this worker had to say is there
-server -> worker   KILL      end the process of that worker, which hangs on your host
-server -> worker   LEAVE     through MPI's Finalize, when everybody does, else without it
+server -> worker   STOP      there is no more work
+worker -> server   GOODBYE   the last message of this worker
+server -> worker   KILL      end the process of a worker that hangs on your host
+server -> worker   LEAVE     through MPI's Finalize if all ranks leave in order, otherwise without it
 """
 
 import time
@@ -26,13 +26,15 @@ def end_workers(
     lacking: Collection[int] = (),
     stepped: Stepped | None = None,
 ) -> bool:
-    """Have every process end; whether all of them leave in order.
+    """Have every process end. Returns whether all of them leave in order.
 
-    done: iterations that the run has had, for scripts; -1 when it has failed.
-    lacking: workers whose scripts cannot come to the end, since they lack a state that nobody gives them any more.
-    stepped: is told which iteration a worker has come to meanwhile, with a digest of its replica.
-    timeout: seconds that workers have to say goodbye; lost ones have LAST_CHANCE. Without fault tolerance the first
-    process that ends out of order takes all others with it. Then no worker is told to leave: this process ends first.
+    timeout: seconds that workers have to say goodbye; lost workers have LAST_CHANCE
+    done: iterations that the run has had, for scripts; -1 when the run has failed
+    lacking: workers whose scripts cannot reach the end, since they lack a state that nobody gives them any more
+    stepped: called with a worker, the iteration that its replica has reached meanwhile, and a digest of the replica
+
+    Without fault tolerance the first process that ends out of order ends all others. Then no worker is told to leave:
+    this process ends first.
     """
     return _Farewell(transport, done, lacking, stepped).say(failure_detector, timeout)
 
@@ -50,7 +52,7 @@ class _Farewell:
             self._transport.send(worker, [record(Kind.STOP, -1 if worker in self._lacking else self._done)])
         self._wait_for(set(failure_detector.answering), timeout)
         self._wait_for(self._workers, LAST_CHANCE)
-        for worker in self._goodbyes:  # they still have to read what was sent to them, even if it is old
+        for worker in self._goodbyes:  # they still read what was sent to them, however old
             self._transport.remember(worker)
         hanging = self._workers - self._goodbyes - self._gone
         for worker in hanging:
@@ -63,18 +65,18 @@ class _Farewell:
             self._kill(worker)
         for worker in self._goodbyes:
             self._transport.send(worker, [record(Kind.LEAVE, last=in_order)])
-        self._wait_for(set(), LAST_CHANCE)  # until it has left
+        self._wait_for(set(), LAST_CHANCE)  # until LEAVE and KILL have left
         return in_order
 
     def _kill(self, worker: int) -> None:
-        """By a process on its host: this one, or one that has said goodbye."""
+        """Kill `worker` from a process on its host: this one, or one that has said goodbye."""
         host = self._transport.hosts[worker]
         neighbour = next((near for near in self._goodbyes if self._transport.hosts[near] == host), None)
         if not self._transport.kill(worker) and neighbour is not None:
             self._transport.send(neighbour, [record(Kind.KILL, worker=worker)])
 
     def _wait_for(self, wanted: set[int], timeout: float) -> None:
-        """Until the wanted workers have said goodbye or are gone, and what is being sent has left."""
+        """Wait until the wanted workers have said goodbye or are gone, and all messages have left."""
         end = time.monotonic() + timeout
         while (wanted - self._goodbyes - self._gone or self._transport.sending()) and time.monotonic() < end:
             for message in self._transport.poll():

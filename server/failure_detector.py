@@ -1,41 +1,41 @@
-"""The failure detector: which workers still take part, by what was heard of each and when. Time comes with events.
+"""The failure detector: declares workers lost, by what was heard of each and when. The caller passes the time.
 
 A worker is *here* until it is lost. It is lost when its process dies, when it is silent for too long, when its gradient
 does not return, or when its gradient fails. A lost worker that is heard again is *back*: it takes part from the next
-iteration on, unless it failed or has been lost too often. `Stuck` puts into words which gradients have not returned for
-long.
+iteration on, unless its gradient failed or it was lost too often. `Stuck` reports gradients that do not return.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 
-PATIENCE = 10.0  # times the slowest chunk that was reported; a gradient that takes longer is expected not to return
+PATIENCE = 10.0  # times the slowest reported chunk; after that a gradient is expected never to return
 CHANCES = 3  # losses after which a worker does not come back
-GATHERING = 1.0  # seconds; workers that tell the same line of code meanwhile share a line
-NAMED = 4  # workers whose chunks are listed in a line
+GATHERING = 1.0  # seconds; workers that report the same line of code in that time share a line
+NAMED = 4  # workers that a line names
 
 
 @dataclass(slots=True)
 class _Worker:
     heard: float = 0.0
-    before: float = 0.0  # when it was heard the time before
-    chunk: int = -1  # that it said it is in, since `since`
+    before: float = 0.0  # when it was heard before `heard`
+    chunk: int = -1  # that it says it is in, since `since`
     since: float = 0.0
     here: bool = True
     back: bool = False
     dead: bool = False
     failed: bool = False
     losses: int = 0
-    returned: float = -inf  # when it came back last
+    returned: float = -inf  # when it last came back
 
 
 class FailureDetector:
-    """timeout: seconds without a sign of life, or in one chunk (faults.collect_timeout).
+    """Declares workers lost.
 
-    chunk_timeout: seconds in one chunk after which its worker is lost (faults.chunk_timeout); None: PATIENCE times the
-    slowest chunk that anybody has done, and no limit before that.
-    slowest: how many seconds that one took, 0 before that.
+    timeout: seconds without a sign of life, or in one chunk, after which a worker is lost (faults.collect_timeout)
+    chunk_timeout: seconds in one chunk after which a worker is lost (faults.chunk_timeout); None: PATIENCE times the
+        slowest chunk that any worker has done, and no limit before the first one
+    slowest: seconds that the slowest chunk took, 0 before the first one
     """
 
     def __init__(self, workers: Iterable[int], timeout: float, chunk_timeout: float | None = None) -> None:
@@ -51,7 +51,7 @@ class FailureDetector:
 
     @property
     def answering(self) -> list[int]:
-        """The workers whose processes should still read messages: those that are here, failed, or back."""
+        """The workers whose processes should still read messages: they are here or back, or a gradient failed there."""
         return [rank for rank, w in self._workers.items() if not w.dead and (w.here or w.failed or w.back)]
 
     @property
@@ -59,19 +59,19 @@ class FailureDetector:
         """The workers whose processes have ended."""
         return [rank for rank, worker in self._workers.items() if worker.dead]
 
-    # what is heard
+    # signs of life
 
     def heard(self, rank: int, now: float) -> None:
-        """Anything came from the worker."""
+        """A message came from the worker."""
         worker = self._workers[rank]
         if now > worker.heard:
             worker.before, worker.heard = worker.heard, now
         worker.back = not worker.here and worker.chunk < 0
 
     def through(self, rank: int, seconds: float) -> None:
-        """The worker has done or abandoned a chunk that took it so long.
+        """The worker has done or abandoned a chunk in `seconds`.
 
-        Of one that is lost, or was, because it was stopped in the chunk, that says nothing about how long chunks take.
+        That does not count for `slowest` if the worker was lost meanwhile, since it may have been stopped.
         """
         worker = self._workers[rank]
         worker.chunk = -1
@@ -79,10 +79,10 @@ class FailureDetector:
             self.slowest = max(self.slowest, seconds)
 
     def busy(self, rank: int, chunk: int, seconds: float, now: float) -> None:
-        """The worker says that it has been in `chunk` for so long; chunk -1: in none.
+        """The worker says that it has been in `chunk` for `seconds`. Chunk -1: in none.
 
-        Of one that was stopped in the chunk only the time since its return counts. Where all ranks were stopped, it has
-        begun the chunk after it was heard the time before, when it was not in it.
+        If it was lost and came back, only the time since then counts. If all ranks were stopped, no rank is lost, so
+        the chunk is taken to have begun after the worker's last message but one.
         """
         worker = self._workers[rank]
         if chunk != worker.chunk:
@@ -91,7 +91,7 @@ class FailureDetector:
     # lost and back
 
     def missing(self, now: float) -> list[tuple[int, str]]:
-        """The workers to give up now, and why. While some are silent, only those: they may hold up the others."""
+        """The workers to declare lost now, and why. Silent ones go first, since they may hold up the others."""
         silent, found = [], []
         limit = f"for {self._timeout:g} s (faults.collect_timeout)"
         patience = max(self._timeout, PATIENCE * self.slowest) if self.slowest else inf
@@ -108,7 +108,7 @@ class FailureDetector:
         return silent or found
 
     def lost(self, rank: int, dead: bool = False, failed: bool = False) -> bool:
-        """The worker does not take part any more; whether it did until now."""
+        """The worker is lost. Returns whether it was here until now."""
         worker = self._workers[rank]
         was_here, worker.here = worker.here, False
         worker.dead |= dead
@@ -118,7 +118,7 @@ class FailureDetector:
         return was_here
 
     def welcome(self, now: float) -> list[int]:
-        """The workers that are back take part again."""
+        """Let the workers that are back take part again. Returns them."""
         ranks = []
         for rank, worker in self._workers.items():
             if worker.back and not (worker.dead or worker.failed) and worker.losses < CHANCES:
@@ -129,7 +129,7 @@ class FailureDetector:
 
 @dataclass
 class Stuck:
-    """Puts what workers tell about their chunks into lines.
+    """Joins what workers report about gradients that do not return.
 
     >>> stuck = Stuck()
     >>> stuck.told(1, 0, 30.2, "model.py:3: wait()", now=100.0)
@@ -142,16 +142,16 @@ class Stuck:
     _workers: dict[str, list[tuple[int, int, float]]] = field(default_factory=dict)  # line of code -> worker, chunk, s
 
     def told(self, worker: int, chunk: int, seconds: float, line: str, now: float) -> None:
-        """The worker has been in the gradient of `chunk` for so long, or in held-out rows, which are chunk -1.
+        """The worker has been in the gradient of `chunk` for `seconds`, or, with chunk -1, in held-out rows.
 
-        line: of the user's code, empty if unknown.
+        line: of the user's code, empty if unknown
         """
         self._workers.setdefault(line, []).append((worker, chunk, seconds))
         if self._since is None:
             self._since = now
 
     def due(self, now: float) -> list[str]:
-        """The lines to show now."""
+        """The lines to log now."""
         if self._since is None or now < self._since + GATHERING:
             return []
         told, self._workers, self._since = self._workers, {}, None

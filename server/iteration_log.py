@@ -1,4 +1,4 @@
-"""The rows of a run's record: filled during an iteration, written during the next."""
+"""The rows of a run's record: filled during an iteration, written during the next one."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -11,11 +11,14 @@ from psgc.server.observer import IterationRecord, Observer
 
 
 class IterationLog:
-    """Fills `row`, the row of the current iteration, and gives finished ones to `observer`.
+    """Fills `row`, the row of the current iteration, and gives finished rows to `observer`.
 
-    A row is written once the workers have begun the next iteration: workers on rank 0's host may need its core for
-    that. num_chunks: of the run; has_loss: whether the problem has one; every: iterations from one evaluation to the
-    next, 0 for none; held_out: the figures that an evaluation has, of `psgc.run_rows.HELD_OUT`.
+    A row is written after the workers have begun the next iteration, since workers on rank 0's host may need its core.
+
+    num_chunks: of the run
+    has_loss: whether the problem has a loss
+    every: iterations from one evaluation to the next, 0 for none
+    held_out: the figures of an evaluation, of `psgc.run_rows.HELD_OUT`
     """
 
     def __init__(
@@ -31,53 +34,53 @@ class IterationLog:
 
     @property
     def waits(self) -> bool:
-        """Whether a finished row has not been written."""
+        """Whether a finished row is still to be written."""
         return self._finished is not None
 
     def begin(self, iteration: int, lost: int) -> None:
-        """The row of an iteration, in which so many workers take no part."""
+        """Begin the row of an iteration without `lost` workers."""
         self.row, self._is_complete = IterationRecord(iteration, lost=lost), False
 
     def reported(self, report: Report, counts: bool = True) -> None:
-        """A worker has done a chunk, or the chunks of a piece; each of these is given the same time and loss.
+        """A worker has done a chunk, or a piece. Each chunk of a piece gets an equal share of its time and loss.
 
-        counts: whether it is part of the gradient.
+        counts: whether the copy is in the gradient
         """
         worker, loss = report.worker, report.loss / len(report.piece)
         for chunk, start, seconds in shares(report):
-            if report.iteration != self.row.iteration:  # whose row is finished
+            if report.iteration != self.row.iteration:  # the row of that iteration is finished
                 self._observer.chunk(worker, chunk, report.iteration, start, seconds, Outcome.LATE)
                 continue
             self.row.reports[worker, chunk, report.attempt] = (start, seconds)
-            if counts or not report.others:  # the loss of some chunks only cannot be told from that of all
+            if counts or not report.others:  # a chunk's share is no use if only some chunks of the piece count
                 self.row.losses.setdefault(chunk, loss)
             if is_evaluated(report.iteration, self._every):
                 self.row.held_out.setdefault(chunk, report.sums)
 
     def lost(self, worker: int) -> None:
-        """`worker` takes no part from now on."""
+        """`worker` is lost."""
         self.row.lost += 1
         self.row.gone.add(worker)
 
     def complete(self, seconds: float, recovered: int, error_measure: float) -> None:
-        """The gradient is there. The loss is that of the reported chunks, scaled up to all of them.
+        """The gradient is there. The loss is the sum over the reported chunks, scaled up to all chunks.
 
         There are held-out figures only when all chunks were reported.
         """
         row, losses = self.row, self.row.losses
         row.seconds, row.recovered, row.error_measure = seconds, recovered, error_measure
         if self._has_loss:
-            known = sum(losses[chunk] for chunk in sorted(losses))  # always the same rounding
+            known = sum(losses[chunk] for chunk in sorted(losses))  # in this order, so that the rounding is the same
             unknown = self._num_chunks - len(losses)
             row.loss = known * self._num_chunks / len(losses) if unknown else known
-        if len(row.held_out) == self._num_chunks:  # figures of some rows only could not be compared with others
+        if len(row.held_out) == self._num_chunks:  # figures of some rows could not be compared with other figures
             figures = dict(zip(HELD_OUT, summed(row.held_out), strict=True))
             row.test_loss, row.test_accuracy = (figures[name] if name in self._held_out else None for name in HELD_OUT)
         self._is_complete = True
 
     @property
     def divergence(self) -> str:
-        """What is wrong with the loss of the iteration; empty when it is finite, or there is none."""
+        """What is wrong with the loss of the iteration; empty if it is finite, or there is none."""
         loss, losses = self.row.loss, self.row.losses
         if loss is None or math.isfinite(loss):
             return ""
@@ -86,7 +89,7 @@ class IterationLog:
         return f"the loss of iteration {self.row.iteration} is {loss}{where}; a smaller optimizer.lr may help"
 
     def finish(self, books: Books) -> None:
-        """The iteration is over; books: its copies. A row that is not complete is left out."""
+        """The iteration is over; books: its copies. An incomplete row is dropped."""
         self.write()
         row = self.row
         if not self._is_complete:
@@ -106,7 +109,7 @@ class IterationLog:
 
 
 def shares(done: Report | Abandoned) -> Iterator[tuple[int, float, float]]:
-    """Of each chunk of a piece when it began and the seconds that it took, as if they had been done one after another.
+    """When each chunk of a piece began and how many seconds it took, as if they had been done one after another.
 
     >>> [*shares(Abandoned(worker=1, iteration=0, chunk=4, start=1.0, seconds=3.0, others=(7, 8)))]
     [(4, 1.0, 1.0), (7, 2.0, 1.0), (8, 3.0, 1.0)]

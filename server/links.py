@@ -1,4 +1,4 @@
-"""Messages between the server and its workers: they come out of `poll` as events, and orders go into the outbox."""
+"""Messages between the server and its workers: `poll` yields what they send, and orders go into the outbox."""
 
 import time
 from collections import defaultdict
@@ -38,16 +38,16 @@ class Links:
         self._backend = backend
         self._dtype = np.dtype(config.dtype)
         self._num_chunks, self._num_workers = plan.num_chunks, plan.num_workers
-        self._length = 0  # entries of a coded gradient, once such come (`per_chunk`); else vectors are blocks
+        self._length = 0  # entries of a coded gradient (`per_chunk`); 0: vectors are blocks
         self._iteration = -1
         self._began = 0.0
         self.outbox = Outbox(transport)
-        self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
+        self._texts: dict[int, bytes] = {}  # text of each worker that belongs to its next record
         self._readers: defaultdict[int, SumsReader] = defaultdict(SumsReader)
-        self._sums: dict[int, tuple[float, ...]] = {}  # of an evaluation: what each worker sent before its next report
-        self._pieces: dict[int, tuple[int, ...]] = {}  # what each worker said of a piece before its last record
+        self._sums: dict[int, tuple[float, ...]] = {}  # sums of each worker that belong to its next report (evaluation)
+        self._pieces: dict[int, tuple[int, ...]] = {}  # chunks of each worker's piece, until its last record comes
         self._ignored: set[int] = set()  # workers that sent something malformed
-        self._spared: set[int] = set()  # workers for which there are more receive buffers
+        self._spared: set[int] = set()  # workers for which more receive buffers were posted
 
     @property
     def now(self) -> float:
@@ -57,23 +57,24 @@ class Links:
     # the run
 
     def start(self, first: int) -> None:
-        """The run begins with iteration `first`: workers may be there before rank 0 is."""
+        """The run begins with iteration `first`. Workers may begin it before rank 0 does."""
         self._iteration = first - 1
 
     def open(self, length: int) -> None:
-        """Be ready for coded gradients of so many entries."""
+        """Post buffers for coded gradients of `length` entries."""
         self._length = length
         self._post_pool()
 
     def begin(self, iteration: int) -> None:
-        """A new iteration begins now: orders are for it."""
+        """A new iteration begins now. Orders are for this iteration."""
         self._iteration, self._began = iteration, time.monotonic()
         self.outbox.begin(iteration)
 
     def lost(self, worker: int, for_good: bool) -> None:
-        """Wait no longer for what is sent to `worker`; for_good: nothing will come from it either.
+        """Stop waiting for messages to `worker`. for_good: nothing will come from it either.
 
-        Otherwise the rest of what it was sending may never come, to buffers that others waited for: there are more.
+        If it may come back, the rest of a vector that it was sending may never come. That vector keeps its receive
+        buffers, so more buffers are posted for the other workers.
         """
         self.outbox.lost(worker, for_good)
         self._transport.forget(worker)
@@ -86,17 +87,17 @@ class Links:
         self._transport.remember(worker)
 
     def ignore(self, worker: int) -> None:
-        """Look at nothing that `worker` sends from now on."""
+        """Ignore all that `worker` sends from now on."""
         self._ignored.add(worker)
 
     def unreached(self, patience: float) -> list[int]:
-        """The workers to which something has not left for more than `patience` seconds."""
+        """The workers to which a message has not left for more than `patience` seconds."""
         return self._transport.unreached(patience)
 
     def close(self) -> None:
-        """Drop all that has not been sent. What the workers were sending can still arrive."""
+        """Drop all unsent orders. What the workers were sending can still arrive."""
         self.outbox.clear()
-        if self._length:  # a failure may have left no buffer posted
+        if self._length:  # a failure may leave no buffer posted
             self._post_pool()
 
     def _post_pool(self) -> None:
@@ -110,10 +111,10 @@ class Links:
     def _room(self) -> int:
         return receive_length(self._length + TAIL, self._dtype)
 
-    # what arrives
+    # arrivals
 
     def poll(self) -> Iterator[Arrival]:
-        """What has arrived since the last poll; each is to be handled before the next is asked for."""
+        """What has arrived since the last poll. The caller must handle each arrival before it asks for the next."""
         for message in self._transport.poll():
             if isinstance(message, Died):
                 yield Gone(message.rank, "its process died", dead=True)

@@ -1,4 +1,4 @@
-"""The training loop of the server. Read `Server.run` first; what messages lead to is in `psgc.server.dispatch`."""
+"""The training loop of the server. Read `Server.run` first. `psgc.server.dispatch` handles the messages."""
 
 import time
 from collections.abc import Callable
@@ -26,17 +26,17 @@ from psgc.server.trial import TrialComparison
 from psgc.server.verification import Checks
 from psgc.transport import SMALL, Transport
 
-SETTLED = 0.003  # seconds after which all workers have begun an iteration, if they have made the step before it
+SETTLED = 0.003  # seconds after which workers that have made their step have begun the iteration
 
 
 class Server:
-    """Trains: has the workers begin, lets the coordinator decide what counts, has the ranks sum that, and steps.
+    """Trains: starts iterations, lets the coordinator decide what counts, has the ranks sum that, and steps.
 
-    cluster: the workers; its `estimates` can be set before `run`.
-    coordinator, summing, links, log, observer: what decides, sums, speaks to the workers, and keeps the record.
+    cluster: the workers; its `estimates` can be set before `run`
+    coordinator, summing, links, log, observer: the parts that decide, sum, talk to workers, and keep the record
     """
 
-    _has_begun = False  # there is a Summing
+    _has_begun = False  # whether `summing` is set
 
     def __init__(self, transport: Transport, backend: Backend, observer: Observer, settings: ServerSettings) -> None:
         config, plan = settings.config, settings.plan
@@ -63,11 +63,12 @@ class Server:
     def run(
         self, params: Array, iterations: int, first: int = 0, begins: Callable[[int], object] = lambda _: None
     ) -> Array:
-        """Train from iteration `first`, with `params` (dim,), up to `iterations`; returns the parameters at the end.
+        """Train from iteration `first`, with `params` (dim,), up to `iterations`. Returns the parameters at the end.
 
-        begins: called with the number of each iteration, before it.
-        Raises RunFailed when the run cannot go on, UserError when that is because of the data; `self.params` then holds
-        the last good parameters.
+        begins: called with the number of each iteration, before it
+
+        Raises RunFailed when the run cannot go on, UserError when the data is at fault. `self.params` then holds the
+        last good parameters.
         """
         self.params = params
         self._moved = self._transport.bytes_sent, self._transport.bytes_received
@@ -87,7 +88,7 @@ class Server:
         self.links.outbox.patient = (Kind.COMMIT,) if params.nbytes <= SMALL else ()
         if not self.coordinator.is_combined:
             self.links.open(self._decoder.message_length)
-        del params  # they are memory that is free after the first step
+        del params  # so that the memory is free after the first step
         try:
             for iteration in range(first, iterations):
                 if not self._may_begin(iteration):
@@ -110,15 +111,15 @@ class Server:
         return self.params
 
     def _may_begin(self, iteration: int) -> bool:
-        """Whether there is to be another iteration: of a script that is known when it makes the next call."""
+        """Whether there is another iteration. A script decides that by its next call."""
         while (known := self._driver.may_begin(iteration)) is None:
             self.poll()
         return known
 
     def _sum(self, iteration: int) -> bool:
-        """One iteration: up to the gradient, exact unless the deadline or the error target is met.
+        """One iteration, up to its gradient. The gradient is exact unless the deadline or the error target was met.
 
-        False when the script is over before that.
+        Returns False when the script ends before that.
         """
         began, transport, dispatcher = time.monotonic(), self._transport, self._dispatcher
         dispatcher.begin(iteration)
@@ -132,7 +133,7 @@ class Server:
         gradient = None if dispatcher.num_sums else self._summed(is_approximate=missing > 0)
         row = self.log.row
         sent, received = self._moved
-        self._moved = transport.bytes_sent, transport.bytes_received  # what still goes out is of the next iteration
+        self._moved = transport.bytes_sent, transport.bytes_received  # later bytes belong to the next iteration
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
         self.log.complete(time.monotonic() - began, self.coordinator.books.recovered, missing)
@@ -146,7 +147,7 @@ class Server:
 
     @property
     def _has_time(self) -> bool:
-        """Whether nobody waits for this rank: the workers compute, or exchange blocks."""
+        """Whether no rank waits for this one: the workers compute, or exchange blocks."""
         return bool(self.log.row.reports) or self.links.now > SETTLED
 
     def _summed(self, is_approximate: bool) -> Array:
@@ -157,7 +158,7 @@ class Server:
             used = plain = self.summing.gradient
         else:
             weighted = None
-            if is_approximate and self._settings.is_unbiased:  # before the copies are summed
+            if is_approximate and self._settings.is_unbiased:  # before `gradient`, which sums the copies
                 weighted = self._decoder.weighted(self.cluster.weights(iteration, self.log.row.reports, incomplete))
             plain = self._decoder.gradient
             used = plain if weighted is None else weighted
@@ -168,10 +169,10 @@ class Server:
         return used
 
     def poll(self) -> None:
-        """Send what is to be sent, wait for something to arrive, handle it and what is due.
+        """Send orders, wait for a message, handle the messages, and check what is due.
 
-        In this order: after the last report nothing is waited for, and what follows from it goes with what comes after
-        that. So each worker is woken once.
+        Sending comes first, so that what follows from the last report goes out together with what the caller adds
+        after this method. So each worker is woken once.
         """
         self.links.outbox.send()
         it = self.summing.allreduce
@@ -186,16 +187,16 @@ class Server:
             raise RunFailed(reason)
 
     def _step(self) -> Array:
-        """Every rank makes the step. The parameters after that of this rank."""
+        """Have every rank make the step. Returns this rank's parameters after it."""
         if self._dispatcher.num_sums:
             self.summing.evaluated(summed(self._decoder.sums))
         else:
             self.summing.close()
-        # a short step is made by now, and CLOSE goes with the BEGIN of the next iteration
+        # A short step is made by now, and CLOSE goes out with the BEGIN of the next iteration.
         while (params := self.summing.params) is None:
             try:
                 self.poll()
-            except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
+            except RunFailed as failure:  # the other ranks make the step anyway, and a checkpoint must be whole
                 is_made = self.summing.params is not None
                 if not (self._driver.ends_steps and (is_made or self.summing.allreduce.replica.is_stepping)):
                     raise
@@ -206,16 +207,18 @@ class Server:
 
     @property
     def compared(self) -> dict[str, object]:
-        """What summary.json says of comparisons: which workers' parameters are known to be those of rank 0, and when,
-        once the run has begun; with `verify: {idle: true}` which share of the chunks was compared.
+        """Comparisons, for summary.json.
+
+        replicas: once the run has begun, the workers whose parameters are known to equal those of rank 0, and when
+        compared: with `verify: {idle: true}`, the share of the chunks that was compared
         """
         found: dict[str, object] = {"replicas": self.summing.summary()} if self._has_begun else {}
         return found | ({"compared": self._idle.summary()} if self._idle else {})
 
     def _settle(self) -> None:
-        """Wait for what is left of the trial, and let the other replicas make the last step.
+        """Wait for the rest of the trial, and for the other replicas' last step.
 
-        They may need what this rank has summed.
+        They may need blocks that this rank has summed.
         """
         end = time.monotonic() + min(self._settings.config.faults.collect_timeout, self._driver.last_step)
         self.links.outbox.send()
@@ -223,11 +226,11 @@ class Server:
             self.poll()
 
     def _is_followed(self) -> bool:
-        """Whether nobody needs anything of this rank any more."""
+        """Whether no rank needs this one any more."""
         return not self.summing.allreduce.is_busy and self.summing.is_followed(self._driver.over_on())
 
     def stop_workers(self, timeout: float, done: int = 0) -> bool:
-        """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
+        """Have every process end (`psgc.server.ending`). Returns whether all of them leave in order."""
         self.links.close()
         lacking = self.summing.lack_a_state() if self._has_begun else ()
         stepped = self.summing.told if self._has_begun else None

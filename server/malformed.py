@@ -1,4 +1,4 @@
-"""What no correct worker sends, told by its values alone. The worker that sends it is lost; the others go on."""
+"""Malformed messages, found by their values alone. A worker that sends one is lost, and the others go on."""
 
 from math import isfinite
 
@@ -14,15 +14,15 @@ FROM_WORKERS = {
 
 
 class Malformed(Exception):
-    """A message is malformed; the text says in what."""
+    """A message that no correct worker sends; the text says what is wrong with it."""
 
 
 def check_record(entry: Entry, num_chunks: int, iteration: int) -> None:
-    """Raises Malformed for a control record that no worker sends while the server is in `iteration`."""
+    """Raises Malformed for a control record that no correct worker sends while the server is in `iteration`."""
     name = FROM_WORKERS.get(entry["kind"])
     if name is None:
         raise Malformed(f"a record of kind {entry['kind']}, which no worker sends during a run")
-    if name in ("STEPPED", "BEHIND", "ENDED"):  # the former has a digest in the other fields
+    if name in ("STEPPED", "BEHIND", "ENDED"):  # STEPPED has a digest in the other fields
         check_iteration(name, entry["iteration"], iteration + 1)
         return
     if name == "REFUSED":
@@ -32,7 +32,7 @@ def check_record(entry: Entry, num_chunks: int, iteration: int) -> None:
     else:
         check_chunk(name, entry["chunk"], num_chunks)
         check_iteration(name, entry["iteration"], iteration)
-    if name not in ("TRIAL", "SKETCH", "SUMS"):  # which have other numbers in these fields
+    if name not in ("TRIAL", "SKETCH", "SUMS"):  # these have other numbers in the fields
         check_seconds(name, entry["start"], entry["seconds"])
 
 
@@ -43,7 +43,7 @@ def check_chunk(what: str, chunk: int, num_chunks: int, least: int = 0) -> None:
 
 
 def check_piece(what: str, first: int, many: float, num_chunks: int) -> None:
-    """Raises Malformed unless there are so many chunks from the first one on."""
+    """Raises Malformed unless there are `many` chunks from chunk `first` on."""
     if not (many >= 1 and many % 1 == 0 and first + many <= num_chunks):
         raise Malformed(f"{what} of {many} chunks from {first} on, the chunks are 0..{num_chunks - 1}")
 

@@ -1,8 +1,8 @@
 """The membership: which workers are live, which chunks they hold, and in which role they code them.
 
-A worker codes each chunk in a *role*, a row of the coding matrix: its own row, or, for a chunk that was reassigned to
-it, the row of a lost worker that held the chunk. So every chunk is decoded from the rows that were planned for it, and
-the coding matrix stays well conditioned after any number of deaths.
+A worker codes each chunk in a *role*, a row of the coding matrix. That is the worker's own row, or, for a reassigned
+chunk, the row of a lost worker that held the chunk. So every chunk is decoded from the rows that were planned for it,
+and the coding matrix stays well conditioned after any number of losses.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -14,9 +14,11 @@ from psgc.errors import TooFewWorkers
 class Membership:
     """The live workers and the chunks that they hold.
 
-    planned[i]: the ranks that hold chunk i while nobody is lost; parts: how many live holders a chunk needs; workers:
-    all ranks, if some hold nothing; reassigning: whether a live worker may take a chunk that it does not hold (it reads
-    it from the data source); checking: whether each chunk needs one more holder (`verify`).
+    planned[i]: the ranks that hold chunk i while nobody is lost
+    parts: how many live holders a chunk needs
+    reassigning: whether a live worker may take a chunk that it does not hold, and read it from the data source
+    workers: all ranks, if some of them hold nothing
+    checking: whether each chunk needs one more holder (`verify`)
 
     >>> membership = Membership([[1, 2], [2, 3], [1, 3]], parts=2)
     >>> membership.lose(2)
@@ -40,12 +42,12 @@ class Membership:
         self._checking = checking
         self._needed = parts + checking  # live holders of a chunk
         self._code = f"parts {parts}{' with verify' if checking else ''}"
-        self.holders = [list(workers) for workers in planned]  # live ones, new holders among them
+        self.holders = [list(workers) for workers in planned]  # live holders, with new ones
         self._held: dict[int, set[int]] = {worker: set() for worker in sorted(self.workers)}  # worker -> chunks
         for chunk, of in enumerate(planned):
             for worker in of:
                 self._held[worker].add(chunk)
-        self._roles: dict[int, dict[int, int]] = {worker: {} for worker in self._held}  # of new holders, by chunk
+        self._roles: dict[int, dict[int, int]] = {worker: {} for worker in self._held}  # worker -> chunk -> role
 
     @property
     def live(self) -> Collection[int]:
@@ -53,9 +55,9 @@ class Membership:
         return self._held.keys()
 
     def without(self, lost: Iterable[int]) -> "Membership":
-        """A copy of this membership, from which none is lost, without `lost`: each chunk has enough live holders.
+        """A copy of this membership without the workers `lost`, in which each chunk has enough live holders.
 
-        Raises: TooFewWorkers.
+        Only for a membership that has lost nobody. Raises TooFewWorkers.
         """
         membership = copy(self)
         membership.holders = [list(workers) for workers in self.planned]
@@ -81,10 +83,7 @@ class Membership:
         return sorted(self._roles[worker])
 
     def lose(self, worker: int) -> list[int]:
-        """Remove `worker`; returns the chunks that it held.
-
-        Raises: TooFewWorkers.
-        """
+        """Remove `worker`. Returns the chunks that it held. Raises TooFewWorkers."""
         chunks = sorted(self._held.pop(worker))
         if len(self._held) < self._needed:
             there = f"{len(self._held)} worker{' is' if len(self._held) == 1 else 's are'} left"
@@ -94,16 +93,17 @@ class Membership:
         return chunks
 
     def reassign(self, chunk: int, taken: Collection[tuple[int, int]] = ()) -> int:
-        """Give `chunk` to the worker that holds fewest chunks, among those that do not hold it; returns the worker.
+        """Give `chunk` to the worker that holds fewest chunks, of those that do not hold it. Returns the worker.
 
-        taken: (worker, role) of copies that have been done; their workers cannot do the chunk again.
-        Raises: TooFewWorkers when no worker can take it, or none may.
+        taken: (worker, role) of copies that have been done; their workers cannot do the chunk again
+
+        Raises TooFewWorkers when no worker can take the chunk, or none may.
         """
         workers = {*self.holders[chunk], *(worker for worker, _ in taken)}
         roles = [self.role(worker, chunk) for worker in self.holders[chunk]]
         roles += [role for worker, role in taken if worker not in self.holders[chunk]]
         able = [worker for worker in self._held if worker not in workers]
-        # all roles are taken only if the chunk is committed, and done again in roles told later, or disputed
+        # all roles are taken only if the chunk is disputed, or is done again in roles that its commit names
         role = min(self.planned[chunk], key=roles.count)
         if not self.reassigning or not able:
             hint = "" if self.reassigning else "; faults.adopt: true would let others take it"

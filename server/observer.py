@@ -1,4 +1,4 @@
-"""What the server reports of a run, and to whom."""
+"""What the server reports of a run, and the interface that receives it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -8,19 +8,19 @@ from psgc.run_rows import IterationRow, Outcome
 
 @dataclass
 class IterationRecord(IterationRow):
-    """One iteration as the server sees it: its row, and what the row is made from."""
+    """One iteration as the server sees it: its row, and the values that make the row."""
 
     gone: set[int] = field(default_factory=set)  # workers that were lost in this iteration
     # (worker, chunk, how often it was invalidated before): start, seconds
     reports: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
-    losses: dict[int, float] = field(default_factory=dict)  # of each chunk that was reported
-    held_out: dict[int, tuple[float, ...]] = field(default_factory=dict)  # likewise: test_loss, test_accuracy
-    params: Any = None  # (dim,), those that the held-out figures are of
+    losses: dict[int, float] = field(default_factory=dict)  # by reported chunk
+    held_out: dict[int, tuple[float, ...]] = field(default_factory=dict)  # by reported chunk: test_loss, test_accuracy
+    params: Any = None  # (dim,), at which the held-out figures were computed
 
 
 @dataclass(frozen=True)
 class Approximation:
-    """An approximate gradient, and which chunks it lacks.
+    """An approximate gradient, and the chunks that are missing from it.
 
     params: (dim,), at which the gradient was computed.
     used: (dim,), the gradient that was used.
@@ -49,12 +49,12 @@ class Observer(Protocol):
     def approximate(self, approximation: "Approximation") -> None: ...
 
     def stepped(self, done: int, row: IterationRecord, params: Any) -> bool:
-        """So many iterations are done: the row of the newest, without what is known later, and the parameters (dim,).
+        """`done` iterations are done. row: of the newest; params: (dim,) after it.
 
-        Returns whether the run has had enough; then it ends as after its last iteration.
+        Returns whether the run can end now, as after its last iteration.
         """
 
-    def stuck(self, line: str) -> None: ...
+    def say(self, line: str) -> None: ...
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None: ...
 

@@ -1,21 +1,22 @@
-"""Who sums which slice of an iteration, and what of it rank 0 has (`aggregation: allreduce`). Pure: no clock, no MPI.
+"""Which rank sums which slice of an iteration, and which slices rank 0 has. Pure: no clock, no MPI.
 
-The map of attempt 0 has all slices. A further attempt has slices that rank 0 lacks, with other owners or other
-contributors: when contributors have changed, when an owner is lost, and when an owner is late. A late owner is not
-given up. Whichever version of a slice is at rank 0 first counts.
+For `aggregation: allreduce`. The map of attempt 0 has all slices. A further attempt has slices that rank 0 lacks, with
+other owners or other contributors: when contributors have changed, when an owner is lost, or when an owner is late. A
+late owner is not lost, and goes on. The first version of a slice to reach rank 0 counts.
 
-An owner is late when most of the others are through long since, and
+An owner is late when most of the other owners were done long ago, and both of these hold:
 
-* rank 0 does not wait for another contributor itself: that one would be late for any owner;
-* what its link still has to carry takes longer, at its pace, than another owner would take, or nothing moves there.
+* rank 0 itself does not wait for another contributor, who would make any owner late;
+* the rest of what its link has to carry would take, at its pace, longer than another owner would take, or the link is
+  not moving at all.
 
-Ranks that share the memory of a host have one link, and are late or slow together: which of them is through first says
-nothing of the others. What they need is known from the iteration before. Another owner takes longer there than the
-first one did, as many times as a host has ranks, since the next attempts do not share. On one host alone nothing
-crosses a link, and each rank is late by itself.
+Ranks that share the memory of a host have one link, so they are late together, and the first of them that is done says
+nothing about other hosts. The time that slices usually take is known from the iteration before. A new owner there takes
+longer than the first one, as many times as a host has ranks, since further attempts do not use the shared memory. If
+all ranks are on one host, nothing crosses a link, and each rank is late by itself.
 
-What a slow network carries is progress, however little it is. Only when no byte has moved anywhere for `timeout`, all
-slices that are missing get other owners.
+A slow network that carries anything makes progress. When no byte has moved anywhere for `timeout`, all missing slices
+get other owners.
 """
 
 from collections import Counter
@@ -28,21 +29,24 @@ from psgc.errors import RunFailed
 
 LATE = 2.0  # times the median of the other owners, after which an owner is late
 LEAST_LATE = 0.1  # seconds
-UNKNOWN = 1.0  # seconds that the slices of hosts take, before any iteration has shown it
+UNKNOWN = 1.0  # seconds that the slices of hosts are taken to need, before the first iteration
 HEDGES = 8  # attempts in one iteration because of lateness
 SLOWER = 1.5  # times the median, after which an owner gets less
 LEAST_SLOWER = 0.05  # seconds
-RATES = (0.7, 1.05)  # factors of a rate after an iteration in which its owner was slow, or was not
+RATES = (0.7, 1.05)  # factors of a rate after an iteration in which its owner was slow, and after another one
 LEAST_RATE = 0.05
 
 
 class Owners:
-    """ranks: of the run; entries: of the coded vector; itemsize: bytes of an entry.
+    """The owners of the slices, over the iterations of a run.
 
-    timeout: seconds in which no byte moves after which all slices that are missing get other owners;
-    hosts, in_nodes: of maps.
-    rates: of the ranks' links, relative to the fastest, by what was seen of their slices.
-    shares: the rates by which the slices of this iteration were made: 0 of a rank that may own nothing.
+    ranks: the ranks of the run
+    entries: length of the coded vector
+    itemsize: bytes of an entry
+    timeout: seconds without any byte moving, after which all missing slices get other owners
+    hosts, in_nodes: as in a map
+    rates: the pace of each rank's link relative to the fastest, learnt from its slices
+    shares: the rates from which the slices of this iteration were made; 0 for a rank that may own nothing
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Owners:
         self._entries, self._parts, self._least = entries, parts, least_slice(itemsize)
         self._itemsize, self._timeout, self._hosts, self._in_nodes = itemsize, timeout, hosts, in_nodes
         self.rates = dict.fromkeys(ranks, 1.0)
-        self._usual = UNKNOWN  # seconds until all slices of the iteration before were here
+        self._usual = UNKNOWN  # seconds until rank 0 had all slices in the iteration before
         self.begin(-1)
 
     def begin(self, iteration: int) -> None:
@@ -67,14 +71,14 @@ class Owners:
         self.map: Map | None = None  # the newest
         self._slices: tuple[Slice, ...] = ()
         self._owners: list[dict[int, int]] = []  # by slice: attempt -> owner
-        self._took: dict[int, float] = {}  # by slice: seconds until it was here
-        self._versions: dict[int, int] = {}  # by slice: the attempt whose sum is here
-        self._first = 0  # earlier attempts do not count any more
+        self._took: dict[int, float] = {}  # by slice: seconds until it arrived
+        self._versions: dict[int, int] = {}  # by slice: the attempt that counts
+        self._first = 0  # the first attempt that may count
         self._hedges = 0
         self._able: set[int] = set()
-        self._carried: dict[int, tuple[float, float]] = {}  # by rank: bytes that its link has carried, known since
-        self._needed: dict[int, int] = {}  # by link: all that it has to carry for the first map
-        self._by_host, self._ranks_of_a_host = False, 1  # whether hosts have links for the first map
+        self._carried: dict[int, tuple[float, float]] = {}  # by rank: bytes that its link has carried, and since when
+        self._needed: dict[int, int] = {}  # by link: all bytes that it has to carry for the first map
+        self._by_host, self._ranks_of_a_host = False, 1  # whether a link belongs to a host, for the first map
         self.shares: dict[int, float] = {}
 
     @property
@@ -84,21 +88,22 @@ class Owners:
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """Which attempt counts, by slice."""
+        """The attempt that counts, by slice."""
         return tuple(self._versions[number] for number in range(len(self._slices)))
 
     @property
     def others(self) -> dict[int, int]:
-        """Which attempt counts of the slices of which it is not the first."""
+        """The attempt that counts, for slices of which it is not attempt 0."""
         return {number: version for number, version in self._versions.items() if version}
 
     def share(
         self, contributors: Iterable[Contributor], receivers: Collection[int], able: Collection[int], now: float
     ) -> Map | None:
-        """The map for these contributors; none when everything is here already.
+        """The map for these contributors; None when rank 0 has every slice already.
 
-        receivers: those that get the gradient, all of them live; able: those of them that may own something;
-        now: seconds.
+        receivers: the live ranks that get the gradient
+        able: the receivers that may own slices
+        now: seconds
         """
         made = tuple(sorted(contributors, key=in_order))
         self._able = set(able)
@@ -113,19 +118,19 @@ class Owners:
             self._needed = self._needs(self.map)
             return self.map
         contributing = {one.rank for one in made}
-        if self._missing() and not contributing.issubset(receivers):  # ranks that the maps before left out
+        if self._missing() and not contributing.issubset(receivers):  # earlier maps left some contributors out
             self._versions, self._first = {}, self.map.attempt + 1
         return self._remake(self._missing(), made, contributing.union(receivers), now)
 
     def lost(self, rank: int, receivers: Collection[int], now: float) -> Map | None:
-        """`rank` is lost, but contributes nothing: a new map when it owned a slice that is missing."""
+        """`rank`, which contributes nothing, is lost. Returns a new map when it owned a missing slice."""
         if self.map is None:
             return None
         orphaned = [number for number in self._missing() if self._newest(number) == rank]
         return self._remake(orphaned, self.map.contributors, receivers, now)
 
     def moved(self, rank: int, carried: float, now: float) -> None:
-        """The link of `rank` has carried so many bytes of blocks of this iteration, in both directions."""
+        """The link of `rank` has carried so many bytes of this iteration's blocks, in both directions."""
         if carried > self._carried.get(rank, (0, 0.0))[0]:
             self._carried[rank] = carried, now
             self._progress = now
@@ -133,9 +138,9 @@ class Owners:
     def late(
         self, receivers: Collection[int], now: float, awaited: Callable[[], Collection[int]] = tuple
     ) -> Map | None:
-        """A new map when owners are late. Raises RunFailed when that does not help.
+        """A new map when owners are late. Raises RunFailed when HEDGES new maps have not helped.
 
-        awaited: gives the ranks whose accumulators rank 0 lacks for its own slices.
+        awaited: gives the ranks whose accumulators rank 0 lacks for its own slices
         """
         missing = self._missing()
         if self.map is None or not missing:
@@ -154,7 +159,7 @@ class Owners:
         return self._remake(missing, self.map.contributors, receivers, now)
 
     def _late(self, missing: list[int], now: float, awaited: Callable[[], Collection[int]]) -> list[int]:
-        """Those of the missing slices whose owners are late."""
+        """The missing slices whose owners are late."""
         if self._hedges >= HEDGES or 2 * len(self._took) < len(self._slices):
             return []
         usual = median(self._took.values())
@@ -169,7 +174,7 @@ class Owners:
         return [number for number in missing if self._newest(number) in owners]
 
     def _is_late(self, owner: int, usual: float, now: float) -> bool:
-        """Whether another owner would be through before this one is, at the pace of its link."""
+        """Whether another owner would be done before this one, at the pace of its link."""
         carried, since = self._carried.get(owner, (0.0, self._began))
         needed = self._needed.get(self._link(owner), 0.0)
         if self._by_host:
@@ -177,7 +182,7 @@ class Owners:
         return now - since > usual or (now - self._began) * (needed - carried) > usual * carried
 
     def _carried_by(self, host: int, needed: float) -> tuple[float, float]:
-        """What the link of a host has carried, by what its ranks say and by which of its slices are here, and when."""
+        """Bytes that the link of a host has carried, and when: by what its ranks say, or by its slices at rank 0."""
         news = [news for rank, news in self._carried.items() if self._hosts[rank] == host]
         own = [number for number, part in enumerate(self._slices) if self._hosts[part.owner] == host]
         sizes = {number: self._slices[number].stop - self._slices[number].start for number in own}
@@ -187,11 +192,11 @@ class Owners:
         return max(by_slices, sum(size for size, _ in news)), since
 
     def _link(self, rank: int) -> int:
-        """The number of the link that the blocks of `rank` travel through in the first map."""
+        """The number of the link that carries the blocks of `rank` in the first map."""
         return self._hosts[rank] if self._by_host else rank
 
     def _needs(self, map: Map) -> dict[int, int]:
-        """By link the bytes that it carries; between the ranks of a host none."""
+        """The bytes that each link carries. Between the ranks of a host there are none."""
         made = [self._link(one.rank) for one in map.contributors]
         if self._by_host:
             made = [*set(made)]
@@ -207,16 +212,16 @@ class Owners:
         return needed
 
     def here(self, attempt: int, number: int, now: float) -> None:
-        """Rank 0 has a version of a slice."""
+        """Rank 0 has a version of slice `number`."""
         if number not in self._versions and attempt >= self._first:
             self._versions[number] = attempt
             self._took[number] = now - self._began
             self._progress = now
 
     def learn(self) -> None:
-        """The iteration is over: owners that were slow get less in the next one."""
-        took: dict[int, float] = {}  # by link: until the last of its slices was here
-        for number, seconds in self._took.items():  # in the order in which they came
+        """The iteration is over: slow owners get less in the next one."""
+        took: dict[int, float] = {}  # by link: seconds until the last of its slices arrived
+        for number, seconds in self._took.items():  # in the order of arrival
             if not self._by_host or not self._versions[number]:
                 took[self._link(self._slices[number].owner)] = seconds
         self._usual = max(took.values(), default=UNKNOWN)
@@ -237,11 +242,11 @@ class Owners:
     def _remake(
         self, numbers: list[int], contributors: tuple[Contributor, ...], receivers: Collection[int], now: float
     ) -> Map | None:
-        """The next attempt: these slices go to those that have had them least often, each to another one."""
+        """The next attempt: each of these slices goes to another owner, the one that has had it least often."""
         if not numbers:
             return None
         assert self.map is not None
-        self._progress = self._made = now  # it takes as long as the first one
+        self._progress = self._made = now  # the new attempt takes as long as the first one
         attempt, able = self.map.attempt + 1, sorted(self._able.intersection(receivers))
         slices: list[Slice] = []
         for number in numbers:

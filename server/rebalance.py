@@ -1,7 +1,7 @@
-"""Queues for the workers that are left, made between two iterations from the queues of the plan.
+"""Queues for the live workers, made between two iterations from the queues of the plan.
 
-Every worker waits meanwhile, so nothing is computed anew (see `psgc.coding.ordering`, which takes seconds when there
-are thousands of workers). What lost workers were to do changes hands, and everything else stays.
+Every worker waits meanwhile, so nothing is optimised again (`psgc.coding.ordering` takes seconds with thousands of
+workers). The work of lost workers changes hands, and everything else stays.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from psgc.plan import Plan
 from psgc.schedules import Queues
 from psgc.server.membership import Membership
 
-REACH = 100  # workers that are looked at to find one that can take a chunk
+REACH = 100  # workers that are searched for one that can take a chunk
 
 
 def queues_for(membership: Membership, plan: Plan) -> tuple[Queues, Queues]:
     """Default queue and backups of each live worker.
 
-    The own share of a lost worker is shared out evenly, and what a worker gets is done at the end of its own share. The
-    result depends only on who is lost: it is the plan again when everybody is back.
+    The lost workers' own shares are spread evenly. A worker does what it takes over at the end of its own share. The
+    result depends only on which workers are lost: when all are back it is the plan again.
 
     >>> from psgc.config import Coding
     >>> from psgc.plan import make_plan
@@ -38,7 +38,7 @@ def queues_for(membership: Membership, plan: Plan) -> tuple[Queues, Queues]:
     for worker in live:
         held = (*plan.queues[worker], *plan.backups.get(worker, ()), *membership.reassigned(worker))
         rest = [chunk for chunk in held if chunk not in own[worker]]
-        if plan.backups:  # the default queue is the own share alone
+        if plan.backups:  # then the default queue is only the own share
             queues[worker], backups[worker] = own[worker], rest
         else:
             queues[worker] = own[worker] + rest
@@ -46,12 +46,12 @@ def queues_for(membership: Membership, plan: Plan) -> tuple[Queues, Queues]:
 
 
 def _hand_over(chunk: int, own: Queues, holders: Sequence[Sequence[int]], share: int) -> None:
-    """Give `chunk` to a worker with less than a fair `share`; if need be, along a path.
+    """Give `chunk` to a worker with less than a fair `share`, if need be along a path.
 
-    A holder whose share is full takes the chunk and passes one of its own on to another holder of that one, and so on.
+    On a path, a holder whose share is full takes the chunk, and passes one of its own chunks on to another holder.
     """
     source: dict[int, tuple[int | None, int]] = {w: (None, chunk) for w in holders[chunk] if chunk not in own[w]}
-    if not source:  # the queues of `random` begin with any chunks: all holders may do this one early already
+    if not source:  # every holder has it in its share already, which happens with the queues of `random`
         return
     reached = [*source]
     for worker in reached:

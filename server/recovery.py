@@ -1,4 +1,4 @@
-"""When an iteration ends although something is missing (approximate recovery). Pure: times come with events."""
+"""When an incomplete iteration ends (approximate recovery). Pure: the caller passes times."""
 
 import statistics
 from collections import Counter, deque
@@ -10,14 +10,14 @@ import numpy as np
 
 from psgc import coding
 
-LOOKED_BACK = 50  # iterations that an automatic deadline follows
-AT_FIRST = 5  # iterations that it has to see before it sets any
+LOOKED_BACK = 50  # iterations from which an automatic deadline is made
+AT_FIRST = 5  # iterations before the first automatic deadline
 DEVIATIONS = 5.0  # median absolute deviations after the median; of a normal distribution about 3.4 standard deviations
-LEAST_DEVIATION = 0.02  # of the median: times that hardly differ are no reason to cut off at the slightest delay
+LEAST_DEVIATION = 0.02  # of the median; nearly equal times must not make the deadline too tight
 
 
 def tolerated(max_error: float | None, copies: int) -> int:
-    """How many of so many copies may be missing (`recovery.max_error`).
+    """How many of `copies` copies may be missing (`recovery.max_error`).
 
     >>> tolerated(0.29, 100)
     29
@@ -26,15 +26,17 @@ def tolerated(max_error: float | None, copies: int) -> int:
 
 
 class TimeLimit:
-    """seconds: from the beginning of every iteration; `auto`: set by what recent iterations took; None: no deadline.
+    """The deadline of iterations.
 
-    An iteration that was cut off counts as if it had gone on at the same rate until nothing was missing, so that an
-    automatic deadline also follows a run that becomes slower.
+    seconds: from the beginning of an iteration; `auto`: learnt from recent iterations; None: no deadline
+
+    An iteration that was cut off counts as if it had gone on at the same rate until it was complete. So an automatic
+    deadline follows a run that becomes slower.
 
     >>> deadline = TimeLimit("auto")
     >>> for took in (1.0, 1.0, 1.2, 1.0, 0.9):
     ...     deadline.took(took, missing=0.0)
-    >>> deadline.seconds  # no more than LEAST_DEVIATION from one to the next, as the median goes
+    >>> deadline.seconds  # the median deviation is less than LEAST_DEVIATION
     1.1
     """
 
@@ -44,7 +46,7 @@ class TimeLimit:
         self._times: deque[float] = deque(maxlen=LOOKED_BACK)
 
     def took(self, seconds: float, missing: float) -> None:
-        """An iteration ended after so long, with this share (below 1) of the copies missing."""
+        """An iteration took `seconds`, with the share `missing` (below 1) of the copies missing."""
         if not self._automatic:
             return
         self._times.append(seconds / (1 - missing))
@@ -63,13 +65,15 @@ def weights(
     whole: bool,
     seed: Sequence[int],
 ) -> dict[int, float]:
-    """What each recovered chunk counts for in an unbiased gradient, see `psgc.coding.unbiased_weights`.
+    """The weight of each recovered chunk in an unbiased gradient, see `psgc.coding.unbiased_weights`.
 
-    queues: by rank, of the live workers; reported: (worker, chunk), of this iteration; whole: a worker counts only
-    when its whole queue is done (schedule `full`). A chunk that somebody recovered in a lost worker's stead, for which
-    the model has no place, counts once.
+    queues: by rank, of the live workers
+    reported: (worker, chunk), of this iteration
+    whole: whether a worker counts only when its whole queue is done (schedule `full`)
 
-    >>> weights({1: [0, 1], 2: [2, 3]}, [(1, 0), (2, 1)], [0, 1], 4, 1, False, (0, 7))[1]  # 2 did it for another
+    A chunk that a worker did for a lost one has the weight 1, since the model has no place for it.
+
+    >>> weights({1: [0, 1], 2: [2, 3]}, [(1, 0), (2, 1)], [0, 1], 4, 1, False, (0, 7))[1]  # not in the queue of 2
     1.0
     """
     live = sorted(queues)

@@ -1,30 +1,35 @@
-"""At which iteration each worker's replica is, and who gives its state to whom. Pure: no clock, no MPI.
+"""The iteration that each worker's replica has reached, and which rank gives a state to which. Pure: no clock, no MPI.
 
 A worker follows the iterations by itself. It *needs a state* at the start, when it comes back, and when it falls
-behind. A rank whose replica is at the current iteration gives it. Workers give before rank 0 does, each to WIDTH others
-at a time: at the start the state reaches all in a tree. Where only rank 0 has links to all others, it gives to
-all at once. To the ranks of a host one state comes from elsewhere; they give it on among themselves.
+behind. A rank whose replica is at the current iteration gives it one. Workers give before rank 0 does, each to WIDTH
+others at a time, so at the start the state reaches all ranks in a tree. If only rank 0 has links to all others, rank 0
+gives to all at once. A host gets one state from elsewhere, and its ranks pass it on among themselves.
 
-A worker with a *wrong* replica is told to drop it. Until it says BEHIND, nothing that it says of its replica counts.
+A worker with a *wrong* replica is told to drop it. Until the worker answers BEHIND, its other messages about its
+replica do not count.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-WAITING = 2  # gradients that wait for a rank, at least
-CATCHING_UP = 4  # the same while it is sent a state
+WAITING = 2  # gradients that may wait for a rank, at least
+CATCHING_UP = 4  # gradients that may wait for a rank while it is sent a state
 WIDTH = 2  # states that a rank gives at a time
 LONGEST = 64  # iterations at most between two states for a worker that cannot follow
 
 
 @dataclass(slots=True)
-class _Whereabouts:
-    """steps: the iteration that the replica has reached, as far as is known.
+class _Replica:
+    """The replica of one worker.
 
-    after: it needs a state of a later iteration than this one, None: it follows; donor, given: who gives it a state of
-    which iteration; failures: states in a row with which it did not catch up; earliest: iteration of the next one;
-    is_wrong: it has to drop what it has.
+    steps: the iteration that it has reached, as far as known
+    after: it needs a state of an iteration later than this one; None: it follows
+    donor: the rank that gives it a state
+    given: the iteration of that state
+    failures: states in a row with which it did not catch up
+    earliest: the earliest iteration of its next state
+    is_wrong: whether the worker has to drop it
     """
 
     steps: int = -1
@@ -37,8 +42,13 @@ class _Whereabouts:
 
 
 class Replicas:
-    """first: the iteration that the run begins with; alike: the workers that have its state, as rank 0 has;
-    workers_give: whether workers give states to others; waiting: gradients that wait for a rank; hosts: as in a map.
+    """The replicas of all workers.
+
+    first: the iteration that the run begins with
+    alike: the workers that begin in the state of rank 0
+    workers_give: whether workers give states to others
+    waiting: gradients that may wait for a rank
+    hosts: as in a map
     """
 
     def __init__(
@@ -53,7 +63,7 @@ class Replicas:
         self._hosts = hosts
         self._workers_give, self._waiting, self._catching_up = workers_give, waiting, max(CATCHING_UP, waiting)
         there, behind = (first, None), (-1, first - 1)
-        self._replicas = {worker: _Whereabouts(*(there if worker in alike else behind)) for worker in workers}
+        self._replicas = {worker: _Replica(*(there if worker in alike else behind)) for worker in workers}
 
     def stepped(self, worker: int, iteration: int) -> None:
         """The replica of `worker` is at the beginning of `iteration`."""
@@ -63,19 +73,19 @@ class Replicas:
         replica.steps = max(replica.steps, iteration)
         if replica.after is not None and iteration > replica.after:
             self.follows(worker)
-        elif replica.donor is not None and iteration >= replica.given:  # meanwhile it needs a newer one
+        elif replica.donor is not None and iteration >= replica.given:  # by now it needs a newer state
             replica.donor = None
 
     def follows(self, worker: int) -> None:
-        """The replica of `worker` is where it is to be: it needs no state."""
+        """The replica of `worker` is up to date: it needs no state."""
         replica = self._replicas[worker]
         replica.donor, replica.after, replica.failures = None, None, 0
 
     def behind(self, worker: int, iteration: int, now: int) -> None:
-        """`worker` cannot follow `iteration`; now: the iteration that rank 0 is at."""
+        """`worker` cannot follow `iteration`. now: the iteration of rank 0."""
         replica = self._replicas[worker]
         replica.is_wrong = False
-        replica.steps = min(replica.steps, iteration)  # it was told to drop what it had come to
+        replica.steps = min(replica.steps, iteration)  # a wrong replica was dropped
         if replica.after is not None and replica.after >= iteration:
             return
         if replica.donor is not None:
@@ -85,16 +95,16 @@ class Replicas:
         self._gives_nothing(worker)
 
     def lost(self, worker: int, now: int) -> None:
-        """`worker` takes no part: it gives nothing, and needs a state if it comes back."""
+        """`worker` is lost: it gives no state, and needs one if it comes back."""
         self._gives_nothing(worker)
-        self._replicas[worker] = _Whereabouts(after=now, is_wrong=self._replicas[worker].is_wrong)
+        self._replicas[worker] = _Replica(after=now, is_wrong=self._replicas[worker].is_wrong)
 
     def wrong(self, worker: int) -> None:
-        """The replica of `worker`, which is lost, is wrong: when it comes back, it has to drop that."""
+        """The replica of `worker`, which is lost, is wrong: the worker must drop it when it comes back."""
         self._replicas[worker].is_wrong = True
 
     def is_wrong(self, worker: int) -> bool:
-        """Whether the worker has a wrong replica, as far as is known."""
+        """Whether the worker is known to have a wrong replica."""
         return self._replicas[worker].is_wrong
 
     def _gives_nothing(self, worker: int) -> None:
@@ -103,13 +113,13 @@ class Replicas:
                 replica.donor = None
 
     def returned(self, worker: int, now: int) -> None:
-        """`worker` takes part again, from iteration `now` on: what it has missed it cannot follow."""
+        """`worker` takes part again from iteration `now` on. It cannot follow if it has missed iterations."""
         replica = self._replicas[worker]
         if replica.steps < now:
             replica.after = now - 1
 
     def receivers(self, iteration: int, live: Collection[int]) -> tuple[int, ...]:
-        """The ranks that get the gradient of `iteration`; the other live ones fall behind."""
+        """The ranks that get the gradient of `iteration`. The other live ranks fall behind."""
         receivers = [0]
         for worker in sorted(live):
             replica = self._replicas[worker]
@@ -122,15 +132,15 @@ class Replicas:
         return tuple(receivers)
 
     def following(self, workers: Iterable[int]) -> list[int]:
-        """Those that need no state."""
+        """The workers that need no state."""
         return [worker for worker in workers if self._replicas[worker].after is None]
 
     def lack_a_state(self, workers: Iterable[int]) -> set[int]:
-        """Those that cannot go on, and that nobody gives a state."""
+        """The workers that need a state, and that no rank gives one."""
         return {w for w in workers if self._replicas[w].after is not None and self._replicas[w].donor is None}
 
     def being_given(self, workers: Iterable[int]) -> set[int]:
-        """Those that have not come to the state that they are given."""
+        """The workers that are given a state, and have not reached it."""
         return {w for w in workers if self._replicas[w].after is not None and self._replicas[w].donor is not None}
 
     def is_at(self, worker: int, iteration: int) -> bool:
@@ -138,9 +148,9 @@ class Replicas:
         return self._replicas[worker].steps == iteration
 
     def overdue(self, iteration: int, live: Iterable[int], has_state: bool = True) -> list[int]:
-        """Those of `live` that wait for something from other workers before they can begin `iteration`.
+        """The live workers that cannot begin `iteration` without something from other workers.
 
-        It may never come to them: from now on rank 0 gives each of them its state, if it has one in this iteration.
+        That may never come. From now on rank 0 gives each of them its state, if it has one in this iteration.
         """
         waiting: list[int] = []
         for worker in live:
@@ -152,9 +162,9 @@ class Replicas:
         return waiting
 
     def are_at(self, iteration: int, live: Iterable[int], over_on: Collection[int] = ()) -> bool:
-        """Whether the replicas of all of these that are not behind have reached `iteration`.
+        """Whether all of the live workers that follow have reached `iteration`.
 
-        over_on: ranks that give nobody their state any more; a worker that waits for it is not waited for.
+        over_on: ranks that give no states any more; a worker that waits for a state of theirs does not count
         """
         replicas = [self._replicas[worker] for worker in live]
         return all(
@@ -164,9 +174,10 @@ class Replicas:
         )
 
     def gifts(self, iteration: int, live: Collection[int], urgent: bool = False) -> list[tuple[int, int]]:
-        """Who is to give a state of `iteration` to whom: (donor, receiver).
+        """The states of `iteration` to give: (donor, receiver).
 
-        live: but those that its map leaves out, unless it is urgent: the iteration may not end without them.
+        live: the live workers in the map; all live workers if `urgent`
+        urgent: whether the iteration may need these workers to end
         """
         giving = Counter(replica.donor for replica in self._replicas.values())
         made: list[tuple[int, int]] = []
@@ -181,7 +192,7 @@ class Replicas:
             ):
                 continue
             donors = [rank for rank in live if self._workers_give and self._replicas[rank].after is None]
-            donors = [rank for rank in donors if self._replicas[rank].steps >= iteration - 1]  # the last step is near
+            donors = [rank for rank in donors if self._replicas[rank].steps >= iteration - 1]  # one step away at most
             first = sorted(donors, key=lambda rank: (not self._is_near(rank, worker), giving[rank]))
             donor = next((rank for rank in first if giving[rank] < WIDTH), None)
             if donor is None and not donors and (giving[0] < WIDTH or not self._workers_give):
@@ -194,7 +205,7 @@ class Replicas:
         return made
 
     def _waits_for_its_host(self, worker: int, donor: int) -> bool:
-        """Whether another rank of its host is given a state already, from as far away as `donor` is."""
+        """Whether another rank of its host is being given a state already, and `donor` is on another host."""
         if not self._hosts or self._is_near(donor, worker):
             return False
         of_host = [self._replicas[rank] for rank in self._replicas if self._is_near(rank, worker)]

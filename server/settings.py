@@ -1,4 +1,4 @@
-"""What a server is told when it is made."""
+"""What a server needs to know of a run."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +15,20 @@ from psgc.server.trial import TOLERANCE
 class ServerSettings:
     """A run as its server sees it.
 
-    config: with the transfer that `auto` stands for; costs: of each chunk relative to an average one, None: all equal;
-    driver: makes the calls;
-    known_costs: gives those of an iteration, where they differ from one to the next and are known beforehand, relative
-    to an average chunk of the run;
-    has_loss: whether the problem has one; held_out: the figures that an evaluation of held-out rows has (`evaluate`);
-    tried: the chunk that each worker computes in the trial.
-    alike: the workers that begin in the state of rank 0, where not all or none of them do; away: by worker that takes
-    no part in the beginning, whether its process has died.
-    moment: called at the steps of the exchange at which faults can be injected.
-    interrupted: polled, a reason to end early or None; check_data: called with the iteration and the chunk whose
-    gradient failed, raises UserError when it is the data that is wrong.
+    config: the settings, with `transfer: auto` resolved
+    plan: which worker holds which chunks
+    driver: the calls of the run
+    costs: of each chunk relative to an average one; None: all equal
+    known_costs: gives the costs of an iteration's chunks relative to an average chunk of the run, if they differ from
+        one iteration to the next and are known beforehand
+    has_loss: whether the problem has a loss
+    held_out: the figures of an evaluation of held-out rows (`evaluate`)
+    tried: by worker, the chunk that it computes in the trial
+    alike: the workers that begin in the state of rank 0
+    away: by worker that is lost from the beginning, whether its process has died
+    moment: called at the steps of the exchange at which faults can be injected
+    interrupted: gives a reason to end early, or None
+    check_data: called with the iteration and the chunk of a gradient that failed; raises UserError if the data is wrong
     """
 
     config: Config
@@ -44,12 +47,12 @@ class ServerSettings:
 
     @property
     def copies(self) -> int:
-        """How many copies of chunks determine the gradient."""
+        """How many copies of chunks make the gradient."""
         return self.plan.num_chunks * self.plan.parts
 
     @property
     def tolerated(self) -> int:
-        """How many of them may be missing in the end."""
+        """How many copies may be missing at the end of an iteration."""
         return tolerated(self.config.recovery.max_error, self.copies)
 
     @property
@@ -60,5 +63,5 @@ class ServerSettings:
 
     @property
     def is_unbiased(self) -> bool:
-        """Whether the gradient of an iteration in which something is missing is to be unbiased."""
+        """Whether the gradient of an incomplete iteration must be unbiased."""
         return self.config.recovery.estimator == "unbiased"

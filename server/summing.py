@@ -1,8 +1,8 @@
-"""How rank 0 has the ranks sum: it makes the maps, says which versions count, and has states passed on.
+"""How rank 0 has the ranks sum: it makes the maps, chooses the versions that count, and arranges for states.
 
-With `aggregation: allreduce` all ranks own slices, with `server` rank 0 owns everything. With `per_chunk` rank 0 has
-the gradient, and is the only contributor as well. Its own replica takes part as any other. `psgc.server.owners` and
-`psgc.server.replicas` decide; this file tells.
+With `aggregation: allreduce` all ranks own slices, with `server` rank 0 owns them all. With `per_chunk` rank 0 has the
+gradient, so it is the only contributor too. Its own replica takes part like any other. `psgc.server.owners` and
+`psgc.server.replicas` decide, and this class sends what they decide.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -35,9 +35,13 @@ NONE: Accumulators = {}
 
 
 class Summing(Listener):
-    """driver: makes the calls; its replica begins the run with `params` (dim,), and those of the workers `alike`.
+    """The exchanges of a run, on rank 0.
 
-    moment: called at the steps of the exchange.
+    sums: what is summed
+    driver: the calls of the run
+    params: (dim,), with which the replica of rank 0 begins
+    alike: the workers whose replicas begin with `params` too
+    moment: called at the steps of the exchange
     """
 
     moment: Callable[[Moment, int], object] = staticmethod(lambda moment, iteration: None)
@@ -65,33 +69,33 @@ class Summing(Listener):
         self._replicas = Replicas(ranks[1:], first, alike, self._all_own, waiting, hosts)
         self._digests = Digests(driver.differing, sure)
         self._live: list[int] = []
-        self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
+        self._before: dict[int, Map] = {}  # by worker: the newest first map that it was sent
         self._timeout = timeout
-        self._overdue = timeout  # when rank 0 gives states itself, inf since it does
+        self._overdue = timeout  # when rank 0 begins to give states itself; inf once it does
         self._iteration, self._now = first - 1, 0.0
-        self._redoing = False  # a contributor was lost when the map was out
-        if config.transfer == "combined":  # else no block comes to rank 0
+        self._redoing = False  # whether a contributor was lost after the map was sent
+        if config.transfer == "combined":  # with `per_chunk` no block comes to rank 0
             self.allreduce.open()
         self.allreduce.start(first, params)
 
     # an iteration
 
     def resting(self, iteration: int) -> frozenset[int]:
-        """The workers that contribute to this iteration only what they alone can: who is late holds all owners up."""
+        """The workers that contribute only chunks that nobody else can do, since they would delay all owners."""
         return self._contributions.resting(iteration) if self._all_own else frozenset()
 
     def without_state(self, iteration: int, live: Collection[int]) -> Collection[int]:
-        """Those that lack a state which nobody has in this iteration: a script is in the middle of something."""
+        """The workers that lack a state which no rank can give in this iteration, in the middle of a script's call."""
         return () if self._has_state(iteration) else self._replicas.lack_a_state(live)
 
     def _has_state(self, iteration: int) -> bool:
-        """Whether rank 0 can give its state of `iteration`; if not, no other rank can either."""
+        """Whether rank 0 can give its state of `iteration`. If not, no other rank can either."""
         return bool(self._driver.is_whole(iteration))
 
     def begin(self, iteration: int, live: Collection[int], fractions: Mapping[int, float] | None = None) -> None:
-        """The live workers are to begin `iteration`, as soon as their replicas are there.
+        """Tell the live workers to begin `iteration`. Each begins when its replica has reached it.
 
-        fractions: by worker, how much of its queue it does in one pass; of others it is one chunk.
+        fractions: by worker, the fraction of its queue that it does in one pass; other workers do one chunk
         """
         returned = set(live).difference(self._live)
         away = [worker for worker in self._workers if worker not in live]
@@ -99,7 +103,7 @@ class Summing(Listener):
             self._replicas.returned(worker, iteration)
             if self._replicas.is_wrong(worker):
                 self._outbox.tell(worker, Kind.DROP)
-            for other in away:  # lost while nobody told this worker anything
+            for other in away:  # this worker was not told of workers that were lost while it was lost
                 self._outbox.tell(worker, Kind.LEFT, worker=other)
         self._iteration, self._live, self._overdue = iteration, sorted(live), self._now + self._timeout
         self._owners.begin(iteration)
@@ -109,24 +113,24 @@ class Summing(Listener):
         self._give()
 
     def share(self, accumulators: Iterable[tuple[int, int, int]], now: float) -> None:
-        """Have the ranks sum these accumulators, (worker, role, serial) each. now: of `Cluster`."""
+        """Have the ranks sum these accumulators, (worker, role, serial) each. now: as in `Cluster`."""
         contributors = [Contributor(*one) for one in accumulators]
         self._redoing = False
         self._contributions.begin(now)
         ranks = {one.rank for one in contributors}
-        for rank in ranks:  # one that was lost is at it as well, though it may not say so
+        for rank in ranks:  # a contributor has reached the iteration, even one that came back and has not said so
             self._replicas.stepped(rank, self._iteration)
         if self._share(contributors, now, {}) is not None:
             for rank in ranks:
                 self._replicas.follows(rank)
 
     def hand_out(self, gradient: Array, now: float) -> None:
-        """All ranks get this gradient (dim,) of rank 0; it is not to be changed until the next iteration."""
+        """Give all ranks this gradient (dim,) of rank 0. It must not change until the next iteration."""
         self._share([Contributor(0, OF_RANK_0, 0)], now, {(OF_RANK_0, 0): gradient})
         self.choose()
 
     def _share(self, contributors: Sequence[Contributor], now: float, own: Accumulators) -> Map | None:
-        """The map that the ranks are sent; None when everything is here already."""
+        """Send the ranks a map, and return it; None when rank 0 has every slice already."""
         receivers = self.receivers()
         workers = receivers[1:] if self._all_own else ()
         at_it = [worker for worker in workers if self._replicas.is_at(worker, self._iteration)]
@@ -146,7 +150,7 @@ class Summing(Listener):
         return self._owners.is_complete
 
     def poll(self, now: float, phase: Phase) -> None:
-        """Go on with the exchange. Raises RunFailed when that cannot be."""
+        """Advance the exchange. Raises RunFailed when it makes no progress."""
         self._now = now
         if now >= self._overdue:
             self._overdue, has_state = inf, self._has_state(self._iteration)
@@ -162,51 +166,52 @@ class Summing(Listener):
             self._send(self._owners.late(self.receivers(), now, awaited))
 
     def _follow(self, is_first: bool = False) -> None:
-        """Go on with the replica of this rank."""
+        """Advance the replica of this rank."""
         has_moved = self.allreduce.poll()
         if (has_moved or is_first) and (digest := self.allreduce.digest()):
             self._digests.own(self.allreduce.steps, digest)
 
     def choose(self) -> None:
-        """Make the gradient of the versions that are here first: they count, and late ones change nothing."""
+        """Make the gradient from the versions that arrived first. They count, and late ones change nothing."""
         self.allreduce.chosen(self._iteration, self._owners.others)
 
     @property
     def gradient(self) -> Array:
-        """(dim,): of this iteration, once it is chosen: what the step is made with."""
+        """(dim,): the gradient of this iteration, once it is chosen."""
         return self.allreduce.blocks.gradient(self._iteration)
 
     def close(self) -> None:
-        """Every rank is to make the step with the versions that are here."""
+        """Have every rank make the step with the versions that count."""
         self._owners.learn()
         self._contributions.learn(self._iteration)
         versions = joined(close_records(self._iteration, self._owners.versions))
         for worker in self._live:
             self._outbox.tell_all(worker, versions)
         self.allreduce.closed(self._iteration, self._owners.others)
-        self._follow()  # a short step is made already
+        self._follow()  # a short step is done here
 
     def evaluated(self, sums: Sequence[float]) -> None:
-        """The iteration was an evaluation, without a gradient: every rank goes on with these sums."""
+        """The iteration was an evaluation, without a gradient. Give every rank its sums."""
         for worker in self._live:
             self._outbox.tell_all(worker, sums_records(self._iteration, -1, sums))
         self.allreduce.evaluated(self._iteration, sums)
 
     @property
     def params(self) -> Array | None:
-        """(dim,): the parameters once the step is made, None before."""
+        """(dim,): the parameters after the step, None before it."""
         has_stepped = self.allreduce.steps > self._iteration
         return self.allreduce.replica.params if has_stepped else None
 
     def summary(self) -> dict[str, object]:
-        """Which workers' parameters are known to be those of rank 0, to the last bit, and when."""
+        """For summary.json: the workers whose parameters are known to equal those of rank 0, and at which iteration."""
         return {"iteration": self._digests.last, "equal": self._digests.equal()}
 
     def is_followed(self, over_on: Collection[int]) -> bool:
-        """Whether nobody needs this rank any more, besides for what it has not sent yet.
+        """Whether no rank needs this one any more, except for messages that have not left.
 
-        Where all ranks own slices, the live workers that are not behind have made its step (`Replicas.are_at`): until
-        then they may need slices from each other, and new owners. Else those that are given a state have come to it.
+        If all ranks own slices, that is when the live workers that follow have made the last step (`Replicas.are_at`).
+        Until then they may need slices from each other, and new owners. Otherwise it is when every worker that is given
+        a state has reached it.
         """
         if not self._all_own:
             return not self._replicas.being_given([worker for worker in self._live if worker not in over_on])
@@ -215,11 +220,11 @@ class Summing(Listener):
     # workers
 
     def lack_a_state(self) -> set[int]:
-        """The workers whose replicas cannot go on, and that are given no state."""
+        """The workers that need a state, and that no rank gives one."""
         return self._replicas.lack_a_state(self._workers)
 
     def lost(self, worker: int) -> None:
-        """`worker` takes no part any more. The coordinator hears of it afterwards, then `reassign` follows."""
+        """`worker` is lost. The coordinator is told after this, and then `reassign` is called."""
         self._live = [other for other in self._live if other != worker]
         self._before.pop(worker, None)
         self._replicas.lost(worker, self._iteration)
@@ -229,14 +234,14 @@ class Summing(Listener):
         self._give()
 
     def reassign(self, worker: int, now: float, phase: Phase) -> None:
-        """Give the slices of a lost worker to others, unless accumulators are missing as well."""
+        """Give the slices of a lost worker to other owners, unless accumulators are missing too."""
         self._redoing = phase == REDOING
         self._give()
         if phase == COLLECTING:
             self._send(self._owners.lost(worker, self.receivers(), now))
 
     def moved(self, news: Moved) -> None:
-        """The replica of a worker is at another iteration, or cannot follow."""
+        """The replica of a worker has reached an iteration, or is behind."""
         if news.is_behind:
             self._replicas.behind(news.worker, news.iteration, self._iteration)
         else:
@@ -246,19 +251,19 @@ class Summing(Listener):
         self._give()
 
     def told(self, worker: int, iteration: int, digest: bytes) -> None:
-        """That of the replica of a worker, once the run is over: the summary says whose are equal."""
+        """A worker's digest that comes after the run, for the summary."""
         self._digests.told(worker, iteration, digest)
 
     def reported(self, worker: int) -> None:
-        """A worker has done something of this iteration: so its replica is there."""
+        """A worker has done a chunk of this iteration, so its replica has reached it."""
         if not self._replicas.is_at(worker, self._iteration):
             self._replicas.stepped(worker, self._iteration)
             self._give()
 
     def wrong(self) -> list[WrongReplica]:
-        """The workers whose replicas are found wrong now: each is to be lost, and to get a state when it is back.
+        """The workers found wrong since the last call. Each must be lost, and gets a state when it comes back.
 
-        Raises RunFailed when it is rank 0 whose replica is wrong.
+        Raises RunFailed when the replica of rank 0 is wrong.
         """
         found = self._digests.wrong(self._iteration, self._replicas.following(self._live))
         for difference in found:
@@ -266,12 +271,12 @@ class Summing(Listener):
         return found
 
     def alive(self, news: Alive) -> None:
-        """A worker says how much its link has carried."""
+        """A worker says how many bytes its link has carried."""
         if news.iteration == self._iteration:
             self._owners.moved(news.worker, news.carried, self._now)
 
     def arrived(self, block: BlockArrived) -> None:
-        """Raises Malformed when no correct rank sends this block."""
+        """A block arrives. Raises Malformed when no correct rank sends it."""
         iteration, known = block.vector.iteration, self._owners.map
         try:
             name = unpack_block(block.vector.chunk)
@@ -305,7 +310,7 @@ class Summing(Listener):
 
     @property
     def _can_use_a_state(self) -> Collection[int]:
-        """The live workers that can do something with a state of this iteration."""
+        """The live workers that can use a state of this iteration."""
         if (known := self._owners.map) is None or self._redoing:
             return self._live
         return [worker for worker in self._live if worker in known.receivers]
@@ -317,7 +322,7 @@ class Summing(Listener):
     def _send(self, made: Map | None, own: Accumulators = NONE) -> None:
         if made is None:
             return
-        told: dict[int, Records] = {}  # by the identity of the map before: most workers have the same
+        told: dict[int, Records] = {}  # by the id of the earlier map, since most workers have the same one
         for worker in self._live:
             before = self._before.get(worker)
             if id(before) not in told:

@@ -6,14 +6,15 @@ from math import isnan
 
 from psgc.coding.sketch import Sketch, relative_difference
 
-TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of gradients; rounding errors stay far below, also with parts >= 2
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of gradients; far above rounding errors, also with parts >= 2
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two workers that disagree on a chunk, and by how much, relative to the gradient.
+    """Two workers whose gradients of a chunk differ.
 
-    is_close: within the tolerance, but where the same bits are needed.
+    relative: the difference relative to the gradient
+    is_close: whether the difference is within the tolerance, in a run that needs the same bits
     """
 
     chunk: int
@@ -23,7 +24,7 @@ class Difference:
     is_close: bool = False
 
     def text(self, hosts: Sequence[str]) -> str:
-        """What to tell the user."""
+        """The message for the user."""
         one, other = (f"{worker} on {hosts[worker]}" for worker in self.workers)
         if self.is_close:
             return (
@@ -43,36 +44,38 @@ class Difference:
 class TrialComparison:
     """Compares the gradients that workers have computed of the same chunk in the same iteration.
 
-    chunks: the chunk that each worker does for the trial (`psgc.iteration.trial_chunks`); tolerance: relative
-    difference up to which two gradients count as the same; first: the iteration that the run begins with.
+    chunks: by worker, the chunk that it does for the trial (`psgc.iteration.trial_chunks`)
+    tolerance: relative difference up to which two gradients count as the same
+    first: the iteration that the run begins with
     """
 
     chunks: Mapping[int, int]
     tolerance: float
     first: int = 0
-    _first: dict[tuple[int, int], tuple[int, Sketch, int]] = field(default_factory=dict)  # of each chunk
+    _first: dict[tuple[int, int], tuple[int, Sketch, int]] = field(default_factory=dict)  # by (iteration, chunk)
     _began: set[int] = field(default_factory=set)  # workers that have done a chunk of the first iteration
-    _ended: set[int] = field(default_factory=set)  # those that have told, or are lost
+    _ended: set[int] = field(default_factory=set)  # workers whose trial is over, or that are lost
 
     @property
     def awaited(self) -> frozenset[int]:
-        """The workers that have done a chunk in the first iteration, and have not told yet what came of the trial."""
+        """The workers that have done a chunk of the first iteration, and have not sent their trial yet."""
         return frozenset(self._began - self._ended)
 
     def reported(self, worker: int, iteration: int) -> None:
-        """The worker has done a chunk: its part of the trial comes after the first one of the first iteration."""
+        """The worker has done a chunk. Its trial comes after its first chunk of the first iteration."""
         if iteration == self.first and worker in self.chunks:
             self._began.add(worker)
 
     def lost(self, worker: int) -> None:
-        """Nothing more is expected of this worker."""
+        """The worker is lost."""
         self._ended.add(worker)
 
     def told(self, worker: int, iteration: int, chunk: int, sketch: Sketch, digest: int = 0) -> Difference | None:
-        """A worker has computed a gradient with this sketch (NaN: it failed). The difference from another's, if any.
+        """A worker has computed a gradient with this sketch (NaN: it failed). Returns how it differs from another.
 
-        digest: of its bits, 0 where these may differ.
+        digest: of its bits, 0 if they may differ
         """
+
         if self.chunks.get(worker) == chunk:
             self._ended.add(worker)
         if isnan(sketch[2]):

@@ -46,9 +46,9 @@ class RunRecord:
         self.tell(event)
 
     def tell(self, event: WorkerEvent) -> None:
-        self.stuck(event.line)
+        self.say(event.line)
 
-    def stuck(self, line: str) -> None:
+    def say(self, line: str) -> None:
         if self.progress is not None:
             self.progress.say(line)
         else:

@@ -47,7 +47,7 @@ class Observer:
         assert done == self.world.iteration + 1 == row.iteration + 1
         return False
 
-    def stuck(self, line: str) -> None:
+    def say(self, line: str) -> None:
         """A gradient that takes long is said, and decides nothing."""
 
     def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
