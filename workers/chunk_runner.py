@@ -1,7 +1,7 @@
-"""What a worker does with each chunk besides computing it: faults on purpose, emulated slowness, the trial, the report.
+"""What a worker does with a chunk besides computing it: injected faults, emulated slowness, the trial, the report.
 
-A NumPy problem has it done in a thread of its own (`psgc.workers.compute`), a script in its own thread while it is in a
-call (`psgc.torch.working`).
+For a NumPy problem a thread of its own does this (`psgc.workers.compute`). For a script the script's own thread does it
+during a call (`psgc.torch.working`).
 """
 
 import time
@@ -18,17 +18,18 @@ from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
 from psgc.workers.mailbox import Mailbox, Result, Work
 
-LATE = 1e-3  # seconds at most by which an emulated chunk is shorter because the one before was too long
+LATE = 1e-3  # seconds; the most by which an emulated chunk is shortened because the one before took too long
 
-NO_SKETCH = (nan, nan, nan)  # of a gradient that cannot be had
+NO_SKETCH = (nan, nan, nan)  # of a gradient that failed
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a worker does to show that its gradients are those of other workers.
+    """The trial of a worker: gradients that another worker computes too.
 
-    iteration: the first of the run; own: the chunk that it does besides its work, None for none; chunks: those that two
-    workers do in that iteration.
+    iteration: the first iteration of the run
+    own: the chunk that the worker does for the trial besides its work, None for none
+    chunks: the chunks that two workers do in that iteration
     """
 
     iteration: int
@@ -37,9 +38,12 @@ class Trial:
 
 
 class Computed(NamedTuple):
-    """vector: of a chunk, (dim,); loss: of it; is_own: whether the vector's memory is psgc's, to write to.
+    """The gradient of a chunk or of a piece.
 
-    sums: of an evaluation of a script, which has no gradient. They are the vector as well.
+    vector: (dim,)
+    loss: of the same rows
+    is_own: whether psgc may write to the vector's memory
+    sums: the sums of a script's evaluation, which has no gradient; `vector` holds them too
     """
 
     vector: Array
@@ -49,30 +53,30 @@ class Computed(NamedTuple):
 
 
 class Source(Protocol):
-    """What computes chunks.
+    """Computes chunks.
 
-    joins: whether it can compute several in one pass; False as long as that is not known.
+    joins: whether it can compute several chunks in one pass; False while that is not known
     """
 
     @property
     def joins(self) -> bool: ...
 
     def prepare(self, work: Work) -> tuple[float, float]:
-        """What comes before the chunk, and is no part of its time; its part of the held-out loss and accuracy."""
+        """Do what comes before the chunk and is no part of its time. Returns the chunk's held-out loss and accuracy."""
 
     def compute(
         self, iteration: int, piece: Sequence[int], params: Array, is_wanted: Callable[[], bool]
     ) -> Computed | None:
-        """The sum over these chunks; None once it is not wanted, if that can be noticed."""
+        """The sum over these chunks, or None if the source stopped early because it is not wanted any more."""
 
     def told(self, error: BaseException) -> str | PsgcError:
-        """What the server is told of an error; the error itself when it ends the run, since no worker can do better.
+        """The text about an error for the server, or the error itself if it must end the run.
 
         Raises an error that is not for the server.
         """
 
     def here(self) -> AbstractContextManager[object]:
-        """In which a vector can be worked on."""
+        """A context in which a vector can be used."""
 
 
 class ChunkRunner:
@@ -84,17 +88,17 @@ class ChunkRunner:
         self._mailbox, self._xp = mailbox, backend.xp
         self._emulation, self._injector, self._trial = emulation, injector, trial
         self._is_tried = trial.own is None
-        self._late = 0.0  # seconds by which the kernel ended the last sleep too late; the next one is shorter for it
+        self._late = 0.0  # seconds by which the last sleep was too long; the next one is shortened by them
 
     def run(self, source: Source, is_over: Callable[[], bool] = lambda: False) -> bool:
-        """Until the mailbox stops, or it is over; False after an error that ends the run."""
+        """Run until the mailbox stops, or `is_over()`. Returns False after an error that ends the run."""
         while (work := self._mailbox.take(is_over, source.joins)) is not None:
             try:
                 self._do(source, work)
                 if work.iteration == self._trial.iteration and not self._is_tried:
                     self._is_tried = True
                     self._try(source, work)
-            except BaseException as error:  # even sys.exit() in a model: without this thread the run would hang
+            except BaseException as error:  # even sys.exit() in a model: the run would hang without this thread
                 if isinstance(told := source.told(error), PsgcError):
                     self._mailbox.broken(work, told)
                     return False
@@ -103,7 +107,7 @@ class ChunkRunner:
 
     def _do(self, source: Source, work: Work) -> None:
         held_out = (0.0, 0.0) if work.is_check else source.prepare(work)
-        start = time.monotonic()  # the seconds of a chunk are those of its gradient, from which its worker is judged
+        start = time.monotonic()  # only the gradient counts for the time by which the server judges this worker
         self._injector.at("gradient", work.iteration)
         found = source.compute(work.iteration, work.piece, work.params, lambda: self._mailbox.wants(work))
         seconds = time.monotonic() - start
@@ -130,7 +134,7 @@ class ChunkRunner:
             self._mailbox.finished(work, Result(gradient, found.loss, started, seconds, found.is_own, sums, joins))
 
     def _try(self, source: Source, work: Work) -> None:
-        """Do the chunk of the trial, at the parameters of `work`."""
+        """Do the chunk of the trial, with the parameters of `work`."""
         own = self._trial.own
         assert own is not None
         start = time.monotonic()
@@ -140,7 +144,7 @@ class ChunkRunner:
             if (found := source.compute(work.iteration, [own], work.params, lambda: True)) is not None:
                 with source.here():
                     tried, vector = sketch(found.vector, self._xp), found.vector
-        except BaseException as error:  # the worker whose chunk it is tells what else is wrong with it
+        except BaseException as error:  # the worker that owns the chunk reports the error
             if isinstance(source.told(error), ModelError):
                 raise
         self._mailbox.wait_stale(work, self._emulation.extra(work.iteration, time.monotonic() - start, own))

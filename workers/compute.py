@@ -19,16 +19,16 @@ from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.held_out import HeldOut
 from psgc.workers.mailbox import Mailbox, Work
 
-SAME = {4: 1e-4, 8: 1e-8}  # relative difference, by the bytes of an entry: rounding errors stay below
+SAME = {4: 1e-4, 8: 1e-8}  # relative difference, by bytes of an entry; rounding errors stay below it
 
 Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
 
 
 class ChunkSeed(ISpawnableSeedSequence):
-    """What the random numbers of one chunk start from.
+    """The seed of one chunk's random numbers.
 
-    The three numbers themselves are the state of the SFC64 generator, which mixes them. NumPy's own seeds take 25 us
-    to make, as long as a small gradient.
+    The three numbers are the state of the SFC64 generator, which mixes them. NumPy's own seeds take 25 us to make, as
+    long as a small gradient.
     """
 
     def __init__(self, seed: int, iteration: int, chunk: int) -> None:
@@ -36,7 +36,7 @@ class ChunkSeed(ISpawnableSeedSequence):
         self._children: np.random.SeedSequence | None = None
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
-        return np.array(self._numbers, np.uint64)  # SFC64 asks for three words of 64 bits, and for nothing else
+        return np.array(self._numbers, np.uint64)  # SFC64 asks only for three words of 64 bits
 
     def spawn(self, n_children: int) -> list[np.random.SeedSequence]:  # type: ignore[override]  # as NumPy returns
         self._children = self._children or np.random.SeedSequence(self._numbers)
@@ -44,7 +44,7 @@ class ChunkSeed(ISpawnableSeedSequence):
 
 
 def rng_of(seed: int, iteration: int, chunk: int) -> np.random.Generator:
-    """A generator of its own for each chunk of each iteration, the same on every worker."""
+    """A generator for each chunk of each iteration, the same on every worker."""
     return np.random.Generator(np.random.SFC64(ChunkSeed(seed, iteration, chunk)))  # type: ignore[arg-type]
 
 
@@ -58,10 +58,12 @@ def gradient_of(
     batch: int | Epochs | None,
     many: int = 1,
 ) -> tuple[float, Array]:
-    """Loss and gradient (dim,) of a chunk, or of so many chunks in a row in one pass.
+    """Loss and gradient (dim,) of a chunk, or of `many` chunks in a row in one pass.
 
-    batch: None for all its rows; a number of them, drawn from (seed, iteration, chunk); or epochs, which say what rows
-    of the data the chunk has in this iteration. Of no rows both are 0, and the model is not asked.
+    batch: None for all rows of the chunk; a number of rows, drawn from (seed, iteration, chunk); or epochs, which
+        choose the chunk's rows in this iteration
+
+    Without rows both are 0, and the model is not called.
     """
     rng = rng_of(seed, iteration, chunk)
     data = rows_of_chunk(chunks, chunk, iteration, rng, batch, many)
@@ -71,7 +73,7 @@ def gradient_of(
 def rows_of_chunk(
     chunks: ChunkSource, chunk: int, iteration: int, rng: np.random.Generator, batch: int | Epochs | None, many: int = 1
 ) -> Chunk | None:
-    """The rows that a gradient is computed over (`gradient_of`); None when there are none."""
+    """The rows that a gradient is computed over (`gradient_of`); None if there are none."""
     if isinstance(batch, Epochs):
         rows = np.concatenate([batch.rows(iteration, one, chunks.num_chunks) for one in range(chunk, chunk + many)])
         return chunks.take(chunk, rows, rows.size / batch.rows_in(iteration)) if rows.size else None
@@ -81,11 +83,11 @@ def rows_of_chunk(
 
 
 class Computing(Protocol):
-    """What computes gradients: a ComputeThread, or the thread of the user's script (`psgc.torch`)."""
+    """Computes gradients: a ComputeThread, or the thread of the user's script (`psgc.torch`)."""
 
     @property
     def ident(self) -> int | None:
-        """Of the thread."""
+        """The identifier of the thread."""
 
     def start(self) -> None:
         """Begin to take chunks."""
@@ -94,11 +96,11 @@ class Computing(Protocol):
 class ComputeThread(threading.Thread):
     """Computes the gradients of a problem until the mailbox stops.
 
-    before: the thread of the term before, which may still be in a chunk.
+    before: the thread of the term before, which may still be in a chunk
     """
 
     def __init__(self, runner: ChunkRunner, gradients: "Gradients", before: "ComputeThread | None" = None) -> None:
-        super().__init__(name="psgc-compute", daemon=True)  # a gradient that never returns must not keep the rank alive
+        super().__init__(name="psgc-compute", daemon=True)  # the rank must end even if a gradient never returns
         self._runner, self._gradients, self._before = runner, gradients, before
 
     def run(self) -> None:
@@ -111,17 +113,19 @@ class ComputeThread(threading.Thread):
 
     @property
     def chunk(self) -> int:
-        """The one that it is in, or -1."""
+        """The chunk that the thread is in, or -1."""
         return self._gradients.mailbox.running()[0]
 
 
 class Gradients:
-    """Those of a problem. Everything random in a chunk is drawn from (seed, iteration, chunk).
+    """The gradients of a problem. Everything random in a chunk is drawn from (seed, iteration, chunk).
 
-    evaluate: loss and gradient (dim,) of a chunk; batch: the rows of a chunk (`gradient_of`). held_out: rows that are
-    evaluated with the chunks; halves: looks at the first chunk.
-    joins: whether several chunks are computed in one pass. That is so once the first chunk has drawn no random numbers,
-    unless their rows would have to be copied; and as long as the first piece is the sum of its chunks.
+    evaluate: gives loss and gradient (dim,) of a chunk
+    batch: the rows of a chunk (`gradient_of`)
+    held_out: the rows that are evaluated with the chunks
+    halves: the check of the first chunk against its halves
+    joins: whether several chunks are computed in one pass; True once the first chunk has drawn no random numbers,
+        unless the rows would have to be copied, and as long as the first piece equals the sum of its chunks
     """
 
     here = staticmethod(nullcontext)
@@ -142,10 +146,10 @@ class Gradients:
         self.mailbox, self._evaluate, self._chunks, self.backend = mailbox, evaluate, chunks, backend
         self._dim, self._dtype, self._seed, self._batch = dim, np.dtype(dtype), seed, batch
         self.joins = False
-        self._has_looked = self._has_compared = False  # whether the first chunk draws; a piece with its chunks
+        self._has_looked = self._has_compared = False  # at the draws of the first chunk; a piece with its chunks
 
     def prepare(self, work: Work) -> tuple[float, float]:
-        """Evaluate the held-out rows that go with the chunk, and compare it with its halves as long as none was."""
+        """Evaluate the held-out rows of the chunk. Compare it with its halves, if no chunk was compared yet."""
         found = 0.0, 0.0
         iteration, chunk, params = work.iteration, work.chunk, work.params
         if self.held_out is not None and self.held_out.is_due(iteration):
@@ -166,7 +170,7 @@ class Gradients:
             loss, gradient, is_own = self._gradient(iteration, piece[0], params)
             return Computed(gradient, loss, is_own)
         singly = [(chunk, 1) for chunk in piece]
-        if not self.joins:  # a check, of a worker that does not know yet
+        if not self.joins:  # this is a check, and this worker does not know yet whether it may join chunks
             return self._sum(iteration, singly, params)
         found = self._sum(iteration, in_a_row(piece), params)
         if not self._has_compared:
@@ -178,7 +182,7 @@ class Gradients:
         return found
 
     def _sum(self, iteration: int, ranges: Iterable[tuple[int, int]], params: Array) -> Computed:
-        """Over ranges of chunks, (the first, how many) each, one pass for each of them."""
+        """The sum over ranges of chunks, (first, number) each, with one pass for each range."""
         total: Computed | None = None
         for first, many in ranges:
             loss, gradient, is_own = self._gradient(iteration, first, params, many)
@@ -193,12 +197,12 @@ class Gradients:
     def told(self, error: BaseException) -> str | PsgcError:
         if isinstance(error, ModelError):
             return error
-        if isinstance(error, _BadGradient | UserError):  # the latter: damaged data
+        if isinstance(error, _BadGradient | UserError):  # a UserError here means damaged data
             return str(error)
         return f"{one_line(error)}{raised_at(error)}\n{traceback.format_exc()}"
 
     def _gradient(self, iteration: int, chunk: int, params: Array, many: int = 1) -> tuple[float, Array, bool]:
-        """Loss and gradient of so many chunks in a row, and whether the gradient's memory is psgc's."""
+        """Loss and gradient of `many` chunks in a row, and whether psgc may write to the gradient's memory."""
         evaluate, chunks = self._evaluate if self._has_looked else self._watched, self._chunks
         loss, returned, unshared = call(
             lambda: gradient_of(evaluate, chunks, chunk, params, iteration, self._seed, self._batch, many)
@@ -209,7 +213,7 @@ class Gradients:
         return float(loss), gradient, unshared or is_new
 
     def _watched(self, params: Array, chunk: Any, rng: np.random.Generator) -> tuple[float, Array]:
-        """As `evaluate`, and sees whether the model draws random numbers."""
+        """As `evaluate`, and notes whether the model draws random numbers."""
         before = repr(rng.bit_generator.state)
         loss, gradient = self._evaluate(params, chunk, rng)
         self._has_looked, draws = True, repr(rng.bit_generator.state) != before
@@ -225,9 +229,9 @@ class Gradients:
         )
 
     def _converted(self, returned: Any) -> tuple[Array, bool]:
-        """As an array of the run's type, and whether it is a copy for certain: `__array__` may give what others use."""
+        """The gradient as an array of the run's type, and whether it is a copy. `__array__` may give shared memory."""
         gradient = self.backend.xp.asarray(self.backend.asarray(returned))
-        if not np.can_cast(gradient.dtype, self._dtype, "same_kind"):  # from complex or objects a cast loses or invents
+        if not np.can_cast(gradient.dtype, self._dtype, "same_kind"):  # a cast would change complex numbers or objects
             raise _BadGradient(f"the gradient is of dtype {gradient.dtype}, expected {self._dtype}")
         if gradient.shape != (self._dim,):
             raise _BadGradient(f"the gradient has shape {gradient.shape}, expected ({self._dim},)")
@@ -237,7 +241,7 @@ class Gradients:
 
 
 def in_a_row(piece: Sequence[int]) -> list[tuple[int, int]]:
-    """The chunks of a piece in ranges, (the first, how many) each.
+    """The chunks of a piece in ranges, (first, number) each.
 
     >>> in_a_row((3, 4, 5, 9, 8))
     [(3, 3), (9, 1), (8, 1)]
@@ -252,19 +256,19 @@ def in_a_row(piece: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class _BadGradient(Exception):
-    """The gradient came back, but cannot be used; the text says why."""
+    """A gradient that cannot be used; the text says why."""
 
 
 def call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, bool]:
-    """The loss and the array that `function` returns, and whether the array's memory is the caller's, to write to.
+    """The loss and the array that `function` returns, and whether psgc may write to the array's memory.
 
     A gradient may wait for its commit while the model computes the next one. A model that returns the same buffer each
-    time, or a view of one, would change what waits. NumPy's read-only flag does not prevent that: another view of the
-    buffer stays writable, and PyTorch ignores the flag. What is certain is the reference count: memory that NumPy owns
-    and that only psgc refers to is written to by nobody else.
+    time, or a view of it, would change the waiting gradient. NumPy's read-only flag does not prevent that: another view
+    of the buffer stays writable, and PyTorch ignores the flag. The reference count does tell: if NumPy owns the memory
+    and only psgc refers to it, nobody else writes to it.
 
-    That is so when nobody else can reach it and it is not read-only. It is False whenever that is not certain: for
-    arrays of other libraries, and for NumPy arrays over memory that NumPy does not own.
+    So the answer is True for writable arrays that only psgc can reach. It is False when that is not certain: for arrays
+    of other libraries, and for NumPy arrays over memory that NumPy does not own.
 
     >>> call(lambda: (0.0, np.ones(3)))[2]
     True
@@ -277,7 +281,7 @@ def call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, bool]:
 
 
 def _call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, list[int], Any]:
-    """As `call`, with the reference counts of the array and of the arrays that it is a view of, and what is below."""
+    """As `call`, with the reference counts of the array and of the arrays that it views, and the lowest base."""
     loss, array = function()
     counts, owner = [], array
     while type(owner) is np.ndarray:
@@ -286,5 +290,5 @@ def _call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, list[int],
     return loss, array, counts, owner
 
 
-# measured by the code that uses it: how often an array counts while a call is under way depends on the interpreter
+# measured by the code that uses it, since the references that a call in progress holds depend on the interpreter
 _UNSHARED = max(_call(lambda: (0.0, np.empty(2)[:1]))[2])

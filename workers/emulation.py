@@ -1,4 +1,4 @@
-"""Emulated stragglers for experiments: how much longer a chunk is made to take on this worker."""
+"""Emulated stragglers for experiments: how much longer a chunk takes on this worker."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,17 @@ import numpy as np
 
 
 class Emulation:
-    """Stretches the chunks of one worker, by a factor of what they took or to a number of seconds.
+    """Makes the chunks of one worker take longer: by a factor, or to a number of seconds.
 
-    kind: `none`, `slow` (always the same), `exponential` (once per iteration, a draw of Exp(1) multiplies the factor
-    or the seconds: the paper's model of speeds) or `trace` (seconds per chunk as recorded: trace[iteration modulo
-    rounds, rank - 1]) or `chunk_trace` (seconds of each chunk, whoever does it: chunk_trace[iteration modulo steps,
-    chunk]). factor, seconds: by rank or "all", a rank's own value first; at most one of them is given.
-    A chunk never takes less than its gradient did.
+    kind:
+        `none`
+        `slow`: always the same
+        `exponential`: one draw of Exp(1) per iteration multiplies the factor or the seconds, as in the paper
+        `trace`: recorded seconds per chunk, trace[iteration modulo rounds, rank - 1]
+        `chunk_trace`: recorded seconds of each chunk on any worker, chunk_trace[iteration modulo steps, chunk]
+    factor, seconds: by rank or "all", the rank's own value first; at most one of the two is given
+
+    A chunk never takes less time than its gradient did.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""From a worker's gradients to what it sends (docs/architecture.md, *Coding*), on the worker's backend.
+"""From a worker's gradients to its coded vectors (docs/architecture.md, *Coding*), on the worker's backend.
 
-With `verify: {idle: true}` digests say which copies are the same.
+Also digests of gradients, by which copies are compared (`verify: {idle: true}`).
 """
 
 import time
@@ -18,17 +18,18 @@ from psgc.coding.sketch import Sketch, sketch
 from psgc.messages import BUNDLE, TAIL, UNDER_WAY, stamp, stamp_length
 from psgc.transport import Transport
 
-SHARE_OF_DIGESTS = 0.005  # of the time of the chunks that digests take, at most
+SHARE_OF_DIGESTS = 0.005  # of the computing time, which digests may take
 
 
 class Encoder:
-    """Codes the gradients of a worker, in its own role or in that of a lost worker.
+    """Codes the gradients of a worker, in its own role or in the role of a lost worker.
 
-    coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient. With one part a chunk's
-    gradient becomes an accumulator without a copy, unless it has a `place`. in_nodes: whether accumulators are nodes of
-    the tree (`reproducible`).
+    coding_matrix: R, (num_workers, parts), row j - 1 for role j
+    dim: entries of the gradient
+    in_nodes: whether accumulators are nodes of the tree (`reproducible`)
+    places: (role, serial) -> the memory for that accumulator, which other ranks of the host read
 
-    places: (role, serial) -> the memory for that accumulator, which other ranks of the host read.
+    With one part a chunk's gradient becomes an accumulator without a copy, unless the accumulator has a place.
     """
 
     def __init__(
@@ -38,17 +39,17 @@ class Encoder:
         self._coding_matrix = coding_matrix
         self._length = part_length(dim, coding_matrix.shape[1])
         self._dtype = dtype
-        self._stamp = stamp_length(dtype)  # entries that every message has behind those
+        self._stamp = stamp_length(dtype)  # entries behind a coded vector in every message
         self._takes = coding_matrix.shape[1] == 1
         self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # role and S_i -> the role's row of X_i
-        self._accumulators: dict[tuple[int, int], Array] = {}  # by role and serial, of this iteration
-        self._unused: list[Array] = []  # accumulators of iterations before
+        self._accumulators: dict[tuple[int, int], Array] = {}  # (role, serial) -> of this iteration
+        self._unused: list[Array] = []  # memory of accumulators of earlier iterations
         self._in_nodes = in_nodes
         self._trees = defaultdict[int, Tree[Array]](Tree)  # by serial
         self.places: Mapping[tuple[int, int], Array] = {}
 
     def begin(self) -> None:
-        """A new iteration: empty accumulators."""
+        """A new iteration: drop the accumulators."""
         if not self._takes:
             self._unused += self._accumulators.values()
         self._accumulators = {}
@@ -57,9 +58,9 @@ class Encoder:
     def add(self, gradient: Array, contributors: tuple[int, ...], role: int, serial: int = 0, chunk: int = 0) -> None:
         """Accumulate a committed chunk (`combined`): y_j += sum_k X_i[j, k] g_i[k], where j is the role.
 
-        gradient: the encoder's from now on, to write to.
-        serial: which of the accumulators of this role: those that were shared out do not change.
-        chunk: its place in the tree, if there is one.
+        gradient: of the chunk; the encoder keeps it and may write to it
+        serial: of the accumulator; earlier ones were shared out and do not change
+        chunk: its leaf in the tree, if there is a tree
         """
         if self._in_nodes:
             self._trees[serial].add(chunk, gradient)
@@ -79,7 +80,7 @@ class Encoder:
                 place = self._unused.pop() if self._unused else self._backend.xp.empty(self._length, self._dtype)
             self._accumulators[role, serial] = place
         target = self._accumulators[role, serial]
-        if is_first and len(row) == 1:  # one pass in place of two
+        if is_first and len(row) == 1:  # one pass over memory in place of two
             self._backend.xp.multiply(gradient, float(row[0]), out=target)
             return
         if is_first:
@@ -88,19 +89,19 @@ class Encoder:
 
     @property
     def accumulators(self) -> dict[tuple[int, int], Array]:
-        """By (role, serial), or (node, serial), (part_length,) each; valid until `begin`."""
+        """(role, serial), or (node, serial), -> accumulator (part_length,); valid until `begin`."""
         if self._in_nodes:
             return {(node, serial): of for serial, tree in self._trees.items() for node, of in tree.nodes.items()}
         return self._accumulators
 
     def sketch(self, gradient: Array) -> Sketch:
-        """What stands for a gradient that is kept here while it is checked (`verify` with `combined`)."""
+        """The sketch of a gradient that stays here while its copies are compared (`verify` with `combined`)."""
         return sketch(gradient, self._backend.xp)
 
     def coded(self, gradient: Array, role: int, tail: Sequence[float]) -> Array:
         """A coded gradient, sum_k R[role, k] g_i[k], with the tail of its report (`per_chunk`; `psgc.messages.TAIL`).
 
-        There is room for a stamp behind that.
+        Its memory has room for a stamp at the end.
         """
         message = self._backend.xp.zeros(self._length + TAIL + self._stamp, self._dtype)
         encode(self._backend, message[: self._length], self._coding_matrix[role - 1], gradient)
@@ -111,7 +112,7 @@ class Encoder:
 class CodedSends:
     """Coded gradients on their way to `dest`. Small ones that are ready together travel in one message.
 
-    waiting: (iteration, chunk, coded gradient) of those that are to be sent.
+    waiting: (iteration, chunk, coded gradient) of the unsent ones
     """
 
     def __init__(self, transport: Transport, dest: int) -> None:
@@ -119,9 +120,9 @@ class CodedSends:
         self.waiting: deque[tuple[int, int, Array]] = deque()
 
     def send(self) -> Iterator[int]:
-        """Send what may be sent now; of each message the iteration.
+        """Send what may be sent now. Yields the iteration of each message.
 
-        At most two messages at a time: the server has spare memory for so many, should this worker be cut off.
+        At most two messages are under way: the server has spare memory for so many if this worker is cut off.
         """
         while self.waiting and self._transport.pending()[self._dest] < UNDER_WAY * self.waiting[0][2].nbytes:
             bundle = self._take_bundle()
@@ -139,17 +140,21 @@ class CodedSends:
 
 
 class Digester:
-    """Makes them as long as they take a small share of the time. to_host: gives a vector as a NumPy array."""
+    """Makes digests, as long as they take a small share of the computing time.
+
+    to_host: gives a vector as a NumPy array
+    """
 
     def __init__(self, to_host: Callable[[Any], np.ndarray]) -> None:
         self._to_host = to_host
         self._computed, self._spent = 0.0, 0.0  # seconds
-        self._needed = 0.0  # seconds per byte of the newest one
+        self._needed = 0.0  # seconds per byte of the newest digest
 
     def digest(self, vector: Any, seconds: float, always: bool = False) -> int:
-        """A number from 1 to 2**31 - 1, which another vector has by chance only; 0 for none, since it takes too long.
+        """A number from 1 to 2**31 - 1 that differs for vectors with different bits, except by chance. 0: no digest.
 
-        seconds: that the vector took to compute; always: also if it takes long.
+        seconds: that the vector took to compute
+        always: whether to make the digest even if it takes too long
         """
         self._computed += seconds
         if not always and self._spent + self._needed * vector.nbytes > SHARE_OF_DIGESTS * self._computed:

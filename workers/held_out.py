@@ -1,4 +1,4 @@
-"""What a worker evaluates besides its chunks: a part of the held-out rows with each of them."""
+"""Held-out rows: a worker evaluates a part of them with each of its chunks."""
 
 from collections.abc import Callable
 from math import nan
@@ -11,19 +11,20 @@ from psgc.problems import Problem, change_of, measures_of, part_of, prepare_eval
 
 
 class HeldOut:
-    """Evaluates part c of the held-out rows for whoever does chunk c.
+    """Evaluates part c of the held-out rows on the worker that does chunk c.
 
-    rows: the held-out rows, cut into as many parts as there are chunks, or fewer; chunks: the training data;
-    every: iterations from one evaluation to the next.
+    rows: the held-out rows, cut into as many parts as there are chunks, or fewer
+    chunks: the training data
+    every: iterations from one evaluation to the next
     """
 
     def __init__(self, problem: Problem, rows: ChunkSource, chunks: ChunkSource, every: int) -> None:
         self._problem, self._rows, self._chunks, self._every = problem, rows, chunks, every
         self._measures = measures_of(problem)
         self._is_checked = False
-        # A problem that prepares itself is prepared once for all parts: a gradient in between may change its state.
+        # A problem with a `prepare` is prepared once for all parts, since a gradient in between may change its state.
         self._prepares = hasattr(problem, "prepare_evaluation")
-        self._prepared: tuple[int, list[tuple[float, float]]] = (-1, [])  # an iteration, and the figures of all parts
+        self._prepared: tuple[int, list[tuple[float, float]]] = (-1, [])  # iteration, and the figures of all parts
 
     def is_due(self, iteration: int) -> bool:
         """Whether chunks of this iteration come with a part of the held-out rows."""
@@ -32,10 +33,11 @@ class HeldOut:
     def evaluate(
         self, iteration: int, chunk: int, params: Array, gradient: Callable[[], object]
     ) -> tuple[float, float]:
-        """The figures of the part that belongs to `chunk`, at `params`; (0, 0) where there is no such part.
+        """The figures of the part that belongs to `chunk`, at `params`; (0, 0) if there is no such part.
 
-        gradient: has the problem compute a gradient. Raises ModelError when that changes the figures: the state that
-        the problem has is that of this worker alone.
+        gradient: has the problem compute a gradient
+
+        Raises ModelError if the gradient changes the figures, since the other workers do not have that state.
         """
         if chunk >= self._rows.num_chunks:
             return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Faults on purpose, for tests and experiments: a process dies, stops or hangs at a known point of the protocol."""
+"""Injected faults, for tests and experiments: a process dies, stops or hangs at a known point of the protocol."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ import numpy as np
 from psgc.config import Injection
 from psgc.iteration import Moment
 
-# Continues the process that started it, unless that has ended meanwhile; a stopped process cannot wake itself.
+# Continues its parent process, unless that has ended. A stopped process cannot continue itself.
 _WAKE = """
 import os, signal, sys, time
 pid, end = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
@@ -26,21 +26,25 @@ if os.getppid() == pid:
 
 
 class Injector:
-    """The faults of this rank, each once; asked at every step of every iteration, from whichever thread is there.
+    """The faults of this rank, each once. Either thread asks at every step of every iteration.
 
-    kill: SIGKILL; stop: SIGSTOP, for `seconds` or for ever; exit: os._exit(3); raise: in the gradient; hang: the
-    gradient does not return; hold: it keeps the interpreter lock for `seconds`; flip: an `error` in the next gradient
-    of a chunk, in the next coded gradient that is sent, or in the gradient with which this rank makes its next step.
+    kill: SIGKILL
+    stop: SIGSTOP, for `seconds` or for ever
+    exit: os._exit(3)
+    raise: an error in the gradient
+    hang: the gradient does not return
+    hold: the gradient keeps the interpreter lock for `seconds`
+    flip: an `error` in a vector: the next gradient, the next coded gradient sent, or the gradient of this rank's step
 
-    A fault whose step does not come in its iteration (a worker may have nothing committed, or miss an iteration)
-    happens at that step of a later one.
+    If the step does not come in the iteration of a fault (a worker may have nothing committed, or miss an iteration),
+    the fault happens at that step of a later iteration.
     """
 
     def __init__(self, faults: Iterable[Injection] = ()) -> None:
         self._faults = list(faults)
 
     def at(self, step: Moment, iteration: int) -> None:
-        """Have the faults of this step happen, if there are any."""
+        """Let the faults of this step happen."""
         if not self._faults:
             return
         due = [fault for fault in self._faults if fault.step == step and fault.iteration <= iteration]
@@ -60,17 +64,17 @@ class Injector:
         )
 
     def flip(self, step: Moment, vector: Any, iteration: int) -> None:
-        """Have the next flip of this step happen to a vector, if there is one."""
+        """Let the next flip of this step happen to a vector."""
         if (fault := next(self._flips(step, iteration), None)) is not None:
             self._faults.remove(fault)
             spoil(vector, fault.error, iteration)
 
 
 def spoil(vector: Any, error: int | str, seed: int) -> None:
-    """Put an error into a vector of finite numbers, which stay finite.
+    """Put an error into a vector of finite numbers. They stay finite.
 
-    error: "sign": all entries get the other one; "block": a sixteenth of them, around the largest, becomes 0; a number
-    of bits: the largest entry doubles or halves, and further bits flip in the fractions of others, as `seed` says.
+    error: "sign": every entry changes its sign; "block": a sixteenth of the entries, around the largest, becomes 0;
+        a number of bits: the largest entry doubles or halves, and fraction bits of entries drawn by `seed` flip
     """
     place = int(abs(vector).argmax())
     if error == "sign":
@@ -81,7 +85,7 @@ def spoil(vector: Any, error: int | str, seed: int) -> None:
     else:
         bits = np.uint64 if vector.dtype.itemsize == 8 else np.uint32
         rng, fraction = np.random.default_rng(seed), np.finfo(vector.dtype).nmant
-        flipped = {(place, fraction)}  # the lowest bit of the exponent
+        flipped = {(place, fraction)}  # the lowest exponent bit
         while len(flipped) < min(int(error), len(vector) * fraction):
             flipped.add((int(rng.integers(len(vector))), int(rng.integers(fraction))))
         for place, bit in flipped:
@@ -104,4 +108,4 @@ def _happen(fault: Injection) -> None:
             while True:
                 time.sleep(3600)
         case "hold":
-            ctypes.PyDLL(None).usleep(int(1e6 * (fault.seconds or 0)))  # PyDLL: the lock is kept meanwhile
+            ctypes.PyDLL(None).usleep(int(1e6 * (fault.seconds or 0)))  # PyDLL keeps the interpreter lock

@@ -1,8 +1,8 @@
-"""Notices a model that writes to the parameters or to its chunk.
+"""Finds a model that writes to the parameters or to its chunk.
 
-Both are shared: other chunks are computed at the same parameters, and the chunk is used again in the next iteration.
-NumPy's read-only flag stops NumPy, but not PyTorch and not C code. So checksums are compared around a gradient
-in each of a worker's first iterations, and later as often as that takes a small share of the computing time.
+Both are shared: other chunks are computed with the same parameters, and the chunk is used again in the next iteration.
+NumPy's read-only flag stops NumPy, but neither PyTorch nor C code. So checksums are compared around a gradient in each
+of a worker's first iterations, and later as often as a small share of the computing time allows.
 """
 
 import time
@@ -17,19 +17,19 @@ from psgc.data import Chunk
 from psgc.errors import ModelError
 from psgc.problems.base import Evaluation
 
-FIRST = 3  # parameters whose first gradient is always checked: where all are 0, a model may write 0 over them
-SHARE = 0.005  # of the computing time that checksums may take after that
+FIRST = 3  # parameters whose first gradient is checked; more than one, since a 0 written over a 0 goes unnoticed
+SHARE = 0.005  # of the computing time, which later checksums may take
 
 
 class InputGuard:
-    """An evaluation, (params, chunk, rng) -> (loss, gradient), that raises ModelError when `evaluate` has written to
+    """An evaluation, (params, chunk, rng) -> (loss, gradient). Raises ModelError if `evaluate` has written to
     `params`, `chunk.X` or `chunk.y`."""
 
     def __init__(self, evaluate: Evaluation, backend: Backend) -> None:
         self._evaluate = evaluate
         self._backend = backend
-        self._params: Array = None  # of the gradient before
-        self._met = 0  # different parameters
+        self._params: Array = None  # of the last gradient
+        self._met = 0  # number of different parameters
         self._computing = self._checking = 0.0  # seconds
 
     def __call__(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> tuple[float, Array]:

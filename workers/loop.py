@@ -1,7 +1,7 @@
-"""The communication loop of a worker: MPI on one side, the mailbox and the sums of the ranks on the other.
+"""The communication loop of a worker: MPI on one side, the mailbox and the exchange on the other.
 
-It never computes a gradient itself, so a worker that is deep inside a chunk still answers the server at once. An
-iteration begins when the server says so and the step before it is made.
+The loop never computes a gradient, so a worker in the middle of a chunk still answers the server at once. An iteration
+begins when the server has started it and this rank has made the step before it.
 """
 
 import sys
@@ -42,19 +42,20 @@ from psgc.workers.state import WorkerState
 
 SERVER = 0
 LONGEST_SILENCE = 1.0  # seconds
-RECENT = 4  # iterations, of more than which rank 0 has written the rows
-LAST_WORD = 30.0  # seconds in which the server says how to leave, after goodbye
-PATIENCE = 1e-3  # seconds in which a report is to say that its iteration has begun
-SWITCH_INTERVAL = 5e-4  # seconds; at Python's 5 ms a gradient in pure Python starves this loop
+RECENT = 4  # iterations; rank 0 has written the rows of earlier ones
+LAST_WORD = 30.0  # seconds after goodbye in which the server says how to leave
+PATIENCE = 1e-3  # seconds that a step waits for a report, which tells the server the same
+SWITCH_INTERVAL = 5e-4  # seconds; with Python's 5 ms a gradient in pure Python starves this loop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duties:
-    """What a worker's loop is told of its run.
+    """The part of the settings that a worker's loop needs.
 
-    alike: whether the replica begins the run as that of rank 0 does; silence: seconds without a message after which the
-    server is told that all is well; long: seconds in one chunk after which it is told where, then after twice as long,
-    and so on.
+    sums: what the ranks sum
+    alike: whether the replica begins the run in the state of rank 0
+    silence: seconds without a message after which the server gets a sign of life
+    long: seconds in one chunk after which the server gets the line of code, then after twice as long, and so on
     """
 
     sums: Sums
@@ -64,7 +65,7 @@ class Duties:
 
     @staticmethod
     def of(config: Config, plan: Plan, dim: int, first: int, last: int, alike: bool) -> "Duties":
-        """Those that follow from the settings of a run."""
+        """The duties that follow from the settings of a run."""
         nodes = end_of_nodes(plan.num_chunks) if config.reproducible else 0
         sums = Sums.of(plan.coding_matrix, config.transfer, dim, config.dtype, first, last, nodes)
         timeout = config.faults.collect_timeout
@@ -72,7 +73,7 @@ class Duties:
 
 
 class WorkerLoop(Listener):
-    """Carries messages between the other ranks, the mailbox and the replica until the server says stop."""
+    """Carries messages between the other ranks, the mailbox and the replica until the server stops it."""
 
     def __init__(
         self,
@@ -95,22 +96,22 @@ class WorkerLoop(Listener):
         self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least, hosts, sums.nodes)
         self._closes, self._sums = CloseReader(), SumsReader()
         self._iteration = sums.first - 1
-        self._begun = 0.0  # when that began here, time.monotonic()
-        self.took: dict[int, float] = {}  # seconds of the last few that were begun here, until their steps
+        self._begun = 0.0  # when the iteration began here, time.monotonic()
+        self.took: dict[int, float] = {}  # by recent iteration, seconds from its begin here to its step
         self._due = -1  # the newest iteration that the server has begun
-        self._fraction = 0.0  # of the chunks in a queue that are one piece in that iteration
-        self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
+        self._fraction = 0.0  # of a queue that is taken as one piece in that iteration
+        self._list: list[int] = []  # the part of a list of contributors or chunks that has come
         self._stopped = False
-        self.is_orphaned = False  # rank 0 has died before it said stop
+        self.is_orphaned = False  # whether rank 0 has died before it stopped this worker
         self._in_order: bool | None = None  # how to leave, once the server has said so
         self._last_sent = time.monotonic()
-        self._unanswered = 0  # messages that have come since the server was last sent anything
+        self._unanswered = 0  # messages received since the last one to the server
         self._reported = -1  # iteration of the newest report
-        self._untold, self._stepped_at = -1, 0.0  # a step that the server is not told of yet; when it was made
+        self._untold, self._stepped_at = -1, 0.0  # a step that the server has not been told of, and when it was made
         self._coded = CodedSends(transport, SERVER)
 
     def run(self) -> bool:
-        """Work until the server says stop, or is gone; whether everybody leaves in order."""
+        """Work until the server stops this worker, or has died. Returns whether all ranks leave in order."""
         turns = self.turns()
         try:
             pause = next(turns)
@@ -120,7 +121,7 @@ class WorkerLoop(Listener):
             return bool(end.value)
 
     def turns(self) -> Generator[Pause, bool | None, bool]:
-        """As `run`, whose waits are for who takes this: it is told how, and tells whether something may have come."""
+        """As `run`, but the caller waits: it gets each Pause, and sends whether a message may have come."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._open()
         self._compute.start()
@@ -136,16 +137,16 @@ class WorkerLoop(Listener):
         self._mailbox.stop()
         if self.is_orphaned:
             return False
-        # the server takes what comes until goodbye; another rank may hang, and never take what it is sent
+        # the server takes every message until goodbye, but another rank may hang and never take its messages
         yield from self._poll_until(lambda: not self._transport.pending()[SERVER], LAST_WORD)
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
-        # without fault tolerance whoever leaves before the server has saved everything takes the server with it
+        # without fault tolerance a rank that leaves before the server has saved everything ends the server too
         patience = LAST_WORD if self._transport.survives_deaths else inf
         yield from self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
         return bool(self._in_order)
 
     def end_term(self) -> int:
-        """Rank 0 has died: let the step that is being made come to its end. How many have been made, -1 for none."""
+        """Rank 0 has died: complete the step in progress. Returns the number of steps made, -1 for none."""
         while self.allreduce.replica.is_stepping:
             self.allreduce.finish_step()
         steps = self.allreduce.steps
@@ -158,7 +159,7 @@ class WorkerLoop(Listener):
 
     def _pause(self) -> Pause:
         it = self.allreduce
-        nap = it.nap if it.is_busy or not self._transport.sending() else 0.0  # coded gradients move while MPI is called
+        nap = it.nap if it.is_busy or not self._transport.sending() else 0.0  # coded gradients move only in MPI calls
         more = bool(self._coded.waiting)
         return Pause(self._mailbox.busy, nap, it.needs_looks, more)
 
@@ -168,10 +169,10 @@ class WorkerLoop(Listener):
             self.poll()
             yield Pause()
 
-    # what comes
+    # messages to this worker
 
     def poll(self) -> None:
-        """Hear what has come."""
+        """Handle the messages that have come."""
         for message in self._transport.poll():
             self._unanswered += 1
             match message:
@@ -184,17 +185,17 @@ class WorkerLoop(Listener):
                 case Died(rank) if rank == SERVER:
                     self.is_orphaned, self._stopped, self._in_order = not self._stopped, True, False
             self._begin_when_ready()
-        while self.allreduce.poll():  # short steps follow one another
+        while self.allreduce.poll():  # a short step may follow at once
             iteration = self.allreduce.steps
             if iteration == self._iteration + 1:
                 self.took[self._iteration] = time.monotonic() - self._begun
                 self.took.pop(self._iteration - RECENT, None)
-            if self.allreduce.exchange.is_at(iteration):  # else it was dropped during the step, and follows nothing
+            if self.allreduce.exchange.is_at(iteration):  # otherwise the replica was dropped during the step
                 self._stepped(iteration)
             self._begin_when_ready()
 
     def _stepped(self, iteration: int) -> None:
-        """The replica is there. That is said at once with a digest, or if nothing was reported since the last one."""
+        """Tell the server of a step at once if it has a digest, or if no report since the last step did."""
         digest, is_silent = self.allreduce.digest(), self._untold > self._reported
         self._untold, self._stepped_at = iteration, time.monotonic()
         if digest or is_silent:
@@ -211,13 +212,13 @@ class WorkerLoop(Listener):
         self._iteration, params = self._due, self.allreduce.replica.params
         self._begun = time.monotonic()
         if hasattr(params, "setflags"):
-            params.setflags(write=False)  # a model that steps in place would break exactness silently
+            params.setflags(write=False)  # a model that changes them in place would break exactness silently
         self._encoder.begin()
         self._injector.at("begin", self._iteration)
         self._mailbox.begin(self._iteration, params, self._fraction)
 
     def hear(self, entry: Entry, source: int) -> None:
-        """One record from `source`."""
+        """Handle one record from `source`."""
         iteration, chunk, role = entry["iteration"], entry["chunk"], entry["role"]
         tell = self._mailbox.tell
         match entry["kind"]:
@@ -275,7 +276,7 @@ class WorkerLoop(Listener):
                 self._in_order = bool(entry["last"])
 
     def refused(self, source: int, what: str) -> None:
-        """No correct rank sends this: rank 0 goes on without `source`."""
+        """`source` has sent a malformed message: rank 0 must go on without `source`."""
         if source == SERVER:
             raise ProtocolError(f"rank 0 has sent {what}")
         self._transport.send_text(SERVER, what)
@@ -301,7 +302,7 @@ class WorkerLoop(Listener):
         values, self._list = self._list, []
         return [value for value in values if value >= 0]
 
-    # what goes to the server
+    # messages to the server
 
     def _send_outbox(self) -> None:
         records: list[Records] = []
@@ -338,7 +339,7 @@ class WorkerLoop(Listener):
             self._last_sent, self._unanswered = now, 0
 
     def _send_text(self, before: list[Records], text: str) -> None:
-        """A text belongs to the records that come next: those `before` go first."""
+        """Send a text. It belongs to the records that come next, so the records `before` go first."""
         if before:
             self._transport.send(SERVER, before)
         self._transport.send_text(SERVER, text)

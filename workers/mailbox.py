@@ -1,4 +1,4 @@
-"""What the two threads of a worker share: the state machine with the gradients it holds, and the outgoing messages.
+"""What the two threads of a worker share: the state machine with the held gradients, and the outgoing messages.
 
 The communication thread brings events from the server. The compute thread takes chunks and brings results. One lock
 guards everything here.
@@ -19,15 +19,16 @@ from psgc.messages import Kind, Records, piece_records, record, sums_records
 from psgc.workers.encoder import Digester, Encoder
 from psgc.workers.state import Done, Order, WorkerState
 
-SHORT = 2e-4  # seconds; the report of a shorter chunk waits for those of the next ones
+SHORT = 2e-4  # seconds; the report of a shorter chunk waits for the next reports
 
 
 @dataclass(slots=True)
 class Work:
-    """One chunk for the compute thread, or a piece of several.
+    """A chunk or a piece for the compute thread.
 
-    begun: when its iteration began here, time.monotonic() seconds; others: the chunks of a piece besides `chunk`;
-    is_check: only the digest is wanted.
+    begun: when its iteration began here, time.monotonic() seconds
+    others: the other chunks of the piece
+    is_check: whether only the digest is wanted
     """
 
     iteration: int
@@ -45,12 +46,14 @@ class Work:
 
 @dataclass(slots=True)
 class Result:
-    """What came of a Work. start: seconds since its iteration began; seconds: how long it took.
+    """The result of a Work.
 
-    gradient: None of an evaluation of a script.
-    is_own: whether the gradient's memory is psgc's, to write to; otherwise it is copied when it has to be kept.
-    sums: of an evaluation, the chunk's part: of the held-out loss and accuracy, or what the script asks for.
-    joins: whether several chunks can be done in one pass.
+    gradient: (dim,); None in a script's evaluation
+    start: seconds since the iteration began
+    seconds: the time that the gradient took
+    is_own: whether psgc may write to the gradient's memory; if not, a gradient that is kept is copied
+    sums: in an evaluation, the chunk's held-out loss and accuracy, or what the script asks for
+    joins: whether several chunks can be done in one pass
     """
 
     gradient: Array | None
@@ -73,9 +76,10 @@ class CodedGradient:
 
 @dataclass(slots=True)
 class Failure:
-    """A message for the server: this chunk's gradient failed, and the traceback or reason.
+    """A message for the server: the gradient of a chunk failed.
 
-    code: the exit code with which the run must end, since no worker can do better; 0 if another one may.
+    text: the reason, with a traceback
+    code: the exit code with which the run must end, 0 if another worker may do the chunk
     """
 
     iteration: int
@@ -86,9 +90,10 @@ class Failure:
 
 @dataclass(slots=True)
 class Ended:
-    """A message for the server: the script of this worker makes no call for `iteration`; text: why, or empty.
+    """A message for the server: the script of this worker makes no call for `iteration`.
 
-    code: the exit code of its error, 0 without one.
+    text: why, or empty
+    code: the exit code of its error, 0 without an error
     """
 
     iteration: int
@@ -100,10 +105,10 @@ Message = Records | CodedGradient | Failure | Ended
 
 
 class Mailbox:
-    """The shared half of a worker.
+    """The state and the messages that the two threads of a worker share.
 
-    wake: called when the outbox has something that must not wait; digester: makes the digests that go with what is
-    computed (`verify: {idle: true}`).
+    wake: called when the outbox has a message that must not wait
+    digester: makes digests of gradients (`verify: {idle: true}`)
     """
 
     def __init__(
@@ -120,8 +125,8 @@ class Mailbox:
         self._stopped = False
         self._params: Array = None
         self._begun = 0.0
-        self._trying: int | None = None  # the chunk of the trial that the compute thread is in
-        self._evaluating = False  # the compute thread is in held-out rows
+        self._trying: int | None = None  # the chunk that the compute thread does for the trial
+        self._evaluating = False  # whether the compute thread is in held-out rows
         self._taken = 0.0  # when the compute thread took its chunk
         self._outbox: deque[Message] = deque()
         self._wake = wake
@@ -129,9 +134,10 @@ class Mailbox:
     # for the compute thread
 
     def take(self, is_over: Callable[[], bool] = lambda: False, joins: bool = False) -> Work | None:
-        """The next chunk, waiting until there is one; None when the worker stops, and once `is_over()`.
+        """Wait for the next chunk; None when the worker stops, or `is_over()`.
 
-        Whoever makes `is_over` true calls `look` after that. joins: several chunks can be done in one pass.
+        is_over: the caller of `take` must have `look` called when it becomes true
+        joins: whether several chunks can be done in one pass
         """
         with self._changed:
             while not self._stopped and not is_over():
@@ -145,39 +151,39 @@ class Mailbox:
         return None
 
     def wants(self, work: Work) -> bool:
-        """Whether the chunk that the compute thread is in is still needed."""
+        """Whether the chunk that the compute thread is in is still wanted."""
         return not self._stopped and self._state.wants(work.iteration, work.chunk)
 
     def following(self, joins: bool = False) -> tuple[int, ...]:
-        """The chunk or piece that would be taken next, or nothing."""
+        """The chunk or piece that `take` would return, or nothing."""
         with self._changed:
             return self._state.following(joins)
 
     def gave_up(self, work: Work, start: float, seconds: float) -> None:
-        """The compute thread has left a chunk before its end, since it was not needed; start, seconds: as in Result."""
+        """The compute thread has left an unwanted chunk before its end. start, seconds: as in Result."""
         with self._changed:
             done = self._state.gave_up(work.iteration, work.chunk)
         if done is not None:
             self._post_abandoned(work, done, start, seconds)
 
     def ended(self, iteration: int, text: str, code: int = 0) -> None:
-        """The script makes no call for `iteration`; text: why, or empty; code: the exit code of its error."""
+        """Tell the server that the script makes no call for `iteration`. text, code: as in Ended."""
         self._post(Ended(iteration, text, code))
 
     def wait_stale(self, work: Work, seconds: float) -> None:
-        """Wait, but not past the end of the iteration of `work`."""
+        """Wait for `seconds`, or until the iteration of `work` is over."""
         end = time.monotonic() + seconds
         with self._changed:
             while not self._stopped and self._current(work) and (left := end - time.monotonic()) > 0:
-                self._changed.wait(min(left, 3600.0))  # a trace may say inf, no platform can
+                self._changed.wait(min(left, 3600.0))  # the seconds of a trace may be inf, which `wait` does not take
 
     def finished(self, work: Work, result: Result) -> None:
-        """Report a chunk, or abandon it when nobody needs it any more."""
+        """Report a chunk, or abandon it if it is not wanted any more."""
         iteration, chunk = work.iteration, work.chunk
         coded, found, gradient, digest = None, None, result.gradient, 0
         if self._digester is not None and gradient is not None:
             digest = self._digester.digest(gradient, result.seconds, work.is_check)
-        # coded or copied outside the lock: the server's events need not wait
+        # coded or copied outside the lock, so that the server's events need not wait
         if self._current(work) and gradient is not None and not work.is_check:
             if not self._state.is_combined:
                 role = self._state.role(chunk)
@@ -216,7 +222,7 @@ class Mailbox:
             self._wake()
 
     def failed(self, work: Work, text: str) -> None:
-        """Tell the server that a chunk's gradient cannot be had here; if nobody needs it any more, that it was left."""
+        """Tell the server that the gradient of a chunk failed, or that the chunk was abandoned if it is not wanted."""
         with self._changed:
             is_wanted = self._state.wants(work.iteration, work.chunk)
             done = self._state.finished(work.iteration, work.chunk)
@@ -224,15 +230,15 @@ class Mailbox:
                 self._state.discard(work.iteration, work.chunk)  # there is no gradient to hold
         if is_wanted:
             self._post(Failure(work.iteration, work.chunk, text))
-        elif not work.is_check:  # others of the same pass may still be needed
+        elif not work.is_check:  # other chunks of the pass may still be needed
             seconds = time.monotonic() - self._taken
             self._post_abandoned(work, done, max(0.0, self._taken - work.begun), seconds)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within this the compute thread is in held-out rows, and not yet in the chunk that it has taken.
+        """Within this context the compute thread is in held-out rows, and not yet in the chunk that it has taken.
 
-        The limits on the time in a chunk follow from how long gradients take, and do not hold here.
+        The timeouts of a chunk are for gradients, so they do not hold here.
         """
         self._evaluating = True
         try:
@@ -242,7 +248,7 @@ class Mailbox:
 
     @contextmanager
     def in_chunk(self, chunk: int) -> Iterator[None]:
-        """Within this the compute thread waits for the end of a chunk of the term before, which has to return too."""
+        """Within this context the compute thread waits for a chunk of the term before, which has a timeout too."""
         self.trying(chunk)
         try:
             yield
@@ -250,11 +256,11 @@ class Mailbox:
             self._trying = None
 
     def trying(self, chunk: int) -> None:
-        """The compute thread does this chunk besides its work, for the trial; `tried` ends that."""
+        """The compute thread does this chunk for the trial until `tried` is called."""
         self._trying, self._taken = chunk, time.monotonic()
 
     def tried(self, iteration: int, chunk: int, sketch: Sketch, gradient: Array = None) -> None:
-        """Tell the server what the gradient of a chunk of the trial is like; None when it failed."""
+        """Send the server the sketch and the digest of a trial's gradient; None: the gradient failed."""
         digest = 0
         if self._digester is not None and gradient is not None:
             digest = self._digester.digest(gradient, 0.0, always=True)
@@ -262,7 +268,7 @@ class Mailbox:
         self._post(_sketch_record(Kind.TRIAL, iteration, chunk, sketch, worker=digest))
 
     def broken(self, work: Work, error: PsgcError) -> None:
-        """Tell the server that the run must end: no worker can do better. The compute thread takes no more work."""
+        """Tell the server that the run must end with this error. The compute thread takes no more work."""
         self._post(Failure(work.iteration, work.chunk, str(error), error.exit_code))
 
     def _post_abandoned(self, work: Work, done: Done, start: float, seconds: float) -> None:
@@ -286,7 +292,7 @@ class Mailbox:
         return messages
 
     def running(self) -> tuple[int, float]:
-        """The chunk that the compute thread is in and for how many seconds; chunk -1: in none, or in held-out rows."""
+        """The chunk that the compute thread is in, and for how many seconds. -1: in none, or in held-out rows."""
         with self._changed:
             chunk = self._state.running if self._trying is None else self._trying
             if chunk is None:
@@ -295,36 +301,36 @@ class Mailbox:
 
     @property
     def busy(self) -> bool:
-        """Whether the compute thread is in a chunk, or about to take one."""
+        """Whether the compute thread is in a chunk, or will take one."""
         return self._trying is not None or self._state.running is not None or self._state.has_next
 
     def begin(self, iteration: int, params: Array, fraction: float = 0.0) -> None:
-        """The parameters of `iteration` are here; older work is dropped. fraction: see `WorkerState.begin`."""
+        """Iteration `iteration` begins with these parameters; drop older work. fraction: see `WorkerState.begin`."""
         with self._changed:
             self._state.begin(iteration, fraction)
             self._params, self._begun = params, time.monotonic()
             self._changed.notify_all()
 
     def tell(self, order: Order, iteration: int, *arguments: object) -> None:
-        """An order of the server: a method of WorkerState, and its arguments."""
+        """Handle an order of the server: a method of WorkerState, and its arguments."""
         with self._changed:
             order(self._state, iteration, *arguments)
             self._changed.notify_all()
 
     def commit(self, iteration: int, chunk: int, contributors: tuple[int, ...], role: int, serial: int = 0) -> None:
-        """The held copy of `chunk` counts in this role, together with those in the other contributors' roles."""
+        """The held copy of `chunk` counts in this role, together with the copies in the other contributors' roles."""
         with self._changed:
             gradient = self._state.commit(iteration, chunk)
         if gradient is not None:
             self._encoder.add(gradient, contributors, role, serial, chunk)
 
     def look(self) -> None:
-        """Have `take` look again whether it is over."""
+        """Have `take` call `is_over` again."""
         with self._changed:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Let the compute thread end after the chunk it is in."""
+        """Have the compute thread end after its chunk."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

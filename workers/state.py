@@ -3,29 +3,29 @@
 Each method is an event, from the server or from this worker's compute thread. Both threads of a worker bring events;
 `psgc.workers.mailbox` guards the machine with a lock. The rules:
 
-1. `begin(t)` drops everything of older iterations and starts from the default queue.
-2. The compute thread takes chunks from the head of the queue and reports each when it is done, without waiting for
-   an answer.
-3. With `combined` transfer a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed). A
-   sketch of each chunk that is checked (`psgc.iteration`) goes before its report. Otherwise a coded gradient
-   travels with the report, and nothing is held.
+1. `begin(t)` drops everything of older iterations and starts with the default queue.
+2. The compute thread takes chunks from the head of the queue. It reports each chunk when it is done, and does not wait
+   for an answer.
+3. With `combined` a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed). If the chunk
+   is checked (`psgc.iteration`), a sketch goes before its report. With `per_chunk` the coded gradient travels with the
+   report, and nothing is held.
 4. A discarded chunk is dropped from the queue. If the compute thread is in it, it is *abandoned*: its result is never
    reported.
 5. `share` ends the work on the iteration: everything is committed, and the rest is freed. A new queue for the same
-   iteration, or a chunk to be done next, starts it again. `closed` ends it for good: a chunk that was to be done again
-   is not needed, and a script would do it in its next call.
-6. A skipped chunk is dropped from the queue. One that has begun goes on and is reported.
-7. An invalidated chunk counts as not done. What is held of it is freed. Its next report says how often it was
-   invalidated.
-8. A default queue is for its iteration and all later ones. So is the role in which a reassigned chunk is coded.
-9. Chunks that follow one another in the queue may be taken together, as one *piece*: as many as the iteration says
-   (`psgc.iteration.piece_length`), of one role, none of which was invalidated, and with numbers in a row where their
-   gradient travels with the report. A piece is reported, held, committed and
-   discarded as its first chunk. When one of its chunks is discarded it is of no use.
-10. A *check* is a piece that is taken when the queue is empty, or before it if that is said. It is left when there is
-   something in the queue again, and taken up later; it is neither held nor reported.
-11. Events of an older iteration change nothing. Orders may arrive before their iteration begins: they are kept for
-    `begin`. A commit cannot: it raises ProtocolError, and so does a commit of a chunk that is not held. An event that
+   iteration, or a chunk to do next, starts the work again. `closed` ends it for good: a chunk that was to be done again
+   is not needed any more, and a script would do it in its next call.
+6. A skipped chunk is dropped from the queue. If the compute thread is in it, it is completed and reported.
+7. An invalidated chunk counts as not done, and its held copy is freed. Its next report says how many times the chunk
+   was invalidated.
+8. A default queue holds for its iteration and all later ones. So does the role of a reassigned chunk.
+9. Several chunks at the head of the queue may be taken together, as one *piece*. The iteration sets the number
+   (`psgc.iteration.piece_length`). The chunks have one role, and none was invalidated. If their gradient travels with
+   the report, their numbers must follow one another. A piece is reported, held, committed and discarded under its first
+   chunk. When one of its chunks is discarded, the whole piece is unwanted.
+10. A *check* is a piece that is taken when the queue is empty, or before the queue if the server says so. It is left
+    when the queue has a chunk again, and repeated later. It is neither held nor reported.
+11. Events of an older iteration change nothing. Orders that arrive before their iteration begins are kept for `begin`.
+    A commit before its iteration raises ProtocolError, and so does a commit of a chunk that is not held. An event that
     raises changes nothing.
 """
 
@@ -37,13 +37,14 @@ from typing import Any, NamedTuple
 from psgc.errors import ProtocolError
 from psgc.iteration import is_checked, piece_length
 
-Order = Callable[..., None]  # a method of WorkerState: of the worker, the iteration, and what else it takes
+Order = Callable[..., None]  # a method of WorkerState, called with the state, the iteration, and its other arguments
 
 
 class Done(NamedTuple):
-    """What the server hears of a chunk that is done.
+    """The end of a chunk.
 
-    wanted: it is reported, else it was abandoned; attempt: how often it was invalidated before.
+    wanted: whether the chunk is reported; otherwise it was abandoned
+    attempt: how many times the chunk was invalidated before
     """
 
     wanted: bool
@@ -53,16 +54,18 @@ class Done(NamedTuple):
 class WorkerState:
     """What one worker has to do, is doing, and holds.
 
-    rank: its own role; queue: the chunks it does unless it is told otherwise, in order; num_chunks: of the run;
-    combined: whether done chunks are held until they are committed, else their coded gradients go with their reports;
-    every: each chunk is checked once in so many iterations, 0 for never.
+    rank: its own role
+    queue: its first default queue, the chunks that it does in this order
+    num_chunks: of the run
+    combined: whether done chunks are held until they are committed
+    every: each chunk is checked once in so many iterations, 0 for never
     """
 
     def __init__(self, rank: int, queue: Sequence[int], num_chunks: int, combined: bool, every: int = 0) -> None:
         self._rank = rank
         self._default_queue = tuple(queue)
         self._num_chunks = num_chunks
-        self._roles: dict[int, int] = {}  # of reassigned chunks
+        self._roles: dict[int, int] = {}  # by reassigned chunk
         self.is_combined = combined
         self._every = every
         self.iteration = -1
@@ -70,22 +73,22 @@ class WorkerState:
         self._done: set[int] = set()
         self._held: dict[int, Any] = {}
         self._running: tuple[int, int] | None = None  # (iteration, first chunk) that the compute thread is in
-        self.piece: tuple[int, ...] = ()  # all chunks that it is in, or was in last
+        self.piece: tuple[int, ...] = ()  # all chunks that the compute thread is in, or was in last
         self._fraction = 0.0  # of the queue that is taken as one piece
-        self._unwanted = False  # the running chunk was discarded
-        self._checks: deque[tuple[tuple[int, ...], bool]] = deque()  # pieces, and whether they go first
-        self._check: tuple[tuple[int, ...], bool] | None = None  # that the compute thread is in
-        self._attempts: dict[int, int] = {}  # how often a chunk of this iteration was invalidated
+        self._unwanted = False  # whether the running chunk was discarded
+        self._checks: deque[tuple[tuple[int, ...], bool]] = deque()  # pieces, and whether each goes before the queue
+        self._check: tuple[tuple[int, ...], bool] | None = None  # the check that the compute thread is in
+        self._attempts: dict[int, int] = {}  # by chunk, how many times it was invalidated in this iteration
         self._early: list[tuple[int, Order, tuple[Any, ...]]] = []  # (iteration, order, its arguments)
 
     @property
     def held(self) -> Collection[int]:
-        """Chunks of this iteration that wait for a commit or a discard."""
+        """The chunks of this iteration that wait for a commit or a discard."""
         return self._held.keys()
 
     @property
     def running(self) -> int | None:
-        """The chunk that the compute thread is in, of a piece the first one."""
+        """The chunk that the compute thread is in; of a piece, the first one."""
         return None if self._running is None else self._running[1]
 
     @property
@@ -99,7 +102,7 @@ class WorkerState:
         return self._check is not None
 
     def following(self, joins: bool = False) -> tuple[int, ...]:
-        """The chunks that would be taken next, one or a piece, or nothing. joins: see `take`."""
+        """The chunks that `take` would take: one, a piece, or nothing. joins: see `take`."""
         first, *_ = self._queue or (None,)
         if first is None:
             return ()
@@ -118,9 +121,9 @@ class WorkerState:
     # events of the compute thread
 
     def take(self, joins: bool = False) -> int | None:
-        """The compute thread is free: the chunk it is in from now on, or None when there is nothing to do.
+        """The compute thread is free. Returns the chunk that it must do, or None if there is nothing to do.
 
-        joins: whether it can do several chunks in one pass; then it is in all those of `piece`.
+        joins: whether it can do several chunks in one pass; then it must do all chunks of `piece`
         """
         if self._running is not None:
             raise self._illegal("take()")
@@ -141,7 +144,7 @@ class WorkerState:
         return is_one and (self.is_combined or chunk == in_a_row)
 
     def finished(self, iteration: int, chunk: int, gradient: Any = None) -> Done:
-        """The compute thread has the gradient of the chunk it took."""
+        """The compute thread has the gradient of its chunk."""
         if self._running != (iteration, chunk):
             raise self._illegal(f"finished({iteration=}, {chunk=})")
         self._running = None
@@ -156,14 +159,14 @@ class WorkerState:
         return Done(True, attempt)
 
     def wants(self, iteration: int, chunk: int) -> bool:
-        """Whether the result of what the compute thread is in, `chunk` first, would be reported."""
+        """Whether the result of the compute thread, whose first chunk is `chunk`, would be reported."""
         is_wanted = self._running == (iteration, chunk) and iteration == self.iteration and not self._unwanted
         return is_wanted and (self._check is None or self._check[1] or not self._queue)
 
     def gave_up(self, iteration: int, chunk: int) -> Done | None:
-        """The compute thread has left the chunk, which was not wanted any more.
+        """The compute thread has left its chunk, which was unwanted.
 
-        None when it is wanted again since then: it is the next one to be taken. Also of a check.
+        Returns None for a check, and for a chunk that is wanted again by now, which is the next one to take.
         """
         if self._check is not None:
             if iteration == self.iteration and not self._unwanted:
@@ -179,7 +182,7 @@ class WorkerState:
     # events from the server
 
     def begin(self, iteration: int, fraction: float = 0.0) -> None:
-        """Work on `iteration` begins. fraction: of its queue that a worker takes as one piece."""
+        """Work on `iteration` begins. fraction: of the queue that is taken as one piece."""
         if iteration <= self.iteration:
             raise self._illegal(f"begin({iteration})")
         self.iteration, self._fraction = iteration, fraction
@@ -190,22 +193,22 @@ class WorkerState:
         self._checks.clear()
         self._unwanted = False
         early, self._early = self._early, [order for order in self._early if order[0] > iteration]
-        lasting = WorkerState.default_queue, WorkerState.reassign  # they count even if their iteration was missed
+        lasting = WorkerState.default_queue, WorkerState.reassign  # these hold even if their iteration was missed
         for when, order, arguments in early:
             if when == iteration or (when < iteration and order in lasting):
                 order(self, iteration, *arguments)
 
     def default_queue(self, iteration: int, chunks: Sequence[int]) -> None:
-        """From `iteration` on do these chunks in this order, in every iteration."""
+        """Do these chunks in this order in `iteration` and every later one."""
         if self._is_now(WorkerState.default_queue, iteration, chunks):
             self._default_queue = tuple(chunks)
             self.queue(iteration, chunks)
 
     def queue(self, iteration: int, chunks: Sequence[int]) -> None:
-        """Do these chunks next, in this order; what is done or running already is left out."""
+        """Do these chunks next, in this order, except those that are done or running."""
         if self._is_now(WorkerState.queue, iteration, chunks):
             running = self._piece_of(iteration)
-            # the report of a piece does not say of which of its chunks copies do not count any more
+            # the report of a piece cannot say which of its chunks were invalidated
             is_spoilt = len(running) > 1 and not running.isdisjoint(self._attempts)
             self._unwanted = self._unwanted and (is_spoilt or not (running and running <= {*chunks}))
             left_out = self._done if self._unwanted and len(running) > 1 else self._done | running
@@ -217,7 +220,7 @@ class WorkerState:
             self.queue(iteration, [chunk, *self._queue])
 
     def check(self, iteration: int, piece: Sequence[int], at_once: bool) -> None:
-        """Repeat a piece of another worker, before all else or when nothing else is to be done."""
+        """Repeat a piece of another worker: at once, or when there is nothing else to do."""
         if self._is_now(WorkerState.check, iteration, piece, at_once):
             (self._checks.appendleft if at_once else self._checks.append)((tuple(piece), at_once))
 
@@ -227,7 +230,7 @@ class WorkerState:
             self._roles[chunk] = role
 
     def invalidate(self, iteration: int, chunk: int, attempt: int) -> None:
-        """What was done of `chunk` does not count; it may have to be done once more."""
+        """This worker's copy of `chunk` does not count. The chunk may have to be done again."""
         if self._is_now(WorkerState.invalidate, iteration, chunk, attempt):
             self._attempts[chunk] = attempt
             self._done.discard(chunk)
@@ -236,12 +239,12 @@ class WorkerState:
                 self._unwanted = len(running) > 1
 
     def discard(self, iteration: int, chunk: int) -> None:
-        """This worker's copy of `chunk` is not needed, whether it is done or not."""
+        """This worker's copy of `chunk` is not needed, done or not."""
         if self._is_now(WorkerState.discard, iteration, chunk):
             self._held.pop(chunk, None)
             if chunk in self._piece_of(iteration):
                 self._unwanted = True
-            if chunk in self._queue:  # also of a piece that was unwanted before
+            if chunk in self._queue:  # the chunk may be part of a piece that is unwanted already
                 self._queue.remove(chunk)
 
     def skip(self, iteration: int, chunk: int) -> None:
@@ -250,13 +253,13 @@ class WorkerState:
             self._queue.remove(chunk)
 
     def commit(self, iteration: int, chunk: int) -> Any:
-        """The held copy of `chunk` counts: its gradient, which is not held any more. None in an older iteration."""
+        """The held copy of `chunk` counts. Returns its gradient, which is not held any more; None if it is too old."""
         if iteration > self.iteration or (iteration == self.iteration and chunk not in self._held):
             raise self._illegal(f"commit({iteration=}, {chunk=})")
         return self._held.pop(chunk) if iteration == self.iteration else None
 
     def share(self, iteration: int) -> None:
-        """The accumulators are to be summed: everything is committed, the rest is not needed."""
+        """The accumulators are being summed: everything is committed, and the rest is not needed."""
         if iteration > self.iteration:
             self._early.append((iteration, WorkerState.share, ()))
         elif iteration == self.iteration:
@@ -266,7 +269,7 @@ class WorkerState:
             self._unwanted = self._running is not None
 
     def closed(self, iteration: int) -> None:
-        """The sum of `iteration` is here: nothing more of it is to be done. What is held may still be committed."""
+        """The sum of `iteration` is here: there is no more work on it. Held copies may still be committed."""
         if iteration > self.iteration:
             self._early.append((iteration, WorkerState.closed, ()))
         elif iteration == self.iteration:
@@ -275,12 +278,13 @@ class WorkerState:
             self._unwanted = self._running is not None
 
     def _piece_of(self, iteration: int) -> set[int]:
-        """The chunks of `iteration` that the compute thread is in, unless it is a check."""
+        """The chunks of `iteration` that the compute thread is in, if it is not in a check."""
         is_in = self._running is not None and self._running[0] == iteration and self._check is None
         return {*self.piece} if is_in else set()
 
     def _is_now(self, order: Order, iteration: int, chunks: int | Sequence[int], *arguments: int) -> bool:
-        """Whether an order is for this iteration; one for a later iteration is kept."""
+        """Whether an order is for this iteration. An order for a later iteration is kept."""
+
         for chunk in [chunks] if isinstance(chunks, int) else chunks:
             if not 0 <= chunk < self._num_chunks:
                 raise self._illegal(f"{order.__name__}({iteration=}, {chunk=})")
