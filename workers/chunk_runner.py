@@ -16,7 +16,8 @@ from psgc.coding.sketch import sketch
 from psgc.errors import ModelError, PsgcError
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
-from psgc.workers.mailbox import Mailbox, Result, Work
+from psgc.workers.mailbox import Mailbox
+from psgc.workers.work import Result, Work
 
 LATE = 1e-3  # seconds; the most by which an emulated chunk is shortened because the one before took too long
 

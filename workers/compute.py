@@ -17,7 +17,8 @@ from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.problems import ChunkCheck
 from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.held_out import HeldOut
-from psgc.workers.mailbox import Mailbox, Work
+from psgc.workers.mailbox import Mailbox
+from psgc.workers.work import Work
 
 SAME = {4: 1e-4, 8: 1e-8}  # relative difference, by bytes of an entry; rounding errors stay below it
 

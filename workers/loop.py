@@ -37,8 +37,9 @@ from psgc.transport import Control, Died, Pause, Transport, Vector
 from psgc.workers.compute import Computing
 from psgc.workers.encoder import CodedSends, Encoder
 from psgc.workers.injection import Injector
-from psgc.workers.mailbox import CodedGradient, Ended, Failure, Mailbox
+from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import WorkerState
+from psgc.workers.work import CodedGradient, Ended, Failure
 
 SERVER = 0
 LONGEST_SILENCE = 1.0  # seconds

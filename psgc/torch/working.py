@@ -17,7 +17,8 @@ from psgc.torch.memory import Memory
 from psgc.torch.settings import OPEN_END
 from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.loop import SERVER, WorkerLoop
-from psgc.workers.mailbox import Mailbox, Work
+from psgc.workers.mailbox import Mailbox
+from psgc.workers.work import Work
 
 LAST_SUM = 15.0  # seconds in which a script makes its last steps after the end of the run, if rank 0 waits so long
 

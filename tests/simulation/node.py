@@ -21,8 +21,9 @@ from psgc.plan import Plan
 from psgc.workers.encoder import Digester, Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties, WorkerLoop
-from psgc.workers.mailbox import Mailbox, Result, Work
+from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import WorkerState
+from psgc.workers.work import Result, Work
 from tests.simulation.mesh import MeshEnd
 from tests.simulation.network import Clock
 

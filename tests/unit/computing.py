@@ -10,7 +10,7 @@ from psgc.workers.chunk_runner import ChunkRunner, Trial
 from psgc.workers.compute import ComputeThread, Gradients
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
-from psgc.workers.mailbox import Work
+from psgc.workers.work import Work
 from tests.simulation.network import Clock
 
 DIM, CHUNKS = 3, 4

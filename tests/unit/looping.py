@@ -17,8 +17,9 @@ from psgc.workers import mailbox as worker_mailbox
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties, WorkerLoop
-from psgc.workers.mailbox import Mailbox, Result
+from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import WorkerState
+from psgc.workers.work import Result
 from tests.simulation.network import Clock
 from tests.unit.given_states import SGD
 from tests.unit.scripted import Transport

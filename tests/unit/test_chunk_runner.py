@@ -13,7 +13,7 @@ from psgc.errors import ModelError
 from psgc.workers.chunk_runner import ChunkRunner, Computed, Trial
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
-from psgc.workers.mailbox import Work
+from psgc.workers.work import Work
 from tests.unit.computing import CHUNKS, DIM, NO_TRIAL, PARAMS, ROWS, FakeDesk, mean_row, thread_for
 
 # a model that breaks a rule for all, and the trial

@@ -15,8 +15,9 @@ from psgc.errors import ModelError
 from psgc.messages import TAIL, Kind, stamp_length
 from psgc.workers import mailbox
 from psgc.workers.encoder import Encoder
-from psgc.workers.mailbox import SHORT, CodedGradient, Failure, Mailbox, Result
+from psgc.workers.mailbox import SHORT, Mailbox
 from psgc.workers.state import WorkerState
+from psgc.workers.work import CodedGradient, Failure, Result
 
 LIMIT = 20.0  # seconds until a thread counts as stuck
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])

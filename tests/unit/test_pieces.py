@@ -17,8 +17,9 @@ from psgc.server.instructions import Commit, Discard, Invalidate, Share
 from psgc.simulation.virtual import Passes, VirtualCluster
 from psgc.workers.compute import Gradients
 from psgc.workers.encoder import Encoder
-from psgc.workers.mailbox import Mailbox, Result
+from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import Done, WorkerState
+from psgc.workers.work import Result
 
 FIXED = 0.76  # of a perceptron on a CPU: what a pass costs besides its chunks, in chunks
 

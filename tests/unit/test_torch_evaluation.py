@@ -18,8 +18,9 @@ from psgc.server.instructions import Commit, Finish
 from psgc.server.membership import Membership
 from psgc.torch.calls import Single
 from psgc.workers.encoder import Encoder
-from psgc.workers.mailbox import Mailbox, Result
+from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import WorkerState
+from psgc.workers.work import Result
 
 LARGE = float(2**24)  # float32 does not count further
 
