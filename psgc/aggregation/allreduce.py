@@ -1,7 +1,7 @@
-"""How every rank sums: it exchanges blocks with the others over MPI, and its replica follows.
+"""One rank's part in the exchanges, over MPI: it sends, receives and sums blocks, and its replica makes the steps.
 
-`Exchange` decides, and this file carries out what it says on the arrays of `Blocks`. States of replicas go to ranks
-that have fallen behind.
+`Exchange` decides, and this class carries out its instructions on the arrays of `Blocks`. Ranks that have fallen behind
+get the state of a replica.
 """
 
 from collections.abc import Sequence
@@ -24,36 +24,39 @@ from psgc.iteration import Moment
 from psgc.messages import Entry, unpack_block
 from psgc.transport import SMALL, Transport, Vector
 
-LOOKS, LONGEST_NAP = 4.0, 2e-3  # looks at MPI while a block is sent, and seconds between two of them at most
-SHORT, SHORT_NAP = 1 << 16, 2e-4  # bytes of a gradient, and seconds between two looks for one that is shorter
-FEW_NOTES = 16  # of the ranks of a host for each other in an iteration
-OTHER_LOOKS = 4.0  # times as many looks while no block is sent or awaited: for control messages
+LOOKS, LONGEST_NAP = 4.0, 2e-3  # polls of MPI while a block is sent; most seconds between two of them
+SHORT, SHORT_NAP = 1 << 16, 2e-4  # bytes of a short gradient, and the most seconds between two polls for it
+FEW_NOTES = 16  # notes between the ranks of a host in an iteration
+OTHER_LOOKS = 4.0  # times as many polls while no block is sent or awaited, for control messages
 
 
 class Listener:
-    """Is told what comes of the sums of a rank. By itself it does nothing."""
+    """Called with what happens in the exchanges of a rank. The methods here do nothing."""
 
     def have(self, iteration: int, attempt: int, number: int) -> None:
-        """A slice is here: its number, and the attempt in which it was summed."""
+        """Slice `number` is here, summed in this attempt."""
 
     def behind(self, iteration: int) -> None:
-        """This rank cannot follow `iteration`, until the state of another one is here."""
+        """This rank cannot follow `iteration`, and needs the state of another rank."""
 
     def at(self, moment: Moment, iteration: int) -> None:
         """A step of the protocol at which faults can be injected."""
 
     def stepping(self, iteration: int, gradient: Array) -> None:
-        """The step of `iteration` is about to be made."""
+        """The replica is about to make the step of `iteration`."""
 
     def refused(self, source: int, what: str) -> None:
-        """`source` has sent what no correct rank sends."""
+        """`source` has sent a malformed message."""
 
 
 class AllReduce:
-    """One rank's part.
+    """One rank's part in the exchanges of a run.
 
-    replica: of this rank; exchange: what is decided; blocks, pool: its arrays and buffers; receiver: of states;
-    link: what is sent.
+    replica: the replica of this rank
+    exchange: decides what to send and sum
+    blocks, pool: the arrays and the buffers
+    receiver: of states
+    link: the sends of blocks
     """
 
     def __init__(
@@ -71,33 +74,33 @@ class AllReduce:
         self._giver = Giver(transport, self.pool, backend)
         self.receiver = Receiver(self.pool, backend)
         self._comes_whole = memory is not None or sums.dim * sums.dtype.itemsize < SMALL
-        self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
+        self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it must get
 
     def open(self) -> None:
-        """Be ready for blocks."""
+        """Post the receives of blocks."""
         self.pool.open(self._transport)
 
     def start(self, iteration: int, params: Array) -> None:
-        """The replica begins here: `params` (dim,), and the optimizer as it is."""
+        """The replica begins here, with `params` (dim,) and the optimizer as it is."""
         self.replica.start(iteration, params)
         self._loaded(iteration)
 
     @property
     def steps(self) -> int:
-        """The iteration that the replica is at; -1 when it has no parameters yet."""
+        """The iteration that the replica has reached; -1 while it has no parameters."""
         return self.exchange.steps
 
     @property
     def is_behind(self) -> bool:
-        """Whether only the state of another rank gets the replica on, and none waits here for the end of its step."""
+        """Whether only the state of another rank helps the replica, and no such state waits for the end of a step."""
         waiting = self.receiver.waiting
         return self.exchange.is_behind and not (waiting is not None and self.exchange.can_use(waiting))
 
     @property
     def nap(self) -> float:
-        """Seconds between two looks at MPI, a fraction of what a block takes: many looks cost time as well.
+        """Seconds between two polls of MPI: a fraction of the time that a block takes, since polls cost time too.
 
-        What a short block takes are the looks themselves, of both ends.
+        For short blocks the polls of both ends are what takes the time.
         """
         longest = LONGEST_NAP if self._sums.dim * self._sums.dtype.itemsize > SHORT else SHORT_NAP
         return min(longest, self.link.usual / LOOKS) / (1 if self._is_exchanging else OTHER_LOOKS)
@@ -108,28 +111,28 @@ class AllReduce:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is left to be sent, or awaited."""
+        """Whether something is still to be sent or received."""
         return self._is_exchanging or self._giver.is_busy
 
     @property
     def needs_looks(self) -> bool:
-        """Whether something moves only while this rank looks at MPI.
+        """Whether something moves only while this rank polls MPI.
 
-        Small blocks come whole, and with a ring from this host; so do notes of those in its memory.
+        Small blocks do not: they arrive whole, and ranks of this host ring the bell for them and for notes.
         """
         sends = self.link.is_sending or self._giver.is_busy
         return sends or (self.exchange.is_busy and not (self._comes_whole and self._transport.is_woken))
 
     @property
     def is_moving(self) -> bool:
-        """Whether `poll` may go on although no message has come: another thread of this rank may be ready."""
+        """Whether `poll` may advance without a message, because another thread of this rank may be ready."""
         return self.replica.is_stepping or bool(self._to_give)
 
     def digest(self) -> bytes:
-        """Of the replica, 16 bytes, at the iterations at which replicas are compared; else nothing."""
+        """The digest of the replica, 16 bytes, at iterations at which replicas are compared; else empty."""
         return self.replica.digest() if self._is_checked(self.steps) else b""
 
-    # what comes
+    # arrivals
 
     def arrived(self, message: Vector) -> None:
         """A block has come."""
@@ -157,7 +160,7 @@ class AllReduce:
             self._refuse(event)
 
     def mapped(self, map: Map, accumulators: Accumulators) -> None:
-        """A map has come. accumulators: of this rank; they stay as they are until the next iteration begins here."""
+        """A map has come. accumulators: of this rank; they do not change until the next iteration begins here."""
         if not map.attempt:
             self._giver.skipped(map.iteration, map.receivers)
         self.blocks.accumulators = accumulators
@@ -167,28 +170,28 @@ class AllReduce:
         self._bring(protocol.Mapped(map, block_entries(map.slices, self._sums.dtype.itemsize)))
 
     def drop_accumulators(self) -> None:
-        """A new iteration begins here: the accumulators of those before are not needed any more."""
+        """A new iteration begins here: drop the accumulators of earlier ones."""
         self.blocks.accumulators = {}
 
     def chosen(self, iteration: int, others: dict[int, int]) -> None:
-        """Make the gradient of `iteration` of version 0 of each slice; others: version by slice where it is not.
+        """Make the gradient of `iteration` from version 0 of each slice, or from the version that `others` has for it.
 
-        On rank 0, where all of these are. No step is made before `closed`.
+        On rank 0, which has all of them. The step waits for `closed`.
         """
         self._bring(protocol.Chosen(iteration, others))
 
     def closed(self, iteration: int, others: dict[int, int]) -> None:
-        """Every rank makes the step of `iteration` with these versions."""
+        """Every rank makes the step of `iteration` with these versions, given as for `chosen`."""
         self._bring(protocol.Closed(iteration, others))
 
     def evaluated(self, iteration: int, sums: Sequence[float]) -> None:
-        """`iteration` was an evaluation with these sums. The replica goes on with them as with a gradient."""
+        """`iteration` was an evaluation with these sums. The replica takes them like a gradient."""
         if self.exchange.phase(iteration) != "past":
             self.blocks.gradients[iteration] = np.array(sums)
             self._bring(protocol.Evaluated(iteration))
 
     def left(self, rank: int) -> None:
-        """`rank` takes no part any more."""
+        """`rank` is lost."""
         self._to_give.pop(rank, None)
         self._giver.stop(rank)
         self.pool.spare(self._transport, rank)
@@ -200,18 +203,18 @@ class AllReduce:
         self._to_give[dest] = iteration
 
     def drop(self) -> None:
-        """The replica of this rank is wrong: only the state of another rank gets it on."""
+        """The replica of this rank is wrong: only the state of another rank helps it."""
         self._bring(protocol.Dropped())
 
     def announced(self, source: int, entry: Entry) -> None:
-        """A STATE record is here, of a state that `source` gives this rank."""
+        """A STATE record has come, about a state that `source` gives this rank."""
         try:
             self.receiver.announced(source, entry)
         except ProtocolError as error:
             self._listener.refused(source, str(error))
 
     def poll(self) -> bool:
-        """Go on. Whether the replica is at another iteration than before. Raises what a step raises."""
+        """Advance. Returns whether the replica has reached another iteration. Raises what a step raises."""
         self._look_at_sends()
         has_moved = self._has_stepped()
         if not self.replica.is_stepping:
@@ -221,14 +224,14 @@ class AllReduce:
         return has_moved
 
     def finish_step(self) -> None:
-        """Wait for the step that is being made. Raises what it raises."""
+        """Wait for the end of the step in progress. Raises what the step raises."""
         self._has_stepped(wait=True)
 
-    # what follows
+    # events and instructions
 
     def _bring(self, event: protocol.Event) -> None:
         self._carry_out(event)
-        while self.link.has_sent:  # small blocks, at once: more may follow
+        while self.link.has_sent:  # small blocks are sent at once, so more sends may begin
             self._look_at_sends()
 
     def _look_at_sends(self) -> None:
@@ -302,7 +305,7 @@ class AllReduce:
         self._bring(protocol.Loaded(iteration))
 
     def _load(self) -> bool:
-        """Whether a state that this rank waited for is here."""
+        """Load a state that has come whole. Returns whether there was one."""
         if (found := self.receiver.complete()) is None or not self.exchange.can_use(found[0]):
             return False
         iteration, vectors, numbers = found

@@ -1,20 +1,20 @@
-"""What maps have one rank send and sum: what its `Exchange` knows of an iteration. Pure: no clock, no MPI, no arrays.
+"""What one rank sends and sums for the maps of an iteration. Pure: no clock, no MPI, no arrays.
 
 A contributor sends each block of its accumulators to the owner of the block. The owner sums a block (decodes it, with
 several parts) and sends the block of the gradient, `parts` times as long, to all other receivers. The rules:
 
-1. At most WINDOW sends of an attempt are under way: many senders to one receiver at once are what costs.
-2. Sends are staggered: each rank begins with the rank after itself, so that at any time all ranks receive from
-   different ones. The first blocks of all slices go first, then the second blocks, and so on.
-3. Blocks of accumulators go before blocks of the gradient, since other ranks wait for the former to sum.
-4. An owner sums a block when the blocks of all contributors are there, in the order of contributors. So the gradient
-   does not depend on the order of arrival, and no block is summed twice.
-5. A destination that takes long is *held*: sends to it do not count in the window, and there is one at a time.
-6. A rank tells the others of its host (`psgc.aggregation.map.Routes`) that its accumulators can be read, and which
-   blocks of the gradient. These messages are short: they go first, and do not count in the window. Who sums nothing
-   hears of the gradient alone, so that no more messages wait for a stopped rank than where no memory is shared. Rank 0
-   hears of the gradient after the others. A carrier sums a block of its host when all accumulators of the host can be
-   read and it is time to send it.
+1. At most WINDOW sends of an attempt are under way, since many senders to one receiver are slow.
+2. Sends are staggered: each rank begins with the rank after itself, so that all ranks receive from different ranks at
+   any time. The first blocks of all slices go first, then the second blocks, and so on.
+3. Blocks of accumulators go before blocks of the gradient, since owners wait for accumulators to sum.
+4. An owner sums a block when it has the blocks of all contributors, in the order of contributors. So the gradient does
+   not depend on the order of arrival, and no block is summed twice.
+5. A slow destination is *held*: sends to it do not count in the window, and there is one at a time.
+6. Between ranks of a host (`psgc.aggregation.map.Routes`), notes say that a rank's accumulators can be read, and which
+   blocks of the gradient. Notes are short: they go first, and do not count in the window. A rank that sums nothing gets
+   notes of the gradient only, so a stopped rank has no more unread messages than without shared memory. Rank 0 gets
+   notes of the gradient after the others. A carrier sums a block of its host when all accumulators of the host can be
+   read and the block is next to be sent.
 """
 
 from collections import Counter, deque
@@ -24,15 +24,22 @@ from dataclasses import dataclass, field
 from psgc.aggregation.map import Contributor, Routes
 from psgc.aggregation.protocol import WHOLE, Arrived, BlockKey, Forget, Have, Instruction, Phase, Place, SendBlock
 
-WINDOW = 2  # sends under way: while one is on the link the next is ready
+WINDOW = 2  # sends under way: one is on the link, and the next is ready
 
 
 class Attempt:
-    """slice_of: by block the number of its slice in the map of attempt 0; owners: by that number;
-    of_host: the other ranks of its host; unpublished: accumulators of these that cannot be read yet;
-    missing: by own block the contributors whose blocks are not here: none is left, and none unpublished, when the block
-    is summed; absent: blocks of the gradient that are awaited; left: by slice how many have not come;
-    relayed: those of the absent ones that others of the host wait for as well; under_way: sends that have begun.
+    """One map, as one rank carries it out.
+
+    slice_of: by block, the number of its slice in the map of attempt 0
+    owners: by slice number
+    of_host: the other ranks of the host
+    unpublished: accumulators of these ranks that cannot be read yet
+    missing: by own block, the contributors whose blocks are not here; the block is summed when none is left, and none
+        is unpublished
+    absent: the blocks of the gradient that have not come
+    left: by slice, how many blocks have not come
+    relayed: the absent blocks that other ranks of the host wait for too
+    under_way: the sends that have begun
     """
 
     def __init__(self, routes: Routes, rank: int, numbers: dict[int, int], held: Collection[int]) -> None:
@@ -53,23 +60,23 @@ class Attempt:
             SendBlock(other, self.key(WHOLE, own)) for own in routes.own(rank) for other in routes.readers(rank)
         )
         self.under_way: list[SendBlock] = []
-        self._waiting: dict[int, deque[SendBlock]] = {dest: deque() for dest in held}  # sends to those that are held
-        self._is_closed = self._may_be_late = False  # whether blocks of the gradient may come that are not awaited
+        self._waiting: dict[int, deque[SendBlock]] = {dest: deque() for dest in held}  # sends to held destinations
+        self._is_closed = self._may_be_late = False  # whether blocks of the gradient may come that are not absent
         self.is_skipped = False
         if not self.unpublished:
             self._send_coded()
 
     def key(self, block: int, contributor: Contributor | None = None) -> BlockKey:
-        """By which others know this block."""
+        """The name of this block."""
         return BlockKey(self.routes.map.iteration, self.routes.map.attempt, block, contributor)
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is awaited, nor left to be sent."""
+        """Whether there is nothing left to receive or send."""
         return not (self.absent or self._notes or self._queue or self.under_way or any(self._waiting.values()))
 
     def is_possible(self, event: Arrived, parts: int) -> bool:
-        """Whether a correct rank sends this block."""
+        """Whether a correct rank can send this block."""
         blocks, number, contributor = self.routes.blocks, event.key.number, event.key.contributor
         is_near = event.source in self.of_host
         if number == WHOLE:
@@ -87,7 +94,7 @@ class Attempt:
         return contributor.rank == event.source and contributor in self.missing.get(number, ())
 
     def publish(self, contributor: Contributor) -> bool:
-        """An accumulator of another rank of the host can be read. Whether it was the last one."""
+        """An accumulator of another rank of the host can be read. Returns whether it was the last one."""
         self.unpublished.remove(contributor)
         if not (self.unpublished or self._is_closed):
             self._send_coded()
@@ -101,24 +108,24 @@ class Attempt:
         )
 
     def is_summed(self, block: int) -> bool:
-        """Whether all that it takes to sum an own block is here."""
+        """Whether everything is here that an own block is summed from."""
         return not (self.missing[block] or self.unpublished)
 
     def pass_on(self, block: int) -> None:
-        """A block of the gradient is summed here: the others are to get it."""
+        """A block of the gradient is summed here: send it to the other receivers."""
         self.absent.remove(block)
         others = self.routes.others(block, self._rank)
         self._queue.extend(SendBlock(dest, self.key(block)) for dest in others if dest not in self._gone)
         self._tell_host(block)
 
     def relay(self, block: int) -> bool:
-        """A block of the gradient is about to be in the memory of the host. Whether another rank there needs it."""
+        """A block of the gradient goes into the memory of the host. Returns whether another rank there needs it."""
         self.relayed.remove(block)
         self._tell_host(block)
         return not self._gone.issuperset(self.of_host)
 
     def _tell_host(self, block: int) -> None:
-        """Rank 0 last: when it has all slices the iteration ends, and who lacks one then waits for this rank."""
+        """Rank 0 last: when it has all slices the iteration ends, and a rank that lacks one waits for this rank."""
         for other in self.of_host:
             if other not in self._gone:
                 (self._notes if other else self._queue).append(SendBlock(other, self.key(block)))
@@ -133,18 +140,18 @@ class Attempt:
         self.stop_relaying()
 
     def stop_relaying(self) -> None:
-        """Others of the host are not to wait for what this rank was to pass on and does not have."""
+        """Tell the ranks of the host not to wait for blocks that this rank should pass on and does not have."""
         if self.relayed:
             self.absent -= self.relayed
             self.relayed = set()
             self._notes.extend(SendBlock(one, self.key(WHOLE)) for one in self.of_host if one not in self._gone)
 
     def awaits(self, rank: int) -> bool:
-        """Whether `rank` is to send, or to pass on, something that is absent."""
+        """Whether `rank` must still send or pass on a block of the gradient."""
         return any(self.routes.source(block, self._rank) == rank for block in self.absent)
 
     def sources(self, which: int) -> set[int]:
-        """Who is to send what is absent of a slice, or to pass it on."""
+        """The ranks that must send or pass on the absent blocks of a slice."""
         absent = [block for block in self.absent if self.slice_of[block] == which] if self.of_host else ()
         return {self.owners[which], *(self.routes.source(block, self._rank) for block in absent)}
 
@@ -174,11 +181,11 @@ class Attempt:
         return send.dest not in self._waiting and send.dest not in self.of_host
 
     def hold(self, dest: int) -> None:
-        """Sends to `dest` take long."""
+        """Sends to `dest` are slow."""
         self._waiting.setdefault(dest, deque())
 
     def leave(self, rank: int) -> None:
-        """Send nothing more to `rank`, and wait for nothing to pass on that it was to send."""
+        """`rank` is lost: send it nothing more, and pass on nothing that it had to send."""
         self._gone.add(rank)
         self.relayed = {block for block in self.relayed if self.routes.blocks[block].owner != rank}
         self._queue = deque(send for send in self._queue if send.dest != rank)
@@ -194,11 +201,11 @@ class Attempt:
 
         self._queue, self._notes = deque(filter(counts, self._queue)), deque(filter(counts, self._notes))
         self._waiting = {dest: deque(filter(counts, sends)) for dest, sends in self._waiting.items()}
-        self.absent &= set(blocks) - self.missing.keys()  # those of this rank that are not summed are not needed
+        self.absent &= set(blocks) - self.missing.keys()  # own blocks that are not summed are not needed
         self.relayed &= self.absent
 
     def quit(self) -> None:
-        """This rank does not need the gradient any more. What it owes to others it still does."""
+        """This rank does not need the gradient any more. It still sends what other ranks need."""
         self._may_be_late = True
         if self.absent:
             self.absent &= {block for block in self.missing if not self.is_summed(block)} | self.relayed
@@ -206,10 +213,14 @@ class Attempt:
 
 @dataclass
 class Iteration:
-    """phase: unless the exchange knows better; attempts: by their number, which is the version of what they sum.
+    """One iteration on one rank.
 
-    numbers: where a slice starts -> its number; early: blocks whose map has not come;
-    kept: (attempt, slice) -> blocks that are not placed yet; versions: that count, by slice, once that is known.
+    phase: see `protocol`; the exchange may know that the iteration is further
+    attempts: by number; the number is the version of the slices that the attempt sums
+    numbers: first entry of a slice -> its number
+    early: blocks whose map has not come
+    kept: (attempt, slice) -> blocks that are not placed yet
+    versions: by slice the version that counts, None while that is not known
     """
 
     phase: Phase = "awaited"
@@ -243,7 +254,7 @@ class Iteration:
         return instructions
 
     def choose(self, others: Mapping[int, int]) -> list[Instruction]:
-        """Version 0 of each slice counts; others: version by slice where it is another one."""
+        """Version 0 of each slice counts, or the version that `others` has for it."""
         self.phase, versions = "chosen", tuple(others.get(which, 0) for which in range(len(self.numbers)))
         self.versions = versions
         for version, attempt in self.attempts.items():
@@ -251,7 +262,7 @@ class Iteration:
         return self._due()
 
     def place_kept(self) -> list[Instruction]:
-        """Of what has been kept, place what counts."""
+        """Place the kept blocks that count."""
         counts = [
             (version, which) for which, version in enumerate(self.versions or ()) if (version, which) in self.kept
         ]
@@ -260,19 +271,19 @@ class Iteration:
         return [*placed]
 
     def hold(self, dest: int) -> list[Instruction]:
-        """Sends to `dest` take long."""
+        """Sends to `dest` are slow."""
         for attempt in self.attempts.values():
             attempt.hold(dest)
         return self._due()
 
     def leave(self, rank: int) -> list[Instruction]:
-        """Send nothing more to `rank`."""
+        """`rank` is lost: send it nothing more."""
         for attempt in self.attempts.values():
             attempt.leave(rank)
         return self._due()
 
     def give_up(self, passes_nothing_on: bool) -> list[Instruction]:
-        """It is over, and which versions count was not said here: any may."""
+        """The iteration is over, and this rank was not told which versions count: any may."""
         for attempt in self.attempts.values():
             attempt.close(range(len(attempt.slice_of)))
             if passes_nothing_on:
@@ -280,13 +291,13 @@ class Iteration:
         return self._due()
 
     def stop_relaying(self) -> list[Instruction]:
-        """It is long past: nobody is to wait for what has not come."""
+        """The iteration is long past: no rank must wait for blocks that have not come."""
         for attempt in self.attempts.values():
             attempt.stop_relaying()
         return self._due()
 
     def let_go(self, number: int) -> list[Instruction]:
-        """It is past: forget the attempts of which nothing is left to be sent. number: its own."""
+        """The iteration is past: forget the attempts with nothing left to send. number: of the iteration."""
         self.kept.clear()
         for attempt in self.attempts.values():
             attempt.quit()
@@ -299,7 +310,7 @@ class Iteration:
         return [send for attempt in self.attempts.values() for send in attempt.due()]
 
     def lacks(self) -> Iterator[int]:
-        """Who is to send, or to pass on, what is absent of the versions that count."""
+        """The ranks that must send or pass on what is absent of the versions that count."""
         for number, version in enumerate(self.versions or ()):
             attempt = self.attempts[version]
             if attempt.left[number]:

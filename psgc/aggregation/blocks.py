@@ -1,10 +1,10 @@
 """The arrays of one rank's exchanges: accumulators, blocks in buffers, and gradients.
 
-Every block that is sent lies in a buffer of its own, with its stamp behind it: an accumulator is copied into one block
-by block, a block of the gradient is summed into one. So accumulators are never tied up by MPI. Buffers are used again
-and again. One that was being sent to a rank that has left is not, since that rank may still read it one day.
+Every block that is sent has a buffer of its own, with its stamp at the end: a block of an accumulator is copied into
+the buffer, and a block of the gradient is summed into it. So MPI never holds on to accumulators. Buffers are reused. A
+buffer that was being sent to a rank that has left is not, since that rank may still read it one day.
 
-Ranks of a host have accumulators and sums in memory that they share (`HostMemory`), and read them there.
+The accumulators and sums of a host's ranks lie in memory that these ranks share (`HostMemory`), and are read there.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,15 +22,18 @@ from psgc.backend import Array, Backend, copy, part_length
 from psgc.messages import BlockName, pack_block, stamp
 
 Accumulators = Mapping[tuple[int, int], Array]  # (role, serial) -> (part_length,)
-PIECE = 1 << 15  # entries that are summed at a time: they stay in the cache
+PIECE = 1 << 15  # entries that are summed at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True)
 class Sums:
     """What the ranks sum in a run.
 
-    matrix: R, (num_workers, parts), of the accumulators; dim: entries of the gradient; dtype: of all vectors;
-    first, last: the iterations that the run begins with and ends before; nodes: see `MapReader`.
+    matrix: R, (num_workers, parts), of the accumulators
+    dim: entries of the gradient
+    dtype: of all vectors
+    first, last: the iterations that the run begins with and ends before
+    nodes: see `MapReader`
     """
 
     matrix: np.ndarray
@@ -44,7 +47,7 @@ class Sums:
     def of(
         coding_matrix: np.ndarray, transfer: str, dim: int, dtype: str, first: int, last: int, nodes: int = 0
     ) -> "Sums":
-        """Those of a run whose workers code with `coding_matrix`.
+        """The sums of a run whose workers code with `coding_matrix`.
 
         With `per_chunk` rank 0 has decoded the gradient: it is the only accumulator, in a code of one part.
         """
@@ -63,9 +66,13 @@ class Sums:
 
 
 class Blocks:
-    """rank: this one; memory: of its host, unless it shares none.
+    """The arrays of one rank.
 
-    accumulators: of this rank, for the newest map; gradients: by iteration; spare: those that are not used.
+    rank: this rank
+    memory: of its host, None if the rank shares none
+    accumulators: of this rank, for the newest map
+    gradients: by iteration
+    spare: unused gradients
     """
 
     def __init__(self, rank: int, backend: Backend, pool: Pool, sums: Sums, memory: HostMemory | None = None) -> None:
@@ -79,7 +86,7 @@ class Blocks:
         self.spare: list[Array] = []
 
     def keep(self, key: BlockKey, buffer: Array) -> bool:
-        """A block is here, in a buffer of the pool. Whether it is the first with its name; else it is given back."""
+        """Keep a block that came in a buffer of the pool. Returns False, and frees the buffer, if it is a duplicate."""
         is_first = key not in self._buffers
         if is_first:
             self._buffers[key] = buffer
@@ -88,17 +95,17 @@ class Blocks:
         return is_first
 
     def release(self, key: BlockKey) -> None:
-        """The block is not needed any more; it may be in the memory of the host alone."""
+        """The block is not needed any more. It may be only in the memory of the host."""
         if (buffer := self._buffers.pop(key, None)) is not None:
             self._pool.give_back(buffer)
 
     @property
     def places(self) -> Mapping[tuple[int, int], Array]:
-        """(role, serial) -> where in the memory of the host that accumulator is read, and may be from the first."""
+        """(role, serial) -> the place of that accumulator in the memory of the host, where it may be built up."""
         return {} if self._memory is None else {(self._rank, 0): self._memory.accumulator(self._rank, 0)}
 
     def publish(self, publish: Publish) -> None:
-        """Put accumulators into the memory of the host, unless they are there."""
+        """Copy accumulators into the memory of the host, unless they are there already."""
         assert self._memory is not None
         for slot, (_, role, serial) in enumerate(publish.contributors):
             place, own = self._memory.accumulator(self._rank, slot), self.accumulators[role, serial]
@@ -106,9 +113,9 @@ class Blocks:
                 copy(self._backend, place, own)
 
     def message(self, key: BlockKey, routes: Routes) -> tuple[Array, int]:
-        """What is sent of a block: its buffer, and its entries.
+        """The message with a block: its buffer, and its entries.
 
-        An accumulator is copied into one now, or those of the host are summed.
+        Copies a block of an accumulator into the buffer, or sums the accumulators of the host.
         """
         block = routes.blocks[key.number]
         entries = block.stop - block.start
@@ -123,7 +130,7 @@ class Blocks:
         return buffer, entries
 
     def _coded(self, key: BlockKey, one: Contributor, routes: Routes) -> Array:
-        """The entries of a block that a contributor has accumulated, or that have come in its name."""
+        """The entries of a block that a contributor has accumulated, or that came under its name."""
         _, start, stop = routes.blocks[key.number]
         if one.rank == self._rank:
             return self.accumulators[one.role, one.serial][start:stop]
@@ -133,7 +140,7 @@ class Blocks:
         return self._backend.asarray(self._buffers[key.of(one)][: stop - start])
 
     def note(self, key: BlockKey) -> Array:
-        """The message that says that a block can be read in the memory of the host."""
+        """The note that a block can be read in the memory of the host."""
         return self._stamped(self._pool.note(), key)
 
     def _stamp(self, buffer: Array, entries: int, key: BlockKey) -> None:
@@ -144,7 +151,7 @@ class Blocks:
         return stamp(message, key.iteration, pack_block(BlockName(key.attempt, serial, role, key.number)))
 
     def sum(self, sum: SumBlock, routes: Routes) -> None:
-        """Part k of the block is the sum over contributors j of R[j, k] y_j."""
+        """Sum a block: part k of it is the sum over contributors j of R[j, k] y_j."""
         key, (_, start, stop) = sum.key, routes.blocks[sum.key.number]
         size, shared = self._sums.parts * (stop - start), self._shared(self._rank, key, routes)
         buffer = self._pool.take() if shared is None or routes.others(key.number, self._rank) else None
@@ -162,7 +169,7 @@ class Blocks:
             self.release(key.of(one))
 
     def _shared(self, rank: int, key: BlockKey, routes: Routes) -> Array | None:
-        """Where `rank`, of this host, has a block of the gradient for the others; None: it has none."""
+        """The place of a block of the gradient in the memory of `rank`, of this host; None if it has none there."""
         if self._memory is None or not routes.of_host(rank):
             return None
         _, start, stop = routes.blocks[key.number]
@@ -175,7 +182,7 @@ class Blocks:
         work = whole if isinstance(whole, xp.ndarray) else xp.empty(whole.size, self._sums.dtype)
         for place, contributor in enumerate(leaves(sum.terms)):
             coded, row = self._coded(sum.key, contributor, routes), self._rows[contributor.role - 1]
-            if place == 0 and parts == 1:  # one pass in place of two
+            if place == 0 and parts == 1:  # one pass over memory in place of two
                 xp.multiply(coded, float(row[0]), out=work)
             else:
                 if place == 0:
@@ -185,7 +192,7 @@ class Blocks:
             copy(self._backend, whole, work)
 
     def _add_up(self, whole: Array, sum: SumBlock, routes: Routes) -> None:
-        """For one part, in which nothing is coded."""
+        """As `_decode`, for one part, in which nothing is coded."""
         xp = self._backend.xp
         coded = {one: self._coded(sum.key, one, routes) for one in leaves(sum.terms)}
         work = whole if isinstance(whole, xp.ndarray) else xp.empty(whole.size, self._sums.dtype)
@@ -203,13 +210,13 @@ class Blocks:
             copy(self._backend, whole, work)
 
     def relay(self, key: BlockKey, routes: Routes) -> None:
-        """Put a block of the gradient that has come into the memory of the host."""
+        """Copy a block of the gradient that has come into the memory of the host."""
         shared = self._shared(self._rank, key, routes)
-        if shared is not None:  # else others that still need it are too late (`place`)
+        if shared is not None:  # else the ranks that still need it are too late (`place`)
             shared[:] = self._buffers[key][: shared.size]
 
     def place(self, key: BlockKey, routes: Routes) -> bool:
-        """Copy the block into the gradient. If it is another rank's it is not needed any more. Whether it was there."""
+        """Copy a block into the gradient, and free it if another rank summed it. Returns whether it was still there."""
         block, source = routes.blocks[key.number], routes.source(key.number, self._rank)
         shared = self._shared(source, key, routes) if key not in self._buffers else None
         buffer = self._buffers[key] if shared is None else shared
@@ -219,7 +226,7 @@ class Blocks:
             start = row * self._columns
             of_row = buffer[row * size : row * size + stop - block.start]
             copy(self._backend, gradient[start + block.start : start + stop], of_row)
-        if block.stop > self._columns:  # the last column, of the entries that are left over
+        if block.stop > self._columns:  # the last column, with the `dim % parts` entries
             rest = gradient[self._sums.parts * self._columns :]
             copy(self._backend, rest, buffer[size - 1 : self._sums.parts * size : size][: rest.size])
         if block.owner != self._rank:
@@ -227,33 +234,37 @@ class Blocks:
         return shared is None or self._memory is None or self._memory.is_of(source, key.iteration)
 
     def gradient(self, iteration: int) -> Array:
-        """(dim,): the gradient, as far as it is here."""
+        """(dim,): the part of the gradient that is here."""
         if iteration not in self.gradients:
             spare = self.spare.pop() if self.spare else self._backend.empty(self._sums.dim, self._sums.dtype)
             self.gradients[iteration] = spare
         return self.gradients[iteration]
 
     def forget_gradient(self, iteration: int, reuse: bool = True) -> None:
-        """It is not needed any more. reuse: whether its memory is free again."""
+        """Drop a gradient. reuse: whether nobody reads its memory any more."""
         gradient = self.gradients.pop(iteration, None)
-        if reuse and gradient is not None and gradient.size == self._sums.dim:  # else the sums of an evaluation
+        if reuse and gradient is not None and gradient.size == self._sums.dim:  # else it has the sums of an evaluation
             self.spare.append(gradient)
 
     def forget(self, iteration: int, attempt: int | None) -> None:
-        """Nothing is needed any more of an attempt, or of all of them."""
+        """Drop everything of an attempt, or of all attempts."""
         for key in [key for key in self._buffers if key.iteration == iteration and attempt in (None, key.attempt)]:
             self.release(key)
 
 
 class _Adder:
-    """Adds up. coded: a vector of each contributor; new: gives memory for a piece of one."""
+    """Sums vectors.
+
+    coded: the vector of each contributor
+    new: gives memory for a piece of a vector
+    """
 
     def __init__(self, xp: Any, coded: Mapping[Contributor, Array], new: Callable[[], Array]) -> None:
         self._xp, self._coded, self._new = xp, coded, new
         self._spare: list[Array] = []
 
     def sum(self, term: Term, piece: slice, out: Array | None, used: int = 0) -> Array:
-        """Of `term`, in `out`, or in spare memory, some of which is used; of a single contributor it is where it is."""
+        """Sum `term` into `out`, or into spare memory after `used` pieces. A contributor is returned as it is."""
         if isinstance(term, Contributor):
             return self._coded[term][piece]
         if out is None:

@@ -1,21 +1,21 @@
 """One rank's part in the exchanges of a run, as a pure state machine: no clock, no MPI, no arrays.
 
-Events go in, instructions come out (`psgc.aggregation.protocol`, whose table says what may come when); the caller
-carries them out in order. `psgc.aggregation.blocks` does so on arrays, `psgc simulate` on a virtual network. How blocks
-travel within one attempt is in `psgc.aggregation.attempts`. What comes of them:
+Events go in, instructions come out, and the caller carries them out in order. A table in `psgc.aggregation.protocol`
+says which event is allowed when. `psgc.aggregation.blocks` carries instructions out on arrays, `psgc simulate` on a
+virtual network. `psgc.aggregation.attempts` decides how blocks travel within one attempt. The rules of this file:
 
 1. A rank makes step t when it has the closed version of every slice of iteration t. It makes the steps in order.
-2. A *version* of a slice is the attempt in which it was summed. Of attempt 0 blocks go into the gradient as they come;
-   of later attempts they are kept until `Chosen` (on rank 0) or `Closed` says which version counts. Blocks that count
-   have been summed: no more accumulators are sent or awaited, nor other blocks of the gradient.
-3. Blocks may come before their map. They are kept. Those of iterations whose step is made are dropped. One that no
-   correct rank sends (that comes twice, at a rank that does not own it, or from a rank that does not contribute it) is
-   refused, and changes nothing.
-4. A rank that a map leaves out is *behind*: it does not follow that iteration and those before, and says so. `Loaded`
-   ends that: the replica has the state of another rank. What it has to sum for others it sums all the same. So does
-   a rank whose replica is wrong (`Dropped`). A rank that has come to a later state before a map tells those of its
-   host for which it was to get something: they are behind.
-5. A rank that has left is sent nothing. A rank that lacks a closed slice whose owner has left is behind as well.
+2. A *version* of a slice is the attempt in which it was summed. Blocks of attempt 0 go into the gradient as they come.
+   Blocks of later attempts are kept until `Chosen` (on rank 0) or `Closed` says which version counts. What counts has
+   been summed, so no more accumulators are sent or awaited after that, and no other blocks of the gradient.
+3. Blocks that come before their map are kept. Blocks of iterations whose step is made are dropped. A block that no
+   correct rank sends is refused, and changes nothing: one that comes twice, that comes to a rank that does not own it,
+   or that its sender does not contribute.
+4. A rank that a map leaves out is *behind*: it does not follow that iteration and earlier ones, and tells rank 0 so.
+   `Loaded` ends that: the replica has got the state of another rank. A rank that is behind still sums its slices for
+   others. The same holds for a rank whose replica is wrong (`Dropped`). A rank that has loaded a later state before a
+   map comes tells the ranks of its host for which it was the carrier: they are behind too.
+5. A lost rank is sent nothing. A rank that lacks a closed slice of a lost owner is behind too.
 """
 
 from collections import deque
@@ -54,15 +54,17 @@ from psgc.aggregation.protocol import (
 from psgc.aggregation.slices import Block
 from psgc.errors import ProtocolError
 
-EVENTS_KEPT = 20  # for the report of a ProtocolError
+EVENTS_KEPT = 20  # for the traceback of a ProtocolError
 
 
 class Exchange:
-    """parts: of the gradient, so that a block of it is so many times as long as one of an accumulator.
+    """One rank's part in the exchanges.
 
-    steps: how many steps the replica has made: the iteration that is next or under way; -1 before `Loaded`.
+    parts: of the gradient; a block of it is so many times as long as a block of an accumulator
+    steps: the steps that the replica has made, so also the iteration that is next or under way; -1 before `Loaded`
+    is_behind: whether the replica needs the state of another rank
 
-    An iteration is forgotten when it is past and nothing is left to be sent.
+    An iteration is forgotten when it is past and nothing is left to send.
     """
 
     def __init__(self, rank: int, parts: int = 1) -> None:
@@ -74,32 +76,32 @@ class Exchange:
         self._left: set[int] = set()
         self._stepping = False
         self.is_behind = False
-        self._is_wrong = False  # the replica, which is not gone on from
-        self._dropped = -1  # this iteration and those before are not followed
+        self._is_wrong = False  # whether the replica is wrong: it makes no more steps
+        self._dropped = -1  # the newest iteration that is not followed
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
 
-    # what can be asked
+    # questions
 
     def block(self, key: BlockKey) -> Block:
-        """What a block is a part of."""
+        """The block of the coded vector."""
         return self.routes(key).blocks[key.number]
 
     def routes(self, key: BlockKey) -> Routes:
-        """By which a block travels."""
+        """The routes of a block."""
         return self._iterations[key.iteration].attempts[key.attempt].routes
 
     @property
     def is_busy(self) -> bool:
-        """Whether blocks are awaited, or left to be sent."""
+        """Whether blocks are still to be received or sent."""
         return any(iteration.attempts for iteration in self._iterations.values())
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is kept of any iteration."""
+        """Whether no iteration is kept."""
         return not self._iterations
 
     def awaited(self, iteration: int) -> set[int]:
-        """The ranks whose accumulators this one lacks for the slices that it owns."""
+        """The ranks whose accumulators this rank lacks for its own slices."""
         known = self._iterations.get(iteration)
         attempts = known.attempts.values() if known else ()
         return {
@@ -111,23 +113,23 @@ class Exchange:
 
     @property
     def left(self) -> Collection[int]:
-        """The ranks that take no part, as far as is known."""
+        """The ranks known to be lost."""
         return self._left
 
     def is_at(self, iteration: int) -> bool:
-        """Whether the replica is where gradients of `iteration` can be computed, whoever gets their sum."""
+        """Whether gradients of `iteration` can be computed with the replica. This rank may not get their sum."""
         return self.steps == iteration and not self._is_wrong
 
     def _comes_to(self, iteration: int) -> bool:
-        """Whether the replica is at `iteration`, or about to be."""
+        """Whether the replica is at `iteration`, or will be after the step in progress."""
         return self.steps + self._stepping == iteration and not self._is_wrong
 
     def can_use(self, iteration: int) -> bool:
-        """Whether this rank gets on with the state of another one at the beginning of `iteration`."""
+        """Whether another rank's state at the beginning of `iteration` helps this rank."""
         return iteration > self.steps - self._is_wrong and iteration >= self._dropped
 
     def phase(self, iteration: int) -> Phase:
-        """Where this rank is in an iteration, as `protocol` explains."""
+        """The phase of an iteration on this rank, see `protocol`."""
         if iteration < self.steps or iteration <= self._dropped:
             return "past"
         if self._stepping and iteration == self.steps:
@@ -135,10 +137,10 @@ class Exchange:
         known = self._iterations.get(iteration)
         return known.phase if known else "awaited"
 
-    # what happens
+    # events
 
     def handle(self, event: Event) -> list[Instruction]:
-        """What is to be done after `event`, in order. Raises ProtocolError when it is illegal; that changes nothing."""
+        """The instructions that follow from `event`. Raises ProtocolError, and changes nothing, when it is illegal."""
         number, is_possible = self._concerns(event)
         may_follow = None if number is None else TRANSITIONS[type(event)].get(self.phase(number))
         if number is not None and (may_follow is None or not is_possible):
@@ -152,7 +154,7 @@ class Exchange:
         return instructions
 
     def _concerns(self, event: Event) -> tuple[int | None, bool]:
-        """The iteration that an event belongs to, if it belongs to one, and whether it is possible there."""
+        """The iteration that an event belongs to, None for no iteration, and whether the event is possible there."""
         match event:
             case Mapped(map):
                 return map.iteration, True
@@ -212,7 +214,7 @@ class Exchange:
                 self.steps += 1
                 instructions = self._let_go()
             case Loaded(number):
-                self.is_behind = number == self._dropped  # it may redo what is lost, but its sum does not come here
+                self.is_behind = number == self._dropped  # it may redo chunks of the iteration, but gets no sum of it
                 self._stepping, self._is_wrong = False, False
                 self.steps, self._dropped = number, number - 1
                 instructions = self._give_up_before(number)
@@ -227,7 +229,7 @@ class Exchange:
     # maps
 
     def _skip(self, map: Map, most: int) -> list[Instruction]:
-        """The map of a past iteration has come: others of the host may wait for what this rank is to get for them."""
+        """The map of a past iteration: ranks of the host may wait for this rank as their carrier."""
         if self._rank not in map.receivers:
             return []
         routes = Routes(map, most)
@@ -243,7 +245,7 @@ class Exchange:
         self._left -= set(map.receivers)
         instructions = self._give_up_before(map.iteration, is_told=True)
         is_there = self._comes_to(map.iteration)
-        if self._rank not in map.receivers:  # if its replica is there it may still be asked to redo what is lost
+        if self._rank not in map.receivers:  # if its replica is at the iteration it may still have to redo chunks
             return instructions + self._fall_behind(map.iteration, map.iteration - is_there)
         self.is_behind = self.is_behind and not is_there
         iteration = self._iterations.setdefault(map.iteration, Iteration())
@@ -283,21 +285,21 @@ class Exchange:
         return [*self._sum(attempt, block), *attempt.due()] if attempt.is_summed(block) else []
 
     def _relay(self, attempt: Attempt, block: int) -> list[Instruction]:
-        """A block of the gradient has come: if for the host, it is passed on there."""
+        """A block of the gradient has come: pass it on to the host if it is for the host."""
         if block not in attempt.relayed or not attempt.relay(block):
             return []
         return [Relay(attempt.key(block)), *attempt.due()]
 
     def _sum_complete(self, attempt: Attempt) -> list[Instruction]:
-        """Sum the own blocks of which everything is here, now that accumulators of the host are."""
+        """Sum the own blocks that are complete, after accumulators of the host could be read."""
         instructions: list[Instruction] = []
         for block in filter(attempt.is_summed, attempt.missing):
             instructions += [*self._sum(attempt, block), *attempt.due()]
         return instructions
 
     def _sum(self, attempt: Attempt, block: int) -> list[Instruction]:
-        """The last accumulator of an own block is here."""
-        if block not in attempt.absent:  # it does not count
+        """An own block is complete."""
+        if block not in attempt.absent:  # this version does not count
             return []
         attempt.pass_on(block)
         key = attempt.key(block)
@@ -326,7 +328,7 @@ class Exchange:
         return [Step(self.steps)]
 
     def _let_go(self) -> list[Instruction]:
-        """Wait for nothing more of past iterations, and forget those of which nothing is left to be sent."""
+        """Wait for nothing more of past iterations, and forget those with nothing left to send."""
         instructions: list[Instruction] = []
         for number in [number for number in self._iterations if self.phase(number) == "past"]:
             instructions += self._iterations[number].let_go(number)
@@ -342,10 +344,10 @@ class Exchange:
         return [*self._let_go(), FallBehind(number)]
 
     def _give_up_before(self, number: int, is_told: bool = False) -> list[Instruction]:
-        """All iterations before this one are closed. One whose end was not said here is not followed.
+        """All iterations before `number` are closed. Iterations whose end this rank was not told are not followed.
 
-        That is so when this rank was lost meanwhile, and when a state comes before the end of the iteration before.
-        is_told: by rank 0, which will not say the end any more: others have been told that this rank has left.
+        That happens when this rank was lost meanwhile, or gets a state before the end of the iteration before.
+        is_told: whether rank 0 says so; then it will not tell the end any more, as it took this rank for lost.
         """
         instructions: list[Instruction] = []
         for past, iteration in self._iterations.items():
@@ -353,6 +355,6 @@ class Exchange:
                 self._dropped = max(self._dropped, past)
                 self.is_behind = self.is_behind or past >= self.steps
                 instructions += iteration.give_up(is_told)
-            if is_told and past < number - 1 and self.phase(past) == "past":  # with a state; its sums are overwritten
+            if is_told and past < number - 1 and self.phase(past) == "past":  # the sums of its host are overwritten
                 instructions += iteration.stop_relaying()
         return instructions + self._let_go()

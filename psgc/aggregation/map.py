@@ -1,4 +1,4 @@
-"""The map of an iteration: who contributes what, who sums which slice, and who gets the gradient."""
+"""The map of an iteration: which ranks contribute, which rank sums which slice, and which ranks get the gradient."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,16 +10,15 @@ from typing import NamedTuple, TypeAlias
 from psgc.aggregation.slices import Block, Slice, cut
 from psgc.aggregation.tree import Tree
 
-SLOTS = 4  # accumulators of a rank that the memory of its host has room for
+SLOTS = 4  # accumulators of a rank for which the memory of its host has room
 
 
 class Contributor(NamedTuple):
     """The accumulator of `rank` in `role`.
 
-    serial: how many times accumulators had been shared out in the iteration before this one was begun.
+    serial: how many times accumulators of the iteration had been shared out before this one was begun
 
-    With `reproducible` it is the sum over a node of the tree (`psgc.aggregation.tree`), which stands in place of the
-    role.
+    With `reproducible` it is the sum over a node of the tree (`psgc.aggregation.tree`), and `role` is the node.
     """
 
     rank: int
@@ -27,18 +26,19 @@ class Contributor(NamedTuple):
     serial: int
 
 
-Term: TypeAlias = "Contributor | tuple[Term, ...]"  # something to be added: if several, they are, one after the other
+Term: TypeAlias = "Contributor | tuple[Term, ...]"  # a summand; a tuple is summed from left to right
 
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """How the accumulators of an iteration become its gradient; rank 0 makes it and tells all live ranks.
+    """How the accumulators of an iteration become its gradient. Rank 0 makes the map and sends it to all live ranks.
 
-    attempt: 0 for the first map of the iteration, which has all slices; later ones have those that rank 0 lacks.
-    receivers: the ranks that get the gradient, ascending; contributors: by (role, serial, rank), the order in which
-    they are summed: a rank may have several accumulators, and need not have any; slices: in the order of their entries,
-    each owned by a receiver, which may own several; hosts: by rank the number of the host whose memory it shares, ()
-    where no rank shares any; in_nodes: whether contributors are nodes of the tree, which is then how they are summed.
+    attempt: 0 for the first map of the iteration, which has all slices; later maps have the slices that rank 0 lacks
+    receivers: the ranks that get the gradient, ascending
+    contributors: in the order of their sum, by (role, serial, rank); a rank may have none or several
+    slices: in the order of their entries; the owner of a slice is a receiver, and may own several
+    hosts: by rank, the number of the host whose memory it shares; () if no rank shares memory
+    in_nodes: whether contributors are nodes of the tree, which is then the order of the sum
     """
 
     iteration: int
@@ -51,32 +51,34 @@ class Map:
 
     @property
     def is_shared(self) -> bool:
-        """Whether the ranks of a host read each other's accumulators and sums where they are.
+        """Whether the ranks of a host read each other's accumulators and sums in shared memory.
 
-        Later attempts, which are rare, do not: they are for when a rank of a host is late or lost.
+        Later attempts do not: they are rare, and made when a rank of a host may be late or lost.
         """
         most = max(Counter(one.rank for one in self.contributors).values(), default=0)
         return self.attempt == 0 and bool(self.hosts) and most <= SLOTS
 
 
 def in_order(contributor: Contributor) -> tuple[int, int, int]:
-    """The key by which the contributors of a map are sorted."""
+    """The sort key for the contributors of a map."""
     return contributor.role, contributor.serial, contributor.rank
 
 
 class Routes:
-    """Who sends what to whom for one map; the same on all ranks.
+    """Which rank sends what to which rank for one map; the same on all ranks.
 
-    blocks: of the coded vector, by number, in the order of their entries, each of `most` entries at most;
-    slice_of: by block the place of its slice among those of the map; slots: where the memory of its host has a
-    contributor's accumulator: that of its own role is the first, and may be there before the map is; summing: the ranks
-    that may have to sum, as owners or carriers.
+    blocks: of the coded vector, in the order of their entries, with at most `most` entries each
+    slice_of: by block, the place of its slice in the map
+    slots: by contributor, the place of its accumulator in the memory of its host; the first place is for the rank's own
+        role, whose accumulator may be there before the map comes
+    summing: the ranks that may have to sum, as owners or carriers
 
-    When the map is shared a host is one contributor, whatever the number of its ranks; of nodes it is as many as those
-    of its ranks make up. Its *carrier* of a block sums the accumulators of the host, sends that to the owner, and gets
-    the gradient for the host. Where nobody contributes it is a rank that owns a slice, or rank 0, or else any, which
-    may have gone on without the map when that comes, with a later state: then it says so. Messages between ranks of a
-    host only say that something can be read. Where nothing crosses a link a slice is one block.
+    In a shared map a host is one contributor, however many ranks it has; with nodes, it is as many contributors as its
+    ranks' nodes make up. The host's *carrier* of a block sums the accumulators of the host, sends the sum to the owner,
+    and gets the block of the gradient for the host. If the host contributes nothing, the carrier is a rank that owns a
+    slice, or rank 0, or any other. That one may have loaded a later state and gone on without the map: then it says so.
+    Messages between ranks of a host are notes that something can be read. If nothing crosses a link, a slice is a
+    block.
 
     Raises ValueError when the parts of the map do not fit each other.
     """
@@ -85,19 +87,19 @@ class Routes:
         _check(map)
         self.map, self.is_shared, self._most = map, map.is_shared, most
         self.slots: dict[Contributor, int] = {}
-        self._ranks: dict[int, list[int]] = {}  # by host its receivers
-        self._contributors: dict[int, list[Contributor]] = {}  # by host, in the order of hosts
+        self._ranks: dict[int, list[int]] = {}  # host -> its receivers
+        self._contributors: dict[int, list[Contributor]] = {}  # host -> its contributors
         if map.hosts:
             for one in sorted(map.contributors, key=lambda one: map.hosts[one.rank]):
                 self._contributors.setdefault(map.hosts[one.rank], []).append(one)
-        self._carriers: dict[int, list[int]] = {}  # by host
+        self._carriers: dict[int, list[int]] = {}  # host -> its possible carriers
         self.summing = {owner for owner, _, _ in map.slices}
         if self.is_shared:
             for rank in map.receivers:
                 self._ranks.setdefault(map.hosts[rank], []).append(rank)
             for rank in sorted({0, *(owner for owner, _, _ in map.slices)}):
                 self._carriers.setdefault(map.hosts[rank], [rank])
-            for host, ranks in self._ranks.items():  # others may not have come to the iteration
+            for host, ranks in self._ranks.items():  # other ranks may not have reached the iteration
                 self._carriers.setdefault(host, ranks[:1])
             for host, ones in self._contributors.items():
                 self._carriers[host] = sorted({one.rank for one in ones})
@@ -120,7 +122,7 @@ class Routes:
         self._rounds = [sorted(numbers, key=lambda number: self.blocks[number].owner) for numbers in rounds.values()]
 
     def of(self, map: Map, most: int) -> "Routes":
-        """Those of `map`; mostly it is as in the iteration before."""
+        """The routes of `map`; these ones if nothing has changed since the iteration before."""
         if most != self._most or replace(map, iteration=self.map.iteration) != self.map:
             return Routes(map, most)
         same = copy(self)
@@ -128,17 +130,17 @@ class Routes:
         return same
 
     def own(self, rank: int) -> tuple[Contributor, ...]:
-        """What `rank` contributes."""
+        """The accumulators that `rank` contributes."""
         return tuple(one for one in self.map.contributors if one.rank == rank)
 
-    # who
+    # ranks
 
     def of_host(self, rank: int) -> list[int]:
         """The other receivers on the host of `rank`."""
         return [other for other in self._ranks[self.map.hosts[rank]] if other != rank] if self.is_shared else []
 
     def readers(self, rank: int) -> list[int]:
-        """The other ranks of its host that may have to sum what it contributes."""
+        """The other ranks of the host that may have to sum what `rank` contributes."""
         return [other for other in self.of_host(rank) if other in self.summing]
 
     def is_near(self, rank: int, other: int) -> bool:
@@ -146,7 +148,7 @@ class Routes:
         return self.is_shared and self.map.hosts[rank] == self.map.hosts[other]
 
     def source(self, number: int, rank: int) -> int:
-        """From whom `rank` gets a block of the gradient that it does not own."""
+        """The rank that sends `rank` a block of the gradient that it does not own."""
         owner = self.blocks[number].owner
         if not self.is_shared or self.is_near(owner, rank):
             return owner
@@ -159,10 +161,10 @@ class Routes:
             return False
         owner = self.blocks[number].owner
         is_far = self.is_shared and not self.is_near(owner, rank)
-        return is_far and self._carrier(number, self.map.hosts[rank]) == rank  # which sums it for them as well
+        return is_far and self._carrier(number, self.map.hosts[rank]) == rank  # the carrier sums for its host too
 
     def others(self, number: int, rank: int) -> list[int]:
-        """To whom the owner `rank` sends the entries of a block of the gradient: first to those after itself."""
+        """The ranks to which the owner `rank` sends a block of the gradient, beginning with the rank after itself."""
         others = self.map.receivers if not self.is_shared else self._others(number, self.map.hosts[rank])
         return [*(other for other in others if other > rank), *(other for other in others if other < rank)]
 
@@ -174,7 +176,7 @@ class Routes:
         return carriers[number % len(carriers)]
 
     def _of_host(self, number: int, host: int) -> list[Contributor]:
-        """By which names the carrier sends what a host contributes to a block."""
+        """The names under which the carrier sends the host's contributions to a block."""
         carrier = self._carrier(number, host)
         if self.map.in_nodes:
             return [Contributor(carrier, node, 0) for node in sorted(self._nodes[host])]
@@ -182,13 +184,13 @@ class Routes:
 
     @cached_property
     def _nodes(self) -> dict[int, Mapping[int, Term]]:
-        """By host, when the map is shared, the nodes that those of its ranks make up, and how."""
+        """By host, the nodes that those of its ranks make up, and their summands; for a shared map."""
         return {host: _tree((one.role, one) for one in ones).nodes for host, ones in self._contributors.items()}
 
-    # what
+    # contents
 
     def awaited(self, number: int) -> set[Contributor]:
-        """What the owner of a block needs messages with entries for."""
+        """The contributors whose entries the owner of a block gets in messages."""
         owner = self.blocks[number].owner
         if not self.is_shared:
             return {one for one in self.map.contributors if one.rank != owner}
@@ -196,9 +198,9 @@ class Routes:
         return {one for host in far for one in self._of_host(number, host)}
 
     def terms(self, number: int) -> Term:
-        """What a block of the gradient is the sum of: of each host its sum, which may have come as such.
+        """The summands of a block of the gradient: the sum of each host, which may come in one message.
 
-        Of nodes it is the tree over all chunks, whoever sends what of it.
+        With nodes it is the tree over all chunks, whichever rank sends them.
         """
         if not self.is_shared:
             return self._unshared
@@ -212,7 +214,7 @@ class Routes:
 
     @cached_property
     def _unshared(self) -> Term:
-        """What every block is the sum of when each contributor sends its own."""
+        """The summands of every block when each contributor sends its own."""
         if self.map.in_nodes:
             return tuple(_tree((one.role, one) for one in self.map.contributors).remaining())
         if not self.map.hosts:
@@ -220,12 +222,12 @@ class Routes:
         return tuple(map(tuple, self._contributors.values()))
 
     def terms_of_host(self, one: Contributor) -> Term:
-        """What a carrier sends in this name, when the map is shared."""
+        """The summands of what a carrier sends under this name, in a shared map."""
         host = self.map.hosts[one.rank]
         return self._nodes[host][one.role] if self.map.in_nodes else tuple(self._contributors[host])
 
     def coded_sends(self, rank: int) -> Iterator[tuple[int, Contributor]]:
-        """The blocks of accumulators, or of the sum of a host's, that `rank` sends to their owners, in order."""
+        """The blocks of accumulators, or of a host's sums, that `rank` sends to their owners, in order."""
         own = self.own(rank)
         host = self.map.hosts[rank] if self.is_shared else None
         for numbers in self._rounds if own else ():
@@ -246,7 +248,8 @@ def _tree(nodes: Iterable[tuple[int, Term]]) -> Tree[Term]:
 
 
 def leaves(term: Term) -> Iterator[Contributor]:
-    """The contributors in it."""
+    """The contributors in a term."""
+
     if isinstance(term, Contributor):
         yield term
     else:

@@ -1,14 +1,14 @@
-"""How rank 0 tells the others the map of an iteration, and which versions of its slices count.
+"""Records from rank 0: the map of an iteration, and the versions of its slices that count.
 
-A MAP consists of records with these fields; `last` is 1 in the last of them:
+A MAP consists of records with these fields; `last` is 1 in the last record:
 
-* one for each contribution of a rank, and one for each rank that contributes nothing: worker = the rank,
-  role (0: it contributes nothing), seconds = serial, chunk = RECEIVES or 0. In the first map of an iteration also start
-  = the rate of its link, from which every rank derives the slices;
-* in later maps then one for each slice: chunk = SLICE, worker = the owner, start and seconds = the first entry of the
-  slice and the one after its last;
-* instead of all that a single record with chunk = AS_BEFORE: the same as the first map that was sent last. So nothing
-  that grows with the number of ranks travels while nothing changes.
+* one record for each contribution of a rank, and one for each rank that contributes nothing: worker = the rank,
+  role (0: nothing), seconds = serial, chunk = RECEIVES or 0. In the first map of an iteration also start = the rate of
+  the rank's link; every rank derives the slices from the rates;
+* in later maps, then one record for each slice: chunk = SLICE, worker = the owner, start and seconds = the first entry
+  of the slice and the entry after its last;
+* or a single record with chunk = AS_BEFORE: the map equals the first map that was sent last. So while nothing changes,
+  nothing travels that grows with the number of ranks.
 """
 
 from collections import defaultdict
@@ -29,10 +29,11 @@ ATTEMPTS, SERIALS = 1 << FIELD_BITS["attempt"], 1 << FIELD_BITS["serial"]
 
 
 def to_records(new: Map, rates: Mapping[int, float], before: Map | None = None) -> Records:
-    """The records that say `new`, for any number of ranks.
+    """The records of the map `new`, for any number of ranks.
 
-    rates: of the links of all live ranks, owners or not. The slices of a first map are those that `make_slices` makes
-    of them; for later maps they do not matter. before: the first map that these ranks were sent last.
+    rates: of the links of all live ranks, owners or not; `make_slices` makes the slices of a first map from them, and
+        later maps ignore them
+    before: the first map that these ranks were sent last
     """
     if before and new == replace(before, iteration=new.iteration):
         return record(Kind.MAP, new.iteration, AS_BEFORE)
@@ -57,10 +58,12 @@ def to_records(new: Map, rates: Mapping[int, float], before: Map | None = None) 
 
 
 class MapReader:
-    """Puts the maps of a run together, from the records of one sender.
+    """Reads maps from the records of one sender.
 
-    ranks: of the run; entries: of the coded vector; parts, least, hosts: as for `make_slices`;
-    nodes: which the nodes of the tree are below that contributors have in place of roles, 0: they have roles.
+    ranks: number of ranks in the run
+    entries: of the coded vector
+    parts, least, hosts: as for `make_slices`
+    nodes: the nodes of the tree that contributors may have are below this number; 0: contributors have roles
     """
 
     def __init__(
@@ -74,11 +77,11 @@ class MapReader:
     ) -> None:
         self._ranks, self._entries, self._parts, self._least = ranks, entries, parts, least
         self._hosts, self._nodes = hosts, nodes
-        self._list: list[Entry] = []  # what has come of a map
-        self._before: Map | None = None  # the latest first map
+        self._list: list[Entry] = []  # the records of a map that have come
+        self._before: Map | None = None  # the newest first map
 
     def read(self, entry: Entry) -> Map | None:
-        """The map whose last record this is. Raises ProtocolError when its records do not make a map."""
+        """The map whose last record `entry` is, else None. Raises ProtocolError when its records do not make a map."""
         self._list.append(entry)
         if not entry["last"]:
             return None
@@ -86,7 +89,7 @@ class MapReader:
         try:
             new = self._put_together(entries)
         except ValueError as error:
-            raise ProtocolError(f"a map that is none: {error}") from error
+            raise ProtocolError(f"a malformed map: {error}") from error
         if new.attempt == 0:
             self._before = new
         return new
@@ -97,7 +100,7 @@ class MapReader:
             raise ValueError(f"attempt {attempt} of iteration {iteration}")
         if entries[0]["chunk"] == AS_BEFORE and len(entries) == 1:
             if attempt or not self._before:
-                raise ValueError("there is none that it could be like")
+                raise ValueError("the same as the map before, but there is none")
             return replace(self._before, iteration=iteration)
         slices = [entry for entry in entries if entry["chunk"] == SLICE]
         about_ranks = [entry for entry in entries if entry["chunk"] in (0, RECEIVES)]
@@ -175,13 +178,13 @@ def close_records(iteration: int, versions: Sequence[int]) -> list[Records]:
 
 
 class CloseReader:
-    """Puts CLOSE records of one sender together."""
+    """Reads CLOSE records of one sender."""
 
     def __init__(self) -> None:
         self._list: list[Entry] = []
 
     def read(self, entry: Entry) -> tuple[int, dict[int, int]] | None:
-        """With the last record the iteration, and versions by slice where they are not 0. Raises ProtocolError."""
+        """With the last record: the iteration, and the versions other than 0, by slice. Raises ProtocolError."""
         self._list.append(entry)
         if not entry["last"]:
             return None
@@ -191,5 +194,5 @@ class CloseReader:
         of_slices = said == [(-1, 0)] or len(versions) == len(said)
         possible = all(number >= 0 and 0 < version < ATTEMPTS for number, version in versions.items())
         if not (of_slices and possible) or iteration < 0 or any(other["iteration"] != iteration for other in entries):
-            raise ProtocolError(f"an end of iteration {iteration} that is none, with versions {said}")
+            raise ProtocolError(f"a malformed end of iteration {iteration}, with versions {said}")
         return iteration, versions

@@ -1,8 +1,8 @@
-"""What the ranks of a run hold in memory, besides the data, the program and what a model keeps for itself.
+"""The memory that the ranks of a run hold, besides the data, the program and the memory of a model.
 
-A *vector* has the size of the parameters, a *coded* vector 1 / parts of it. Messages that are under way are counted,
-what is left of them when a rank is lost or stopped is not. Of the memory that the ranks of a host share each is said to
-have what it writes; what it has read there of others is in its resident size as well.
+A *vector* has the size of the parameters, a *coded* vector 1 / parts of it. Messages under way are counted; their
+remains after a rank is lost or stopped are not. Of the memory that a host's ranks share, each rank is counted with the
+part that it writes. Its resident size also includes the parts of other ranks that it has read.
 """
 
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from psgc.aggregation.map import SLOTS
 from psgc.aggregation.pool import POSTED, room_bytes
 from psgc.aggregation.shared import GENERATIONS
 
-BLOCK_BUFFERS = POSTED + 4 + 4  # for receives, for what is being sent or summed, for states
-POOL_BYTES = 64 << 20  # of rank 0, for coded gradients: at least two vectors and at most one per worker
+BLOCK_BUFFERS = POSTED + 4 + 4  # for receives, for sends and sums, for states
+POOL_BYTES = 64 << 20  # of rank 0, for coded gradients; there are at least two vectors, and at most one per worker
 SHARED = "shared with its host"
-KEPT = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "script": 2}  # vectors of an optimizer
+KEPT = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "script": 2}  # vectors in an optimizer's state
 
 
 class Held(NamedTuple):
-    """Arrays of `size` bytes: at most `most`, and `least` of them when the parameters of an iteration follow others."""
+    """Arrays of `size` bytes: at most `most` of them, and `least` of them in an iteration that lacks nothing."""
 
     name: str
     size: int
@@ -28,9 +28,10 @@ class Held(NamedTuple):
 
 
 class Combined(NamedTuple):
-    """What transfer `combined` makes ranks hold. all_own: whether workers own slices, or rank 0 everything.
+    """The arrays of transfer `combined`.
 
-    nodes: of the tree (`reproducible`): how many a worker may have at most, and how many there may be in all.
+    all_own: whether workers own slices; otherwise rank 0 owns them all
+    nodes: of the tree (`reproducible`): how many a worker may have at most, and how many there may be in all
     """
 
     all_own: bool
@@ -38,10 +39,11 @@ class Combined(NamedTuple):
 
 
 class PerChunk(NamedTuple):
-    """What transfer `per_chunk` makes rank 0 hold.
+    """The arrays of transfer `per_chunk` on rank 0.
 
-    received: bytes of a receive; copied_chunks: how many have copies that are kept until they are summed; decoded: how
-    many gradients are made of them.
+    received: bytes of a receive buffer
+    copied_chunks: chunks whose copies are kept until they are summed
+    decoded: gradients that are made of the copies
     """
 
     received: int
@@ -59,36 +61,38 @@ def of_ranks(
     num_workers: int,
     transfer: Combined | PerChunk,
 ) -> tuple[list[Held], list[Held]]:
-    """What rank 0 and what a worker holds.
+    """What rank 0 holds, and what a worker holds.
 
-    vector, coded: sizes in bytes; optimizer: its kind; waiting: gradients of a worker that may wait to be counted;
-    checkpoints: whether they are written during the run.
+    vector, coded: sizes in bytes
+    optimizer: its kind
+    waiting: gradients of a worker that may wait to be counted
+    checkpoints: whether they are written during the run
 
-    A rank that is given a state has more gradients that wait for it, but computes none.
+    A rank that is given a state has more gradients waiting for it, but computes none.
     """
     kept = KEPT[optimizer]
     parameters = Held("parameters", vector, 2, 2)  # before and after the step
-    undone = Held("optimizer", vector, 2 * kept, 2 * kept)  # likewise: if it fails the last checkpoint has that before
+    undone = Held("optimizer", vector, 2 * kept, 2 * kept)  # also twice: a failed step needs the state before it
     everywhere = [
         Held("gradients", vector, 2, 1),  # the next one may begin to arrive
-        Held("state of another iteration", vector, 1 + kept, 0),  # for a rank that has fallen behind: there, and here
+        Held("state of another iteration", vector, 1 + kept, 0),  # for a rank that is behind: there, and at its giver
     ]
     room = room_bytes(parts, coded) if isinstance(transfer, Combined) else room_bytes(1, vector)
     few = BLOCK_BUFFERS * room
     if isinstance(transfer, Combined):
-        # of other attempts, as when an owner or a contributor is lost: kept until it is said which sum counts
+        # slices of later attempts, after an owner or a contributor is lost: kept until it is known which version counts
         everywhere.append(Held("slices summed again", vector, 1, 0))
-        # accumulators that wait to be summed are in buffers that are `parts` times as large; of all slices that a
-        # worker owns they are less than one, of rank 0 with everything as many as there are other workers
+        # Accumulators that wait to be summed are in buffers that are `parts` times as large. Those for a worker's
+        # slices are less than one accumulator; those for rank 0, if it owns all slices, are one for each other worker.
         own, everybody = transfer.nodes or (1, num_workers)
         waits = parts * coded * (-(-everybody // num_workers) if transfer.all_own else max(1, everybody - own))
         of_rank_0 = [Held("blocks", waits + few, 1, 0)]
         of_worker = [Held("blocks", waits * transfer.all_own + few, 1, 0)]
         sent = [Held("accumulators", coded, own, 1)]
         if transfer.all_own and parts == 1:
-            of_rank_0.append(Held(SHARED, vector, GENERATIONS, 0))  # sums, if it has all that come to the host
-            shared = Held(SHARED, vector, min(own, SLOTS) + GENERATIONS, 1)  # its accumulators as well
-            sent = [*sent, shared._replace(least=0)] if transfer.nodes else [shared]  # nodes are copied
+            of_rank_0.append(Held(SHARED, vector, GENERATIONS, 0))  # its sums, if it is the carrier of all blocks
+            shared = Held(SHARED, vector, min(own, SLOTS) + GENERATIONS, 1)  # its accumulators, too
+            sent = [*sent, shared._replace(least=0)] if transfer.nodes else [shared]  # nodes are copied there
     else:
         pool = pool_buffers(num_workers, transfer.received)
         of_rank_0 = [
@@ -100,12 +104,12 @@ def of_ranks(
         of_worker = [Held("blocks", few, 1, 0)]
         sent = [Held("coded gradients", coded, 2, 1)]
     rank_0 = [parameters, undone, *everywhere, *of_rank_0, _written(vector, optimizer, checkpoints)]
-    computed = Held("chunks", vector, 1 + waiting, 0)  # a gradient that is being computed, and those that may count
+    computed = Held("chunks", vector, 1 + waiting, 0)  # the gradient being computed, and those that may count
     return rank_0, [parameters, Held("optimizer", vector, kept, kept), *everywhere, *of_worker, computed, *sent]
 
 
 def of_both(rank_0: Iterable[Held], worker: Iterable[Held]) -> list[Held]:
-    """What a process holds that is both. The replica is there once."""
+    """What a process holds that is rank 0 and a worker. It has one replica."""
     found: dict[tuple[str, int], Held] = {}
     for item in (*rank_0, *(it for it in worker if it.name not in ("parameters", "optimizer"))):
         same = found.get(key := (item.name, item.size), item._replace(most=0, least=0))
@@ -114,27 +118,27 @@ def of_both(rank_0: Iterable[Held], worker: Iterable[Held]) -> list[Held]:
 
 
 def _written(vector: int, optimizer: str, checkpoints: bool) -> Held:
-    """While a checkpoint is written and another one waits, the next steps go on with other memory."""
+    """While a checkpoint is written and another one waits, the next steps use other memory."""
     return Held("checkpoints", vector, 2 * (1 + KEPT[optimizer]) if checkpoints else 0, 0)
 
 
 def pool_buffers(num_workers: int, size: int) -> int:
-    """The number of receives of `size` bytes that rank 0 posts for coded gradients."""
+    """How many receives of `size` bytes rank 0 posts for coded gradients."""
     return max(2, min(num_workers, POOL_BYTES // size))
 
 
 def most(items: Iterable[Held]) -> int:
-    """Bytes at most."""
+    """The most bytes that these arrays take."""
     return sum(item.size * item.most for item in items)
 
 
 def least(items: Iterable[Held]) -> int:
-    """Bytes without which no iteration ends."""
+    """The bytes without which no iteration ends."""
     return sum(item.size * item.least for item in items)
 
 
 def described(items: Iterable[Held]) -> str:
-    """In figures.
+    """The arrays as text.
 
     >>> described([Held("parameters", 100_000_000, 2, 2), Held("optimizer", 0, 1, 1), Held("blocks", 2500, 1, 0)])
     'parameters 2 x 100 MB, blocks 2.5 kB: 200 MB'

@@ -1,13 +1,13 @@
-"""What happens to one rank's part in the exchanges (`psgc.aggregation.exchange`), what it wants done, and when.
+"""The events and the instructions of one rank's part in the exchanges (`psgc.aggregation.exchange`).
 
 The *phase* of an iteration on this rank:
 
 * *awaited*: its map has not come;
-* *summing*: blocks come and go, and it is not known which versions of the slices count;
-* *chosen*: on rank 0, where all that counts is then here; the step waits for the end of the iteration;
-* *closed*: what counts is still coming;
+* *summing*: blocks come and go, and the versions that count are not known;
+* *chosen*: on rank 0, the versions that count are known and here; the step waits for the end of the iteration;
+* *closed*: the versions that count are known and still coming;
 * *stepping*: the replica makes the step;
-* *past*: its step is made, or will not be made here.
+* *past*: the step is made, or will not be made here.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from typing import Literal, NamedTuple
 
 from psgc.aggregation.map import Contributor, Map, Term
 
-# in place of a block's number: all of an accumulator, which is in the memory of the host; without a contributor: this
-# carrier passes nothing on to its host
+# In place of a block's number: a whole accumulator, which is in the memory of the host. Without a contributor: this
+# carrier passes nothing on to its host.
 WHOLE = (1 << 24) - 1
 
 Phase = Literal["awaited", "summing", "chosen", "closed", "stepping", "past"]
 
 
 class BlockKey(NamedTuple):
-    """Which block: of an accumulator, or of the gradient when `contributor` is None; number: in its map's `Routes`."""
+    """The name of a block of an accumulator, or of the gradient (contributor None). number: in the map's `Routes`."""
 
     iteration: int
     attempt: int
@@ -31,16 +31,16 @@ class BlockKey(NamedTuple):
     contributor: Contributor | None = None
 
     def of(self, contributor: Contributor) -> "BlockKey":
-        """The same entries of an accumulator."""
+        """The name of the same block of an accumulator."""
         return self._replace(contributor=contributor)
 
 
-# what happens
+# events
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A map has come, and what this rank contributes to it is complete. most: entries of a block."""
+    """A map has come, and this rank's contributions to it are complete. most: entries of a block."""
 
     map: Map
     most: int
@@ -48,9 +48,9 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A block is here from `source`. length: entries; None: as it should be.
+    """A block has come from `source`. From a rank of the same host, a note has come that the block can be read.
 
-    From a rank of the same host none come: the block can be read where it is.
+    length: its number of entries; None: the right number
     """
 
     source: int
@@ -60,14 +60,14 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A send has ended: its memory may be used again, as far as the transport is concerned."""
+    """A send has ended. MPI does not use its memory any more."""
 
     send: "SendBlock"
 
 
 @dataclass(frozen=True, slots=True)
 class TakesLong:
-    """Sends to `dest` take long; or they do not any more."""
+    """Sends to `dest` have become slow, or are slow no more."""
 
     dest: int
     is_so: bool = True
@@ -75,9 +75,9 @@ class TakesLong:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """On rank 0: the gradient is to be made of version 0 of each slice; others: version by slice where it is not 0.
+    """On rank 0: version 0 of each slice counts, or the version that `others` has for it.
 
-    All of them are here. The step waits for `Closed`.
+    Rank 0 has all of them. The step waits for `Closed`.
     """
 
     iteration: int
@@ -86,7 +86,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The step is to be made with these versions, which are said as in `Chosen`."""
+    """The step must be made with these versions, given as in `Chosen`."""
 
     iteration: int
     others: dict[int, int]
@@ -94,26 +94,26 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The iteration is an evaluation: what the step is made with is here, without a map."""
+    """The iteration is an evaluation. Its sums are here, without a map."""
 
     iteration: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """The replica has made the step that it was to make."""
+    """The replica has made the step that `Step` ordered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """The gradient of `iteration` is not right: a block was read too late from the memory of the host."""
+    """The gradient of `iteration` is wrong: a block in the memory of the host was overwritten before it was read."""
 
     iteration: int
 
 
 @dataclass(frozen=True, slots=True)
 class RankLeft:
-    """`rank` takes no part any more."""
+    """`rank` is lost."""
 
     rank: int
 
@@ -127,15 +127,15 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The replica is wrong, also after the step that it may be making."""
+    """The replica is wrong, and stays so after the step in progress."""
 
 
 Event = (
     Mapped | Arrived | Sent | TakesLong | Chosen | Closed | Evaluated | Stepped | Missed | RankLeft | Loaded | Dropped
 )
 
-# For each event the phases in which its iteration may be, and those that may follow. (): the event is ignored; no
-# entry: it is illegal. The events that belong to no one iteration may always come.
+# For each event and phase of its iteration, the phases that may follow. (): the event is ignored. No entry: the event
+# is illegal. Events that belong to no iteration are always allowed.
 # fmt: off
 TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
     Mapped:  {"awaited": ("awaited", "summing", "past"), "summing": ("summing", "past"), "past": ("past",)},
@@ -153,12 +153,12 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
 # fmt: on
 
 
-# what is to be done
+# instructions
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Have the accumulators of these contributors, all of this rank, in its slots of the memory of its host."""
+    """Put the accumulators of these contributors, all of this rank, into their slots in the memory of the host."""
 
     iteration: int
     contributors: tuple[Contributor, ...]
@@ -166,7 +166,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class SendBlock:
-    """Send this block to `dest`; `Sent` says that it has ended. A rank of this host only hears that it can be read."""
+    """Send this block to `dest`. `Sent` follows. A rank of this host only gets a note that the block can be read."""
 
     dest: int
     key: BlockKey
@@ -174,10 +174,10 @@ class SendBlock:
 
 @dataclass(frozen=True, slots=True)
 class SumBlock:
-    """Make a block of the gradient from those of these contributors. They are then not needed.
+    """Sum a block of the gradient. The blocks of the contributors are not needed after that.
 
-    terms: the contributors of each host in order: those of a host are summed, then these sums. What comes from another
-    host may be the sum of it already, in the name of one contributor. Of nodes it is a tree.
+    terms: the sum of each host, in order; each is a sum of contributors, or one contributor if it came as a sum
+        already; with nodes, a tree
     """
 
     key: BlockKey
@@ -186,35 +186,35 @@ class SumBlock:
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """Put this block of the gradient, which is here, into the memory of the host."""
+    """Copy this block of the gradient into the memory of the host."""
 
     key: BlockKey
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Copy a block, which is here or was summed here, into the gradient of its iteration."""
+    """Copy a block that came or was summed here into the gradient of its iteration."""
 
     key: BlockKey
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """This block, which has just arrived, is not needed."""
+    """Drop this block, which has just come."""
 
     key: BlockKey
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """No correct rank sends this block; it may have come long ago, before its map."""
+    """No correct rank sends this block. It may have come long ago, before its map."""
 
     event: Arrived
 
 
 @dataclass(frozen=True, slots=True)
 class Have:
-    """A slice is here, in the version `attempt`. slice: its number in the map of attempt 0."""
+    """This rank has version `attempt` of a slice. slice: its number in the map of attempt 0."""
 
     iteration: int
     attempt: int
@@ -223,14 +223,14 @@ class Have:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The gradient of `iteration` is there: make the step."""
+    """Make the step: the gradient of `iteration` is complete."""
 
     iteration: int
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Nothing is needed any more of an attempt; of all attempts of the iteration when `attempt` is None."""
+    """Drop everything of an attempt, or of all attempts of the iteration (attempt None)."""
 
     iteration: int
     attempt: int | None
@@ -238,7 +238,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class FallBehind:
-    """This rank cannot go on without the state of another one."""
+    """This rank cannot follow `iteration`, and needs the state of another rank."""
 
     iteration: int
 

@@ -1,7 +1,7 @@
 """One rank's copy of what training changes: the parameters and the state of the optimizer.
 
-A thread makes the steps, so that the thread that communicates, which calls all methods, never waits for one. Replicas
-that start alike and get the same gradients stay alike to the last bit; `digest` shows whether they are.
+The communication thread calls all methods. Another thread makes the steps, so that the communication never waits.
+Replicas that start alike and get the same gradients stay equal to the last bit; `digest` shows whether they are.
 """
 
 import hashlib
@@ -13,24 +13,25 @@ from typing import Any, NamedTuple, Protocol
 from psgc.backend import Array, Backend
 from psgc.optimizer import Optimizer, finite_step
 
-IN_THREAD = 1 << 16  # bytes of parameters; a step of fewer is made at once: it takes less time than the hand-over
-CHECKED_FIRST, CHECKED = 4, 16  # iterations of a run; every so many
+IN_THREAD = 1 << 16  # bytes of parameters; a smaller step takes less time than handing it to the thread
+CHECKED_FIRST, CHECKED = 4, 16  # iterations: so many at the beginning of a run, then every so many
 
 
 def is_checked(iteration: int, first: int) -> bool:
-    """Whether the ranks compare digests at the beginning of `iteration`: at the first ones, then rarely.
+    """Whether the ranks compare digests at the beginning of `iteration`: in the first iterations, then rarely.
 
-    first: the iteration that the run begins with.
+    first: the iteration that the run begins with
     """
     return iteration < first + CHECKED_FIRST or iteration % CHECKED == 0
 
 
 class Snapshot(NamedTuple):
-    """A replica between two steps, for another rank to go on from. Nobody may change the vectors.
+    """A replica between two steps, from which another rank can go on. Nobody may change the vectors.
 
-    steps: how many have been made; vectors: the parameters, then the optimizer's, in the order of their names;
-    numbers: of the optimizer, by the index of their names among all names of its state, sorted. Before the first step
-    the optimizer's vectors are numbers as well.
+    steps: number of steps made
+    vectors: the parameters, then the vectors in the optimizer's state, in the order of their names
+    numbers: the numbers in the optimizer's state, by the index of their names among all sorted names of the state;
+        before the first step the optimizer's vectors are numbers too
     """
 
     steps: int
@@ -39,9 +40,9 @@ class Snapshot(NamedTuple):
 
 
 class Stepping(Protocol):
-    """What makes the steps of a rank: a `Replica`, which explains this, or the user's script (`psgc.torch`).
+    """Makes the steps of a rank: a `Replica`, whose docstrings describe this interface, or a script (`psgc.torch`).
 
-    gives_back: whether the memory of a gradient is free again once its step is made.
+    gives_back: whether the memory of a gradient is free again after its step
     """
 
     gives_back: bool
@@ -52,7 +53,7 @@ class Stepping(Protocol):
     def params(self) -> Array: ...
     def start(self, steps: int, params: Array) -> None: ...
     def load(self, snapshot: Snapshot) -> None: ...
-    def snapshot(self) -> Snapshot | None: ...  # None: not now
+    def snapshot(self) -> Snapshot | None: ...  # None: not possible now
     def step(self, gradient: Array, digest: bool = False) -> None: ...
     def poll(self, wait: bool = False) -> bool: ...
     def digest(self) -> bytes: ...
@@ -61,11 +62,11 @@ class Stepping(Protocol):
 class Replica:
     """Parameters and optimizer of one rank.
 
-    params: (dim,), never changed in place; steps: how many have been made, so also the iteration whose gradients are
-    computed at params; is_stepping: whether a step is under way, during which only `poll` and `digest` may be called.
-
-    optimizer: makes the steps, and is not to be used by anybody else while a step is under way.
-    wake: called by the thread when it has made a step; then `poll` says so.
+    params: (dim,), never changed in place
+    steps: number of steps made, so also the iteration whose gradients are computed at `params`
+    is_stepping: whether a step is in progress; then only `poll` and `digest` may be called
+    optimizer: makes the steps; nobody else may use it during a step
+    wake: called by the thread when it has made a step, after which `poll` returns True
     """
 
     params: Array
@@ -76,13 +77,13 @@ class Replica:
         self.optimizer, self._backend, self._wake = optimizer, backend, wake
         self._names = sorted(optimizer.state())
         self.is_stepping = False
-        self._digest: bytes | None = None  # if known
+        self._digest: bytes | None = None  # None: not computed
         self._begun: SimpleQueue[tuple[Array, Array, int, bool]] = SimpleQueue()
         self._made: SimpleQueue[tuple[Array, bytes | None] | Exception] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
 
     def start(self, steps: int, params: Array, state: dict[str, Any] | None = None) -> None:
-        """Go on from here, whatever was before. state: of the optimizer (`Optimizer.state`), as it is if None."""
+        """Begin here, whatever was before. state: of the optimizer (`Optimizer.state`); None: as it is."""
         self._refuse_while_stepping()
         if state is not None:
             self.optimizer.load(state)
@@ -91,7 +92,7 @@ class Replica:
     def load(self, snapshot: Snapshot) -> None:
         """Go on from another rank's snapshot, whatever was before. Integers may come as floats.
 
-        Raises ValueError when it is not of the same kind of optimizer.
+        Raises ValueError when the snapshot is of another kind of optimizer.
         """
         (params, *vectors), numbers = snapshot.vectors, snapshot.numbers
         absent = [index for index in range(len(self._names)) if index not in numbers]
@@ -101,7 +102,7 @@ class Replica:
         self.start(snapshot.steps, params, {self._names[index]: value for index, value in state.items()})
 
     def snapshot(self) -> Snapshot:
-        """What another rank needs to go on from here. Copies nothing, and later steps do not change it."""
+        """The state from which another rank can go on. Copies nothing, and later steps do not change it."""
         self._refuse_while_stepping()
         state = self.optimizer.state()
         values = [state[name] for name in self._names]
@@ -110,9 +111,9 @@ class Replica:
         return Snapshot(self.steps, (self.params, *vectors), numbers)
 
     def step(self, gradient: Array, digest: bool = False) -> None:
-        """Begin the step with the gradient (dim,) of iteration `steps`, which nobody may change until it is made.
+        """Begin the step with the gradient (dim,) of iteration `steps`. Nobody may change it during the step.
 
-        digest: whether to compute that of the new parameters and the new state as well, off this thread.
+        digest: whether the thread also computes the digest of the new parameters and the new state
         """
         self._refuse_while_stepping()
         self.is_stepping = True
@@ -120,14 +121,14 @@ class Replica:
         if self.params.nbytes < IN_THREAD:
             self._make(*job)
         else:
-            if not self._thread.is_alive():  # the first of them
+            if not self._thread.is_alive():  # this is the first step
                 self._thread.start()
             self._begun.put(job)
 
     def poll(self, wait: bool = False) -> bool:
-        """Whether the step under way has been made; only now do `params` and `steps` change.
+        """Whether the step in progress is made. Only now do `params` and `steps` change.
 
-        wait: until it is. Raises what the step has raised: RunFailed when the parameters are not finite any more.
+        wait: whether to wait for it. Raises what the step raised: RunFailed when parameters became NaN or infinite.
         """
         if not self.is_stepping or (self._made.empty() and not wait):
             return False
@@ -142,8 +143,8 @@ class Replica:
     def digest(self) -> bytes:
         """Cryptographic checksums of `params` and of the optimizer's state, 8 bytes each.
 
-        If the step was not asked for them, they are computed here, at 0.5 to 1 GB/s; while the next step is under way
-        they cannot be had, and nothing is returned.
+        If the step did not compute them, they are computed here, at 0.5 to 1 GB/s. Empty during the next step, when
+        they cannot be computed.
         """
         if self._digest is None and not self.is_stepping:
             self._digest = self._digest_of(self.params)
@@ -154,7 +155,7 @@ class Replica:
             raise RuntimeError(f"step {self.steps} is still being made")
 
     def _run(self) -> None:
-        """The thread."""
+        """Make the steps, in the thread."""
         while True:
             self._make(*self._begun.get())
             self._wake()
@@ -164,20 +165,20 @@ class Replica:
             self._backend.use_in_thread()
             stepped = finite_step(self.optimizer, params, gradient, iteration)
             self._made.put((stepped, self._digest_of(stepped) if digest else None))
-        except Exception as error:  # for the thread that communicates
+        except Exception as error:  # `poll` raises it in the communication thread
             self._made.put(error)
 
     def _digest_of(self, params: Array) -> bytes:
         to_host = self._backend.to_host
-        of_params = hashlib.blake2b(to_host(params).data, digest_size=8).digest()  # other threads may run meanwhile
+        of_params = hashlib.blake2b(to_host(params).data, digest_size=8).digest()  # releases the interpreter lock
         return of_params + self.optimizer.digest(to_host)
 
 
 class Follower:
-    """The replica of rank 0 (`leader`), as that of the worker in the same process.
+    """The replica of a worker in the process of rank 0, which is the replica of rank 0 (`leader`).
 
-    There is one, whose steps rank 0 makes. This comes after it, and drops the gradients that it is given: they are the
-    same. It may come late: then rank 0 has closed the iteration, and what the worker does of it does not count.
+    Rank 0 makes the steps. The worker drops the gradients that it gets, which are the same, and follows the leader. It
+    may be late: then rank 0 has closed the iteration, and the worker's work on it does not count.
     """
 
     gives_back = True

@@ -1,15 +1,15 @@
-"""The map of slices to owners: who sums which part of the coded vector.
+"""Slices and their owners: which rank sums which part of the coded vector.
 
 The coded vector has `entries` = dim / parts entries. A *slice* is a contiguous range of it, and its *owner* sums it. A
 slice travels in *blocks*.
 
-With n live ranks, link rates r_i, l parts and E entries, the owner of s entries has to send its own accumulator and the
-gradient of its slice to everybody, E + (n - 1) l s entries, and to receive the gradient and the accumulators of others,
-l E + (n - 1) s. The shares s_i are those with which all links are through at the same time, and that time is least.
-A link that is too slow for that owns nothing.
+Take n live ranks, link rates r_i, l parts and E entries. The owner of s entries sends its own accumulator, and the
+gradient of its slice to everybody: E + (n - 1) l s entries. It receives the gradient, and the accumulators of others:
+l E + (n - 1) s. The shares s_i are chosen so that all links are done at the same time, as early as possible. A link
+that is too slow for that owns nothing.
 
-Ranks that share the memory of a host have one link, which carries what that of one rank would: then n is the number of
-hosts, and the ranks of a host divide what it owns.
+Ranks that share the memory of a host have one link, which carries as much as the link of a single rank. Then n is the
+number of hosts, and the ranks of a host divide what the host owns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-LEAST_SLICE = 1 << 18  # bytes; a smaller slice costs more messages than it takes off other owners
+LEAST_SLICE = 1 << 18  # bytes; a smaller slice costs more in messages than it saves other owners
 BLOCK = 1 << 20  # bytes of a coded block, at most
 BLOCKS = 4  # of a slice, at least, so that sending, summing and passing on overlap
-LEAST_BLOCK = 1 << 16  # bytes; a slice is not cut finer than that for the sake of overlap
-SMALLEST = 0.25  # of an equal share: where that is less than LEAST_SLICE, a smaller slice is not worth its messages
-HALVINGS = 60  # of the interval in which the time is looked for: shares to 12 digits and more
+LEAST_BLOCK = 1 << 16  # bytes; overlap is not worth smaller blocks
+SMALLEST = 0.25  # of an equal share; if an equal share is less than LEAST_SLICE, smaller slices are not worth messages
+HALVINGS = 60  # of the interval in which the time is searched: shares to 12 digits and more
 
 
 def least_slice(itemsize: int) -> int:
-    """The least entries of a slice, for entries of so many bytes."""
+    """The least entries of a slice. itemsize: bytes of an entry."""
     return max(1, LEAST_SLICE // itemsize)
 
 
@@ -49,10 +49,11 @@ class Block(NamedTuple):
 def make_slices(
     entries: int, parts: int, rates: Mapping[int, float], least: int = 1, hosts: Sequence[int] = ()
 ) -> list[Slice]:
-    """One slice for each rank that is to own something, in the order of ranks; together they are all entries.
+    """One slice for each owner, in the order of ranks. Together they have all entries.
 
-    rates: of the links of the live ranks, in any unit; a rank with rate 0 owns nothing. least: entries of a slice;
-    where there are not so many for everybody, an equal share. hosts: as in a map.
+    rates: of the links of the live ranks, in any unit; a rank with rate 0 owns nothing
+    least: entries of a slice; if there are fewer for each rank, an equal share
+    hosts: as in a map
 
     >>> make_slices(12, 1, {0: 1.0, 1: 1.0, 2: 1.0})
     [Slice(owner=0, start=0, stop=4), Slice(owner=1, start=4, stop=8), Slice(owner=2, start=8, stop=12)]
@@ -65,7 +66,7 @@ def make_slices(
     host_of = {rank: hosts[rank] if hosts else rank for rank in rates}
     fastest, others = max(rates.values()), len(set(host_of.values())) - 1
     while True:
-        of_host: dict[int, list[float]] = {}  # the rates of its ranks
+        of_host: dict[int, list[float]] = {}  # host -> the rates of its ranks
         for rank in ranks:
             of_host.setdefault(host_of[rank], []).append(rates[rank])
         links = {host: max(found) for host, found in of_host.items()}
@@ -82,9 +83,9 @@ def make_slices(
     return [Slice(rank, a, b) for rank, (a, b) in zip(ranks, pairwise(bounds), strict=True) if a < b]
 
 
-@lru_cache(maxsize=4)  # rates mostly stay what they were
+@lru_cache(maxsize=4)  # rates rarely change
 def _shares(parts: int, rates: tuple[float, ...], others: int) -> tuple[float, ...]:
-    """The share of each rate, all together 1, by bisection of the time; the largest rate is 1."""
+    """The share of each rate, with sum 1, by bisection of the time. The largest rate is 1."""
     if len(rates) == 1:
         return (1.0,)
 
@@ -93,7 +94,7 @@ def _shares(parts: int, rates: tuple[float, ...], others: int) -> tuple[float, .
         can_receive = [(rate * time - parts) / others for rate in rates]
         return [max(0.0, min(pair)) for pair in zip(can_send, can_receive, strict=True)]
 
-    low, high = 0.0, 1.0 + (others + 1) * parts  # with which the fastest alone could own everything
+    low, high = 0.0, 1.0 + (others + 1) * parts  # in the time `high` the fastest rank could own everything
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if sum(owned(middle)) >= 1 else (middle, high)
@@ -103,14 +104,14 @@ def _shares(parts: int, rates: tuple[float, ...], others: int) -> tuple[float, .
 
 
 def block_entries(slices: Sequence[Slice], itemsize: int) -> int:
-    """The most entries of a block, for entries of so many bytes."""
+    """The most entries of a block. itemsize: bytes of an entry."""
     largest = max(stop - start for _, start, stop in slices)
     overlapping = max(-(-largest // BLOCKS), LEAST_BLOCK // itemsize)
     return max(1, min(overlapping, BLOCK // itemsize))
 
 
 def cut(part: Slice, most: int) -> list[Block]:
-    """The blocks of a slice, as equal as can be, with at most so many entries."""
+    """The blocks of a slice, of nearly equal size, with at most `most` entries each."""
     size = part.stop - part.start
     count = -(-size // most)
     bounds = [part.start + size * k // count for k in range(count + 1)]

@@ -1,12 +1,12 @@
-"""How the state of a replica reaches a rank that has fallen behind: in blocks, from another rank.
+"""The state of a replica travels in blocks to a rank that has fallen behind.
 
-All blocks of a state come from one giver: another one may say the same of a script in other words. Blocks may come
-before the records that say how large the state is. They are kept until then.
+All blocks of a state come from one giver, since two givers may have the same state of a script in other words. Blocks
+may come before the records with the size of the state. They are kept until then.
 
-The numbers in the state go before as STATE records, `last` in the last of them: first chunk = -1, start = how many
-vectors follow, as blocks, and seconds = how many entries each of them has. Then for each number chunk = its index,
-start = its value. The index is that of its name among all names that the optimizer's state has, sorted. The names
-without a number are those of the vectors 1, 2, ... in this order; vector 0 is the parameters.
+The numbers in the state go first, as STATE records, with `last` in the last one. The first record has chunk = -1, start
+= the number of vectors that follow in blocks, and seconds = their number of entries. Then comes one record for each
+number: chunk = its index, start = its value. The index is that of its name among all sorted names in the optimizer's
+state. The names without a number are those of the vectors 1, 2, ... in this order. Vector 0 is the parameters.
 """
 
 from collections import defaultdict
@@ -19,13 +19,13 @@ from psgc.messages import BlockName, Entry, Kind, Records, pack_block, record, s
 from psgc.transport import Sending, Transport
 
 WINDOW = 2  # blocks under way to one rank
-NAMES = 1 << 10  # of an optimizer's state, at most
-MOST = 1 << 48  # entries of a vector: what no memory holds is no state
+NAMES = 1 << 10  # in an optimizer's state, at most
+MOST = 1 << 48  # entries of a vector; a larger number is malformed, since no memory holds so many
 
 
 @dataclass(frozen=True, slots=True)
 class AnnouncedState:
-    """What is said of a replica's state at the start of an iteration: so many vectors (entries,), numbers by index."""
+    """A replica's state at the start of an iteration: number of vectors, their entries, and numbers by index."""
 
     iteration: int
     vectors: int
@@ -34,7 +34,7 @@ class AnnouncedState:
 
 
 def state_records(state: AnnouncedState) -> list[Records]:
-    """The records that say `state`."""
+    """The STATE records of `state`."""
     said = [(-1, float(state.vectors), float(state.entries))]
     said += [(index, value, 0.0) for index, value in sorted(state.numbers.items())]
     return [
@@ -44,20 +44,20 @@ def state_records(state: AnnouncedState) -> list[Records]:
 
 
 class StateReader:
-    """Puts STATE records of one sender together."""
+    """Reads STATE records of one sender."""
 
     def __init__(self) -> None:
         self._list: list[Entry] = []
 
     def read(self, entry: Entry) -> AnnouncedState | None:
-        """The state whose last record this is. Raises ProtocolError when its records do not make one."""
+        """The state whose last record `entry` is, else None. Raises ProtocolError when the records are malformed."""
         self._list.append(entry)
         if not entry["last"]:
             return None
         (head, *others), self._list = self._list, []
         iteration, vectors, size = head["iteration"], head["start"], head["seconds"]
         numbers = {other["chunk"]: other["start"] for other in others}
-        names = len(numbers) + vectors - 1  # not a whole number, or not a number, when the head is none
+        names = len(numbers) + vectors - 1  # not a whole number, or NaN, when the first record is malformed
         if (
             head["chunk"] != -1
             or iteration < 0
@@ -68,14 +68,14 @@ class StateReader:
             or any(other["iteration"] != iteration for other in others)
         ):
             raise ProtocolError(
-                f"a state of iteration {iteration} that is none: {vectors} vectors of {size}, numbers {numbers}"
+                f"a malformed state of iteration {iteration}: {vectors} vectors of {size}, numbers {numbers}"
             )
         return AnnouncedState(iteration, int(vectors), int(size), numbers)
 
 
 @dataclass(slots=True)
 class _Gift:
-    """vectors: of one length; next: (vector, block) that is to be sent; under_way: (handle, buffer)."""
+    """A state on its way. vectors: of one length; next: (vector, block) to send; under_way: (handle, buffer)."""
 
     iteration: int
     vectors: list[Array]
@@ -89,22 +89,22 @@ class Giver:
     def __init__(self, transport: Transport, pool: Pool, backend: Backend) -> None:
         self._transport, self._pool, self._backend = transport, pool, backend
         self._gifts: dict[int, _Gift] = {}  # by receiver
-        self._ended: list[tuple[Sending, Array]] = []  # sends of gifts that were given up
+        self._ended: list[tuple[Sending, Array]] = []  # sends of states that were given up
 
     def give(self, dest: int, iteration: int, vectors: list[Array], numbers: dict[int, float]) -> None:
-        """Begin to send this state, which is at the beginning of `iteration`, to `dest`."""
+        """Begin to send `dest` this state of the beginning of `iteration`."""
         self.stop(dest)
         self._transport.remember(dest)
         self._transport.send(dest, state_records(AnnouncedState(iteration, len(vectors), vectors[0].size, numbers)))
         self._gifts[dest] = _Gift(iteration, vectors, (0, 0), [])
 
     def stop(self, dest: int) -> None:
-        """Send `dest` no more of a state."""
+        """Stop sending `dest` a state."""
         if (gift := self._gifts.pop(dest, None)) is not None:
             self._ended += gift.under_way
 
     def skipped(self, iteration: int, receivers: tuple[int, ...]) -> None:
-        """A map leaves out all but these: what others get would be of no use to them."""
+        """A map has only these receivers: states for other ranks are of no use to them any more."""
         for dest in [dest for dest, gift in self._gifts.items() if gift.iteration <= iteration]:
             if dest not in receivers:
                 self.stop(dest)
@@ -115,7 +115,7 @@ class Giver:
         return bool(self._gifts)
 
     def poll(self) -> None:
-        """Send what may be sent now."""
+        """Send the blocks that may be sent now."""
         self._ended = self._still_under_way(self._ended)
         for dest, gift in [*self._gifts.items()]:
             gift.under_way = self._still_under_way(gift.under_way)
@@ -151,7 +151,7 @@ class Giver:
 
 @dataclass(slots=True)
 class _Incoming:
-    """state: None before it has been announced; missing: (vector, block); early: blocks that came before."""
+    """A state that is coming. state: None before its records; missing: (vector, block); early: blocks before them."""
 
     iteration: int
     state: AnnouncedState | None = None
@@ -161,9 +161,9 @@ class _Incoming:
 
 
 class Receiver:
-    """Puts the states of other ranks together. The first that is complete is used, those before it are dropped.
+    """Receives states of other ranks. The first complete one is used, and states before it are dropped.
 
-    incoming: by giver the newest.
+    incoming: by giver, the newest state
     """
 
     def __init__(self, pool: Pool, backend: Backend) -> None:
@@ -173,7 +173,7 @@ class Receiver:
         self._completed = -1
 
     def announced(self, source: int, entry: Entry) -> None:
-        """A STATE record is here. Raises ProtocolError when it, or a block that came before, is of no such state."""
+        """A STATE record has come. Raises ProtocolError when it, or an earlier block, does not belong to a state."""
         if (state := self._readers[source].read(entry)) is None:
             return
         if (incoming := self._of(source, state.iteration)) is None or incoming.state is not None:
@@ -188,7 +188,7 @@ class Receiver:
             self._take(incoming, *block)
 
     def arrived(self, source: int, iteration: int, name: BlockName, buffer: Array, length: int) -> None:
-        """A block of `length` entries of a state is here, which is not needed after that.
+        """A block of a state has come, with `length` entries. The caller may reuse the buffer.
 
         Raises ProtocolError when no correct rank sends it.
         """
@@ -200,7 +200,7 @@ class Receiver:
             self._take(incoming, name, buffer, length)
 
     def _of(self, source: int, iteration: int) -> _Incoming | None:
-        """What this is a part of; None when that is not of use any more."""
+        """The incoming state that this belongs to; None if it is of no use any more."""
         known = self.incoming.get(source)
         if iteration <= self._completed or (known is not None and iteration < known.iteration):
             return None
@@ -233,12 +233,12 @@ class Receiver:
 
     @property
     def waiting(self) -> int | None:
-        """The iteration of the newest state of which all is here, and which has not been used; None without one."""
+        """The iteration of the newest complete state that is unused; None without one."""
         whole = (it.iteration for it in self.incoming.values() if it.state is not None and not it.missing)
         return max((iteration for iteration in whole if iteration > self._completed), default=None)
 
     def complete(self) -> tuple[int, list[Array], dict[int, float]] | None:
-        """The iteration, the vectors and the numbers of a state, once, when all of it is here."""
+        """The iteration, the vectors and the numbers of a complete state, once; None without one."""
         for incoming in self.incoming.values():
             if incoming.state is not None and not incoming.missing:
                 self._completed = incoming.iteration

@@ -1,8 +1,8 @@
-"""Sums in an order that does not depend on who summed when.
+"""Sums in an order that does not depend on the order of arrival.
 
-A *node* stands for the sum over chunks first, ..., end - 1, as many as a power of two, of which `first` is a multiple.
-It is called by the number first + end: 2 i + 1 for chunk i alone. Two neighbours, *siblings*, make up the next larger
-node. So which nodes there are, and what is added to what, follows from the number of chunks alone.
+A *node* stands for the sum over chunks first, ..., end - 1. Their number is a power of two, and `first` is a multiple
+of it. The number of a node is first + end: 2 i + 1 for chunk i alone. Two neighbours, *siblings*, make up the next
+larger node. So the number of chunks alone decides which nodes there are, and what is added to what.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ def leaf(chunk: int) -> int:
 
 
 def size(node: int) -> int:
-    """How many chunks are in it.
+    """The number of chunks in a node.
 
     >>> [size(node) for node in (1, 2, 3, 4, 12)]
     [1, 2, 1, 4, 4]
@@ -45,10 +45,11 @@ def parent(node: int) -> int:
 class Tree(Generic[T]):
     """The sum of one vector per chunk.
 
-    Two siblings become one node as soon as both are there, in the memory of one of them. At the end a node is left for
-    every 1 in the binary number of chunks. join: gives the sum of two, and may do so in the memory of the first.
+    Two siblings become one node as soon as both are there, in the memory of one of them. At the end there is one node
+    for each 1 in the binary number of chunks.
 
-    nodes: the sums that are there, by node.
+    join: gives the sum of two vectors, and may use the memory of the first one
+    nodes: the sums that are there, by node
     """
 
     def __init__(self, join: Callable[[T, T], T] = iadd) -> None:
@@ -63,22 +64,22 @@ class Tree(Generic[T]):
         self._nodes.clear()
 
     def add(self, chunk: int, vector: T) -> None:
-        """`vector` is the tree's from now on."""
+        """Add the vector of a chunk. The tree may change it."""
         self.add_node(leaf(chunk), vector)
 
     def add_node(self, node: int, vector: T) -> None:
-        """The sum of all chunks of a node, none of which is there yet."""
+        """Add the sum over a node, none of whose chunks is there yet."""
         while (other := self._nodes.pop(sibling(node), None)) is not None:
             vector = self._join(vector, other)  # a + b and b + a are the same number
             node = parent(node)
         self._nodes[node] = vector
 
     def remaining(self) -> list[T]:
-        """What is left to be added, one after the other: the smaller ones first."""
+        """The sums that are left to be added, in this order: the smaller ones first."""
         return [self._nodes[node] for node in sorted(self._nodes, key=lambda node: (size(node), node))]
 
     def total(self: "Tree[Any]") -> Any:
-        """The sum of everything; None when there is nothing."""
+        """The sum of everything; None if there is nothing."""
         if len(self._nodes) <= 1:
             return next(iter(self._nodes.values()), None)
         first, second, *others = self.remaining()
@@ -89,12 +90,13 @@ class Tree(Generic[T]):
 
 
 def end_of_nodes(num_chunks: int) -> int:
-    """All nodes over so many chunks are below this number."""
+    """A number above all nodes over so many chunks."""
     return 2 * num_chunks
 
 
 def nodes_of(chunks: Iterable[int]) -> list[int]:
-    """The largest nodes that these chunks make up, ascending: there are as few as can be.
+    """The largest nodes that these chunks make up, ascending.
+
 
     >>> nodes_of([0, 1, 2, 3]), nodes_of([1, 2, 3, 6])
     ([4], [3, 6, 13])

@@ -97,7 +97,7 @@ nan, inf = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("records", "says"),
     [
-        (first((AS_BEFORE, 0, 0, 0.0, 0.0)), "none that it could be like"),
+        (first((AS_BEFORE, 0, 0, 0.0, 0.0)), "the same as the map before, but there is none"),
         (first(SERVER, (AS_BEFORE, 0, 0, 0.0, 0.0)), "do not belong together"),
         (first(PART, attempt=1), "do not belong together"),
         (first(SERVER, WORKER, PART), "a first map, with slices"),
@@ -178,7 +178,7 @@ def test_the_versions_that_count_are_read_as_they_were_meant(iteration, versions
 def test_versions_that_cannot_be_are_an_error(said):
     records = [record(Kind.CLOSE, 3, number, attempt=version, last=False) for number, version in said]
     records[-1]["last"] = 1
-    with pytest.raises(ProtocolError, match="an end of iteration 3 that is none"):
+    with pytest.raises(ProtocolError, match="a malformed end of iteration 3"):
         read(CloseReader(), joined(records))
 
 
@@ -215,7 +215,7 @@ def test_a_state_is_read_as_it_was_meant(iteration, vectors, size, indices, valu
 def test_what_is_no_state_is_an_error(said):
     records = [record(Kind.STATE, 3, index, start=value, seconds=5.0, last=False) for index, value in said]
     records[-1]["last"] = 1
-    with pytest.raises(ProtocolError, match="a state of iteration 3 that is none"):
+    with pytest.raises(ProtocolError, match="a malformed state of iteration 3"):
         read(StateReader(), joined(records))
 
 
