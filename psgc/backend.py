@@ -1,9 +1,10 @@
 """Where vectors live: in the host's memory (NumPy) or on a GPU (CuPy).
 
-A gradient of `dim` entries is seen as `parts` rows of `dim // parts` entries; the `dim % parts` entries left over make
-one further column, so nothing is padded or copied. All memory traffic is one pass, in `combine`: BLAS on the CPU, as
-fast as a plain copy (`scripts/bench_encode.py`), a fused kernel on the GPU. MPI gets host arrays, pinned for CuPy, or
-device arrays when it is CUDA-aware; before those the transport waits for the device (`finish`).
+A gradient of `dim` entries is seen as `parts` rows of `dim // parts` entries. The `dim % parts` entries left over make
+one further column, so nothing is padded or copied. `combine` does all the work in one pass over memory: on the CPU with
+BLAS, as fast as a plain copy (`scripts/bench_encode.py`), on the GPU with a fused kernel. MPI gets host arrays, pinned
+for CuPy, or device arrays if it is CUDA-aware. Before it gets device arrays, the transport waits for the device
+(`finish`).
 """
 
 import math
@@ -37,13 +38,13 @@ def part_length(dim: int, parts: int) -> int:
 
 
 class Backend:
-    """NumPy arrays in host memory; `CupyBackend` changes what a GPU needs changed."""
+    """NumPy arrays in host memory. `CupyBackend` overrides what is different on a GPU."""
 
     name = "numpy"
     xp: Any = np
 
     def use_in_thread(self) -> None:
-        """For each thread that touches arrays: a GPU and a stream are chosen per thread."""
+        """Call this in each thread that uses arrays: a GPU and a stream are chosen per thread."""
 
     def asarray(self, array: Array) -> Array:
         """The same values where this backend computes, copied only if need be."""
@@ -54,7 +55,7 @@ class Backend:
         return np.asarray(array)
 
     def all_finite(self, array: Array) -> bool:
-        """Whether no entry is NaN or infinite. Only if the sum of the squares is suspect are the entries looked at."""
+        """Whether no entry is NaN or infinite. Tests entries only if the sum of squares is not finite."""
         with np.errstate(all="ignore"):
             return math.isfinite(self.xp.vdot(array, array)) or bool(self.xp.isfinite(array).all())
 
@@ -63,7 +64,7 @@ class Backend:
         return scipy.sparse.csr_array((data, indices, indptr), shape=shape)
 
     def empty(self, length: int, dtype: Any) -> Array:
-        """An uninitialised vector, aligned to 64 bytes as those of torch: so its kernels round alike on all ranks."""
+        """An uninitialised vector, aligned to 64 bytes like torch's, so that its kernels round alike on all ranks."""
         memory = np.empty(length * np.dtype(dtype).itemsize + ALIGNED, np.uint8)
         start = -memory.ctypes.data % ALIGNED
         return memory[start : start + memory.size - ALIGNED].view(dtype)
@@ -81,16 +82,16 @@ class Backend:
 
         target: (a, p) contiguous; coefficients: (a, b) host array; rows: (b, p) contiguous; all of target's dtype.
         """
-        if not target.size:  # fewer entries than parts: all of them are the rest; BLAS refuses empty arrays
+        if not target.size:  # fewer entries than parts: all of them are in the last column; BLAS refuses empty arrays
             return
         double = target.dtype == np.float64
-        if len(target) == 1:  # the matrix-vector product is the faster one where it is enough
+        if len(target) == 1:  # the matrix-vector product is faster
             gemv = blas.dgemv if double else blas.sgemv
             result: np.ndarray = gemv(1.0, rows.T, coefficients[0], beta=1.0, y=target[0], overwrite_y=1)
         else:
             gemm = blas.dgemm if double else blas.sgemm
             result = gemm(1.0, rows.T, coefficients.T, beta=1.0, c=target.T, overwrite_c=1)
-        if not np.may_share_memory(result, target):  # f2py copies what it cannot use in place, and would lose the sum
+        if not np.may_share_memory(result, target):  # f2py copied an array that it could not use: the sum would be lost
             raise TypeError(f"combine needs contiguous float32 or float64 arrays, got {target.dtype}")
 
 
@@ -107,7 +108,7 @@ class CupyBackend(Backend):
         self._combine = cupy.ElementwiseKernel(*KERNEL)
 
     def use_in_thread(self) -> None:
-        """All threads use the default stream: so what one begins is done before what another one begins later."""
+        """All threads use the default stream, so work on the device is done in the order in which it was begun."""
         self.device.use()
         self.xp.cuda.Stream.null.use()
 
@@ -145,13 +146,13 @@ class CupyBackend(Backend):
 
 
 def finish(array: Array) -> None:
-    """Wait for what has been begun on the device of `array`, if it is on one: MPI uses memory outside CUDA's order."""
+    """Wait for the work on the device of `array`, if it is on one: MPI does not know of CUDA's order."""
     if not isinstance(array, np.ndarray):
         array.device.synchronize()
 
 
 def copy(backend: Backend, target: Array, source: Array) -> None:
-    """target[:] = source, from host to device memory or back if need be; target is contiguous, dtypes are the same."""
+    """target[:] = source, between host and device memory if need be; target is contiguous, dtypes are the same."""
     if isinstance(target, np.ndarray) == isinstance(source, np.ndarray):
         target[:] = source
     elif isinstance(target, np.ndarray):
@@ -189,7 +190,7 @@ def decode(backend: Backend, gradient: Array, coefficients: np.ndarray, coded: A
 
 
 def open_backend(name: str, local_rank: int = 0, environ: Any = os.environ) -> Backend:
-    """The backend called `numpy`, `cupy` or `auto` (CuPy where it finds a GPU); GPUs are dealt out by local rank.
+    """The backend called `numpy`, `cupy` or `auto` (CuPy where it finds a GPU). GPUs are dealt out by local rank.
 
     Raises UserError when cupy is asked for and there is no CuPy or no GPU.
     """

@@ -1,8 +1,8 @@
-"""Checkpoints: all that a run needs to go on, each in one file that is either complete or absent.
+"""Checkpoints: the state from which a run can go on, in files that are either complete or absent.
 
 `checkpoints/00000050-0123456789abcdef.safetensors` is the state before iteration 50, or before step 50 of a script. The
-hexadecimal digits are the start of the file's SHA-256, so that damage is noticed before anything is used. What is in a
-file is the business of psgc.run.checkpoint and of psgc.torch.checkpoints.
+hexadecimal digits are the start of the file's SHA-256, so that damage is found before anything is used. The content of
+a file is defined in psgc.run.checkpoint and psgc.torch.checkpoints.
 """
 
 import hashlib
@@ -21,14 +21,16 @@ from psgc.terminal import say
 
 BLOCK = 1 << 16  # entries
 TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
-_NAME = re.compile(r"[0-9]{8,}-[0-9a-f]{16}\.(safetensors|npz)")  # the latter are refused: once they were checkpoints
+_NAME = re.compile(r"[0-9]{8,}-[0-9a-f]{16}\.(safetensors|npz)")  # .npz files of old versions are refused
 Read = TypeVar("Read")
 
 
 class Content(NamedTuple):
-    """A checkpoint to be written. Nobody may change it any more.
+    """A checkpoint to write. Nobody may change it any more.
 
-    step: the next one to do; pieces: the bytes of the file; vectors: what of it has to be finite, by names for people.
+    step: the next iteration or step to do
+    pieces: the bytes of the file
+    vectors: the arrays that must be finite, by names for people
     """
 
     step: int
@@ -37,21 +39,21 @@ class Content(NamedTuple):
 
 
 def step_of(path: Path) -> int:
-    """Of a checkpoint, by its name."""
+    """The step of a checkpoint, from its name."""
     return int(path.name.partition("-")[0])
 
 
 def newest_first(directory: Path) -> list[Path]:
-    """The checkpoints that there are, whole or not. Raises OSError."""
+    """The checkpoints in `directory`, whole or not. Raises OSError."""
     paths = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)] if directory.is_dir() else []
     return sorted(paths, key=lambda path: (step_of(path), path.lstat().st_mtime_ns), reverse=True)
 
 
 def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "") -> Read | None:
-    """What `read` makes of the newest checkpoint that can be used; None when there is no file at all.
+    """What `read` makes of the newest usable checkpoint; None if there is no file at all.
 
-    read: gets the path of a file that is as it was written, and raises ValueError with the reason when it cannot be
-    used. Of each newer one that cannot, a line says so. whose: comes before them.
+    read: gets the path of an undamaged file, and raises ValueError with the reason when it cannot be used
+    whose: the beginning of the lines about newer checkpoints that cannot be used
 
     Raises UserError when there are files, but none can be used.
     """
@@ -78,7 +80,7 @@ def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "") 
 
 
 def _damage(path: Path) -> str | None:
-    """Why the file is not what was written, None when it is."""
+    """The reason why the file is damaged, None if it is not."""
     digest = hashlib.sha256()
     try:
         with open_regular(path) as stream:
@@ -90,7 +92,7 @@ def _damage(path: Path) -> str | None:
 
 
 def is_finite(values: np.ndarray | float) -> bool:
-    """Whether all entries of a vector, or a number, are. Block by block, which takes no memory."""
+    """Whether all entries of a vector, or a number, are finite. Works block by block, which takes no memory."""
     entries = np.atleast_1d(values)
     return all(np.isfinite(entries[start : start + BLOCK]).all() for start in range(0, len(entries), BLOCK))
 
@@ -108,14 +110,15 @@ def write_file(content: Content, directory: Path) -> Path:
 
 
 class CheckpointStore:
-    """Writes checkpoints to `directory` in a thread of its own, and keeps the newest `keep` of them.
+    """Writes checkpoints to `directory` in a thread, and keeps the newest `keep` of them.
 
-    There is one line of history: a checkpoint takes the place of those of its step and of later ones, which the run has
-    given up. One that still waits to be written is replaced by a newer one. When the disk is full, the oldest files are
-    removed one by one, but never the newest complete one. A state that is not finite is not written. What cannot be
-    written is reported on stderr, once until a write succeeds again, and the run goes on.
+    A run has one history: a checkpoint replaces those of its step and of later steps, which the run has given up. A
+    checkpoint that waits to be written is replaced by a newer one. When the disk is full, the oldest files are removed
+    one by one, but never the newest complete one. A state that is not finite is not written. A failed write is reported
+    on stderr, once until a write succeeds again, and the run goes on.
 
-    unit: what is counted, for people; no_room: the disk was full at the last write.
+    unit: the name of a step, for people
+    no_room: whether the disk was full at the last write
     """
 
     def __init__(self, directory: Path, keep: int, unit: str = "iteration") -> None:
@@ -127,7 +130,7 @@ class CheckpointStore:
         self._whole: dict[Path, bool] = {}  # each file is checked at most once
 
     def write(self, content: Content) -> None:
-        """Write it soon."""
+        """Write a checkpoint soon."""
         with self._changed:
             self._waiting = content
             if not self._is_writing:
@@ -140,14 +143,14 @@ class CheckpointStore:
             return self._changed.wait_for(lambda: not self._is_writing, timeout) and not self._is_failing
 
     def close(self) -> bool:
-        """As `flush`, at the end of the run: it is said if the last checkpoint is not on the disk."""
+        """As `flush`, at the end of the run. Says so if the last checkpoint is not on the disk."""
         is_there = self.flush()
         if not is_there:
             say(f"psgc: the last checkpoint is not in {self._directory}", error=True)
         return is_there
 
     def _run(self) -> None:
-        """The thread, which ends when nothing waits."""
+        """The thread, which ends when nothing is left to write."""
         while True:
             with self._changed:
                 content, self._waiting = self._waiting, None
@@ -162,7 +165,7 @@ class CheckpointStore:
                 self._is_failing = bool(failure)
 
     def save(self, content: Content) -> str:
-        """Write it now, and remove what it takes the place of. Why it could not be written, empty when it was."""
+        """Write a checkpoint now, and remove what it replaces. Returns why it could not be written, empty if it was."""
         for name, values in content.vectors.items():
             if not is_finite(values):
                 return f"entries of {name} are NaN or infinite"
@@ -178,7 +181,7 @@ class CheckpointStore:
         except OSError as error:
             self.no_room = error.errno in NO_ROOM
             return f"{error.filename}: {error.strerror}"
-        except Exception as error:  # no memory, for example: this thread must live on
+        except Exception as error:  # no memory, for example: this thread must go on
             return one_line(error)
         self._whole[path], self.no_room = True, False
         with suppress(OSError):  # the next call removes what remains
@@ -188,7 +191,7 @@ class CheckpointStore:
     def make_room(self) -> bool:
         """Remove the oldest file, but not the newest complete checkpoint. Returns whether there was one.
 
-        Only to be called after `flush`.
+        Call `flush` before.
         """
         paths = newest_first(self._directory)
         newest = next((path for path in paths if self._is_whole(path)), None)
@@ -212,5 +215,5 @@ class CheckpointStore:
             if path != newest and not stays:
                 with suppress(OSError):  # a directory, for example
                     path.unlink()
-        for left_behind in self._directory.glob(UNNAMED):  # by a process that was killed
+        for left_behind in self._directory.glob(UNNAMED):  # files of a process that was killed
             left_behind.unlink(missing_ok=True)

@@ -1,10 +1,11 @@
 """Files: paths as users write them, reading, and writing.
 
-* Only regular files are read or replaced: a pipe would block, a device has no end, and root that renames a new file to
-  `/dev/full` removes the device from the machine.
-* A new file appears whole or not at all: it is made under a name that nobody can guess, and renamed when it is whole.
-* No link that another user may have made is followed. The last directory of a path must not be a link either: callers
-  resolve directories that a user may link.
+* Only regular files are read or replaced: a pipe would block, a device has no end, and if root renamed a new file to
+  `/dev/full`, the machine would lose that device.
+* A new file appears whole or not at all: it is written under a name that nobody can guess, and renamed when it is
+  whole.
+* A link that another user may have made is never followed. The last directory of a path must not be a link either;
+  callers resolve directories that a user may link.
 """
 
 import contextlib
@@ -92,7 +93,7 @@ class NewFile:
             raise
         if mode is not None:
             with contextlib.suppress(OSError):  # some file systems have no permissions
-                os.fchmod(descriptor, mode)  # what the umask took away
+                os.fchmod(descriptor, mode)  # restores permissions that the umask removed
         self.stream: IO[bytes] = _Stream(io.FileIO(descriptor, "w"))
         self._descriptor = descriptor
 
@@ -102,7 +103,7 @@ class NewFile:
 
     def keep(self, name: str) -> None:
         """Close the file and give it its name, in place of the regular file that has it now, if any."""
-        self.stream.close()  # some file systems say only now that there is no room
+        self.stream.close()  # some file systems report a full disk only here
         self._mode_of(name)
         assert self._unnamed is not None
         os.replace(self._unnamed, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
@@ -132,7 +133,7 @@ class NewFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # it is thrown away, or closed already
+        with contextlib.suppress(OSError):  # the file is thrown away, or closed already
             self.stream.close()
         if self._unnamed is not None:
             with contextlib.suppress(OSError):
@@ -141,14 +142,14 @@ class NewFile:
 
 
 class _Stream(io.BufferedWriter):
-    """Hides its descriptor. NumPy would write to it directly, and its errors would not say what went wrong."""
+    """Hides its descriptor: NumPy would write to it directly, with errors that do not say what went wrong."""
 
     def fileno(self) -> int:
         raise io.UnsupportedOperation("fileno")
 
 
 class GrowingFile:
-    """A file that grows. It starts with `content` and replaces the one that is there. Raises OSError.
+    """A file that grows. It begins with `content`, and replaces the file of that name. Raises OSError.
 
     Bytes that cannot be written wait for the next `write`, so that the file never has a hole.
     """
@@ -167,10 +168,10 @@ class GrowingFile:
                 raise
 
     def write(self, content: bytes = b"") -> None:
-        """Write the bytes that wait, then `content`. Raises OSError when some are left."""
+        """Write the waiting bytes, then `content`. Raises OSError when some are left."""
         self._waiting += content
         with naming(self._path):
-            while self._waiting:  # one call need not take all
+            while self._waiting:  # one call may write only a part
                 del self._waiting[: os.write(self._descriptor, self._waiting)]
 
     @property
@@ -183,7 +184,7 @@ class GrowingFile:
         return open(f"/proc/self/fd/{self._descriptor}", "rb")
 
     def close(self) -> None:
-        """No more will be written. May be called again."""
+        """Close the file. May be called again."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -191,9 +192,10 @@ class GrowingFile:
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object], on_disk: bool = False) -> None:
-    """Have `write` fill a new file, then put it in the place of `path`.
+    """Have `write` fill a new file, then rename it to `path`.
 
-    on_disk: when this returns, the file survives a crash of the machine, so that an older one may be removed.
+    on_disk: whether the file survives a crash of the machine from now on, so that an older one may be removed
+
     Raises OSError with the path, also when it or its directory is a link or of another kind.
     """
     with naming(path), NewFile(path.parent, path.name) as file:
@@ -220,7 +222,7 @@ def make_directory(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Every OSError raised inside names `path` and no other file."""
+    """Every OSError raised in this context names `path` and no other file."""
     try:
         yield
     except OSError as error:

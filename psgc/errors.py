@@ -1,4 +1,4 @@
-"""The errors of psgc, one line and an exit code; and what is said of errors that others raise.
+"""The errors of psgc, one line and an exit code each; and lines about errors that other code raises.
 
 A line says what was wrong, where, and what would be right.
 """

@@ -1,4 +1,4 @@
-"""What every rank knows of an iteration: its moments, which chunks are checked, whether held-out rows are evaluated."""
+"""Rules about iterations that all ranks share: moments for faults, checked chunks, evaluations, pieces, the trial."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ def is_evaluated(iteration: int, every: int) -> bool:
 
 
 def summed(parts: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
-    """The sums of an evaluation over its chunks, in their order: the same rounding, whoever did what.
+    """The sums of an evaluation over its chunks, in the order of the chunks, so that they always round alike.
 
     >>> summed({1: (1.0, 2.0), 0: (0.5, 3.0)})
     (1.5, 5.0)
@@ -26,7 +26,7 @@ def summed(parts: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
 
 
 def is_checked(chunk: int, iteration: int, every: int) -> bool:
-    """Whether several workers have to agree on `chunk` in this iteration (`verify`); every: 0 for never.
+    """Whether the copies of `chunk` must agree before they count in this iteration (`verify`); every: 0 for never.
 
     In any `every` iterations in a row each chunk is checked once.
 
@@ -37,7 +37,7 @@ def is_checked(chunk: int, iteration: int, every: int) -> bool:
 
 
 def piece_length(left: int, fraction: float) -> int:
-    """How many of the chunks that are left in its queue a worker does in one pass: large pieces first, then small ones.
+    """How many chunks of the `left` ones in its queue a worker does in one pass: large pieces first, then small ones.
 
     That is guided self-scheduling (Polychronopoulos and Kuck 1987).
 
@@ -54,10 +54,13 @@ def piece_length(left: int, fraction: float) -> int:
 def trial_chunks(
     queues: Mapping[int, Sequence[int]], holders: Sequence[Sequence[int]], reassigning: bool
 ) -> dict[int, int]:
-    """The chunk that each worker does once more in the trial: the first one of another worker.
+    """By worker, the chunk that it also computes in the trial: the first chunk of another worker.
 
-    queues: each worker's chunks, in order; holders: the workers that hold each chunk; reassigning: whether a worker
-    may do a chunk that it does not hold. Workers that cannot do another one's first chunk are left out.
+    queues: each worker's chunks, in order
+    holders: the workers that hold each chunk
+    reassigning: whether a worker may do a chunk that it does not hold
+
+    A worker that can do no other worker's first chunk is left out.
 
     >>> trial_chunks({1: [0, 1], 2: [2, 3], 3: [4, 5]}, [[1, 3], [1, 3], [2, 1], [2, 1], [3, 2], [3, 2]], False)
     {1: 2, 2: 4, 3: 0}

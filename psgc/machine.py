@@ -15,12 +15,12 @@ FLEETING = ("tmpfs", "ramfs", "overlay", "aufs", "squashfs")  # lost when the ma
 
 
 def fabrics(classes: Path = Path("/sys/class")) -> list[str]:
-    """The devices of fast networks that this machine has: InfiniBand, RoCE, Omni-Path and EFA, or Slingshot (cxi)."""
+    """The devices of fast networks in this machine: InfiniBand, RoCE, Omni-Path and EFA, or Slingshot (cxi)."""
     return sorted(device.name for kind in ("infiniband", "cxi") for device in classes.glob(f"{kind}/*"))
 
 
 def open_fabrics(files: Path = Path("/proc/self/fd")) -> list[str]:
-    """The devices of fast networks that this process has opened, such as uverbs0: by now MPI has those that it uses."""
+    """The devices of fast networks that this process has opened, such as uverbs0. MPI has opened those that it uses."""
     opened = set()
     for file in files.glob("*"):
         with suppress(OSError):
@@ -31,7 +31,7 @@ def open_fabrics(files: Path = Path("/proc/self/fd")) -> list[str]:
 
 
 def carried(hosts: int) -> str:
-    """What is known of what carries messages between so many hosts. Without a fast network's device open it is TCP."""
+    """What carries messages between `hosts` hosts, as far as known. Without an open device of a fast network, TCP."""
     if opened := open_fabrics():
         return f" with {', '.join(opened)} open"
     unused = f", {', '.join(found)} unused" if (found := fabrics()) else ""
@@ -48,13 +48,13 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def local_ranks() -> int:
-    """How many ranks mpirun has started on this machine: 1 without it, one for each core where it gives no number."""
+    """How many ranks mpirun has started on this machine: 1 without mpirun, one for each core if it gives no number."""
     ranks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or "1"
     return max(1, int(ranks)) if ranks.isdigit() else os.cpu_count() or 1
 
 
 def limit_threads() -> None:
-    """Limit BLAS to this rank's share of the cores. (It uses all by default, and reads this when it is loaded.)"""
+    """Limit BLAS to this rank's share of the cores. BLAS uses all by default, and reads the limit when it is loaded."""
     share = (os.cpu_count() or 1) // local_ranks()
     share = max(1, min(share, len(os.sched_getaffinity(0))))  # SLURM and mpirun may have bound this rank to fewer cores
     for name in THREADS:
@@ -62,9 +62,9 @@ def limit_threads() -> None:
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes of memory that are free for programs, at most those of this container, and of swap.
+    """Bytes of memory and swap that programs can still use, limited by this container's limit.
 
-    None where the system does not say.
+    None if the system does not say.
     """
     try:
         lines = [line.split() for line in meminfo.read_text().splitlines()]
@@ -78,7 +78,7 @@ def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path
 
 
 def _groups(controller: str, cgroups: Path) -> list[Path]:
-    """The control groups of this controller that limit this process: its own and those above."""
+    """The control groups of this controller that limit this process: its own, and the groups above it."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -95,7 +95,7 @@ def _groups(controller: str, cgroups: Path) -> list[Path]:
 
 
 def _said(group: Path, *choices: Sequence[str]) -> list[float] | None:
-    """The numbers in the first of these choices of files that a control group has; None: no limit."""
+    """The numbers in the first of these choices of files that a control group has; None if there is no limit."""
     for names in choices:
         with suppress(OSError, ValueError):  # no such file; "max"
             return [float(word) for word in " ".join((group / name).read_text() for name in names).split()]

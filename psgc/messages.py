@@ -1,21 +1,20 @@
-"""What travels between ranks, as plain memory: nothing is ever pickled.
+"""Messages between ranks, as plain memory: nothing is ever pickled.
 
-*Control* messages are arrays of `RECORD`, up to `BATCH` of them in one MPI message. Each kind uses the fields
-that its line below names; the others are 0.
+*Control* messages are arrays of `RECORD`, up to `BATCH` of them in one MPI message. The comment of each `Kind` below
+names the fields that it uses; the others are 0.
 
-*Vectors* are arrays of the run's dtype. Each ends in a *stamp*: its iteration, and what it is:
+*Vectors* are arrays of the run's dtype. Each ends in a *stamp*, its iteration and a number that says what it is:
 
-* any rank -> any other: a *block* of an accumulator, a gradient or a state; `pack_block` makes the stamp's second
-  number;
+* any rank -> any other: a *block* of an accumulator, a gradient or a state; `pack_block` makes the number;
 * worker -> server, `per_chunk` and `per_pass`: the coded gradient of a chunk or piece (dim / parts entries), then the
-  `TAIL` of its report. The stamp says the chunk, of a piece the first one.
+  `TAIL` of its report; the number is the chunk, of a piece the first one.
 
 Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes. The last
-stamp in it says how many they are.
+stamp in it has their number.
 
-*Texts* follow a record of their kind, in the same message.
+*Texts* travel in messages of their own, before the record that they belong to.
 
-A *role* is a row of the coding matrix: a worker's own rank, unless it does what a lost worker was to do.
+A *role* is a row of the coding matrix: a worker's own rank, or the rank of a lost worker whose chunk it does.
 """
 
 import struct
@@ -44,91 +43,86 @@ RECORD = np.dtype(
     ]
 )
 BATCH = 50  # records in one message: 3.5 KiB, which every MPI sends eagerly
-UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
-UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
+UNHEARD = 32  # messages that a worker is sent before it answers; after half as many it sends a sign of life
+UNDER_WAY = 2  # vectors of a worker that may be on their way to the server
 BUNDLE = 1 << 14  # bytes of vectors in one message, if there are several
-MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1 ms at 2.6 GB/s
+MESSAGE = 1 << 18  # bytes that take about as long as an empty message: 0.1 ms at 2.6 GB/s
 OF_SUMS = ("start", "seconds", "loss", "test_loss", "test_accuracy")  # fields of a record that hold sums
-# entries after a coded gradient: start, seconds, loss, test_loss, test_accuracy; how many chunks in a row it is of;
-# 1 if this worker can do several chunks in one pass
+# entries after a coded gradient: start, seconds, loss, test_loss, test_accuracy; the number of consecutive chunks in
+# it; 1 if this worker can do several chunks in one pass
 TAIL = 7
 
 STAMP = struct.Struct("=qq")
 DIGEST = struct.Struct("=4i")
-OF_BUNDLE = 1 << 62  # in the last stamp of a bundle, whose vectors are named by 31 bits
-OF_WORKER = 1 << 61  # in the stamp of a vector whose sender is the worker of a process that is rank 0 as well
+OF_BUNDLE = 1 << 62  # in the last stamp of a bundle, whose vectors have numbers of 31 bits
+OF_WORKER = 1 << 61  # in the stamp of a vector from the worker in the process of rank 0
 OF_WORKERS_RECORD = 1 << 16  # in the kind of a message's first record, likewise
 FIELD_BITS = {"is_state": 1, "attempt": 8, "serial": 8, "role": 20, "block": 24}  # of a packed BlockName, highest first
 
 UNSAID: dict[str, Any] = dict.fromkeys((RECORD.names or ())[4:], 0)
 Records = np.ndarray  # one-dimensional, of dtype RECORD
-Entry = dict[str, Any]  # one of them by the names of its fields
+Entry = dict[str, Any]  # a record, by the names of its fields
 
 
 @unique
 class Kind(IntEnum):
-    """What a record says, and the fields it uses."""
+    """What a record is about, and the fields that it uses."""
 
     # server -> worker
     COMMIT = 1  # iteration, chunk, worker, role, attempt: one record per contributor in S_i's order, `last` on the last
-    #             of them; role: which of them this worker's copy is; attempt: the serial of the accumulator
+    #             one; role: the role of this worker's copy; attempt: the serial of the accumulator
     DISCARD = 2  # iteration, chunk: this worker's copy of the chunk is not needed, done or not
     QUEUE = 3  # iteration, chunk: one record per chunk of the new queue, `last` on the last; chunk -1: an empty queue
-    SKIP = 6  # iteration, chunk: not to be done, unless it has been begun
-    STOP = 5  # iteration: how many the run has had, for scripts; -1 when it failed, or this worker cannot reach its end
+    SKIP = 6  # iteration, chunk: need not be done, unless it was begun
+    STOP = 5  # iteration: how many the run has had, for scripts; -1 if it failed, or this worker cannot reach its end
     DEFAULT_QUEUE = 7  # iteration, chunk: as QUEUE, from this iteration on
     REASSIGN = 8  # iteration, chunk, role: from now on the worker holds this chunk and codes it in this role
     INVALIDATE = 9  # iteration, chunk, attempt: copies of the chunk do not count, and it may have to be done again
-    NEXT = 10  # iteration, chunk: to be done before everything else
+    NEXT = 10  # iteration, chunk: do it before everything else
     KILL = 16  # worker: end the process of this worker, which hangs on the same host
-    LEAVE = 17  # last: whether everybody leaves in order, through MPI's Finalize
+    LEAVE = 17  # last: whether all ranks leave in order, through MPI's Finalize
     BEGIN = 20  # iteration: work on it, once the step before it has been made; start: the fraction of its queue that a
     #             worker does in one pass (psgc.iteration.piece_length)
-    MAP = 21  # who sums what in an iteration (psgc.aggregation.map_messages); the work on the iteration is over
+    MAP = 21  # who sums what in an iteration (psgc.aggregation.map_messages); there is no more work on the iteration
     CLOSE = 22  # iteration, chunk, attempt: the version that counts of slice `chunk` of the iteration's first map: one
-    #             record per slice with another version than 0, `last` on the last; chunk -1: all have version 0
-    LEFT = 23  # worker: it is lost; what it was to be sent is dropped
+    #             record per slice whose version is not 0, `last` on the last one; chunk -1: all have version 0
+    LEFT = 23  # worker: it is lost; drop what was for it
     GIVE = 24  # iteration, worker: send this worker your state of that iteration
-    DROP = 30  # this worker's replica is wrong: it can only go on from another rank's state
-    CHECK = 37  # iteration, chunk: a pass to repeat whose digest alone is wanted, one record per chunk, `last` on the
-    #             last; attempt: 1 at once, 0 when nothing else is to be done
+    DROP = 30  # this worker's replica is wrong: only another rank's state helps it
+    CHECK = 37  # iteration, chunk: repeat this pass and send its digest; one record per chunk, `last` on the last one;
+    #             attempt: 1 at once, 0 when there is nothing else to do
     # worker -> server
     REPORT = 11  # iteration, chunk, attempt, start, seconds, loss, test_loss, test_accuracy (combined only); of a piece
     #              one record per chunk, `last` on the last; role: 1 if this worker can do several chunks in one pass;
     #              worker: the digest of what was computed (`verify: {idle: true}`), or 0
-    ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was
-    #                 done; of a piece one record per chunk, as REPORT; worker: as REPORT
-    CHECKED = (
-        38  # iteration, chunk, worker, start, seconds: the digest of a pass that was to be repeated; of a piece as
-    )
-    #               REPORT
-    FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
-    #              attempt: the exit code with which the run must end since no worker can do better, or 0
-    ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1;
+    ABANDONED = 12  # iteration, chunk, attempt, start, seconds: done, but not wanted any more; of a piece one record
+    #                 per chunk, as REPORT; worker: as REPORT
+    CHECKED = 38  # iteration, chunk, worker, start, seconds: the digest of a check; of a piece as REPORT
+    FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text before says how;
+    #              attempt: the exit code with which the run must end, or 0 if another worker may do the chunk
+    ALIVE = 14  # chunk, seconds: a sign of life: the current chunk, and for how long; chunk -1: none;
     #             iteration, start: bytes of blocks of this iteration that this worker's link has carried
-    GOODBYE = 15  # nothing more will be sent
-    STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
+    GOODBYE = 15  # the last message of this worker
+    STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text before names the line of code
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch); worker: the
     #             digest, or 0
-    STEPPED = (
-        25  # iteration: this worker's replica is there, which a report says as well; start: 1 with the digest of its
-    )
-    #               parameters, which is then in chunk, worker, role and attempt (`stepped_record`)
-    BEHIND = 26  # iteration: of this worker's replica, which can only go on from another rank's state
-    ENDED = 29  # iteration: the script of this worker (psgc.torch) makes no call for it; the text sent before says why;
+    STEPPED = 25  # iteration: this worker's replica has reached it, which a report says too; start: 1 if chunk, worker,
+    #               role and attempt hold the digest of its parameters (`stepped_record`)
+    BEHIND = 26  # iteration: this worker's replica cannot follow it, and needs another rank's state
+    ENDED = 29  # iteration: the script of this worker (psgc.torch) makes no call for it; the text before says why;
     #             attempt: the exit code of its error, 0 without one
-    REFUSED = 31  # worker: it has sent this worker what no correct rank sends; the text sent before says what that is
-    SKETCH = 28  # iteration, chunk, start, seconds, loss: as TRIAL, of a checked chunk (`verify`) that is reported next
-    # either way
-    SUMS = 32  # iteration, chunk, role: how many sums, `last` on the last record; the other fields hold five of them
-    #            each. Of a chunk of an evaluation that is reported next; chunk -1: of all, which ends the iteration
+    REFUSED = 31  # worker: it has sent this worker a malformed message; the text before says what is wrong with it
+    SKETCH = 28  # iteration, chunk, start, seconds, loss: as TRIAL, of a checked chunk (`verify`), before its report
+    # both ways
+    SUMS = 32  # iteration, chunk, role: number of sums, `last` on the last record; the other fields hold five sums
+    #            each. Of a chunk in an evaluation, whose report comes next; chunk -1: of all chunks, from rank 0
     TEXT = 33  # the rest of the message is a piece of a text
     # outside of all terms (psgc.run.takeover)
     POSITION = 34  # chunk, attempt, iteration, worker: the newest term that this process has begun, the term and the
-    #                iteration of its replica, how many deaths it knows of
-    TERM = 35  # chunk, attempt, iteration: a new term begins, with replicas of this term and iteration; for who is rank
-    #            0 in it PRESENT records follow, `last` on the last
-    PRESENT = 36  # worker, role: the place of a process that has said where it is; 1 if its replica is such a one
+    #                iteration of its replica, the number of deaths that it knows of
+    TERM = 35  # chunk, attempt, iteration: a new term begins, with replicas of this term and iteration; to its rank 0
+    #            PRESENT records follow, `last` on the last one
+    PRESENT = 36  # worker, role: the place of a process that has sent its position; 1 if it has such a replica
     # any rank -> worker
     STATE = 27  # iteration, chunk, start: a state of this iteration (psgc.aggregation.state_transfer); vectors follow
 
@@ -139,14 +133,14 @@ def stamp_length(dtype: Any) -> int:
 
 
 def receive_length(length: int, dtype: Any) -> int:
-    """Entries of a buffer that receives vectors of `length` entries: one with its stamp, or a bundle of short ones."""
+    """Entries of a buffer that receives vectors of `length` entries: one vector with its stamp, or a bundle."""
     return max(length + stamp_length(dtype), BUNDLE // int(np.dtype(dtype).itemsize))
 
 
 def stamp(vector: Any, iteration: int, what: int) -> Any:
-    """Write `iteration` and `what` into the last entries of a vector in host or device memory, and return it.
+    """Write a stamp into the last entries of a vector in host or device memory, and return the vector.
 
-    Not while it is being sent: other ranks may be reading it.
+    Not while it is being sent, since other ranks may be reading it.
     """
     if isinstance(vector, np.ndarray):
         STAMP.pack_into(vector.data, vector.nbytes - STAMP.size, iteration, what)
@@ -156,7 +150,7 @@ def stamp(vector: Any, iteration: int, what: int) -> Any:
 
 
 def stamp_of(vector: Any) -> tuple[int, int]:
-    """The iteration in the last entries of a vector and what it is; (-1, 0) when it is too short to say so.
+    """The two numbers of a vector's stamp; (-1, 0) if the vector is too short for one.
 
     >>> vector = stamp(np.zeros(5, np.float32), 2**40 + 1, 7)
     >>> float(vector[0]), stamp_of(vector)
@@ -171,7 +165,7 @@ def stamp_of(vector: Any) -> tuple[int, int]:
 
 
 def mark(vector: Any) -> None:
-    """Say in the stamp that the sender is the worker of a process that is rank 0 as well. Others may be reading it."""
+    """Mark a vector as sent by the worker in the process of rank 0. Other ranks may be reading the vector."""
     iteration, what = stamp_of(vector)
     if not what & OF_WORKER:
         stamp(vector, iteration, what | OF_WORKER)
@@ -202,12 +196,13 @@ def unbundled(message: Any) -> list[tuple[Any, int, int]]:
 
 
 class BlockName(NamedTuple):
-    """Of what a block is a part.
+    """The name of a block.
 
-    attempt: which map of the iteration it belongs to; block: its number in that map's slices.
-
-    The block of an accumulator has the role and serial of that accumulator; the block of a gradient has role 0.
-    is_state: a block of a replica's state. Then the role is the number of the vector; 0: the parameters.
+    attempt: the map of the iteration that it belongs to
+    block: its number in the slices of that map
+    role, serial: of the accumulator; a block of a gradient has role 0
+    is_state: whether it is a block of a replica's state; then the role is the number of the vector, 0 for the
+        parameters
     """
 
     attempt: int
@@ -233,19 +228,19 @@ def pack_block(name: BlockName) -> int:
 
 
 def unpack_block(what: int) -> BlockName:
-    """The block that a stamp names. Raises ProtocolError when it names none."""
+    """The block that a stamp names. Raises ProtocolError when it names no block."""
     left = what
     values: dict[str, Any] = {}
     for field, bits in reversed(FIELD_BITS.items()):
         values[field] = left & ((1 << bits) - 1)
         left >>= bits
     if left:
-        raise ProtocolError(f"a block with the stamp {what}, which names none")
+        raise ProtocolError(f"a block with the malformed stamp {what}")
     return BlockName(**values | {"is_state": bool(values["is_state"])})
 
 
 class Fields(TypedDict, total=False):
-    """Fields of `RECORD` that not every message has."""
+    """The fields of `RECORD` that not every message uses."""
 
     worker: int
     role: int
@@ -258,12 +253,12 @@ class Fields(TypedDict, total=False):
 
 
 def record(kind: Kind, iteration: int = 0, chunk: int = 0, *, last: bool = True, **fields: Unpack[Fields]) -> Records:
-    """One record, as an array of length 1. What is not said is 0."""
+    """One record, as an array of length 1. Fields that are not given are 0."""
     return np.array([(kind, last, iteration, chunk, *(UNSAID | fields).values())], RECORD)
 
 
 def piece_records(kind: Kind, iteration: int, piece: Sequence[int], **fields: Unpack[Fields]) -> Records:
-    """What is said of a piece: a record for each of its chunks, with the same fields, and `last` on the last.
+    """A record for each chunk of a piece, with the same fields, and `last` on the last one.
 
     >>> [(entry["chunk"], entry["last"], entry["loss"]) for entry in entries(piece_records(Kind.REPORT, 3, (4, 5)))]
     [(4, 0, 0.0), (5, 1, 0.0)]
@@ -276,7 +271,7 @@ def piece_records(kind: Kind, iteration: int, piece: Sequence[int], **fields: Un
 
 
 def sums_records(iteration: int, chunk: int, sums: Sequence[float]) -> Records:
-    """SUMS records, for any number of sums but none.
+    """SUMS records, for one sum or more.
 
     >>> found = SumsReader()
     >>> [found.read(entry) for entry in entries(sums_records(3, -1, range(7)))]
@@ -293,13 +288,13 @@ def sums_records(iteration: int, chunk: int, sums: Sequence[float]) -> Records:
 
 
 class SumsReader:
-    """Puts SUMS records of one sender together."""
+    """Reads SUMS records of one sender."""
 
     def __init__(self) -> None:
         self._list: list[float] = []
 
     def read(self, entry: Entry) -> tuple[float, ...]:
-        """The sums, with their last record; before that none."""
+        """The sums, with their last record; empty before it."""
         self._list += [entry[name] for name in OF_SUMS]
         if not entry["last"]:
             return ()
@@ -320,19 +315,19 @@ def stepped_record(iteration: int, digest: bytes = b"") -> Records:
 
 
 def digest_in(entry: Entry) -> bytes:
-    """The digest in a STEPPED record; empty when there is none."""
+    """The digest in a STEPPED record; empty if there is none."""
     return (
         DIGEST.pack(*(entry[name] for name in ("chunk", "worker", "role", "attempt"))) if entry["start"] == 1.0 else b""
     )
 
 
 def joined(records: Iterable[Records]) -> Records:
-    """All these records in one array, which cannot be written to. (np.concatenate takes 10 us for each.)"""
+    """All these records in one read-only array. (np.concatenate takes 10 us for each of them.)"""
     return np.frombuffer(b"".join(entry.tobytes() for entry in records), RECORD)
 
 
 def entries(records: Records) -> list[Entry]:
-    """The records one by one. Reading their fields from the array itself takes four times as long.
+    """The records one by one, as dicts. Reading fields from the array takes four times as long.
 
     >>> [(entry["kind"] == Kind.SKIP, entry["chunk"]) for entry in entries(record(Kind.SKIP, chunk=7))]
     [(True, 7)]

@@ -1,4 +1,4 @@
-"""Who holds what in a run, built once on rank 0 and sent to everybody: assignment, queues and coding matrix.
+"""The plan of a run, built once on rank 0 and sent to all ranks: assignment, queues and coding matrix.
 
 Here the columns 0..m-1 of the mathematics become the ranks 1..m of the cluster.
 """
@@ -25,11 +25,13 @@ MAX_WORKERS = 1_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """assignment: (num_chunks, num_workers) 0/1; coding_matrix: (num_workers, parts).
+    """What each worker holds and does.
 
-    queues[rank]: the chunks that the worker of that rank does unless it is told otherwise, in order; backups[rank]: the
-    others that it holds, in order of preference (schedule `dynamic`); own_chunks: (num_workers,) how many chunks each
-    worker would do if no chunk were done more than `parts` times.
+    assignment: (num_chunks, num_workers) 0/1
+    coding_matrix: (num_workers, parts)
+    queues: by rank, the default queue: the chunks that the worker does, in order
+    backups: by rank, the other chunks that the worker holds, in order of preference (schedule `dynamic`)
+    own_chunks: (num_workers,) how many chunks each worker would do if no chunk were done more than `parts` times
     """
 
     assignment: scipy.sparse.csr_array
@@ -51,7 +53,7 @@ class Plan:
         return int(self.coding_matrix.shape[1])
 
     def holders(self) -> list[list[int]]:
-        """For each chunk the ranks that hold it."""
+        """For each chunk, the ranks that hold it."""
         indices = (self.assignment.indices + 1).tolist()
         indptr = self.assignment.indptr.tolist()
         return [indices[first:end] for first, end in pairwise(indptr)]
@@ -80,7 +82,7 @@ class Plan:
 
 
 def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int, num_chunks: int | None = None) -> Plan:
-    """The plan for `num_workers` workers; num_chunks: N, if it is not to be chunks_per_worker for each of them.
+    """The plan for `num_workers` workers. num_chunks: N; None: chunks_per_worker for each worker.
 
     Raises UserError when the settings and the number of workers do not fit each other.
     """
@@ -92,10 +94,10 @@ def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int, num_
 
 
 def even_plan(settings: Coding, schedule: str, num_workers: int, num_chunks: int, seed: int) -> Plan:
-    """The plan for chunks that any worker can do, whatever the numbers: for scripts (`psgc.torch`).
+    """The plan for any numbers of chunks and workers, each of which can do every chunk: for scripts (`psgc.torch`).
 
-    Own shares are consecutive chunks, as many as anybody's or one more. The backups of a share are on the next workers
-    in turn. Raises UserError: parts are too many.
+    Own shares are consecutive chunks, of equal size or one more. The backups of a share are on the next workers in
+    turn. Raises UserError when parts are too many.
 
     >>> plan = even_plan(Coding(replication=2), "dynamic", num_workers=3, num_chunks=7, seed=0)
     >>> plan.queues, plan.backups
@@ -114,7 +116,7 @@ def even_plan(settings: Coding, schedule: str, num_workers: int, num_chunks: int
             for number in range(1, replication):
                 others = num_workers - 1
                 distance = 1 + (place + (number - 1) * others // (replication - 1)) % others
-                # first what its owner does last, except where the copy counts as much as the owner's
+                # first the chunk that its owner does last, unless the copy counts as much as the owner's
                 turn = place if number < settings.parts else -place
                 rounds[number].append(((owner + distance) % num_workers, turn, chunk))
     queues: list[list[int]] = [[] for _ in range(num_workers)]
@@ -131,7 +133,7 @@ def even_plan(settings: Coding, schedule: str, num_workers: int, num_chunks: int
 
 
 def _ordered(settings: Coding, schedule: str, ordering: Any, primary: scipy.sparse.csr_array, seed: int) -> Plan:
-    """The plan for an ordering and the copies that count when nobody is slow."""
+    """The plan for an ordering, and for the copies that count when nobody is slow."""
     num_workers = ordering.shape[1]
     assignment = coding.from_matrix(ordering > 0) if SCHEDULES[schedule].holds_backups else primary
     queues, backups = default_queues(schedule, ordering, primary, seed, range(1, num_workers + 1))
@@ -144,7 +146,7 @@ def default_queues(
 ) -> tuple[Queues, Queues]:
     """The default queue and the backups of each worker.
 
-    ordering, primary: (num_chunks, len(ranks)), see `psgc.coding.ordering` and `primary_copies`.
+    ordering, primary: (num_chunks, len(ranks)), see `psgc.coding.ordering` and `primary_copies`
     """
     ordered = dict(zip(ranks, coding.queues(ordering), strict=True))
     by_worker = scipy.sparse.csc_array(primary)
@@ -174,7 +176,7 @@ def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) 
 
 
 def read_assignment(path: str) -> scipy.sparse.csr_array:
-    """A 0/1 matrix (chunks, workers) from an .npy file, or a CSR one from scipy.sparse.save_npz.
+    """A 0/1 matrix (chunks, workers) from an .npy file, or a sparse one that scipy.sparse.save_npz has written.
 
     Raises UserError when the file is missing, unreadable or not a 0/1 matrix.
     """
@@ -194,5 +196,5 @@ def _sparse_matrix(path: str) -> Any:
     if found.num_features > MAX_WORKERS:
         raise UserError(f"{path}: expected at most {MAX_WORKERS} columns (workers), found {found.num_features}")
     matrix, _ = found.rows(0, found.num_rows)
-    # in int64 entries for one place add up; of booleans they would come to True, of int8 to anything
+    # Entries for one place add up correctly in int64. As booleans they would add up to True, in int8 to anything.
     return matrix.astype(np.int64) if matrix.dtype.kind in "biu" else matrix

@@ -1,4 +1,4 @@
-"""Processes of this machine: which one is meant, whether it still runs, and its end. Knows no MPI."""
+"""Processes of this machine: telling them apart, whether they run, and ending them. Knows no MPI."""
 
 import ctypes
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 class RunningTime:
-    """Seconds in which this process was running. It has to call `look` all the time.
+    """Seconds for which this process has run. It must call `look` all the time.
 
-    A process that was stopped and continued (Ctrl-Z) must not take its own absence for the silence of others: between
-    two looks a second passes at most.
+    A process that was stopped and continued (Ctrl-Z) must not take its own absence for the silence of others. So at
+    most a second passes between two calls.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class RunningTime:
         self.now = 0.0
 
     def look(self) -> float:
-        """Bring `now` up to date, and return it."""
+        """Update `now`, and return it."""
         current = time.monotonic()
         self.now += min(current - self._last, 1.0)
         self._last = current
@@ -31,10 +31,11 @@ class RunningTime:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One process, told apart from every other that had or will have its pid.
+    """A process, told apart from every other one that had or will have its pid.
 
-    machine: equal for processes that can see each other's pids; started: clock ticks since the machine booted, empty
-    where the system does not say (then the process is never taken for another one, nor killed).
+    machine: equal for processes that can see each other's pids
+    started: clock ticks from the boot of the machine; empty if unknown, and then the process is never killed, nor taken
+        for another one
     """
 
     host: str
@@ -54,7 +55,7 @@ class Identity:
         return cls(host, machine, int(pid), started)
 
     def text(self) -> str:
-        """For sending, under 400 bytes."""
+        """The identity as text, under 400 bytes."""
         return f"{self.host}\n{self.machine}\n{self.pid}\n{self.started}"
 
     def is_near(self, other: "Identity") -> bool:
@@ -62,17 +63,17 @@ class Identity:
         return (self.host, self.machine) == (other.host, other.machine)
 
     def is_gone(self) -> bool:
-        """Whether a process of this machine has ended; only true when that is certain."""
+        """Whether a process of this machine has ended; True only if that is certain."""
         state, started = _state_and_start(self.pid)
         return bool(self.started) and (started != self.started or state in "ZX")
 
     def is_stopped(self) -> bool:
-        """Whether a process of this machine does not run because it was told so (SIGSTOP)."""
+        """Whether a process of this machine was stopped (SIGSTOP)."""
         state, started = _state_and_start(self.pid)
         return bool(self.started) and started == self.started and state in ("T", "t")
 
     def kill(self) -> bool:
-        """SIGKILL a process of this machine. Returns whether it was sent, or the process had ended already."""
+        """SIGKILL a process of this machine. Returns whether the signal was sent, or the process had ended already."""
         if not self.started:
             return False
         if not self.is_gone():
@@ -86,7 +87,7 @@ class Identity:
 
 
 def _machine() -> str:
-    """Boot and pid namespace: what has to be equal for two processes to mean the same by a pid."""
+    """Boot and pid namespace. Two processes mean the same by a pid if these are equal."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -95,7 +96,7 @@ def _machine() -> str:
 
 
 def _state_and_start(pid: int) -> tuple[str, str]:
-    """State letter and start time of a process; empty when there is none, or no /proc to ask."""
+    """State letter and start time of a process; empty if it does not exist, or there is no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may hold anything
     except OSError:
@@ -104,17 +105,17 @@ def _state_and_start(pid: int) -> tuple[str, str]:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when its parent dies: a killed mpirun leaves no orphans."""
+    """Have the kernel send this process a signal when its parent dies, so that a killed mpirun leaves no orphans."""
     _libc("prctl", 1, number)  # PR_SET_PDEATHSIG
 
 
 def sleep_precisely() -> None:
-    """Have the kernel end the sleeps of this thread and of those it starts on time, not 50 us late."""
+    """Have the kernel end the sleeps of this thread, and of threads that it starts, on time and not 50 us late."""
     _libc("prctl", 29, 1)  # PR_SET_TIMERSLACK, in nanoseconds
 
 
 def default_signals_in_children() -> None:
-    """Processes that a model forks react to signals as Python does: the handlers of a rank would keep them alive."""
+    """Give processes that a model forks Python's signal handlers: a rank's handlers would keep them alive."""
     os.register_at_fork(after_in_child=_default_signals)
 
 
@@ -125,7 +126,7 @@ def _default_signals() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next allocation, up to 16 MiB a piece.
+    """Have glibc keep freed memory for the next allocation, up to 16 MiB each.
 
     Pages from the kernel cost more than a simple gradient: 2.4 MB that took 0.3 ms took 1.3 ms (glibc 2.41).
     """
@@ -134,13 +135,13 @@ def keep_freed_memory() -> None:
 
 
 def _libc(function: str, *arguments: int) -> None:
-    """Call a function of the C library, where it has it."""
+    """Call a function of the C library, if it has the function."""
     with suppress(OSError, AttributeError):
         getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def kill_tree(root: int) -> None:
-    """SIGKILL for a process and all its descendants on this host. (Ranks lead process groups of their own.)"""
+    """SIGKILL a process and all its descendants on this host. (Ranks have process groups of their own.)"""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,8 +1,8 @@
-"""How the ranks of a run come together before it starts, by messages from each to rank 0 and back.
+"""The ranks of a run meet before it starts: each sends messages to rank 0, and rank 0 answers.
 
-A rank that waits for another ends the run when MPI reports a death; when the other's process, on the same host, has
-ended or was stopped for `stopped_timeout` seconds; or when nothing came for `timeout` seconds, twice as many from rank
-0. Rank 0 then tells the others, and a rank that is stopped is killed by those on its host.
+A rank waits for others in vain when MPI reports a death; when the other's process, on the same host, has ended or was
+stopped for `stopped_timeout` seconds; or when nothing came for `timeout` seconds, twice as many from rank 0. Then the
+waiting rank ends the run: rank 0 tells the others, and ranks kill stopped processes on their hosts.
 """
 
 import json
@@ -24,19 +24,19 @@ from psgc.terminal import say  # noqa: E402
 
 DATA_TAG, REMINDER_TAG, PATIENCE_TAG, OFF_TAG = 11, 12, 13, 14
 TEXT_LIMIT = 512  # bytes of a text that is gathered
-TIMEOUT, STOPPED_TIMEOUT = 600.0, 30.0  # seconds, until rank 0 says otherwise
-FIRST_WORD = 20.0  # seconds of waiting after which rank 0 says for whom; each time after twice as many
-LOOK_EVERY = 0.1  # seconds between two looks at processes
-REMINDER = 60.0  # seconds of waiting after which rank 0 is sent something
+TIMEOUT, STOPPED_TIMEOUT = 600.0, 30.0  # seconds, until rank 0 sets others
+FIRST_WORD = 20.0  # seconds of waiting after which rank 0 says for which ranks; then after twice as many, and so on
+LOOK_EVERY = 0.1  # seconds between two checks of processes
+REMINDER = 60.0  # seconds of waiting after which rank 0 is sent a message
 PATIENCE = 1.0  # seconds that a killed process may take to end
 PAUSE = 1e-3
-LARGEST = 2**31 - 1  # that MPI counts to
-BLOCK = 1 << 10  # bytes: what is larger than LARGEST is counted in blocks
+LARGEST = 2**31 - 1  # MPI's largest count
+BLOCK = 1 << 10  # bytes; larger messages are counted in blocks of so many
 DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
 def in_bytes(buffer: Any) -> list[Any]:
-    """`buffer`, of any size, as MPI's functions take it: as so many bytes, or as one item that is made of blocks."""
+    """`buffer`, of any size, as MPI's functions take it: as bytes, or as one item that consists of blocks."""
     if buffer.nbytes <= LARGEST:
         return [buffer, MPI.BYTE]
     return [buffer, 1, _item(buffer.nbytes)]
@@ -68,14 +68,17 @@ def failed_ranks(comm: MPI.Intracomm) -> list[int]:
 
 
 class Deaths:
-    """dead: the ranks of `comm` that MPI reports dead, in the order in which it learnt of their deaths."""
+    """The deaths that MPI reports.
+
+    dead: the dead ranks of `comm`, in the order in which MPI learnt of them
+    """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
         self.dead: dict[int, None] = {}
 
     def forgive(self, error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> None:
-        """If deaths are the reason for `error`, note them and let receives on `comm` go on. Else raises it."""
+        """Note the deaths that caused `error`, and let receives on `comm` go on. Raises any other error."""
         classes = {status.Get_error() for status in statuses} | {error.Get_error_class()}
         if not classes <= {MPI.SUCCESS, MPI.ERR_IN_STATUS, *DEATHS}:
             raise error
@@ -85,9 +88,12 @@ class Deaths:
 
 
 class Rendezvous:
-    """This process among the ranks of `world`; processes: of all ranks, once they have met.
+    """This process among the ranks of `world`.
 
-    interrupted: a reason to end, or None. All methods raise RunFailed for that reason, and when a rank is given up.
+    processes: of all ranks, once they have met
+    interrupted: gives a reason to end, or None
+
+    All methods raise RunFailed for that reason, and when a rank is given up.
     """
 
     def __init__(
@@ -97,18 +103,18 @@ class Rendezvous:
         self._rank, self._others = world.Get_rank(), range(1, world.Get_size())
         self._interrupted = interrupted
         self._timeout, self._stopped_timeout = timeout, STOPPED_TIMEOUT
-        self._sends: list[tuple[MPI.Request, np.ndarray, int]] = []  # buffers that MPI may still read, and for whom
+        self._sends: list[tuple[MPI.Request, np.ndarray, int]] = []  # request, its buffer, receiver
         self.processes: list[Identity] = []
         self.processes = [Identity.from_text(text) for text in self.gather(Identity.own().text())]
 
     def be_patient(self, timeout: float, stopped_timeout: float) -> None:
-        """Sets the limits of every rank. For rank 0, while the others wait for it."""
+        """Set the limits of every rank. On rank 0, while the others wait for it."""
         self._timeout, self._stopped_timeout = timeout, stopped_timeout
         for rank in self._others:
             self._send(rank, np.array([timeout, stopped_timeout]).tobytes(), PATIENCE_TAG)
 
     def broadcast(self, data: bytes | None, doing: str = "starting") -> bytes:
-        """The bytes that rank 0 gives, on every rank. Collective. doing: what the awaited ranks do, for messages."""
+        """Send the bytes of rank 0 to every rank. Collective. doing: what the awaited ranks do, for messages."""
         if self._rank:
             return self._hear(doing)
         assert data is not None
@@ -137,7 +143,7 @@ class Rendezvous:
         return everyone
 
     def complete(self, begin: Callable[[], MPI.Request], doing: str) -> None:
-        """Wait for a collective of MPI's."""
+        """Wait for one of MPI's collectives."""
         request = MPI.REQUEST_NULL
         try:
             request = begin()
@@ -148,16 +154,16 @@ class Rendezvous:
     # waiting
 
     def _wait(self, step: Callable[[], bool], awaited: Callable[[], Collection[int]], doing: str) -> None:
-        """Calls `step` until it returns true. awaited: the ranks that this waits for."""
+        """Call `step` until it returns True. awaited: gives the ranks that this waits for."""
         running, next_look, next_word, next_reminder = RunningTime(), 0.0, FIRST_WORD, REMINDER
-        stopped_at: dict[int, float] = {}  # since how many seconds of waiting a process is stopped
+        stopped_at: dict[int, float] = {}  # rank -> seconds of waiting after which it was first seen stopped
         while True:
             try:
                 if step():
                     return
             except MPI.Exception as error:
                 self._forgive(error)
-            if dead := failed_ranks(self._world):  # the others may have left because of the first
+            if dead := failed_ranks(self._world):  # the first death may have made the others leave
                 self._give_up(self._death(0 if 0 in dead or self._is_gone(0) else dead[0]))
             if self._interrupted is not None and (reason := self._interrupted()) is not None:
                 raise RunFailed(reason)
@@ -165,19 +171,19 @@ class Rendezvous:
             if waited >= next_look:
                 next_look = waited + LOOK_EVERY
                 self._look_at(awaited(), waited, stopped_at)
-            if waited > self._timeout * (2 if self._rank else 1):  # rank 0 may itself be waiting for another
+            if waited > self._timeout * (2 if self._rank else 1):  # rank 0 may itself wait for another rank
                 limit = f"{self._timeout:g} s (faults.setup_timeout)"
                 self._give_up(f"nothing came for {limit} from {self._names(awaited())}, {doing}", awaited())
             if self._rank == 0 and waited >= next_word:
                 say(f"waiting for {self._names(awaited())} for {waited:.0f} s, {doing}", error=True)
                 next_word *= 2
-            if self._rank and waited >= next_reminder:  # who only waits is not told by the kernel that a host is gone
+            if self._rank and waited >= next_reminder:  # the kernel reports a lost host only to processes that send
                 self._send(0, b"", REMINDER_TAG)
                 next_reminder += REMINDER
             time.sleep(PAUSE)
 
     def _look_at(self, ranks: Collection[int], waited: float, stopped_at: dict[int, float]) -> None:
-        """Give up those on this host whose processes have ended or are stopped."""
+        """Give up the awaited ranks of this host whose processes have ended or are stopped."""
         for rank in [rank for rank in ranks if self._is_near(rank)]:
             if self._is_gone(rank):
                 self._give_up(self._death(rank))
@@ -188,14 +194,14 @@ class Rendezvous:
                 self._give_up(f"{self._name(rank)} is stopped for {limit} while the run is being set up", [rank])
 
     def _give_up(self, reason: str, hanging: Collection[int] = ()) -> NoReturn:
-        """End the run, on rank 0 for all; raises RunFailed."""
+        """End the run, on rank 0 for all ranks. Raises RunFailed."""
         for rank in self._others if self._rank == 0 else ():
             self._send(rank, json.dumps([reason, sorted(hanging)]).encode(), OFF_TAG)
         self._kill(hanging)
         raise RunFailed(reason)
 
     def _kill(self, ranks: Collection[int]) -> None:
-        """Kill those on this host, and wait until they are gone, so that nobody else is blamed for their end."""
+        """Kill these ranks if they are on this host, and wait for their end, so that no other rank is blamed for it."""
         killed = [rank for rank in ranks if self._is_near(rank) and self.processes[rank].kill()]
         end = time.monotonic() + PATIENCE
         while not all(map(self._is_gone, killed)) and time.monotonic() < end:
@@ -228,12 +234,12 @@ class Rendezvous:
             self._forgive(error)
 
     def _sending(self) -> list[int]:
-        """The ranks that have not taken what they were sent."""
+        """The ranks that have not received a message."""
         self._sends = [sent for sent in self._sends if not sent[0].Test()]
         return [rank for _, _, rank in self._sends]
 
     def _hear(self, doing: str) -> bytes:
-        """What rank 0 sends next."""
+        """The next message of rank 0."""
         found: list[tuple[int, int, bytes]] = []
 
         def hear() -> bool:
@@ -254,7 +260,7 @@ class Rendezvous:
                 raise RunFailed(reason)
 
     def _receive(self, source: int, tag: int) -> tuple[int, int, bytes] | None:
-        """Source, tag and content of a message that has come."""
+        """Source, tag and content of a message that has come, or None."""
         status = MPI.Status()
         message = self._world.Improbe(source, tag, status)
         if message is None:
@@ -266,6 +272,6 @@ class Rendezvous:
 
     @staticmethod
     def _forgive(error: MPI.Exception) -> None:
-        """Raises all errors but deaths, which `_wait` sees."""
+        """Raise every error except deaths, which `_wait` sees."""
         if error.Get_error_class() not in DEATHS:
             raise error

@@ -1,20 +1,20 @@
-"""The rows that a run leaves in its directory: the server fills them in, `psgc.record` writes them to files."""
+"""The rows in a run's directory: the server makes them, and `psgc.record` writes them to files."""
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from math import inf, nan
 from typing import NamedTuple
 
-LONGEST = 1e9  # seconds: more than a run can take
+LONGEST = 1e9  # seconds; no run takes longer
 
 
 class Outcome(IntEnum):
-    """What became of a chunk that a worker worked on."""
+    """What became of a worker's copy of a chunk."""
 
-    USED = 0  # its copy is part of the gradient, or was compared with one that is (`verify`)
+    USED = 0  # it is part of the gradient, or was compared with a copy that is (`verify`)
     LATE = 1  # done, but not needed any more
     ABANDONED = 2  # given up before it was done, because it was not needed or the iteration ended
-    LOST = 3  # done by a worker that was lost before it could deliver
+    LOST = 3  # done by a worker that was lost before it could deliver the copy
 
 
 OUTCOMES = tuple(outcome.name.lower() for outcome in Outcome)
@@ -32,15 +32,15 @@ TIMELINE = {
     "worker": TimelineColumn("<i4", 1, inf),
     "chunk": TimelineColumn("<i4", 0, inf),
     "iteration": TimelineColumn("<i4", 0, inf),
-    "start": TimelineColumn("<f8", 0, LONGEST),  # seconds after the worker had the parameters of the iteration
-    "seconds": TimelineColumn("<f8", 0, LONGEST),  # that the worker worked on the chunk
+    "start": TimelineColumn("<f8", 0, LONGEST),  # seconds since the worker had the parameters of the iteration
+    "seconds": TimelineColumn("<f8", 0, LONGEST),  # that the worker spent on the chunk
     "outcome": TimelineColumn("i1", 0, len(Outcome)),
 }
 
 
 @dataclass
 class IterationRow:
-    """A row of iterations.csv. Its columns are these fields, in this order; nan stands for what is not known."""
+    """A row of iterations.csv. Its columns are these fields, in this order; nan stands for an unknown value."""
 
     iteration: int
     loss: float | None = None  # at the parameters before the step; None, an empty field, when the problem has none
@@ -48,36 +48,36 @@ class IterationRow:
     bound: float = nan  # seconds, the clairvoyant bound T*
     efficiency: float = nan  # bound / seconds
     error_measure: float = 0.0  # share of the N * l copies that is missing
-    missing: int = 0  # chunks with fewer copies than determine their gradient
+    missing: int = 0  # chunks with too few copies for their gradient
     actual_error: float = 0.0  # of the gradient, relative to the exact one
     recovered: int = 0  # chunks
     redundant: int = 0  # copies that were done and not used
     bytes: int = 0  # in and out of the server
-    bytes_in: int = 0  # of these into it
+    bytes_in: int = 0  # the part of `bytes` that came into the server
     lost: int = 0  # workers that were lost before the end of the iteration
     test_loss: float | None = None  # of the held-out rows, at the same parameters as the loss; None: not evaluated
     test_accuracy: float | None = None  # likewise
 
     def __post_init__(self) -> None:
-        self.measures: dict[str, float] = {}  # no column: what loggers are told besides (`psgc.record.measures`)
+        self.measures: dict[str, float] = {}  # not a column: further figures for loggers (`psgc.record.measures`)
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether it has held-out figures."""
+        """Whether the row has held-out figures."""
         return self.test_loss is not None or self.test_accuracy is not None
 
 
 COLUMNS = tuple(field.name for field in fields(IterationRow))
 HELD_OUT = ("test_loss", "test_accuracy")
-OPTIONAL = ("loss", *HELD_OUT)  # a field of these may be empty
+OPTIONAL = ("loss", *HELD_OUT)  # fields that may be empty
 COUNTS = tuple(field.name for field in fields(IterationRow) if field.type is int)
-MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}  # these are between 0 and this
+MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}  # the largest values; the least is 0
 
 
 class WorkerEvent(NamedTuple):
     """A row of lost.csv: a worker was lost ("lost"), sent a wrong copy ("wrong"), or came back ("returned").
 
-    worker: 0 for a rank 0 that was lost.
+    worker: 0 for a rank 0 that was lost
     """
 
     iteration: int
@@ -88,7 +88,7 @@ class WorkerEvent(NamedTuple):
 
     @property
     def line(self) -> str:
-        """For a person."""
+        """The event as a line of text."""
         if self.event == "returned":
             return f"worker {self.worker} is back in iteration {self.iteration}"
         what = "lost" if self.event == "lost" else "sent a wrong copy"

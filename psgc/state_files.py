@@ -1,9 +1,9 @@
 """States as safetensors files: tensors with names, and JSON in the metadata for everything else.
 
-A state is what `state_dict` returns, or what a checkpoint of a NumPy problem has. What JSON has not is a mapping with
-one key: {"__tensor__": name}, {"__tuple__": [...]}, {"__dict__": [[key, value], ...]} where keys are not texts,
-{"__counter__": ...} likewise, {"__numpy__": [dtype, number]}. So `json.loads(text, object_hook=...)` gives everything
-back (see docs/torch/checkpoints.md). Nothing is pickled.
+A state is the result of `state_dict`, or the state in a checkpoint of a NumPy problem. What JSON cannot express is a
+mapping with one key: {"__tensor__": name}, {"__tuple__": [...]}, {"__dict__": [[key, value], ...]} for keys that are
+not texts, {"__counter__": ...} likewise, {"__numpy__": [dtype, number]}. So `json.loads(text, object_hook=...)`
+restores everything (see docs/torch/checkpoints.md). Nothing is pickled.
 """
 
 import json
@@ -19,9 +19,9 @@ Tensor = TypeVar("Tensor")
 
 
 def encode(state: Any, prefix: str, tensors: dict[str, Tensor], kind: type[Tensor]) -> Any:
-    """`state` as what `json.dumps` takes; its tensors, of this kind, are added to `tensors`, by prefix and place.
+    """`state` as values for `json.dumps`. Adds its tensors, of this kind, to `tensors`, named by prefix and place.
 
-    A tensor that is there twice is stored once, also when `tensors` had it before. Numbers come back as they were.
+    A tensor that occurs twice is stored once, also if `tensors` had it before. Numbers keep their exact values.
 
     Raises UserError, with the place, for what cannot be stored, such as a function.
     """
@@ -30,7 +30,7 @@ def encode(state: Any, prefix: str, tensors: dict[str, Tensor], kind: type[Tenso
     def encoded(value: Any, place: str) -> Any:
         if isinstance(value, kind):
             if id(value) not in names:
-                while place in tensors:  # of other keys with dots
+                while place in tensors:  # from other keys with dots
                     place += "_"
                 tensors[place], names[id(value)] = value, place
             return {"__tensor__": names[id(value)]}
@@ -55,9 +55,9 @@ def encode(state: Any, prefix: str, tensors: dict[str, Tensor], kind: type[Tenso
 
 
 def decode(text: str, tensors: Mapping[str, Tensor], plain: bool = False) -> Any:
-    """What `encode` was given, from JSON text and tensors. plain: numbers of NumPy become those of Python.
+    """The state that `encode` was given, from JSON text and tensors. plain: NumPy numbers become Python numbers.
 
-    Raises ValueError or LookupError when it is not that.
+    Raises ValueError or LookupError when the text is not such a state.
     """
     makers: dict[str, Callable[[Any], Any]] = {
         "__tensor__": lambda name: tensors[name],
@@ -78,11 +78,11 @@ def decode(text: str, tensors: Mapping[str, Tensor], plain: bool = False) -> Any
 
 
 def _as_dict(items: list[list[Any]]) -> dict[Any, Any]:
-    return {key: value for key, value in items}  # noqa: C416  # dict() would take texts of two letters as well
+    return {key: value for key, value in items}  # noqa: C416  # dict() would accept texts of two letters too
 
 
 def pieces(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
-    """The bytes of a safetensors file, those of the arrays where they are: `safetensors.numpy.save` copies them."""
+    """The bytes of a safetensors file, with views of the arrays. (`safetensors.numpy.save` copies them.)"""
     of = {
         name: (f"{array.dtype.kind.upper()}{8 * array.itemsize}", array.shape, array.nbytes)
         for name, array in arrays.items()
@@ -92,7 +92,7 @@ def pieces(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> lis
 
 
 def head(tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str]) -> bytes:
-    """What a safetensors file begins with; the tensors, (dtype, shape, bytes) each, follow in this order."""
+    """The head of a safetensors file. The tensors, (dtype, shape, bytes) each, follow in this order."""
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, (dtype, shape, size) in tensors.items():
@@ -104,9 +104,9 @@ def head(tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mappin
 
 
 def header_of(content: bytes | bytearray) -> tuple[dict[str, Any], int]:
-    """What a safetensors file says of its tensors and, as `__metadata__`, of itself; and where the tensors begin.
+    """The header of a safetensors file: its tensors and its `__metadata__`; and the offset of the first tensor.
 
-    Raises ValueError when it is none.
+    Raises ValueError when the file has no such header.
     """
     start = 8 + int.from_bytes(content[:8], "little")
     return dict(json.loads(content[8:start])), start

@@ -16,7 +16,7 @@ from psgc.errors import RunFailed, visible
 
 
 class OutputLost(RunFailed):
-    """Standard output cannot be written. Without text, exit code 141, when its reader has closed it, as `head` does."""
+    """Standard output cannot be written. No text, and exit code 141, if its reader has closed it, as `head` does."""
 
     def __init__(self, error: OSError) -> None:
         closed = isinstance(error, BrokenPipeError)
@@ -37,7 +37,7 @@ def say(line: str = "", *, error: bool = False) -> None:
 
 
 def say_together(lines: Iterable[str]) -> None:
-    """Print lines on standard error in one piece, so that those of other ranks do not come in between."""
+    """Print lines on standard error in one piece, so that lines of other ranks do not come in between."""
     with suppress(OSError):
         _write("".join(f"{visible(line)}\n" for line in lines), sys.stderr)
 
@@ -59,7 +59,7 @@ def say_traceback() -> None:
 def open_missing_streams() -> None:
     """Open /dev/null in place of each closed standard stream.
 
-    Otherwise the next file to be opened would get its number, and a child process could write into that file.
+    Otherwise the next file that is opened would get its number, and a child process could write into that file.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -75,7 +75,7 @@ def _write(text: str, stream: TextIO) -> None:
     try:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
-    except OSError:  # Python writes the rest of the buffer when it ends: let that go to /dev/null
+    except OSError:  # at its end Python writes the rest of the buffer, which must go to /dev/null
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -1,6 +1,6 @@
-"""Checks YAML files against pydantic models: the parts that models are made of, and errors of one line.
+"""Checks YAML files against pydantic models: the parts of the models, and errors of one line.
 
-An error says the place, the dotted key, what is wrong, and what would be right.
+An error names the place and the dotted key, and says what is wrong and what would be right.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -35,7 +35,7 @@ def refuse(text: str, *keys: str) -> PydanticCustomError:
 def expect(text: str, union: bool = False) -> WrapValidator:
     """Replaces pydantic's message about a wrong value by `expected <text>, got <value>`.
 
-    union: of several plain types. Otherwise an error inside the value keeps its own message.
+    union: whether several plain types are allowed; otherwise an error inside the value keeps its own message
     """
 
     def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
@@ -73,7 +73,7 @@ def one_of(names: Collection[str]) -> BeforeValidator:
 
 
 def by(model_of: Callable[[Any], type[BaseModel]]) -> BeforeValidator:
-    """Takes a mapping for the model that `model_of` says."""
+    """Reads a mapping as the model that `model_of` chooses."""
 
     def check(value: Any, info: ValidationInfo) -> Any:
         return value if isinstance(value, BaseModel) else model_of(value).model_validate(value, context=info.context)
@@ -82,7 +82,7 @@ def by(model_of: Callable[[Any], type[BaseModel]]) -> BeforeValidator:
 
 
 def by_kind(models: Mapping[str, type[BaseModel]]) -> BeforeValidator:
-    """Takes a mapping whose key `kind` says which of the models it is."""
+    """Reads a mapping as one of the models, by its key `kind`."""
     kinds = either(models)
 
     def model_of(value: Any) -> type[BaseModel]:
@@ -104,10 +104,10 @@ def _one_line(text: str) -> str:
 
 
 def _expanded(text: str, info: ValidationInfo) -> str:
-    """Expands variables in a path that a user wrote; see `validated`."""
+    """Expands variables in a path from a user; see `validated`."""
     try:
         return _one_line(expanded(text)) if (info.context or {}).get("by_hand") else text
-    except ValueError as error:  # UserError is one
+    except ValueError as error:  # which a UserError is
         raise refuse(str(error)) from None
 
 
@@ -185,7 +185,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def validated(model: type[Model], source: YamlSource, by_hand: bool = True) -> Model:
     """The content of `source` as a `model`. Raises UserError for the first error.
 
-    by_hand: a user wrote it, so `~` and variables in paths are expanded.
+    by_hand: whether a user wrote it; then `~` and variables in paths are expanded
     """
     if source.tree is None:
         keys = ", ".join(model.model_fields)
@@ -197,9 +197,10 @@ def validated(model: type[Model], source: YamlSource, by_hand: bool = True) -> M
 
 
 def checked(model: type[Model], values: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Model:
-    """A `model` of these values, which the arguments of a Python function gave. Raises UserError for the first error.
+    """A `model` of these values, the arguments of a Python function. Raises UserError for the first error.
 
-    where: the function; names: of its arguments, by dotted key, where they differ from the last part of the key.
+    where: the function
+    names: dotted key -> argument, where the argument is not the last part of the key
     """
     try:
         return model.model_validate(values)
@@ -218,7 +219,7 @@ def _first(error: ValidationError, source: YamlSource) -> UserError:
     key: Key = tuple(str(name) for name in first["loc"] if name != "[key]")
     context = first.get("ctx", {})
     below = [(*key, name) for name in context.get("keys", ())]
-    if below:  # blame the command line rather than the file
+    if below:  # blame the command line and not the file
         key = next((k for k in below if source.place(k).startswith("--set ")), below[0])
     return wrong(source, key, _text(first))
 
@@ -231,7 +232,8 @@ def wrong(source: YamlSource, key: Key, text: str) -> UserError:
 
 
 def _text(error: Any) -> str:
-    """What one of pydantic's errors says is wrong."""
+    """The text of one of pydantic's errors."""
+
     if error["type"] == "psgc":
         return str(error["ctx"]["text"])
     if error["type"] == "literal_error":
