@@ -12,7 +12,7 @@ names the fields that it uses; the others are 0.
 Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes. The last
 stamp in it has their number.
 
-*Texts* travel in messages of their own, before the record that they belong to.
+*Texts* follow a TEXT record in the same message. A text belongs to the sender's next record.
 
 A *role* is a row of the coding matrix: a worker's own rank, or the rank of a lost worker whose chunk it does.
 """

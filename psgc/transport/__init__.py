@@ -1,13 +1,13 @@
-"""MPI during a run. `psgc.rendezvous` does what comes before; nothing else imports mpi4py.
+"""MPI during a run. `psgc.rendezvous` uses MPI before that; no other file imports mpi4py.
 
-* One thread of each process makes all its calls.
-* Receives are posted before anything is asked for. That pool of buffers is all the memory a receiver spends.
-* Sends are Isend. Their buffers are kept until MPI is done with them. MPI counts bytes with 32 bits: what is larger is
-  one item, which is made of blocks (`psgc.rendezvous.in_bytes`).
-* Waiting looks at MPI a few times and then sleeps: Open MPI's blocking calls would burn a core per rank.
+* One thread of each process makes all its MPI calls.
+* Receives are posted before senders need them. These buffers are all the memory that a receiver spends.
+* Sends are Isend. Their buffers are kept until MPI is done with them. MPI counts bytes with 32 bits, so a larger
+  message is one item that consists of blocks (`psgc.rendezvous.in_bytes`).
+* A waiting process polls MPI a few times and then sleeps, since Open MPI's blocking calls would burn a core per rank.
 
-Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. `Transport.poll` gives out what has arrived from a
-rank, then `Died`, then nothing of it any more. Sends to it are dropped. Another process may then be rank 0 (`Term`).
+Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. `Transport.poll` returns what has arrived from a rank,
+then `Died`, then nothing from it any more. Sends to it are dropped. Another process may then be rank 0 (`Term`).
 """
 
 from psgc.transport.host_memory import Shared as Shared

@@ -9,9 +9,12 @@ from psgc.processes import Identity
 
 
 class Shared(NamedTuple):
-    """hosts: by rank the number of the host whose memory it shares, () where no rank shares any; ranks with a number
-    of their own share with nobody. memory: that of this rank's host, if it shares one. order: by rank, where its part
-    of the memory is among those of its host.
+    """The memory that this rank shares.
+
+    hosts: by rank, the number of the host whose memory it shares; () if no rank shares any; a rank that shares with
+        nobody has a number of its own
+    memory: of this rank's host, None if the rank shares none
+    order: by rank, the place of its part in the memory of its host
     """
 
     hosts: tuple[int, ...] = ()
@@ -19,12 +22,12 @@ class Shared(NamedTuple):
     order: tuple[int, ...] = ()
 
     def of_host(self, rank: int) -> list[int]:
-        """The ranks of the host of `rank`, itself among them, in an order that is always the same of the processes."""
+        """The ranks of the host of `rank`, with `rank`, in an order of processes that never changes."""
         ranks = [other for other, host in enumerate(self.hosts) if host == self.hosts[rank]]
         return sorted(ranks, key=self.order.__getitem__) if self.order else ranks
 
     def of(self, places: Sequence[int]) -> "Shared":
-        """The same memory when the ranks are the processes at these places. A rank 0 that works comes last."""
+        """The same memory, for ranks that are the processes at these places. A rank 0 that works comes last."""
         if not self.hosts:
             return self
         end = len(places)
@@ -33,9 +36,9 @@ class Shared(NamedTuple):
 
 
 def create(size: int) -> int:
-    """A file of so many bytes, all 0, of which only those take memory that are written. Raises OSError without one.
+    """A file of `size` bytes, all 0. Only written pages take memory. Raises OSError.
 
-    It is in no folder: /dev/shm may be small in containers, and would keep what a killed process leaves there.
+    It is in no folder: /dev/shm may be small in containers, and would keep the files of killed processes.
     """
     file = os.memfd_create("psgc", os.MFD_CLOEXEC)
     os.ftruncate(file, size)
@@ -43,7 +46,7 @@ def create(size: int) -> int:
 
 
 def attach(pid: int, file: int, size: int) -> mmap.mmap:
-    """The memory that process `pid` of this host has created as `file`. Raises OSError, and ValueError for another."""
+    """The memory that process `pid` of this host has created as `file`. Raises OSError, and ValueError for others."""
     opened = os.open(f"/proc/{pid}/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
     try:
         if (found := os.fstat(opened).st_size) != size:
@@ -63,9 +66,13 @@ def share(
 ) -> tuple[Shared, list[str]]:
     """Have the ranks of each host share memory. Collective: every rank calls it.
 
-    processes: of all ranks; gather: tells all ranks a text of each; size: bytes for so many ranks; unless: why this
-    rank cannot, or empty; more: ranks that any host may have besides its processes. Returns what this rank shares, and
-    why those do not that could not.
+    processes: of all ranks
+    gather: sends all ranks a text of each rank
+    size: gives the bytes for a number of ranks
+    unless: why this rank cannot share, or empty
+    more: ranks that a host may have besides its processes
+
+    Returns what this rank shares, and the reasons of ranks that cannot.
     """
     firsts = [next(at for at, other in enumerate(processes) if other.is_near(process)) for process in processes]
     first, count, file, memory = firsts[rank], firsts.count(firsts[rank]) + more, -1, None
@@ -81,7 +88,7 @@ def share(
         except (OSError, ValueError) as error:
             unless = f"rank {rank} cannot open the memory of rank {first}: {error}"
     reasons = gather(unless)
-    if file >= 0:  # all have opened it
+    if file >= 0:  # every rank has opened it by now
         os.close(file)
     alone = {first for first, reason in zip(firsts, reasons, strict=True) if reason} | {
         first for first in firsts if firsts.count(first) + more == 1

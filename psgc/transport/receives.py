@@ -1,21 +1,21 @@
-"""Messages from other ranks, and deaths among them.
+"""Messages from other ranks, and deaths of ranks.
 
-Control messages and texts share a communicator. Their receives form a ring that is read in the order of posting, in
-which MPI matches: nothing from one sender is overtaken. Vectors have another communicator. The stamp of each says its
-iteration and what it is. The tag of all of them is that of their term, another one for rank 0. A process that is rank 0
-and a worker has receives for each of the two. What it sends as a worker to others is marked.
+Control messages and texts share a communicator. Their receives form a ring that is read in the order of posting, which
+is the order in which MPI matches: messages from one sender never overtake each other. Vectors have another
+communicator. The stamp of a vector says what it is. The tag of a message is that of its term, with another one for rank
+0. A process that is rank 0 and a worker has receives for both. Messages that it sends as a worker are marked.
 
-What Open MPI does when a rank dies, and what the code below rests on:
+What Open MPI does when a rank dies, on which the code below depends:
 
 * A receive from any source that is tested after a death raises ERR_PROC_FAILED_PENDING until the death is acknowledged
-  on its communicator, and stays valid. The ring's head is tested in every poll: so deaths are noticed.
-* A receive that was found pending in this way and completes later goes on raising the same error. Its status is
-  filled in, which tells it from a pending one. It must be freed by hand.
+  on its communicator. The receive stays valid. Every poll tests the head of the ring, so deaths are noticed.
+* A receive that was found pending in this way and completes later still raises the same error. Its status is filled in,
+  which tells it apart from a pending one. It must be freed by hand.
 * A receive that matched a message whose sender died half way never completes, never fails and cannot be cancelled. The
   dead rank may have sent more such messages, for buffers that are not posted yet.
-* Testsome raises ERR_IN_STATUS then. Its statuses are those of the complete requests, null from then on, and of the
-  pending ones, in order; a pending one names the rank that it matched. Deaths are never acknowledged on the vectors'
-  communicator, so that every buffer that waits for a dead rank is found.
+* Testsome then raises ERR_IN_STATUS. Its statuses are those of the complete requests, which are null from then on, and
+  of the pending ones, in order. A pending one names the rank that it matched. Deaths are never acknowledged on the
+  communicator of vectors, so that every buffer that waits for a dead rank is found.
 """
 
 from collections import deque
@@ -43,7 +43,7 @@ RING = 16  # posted control receives
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Records that rank `source` sent."""
+    """Records from rank `source`."""
 
     source: int
     records: Records
@@ -59,7 +59,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """`buffer[:length]` is a vector that rank `source` sent, without its stamp.
+    """`buffer[:length]` is a vector from rank `source`, without its stamp.
 
     A message that is too short for its stamps has iteration -1 and length 0.
     """
@@ -83,35 +83,36 @@ Message = Control | Text | Vector | Died
 
 @dataclass(slots=True)
 class Posted:
-    """A receive."""
+    """A posted receive."""
 
     request: MPI.Request
     buffer: Array
 
 
 class Receives:
-    """Posted receives of a rank in a term, and what came of them.
+    """The posted receives of a rank in a term, and what has come.
 
-    bytes: received so far; outside: (place, records) that came outside of all terms, for who takes them out.
+    bytes: received so far
+    outside: (place, records) that came outside of all terms; the caller takes them out
     """
 
     def __init__(self, control: MPI.Intracomm, vectors: MPI.Intracomm, deaths: Deaths, term: Term, rank: int) -> None:
         self._control, self._vectors = control, vectors
         self._deaths, self._term = deaths, term
         self._is_server, self._tag = rank == 0, term.tag(rank)
-        self._told: set[int] = set()  # the dead that `poll` has given out, by their places
+        self._told: set[int] = set()  # the places of the dead that `poll` has returned
         self._outside: Posted | None = None
         self.outside: deque[tuple[int, Records]] = deque()
         self._ring: deque[Posted] = deque()
         self._posted: list[Posted] = []  # from any source
         self._arrived: list[tuple[Array, MPI.Status]] = []  # found by `stirs`, for the next `poll`
-        self._lent: list[Array] = []  # filled, and given out by the last `poll`
+        self._lent: list[Array] = []  # filled, and returned by the last `poll`
         self._named: list[Posted] = []  # from one source
         self._orphaned: list[Posted] = []  # half filled by dead ranks: MPI may still write to the memory
         self.bytes = 0
 
     def start(self, outside: bool = False) -> None:
-        """Post the receives of control messages; outside: also of what is sent outside of all terms."""
+        """Post the receives of control messages. outside: whether also for messages outside of all terms."""
         for _ in range(RING):
             self._post_control(np.empty(BATCH, RECORD))
         if outside and self._outside is None:
@@ -119,7 +120,7 @@ class Receives:
 
     def post(self, buffer: Array, source: int) -> None:
         """See `Transport.post`."""
-        finish(buffer)  # what reads the vector that it held before may still be under way
+        finish(buffer)  # the device may still be reading the vector that it held before
         place = source if source == MPI.ANY_SOURCE else self._term.place(source)
         try:
             posted = Posted(self._vectors.Irecv(in_bytes(buffer), place, self._tag), buffer)
@@ -129,17 +130,17 @@ class Receives:
         (self._posted if source == MPI.ANY_SOURCE else self._named).append(posted)
 
     def repost(self) -> None:
-        """Post again what the last `poll` gave out."""
+        """Post again the buffers that the last `poll` returned."""
         lent, self._lent = self._lent, []
         for buffer in lent:
             self.post(buffer, MPI.ANY_SOURCE)
 
     def keep(self, buffer: Array) -> None:
-        """Keep the vector in `buffer`, which the last `poll` has given out and which was posted for any rank.
+        """Keep the vector in `buffer`, which the last `poll` has returned and which was posted for any rank.
 
-        The buffer is the caller's until it is given back with `post`. It is missing among the posted ones: post
-        another in its place where senders should not wait. Raises ValueError for a vector of a bundle, whose buffer has
-        others in it, and for a buffer that the last `poll` has not given out.
+        The buffer is the caller's until it is posted again. It is missing among the posted ones, so post another one in
+        its place if senders should not wait. Raises ValueError for a vector of a bundle, whose buffer holds other
+        vectors too, and for a buffer that the last `poll` has not returned.
         """
         places = [place for place, lent in enumerate(self._lent) if lent is buffer]
         if not places:
@@ -154,7 +155,7 @@ class Receives:
         return [*self._ring, *self._posted, *self._named, *([self._outside] if self._outside else ())]
 
     def withdraw(self) -> None:
-        """The term is over: take back what is posted. What has matched is not taken back: some of it may still come."""
+        """The term is over: withdraw the receives. Some that have matched cannot be withdrawn, and may still fill."""
         outside, self._outside = self._outside, None
         for posted in (left := self._all()):
             posted.request.Cancel()
@@ -165,11 +166,11 @@ class Receives:
         self._posted, self._named, self._outside = [], [], outside
 
     def follow(self, before: "Receives") -> None:
-        """These are of the term after that of `before`, which is over. What is outside of all terms goes on."""
+        """Begin the term after that of `before`, which is over. What came outside of all terms is taken over."""
         self._outside, self.outside, self.bytes = before._outside, before.outside, before.bytes
 
     def stirs(self) -> bool:
-        """Whether `poll` would find something now. It may miss something, not for long: `poll` looks at more."""
+        """Whether `poll` would find something now. It may miss something for a while, since `poll` tests more."""
         if self._posted:
             self._arrived += self._filled()
         heads = [*self._named, *([self._ring[0]] if self._ring else ()), *([self._outside] if self._outside else ())]
@@ -184,7 +185,7 @@ class Receives:
         self._poll_control(messages)
         self._poll_vectors(messages)
         if len(self._deaths.dead) > len(self._told):
-            for _ in range(RING):  # what the dead have sent before; the living may go on for ever
+            for _ in range(RING):  # everything that the dead have sent; the living may go on for ever
                 before = len(messages)
                 self._poll_control(messages)
                 self._poll_vectors(messages)
@@ -233,7 +234,7 @@ class Receives:
             self._receive(buffer, status, messages)
 
     def _receive(self, buffer: Array, status: MPI.Status, messages: list[Message]) -> None:
-        """The vectors in a buffer that has been filled."""
+        """The vectors in a buffer that is filled."""
         place, size = status.Get_source(), received(status)
         self.bytes += size
         if place in self._told:
@@ -249,7 +250,7 @@ class Receives:
         return self._term.rank(place, is_worker=self._is_server or bool(is_marked))
 
     def _filled(self) -> list[tuple[Array, MPI.Status]]:
-        """Buffers from any source that are complete."""
+        """Filled buffers from any source."""
         statuses: list[MPI.Status] = []
         try:
             indices = MPI.Request.Testsome([posted.request for posted in self._posted], statuses) or []
@@ -263,31 +264,31 @@ class Receives:
     # deaths
 
     def _test(self, request: MPI.Request, status: MPI.Status) -> bool:
-        """Whether a receive is complete; `status` must be a new one. From a dead rank it never is, and becomes null."""
+        """Whether a receive is complete; `status` must be new. From a dead rank it never is, and becomes null."""
         try:
             return request.Test(status)
         except MPI.Exception as error:
             self._deaths.forgive(error)
             if status.Get_source() == MPI.ANY_SOURCE or error.Get_error_class() != MPI.ERR_PROC_FAILED_PENDING:
                 return False
-            request.Free()  # complete, with the error of the time when it was not
+            request.Free()  # complete, with the error from when it was pending
             return True
 
     def _sort_out(self, error: MPI.Exception, statuses: Sequence[MPI.Status]) -> list[tuple[Array, MPI.Status]]:
-        """Buffers that are complete although Testsome raised `error` with these statuses.
+        """The filled buffers although Testsome raised `error` with these statuses.
 
-        A buffer that waits for the rest of a dead rank's message is replaced.
+        Replaces each buffer that waits for the rest of a dead rank's message.
         """
         self._deaths.forgive(error, statuses)
         filled, cut_off = [], []
         complete = iter([status for status in statuses if status.Get_error() != MPI.ERR_PROC_FAILED_PENDING])
-        whole = len(statuses) == len(self._posted)  # else the death came in the middle of Testsome: see the next poll
+        whole = len(statuses) == len(self._posted)  # else the death came during Testsome: the next poll sees it
         for index, posted in enumerate(self._posted):
             if posted.request == MPI.REQUEST_NULL:
                 status = next(complete)
                 if status.Get_error() == MPI.SUCCESS:
                     filled.append((posted.buffer, status))
-                else:  # its sender died before all of it was here
+                else:  # its sender died before all of the message was here
                     cut_off.append(posted.buffer)
             elif whole and (source := statuses[index].Get_source()) != MPI.ANY_SOURCE:
                 if self._test(posted.request, status := MPI.Status()):
@@ -297,5 +298,5 @@ class Receives:
                     posted.request = MPI.REQUEST_NULL
                     cut_off.append(posted.buffer)
         for buffer in cut_off:
-            self.post(np.empty_like(buffer), MPI.ANY_SOURCE)  # at the end: the list is in the order of posting
+            self.post(np.empty_like(buffer), MPI.ANY_SOURCE)  # at the end, since the list is in the order of posting
         return filled

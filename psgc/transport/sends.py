@@ -10,7 +10,7 @@ from psgc.processes import RunningTime
 from psgc.rendezvous import MPI, Deaths, in_bytes
 from psgc.transport.terms import OUTSIDE_TAG, Term
 
-SLOWEST = 1e6  # bytes per second that any network moves
+SLOWEST = 1e6  # bytes per second; every network is faster
 SMALL = BATCH * RECORD.itemsize  # bytes; every MPI takes such a message at once, if it has room
 
 
@@ -18,7 +18,7 @@ SMALL = BATCH * RECORD.itemsize  # bytes; every MPI takes such a message at once
 class Sending:
     """A message to `dest`.
 
-    is_free: whether the buffer may change, since MPI has sent it or `dest` is dead. MPI notices during `poll`.
+    is_free: whether the buffer may change, since MPI has sent it or `dest` is dead; updated by `poll`
     """
 
     request: MPI.Request
@@ -31,12 +31,12 @@ class Sending:
 
     @property
     def is_done(self) -> bool:
-        """Whether nobody needs to wait for it: it `is_free`, or `dest` is forgotten (and may still read the buffer)."""
+        """Whether nobody needs to wait for it: it `is_free`, or `dest` is forgotten and may still read the buffer."""
         return self.is_free or self.dest in self.forgotten
 
 
 class Sends:
-    """Sends of a term that are not complete. Those to dead ranks are dropped, forgotten ones are not waited for."""
+    """The incomplete sends of a term. Those to dead ranks are dropped, and nobody waits for those to forgotten ranks."""
 
     def __init__(self, deaths: Deaths, term: Term) -> None:
         self._deaths, self._term = deaths, term
@@ -49,9 +49,10 @@ class Sends:
     def send(
         self, comm: MPI.Intracomm, buffer: Array, dest: int, heard: bool = False, outside: bool = False
     ) -> Sending:
-        """Start to send what is in `buffer`. heard: even a small message is complete only when `dest` has taken it.
+        """Start to send `buffer`.
 
-        outside: of all terms.
+        heard: whether even a small message is complete only when `dest` has taken it
+        outside: whether it is outside of all terms
         """
         sending = Sending(MPI.REQUEST_NULL, buffer, buffer.nbytes, dest, self._running.now, self._forgotten)
         try:
@@ -71,13 +72,13 @@ class Sends:
         return sending
 
     def poll(self) -> bool:
-        """Drop the sends that are complete. Returns whether there were any."""
+        """Drop the complete sends. Returns whether there were any."""
         self._running.look()
         if not self._sent:
             return False
         requests = [sent.request for sent in self._sent]
         try:
-            if not MPI.Request.Testsome(requests):  # Open MPI looks first and moves messages then
+            if not MPI.Request.Testsome(requests):  # Open MPI tests first and moves messages after that
                 MPI.Request.Testsome(requests)
         except MPI.Exception as error:
             self._deaths.forgive(error)
@@ -89,24 +90,24 @@ class Sends:
         return len(self._sent) < before
 
     def awaits(self, buffer: Array | None = None) -> bool:
-        """Whether a send of `buffer` (None: any) is not complete; those to dead and forgotten ranks are."""
+        """Whether a send of `buffer` (None: any) is incomplete, except to dead and forgotten ranks."""
         return any((buffer is None or sent.buffer is buffer) and not sent.is_done for sent in self._sent)
 
     def largest(self) -> int:
-        """Bytes of the largest message that is under way, 0 for none."""
+        """Bytes of the largest message under way, 0 for none."""
         return max((sent.size for sent in self._sent if not sent.is_done), default=0)
 
     def unreached(self, patience: float) -> list[int]:
         """Ranks, except forgotten ones, that have not taken a message for `patience` seconds.
 
         Large messages have more time. In MPICH a stopped process that does not read ends up with all the memory that
-        processes of a host have for messages, and nobody gets anything any more.
+        the processes of a host have for messages, and then nobody gets any message.
         """
         latest = self._running.now - patience - sum(sent.size for sent in self._sent) / SLOWEST
         return sorted({s.dest for s in self._sent if s.since < latest and not s.is_done})
 
     def pending(self) -> Counter[int]:
-        """Bytes that are on their way to each rank."""
+        """Bytes on their way to each rank."""
         pending: Counter[int] = Counter()
         for sent in self._sent:
             pending[sent.dest] += sent.size

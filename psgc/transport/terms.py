@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 OUTSIDE_TAG = 1  # of messages outside of all terms
-FIRST_TAG = 2  # of the first term; each term has two of its own
+FIRST_TAG = 2  # of the first term; each term has two tags
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """The *place* of a process is its rank in MPI, which never changes. Each process finds its ranks by itself.
+    """The ranks of the processes in one term.
 
-    number: larger than those before, and no other term of any process has it; size: how many processes MPI has started.
-    is_dedicated: the process that serves has no other rank, and has changed ranks with that of place 0, which is dead
-    by then. Else each process is a worker, whose rank is always the one after its place, and one is rank 0 as well.
+    The *place* of a process is its rank in MPI, which never changes. Each process computes the ranks by itself.
+
+    number: larger than the numbers before it; no other term of any process has it
+    size: number of processes that MPI has started
+    is_dedicated: whether the serving process has no other rank; it has changed ranks with the process at place 0, which
+        is dead by then. Otherwise each process is a worker, with the rank after its place, and one is also rank 0.
 
     >>> second = Term(size=4).following(place=2)
     >>> second.number, second.server, [second.rank(place) for place in range(4)]
@@ -34,11 +37,11 @@ class Term:
 
     @property
     def ranks(self) -> int:
-        """How many there are."""
+        """The number of ranks."""
         return self.size if self.is_dedicated else self.size + 1
 
     def rank(self, place: int, is_worker: bool = False) -> int:
-        """Of the process at this place; is_worker: of its worker, where it is rank 0 as well."""
+        """The rank of the process at this place. is_worker: the rank of its worker, if it is rank 0 as well."""
         if not self.is_dedicated:
             return place + 1 if is_worker or place != self.server else 0
         return self.server if place == 0 else 0 if place == self.server else place
@@ -48,13 +51,13 @@ class Term:
         return tuple(dict.fromkeys((self.rank(place), self.rank(place, is_worker=True))))
 
     def place(self, rank: int) -> int:
-        """Of the process with this rank."""
+        """The place of the process with this rank."""
         if not self.is_dedicated:
             return rank - 1 if rank else self.server
         return self.rank(rank)  # two have changed places
 
     def following(self, place: int) -> "Term":
-        """The next term that anybody begins who knows of no later one than this, served from this place."""
+        """The next term, served from this place, for a process that knows of no later term than this one."""
         return self.numbered((self.number // self.size + 1) * self.size + place)
 
     def numbered(self, number: int) -> "Term":
@@ -62,5 +65,5 @@ class Term:
         return replace(self, number=number)
 
     def tag(self, rank: int) -> int:
-        """Of messages to this rank. So what was sent in another term, or to another one, is not taken."""
+        """The tag of messages to this rank. Messages of other terms, or to another rank, have other tags."""
         return FIRST_TAG + 2 * self.number + (rank == 0)

@@ -1,4 +1,4 @@
-"""This process's place in MPI: setting up, messages in both directions, and the ways to end."""
+"""This process in MPI: setting up, messages in both directions, waiting, and the ways to end."""
 
 import ctypes
 import os
@@ -23,9 +23,9 @@ from psgc.transport.terms import Term
 from psgc.transport.waiting import BELL, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, Backoff, Bell
 
 TEXT_LIMIT = 1 << 16
-NAP = 5e-4  # seconds between two looks where ranks share cores: the others need them
-REST = 4e-3  # seconds after which `wait` returns in any case: at a worker without bell, and while blocks are exchanged
-PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
+NAP = 5e-4  # seconds between two polls when ranks share cores, which the others need
+REST = 4e-3  # seconds after which `wait` returns at the latest, at a worker without bell and while blocks are exchanged
+PATIENCE = 2.0  # seconds for steps that should take none: the last processes of a run
 
 
 class Pause(NamedTuple):
@@ -38,19 +38,18 @@ class Pause(NamedTuple):
 
 
 class Transport:
-    """Rank, size, hosts, and messages to and from the other ranks. Ranks are those of `term`; place: rank in MPI.
+    """Rank, size, hosts, and messages to and from the other ranks.
 
-    Also a `Rendezvous`, its `Receives` and its `Sends`: be_patient, broadcast and gather; keep; sending, unreached,
-    pending, forget and remember are theirs.
+    Ranks are those of `term`; `place` is the rank in MPI. Some methods are those of its `Rendezvous` (be_patient,
+    broadcast, gather), its `Receives` (keep) and its `Sends` (sending, unreached, pending, forget, remember).
 
-    Where each process is a worker, that of rank 0 has a second one of these for its worker (`second`). The two send
-    each other messages as any ranks do. `beside` is what that worker does between two waits.
+    If each process is a worker, the process of rank 0 has a second Transport for its worker (`second`). The two send
+    each other messages like any ranks. `beside` is called to let that worker run between two waits.
 
-    is_woken: whether whoever sends this process something rings its bell.
-    hear_outside: is told by `poll` what comes outside of all terms, and from which place.
-
-    world: the ranks of the run, when they are not all of MPI's; interrupted: as in `Rendezvous`. Raises what that
-    raises; so do `broadcast` and `gather`.
+    world: the ranks of the run, if they are not all of MPI's
+    interrupted: as in `Rendezvous`; `broadcast` and `gather` raise what the Rendezvous raises, and so does this class
+    is_woken: whether a rank that sends this process something rings its bell
+    hear_outside: called by `poll` with each place and its records that come outside of all terms
     """
 
     def __init__(
@@ -85,17 +84,17 @@ class Transport:
         self._control, self._vectors = self._duplicate(), self._duplicate()
         self.hear_outside: Callable[[int, Records], object] = lambda place, records: None
         self._deaths = Deaths(self._control)
-        self._ended: list[object] = []  # receives and sends of terms before: MPI may still use some of their memory
+        self._ended: list[object] = []  # receives and sends of earlier terms, since MPI may still use their memory
         self._open()
         self._bell = Bell(self._processes[self.rank])
-        self._to_wake: set[int] = set()  # ranks that were sent something since they were last rung at
+        self._to_wake: set[int] = set()  # ranks that were sent something since their bells rang last
         self.is_woken = False
-        self._rang = 0.0  # when this process last rang others' bells, time.monotonic()
+        self._rang = 0.0  # when this process last rang other bells, time.monotonic()
         self._backoff, self._rest, self._least_nap = Backoff(SHORTEST), REST, 0.0
 
     @property
     def thread_level(self) -> str:
-        """What MPI grants this process; psgc needs no more than "funneled"."""
+        """The thread level that MPI grants this process. psgc needs only "funneled"."""
         levels = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled", MPI.THREAD_SERIALIZED: "serialized"}
         return levels.get(MPI.Query_thread(), "multiple")
 
@@ -107,7 +106,7 @@ class Transport:
         def begin() -> MPI.Request:
             comm, request = self._world.Idup()
             made.append(comm)
-            self._unfinished.append(request)  # in case that this raises before it is complete
+            self._unfinished.append(request)  # in case this raises before the request is complete
             return request
 
         self._rendezvous.complete(begin, "starting")
@@ -116,14 +115,14 @@ class Transport:
         return made[0]
 
     def _open(self) -> None:
-        """Make receives and sends for this term."""
+        """Make the receives and sends of this term."""
         control, vectors, deaths, term = self._control, self._vectors, self._deaths, self.term
         self._receives, self._sends = Receives(control, vectors, deaths, term, self.rank), Sends(deaths, term)
         self.keep, self.forget, self.remember = self._receives.keep, self._sends.forget, self._sends.remember
         self.sending, self.unreached, self.pending = self._sends.awaits, self._sends.unreached, self._sends.pending
 
     def enter(self, term: Term) -> None:
-        """Ranks are those of this term from now on, and nothing of another one comes any more. `start` follows."""
+        """Begin this term: ranks are its ranks, and messages of other terms are dropped. `start` follows."""
         before = self._receives, self._sends
         self._receives.withdraw()
         self._ended += before
@@ -138,14 +137,14 @@ class Transport:
         self._sends.bytes = before[1].bytes
 
     def second(self) -> "Transport":
-        """That of the worker in the process of rank 0. Both poll, each what came for its rank; rank 0 waits."""
+        """The Transport of the worker in the process of rank 0. Each polls for its own rank; only rank 0 waits."""
         end = self._second = copy(self)
         end.rank, end._second, end._is_second = self.place + 1, None, True
         end._open()
         return end
 
     def share(self, size: Callable[[int], int], unless: str = "") -> list[str]:
-        """Have the ranks of each host share memory; `shared` says so. Collective; arguments, result: as of `share`."""
+        """Have the ranks of each host share memory, and set `shared`. Collective. Arguments and result: see `share`."""
         processes, more = self._rendezvous.processes, self.size - len(self._rendezvous.processes)
         self._shared, reasons = share(self.place, processes, self.gather, size, unless, more)
         self.shared = self._shared.of([self.term.place(rank) for rank in range(self.size)])
@@ -154,9 +153,9 @@ class Transport:
     def start(self, from_everybody: bool = False) -> None:
         """Post the receives of control messages.
 
-        from_everybody: workers send each other something as well. Else they hear from rank 0 only.
+        from_everybody: whether workers send each other messages too, and not only rank 0
         """
-        if self._is_second:  # whoever waits for it has started
+        if self._is_second:  # the Transport of rank 0 has done so
             self._receives.start()
             return
         senders = range(self.size) if self.rank == 0 or from_everybody else [0]
@@ -171,9 +170,9 @@ class Transport:
     # messages
 
     def send(self, dest: int, records: Iterable[Records], hurries: bool = True) -> None:
-        """Send control records, in order, in as few messages as they fit.
+        """Send control records in order, in as few messages as possible.
 
-        hurries: whether `dest` is woken for them. Else it reads them when it looks at MPI the next time.
+        hurries: whether `dest` is woken for them; otherwise it reads them at its next poll
         """
         everything = joined(records)
         if self._is_second and dest:
@@ -191,11 +190,11 @@ class Transport:
 
     @property
     def dead(self) -> Set[int]:
-        """The places of processes that are known to have died."""
+        """The places of processes that are known to be dead."""
         return self._deaths.dead.keys()
 
     def give_up(self, place: int) -> None:
-        """Take the process at this place for dead: others do."""
+        """Take the process at this place for dead, as other ranks do."""
         self._deaths.dead[place] = None
 
     def send_text(self, dest: int, text: str) -> None:
@@ -206,9 +205,9 @@ class Transport:
             self._send(self._control, np.concatenate([head, everything[first : first + size]]), dest)
 
     def send_vector(self, dest: int, vector: Array, heard: bool = False) -> Sending:
-        """Send a vector with its stamp. It must not change until the result `is_free`; others may be sent it too.
+        """Send a vector with its stamp. It must not change until the result `is_free`. Others may be sent it too.
 
-        heard: as of `Sends.send`.
+        heard: as for `Sends.send`
         """
         if self._is_second and dest:
             mark(vector)
@@ -228,7 +227,7 @@ class Transport:
         return sending
 
     def wake_others(self) -> None:
-        """Ring once at each rank that was sent something. `wait` does so as well."""
+        """Ring the bell of each rank that was sent something, once. `wait` does so too."""
         if self._to_wake:
             self._ring_at(self._to_wake)
             self._to_wake.clear()
@@ -241,8 +240,8 @@ class Transport:
     def post(self, buffer: Array, source: int | None = None) -> None:
         """Receive vectors from `source` (None: any rank) into `buffer`.
 
-        From any rank the buffer is used again and again: what `poll` gives out lies in it until the next `poll` or
-        `wait`, unless the caller keeps it. From one rank it is used once.
+        From any rank, the buffer is posted again and again: what `poll` returns is valid until the next `poll` or
+        `wait`, unless the caller keeps it. From one rank, the buffer is posted once.
         """
         self._receives.post(buffer, MPI.ANY_SOURCE if source is None else source)
 
@@ -258,17 +257,19 @@ class Transport:
         return messages
 
     def wake(self) -> None:
-        """End the `wait` of the thread that communicates. The only method for other threads."""
+        """End the `wait` of the communication thread. The only method that other threads may call."""
         self._bell.ring()
 
     def wait(self, busy: bool = False, nap: float = 0.0, exchanging: bool = False, more: bool = False) -> bool:
         """Pause until there may be something to poll, for some milliseconds at most. Returns whether there may be.
 
-        There is nothing when a thread of this process has ended the pause, and everybody else would have rung. Sends
-        go on all the same.
-        busy: another thread of this process has a use for the core. nap: seconds between two looks, at least;
-        exchanging: never more than that either, and the end of a send is something to poll. more: is to be sent once a
-        send has ended. Else a small one needs no looks, unless MPI has no room for it.
+        The answer is no if a thread of this process ended the pause, and every other rank would have rung the bell.
+        Sends go on during the pause.
+
+        busy: another thread of this process needs the core
+        nap: least seconds between two polls
+        exchanging: `nap` is also the most, and the end of a send is something to poll
+        more: something is to be sent once a send has ended; otherwise small sends need no polls, unless MPI has no room
         """
         ends = (self,) if self._second is None else (self, self._second)
         if self.beside is not None:
@@ -278,23 +279,23 @@ class Transport:
         self.wake_others()
         for end in ends:
             end._receives.repost()
-            if not exchanging:  # else the end of a send is to be returned
+            if not exchanging:  # otherwise the end of a send must be returned
                 end._sends.poll()
         size = max(end._sends.largest() for end in ends)
-        until = NAP if more or size > SMALL else REST  # the next look at a send
-        if size and not exchanging and time.monotonic() - self._rang > until:  # the other end has to call MPI as well
+        until = NAP if more or size > SMALL else REST  # the next poll of a send
+        if size and not exchanging and time.monotonic() - self._rang > until:  # the other end must call MPI too
             for end in ends:
                 self._ring_at(end._sends.pending())
         large, looks = size >= LARGE, exchanging
         if nap:
             nap, large = max(nap, self._least_nap), False
-        elif large and self._least_nap:  # to look without a pause would take the core that the transfer needs
+        elif large and self._least_nap:  # polling without a pause would take the core that the transfer needs
             nap = self._rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
             large, looks = False, True
-        elif self._rest == BELL and size and not large and not busy:  # nobody rings when a send can go on
+        elif self._rest == BELL and size and not large and not busy:  # no bell rings when a send can go on
             nap, looks = until, True
         if self._second is not None and any(end._receives.stirs() for end in ends):
-            return True  # what the two ranks of this process have sent each other
+            return True  # messages between the two ranks of this process
         over = time.monotonic() + (REST if looks else self._rest)
         while True:
             if rung := self._bell.sleep(nap if looks else self._backoff.next(large, busy, nap)):
@@ -302,7 +303,7 @@ class Transport:
                 if rung != {OWN} or not self.is_woken or exchanging:
                     return True
                 for end in ends:
-                    end._sends.poll()  # a large one moves only while MPI is called
+                    end._sends.poll()  # a large send moves only in MPI calls
                 return False
             if large or (looks and sum(end._sends.poll() for end in ends)):
                 return True
@@ -320,7 +321,7 @@ class Transport:
     # ending
 
     def close(self) -> None:
-        """Withdraw what is posted. Every rank calls it, with nothing more to send or to receive, and nobody dead."""
+        """Withdraw what is posted. Every rank calls it, with nothing left to send or receive, if no rank is dead."""
         ends = (self,) if self._second is None else (self, self._second)
         posted = [request for end in ends for request in end._receives.requests()]
         for request in posted:
@@ -333,18 +334,18 @@ class Transport:
         self._bell.close()
 
     def finalize(self) -> None:
-        """`close`, and leave MPI for good; `end` follows. After a death only `leave` ends a process reliably."""
+        """`close`, and leave MPI. `end` follows. After a death only `leave` ends a process reliably."""
         self.close()
         MPI.Finalize()
 
     def end(self, code: int) -> NoReturn:
         """End this process after `finalize`, whatever its other threads do.
 
-        MPICH tells its mpirun in a handler of the C library's exit that a process ends in order. Without it mpirun
-        takes the end for a crash, kills the others and exits with 9.
+        MPICH tells its mpirun that a process ends in order, in an exit handler of the C library. Without it mpirun
+        takes the end for a crash, kills the other ranks and exits with 9.
         """
         if "Open MPI" not in self.library:
-            last_resort = threading.Timer(PATIENCE, os._exit, (code,))  # another library's handler may wait for ever
+            last_resort = threading.Timer(PATIENCE, os._exit, (code,))  # an exit handler of another library may hang
             last_resort.daemon = True
             last_resort.start()
             ctypes.CDLL(None).exit(code)
@@ -354,17 +355,17 @@ class Transport:
         """End this process without leaving MPI, since Finalize and Abort hang after a death. others: see `outlast`."""
         self.outlast(others)
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # a pipe that nobody reads any more
+            with suppress(OSError, ValueError):  # a pipe without a reader
                 stream.flush()
         os._exit(code)
 
     def outlast(self, others: Collection[int]) -> None:
-        """Rank 0 waits up to 2 s for the processes of these ranks to be gone, so that mpirun's exit code is its own."""
+        """On rank 0: wait up to 2 s for the processes of these ranks to end, so that mpirun's exit code is rank 0's."""
         end = time.monotonic() + PATIENCE
         while self.rank == 0 and not self._all_gone(others) and time.monotonic() < end:
             with suppress(MPI.Exception):
                 if not MPI.Is_finalized():
-                    self._world.Iprobe(self.place)  # moves what is still on its way
+                    self._world.Iprobe(self.place)  # moves messages that are still under way
             time.sleep(LONGEST)
 
     def _all_gone(self, ranks: Collection[int]) -> bool:
@@ -377,7 +378,7 @@ class Transport:
         return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
 
     def neighbours(self, place: int) -> dict[int, Identity]:
-        """The live processes of this host, by place, if the one at `place` is on it; for any thread."""
+        """The live processes of this host, by place, if the one at `place` is on this host. For any thread."""
         processes = self._rendezvous.processes
         here = processes[self.place]
         if not processes[place].is_near(here):
@@ -385,11 +386,11 @@ class Transport:
         return {it: near for it, near in enumerate(processes) if near.is_near(here) and it not in self.dead}
 
     def is_gone(self, rank: int) -> bool:
-        """Whether the process of `rank` has ended, as far as this host or MPI tells."""
+        """Whether the process of `rank` has ended, as far as this host or MPI knows."""
         return self._all_gone([rank])
 
     def kill(self, rank: int) -> bool:
-        """SIGKILL the process of `rank`, if it is on this host. Returns whether it was, or was gone already."""
+        """SIGKILL the process of `rank`, if it is on this host. Returns whether it was sent, or had ended already."""
         return self.term.place(rank) != self.place and self._is_near(rank) and self._processes[rank].kill()
 
     def _is_near(self, rank: int) -> bool:
