@@ -36,7 +36,7 @@ class Sending:
 
 
 class Sends:
-    """The incomplete sends of a term. Those to dead ranks are dropped, and nobody waits for those to forgotten ranks."""
+    """The incomplete sends of a term. Those to dead ranks are dropped, and those to forgotten ranks are not awaited."""
 
     def __init__(self, deaths: Deaths, term: Term) -> None:
         self._deaths, self._term = deaths, term

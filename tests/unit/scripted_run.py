@@ -37,7 +37,7 @@ class Run:
     ):  # fmt: skip
         self.transport, self.clock = Following(workers + 1), Clock()
         self.iteration = -1
-        self.rows, self.gradient_error, self.lost, self.returned, self.outcomes, self.stuck = [], [], {}, [], {}, []
+        self.rows, self.gradient_error, self.lost, self.returned, self.outcomes, self.said = [], [], {}, [], {}, []
         self.wrong, self.steps, self.is_enough = [], 0, lambda row, params: False
         for module in (loop, links, processes):
             monkeypatch.setattr(module, "time", self.clock)
@@ -50,7 +50,7 @@ class Run:
             chunk=self._chunk,
             failure_text=lambda worker, text: text or "it raised",
             wrong=lambda *what: self.wrong.append(what),
-            stuck=self.stuck.append,
+            say=self.said.append,
         )
         coding = Coding(chunks_per_worker=chunks_per_worker, replication=replication, parts=parts)
         self.plan = make_plan(coding, schedule, workers, SEED)

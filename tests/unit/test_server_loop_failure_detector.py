@@ -59,7 +59,7 @@ def test_gradients_that_do_not_return_are_told_in_one_line(make_run):
 
     run.follow(script(), 1)
     line = "for 30 s gradients have not returned: worker 1 in chunk 1, worker 2 in chunk 2; in model.py:3: wait()"
-    assert run.stuck == [line]
+    assert run.said == [line]
     assert run.lost == {}
 
 
