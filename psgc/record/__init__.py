@@ -1,1 +1,1 @@
-"""What a run writes: the files of its directory, progress, the summary, and what loggers get."""
+"""What a run writes: the files in its directory, progress lines, the summary, and values for loggers."""

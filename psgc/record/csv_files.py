@@ -1,4 +1,4 @@
-"""iterations.csv, lost.csv, restores.csv: the text of their rows, and the rows of a file, whatever is in it."""
+"""iterations.csv, lost.csv and restores.csv: writing their rows, and reading them from files that may be damaged."""
 
 import csv
 import io
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from psgc.disk import open_regular, write_text
 from psgc.run_rows import COLUMNS, COUNTS, MOST, OPTIONAL, IterationRow, WorkerEvent
 
-RESTORED = "PSGC_RESTORED"  # `psgc launch` sets it for a run that it starts again: to the number of ranks before
+RESTORED = "PSGC_RESTORED"  # the number of ranks before; `psgc launch` sets it when it starts a run again
 LONGEST = 1 << 20  # bytes of a line
-TEXTS = ("host", "event", "reason")  # columns that are not of numbers
+TEXTS = ("host", "event", "reason")  # columns of text; all others are numbers
 
 
 def csv_text(*rows: Iterable[Any]) -> str:
@@ -25,16 +25,16 @@ def csv_text(*rows: Iterable[Any]) -> str:
 
 
 def row_text(row: IterationRow) -> str:
-    """The line of iterations.csv with nine digits of each number."""
+    """One line of iterations.csv, with nine digits of each number."""
     values = (getattr(row, column) for column in COLUMNS)
     return csv_text([f"{value:.9g}" if isinstance(value, float) else value for value in values])
 
 
 def csv_rows(path: Path, refuse: Callable[[str], object], known: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a file with these columns, except a last one that is not written to its end.
+    """The rows of a file, without an incomplete last row. Raises OSError, csv.Error.
 
-    refuse: called with what is wrong with the file or with a row; when it returns, that is left out.
-    Raises OSError, csv.Error.
+    refuse: is called with a message about a bad file or row; if it returns, the file or the row is left out
+    known: the columns that the file must have
     """
     rows = csv.reader(_lines(path))
     columns = tuple(next(rows, ()))
@@ -53,7 +53,7 @@ def csv_rows(path: Path, refuse: Callable[[str], object], known: Sequence[str]) 
 
 
 def earlier_rows(path: Path, end: float = math.inf) -> Iterator[IterationRow]:
-    """The rows of an iterations.csv, which may be damaged, before the iteration `end`."""
+    """The rows of an iterations.csv before the iteration `end`. Damaged rows are left out."""
     last = -1
     with suppress(OSError, csv.Error):
         for row in csv_rows(path, lambda _: None, COLUMNS):
@@ -63,7 +63,7 @@ def earlier_rows(path: Path, end: float = math.inf) -> Iterator[IterationRow]:
 
 
 def earlier_events(path: Path) -> list[WorkerEvent]:
-    """The rows of a lost.csv, which may be damaged."""
+    """The rows of a lost.csv. Damaged rows are left out."""
     try:
         return [WorkerEvent(**row) for row in csv_rows(path, lambda _: None, WorkerEvent._fields)]
     except (OSError, csv.Error):
@@ -71,10 +71,11 @@ def earlier_events(path: Path) -> list[WorkerEvent]:
 
 
 class Restored(NamedTuple):
-    """A row of restores.csv: `psgc launch` has started the run again, with all workers, and what that has cost.
+    """A row of restores.csv: `psgc launch` started the run again with all workers.
 
-    iteration: the first one afterwards; seconds: from the last step before to the first one after; repeated: steps that
-    were made before as well.
+    iteration: the first iteration after the restart
+    seconds: time from the last step before the restart to the first step after it
+    repeated: number of steps that were made before the restart and made again
     """
 
     iteration: int
@@ -83,17 +84,20 @@ class Restored(NamedTuple):
 
 
 def restored() -> bool:
-    """Whether `psgc launch` has started this run again, and has said so."""
+    """Whether `psgc launch` has started this run again."""
     return bool(os.environ.get(RESTORED))
 
 
 def were_tried(ranks: int) -> bool:
-    """Whether so many ranks are as many as in the run before, which has tried what they compute."""
+    """Whether the run before the restart had the same number of ranks, so that its trial covers this run."""
     return os.environ.get(RESTORED) == str(ranks)
 
 
 class RestoreRecord:
-    """Of a run that begins at `resume_at`, or at its beginning; made before its iterations.csv is written anew."""
+    """Writes restores.csv. Create it before iterations.csv is written anew.
+
+    resume_at: the first iteration of a resumed run; None for a new run
+    """
 
     def __init__(self, directory: Path, resume_at: int | None) -> None:
         self._path, record = directory / "restores.csv", directory / "iterations.csv"
@@ -105,11 +109,11 @@ class RestoreRecord:
             self.rows = [Restored(**row) for row in csv_rows(self._path, lambda _: None, Restored._fields)]
         if restored():
             with suppress(OSError):
-                self._last_step = record.stat().st_mtime  # rows are written as the steps are made
+                self._last_step = record.stat().st_mtime  # a row is written right after its step
                 self._repeated = sum(row.iteration >= resume_at for row in earlier_rows(record))
 
     def stepped(self, iteration: int) -> None:
-        """The step of this iteration is made. Raises OSError when the file cannot be written."""
+        """Call after the step of this iteration. Raises OSError when the file cannot be written."""
         if self._last_step is not None:
             seconds, self._last_step = round(time.time() - self._last_step, 3), None
             self.rows.append(Restored(iteration, seconds, self._repeated))
@@ -117,7 +121,7 @@ class RestoreRecord:
 
 
 def _value(column: str, text: str) -> float | str | None:
-    """The value of a field in this column, None for one that may be empty and is. Raises ValueError."""
+    """The value of a field in this column; None for an empty field of an optional column. Raises ValueError."""
     if column in OPTIONAL and not text:
         return None
     if column in TEXTS:

@@ -1,4 +1,4 @@
-"""Files that a user names on the command line, also pipes, terminals, /dev/null and stdout, and damaged files."""
+"""Reading and writing files that a user names on the command line; also pipes, terminals, /dev/null and stdout."""
 
 import json
 import math
@@ -16,9 +16,9 @@ from psgc.errors import UserError, one_line
 
 
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """`write` fills the file `path`, all or nothing. A pipe or a terminal is written to as it is.
+    """Write the file `path` with `write`, completely or not at all. A pipe or a terminal is written to directly.
 
-    Raises OSError with the path when it cannot be written, or is a link, a directory, a socket or a disk.
+    Raises OSError, with the path, when the file cannot be written or is a link, a directory, a socket or a disk.
     """
     with naming(path):
         if _is_stream(path):
@@ -35,7 +35,7 @@ def write_output_text(path: Path, text: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError into a UserError that says that `path` cannot be written."""
+    """Turn an OSError into a UserError that says that `path` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -44,7 +44,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns any error of a parser of the file `path` into a UserError of one line."""
+    """Turn any error while reading or parsing the file `path` into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -56,20 +56,20 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def check_file(option: str, file: str | None) -> None:
-    """Raises UserError when `file`, given with `option`, cannot be written; nothing is done without one."""
+    """Raises UserError when `file`, the value of `option`, cannot be written. None is accepted."""
     if file is not None and (not Path(file).absolute().parent.is_dir() or Path(file).is_dir()):
         raise UserError(f"{option} {file}: expected a file in a directory that exists")
 
 
 def check_plot(file: str | None) -> None:
-    """The same for `--plot`, whose name says which kind of figure it is."""
+    """Raises UserError when the file of `--plot` cannot be written or is not an image file."""
     check_file("--plot", file)
     if file is not None and Path(file).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--plot {file}: expected a name that ends in .png, .pdf or .svg")
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """With nan and inf as text: JSON has none, and its null says that there is no such number."""
+    """The values with nan and inf as text. JSON has neither, and null means here that there is no number."""
     return {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 

@@ -1,7 +1,7 @@
-"""What happens in a run, for TensorBoard, MLflow, Weights & Biases and Prometheus, on rank 0.
+"""Loggers on rank 0: TensorBoard, MLflow, Weights & Biases and Prometheus.
 
-Each takes its own settings from its own environment variables, such as MLFLOW_TRACKING_URI and WANDB_MODE=offline, and
-uses the run of MLflow or of wandb that the program has begun itself.
+Each logger reads its own environment variables, such as MLFLOW_TRACKING_URI and WANDB_MODE=offline. If the program has
+begun a run of MLflow or wandb itself, that run is used.
 """
 
 import errno
@@ -20,19 +20,19 @@ from psgc.terminal import say
 
 
 class _Logger(NamedTuple):
-    log: Callable[[Mapping[str, float], int], object]  # values at an iteration
-    close: Callable[[bool], object]  # whether the run has failed
+    log: Callable[[Mapping[str, float], int], object]  # log(values by name, iteration)
+    close: Callable[[bool], object]  # close(has_failed)
 
 
 class _LogTarget(NamedTuple):
-    key: str  # of the settings
+    key: str  # the setting that asks for it
     package: str
     make: Callable[[Path], _Logger]
 
     def check(self) -> None:
-        """Raises UserError, which says what to install, when the package is missing."""
+        """Raises UserError, with the package to install, when the package is missing."""
         spec = find_spec(self.package)
-        if spec is None or spec.origin is None:  # wandb leaves a folder of its name, which could be imported as well
+        if spec is None or spec.origin is None:  # wandb writes a folder "wandb", which Python could import
             raise UserError(f"{self.key}: {self.package} is not installed; pip install {self.package}")
 
     def begin(self, directory: Path) -> _Logger:
@@ -40,14 +40,14 @@ class _LogTarget(NamedTuple):
         self.check()
         try:
             return self.make(directory)
-        except Exception as error:  # of another package
+        except Exception as error:  # other packages raise many kinds
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{self.key}: {self.package} cannot begin: {one_line(error)}") from error
 
 
 def _targets(config: Config) -> dict[str, _LogTarget]:
-    """Who is told, by the names that messages have for them."""
+    """The loggers of the settings, by their names in messages."""
     found = {f"log: {name}": _LogTarget("log", name, MAKERS[name]) for name in config.log}
     if config.metrics is not None:
         make = partial(_prometheus, config.metrics.prometheus)
@@ -56,21 +56,23 @@ def _targets(config: Config) -> dict[str, _LogTarget]:
 
 
 def check_installed(config: Config) -> None:
-    """Raises UserError, which says what to install, when one of the loggers is missing."""
+    """Raises UserError, with the package to install, when the package of a logger is missing."""
     for target in _targets(config).values():
         target.check()
 
 
 class Loggers:
-    """Tells all of them. One that fails is left out from then on, and the run continues.
+    """All loggers of a run. A logger that fails is left out from then on, and the run continues.
 
-    directory: of the run; must_begin: else one that cannot begin is left out as well. For one thread, since MLflow has
-    a run for each thread. Raises UserError when one cannot begin.
+    Use it in one thread, because MLflow has one run for each thread.
+
+    directory: the run directory
+    must_begin: raise UserError when a logger cannot begin; else leave the logger out
     """
 
     def __init__(self, config: Config, directory: Path, must_begin: bool = True) -> None:
         self._loggers: dict[str, _Logger] = {}
-        self._metrics: dict[int, dict[str, float]] = {}  # by iteration, until its row is here
+        self._metrics: dict[int, dict[str, float]] = {}  # by iteration, until the row of that iteration is logged
         for name, target in _targets(config).items():
             try:
                 self._loggers[name] = target.begin(directory)
@@ -81,7 +83,7 @@ class Loggers:
                 say(f"psgc: {error}; the run goes on without it", error=True)
 
     def metrics(self, iteration: int, means: Mapping[str, float]) -> None:
-        """The means of an evaluation in this iteration; they are written with its row."""
+        """Keep the means of an evaluation in this iteration. They are logged with its row."""
         self._metrics[iteration] = {f"evaluate/{name}" if name else "evaluate": mean for name, mean in means.items()}
 
     def row(self, row: IterationRow) -> None:
@@ -96,7 +98,7 @@ class Loggers:
         for name, logger in [*self._loggers.items()]:
             try:
                 do(logger)
-            except Exception as error:  # of another package
+            except Exception as error:  # other packages raise many kinds
                 del self._loggers[name]
                 say(f"psgc: {name}: {one_line(error)}; the run goes on without it", error=True)
 
@@ -161,8 +163,8 @@ def _prometheus(port: int, directory: Path) -> _Logger:
     try:
         server, thread = start_http_server(port, registry=registry)
     except OSError as error:
-        why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
-        raise UserError(f"metrics.prometheus: port {port} {why}; expected a free one") from None
+        why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        raise UserError(f"metrics.prometheus: port {port} {why}; expected a free port") from None
 
     def close(_: bool) -> None:
         server.shutdown()

@@ -1,4 +1,4 @@
-"""What loggers and Prometheus are told of each iteration: one table of names."""
+"""The values that loggers and Prometheus get for each iteration: one table of names."""
 
 import math
 from bisect import bisect
@@ -9,14 +9,12 @@ import numpy as np
 
 from psgc.run_rows import HELD_OUT, IterationRow
 
-SLOW = 1.5  # times what a chunk takes in the median of the workers; more than in a report, for one iteration has noise
+SLOW = 1.5  # times the median time of a chunk; higher than the limit of `psgc report`, since one iteration is noisy
 
 
 class Measure(NamedTuple):
-    """is_total: it is counted from the beginning of the run, so it only grows."""
-
     text: str
-    is_total: bool = False
+    is_total: bool = False  # a total since the beginning of the run, which never falls
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -24,27 +22,27 @@ MEASURES: Mapping[str, Measure] = {
     "test_loss": Measure("loss of the held-out rows"),
     "test_accuracy": Measure("accuracy on the held-out rows"),
     "seconds": Measure("seconds of the newest iteration"),
-    "efficiency": Measure("T*/T: what the iteration had taken at best, over what it took"),
-    "error_measure": Measure("share of the copies that is missing, of approximate recovery"),
-    "lost_workers": Measure("workers that are not there"),
+    "efficiency": Measure("T*/T: the shortest possible time of the iteration over its time"),
+    "error_measure": Measure("share of the copies that is missing (approximate recovery)"),
+    "lost_workers": Measure("workers that are lost"),
     "slow_workers": Measure(f"workers whose chunks took more than {SLOW:g} times the median"),
-    "iterations": Measure("iterations that are done", is_total=True),
-    "chunks": Measure("chunks whose copy counted", is_total=True),
-    "redundant_chunks": Measure("chunks that were done and did not count", is_total=True),
-    "bytes": Measure("bytes in and out of rank 0", is_total=True),
-    "restores": Measure("times that psgc launch started the run again with everybody", is_total=True),
+    "iterations": Measure("finished iterations", is_total=True),
+    "chunks": Measure("copies of chunks that counted", is_total=True),
+    "redundant_chunks": Measure("copies of chunks that were computed and did not count", is_total=True),
+    "bytes": Measure("bytes that rank 0 sent and received", is_total=True),
+    "restores": Measure("times that psgc launch started the run again with all workers", is_total=True),
     "takeovers": Measure("times that a worker took over from rank 0", is_total=True),
 }
 
 
 def of_row(row: IterationRow) -> dict[str, float]:
-    """What a row has of them, and is known."""
+    """The measures that a row has, without unknown ones."""
     values = {name: getattr(row, name) for name in ("loss", "seconds", "efficiency", "error_measure", *HELD_OUT)}
     return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
 
 
 def slow_workers(pace: np.ndarray) -> int:
-    """How many are slow. pace: (workers,), seconds of a chunk, nan for who has done none.
+    """The number of slow workers. pace: (workers,), seconds per chunk, nan for a worker that has done no chunk.
 
     >>> slow_workers(np.array([1.0, 1.2, np.nan, 5.0]))
     1

@@ -1,4 +1,4 @@
-"""What rich shows: the progress of a run, as a live bar on a terminal or a plain line every few seconds, and tables."""
+"""Output with rich: tables, and the progress of a run as a bar on a terminal, else as a line every few seconds."""
 
 import os
 import random
@@ -7,7 +7,7 @@ import time
 from psgc.errors import visible
 from psgc.terminal import draw, say
 
-_state = random.getstate()  # the user's: rich draws from it when it is imported
+_state = random.getstate()  # importing rich draws random numbers, which must not change the user's
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -19,10 +19,14 @@ WIDEST = 2000  # characters of a line of a table
 
 
 class RunProgress:
-    """Shows how many of `iterations` are done, of which `done` were done before, and of `epochs` if they are counted.
+    """Shows how many iterations of a run are done.
 
-    mpirun gives a rank a terminal even in a batch job. So `psgc launch` sets PSGC_TERMINAL=COLUMNS where there is one.
-    columns: of the terminal of a process that mpirun did not start.
+    mpirun gives a rank a terminal even in a batch job. So `psgc launch` sets PSGC_TERMINAL=COLUMNS on a real terminal.
+
+    iterations: number of iterations of the run
+    done: number of iterations that were done before this process
+    columns: width of the terminal, for a process that mpirun did not start; None: no terminal
+    epochs: number of epochs of the run, which are then shown as well
     """
 
     def __init__(self, iterations: int, done: int = 0, columns: int | None = None, epochs: int | None = None) -> None:
@@ -30,8 +34,8 @@ class RunProgress:
         self._first = self._done = done
         self._began = self._last = time.monotonic()
         self._held: list[str] = []
-        if (told := os.environ.get("PSGC_TERMINAL", "")).isdigit():
-            columns = int(told)
+        if (width := os.environ.get("PSGC_TERMINAL", "")).isdigit():
+            columns = int(width)
         self._bar: Progress | None = None
         if columns is not None:
             console = Console(force_terminal=True, width=columns, legacy_windows=False)
@@ -48,7 +52,7 @@ class RunProgress:
             self._bar.start()
 
     def expect(self, iterations: int, done: int) -> None:
-        """There are so many iterations now, of which `done` are done."""
+        """Set the number of iterations of the run, and the number of those that are done."""
         self._iterations = iterations
         if done != self._done:
             self._first = self._done = done
@@ -57,9 +61,11 @@ class RunProgress:
             self._bar.update(self._task, total=iterations, completed=done)
 
     def update(self, loss: float | None, seconds: float, held_out: str = "") -> None:
-        """One more iteration: its loss, None when the problem has none, and how long it took.
+        """Show one more iteration.
 
-        held_out: the newest figure of held-out rows.
+        loss: its loss; None when the problem has none
+        seconds: its time
+        held_out: the newest loss or accuracy on held-out rows, as text
         """
         self._say_held()
         self._done += 1
@@ -80,7 +86,7 @@ class RunProgress:
             )
 
     def hold(self, text: str) -> None:
-        """Show a line when the iteration is done or before the next line, and never when the run ends first."""
+        """Show a line after this iteration, or before the next line. If the run ends first, it is never shown."""
         self._held.append(text)
 
     def say(self, text: str) -> None:
@@ -105,7 +111,7 @@ class RunProgress:
 
 
 def epoch_of(done: int, iterations: int, epochs: int) -> int:
-    """The epoch, counted from 1, that the last of `done` iterations was in; all epochs have as many.
+    """The epoch, counted from 1, of the last of `done` iterations. All epochs have the same number of iterations.
 
     >>> [epoch_of(done, iterations=6, epochs=2) for done in (1, 3, 4, 6)]
     [1, 1, 2, 2]
@@ -114,7 +120,7 @@ def epoch_of(done: int, iterations: int, epochs: int) -> int:
 
 
 def show(table: Table) -> None:
-    """Print a table. It is never cut: a terminal that is too narrow for it breaks its lines."""
+    """Print a table. Long lines are not cut; a narrow terminal wraps them."""
     console = Console()
     console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
     with console.capture() as drawn:
@@ -123,7 +129,7 @@ def show(table: Table) -> None:
 
 
 def progress_bar() -> Progress:
-    """A bar on standard error, gone at the end; none where nobody watches."""
+    """A bar on standard error, which disappears at the end. Without a terminal there is no bar."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

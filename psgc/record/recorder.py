@@ -1,7 +1,7 @@
-"""The recorder of a run: it writes its directory, config.yaml, iterations.csv, lost.csv and so on to summary.json.
+"""The recorder of a run: it writes the run directory.
 
 iterations.csv, lost.csv and the timeline grow row by row and can be read at any moment. The other files are written
-whole: config.yaml at the start, params.npy and summary.json when the run ends, however it ends.
+at once: config.yaml at the start, params.npy and summary.json when the run ends or fails.
 """
 
 import errno
@@ -27,12 +27,16 @@ from psgc.terminal import say
 
 
 class Recorder:
-    """Keeps the record of a run in `directory`, which is empty unless `resume_at` is given. Raises UserError.
+    """Keeps the record of a run in a directory. Raises UserError.
 
-    assignment: (chunks, workers), which chunks the workers hold under the schedule. parts: copies that determine a
-    chunk. own_chunks: (workers,), how many chunks each worker would do without redundancy. iterations: of the whole
-    run, at most. resume_at: continue the record from this iteration on; later rows are dropped. took: seconds of the
-    last iterations before, which may have no row since a rank 0 has died: they get one, in which the rest is not known.
+    directory: the run directory; empty unless `resume_at` is given
+    assignment: (chunks, workers), 0/1 matrix: the chunks that each worker holds under the schedule
+    parts: number of copies that determine a chunk
+    own_chunks: (workers,), number of chunks of each worker without redundancy
+    iterations: largest number of iterations of the whole run
+    resume_at: continue the record from this iteration; later rows are dropped
+    took: seconds of the last iterations before `resume_at`, by iteration. After the death of rank 0 these may have no
+        row; they get a row in which all else is unknown.
     """
 
     def __init__(
@@ -54,21 +58,21 @@ class Recorder:
         self.events: list[WorkerEvent] = []  # the rows of lost.csv
         self._lost_csv: GrowingFile | None = None
         self.timeline_every = recorded_every(iterations, assignment.nnz)
-        self.lacks_room = False  # for params.npy or summary.json
+        self.lacks_room = False  # the disk has no room for params.npy or summary.json
         self._saved: np.ndarray | None = None  # the parameters that params.npy holds
-        self.not_whole: dict[str, str] = {}  # files that lack something on the disk, and why
+        self.not_whole: dict[str, str] = {}  # incomplete files, and why
         try:
-            (directory / "summary.json").unlink(missing_ok=True)  # it is that of a run that has ended
+            (directory / "summary.json").unlink(missing_ok=True)  # it would say that the run has ended
             write_text(directory / "config.yaml", config_text)
             self.restores = RestoreRecord(directory, resume_at)
             self._start(resume_at, took)
         except OSError as error:
             raise unwritable(self._named, error) from None
-        # one chunk that a worker worked on; called for each of them, so nothing else is done here
+        # record one chunk; called for each chunk of each worker, so it is the writer's method itself
         self.chunk: Callable[[int, int, int, float, float, int], None] = self._timeline.add
 
     def _start(self, resume_at: int | None, took: Mapping[int, float] | None) -> None:
-        """Begin the files that grow, with the rows of an earlier part of the run that stay."""
+        """Begin the files that grow, with the rows of the run before `resume_at`."""
         path, text, earlier = self._directory / "iterations.csv", csv_text(COLUMNS), None
         if resume_at is not None:
             for row in _with_missing(earlier_rows(path, resume_at), resume_at, took):
@@ -80,7 +84,7 @@ class Recorder:
             except UserError:
                 earlier = None
         self._csv = GrowingFile(path, text.encode())
-        if resume_at is not None and took is None:  # else rank 0 was lost, and it is the same run
+        if resume_at is not None and took is None:  # after a takeover, lost workers are still lost
             self._all_are_back(resume_at)
         self._timeline = TimelineWriter(self._directory, self._workers, self._num_chunks, self.timeline_every)
         for piece in pieces(earlier) if earlier is not None else ():
@@ -92,7 +96,7 @@ class Recorder:
             self._timeline.write(entries, all_iterations=True)
 
     def _all_are_back(self, iteration: int) -> None:
-        """Everybody takes part in a run that is resumed, also who was lost before."""
+        """Record that lost workers have returned: all workers take part in a resumed run."""
         away = {}
         for event in self.events:
             if event.event != "wrong":
@@ -101,16 +105,16 @@ class Recorder:
             self.event(WorkerEvent(iteration, worker, "", "returned", ""))
 
     def iteration(self, row: IterationRow) -> dict[str, float]:
-        """One finished iteration, after its chunks; fills in what the server does not know.
+        """Record a finished iteration, after its chunks. Fills in the bound, the efficiency and the error in `row`.
 
-        Returns what there is to be told besides the row (`psgc.record.measures`).
+        Returns the values for loggers that are not in the row (`psgc.record.measures`).
         """
         entries = self._timeline.take()
         self._keep("timeline.raw", lambda: self._timeline.write(entries))
         mine = entries[entries["iteration"] == row.iteration]
         done = mine[mine["outcome"] != Outcome.ABANDONED]
         pace = seconds_per_chunk(done, self._workers)
-        # how long the evaluation takes is no matter of the schedule, and not in the seconds of the chunks
+        # an evaluation takes time that the times of the chunks do not have
         row.bound = math.nan if row.is_evaluated else self._bounds.bound(row, done, pace)
         row.efficiency = row.bound / row.seconds
         row.actual_error = math.nan if row.missing else 0.0
@@ -133,7 +137,7 @@ class Recorder:
         }
 
     def event(self, event: WorkerEvent) -> None:
-        """A worker is lost, has sent a copy that does not agree with those of the others, or is back."""
+        """Record that a worker is lost, has returned, or has sent a copy that differs from the copies of the others."""
         self.events.append(event)
         self._keep("lost.csv", self._write_event)
 
@@ -145,7 +149,7 @@ class Recorder:
             self._lost_csv.write(csv_text(self.events[-1]).encode())
 
     def failure_text(self, worker: int, text: str) -> str:
-        """Save the text of a worker's error; returns its first line, and where the traceback is."""
+        """Save the text of a worker's error. Returns its first line, with the file of the traceback."""
         lines = text.strip().splitlines() or ["it failed without a reason"]
         if len(lines) == 1:
             return lines[0]
@@ -157,10 +161,10 @@ class Recorder:
         return f"{lines[0]} (traceback in {self._named / name})"
 
     def complete(self, actual_errors: Mapping[int, float]) -> None:
-        """Fill in the actual errors, by iteration, which are not known before the run is over."""
+        """Fill in the actual errors, by iteration. They are known only after the run."""
 
         def write(stream: IO[bytes]) -> None:
-            self._csv.write()  # what did not fit before
+            self._csv.write()  # rows that did not fit on the disk before
             stream.write(csv_text(COLUMNS).encode())
             for row in earlier_rows(path):
                 row.actual_error = actual_errors.get(row.iteration, row.actual_error)
@@ -172,10 +176,10 @@ class Recorder:
             self._keep("iterations.csv", lambda: write_whole(path, write))
 
     def finish(self, params: np.ndarray | None, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write params, if any, timeline and summary; returns that with the files that lack something (`not_whole`).
+        """Write the parameters, if any, the timeline and the summary. Returns the summary with `not_whole`.
 
-        The timeline makes room for the other two. A run whose parameters cannot be written has failed. May be called
-        again. Raises OSError when the summary cannot be written.
+        On a full disk the timeline is removed for the other two files. If the parameters cannot be written, the run
+        has failed. May be called again. Raises OSError when the summary cannot be written.
         """
         self.lacks_room = False
         if params is not None:
@@ -210,7 +214,7 @@ class Recorder:
         write_text(self._directory / "summary.json", f"{text}\n")
 
     def _completed(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """The summary with what could not be written."""
+        """The summary with the files that are incomplete."""
         if self.not_whole:
             summary = summary | {"not_whole": dict(self.not_whole)}
         if "params.npy" in self.not_whole and summary.get("status") == "done":
@@ -219,15 +223,15 @@ class Recorder:
         return summary
 
     def keep_best(self, params: np.ndarray) -> None:
-        """Write the parameters that are the best so far (`evaluate.keep_best`)."""
+        """Write the best parameters so far (`evaluate.keep_best`)."""
         path = self._directory / "best.npy"
         self._keep(path.name, lambda: write_whole(path, lambda stream: np.save(stream, params, allow_pickle=False)))
 
     def drop_timeline(self) -> None:
         """Remove the timeline from the disk, to make room for a checkpoint."""
         if not self._timeline.is_dropped:
-            lost = "makes room for a checkpoint; the record is incomplete, the run goes on"
-            say(f"psgc: {self._named / 'timeline.raw'} {lost}", error=True)
+            text = "is removed to make room for a checkpoint; the record is incomplete, the run goes on"
+            say(f"psgc: {self._named / 'timeline.raw'} {text}", error=True)
             self._drop_timeline()
 
     def _drop_timeline(self) -> None:
@@ -235,7 +239,7 @@ class Recorder:
         self.not_whole["timeline.raw"] = os.strerror(errno.ENOSPC)
 
     def _making_room(self, write: Callable[[], object]) -> None:
-        """Write a file that matters more than the timeline; on a full disk the timeline is removed first."""
+        """Write a file that matters more than the timeline. On a full disk, remove the timeline and try again."""
         try:
             write()
         except OSError as error:
@@ -249,20 +253,20 @@ class Recorder:
                 raise
 
     def _keep(self, name: str, write: Callable[[], object]) -> None:
-        """Write to the file `name` of the record. On an error, say that it is incomplete; the run continues."""
+        """Write to the file `name` of the record. On an error, say that the record is incomplete, and continue."""
         try:
             write()
         except OSError as error:
             if name not in self.not_whole:
-                lost = f"{self._named / name}: {error.strerror}; the record is incomplete"
-                say(f"psgc: {lost}, the run goes on", error=True)
+                text = f"{self._named / name}: {error.strerror}; the record is incomplete, the run goes on"
+                say(f"psgc: {text}", error=True)
             self.not_whole[name] = str(error.strerror)
         else:
             self.not_whole.pop(name, None)
 
 
 def _with_missing(rows: Iterable[IterationRow], end: int, took: Mapping[int, float] | None) -> Iterator[IterationRow]:
-    """The rows, and after them those up to `end` that are missing; None: none of these."""
+    """The rows, and then a row for each missing iteration before `end`. If `took` is None, no row is added."""
     last = -1
     for row in rows:
         last = row.iteration
@@ -274,6 +278,6 @@ def _with_missing(rows: Iterable[IterationRow], end: int, took: Mapping[int, flo
 
 
 def unwritable(directory: Path, error: OSError) -> UserError:
-    """What is said when nothing can be written in the run directory."""
+    """The error when nothing can be written in the run directory."""
     where = error.filename or directory
-    return UserError(f"output: {where}: {error.strerror}; a directory that can be written is needed")
+    return UserError(f"output: {where}: {error.strerror}; expected a directory that can be written")

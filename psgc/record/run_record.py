@@ -1,4 +1,4 @@
-"""What rank 0 records of a run, and tells people, as its server reports it: chunks, iterations, what befell workers."""
+"""Receives the events of the server on rank 0: chunks, iterations, lost workers. Records and prints them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,10 @@ from psgc.terminal import say
 
 
 class RunRecord:
-    """The part of the observer of a run (`psgc.server.observer.Observer`) that all runs share.
+    """The part of the observer (`psgc.server.observer.Observer`) that all runs share.
 
-    recorder: writes the run directory; None: there is none. progress: says lines while it is shown; None: it is not.
+    recorder: writes the run directory; None: there is no run directory
+    progress: the progress bar, which then prints the lines; None: there is no progress
     """
 
     recorder: Recorder | None
@@ -24,7 +25,7 @@ class RunRecord:
 
     def record_in(self, recorder: Recorder | None) -> None:
         self.recorder = recorder
-        # called for each chunk, so nothing else is done here
+        # called for each chunk, so it is the recorder's method itself
         self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk if recorder else lambda *_: None
 
     def iteration(self, row: Any) -> None:

@@ -1,4 +1,4 @@
-"""The end of a run in numbers (summary.json) and in a few lines for a person."""
+"""The summary of a run: summary.json, and the lines that are printed at the end."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,19 @@ from psgc.plan import Plan
 from psgc.record.recorder import Recorder
 from psgc.run_rows import Outcome
 
-NAMED = 4  # lost and returned workers that the lines for a person name
-MUCH = 0.3  # of the time, as overhead: said
-SEVERAL = 2.0  # chunks in one pass, on average: workers compute what they can at once
-TOLD = 0.5  # of an iteration, that the computing time without redundancy has to be
+NAMED = 4  # lost and returned workers that are named at the end
+MUCH = 0.3  # share of the time; advice is given if the overhead is larger
+SEVERAL = 2.0  # mean number of chunks in a pass above which workers compute all they can in one pass
+COMPARABLE = 0.5  # the computing time without redundancy is printed if it is a larger share of an iteration
 
 
 def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
-    """The content of summary.json; None stands for what is not known. A loss may be nan or inf.
+    """The content of summary.json. None means unknown. A loss may be nan or inf.
 
-    seconds: wall time of the training; settings: more entries; status: done, failed or interrupted; reason: of it.
+    seconds: wall time of the training
+    settings: further entries
+    status: done, failed or interrupted
+    reason: why the run has this status
     """
     tally = recorder.tally
     bounds, took = np.array(tally.bounds), np.array(tally.seconds)
@@ -43,7 +46,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "seconds_per_iteration": median(took),
         "uncoded_seconds_per_iteration": median(tally.uncoded),
         "bound_seconds_per_iteration": median(bounds),
-        "overhead": median(tally.overheads[1:] or tally.overheads),  # in the first one ranks are still being set up
+        "overhead": median(tally.overheads[1:] or tally.overheads),  # during the first, ranks still set themselves up
         "seconds_per_chunk": median(tally.chunk_seconds),
         "chunks_per_pass": (used + late) / tally.passes if tally.passes else None,
         "efficiency": median(bounds[known] / took[known]),
@@ -64,7 +67,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
 
 
 def settings_of(config: Config, plan: Plan, code: int, **others: Any) -> dict[str, Any]:
-    """What summary.json has of the settings, and the exit code. others: entries in the place of these."""
+    """The settings and the exit code as entries of summary.json. others: entries that replace or extend these."""
     return {
         "workers": plan.num_workers,
         "chunks": plan.num_chunks,
@@ -78,12 +81,13 @@ def settings_of(config: Config, plan: Plan, code: int, **others: Any) -> dict[st
 
 
 def takeovers_in(recorder: Recorder, seconds: float | None) -> dict[str, object]:
-    """How often rank 0 was lost, if it was; seconds: that this took, as far as is known."""
+    """The number of takeovers as entries of summary.json, none without a takeover. seconds: their time, if known."""
     number = sum(event.worker == 0 for event in recorder.events)
     return {"takeovers": number, "takeover_seconds": seconds} if number else {}
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
+    """The lines that are printed at the end of a run."""
     epochs = f" (epoch {summary['epoch']}/{summary['batch']['epochs']})" if "epoch" in summary else ""
     text = [f"{summary['status']} after {summary['iterations']} iterations{epochs} in {summary['seconds']:.1f} s"]
     if summary["final_loss"] is not None:
@@ -102,8 +106,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
         return text
     per, uncoded = summary["seconds_per_iteration"], summary["uncoded_seconds_per_iteration"]
     without = ""
-    # where an iteration is mostly overhead, which waiting would not save, its computing time compares with nothing
-    if uncoded is not None and uncoded > TOLD * per and summary.get("workers") != 1:
+    # if an iteration is mostly overhead, which `uncoded` leaves out, the two times cannot be compared
+    if uncoded is not None and uncoded > COMPARABLE * per and summary.get("workers") != 1:
         without = f"; waiting for everybody, without redundancy: at least {duration(uncoded)} ({uncoded / per:.1f} x)"
     text.append(f"  per iteration      {duration(per)}{without}")
     if summary["efficiency"] is not None:
@@ -134,13 +138,13 @@ def lines(summary: dict[str, Any]) -> list[str]:
     if number := summary.get("takeovers"):
         seconds = summary["takeover_seconds"]
         took = "" if seconds is None else f", in {duration(seconds)}"
-        text.append(f"  takeovers          {number}: rank 0 was lost, and a worker went on as the server{took}")
+        text.append(f"  takeovers          {number}: rank 0 was lost, and a worker became the server{took}")
     if summary.get("not_whole"):
         files = ", ".join(f"{name} ({reason})" for name, reason in summary["not_whole"].items())
-        text.append(f"  not whole          {files}")
+        text.append(f"  incomplete files   {files}")
     if compared := summary.get("compared"):
         doubts = compared["doubts"]
-        more = f"; {doubts} differed when nobody could say which is wrong" if doubts else ""
+        more = f"; {doubts} pairs of copies differed, unknown which was wrong" if doubts else ""
         text.append(f"  compared           {100 * compared['share']:.1f} % of the chunks (verify.idle){more}")
     if summary["wrong"]:
         copies = ", ".join(f"{count} of worker {worker}" for worker, count in summary["wrong"].items())
@@ -149,12 +153,12 @@ def lines(summary: dict[str, Any]) -> list[str]:
 
 
 def advice(summary: Mapping[str, Any]) -> str | None:
-    """What to change in a run with this summary to reduce its overhead; None where that is not `MUCH`."""
+    """How to reduce the overhead of a run with this summary; None if the overhead is at most `MUCH`."""
     share = summary.get("overhead")
     if share is None or share <= MUCH:
         return None
     seconds, in_one, own = summary["seconds_per_chunk"], summary["chunks_per_pass"], summary.get("chunks_per_worker")
-    if in_one > SEVERAL:  # fewer chunks would not be fewer passes
+    if in_one > SEVERAL:  # with fewer chunks there would be as many passes
         larger = "larger batches, or " if own is None or summary.get("batch") else ""
         each = f"a pass over {in_one:.0f} chunks takes {duration(in_one * seconds)}"
         return f"{each}; try {larger}fewer workers (psgc launch -n)"
@@ -164,17 +168,17 @@ def advice(summary: Mapping[str, Any]) -> str | None:
     fewer = own
     while fewer > 1 and _share(summary, fewer / own) > MUCH:
         fewer //= 2
-    if _share(summary, fewer / own) > 0.9 * share:  # messages are not for chunks, or there is one chunk already
+    if _share(summary, fewer / own) > 0.9 * share:  # there is one chunk already, or few messages are about chunks
         return f"{each}; try fewer workers (psgc launch -n)"
     batch = summary.get("batch")
-    rows = f", batch: {batch * own // fewer}" if isinstance(batch, int) else ""  # of each chunk
+    rows = f", batch: {batch * own // fewer}" if isinstance(batch, int) else ""  # rows of each chunk
     return f"{each}; try coding.chunks_per_worker: {fewer}{rows}"
 
 
 def _share(summary: Mapping[str, Any], chunks: float) -> float:
-    """The overhead with `chunks` times as many chunks: proportional to messages, and for vectors to their bytes."""
+    """The estimated overhead with `chunks` times as many chunks: in proportion to messages and the bytes of vectors."""
     copies = (summary["chunks_used"] + summary["chunks_late"]) / summary["iterations"]
-    others = summary["workers"]  # with `per_chunk` as large as reports of chunks
+    others = summary["workers"]  # messages that are not about chunks; with `per_chunk` they are as large as reports
     if summary["transfer"] == "combined":
         others = 2 * summary["workers"] + summary["bytes"] / summary["iterations"] / MESSAGE
     rest = summary["overhead"] * (others + chunks * copies) / (others + copies)
@@ -195,16 +199,16 @@ def _approximate(summary: dict[str, Any]) -> str:
 
 
 def _losses(events: list[dict[str, Any]]) -> str:
-    """The first few of the workers that were lost or came back: when and why."""
-    told = []
+    """When and why the first few workers were lost, and when they returned."""
+    texts = []
     for event in events[:NAMED]:
         if event["event"] == "lost":
             reason = event["reason"] if len(event["reason"]) <= 60 else f"{event['reason'][:57]}..."
-            told.append(f"{event['worker']} on {event['host']} in iteration {event['iteration']} ({reason})")
+            texts.append(f"{event['worker']} on {event['host']} in iteration {event['iteration']} ({reason})")
         else:
-            told.append(f"{event['worker']} back in iteration {event['iteration']}")
+            texts.append(f"{event['worker']} back in iteration {event['iteration']}")
     more = f", and {len(events) - NAMED} more in lost.csv" if len(events) > NAMED else ""
-    return ", ".join(told) + more
+    return ", ".join(texts) + more
 
 
 def median(values: Sequence[float] | np.ndarray) -> float | None:
@@ -213,5 +217,5 @@ def median(values: Sequence[float] | np.ndarray) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 57.8 ms, 12.3 s."""
+    """A time as text: 57.8 ms, 12.3 s."""
     return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"

@@ -1,7 +1,8 @@
 """The timeline of a run: every chunk that a worker worked on, and its outcome.
 
-During the run it grows in `timeline.raw`, a line of JSON and then entries of 29 bytes, so that a killed run has one as
-well. When the run ends, `timeline.npz` takes its place. Readers map both, so that no timeline has to fit into memory.
+During the run the timeline grows in `timeline.raw`: a line of JSON, then entries of 29 bytes. So a killed run has a
+timeline as well. When the run ends, `timeline.npz` replaces it. Both files are memory-mapped when they are read, so a
+timeline may be larger than the memory.
 """
 
 import errno
@@ -21,30 +22,31 @@ from psgc.disk import GrowingFile, open_regular, write_whole
 from psgc.record.files import reading
 from psgc.run_rows import OUTCOMES, TIMELINE
 
-MOST_BYTES = 1_000_000_000  # of a timeline; where all iterations would take more, some are left out
-MOST_WAITING = 1 << 26  # bytes that wait in memory until there is room on the disk
-FORMAT = 1  # of timeline.raw
+MOST_BYTES = 1_000_000_000  # of a timeline; if it would be larger, some iterations are left out
+MOST_WAITING = 1 << 26  # bytes that are kept in memory while the disk is full
+FORMAT = 1  # version of the format of timeline.raw
 ENTRY = np.dtype([(name, field.dtype) for name, field in TIMELINE.items()])
 _pack = struct.Struct("<iiiddb").pack  # one ENTRY
 LONGEST_HEAD = 1000  # bytes of the first line of timeline.raw
-PIECE = 1 << 18  # entries that are looked at together
-SAME = 1e-9  # seconds by which recorded times of the chunks of a pass may be off
+PIECE = 1 << 18  # entries that are read at a time
+SAME = 1e-9  # seconds by which the recorded times of the chunks of one pass may differ
 
 Columns = dict[str, np.ndarray]
 
 
 def recorded_every(iterations: int, copies: int) -> int:
-    """Every how many iterations one is recorded, so that the timeline does not exceed `MOST_BYTES`.
+    """The interval, in iterations, at which one is recorded, so that the timeline does not exceed `MOST_BYTES`.
 
-    copies: chunks that the workers may work on in an iteration.
+    copies: number of chunks that all workers may compute in an iteration
     """
     return max(1, math.ceil(iterations * copies * ENTRY.itemsize / MOST_BYTES))
 
 
 def passes(columns: Columns | np.ndarray) -> Columns:
-    """The passes of an iteration, with `start` and `end`: chunks of a worker that took the same, with no pause between.
+    """The passes of an iteration, from its chunks. Chunks of one pass took the same time, with no pause between.
 
-    order: of all chunks; begins: the places in it at which a pass begins.
+    Returns `worker`, `start`, `end` and `outcome`: (passes,); `order`: (chunks,), sorted by worker and start;
+    `begins`: (passes,), the places in `order` at which the passes begin.
 
     >>> chunks = {"worker": [1, 1, 2, 1], "start": [0.0, 0.5, 0.5, 1.1], "seconds": [0.5] * 4, "outcome": [0] * 4}
     >>> found = passes({name: np.array(values) for name, values in chunks.items()})
@@ -63,9 +65,9 @@ def passes(columns: Columns | np.ndarray) -> Columns:
 
 
 class TimelineWriter:
-    """Writes the timeline of the run in `directory`, and holds no more of it than the newest iteration.
+    """Writes the timeline of the run in `directory`. Only the newest iteration is in memory. Raises OSError.
 
-    every: record the iterations that are a multiple of this, and leave out the others. Raises OSError.
+    every: record only iterations that are a multiple of this
     """
 
     def __init__(self, directory: Path, workers: int, chunks: int, every: int = 1) -> None:
@@ -75,20 +77,20 @@ class TimelineWriter:
         head = json.dumps({"format": FORMAT, "workers": workers, "chunks": chunks}).encode() + b"\n"
         self._raw = GrowingFile(directory / "timeline.raw", head)
         self._is_finished = False
-        self.gave_up = False  # nothing more is recorded, because there is no room
+        self.gave_up = False  # nothing more is recorded, because the disk is full
         self.is_dropped = False
 
     def add(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: int) -> None:
-        """One chunk that a worker worked on; start: seconds after the worker had the iteration's parameters."""
+        """Add one chunk that a worker worked on. start: seconds after the worker had the iteration's parameters."""
         self._new += _pack(worker, chunk, iteration, start, seconds, outcome)
 
     def take(self) -> np.ndarray:
-        """The entries since this was called last, as an array of `ENTRY`."""
+        """The entries since the last call, as an array of `ENTRY`."""
         new, self._new = self._new, bytearray()
         return np.frombuffer(new, ENTRY)
 
     def write(self, entries: np.ndarray, all_iterations: bool = False) -> None:
-        """Write these entries to timeline.raw. Raises OSError; what did not fit is written with the next ones."""
+        """Write these entries to timeline.raw. Raises OSError; entries that did not fit are written the next time."""
         if self._every > 1 and not all_iterations:
             entries = entries[entries["iteration"] % self._every == 0]
         if self.gave_up:
@@ -100,7 +102,7 @@ class TimelineWriter:
             raise
 
     def finish(self, entries: np.ndarray) -> None:
-        """Write the last entries to timeline.raw and turn it into timeline.npz, or leave it where that does not fit.
+        """Write the last entries to timeline.raw and turn it into timeline.npz, or keep timeline.raw on a full disk.
 
         Raises OSError when entries are missing.
         """
@@ -116,7 +118,7 @@ class TimelineWriter:
             self._remove("timeline.raw")
 
     def drop(self) -> None:
-        """Remove the timeline, to make room for what counts more."""
+        """Remove the timeline, to make room for files that matter more."""
         self.gave_up = self.is_dropped = True
         self._remove("timeline.raw", "timeline.npz")
 
@@ -128,12 +130,12 @@ class TimelineWriter:
 
 
 def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:
-    """The mapped columns of the timeline in `directory`, None when it has none, and `workers` and `chunks` if known.
+    """The mapped columns of the timeline in `directory`, or None, and the numbers `workers` and `chunks`, if known.
 
-    timeline.raw counts up to its first damaged entry. Raises UserError for a damaged timeline or another version.
+    timeline.raw is read up to its first damaged entry. Raises UserError for a damaged timeline or another version.
     """
     path = directory / "timeline.raw"
-    if path.exists():  # then the run has not ended, or continues an earlier one
+    if path.exists():  # the run has not ended, or was resumed
         with reading(path):
             return _map_raw(path)
     path = directory / "timeline.npz"
@@ -165,13 +167,13 @@ def _map_raw(path: Path) -> tuple[Columns, dict[str, int]]:
             count += len(valid) if valid.all() else int(valid.argmin())
             if not valid.all():
                 if not count:
-                    raise ValueError("its first entry is none")
+                    raise ValueError("its first entry is damaged")
                 break
         return _map(stream, start, count), about
 
 
 def _map(stream: IO[bytes], start: int, count: int) -> Columns:
-    """The columns of so many entries in a file."""
+    """The columns of `count` entries in a file, from the byte `start`."""
     entries: Any = np.memmap(stream, ENTRY, "r", start, (count,)) if count else np.zeros(0, ENTRY)
     return {name: np.asarray(entries[name]) for name in TIMELINE} | {"outcomes": np.array(OUTCOMES)}
 
@@ -185,7 +187,7 @@ def _valid(entries: np.ndarray | Columns) -> np.ndarray:
 
 
 def _check(columns: Columns) -> None:
-    """Raises ValueError for what no run can have left."""
+    """Raises ValueError for columns that no run can have written."""
     if tuple(columns["outcomes"].reshape(-1).tolist()) != OUTCOMES:
         raise ValueError(f"expected the outcomes {', '.join(OUTCOMES)}")
     if len({columns[name].shape for name in TIMELINE}) != 1 or columns["worker"].ndim != 1:

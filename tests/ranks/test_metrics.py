@@ -48,5 +48,5 @@ def test_a_port_that_is_taken_is_refused(settings, tmp_path):
         port = taken.getsockname()[1]
         with MpiRun(psgc("launch", settings, "-n", "3", *sets(f"metrics.prometheus={port}")), tmp_path) as running:
             refused = running.wait(60, code=2)
-    said = f"psgc: metrics.prometheus: port {port} is taken by another program; expected a free one"
+    said = f"psgc: metrics.prometheus: port {port} is taken by another program; expected a free port"
     assert said in refused.stderr.splitlines(), refused.said

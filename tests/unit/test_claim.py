@@ -273,7 +273,7 @@ def test_other_files_are_neither_moved_nor_joined(output):
 
 
 def test_an_output_that_cannot_be_written_is_one_line(monkeypatch):
-    needed = "a directory that can be written is needed"
+    needed = "expected a directory that can be written"
     Path("file").write_text("")
     assert refusal("file") == f"output: file: File exists; {needed}"
     assert "Not a directory" in refusal("file/out")

@@ -69,7 +69,7 @@ def long_head(run):
 CLAIMS = {
     compressed_timeline: "timeline.npz: damaged, or of another version of psgc: it is compressed",
     many_workers: "damaged: 1000000 workers in 30 iterations do not go with",
-    long_timeline: "timeline.raw: damaged, or of another version of psgc (ValueError: its first entry is none)",
+    long_timeline: "timeline.raw: damaged, or of another version of psgc (ValueError: its first entry is damaged)",
     long_rows: "(Error: a line is longer than",
     long_summary: "summary.json: damaged, or of another version of psgc (JSONDecodeError",
     long_head: "timeline.raw: damaged, or of another version of psgc (JSONDecodeError",

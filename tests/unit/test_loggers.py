@@ -188,7 +188,7 @@ def test_prometheus_gets_the_same(one_process, tmp_path):
 
 def test_a_port_that_is_taken_is_refused_before_the_run_and_left_out_after_a_takeover(one_process, tmp_path, capsys):
     taken = loggers.Loggers(settings(metrics={"prometheus": (port := free_port())}), tmp_path)
-    said = f"metrics.prometheus: port {port} is taken by another program; expected a free one"
+    said = f"metrics.prometheus: port {port} is taken by another program; expected a free port"
     with pytest.raises(UserError) as refused:
         trained(one_process, tmp_path / "run", metrics={"prometheus": port})
     assert str(refused.value) == said

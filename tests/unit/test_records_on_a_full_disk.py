@@ -58,7 +58,7 @@ def test_what_lacks_at_the_end_is_in_the_summary(recorder_in, tmp_path, monkeypa
         summary = recorder.finish(np.zeros(1), summarise(recorder, 1.0, {}, "done", ""))
     assert summary["not_whole"] == dict.fromkeys(("timeline.raw", "iterations.csv"), FULL)
     assert json.loads((tmp_path / "out/summary.json").read_text())["not_whole"] == summary["not_whole"]
-    assert f"  not whole          timeline.raw ({FULL}), iterations.csv ({FULL})" in lines(summary)
+    assert f"  incomplete files   timeline.raw ({FULL}), iterations.csv ({FULL})" in lines(summary)
     recorder.finish(np.zeros(1), summary)
     assert iterations(tmp_path / "out") == [0]
 
@@ -117,7 +117,7 @@ def test_the_timeline_makes_room_for_a_checkpoint_while_the_run_goes(recorder_in
         record.drop_timeline()
     assert not (tmp_path / "out/timeline.raw").exists()
     assert capfd.readouterr().err == (
-        f"psgc: {tmp_path}/out/timeline.raw makes room for a checkpoint; the record is incomplete, the run goes on\n"
+        f"psgc: {tmp_path}/out/timeline.raw is removed to make room for a checkpoint; the record is incomplete, the run goes on\n"
     )
     assert record.finish(np.zeros(1), {}) == {"not_whole": {"timeline.raw": FULL}}
     assert not list((tmp_path / "out").glob("timeline.*"))

@@ -163,7 +163,7 @@ def test_what_is_before_the_first_damaged_entry_counts(timeline, tmp_path):
         path.write_bytes(whole[: kept * 29 - 4 * 29] + bytes(2000))
         assert entries(read_timeline(tmp_path)[0]) == ENTRIES[:kept]
     path.write_bytes(whole[: -4 * 29] + bytes(2000))
-    with pytest.raises(UserError, match="its first entry is none"):
+    with pytest.raises(UserError, match="its first entry is damaged"):
         read_timeline(tmp_path)
 
 
