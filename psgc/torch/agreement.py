@@ -1,4 +1,4 @@
-"""Before a script's run begins: all ranks bring the same, and start with the parameters and the numbers of rank 0."""
+"""Before a script's run: checks that all ranks agree, and sends rank 0's parameters and random states to the others."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,17 @@ from psgc.torch.record import Record
 from psgc.transport import Transport
 
 SAME = "script, arguments, data and versions"
-ALIKE, MODEL, STATE = b"=", b"M", b"S"  # how rank 0 has the others begin; bytes follow
+# the first byte of rank 0's message says how the others begin: as they are, with a model, or from a state
+ALIKE, MODEL, STATE = b"=", b"M", b"S"
 
 
 @dataclass
 class Agreed:
-    """state: that the run goes on from, or None.
+    """What all ranks have agreed on.
 
-    On rank 0: record: of the run, which has begun; reached: the iteration before which injected faults have happened.
+    state: the state to resume from; None for a new run
+    record: the record of the run, which has begun; only on rank 0
+    reached: the iteration that the run had reached before; injected faults before it are not repeated; only on rank 0
     """
 
     program: TorchProgram
@@ -35,7 +38,10 @@ class Agreed:
 
 
 def agree(transport: Transport, meeting: Meeting, program: TorchProgram | UserError) -> Agreed:
-    """Collective. program: of this rank, or why it cannot take part. Raises UserError, RunFailed and CalledOff."""
+    """Collective. Raises UserError, RunFailed and CalledOff.
+
+    program: the program of this rank, or the error because of which the rank cannot take part
+    """
     is_first = transport.rank == 0
     meeting.come(str(program) if isinstance(program, UserError) else "")
     assert not isinstance(program, UserError)
@@ -65,7 +71,7 @@ def agree(transport: Transport, meeting: Meeting, program: TorchProgram | UserEr
 
 
 def _beginning(agreed: Agreed, is_alike: bool) -> bytes:
-    """How all ranks begin, as rank 0 says. Raises UserError."""
+    """Rank 0's message to the others, which says how all ranks begin. Raises UserError."""
     config, plan = agreed.config, agreed.plan
     agreed.record, state = agreed.program.prepare()
     if state is not None:
@@ -73,7 +79,7 @@ def _beginning(agreed: Agreed, is_alike: bool) -> bytes:
     agreed.record.begin(config, plan, state)
     wanted, workers = config.coding.replication, plan.num_workers
     if wanted > workers and wanted != Coding().replication:
-        say(f"replication is {wanted}, but the workers are {workers}: each of them may do every chunk")
+        say(f"replication is {wanted}, but there are {workers} workers: every worker may compute every chunk")
     if config.faults.restore and not is_launched():
         say(NOBODY_RESTORES)
     if state is not None:

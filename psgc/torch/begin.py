@@ -1,4 +1,4 @@
-"""`psgc.torch.init`: from a model, a dataset and a loss to a run, on every rank of mpirun or in one process."""
+"""`psgc.torch.init`: makes a run from a model, a dataset and a loss, on every rank of mpirun or in one process."""
 
 import os
 import shutil
@@ -52,20 +52,21 @@ def init(
     log_with: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
 ) -> ScriptRun:
-    """Begin a run, as every rank does with the same arguments. Without mpirun it has this process alone.
+    """Begin a run. Every rank calls this with the same arguments. Without mpirun the run has one process.
 
-    model: its trainable parameters are all float32, or all float64, on one device. All ranks begin with those of
-        rank 0.
-    dataset: map-style, the same on every rank.
-    loss: (model, batch) -> (sum over the examples, how many they are), or their mean. It must not compare examples.
-    collate_fn: makes a batch of a list of examples; torch's own by default.
-    cost_fn: (rows of a micro-batch) -> how long it takes, in any unit. Give it where examples have different lengths:
-        then the longest chunks come first. It changes no result.
+    model: a module whose trainable parameters are all float32, or all float64, on one device. All ranks begin with the
+        parameters of rank 0.
+    dataset: a map-style dataset, the same on every rank
+    loss: (model, batch) -> (sum over the examples, number of examples), or the mean over the examples. The loss of an
+        example must not depend on other examples.
+    collate_fn: makes a batch from a list of examples; by default torch's
+    cost_fn: (rows of a micro-batch) -> its time, in any unit. Give it if examples have different lengths: then the
+        longest chunks are computed first. It changes no result.
 
-    The others are settings, which docs/torch/init.md explains, most of them as in YAML files. In one process
-    aggregation, parts, schedule, dedicated_server, trial, verify, faults and stragglers have no effect.
+    The other arguments are settings, which docs/torch/init.md explains; most have the same name in YAML files. In one
+    process aggregation, parts, schedule, dedicated_server, trial, verify, faults and stragglers have no effect.
 
-    Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
+    Raises UserError, on rank 0, when an argument is wrong; the other ranks exit without a message.
     """
     defaults = init.__kwdefaults__ or {}
     given = {name: value for name, value in locals().items() if value is not defaults.get(name, value)}
@@ -82,8 +83,8 @@ def begin(
     collate_fn: Callable[[list[Any]], Any] | None,
     cost_fn: CostFunction | None,
 ) -> ScriptRun:
-    """As `init`. given: the arguments that are settings, by name, or the settings of a YAML."""
-    if launched.has_begun():  # and MPI is left at the end of a run
+    """Begin a run, as `init` does. given: the arguments of `init` that are settings, by name; or settings of a YAML."""
+    if launched.has_begun():  # a second run is impossible: MPI ends with the first
         raise UserError("psgc.torch.init: these ranks have a run already; expected one for each psgc launch or mpirun")
     ending = ScriptEnding()
     made: TorchProgram | UserError
@@ -130,6 +131,6 @@ def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding
 
     ending.session = engine
     run.begin(engine, log)
-    takes_over = True  # whoever is rank 0 from now on
+    takes_over = True  # from now on `log` is called only by a rank that takes over from rank 0
     ending.last, ending.rows = run.end, run.give_rows
     return run

@@ -1,4 +1,4 @@
-"""Optimizers and schedulers of torch.optim by the names that a YAML gives, with its arguments."""
+"""Makes the optimizer and the scheduler of torch.optim that a YAML names, with their arguments."""
 
 import inspect
 import warnings
@@ -13,15 +13,19 @@ from torch.optim import lr_scheduler
 from psgc.config import TorchConfig, TorchOptimizer, TorchScheduler
 from psgc.errors import UserError, one_line
 
-Wrong = Callable[[tuple[str, ...], str], UserError]  # (key of the YAML, what is wrong with it)
+Wrong = Callable[[tuple[str, ...], str], UserError]  # (key of the YAML, text of the error) -> error
 
 
 class ByName:
-    """A class of `module` and the arguments with which objects of it are made.
+    """A class that the YAML names, and its arguments.
 
-    section: of the YAML; base: of the classes that it may name; wrong: makes errors.
+    section: the section of the YAML
+    settings: the name of the class and the arguments
+    module: the module that has the class
+    base: the base class that the class must have
+    wrong: makes errors
 
-    Raises UserError: there is no such class, or it does not take these arguments.
+    Raises UserError when there is no such class, or when it does not accept the arguments.
     """
 
     def __init__(
@@ -30,7 +34,7 @@ class ByName:
         self._section, self._wrong = section, wrong
         self._name, self._kind = settings.torch, _class(section, settings.torch, module, base, wrong)
         self._arguments = settings.arguments
-        _, *others = inspect.signature(self._kind).parameters.values()  # the first is what it changes
+        _, *others = inspect.signature(self._kind).parameters.values()  # the first is the parameters or the optimizer
         names = [parameter.name for parameter in others]
         for key in self._arguments:
             if key not in names:
@@ -42,14 +46,14 @@ class ByName:
                 raise wrong((section,), f"{self._name} needs the argument {parameter.name}")
 
     def made(self, changed: Any) -> Any:
-        """The object, for the parameters or the optimizer that it changes. Raises UserError."""
+        """Make the object. changed: the parameters or the optimizer that it changes. Raises UserError."""
         try:
             return self._kind(changed, **self._arguments)
-        except Exception as error:  # any kind, for values that do not fit
+        except Exception as error:  # wrong values raise any kind
             raise self._wrong((self._section,), f"{self._name} cannot be made: {one_line(error)}") from error
 
     def rehearse(self, changed: Callable[[], Any]) -> Any:
-        """An object that has stepped, for what `changed` returns. Raises UserError, which names the wrong argument."""
+        """Make an object for what `changed` returns, and let it step. Raises UserError with the wrong argument."""
 
         def attempt(arguments: Mapping[str, Any]) -> Any:
             made = self._kind(changed(), **arguments)
@@ -64,7 +68,7 @@ class ByName:
             raise self._wrong((self._section, *key), text) from error
 
     def _blamed(self, attempt: Callable[[Mapping[str, Any]], Any]) -> list[str]:
-        """The argument without which all is well, if there is one."""
+        """The argument that causes the error: without it there is none. Empty if no single argument does."""
         for key in self._arguments:
             try:
                 attempt({name: value for name, value in self._arguments.items() if name != key})
@@ -83,7 +87,7 @@ def optimizer_and_scheduler(config: TorchConfig, wrong: Wrong) -> tuple[ByName, 
 
 
 def rehearse(optimizer: ByName, scheduler: ByName | None, device: torch.device) -> None:
-    """Make a step with two by two parameters, which shows arguments whose values are wrong. Raises UserError."""
+    """Make a step of 2 x 2 parameters, to find wrong values of arguments. Raises UserError."""
 
     def stepped() -> Any:
         param = nn.Parameter(torch.ones(2, 2, device=device))

@@ -1,4 +1,4 @@
-"""What a script computes in a call, and the run in which one process does it alone, without MPI."""
+"""A call of a script: a sum over all chunks. And the engine that computes calls in one process, without MPI."""
 
 import math
 import time
@@ -24,20 +24,23 @@ from psgc.torch.record import Record
 if TYPE_CHECKING:
     from psgc.torch.session import Session
 
-Engine: TypeAlias = "Single | Session"  # makes sums of the calls: this process alone, or together with others
-WORKER = 1  # as which this process is in the record
+Engine: TypeAlias = "Single | Session"  # computes the sums of calls: this process alone, or together with other ranks
+WORKER = 1  # the number that this process has in the record
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the script: the sum of a vector over all chunks is wanted.
+    """One call of the script, which waits for the sum of a vector over all chunks.
 
-    vector: the sum over some chunks, from one pass over all their rows, (dim,) on the device of the model, memory of
-    its own; None once it is not wanted any more, which it asks the function that it is given. joins: whether these may
-    be several chunks, as is seen with the first one. expect: told the chunks that probably come next. loss: reads a
-    sum. signature: equal on ranks that make the same call; is_whole: see HandOver; costs: returns what each
-    chunk costs (`psgc.torch.sampling`). num_sums: of an evaluation, how many numbers are summed; they are the vector
-    then, of float64 on the CPU. 0: a gradient is wanted.
+    vector: (chunks, is_wanted) -> the sum over these chunks, from one pass over all their rows: a new tensor (dim,) on
+        the device of the model; None as soon as is_wanted() is false
+    expect: takes the chunks that probably come next
+    loss: (sum) -> the loss in it, or None
+    signature: a number that is equal on ranks that make the same call
+    is_whole: see HandOver
+    costs: returns the cost of each chunk (`psgc.torch.sampling`)
+    num_sums: for an evaluation, the number of sums; the vector is then (num_sums,) float64 on the CPU. 0: a gradient
+    joins: whether `vector` may take several chunks; this is known after the first chunk
     """
 
     vector: Callable[[Sequence[int], Callable[[], bool]], Tensor | None]
@@ -51,7 +54,7 @@ class Call:
 
 
 def signature(*of: object) -> float:
-    """A number that float32 holds, for whatever tells a call from others.
+    """A checksum of these values that float32 can hold exactly. It tells calls apart.
 
     >>> signature("backward", 3) == signature("backward", 3) != signature("backward", 4)
     True
@@ -60,22 +63,22 @@ def signature(*of: object) -> float:
 
 
 class Single:
-    """Makes sums of the calls in this process alone, as `psgc.torch.session.Session` does together with others.
+    """Computes the sums of calls in this process alone. `psgc.torch.session.Session` does so together with other ranks.
 
-    rank: of this process; num_workers: of the run, as it begins; num_chunks: of every call; iteration: of the first
-    call; state: what the run goes on from, or None; record: of the run, on rank 0.
+    All chunks are computed in one pass if they may be joined. The first chunk of the process shows whether they may; it
+    is then computed again together with the others. So a resumed run has the same bits.
 
-    A gradient is that of all chunks in one pass where they may be joined. The first chunk of the process shows that,
-    and is then done again with the others: so the bits are the same in a run that is resumed.
-
-    singly: chunk by chunk in any case, and the sums have the bits that other ranks have with `reproducible`, or with
-    `per_chunk` and parts 1.
-    state: what the run goes on from, or None; record: has begun; params: gives the parameters; stopped_by: the signals
-    that have come, a handler fills it.
+    num_chunks: number of chunks of every call
+    state: the state to resume from; None for a new run
+    record: the record of the run, which has begun
+    params: returns the parameters, (dim,)
+    stopped_by: the signals that have come; a signal handler fills it
+    singly: compute each chunk alone. Then sums have the same bits as in a run of several ranks with `reproducible`, or
+        with `per_chunk` and parts 1.
     """
 
     rank, num_workers = 0, 1
-    is_alone, in_order, is_cut_short, reports = True, True, False, False  # as of a Session
+    is_alone, in_order, is_cut_short, reports = True, True, False, False  # as in Session
     serves: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
@@ -93,10 +96,10 @@ class Single:
         self.record = record or Record(None)
         self._params, self._stopped_by, self._singly = params, stopped_by, singly
         self._error: PsgcError | None = None
-        self._began, self._done = 0.0, list[tuple[int, float, float]]()  # of a call: chunks, their starts and seconds
+        self._began, self._done = 0.0, list[tuple[int, float, float]]()  # of a call: (chunk, start, seconds)
 
     def sum(self, iteration: int, call: Call) -> Tensor:
-        """The sum of the call. Raises what its vectors raise, and RunFailed when the run was told to stop."""
+        """The sum of the call. Raises the errors of `call.vector`, and RunFailed after a signal to stop."""
         self._began, self._done = time.monotonic(), []
         try:
             total = self._evaluated(call) if call.num_sums else self._gradient(call)
@@ -116,7 +119,7 @@ class Single:
             if call.joins() and not self._singly:
                 done, self._done = self._done, []
                 joined = self._vector(range(self.num_chunks), call)
-                if call.joins():  # else they have turned out not to add up
+                if call.joins():  # false now if the pass was not the sum over its chunks
                     return joined
                 self._done = done
             vector = self._vector((chunk,), call)
@@ -144,7 +147,7 @@ class Single:
         return vector
 
     def end(self, text: str = "", code: int = 1) -> None:
-        """The script ends, with this exit code because of an error if there is a text."""
+        """The script ends. text: its error, if any; code: the exit code in this case."""
         outcome = RunOutcome("failed", text.splitlines()[0], code) if text else RunOutcome()
         if self._error is not None:
             outcome = RunOutcome.of(self._error)

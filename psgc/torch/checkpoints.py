@@ -1,4 +1,4 @@
-"""Checkpoints of a script, and the model that a run begins with where the YAML names one (`initial`)."""
+"""Checkpoints of a script, and loading the model that a run begins with (`initial`)."""
 
 import re
 from collections.abc import Callable
@@ -25,17 +25,18 @@ EXPECTED = "expected a safetensors file of the model, or a run directory"
 
 
 class Checkpoints:
-    """Those of a run.
+    """The checkpoints of a run. Until `open`, none is written, but `is_due` says when one would be.
 
-    every: steps from one to the next, 0 for none before the end. keep: how many stay. model: its parameters and what
-    optimizers have of them must be finite. Without `open` none is written, but it is known when one would be.
+    every: number of steps between two checkpoints; 0: only one, at the end
+    keep: number of checkpoints that are kept
+    model: the model; a checkpoint is only kept if its parameters and the state of optimizers are finite
     """
 
     def __init__(self, every: int, keep: int, model: nn.Module) -> None:
         self._store: CheckpointStore | None = None
         self._every, self._keep, self._model = every, keep, model
-        self._memory: bytearray | None = None  # of the newest file
-        self._newest: int | None = None  # the step of the newest one, or that the run has begun with
+        self._memory: bytearray | None = None  # the content of the newest file; used again for the next one
+        self._newest: int | None = None  # the step of the newest checkpoint, or the first step of this process
         self._is_abandoned = False
 
     def open(self, output: str) -> None:
@@ -43,18 +44,18 @@ class Checkpoints:
         self._store = CheckpointStore(Path(output) / "checkpoints", self._keep, "step")
 
     def abandon(self) -> None:
-        """The script goes on from another state than the newest one: a checkpoint of that is due."""
+        """Call when the script has loaded another state: then a checkpoint is due."""
         self._is_abandoned = True
 
     def is_due(self, step: int) -> bool:
-        """Whether one is to be written before `step`, if the state is whole then."""
+        """Whether to write a checkpoint before `step`, if the state is whole there."""
         if self._newest is None:
             self._newest = step
         every = self._every
         return every > 0 and (self._is_abandoned or step // every > self._newest // every)
 
     def write(self, step: int, state: Callable[[bytearray | None], bytearray]) -> None:
-        """Write the state before `step` soon. state: makes the file, in the memory of the one before if it fits."""
+        """Begin to write the state before `step`. state: makes the content, in the memory it gets if that fits."""
         self._newest, self._is_abandoned = step, False
         if self._store is not None:
             self._store.flush()
@@ -62,11 +63,11 @@ class Checkpoints:
             self._store.write(content_of(step, self._memory, self._model))
 
     def make_room(self) -> bool:
-        """Remove the oldest one, but never the newest; whether there was one."""
+        """Remove the oldest checkpoint, but never the newest. Returns whether one was removed."""
         return self._store is not None and self._store.flush() and self._store.make_room()
 
     def close(self) -> None:
-        """The run ends: what was written is on the disk when this returns."""
+        """Wait until all checkpoints are on the disk."""
         if self._store is not None:
             self._store.close()
 
@@ -83,17 +84,19 @@ def content_of(step: int, blob: bytearray, model: nn.Module) -> Content:
 
 
 def read(path: Path) -> tuple[int, ScriptState]:
-    """Step and state of a checkpoint. Raises UserError when it is none of a script."""
+    """The step and the state of a checkpoint. Raises UserError when the file is no checkpoint of a script."""
     content = path.read_bytes()
     about = about_in(content, str(path))
     return step_of(path), ScriptState(about.calls, content, about.seconds)
 
 
 def load_initial(path: str, model: nn.Module) -> None:
-    """Give the model the tensors of a safetensors file, by name: the model alone, or a checkpoint of psgc.
+    """Load tensors into the model, from a safetensors file of the model alone or from a checkpoint of psgc.
 
-    path: the file, or a run directory: its model.safetensors, else its newest checkpoint. Raises UserError when they
-    are not those of this model, of its shapes and dtypes and finite; then nothing has changed.
+    path: the file, or a run directory, of which model.safetensors is taken, else the newest checkpoint
+
+    Raises UserError, and changes nothing, when names, shapes or dtypes are not those of the model, or when a tensor is
+    not finite.
     """
     file = _file(Path(path))
     where = f"initial: {file}"

@@ -1,4 +1,4 @@
-"""Models, losses and schedules that are refused: copies of a chunk, replicas or resumed runs would differ."""
+"""Refuses models, losses and schedules with which copies of a chunk, replicas or resumed runs would differ."""
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,13 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from psgc.errors import UserError
 
-LEVELS = 4  # of attributes within attributes in which a schedule may have others
+LEVELS = 4  # depth of attributes in which schedules within a schedule are found
 
 
 def check_model(model: nn.Module, buffers: str | None) -> None:
-    """Refuse normalisation that changes running statistics while gradients are computed.
+    """Refuse normalisation that changes running statistics while gradients are computed (in training mode).
 
-    Only modules in training mode do. buffers: "chunk" allows batch normalisation, see RunningStatistics.
+    buffers: "chunk" allows batch normalisation, see RunningStatistics
 
     Raises UserError, which names the modules.
     """
@@ -35,24 +35,24 @@ def check_model(model: nn.Module, buffers: str | None) -> None:
     ]
     if tracking:
         raise UserError(
-            f"{_listed(tracking)}: instance normalisation with running statistics in training mode, of which every "
-            "rank would have its own; use track_running_stats=False"
+            f"{_listed(tracking)}: instance normalisation with running statistics in training mode: the statistics "
+            "would differ between ranks; use track_running_stats=False"
         )
     normalising = [name for name, module in training.items() if isinstance(module, _BatchNorm)]
     if normalising and buffers is None:
         raise UserError(
-            f"{_listed(normalising)}: batch normalisation in training mode, whose running statistics would be other "
-            "ones on every rank; use nn.GroupNorm, or freeze the statistics (eval() on these modules, after "
+            f"{_listed(normalising)}: batch normalisation in training mode: its running statistics would differ "
+            "between ranks; use nn.GroupNorm, or freeze the statistics (eval() on these modules, after "
             'model.train()), or pass buffers="chunk" to psgc.torch.init, buffers: chunk in a YAML '
             "(statistics of each chunk)"
         )
 
 
 def check_leaves(loss: Tensor, model: nn.Module) -> None:
-    """Refuse a loss with a gradient for what the model does not have, but an optimizer steps.
+    """Refuse a loss with a gradient for a parameter that an optimizer steps but that is not in the model.
 
-    That gradient would be a part of the sum, and another one on every rank. All objects of the process are looked
-    through only where there is such a gradient, which takes some 50 ms.
+    psgc does not sum that gradient, so it would differ between ranks. If the loss depends on tensors outside the model,
+    all objects of the process are searched for optimizers, which takes some 50 ms.
 
     Raises UserError.
     """
@@ -64,13 +64,13 @@ def check_leaves(loss: Tensor, model: nn.Module) -> None:
             if id(param) in others:
                 raise UserError(
                     f"the loss depends on a parameter of shape {tuple(param.shape)} that {type(optimizer).__name__} "
-                    "steps, but that is not in the model: expected it in the model, such as a module in which both "
-                    "are, or no gradient for it (torch.no_grad(), requires_grad_(False))"
+                    "steps, but that is not in the model; expected it in the model (a module that contains both), "
+                    "or no gradient for it (torch.no_grad(), requires_grad_(False))"
                 )
 
 
 def _leaves(loss: Tensor) -> Iterator[Tensor]:
-    """Tensors for which a backward pass would have gradients."""
+    """The tensors for which a backward pass computes gradients."""
     open_nodes: list[Any] = [loss.grad_fn]
     seen = set(open_nodes)
     while open_nodes:
@@ -92,21 +92,22 @@ def _listed(names: list[str]) -> str:
 
 
 class Schedules:
-    """Finds those of attached optimizers that were not attached: in a resumed run they would begin anew.
+    """Refuses a schedule that was not attached, of an optimizer that was: in a resumed run it would begin anew.
 
-    attached: what belongs to the run's state.
+    An optimizer does not know its schedules, so all objects of the process are searched, which takes some 100 ms. This
+    is done before the first step of an optimizer, and after 1, 2, 4, 8, ... changes of its settings that no attached
+    schedule made.
 
-    An optimizer does not know its schedules, so all objects of the process are looked through, which takes some 100 ms:
-    before the first step of an optimizer, and after 1, 2, 4, 8, ... changes of its settings that no attached one made.
+    attached: the objects that are attached to the run
     """
 
     def __init__(self, attached: Sequence[object]) -> None:
         self._attached = attached
-        self._settings = WeakKeyDictionary[Optimizer, list[Any]]()  # after its newest step
+        self._settings = WeakKeyDictionary[Optimizer, list[Any]]()  # of each optimizer, after its newest step
         self._changes = 0
 
     def check(self, optimizer: Optimizer) -> None:
-        """Before a step of an attached optimizer. Raises UserError."""
+        """Call before a step of an attached optimizer. Raises UserError."""
         before = self._settings.get(optimizer)
         has_changed = before is not None and before != _settings_of(optimizer) and not self._is_by_attached(optimizer)
         self._changes += has_changed
@@ -117,7 +118,7 @@ class Schedules:
         self._settings[optimizer] = _settings_of(optimizer)
 
     def _is_by_attached(self, optimizer: Optimizer) -> bool:
-        """Whether the rates are those that an attached schedule has set last."""
+        """Whether an attached schedule has set the optimizer's present rates."""
         rates = [group["lr"] for group in optimizer.param_groups]
         its = [it for it in self._attached if isinstance(it, LRScheduler) and it.optimizer is optimizer]
         return any(getattr(it, "_last_lr", None) == rates for it in its)
@@ -139,7 +140,7 @@ def _settings_of(optimizer: Optimizer) -> list[Any]:
 
 
 def _ids_within(things: Iterable[object]) -> set[int]:
-    """The ids of these things, and of all that is in their attributes: schedules may have others."""
+    """The ids of these things and of everything in their attributes, since a schedule may contain others."""
     found: set[int] = set()
     level = [*things]
     for _ in range(LEVELS):

@@ -1,4 +1,4 @@
-"""The gradient of a chunk: the user's loss over its micro-batches, summed in the memory of one vector."""
+"""The gradient of a chunk: the gradients of the user's loss over its micro-batches, summed in one vector."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,10 +26,13 @@ SUMS = 2  # entries after the gradient: loss and examples
 
 @dataclass
 class LoggedFigures:
-    """What a loss computes besides, such as how many are right: sums that come with the gradient.
+    """Sums that a loss computes besides the loss, such as the number of right answers. They travel with the gradient.
 
-    A loss that has some is an object with the attribute `figures`. newest: those of its newest call, which it sets;
-    sums: over all examples of the newest batch.
+    A loss with such figures is an object with the attribute `figures`.
+
+    number: how many figures there are
+    newest: (number,), of its newest call; the loss sets them
+    sums: (number,), over all examples of the newest batch
     """
 
     number: int
@@ -38,17 +41,22 @@ class LoggedFigures:
 
 
 class ChunkGradient:
-    """Computes what a worker contributes for a chunk, and takes the sum of that over all chunks.
+    """Computes the vector of a chunk, and applies the sum of the vectors of all chunks to the model.
 
-    The vector is [gradient (D) | loss | examples | unused (P) | running statistics (B) | figures (F)], every entry a
-    sum over examples or chunks. unused: by parameter, in how many chunks it had no gradient.
+    The vector is [gradient (D) | loss | examples | unused (P) | running statistics (B) | figures (F)]. Each entry is a
+    sum over examples or chunks. unused: for each parameter, the number of chunks in which it had no gradient.
 
-    A vector may be the sum over several chunks, from one pass, where it does not matter which rows are computed
-    together: without running statistics, and where nothing draws random numbers, which are those of a chunk.
+    A vector may be the sum over several chunks, from one pass, if it does not matter which rows are computed together:
+    without running statistics, and without random numbers, which are seeded for each chunk.
 
-    loss: (model, batch) -> (sum over the batch's examples, how many they are); or their mean alone.
-    buffers: "chunk" for running statistics of batch normalisation, see RunningStatistics; None: there are none (B = 0).
-    num_chunks: of an iteration. dim: entries of the vector, D + 2 + P + B + F; gradient: D; device: of the model.
+    loss: (model, batch) -> (sum over the batch's examples, number of examples), or the mean alone
+    buffers: "chunk" for running statistics of batch normalisation, see RunningStatistics; None: no statistics (B = 0)
+    num_chunks: number of chunks of an iteration
+
+    dim: number of entries of the vector, D + 2 + P + B + F
+    gradient: D
+    device: the device of the model
+    draws: whether a chunk has drawn random numbers so far
     """
 
     def __init__(
@@ -57,8 +65,8 @@ class ChunkGradient:
         self._flat, self._model, self.loss, self._buffers = flat, model, loss, buffers
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
         self._num_chunks = num_chunks
-        self._has_looked = False  # at what the loss depends on
-        self.draws = False  # random numbers, in some chunk so far
+        self._has_looked = False  # whether check_leaves was called
+        self.draws = False
         self.gradient, self.device = flat.dim, flat.device
         self._unused = slice(flat.dim + SUMS, flat.dim + SUMS + len(flat.names))
         self._of_buffers = slice(
@@ -76,19 +84,18 @@ class ChunkGradient:
         scale: float | None = None,
         chunks: int = 1,
     ) -> Tensor | None:
-        """The vector (dim,) of a chunk, memory of its own; None once the chunk is not wanted any more.
+        """The vector of a chunk, a new tensor (dim,); None when the chunk is no longer wanted.
 
-        micro_batches: what to call the loss with; all their random numbers and those of the model follow from `seed`:
-        (seed, step, chunk).
-        wanted: asked after each micro-batch.
-        rows: examples of the whole step.
-        scale: what the gradient is multiplied with (GradScaler). Then a loss or a gradient that is not finite is a
-        result like others, and without it an error. The sum of the loss is not scaled.
-        chunks: how many chunks these micro-batches are, the first of which is that of `seed`; several if `is_sum`.
+        micro_batches: the micro-batches of the chunk
+        seed: (seed, step, chunk); all random numbers of the chunk follow from it
+        wanted: whether the chunk is still wanted; asked after each micro-batch
+        rows: number of examples of the whole step
+        scale: factor of the gradient (GradScaler). With it, a loss or a gradient that is not finite is a valid result;
+            without it, an error. The sum of the loss is not scaled.
+        chunks: number of chunks in these micro-batches, the first of which `seed` names; more than one only if `is_sum`
 
-        Raises UserError: the loss does not return what it should, or batch normalisation is in training mode, or has
-        one example to normalise.
-        ModelError: the loss or the gradient is not finite.
+        Raises UserError: the loss returns a wrong value, or batch normalisation is in training mode or has only one
+        example. ModelError: the loss or the gradient is not finite.
         """
         check_model(self._model, self._buffers)
         flat = self._flat
@@ -122,15 +129,17 @@ class ChunkGradient:
 
     @property
     def is_sum(self) -> bool:
-        """Whether a vector may be that of several chunks, if nothing draws random numbers."""
+        """Whether a vector may be the sum over several chunks, if nothing draws random numbers."""
         return self._statistics is None
 
     def apply(self, total: Tensor, accumulate: bool = False) -> float:
-        """Take the sum of the vectors of all chunks, whose memory may become that of `.grad`; the mean loss.
+        """Put the gradient of the mean loss into `.grad` and update the running statistics. Returns the mean loss.
 
-        accumulate: add the gradient of the mean loss to what is in `.grad`.
-        A parameter that no chunk had a gradient for has none, as in torch; the hooks of the others are called with the
-        gradient of the mean. Updates the running statistics of the model.
+        As in torch, `.grad` is None for a parameter without a gradient in any chunk. The hooks of the other parameters
+        are called with the gradient of the mean loss.
+
+        total: (dim,), the sum of the vectors of all chunks; its memory may become that of `.grad`
+        accumulate: add the gradient to `.grad`
 
         Raises UserError when no example was counted.
         """
@@ -153,7 +162,7 @@ class ChunkGradient:
         return loss / examples
 
     def _add(self, piece: MicroBatch, factor: "_Factor | None", seed: tuple[int, int, int]) -> tuple[float, float]:
-        """Add the gradient of a micro-batch to the vector; the sum of its loss, and its number of examples."""
+        """Add the gradient of a micro-batch to the vector. Returns the sum of its loss and its number of examples."""
         try:
             returned = self.loss(self._model, piece.batch)
         except ValueError as error:
@@ -188,13 +197,15 @@ class ChunkGradient:
 
 
 class _Factor:
-    """What losses of a chunk are multiplied with before the backward pass, so that float16 overflows as in torch.
+    """The factor of a chunk's losses before the backward pass, so that float16 overflows as it does in torch.
 
-    There the loss of a step is one mean, and `scale` (GradScaler) fits the gradient of a mean. So the sum over a
-    micro-batch is divided by the number that the step's loss will be divided by: as far as that is known, which it is
-    when rows are counted; otherwise as the first micro-batch counts.
+    In torch the loss of a step is a mean, and `scale` (GradScaler) suits the gradient of a mean. So the sum over a
+    micro-batch is divided by the number of examples of the whole step. If the loss counts something else than rows,
+    that number is estimated from the first micro-batch.
 
-    rows: examples of the step; rest: what the chunk's gradient is multiplied with afterwards, so that it has `scale`.
+    scale: the scale of the GradScaler
+    rows: number of examples of the step
+    rest: the factor of the chunk's gradient after the backward pass, which makes it the sum times `scale`
     """
 
     def __init__(self, scale: float, rows: int) -> None:
@@ -202,17 +213,18 @@ class _Factor:
         self.rest = 0.0  # of a chunk without rows, whose gradient is 0
 
     def of(self, rows: int, count: float) -> float:
-        """For a micro-batch of so many examples, of which the loss has counted `count`."""
+        """The factor for a micro-batch. rows: number of its examples; count: the number that the loss returned."""
         self.rest = self.rest or self._rows * (count / rows or 1.0)
         return self._scale / self.rest
 
 
 def loss_and_count(returned: Any, rows: int) -> tuple[Tensor, float]:
-    """Sum of the loss over a micro-batch, a tensor of shape (), and the number of examples.
+    """The sum of the loss over a micro-batch, a tensor of shape (), and the number of examples.
 
-    returned: by the user's loss for the micro-batch; rows: examples in it, with which a mean is multiplied.
+    returned: what the user's loss returned for the micro-batch
+    rows: number of examples in the micro-batch
 
-    Raises UserError when it is neither (sum, count) nor a mean, or when it cannot be differentiated.
+    Raises UserError when `returned` is neither (sum, count) nor a mean, or cannot be differentiated.
     """
     if isinstance(returned, Tensor):
         return _differentiable(returned) * rows, float(rows)

@@ -1,6 +1,6 @@
-"""Computes a chunk twice and compares: what makes the copies of a chunk differ, by the name of the module.
+"""Computes a chunk twice and compares, to find what makes copies of a chunk differ: errors name the module.
 
-That is done with the first chunk of a process, and then with one now and then, since a count may matter later.
+This is done with the first chunk of a process, and later with some others, since a model may only change after a while.
 """
 
 import hashlib
@@ -20,14 +20,19 @@ from psgc.torch.loader import MicroBatch
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of a gradient's length; rounding errors stay far below
 BLOCK = 1 << 16  # entries
-SHARE = 0.01  # of the computing time that may be spent on computing chunks twice, after the first
-EVERY = 16  # steps: all ranks compute chunks twice in the same ones, so that none has to wait for others each time
+SHARE = 0.01  # of the computing time that may be spent on second computations, after the first chunk
+EVERY = 16  # steps; all ranks compute chunks twice in the same steps, so that they rarely wait for each other
 TWICE = "two computations of the same chunk with the same parameters"
 SEEDED = "psgc seeds torch, numpy.random and random for each chunk; draw from these alone"
 
 
 class Seen(NamedTuple):
-    """Something that was computed. what: "batch", "input" or "output"; name: of the module or the part of the batch."""
+    """A digest of something that was computed.
+
+    what: "batch", "input" or "output"
+    name: the name of the module, or the part of the batch
+    digest: 16 bytes
+    """
 
     what: str
     name: str
@@ -35,7 +40,7 @@ class Seen(NamedTuple):
 
 
 class Sampled:
-    """Computes chunks, now and then one of them twice. model, dim: as in `computed_twice`."""
+    """Computes chunks, and some of them twice. model, dim: as in `computed_twice`."""
 
     def __init__(self, model: nn.Module, dim: int) -> None:
         self._model, self._dim = model, dim
@@ -49,7 +54,7 @@ class Sampled:
     ) -> Tensor | None:
         """What `compute` returns for the micro-batches of a chunk of this step. Raises ModelError as `computed_twice`.
 
-        No two vectors are there at the same time.
+        At most one vector is in memory at a time.
         """
         began = time.monotonic()
         vector = compute(load())
@@ -65,16 +70,16 @@ class Sampled:
         if vector is not None:
             second = self._sketch(vector)
             if second is None or relative_difference(first, second) > tolerance:
-                computed_twice(self._model, self._dim, load, compute)  # it names what differs, if it still does
+                computed_twice(self._model, self._dim, load, compute)  # names what differs, if it differs again
                 raise ModelError(
-                    f"the gradients of {TWICE} differ in step {step}, and did not at first: a count, or something else "
-                    f"that is kept between calls, changes what is computed; {SEEDED}"
+                    f"the gradients of {TWICE} differ in step {step}, and did not at first: a counter, or something "
+                    f"else that is kept between calls, changes the result; {SEEDED}"
                 )
         self._checking += time.monotonic() - began - seconds
         return vector
 
     def _sketch(self, vector: Tensor) -> Sketch | None:
-        """Of the gradient; None when it is not finite."""
+        """The sketch of the gradient; None when the gradient is not finite."""
         gradient = vector[: self._dim]
         return sketch(gradient.cpu().numpy()) if isfinite(float(gradient.sum())) else None
 
@@ -85,13 +90,14 @@ def computed_twice(
     load: Callable[[], Iterable[MicroBatch]],
     compute: Callable[[Iterable[MicroBatch]], Tensor | None],
 ) -> Tensor | None:
-    """What `compute` returns for the micro-batches of a chunk, if it returns the same for them a second time.
+    """What `compute` returns for the micro-batches of a chunk, if it returns the same a second time.
 
-    dim: entries of the gradient, at the beginning of what is returned; load: the micro-batches, anew; compute: a vector
-    from them, None when it was not wanted any more.
+    dim: number of entries of the gradient, at the beginning of the vector
+    load: loads the micro-batches, anew each time
+    compute: (micro-batches) -> the vector; None when it is no longer wanted
 
-    Raises ModelError: the loss or the model writes to the batch, to parameters or to buffers; or what it computes, or
-    what is loaded, is another thing the second time. The text names what differs first.
+    Raises ModelError: the loss or the model writes to the batch, to parameters or to buffers; or the second time the
+    rows or the results differ. The text names what differs first.
     """
     state = _state(model)
     with _watched(model) as first:
@@ -101,7 +107,7 @@ def computed_twice(
     changed = next((name for name, digest in _state(model).items() if digest != state.get(name)), None)
     if changed is not None:
         raise ModelError(
-            f"{changed} of the model changes while a gradient is computed, so that ranks would not have the same; "
+            f"{changed} of the model changes while a gradient is computed, so it would differ between ranks; "
             "change it in the script, after optimizer.step(), or not at all"
         )
     with _watched(model) as second:
@@ -141,7 +147,7 @@ def _difference(model: nn.Module, first: list[Seen], second: list[Seen]) -> str:
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[Seen]]:
-    """A list that gets what goes into the modules of `model` and comes out of them, in order."""
+    """A list that records inputs and outputs of the modules of `model`, in order."""
     seen: list[Seen] = []
     handles = []
 
@@ -165,7 +171,7 @@ def _watched(model: nn.Module) -> Iterator[list[Seen]]:
 
 
 def open_modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules in a model that are not compiled: hooks would be compiled too, and everything twice."""
+    """The modules in a model that are not compiled. Hooks on compiled modules would compile everything again."""
     if getattr(module, "_compiled_call_impl", None) is not None:  # by module.compile()
         return
     yield name, module
@@ -175,7 +181,7 @@ def open_modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]
 
 
 def _watched_batches(pieces: Iterable[MicroBatch], seen: list[Seen]) -> Iterator[MicroBatch]:
-    """The micro-batches; raises ModelError when one has been written to."""
+    """The micro-batches. Raises ModelError when the loss or the model has written to one."""
     for piece in pieces:
         before = _parts(piece.batch)
         seen.extend(Seen("batch", name, part) for name, part in before.items())
@@ -194,7 +200,7 @@ def _state(model: nn.Module) -> dict[str, bytes]:
 
 
 def _parts(batch: Any, name: str = "batch") -> dict[str, bytes]:
-    """Digests of the tensors and arrays of a batch, by where they are in it.
+    """Digests of the tensors and arrays of a batch, by their place in it.
 
     >>> list(_parts({"x": np.zeros(1), "more": (np.zeros(1), np.zeros(2))}))
     ["batch['x']", "batch['more'][0]", "batch['more'][1]"]
@@ -212,7 +218,7 @@ def digest(value: Any) -> bytes:
 
 
 def leaves(value: Any, where: str) -> Iterator[tuple[str, Tensor | np.ndarray]]:
-    """The tensors, arrays and numbers in a value, and where they are in it."""
+    """The tensors, arrays and numbers in a value, each with its place in the value."""
     if isinstance(value, Tensor | np.ndarray):
         yield where, value
     elif isinstance(value, float | int):
@@ -233,9 +239,9 @@ def _bytes(leaf: Tensor | np.ndarray) -> memoryview:
 
 
 def agree(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    """Whether two gradients are the same but for rounding errors. Block by block, which takes no memory.
+    """Whether two gradients are equal but for rounding errors. They are compared block by block, to save memory.
 
-    tolerance: of the first one's length.
+    tolerance: largest difference, relative to the length of the first
     """
     are_equal, difference, square = True, 0.0, 0.0
     for start in range(0, len(one), BLOCK):

@@ -1,4 +1,4 @@
-"""Sums of a metric over a dataset, as calls of the run: they travel with the reports of chunks."""
+"""Evaluates metrics over a dataset, in calls of the run: the sums travel with the reports of chunks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +17,17 @@ from psgc.torch.generators import seeded
 from psgc.torch.loader import ChunkLoader, MicroBatch
 from psgc.torch.outputs import OutputCalls, Outputs, figures_of
 
-AT_ONCE = 64  # examples, where micro_batch does not say: the sums are those of any number of workers
+AT_ONCE = 64  # examples of a batch without micro_batch; the same for any number of workers, so sums are the same too
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
 EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
 
 
 class Evaluation(NamedTuple):
-    """The means of an evaluation, by name; and where the script was: how many epochs all its loops so far have, and the
-    step of the batch that was under way, -1 between loops.
+    """The result of an evaluation, and the script's place when it made it.
+
+    epochs: total number of epochs of all loops that the script had begun
+    step: the step of the current batch; -1 between loops
+    means: the mean of each metric, by name
     """
 
     epochs: int
@@ -33,10 +36,14 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates metrics, as calls of the run.
+    """Evaluates metrics, in calls of the run.
 
-    collate, settings: of the run; flat: of the model; dim: entries of the vector of a gradient's call.
-    results: all so far, of the whole run, in order. Whoever gets a state sets them.
+    collate: makes a batch from a list of examples
+    settings: the settings of the run
+    flat: the model's flat parameters
+    dim: number of entries of a gradient's vector
+
+    results: all evaluations of the whole run, in order; set when a state is loaded
     """
 
     def __init__(self, model: nn.Module, collate: Any, settings: TorchRun, flat: FlatModel, dim: int) -> None:
@@ -46,9 +53,11 @@ class Evaluator:
         self._asked = Counter[tuple[int, int]]()
 
     def asked(self, epochs: int, step: int) -> Callable[[], dict[str, float] | None]:
-        """The script evaluates, where it is (as of Evaluation). Gives the means of this evaluation once there are some.
+        """Count an evaluation at this place of the script. Returns a function that returns its means, or None.
 
-        They are there at once where the script does again what was done before the state that it goes on from.
+        The means are known at once if a resumed script repeats an evaluation that was made before.
+
+        epochs, step: see Evaluation
         """
         before = self._asked[epochs, step]
         self._asked[epochs, step] += 1
@@ -68,9 +77,12 @@ class Evaluator:
         total_of: Callable[[Call], Tensor | None],
         place: tuple[int, int],
     ) -> dict[str, float] | None:
-        """Have `total_of` make calls; the means, or what the metric says of all outputs. None when one had no result.
+        """The means of a metric, or the metric of all outputs, by name; None when a call had no result.
 
-        metric: a Metric, or of what `outputs` has returned for all examples. place: as of Evaluation.
+        metric: a Metric; with `outputs`, a function of the outputs of all examples
+        outputs: (model, batch) -> the outputs of its examples; None for a mean over examples
+        total_of: makes a call of the run; None when this rank has fallen behind
+        place: (epochs, step), see Evaluation
 
         Raises UserError.
         """
@@ -97,7 +109,7 @@ class Evaluator:
         seed: tuple[int, int],
     ) -> dict[str, float] | None:
         length = loader.length
-        batches = -(-length // self._at_once)  # as many as in a plain loop; if they are few, some chunks are empty
+        batches = -(-length // self._at_once)  # as in a plain loop; with few batches, some chunks are empty
 
         def rows(chunk: int) -> range:
             first, end = bounds(chunk, batches, num_chunks)
@@ -144,16 +156,19 @@ class Evaluator:
         return figures_of(metric(found[""] if [*found] == [""] else found))
 
     def shown(self, means: dict[str, float] | None) -> Any:
-        """As the script gets them: a number for a single metric. None: the newest ones."""
+        """The means as the script gets them: a number for a single metric, else a mapping. None: the newest means."""
         if means is None:
             means = self.results[-1].means if self.results else {"": float("nan")}
         return means[""] if "" in means else dict(means)
 
 
 def sums_of(returned: Any, rows: int) -> dict[str, tuple[float, float]]:
-    """By name the sum over a micro-batch and the number of examples; the name is empty for a single metric.
+    """The sum over a micro-batch and the number of examples, by name; the name is empty for a single metric.
 
-    rows: examples of the micro-batch. Raises UserError when the metric has returned something else.
+    returned: what the metric returned
+    rows: number of examples of the micro-batch
+
+    Raises UserError when the metric returned something else.
     """
     named = returned if isinstance(returned, Mapping) else {"": returned}
     if not named:
@@ -180,7 +195,7 @@ def sums_of_chunk(
     micro_batches: Iterable[MicroBatch],
     wanted: Callable[[], bool],
 ) -> Tensor | None:
-    """Sum and number of examples of each metric over a chunk; None once the chunk is not wanted any more."""
+    """Sum and number of examples of each metric over a chunk, (2 * metrics,); None when it is no longer wanted."""
     totals = dict.fromkeys(names, (0.0, 0.0))
     with evaluation_mode(model), torch.no_grad():
         for piece in micro_batches:

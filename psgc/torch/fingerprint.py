@@ -1,4 +1,4 @@
-"""Short checksums of all that decides a script's next step, in parts, so that an error can say what differs."""
+"""Short checksums of everything that decides a script's next step, in parts, so that an error can name the part."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,21 +13,22 @@ from psgc.torch.state import Stateful
 
 RANDOM = tuple(f"the random numbers of the script ({name})" for name in NAMES)
 OPTIMIZERS, OTHERS = "the state of the optimizers", "the state of what else is attached"
-PARTS = {  # what each is of, and its bytes; 16 in all
+PARTS = {  # name of each part, and the number of its bytes; 16 in all
     "the parameters": 4,
     "the buffers": 3,
     OPTIMIZERS: 3,
     OTHERS: 3,
     **dict.fromkeys(RANDOM, 1),
 }
-ROW = 1024  # entries of 8 bytes that are added up
+ROW = 1024  # entries of 8 bytes in one sum
 
 
 def differing(one: bytes, other: bytes, attached: Sequence[object] = ()) -> list[str]:
-    """What two ranks do not share, by their digests (`Fingerprint.digest`) at the same call. They agree if it is empty.
+    """The parts in which two ranks differ, by their digests (`Fingerprint.digest`) at the same call.
 
-    attached: to the run, whose classes are named. Digests that agree need not be the same bytes: where one has no
-    random numbers (zeros), nothing is compared.
+    Random numbers are only compared if both digests have them (no zeros), so digests that agree may have other bytes.
+
+    attached: the objects that are attached to the run; errors name their classes
 
     >>> differing(bytes(16), b"1" + bytes(15))
     ['the parameters']
@@ -54,11 +55,12 @@ def _by_role(attached: Sequence[Any]) -> tuple[list[Any], list[Any]]:
 
 
 class Fingerprint:
-    """Makes digests of a model, of what is `attached` to the run, and of the generators of random numbers.
+    """Makes digests of a model, of the objects attached to the run, and of the generators of random numbers.
 
-    A rank may draw random numbers alone, for a picture for example, as long as the others draw none: so a generator
-    counts only if this rank has drawn from it since the digest before. `generators` are those of then; whoever changes
-    them sets it.
+    One rank may draw random numbers that the others do not draw, for a picture for example. So a generator counts only
+    if this rank has drawn from it since the digest before.
+
+    generators: the generators at the digest before; set it when a state with other generators is loaded
     """
 
     generators: Generators | None = None
@@ -67,10 +69,10 @@ class Fingerprint:
         self._model, self._attached = model, attached
 
     def digest(self, generators: Generators) -> bytes:
-        """16 bytes, see PARTS. generators: as they are now.
+        """16 bytes, see PARTS. generators: the present generators.
 
-        Takes the time of reading all of it once, at 8 GB/s on one core, and 0.02 ms for each tensor: with AdamW and
-        4.7 million parameters 11 ms, so at every sixteenth step 0.2 % of the time to compute one of 512 tokens.
+        It reads everything once, at 8 GB/s on one core, and takes 0.02 ms more for each tensor. With AdamW and 4.7
+        million parameters that is 11 ms; at every sixteenth step, 0.2 % of the time of a step of 512 tokens.
         """
         state = self._model.state_dict()
         names = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
@@ -90,9 +92,9 @@ class Fingerprint:
 
 
 def checksum(value: object) -> int:
-    """32 bits that depend on all tensors, arrays, numbers and texts in a value, also within lists and mappings.
+    """A checksum of 32 bits of all tensors, arrays, numbers and texts in a value, also within lists and mappings.
 
-    Things of other kinds are left out. Tensors are read where they are, and stay there.
+    Other objects are left out. Tensors are summed on their own device.
     """
     found, sums = 0, list[Tensor]()
     for kind, content in _contents(value):
@@ -110,7 +112,7 @@ def checksum(value: object) -> int:
 
 
 def _contents(value: object) -> list[tuple[str, Tensor | bytes]]:
-    """The tensors in a value, and bytes of what else is in it, each with text that says what it is."""
+    """The tensors in a value, and the bytes of everything else, each with a text that says what it is."""
     if isinstance(value, Tensor):
         return [(f"{value.dtype}{tuple(value.shape)}", value.detach())]
     if isinstance(value, np.ndarray):
@@ -120,7 +122,7 @@ def _contents(value: object) -> list[tuple[str, Tensor | bytes]]:
     if value is None or isinstance(value, bool | int | float | str):
         return [("", repr(value).encode())]
     if isinstance(value, Mapping):
-        items = sorted(value.items(), key=lambda item: str(item[0]))  # their order decides nothing
+        items = sorted(value.items(), key=lambda item: str(item[0]))  # the order of a mapping does not matter
         return [(f"{key}{kind}", part) for key, item in items for kind, part in _contents(item)]
     if isinstance(value, list | tuple):
         return [pair for item in value for pair in _contents(item)]

@@ -18,12 +18,13 @@ DTYPES = (torch.float32, torch.float64)
 class FlatModel:
     """A module whose trainable parameters and gradients are views of flat memory.
 
-    Frozen parameters are left out, and tied ones are there once. The module works as before: optimizers, hooks and
-    `state_dict` see the same Parameter objects, whose strides are kept. Buffers whose entries share memory, as
-    `expand` makes them, get memory of their own: a state could not be loaded into them.
+    Frozen parameters are left out, and tied parameters are included once. The module works as before: optimizers, hooks
+    and `state_dict` see the same Parameter objects, with the same strides. A buffer whose entries share memory, as
+    `expand` makes it, gets memory of its own, because a state cannot be loaded into it otherwise.
 
-    params, grad: (dim,) tensors; `grad` is another one after `take`.
-    names: of the parameters, in their order in `params`.
+    params: (dim,), the parameters
+    grad: (dim,), the gradient; another tensor after `take`
+    names: the names of the parameters, in their order in `params`
 
     Raises UserError: no trainable parameter, several dtypes or devices, a dtype other than float32 and float64, a
     parameter without memory (lazy modules, the device "meta").
@@ -37,26 +38,26 @@ class FlatModel:
         self._parameters = tuple(named.values())
         self.dim = sum(param.numel() for param in self._parameters)
         self._strides = tuple(torch.empty_like(param, device="meta").stride() for param in self._parameters)
-        # of torch, not of NumPy: aligned to 64 bytes on every rank
+        # allocated by torch, not by NumPy: so it is aligned to 64 bytes on every rank
         self.params = torch.empty(self.dim, dtype=self.dtype, device=self.device)
         self.grad = torch.zeros_like(self.params)
         self._param_views = self.views(self.params)
         self._grad_views: list[Tensor | None] = [*self.views(self.grad)]
-        self._targets: list[Tensor] = []  # of `gradients_into`
-        self._written: set[int] = set()  # which of them have been written to
-        moved = WeakMethod(self._moved)  # what a hook refers to is never collected
+        self._targets: list[Tensor] = []  # views of the vector of `gradients_into`
+        self._written: set[int] = set()  # the places of the targets that have been written to
+        moved = WeakMethod(self._moved)  # weak, because an object that a hook refers to is never collected
         self._own_hooks = [
             param.register_post_accumulate_grad_hook(partial(_call, moved, place)).id  # type: ignore[no-untyped-call]
             for place, param in enumerate(self._parameters)
         ]
-        self._aside: list[tuple[dict[int, Any], dict[int, Any]]] = []  # hooks of others, and where they belong
+        self._aside: list[tuple[dict[int, Any], dict[int, Any]]] = []  # (the dict of hooks, its content before)
         self._adopt()
         for buffer in model.buffers():
             if buffer.layout == torch.strided and 0 in buffer.stride():
                 buffer.data = buffer.clone(memory_format=torch.contiguous_format)
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """A view of `flat` for each parameter, of its shape and strides. flat: (dim,) or longer."""
+        """A view of `flat` for each parameter, with its shape and strides. flat: (dim,) or longer."""
         views, start = [], flat.storage_offset()
         for param, stride in zip(self._parameters, self._strides, strict=True):
             views.append(flat.as_strided(param.shape, stride, start))
@@ -64,10 +65,11 @@ class FlatModel:
         return views
 
     def gradients_into(self, flat: Tensor) -> None:
-        """Let backward passes sum up in `flat`, (dim,) or longer, until `restore`.
+        """Let backward passes sum gradients in `flat`, (dim,) or longer, until `restore`.
 
-        Its entries may be anything: the first gradient of a parameter overwrites them. `complete` makes the rest zero.
-        Hooks of the parameters are not called: they are for the gradient of a whole batch (`call_hooks`).
+        `flat` need not be initialised: the first gradient of a parameter overwrites its entries, and `complete` sets
+        the rest to zero. The user's hooks of parameters are not called: they are for the gradient of a whole batch
+        (`call_hooks`).
         """
         self._targets, self._written = self.views(flat), set()
         self._set_grads([None] * len(self._parameters))
@@ -78,7 +80,7 @@ class FlatModel:
                     del hooks[number]
 
     def _hooks(self) -> Iterator[tuple[dict[int, Any], int]]:
-        """The hooks of parameters as torch keeps them, by number, and the number of our own."""
+        """The hooks of each parameter as torch keeps them, by number, and the number of psgc's hook."""
         for param, own in zip(self._parameters, self._own_hooks, strict=True):
             for hooks in (param._backward_hooks, param._post_accumulate_grad_hooks):
                 if hooks:
@@ -87,7 +89,7 @@ class FlatModel:
     def call_hooks(self, gradient: Tensor, is_used: Sequence[bool]) -> None:
         """Call the hooks of `register_hook`, which may change the gradient (dim,) of a batch.
 
-        is_used: by parameter, whether it has a gradient.
+        is_used: (parameters,), whether each has a gradient
         """
         if not any(param._backward_hooks for param in self._parameters):
             return
@@ -98,7 +100,7 @@ class FlatModel:
                         view.copy_(changed)
 
     def call_late_hooks(self) -> None:
-        """Call the hooks of `register_post_accumulate_grad_hook`: `.grad` is what the script gets."""
+        """Call the hooks of `register_post_accumulate_grad_hook`. `.grad` is the gradient of the batch."""
         for param, own in zip(self._parameters, self._own_hooks, strict=True):
             hooks = param._post_accumulate_grad_hooks
             for number, hook in [*hooks.items()] if param.grad is not None else []:
@@ -106,9 +108,10 @@ class FlatModel:
                     hook(param)
 
     def complete(self) -> list[bool]:
-        """After the last backward pass: make the entries of parameters zero that had no gradient, which are returned.
+        """Call after the last backward pass: sets the entries of parameters without a gradient to zero.
 
-        Raises UserError when a gradient was taken away meanwhile.
+        Returns for each parameter whether it had no gradient. Raises UserError when a gradient was set to None
+        meanwhile.
         """
         unused = [param.grad is None for param in self._parameters]
         for place, (param, target) in enumerate(zip(self._parameters, self._targets, strict=True)):
@@ -124,7 +127,7 @@ class FlatModel:
         return unused
 
     def _moved(self, place: int, param: Tensor) -> None:
-        """A hook: `param.grad` has a new gradient. One in memory of its own is moved to the vector of the chunk."""
+        """A hook: `param.grad` has a new gradient. If it is not in the vector of the chunk, it is moved there."""
         if not self._targets or param.grad is None or param.grad is self._targets[place]:
             return
         target = self._targets[place]
@@ -136,19 +139,19 @@ class FlatModel:
         self._written.add(place)
 
     def restore(self) -> None:
-        """Make each `.grad` a view of `grad` again, also where an optimizer's zero_grad() has set it to None.
+        """Make each `.grad` a view of `grad` again, also if an optimizer's zero_grad() has set it to None.
 
-        Parameters that have been frozen since have none, nor have those that `take` was told of.
+        `.grad` is None for parameters that were frozen since, and for those without a gradient in `take`.
         """
         self._targets = []
         for hooks, all_of_them in self._aside:
             hooks.clear()
-            hooks.update(all_of_them)  # in their order
+            hooks.update(all_of_them)  # in the original order
         self._aside = []
         self._set_grads(self._grad_views)
 
     def take(self, gradient: Tensor, is_used: Sequence[bool] | None = None) -> None:
-        """Have `gradient` (dim,) as `grad`. is_used: by parameter, whether it has a gradient, else `.grad` is None."""
+        """Use `gradient` (dim,) as `grad`. is_used: (parameters,); where it is false, `.grad` becomes None."""
         settle(self.device)
         self.grad, self._grad_views = gradient, [*self.views(gradient)]
         for place, has in enumerate(is_used or ()):
@@ -157,7 +160,7 @@ class FlatModel:
         self.restore()
 
     def add(self, gradient: Tensor, is_used: Sequence[bool]) -> None:
-        """Add a gradient, as of `take`, to `grad`."""
+        """Add a gradient to `grad`. The arguments are those of `take`."""
         self.grad.add_(gradient)
         for place, (view, has) in enumerate(zip(self.views(self.grad), is_used, strict=True)):
             if has:
@@ -168,27 +171,27 @@ class FlatModel:
         self.take(torch.zeros_like(self.params))
 
     def drop(self) -> None:
-        """Have no `grad`, and give its memory back, until `take`."""
+        """Free the memory of `grad`. There is no gradient until `take`."""
         settle(self.device)
         self.grad, self._grad_views = self.params.new_empty(0), [None] * len(self._parameters)
         self.restore()
 
     def keep(self, kept: Container[int]) -> None:
-        """Have no gradients but those that another one is to be added to. kept: ids of their parameters."""
+        """Drop all gradients but those to which another one will be added. kept: the ids of their parameters."""
         for place, param in enumerate(self._parameters):
             if id(param) not in kept:
                 self._drop(place)
 
     def _drop(self, place: int) -> None:
-        """Have no gradient of this parameter: zeros, to which another one may be added."""
+        """Drop the gradient of this parameter: its entries become zero, so that another gradient can be added."""
         if (view := self._grad_views[place]) is not None:
             view.zero_()
         self._grad_views[place] = None
 
     def check(self) -> None:
-        """Make the parameters views of `params` again where their memory was replaced (by `param.data = ...`).
+        """Make the parameters views of `params` again if their memory was replaced (by `param.data = ...`).
 
-        Raises UserError when parameters were added, replaced, taken out, unfrozen, moved or converted since.
+        Raises UserError when parameters were added, replaced, removed, unfrozen, moved or converted since.
         """
         now = dict(self._model.named_parameters())
         known = {id(param) for param in self._parameters}
@@ -200,7 +203,7 @@ class FlatModel:
         present = {id(param) for param in now.values()}
         for name, param in zip(self.names, self._parameters, strict=True):
             if id(param) not in present:
-                raise UserError(f"parameter {name} was taken out of the model after psgc.torch.init; do that before")
+                raise UserError(f"parameter {name} was removed from the model after psgc.torch.init; do that before")
             if param.dtype != self.dtype or param.device != self.device:
                 raise UserError(
                     f"parameter {name} is {param.dtype} on {param.device}, and was {self.dtype} on {self.device} in "
@@ -214,7 +217,7 @@ class FlatModel:
             for param, view in zip(self._parameters, self._param_views, strict=True):
                 if param.data_ptr() != view.data_ptr():
                     view.copy_(param)
-                    param.data = _alone(view)  # for `share_memory()`, too, which moves whole storages
+                    param.data = _alone(view)  # also because `share_memory()` moves whole storages
         self.restore()
 
     def _set_grads(self, views: Sequence[Tensor | None]) -> None:
@@ -223,7 +226,7 @@ class FlatModel:
 
 
 def _alone(view: Tensor) -> Tensor:
-    """The same memory as a tensor whose storage is that part of it alone: `torch.save` writes whole storages."""
+    """The same memory as a tensor with a storage of its own, since `torch.save` writes whole storages."""
     start = view.storage_offset()
     whole = view.as_strided((view.untyped_storage().nbytes() // view.itemsize,), (1,), 0)
     return from_dlpack(whole[start : start + view.numel()]).as_strided(view.shape, view.stride(), 0)
@@ -235,7 +238,7 @@ def _call(method: WeakMethod[Any], place: int, param: Tensor) -> None:
 
 
 def _common(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[torch.dtype, torch.device]:
-    """The dtype and the device of all parameters; raises UserError, see FlatModel."""
+    """The dtype and the device of all parameters. Raises UserError, see FlatModel."""
     if not named:
         raise UserError(f"the model ({type(model).__name__}) has no trainable parameter")
     first = next(iter(named))

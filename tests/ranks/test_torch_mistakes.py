@@ -91,5 +91,5 @@ def test_a_mistake_that_every_rank_makes_is_told_once(tmp_path, mistake):
 def test_a_mistake_that_one_worker_makes_ends_the_run(tmp_path):
     """A replication that so few workers cannot give is only said."""
     first, line = said(tmp_path, "batch on rank 2")
-    assert first == "replication is 9, but the workers are 3: each of them may do every chunk"
+    assert first == "replication is 9, but there are 3 workers: every worker may compute every chunk"
     assert line == f"psgc: worker 3 on {HOST}: {MISTAKES['batch']}"

@@ -7,7 +7,7 @@ from psgc.errors import UserError
 from psgc.torch.checks import check_model
 
 WAYS_OUT = (
-    "batch normalisation in training mode, whose running statistics would be other ones on every rank; use "
+    "batch normalisation in training mode: its running statistics would differ between ranks; use "
     "nn.GroupNorm, or freeze the statistics (eval() on these modules, after model.train()), or pass buffers=\"chunk\" "
     "to psgc.torch.init, buffers: chunk in a YAML (statistics of each chunk)"
 )  # fmt: skip
@@ -48,6 +48,6 @@ def test_what_no_buffers_help(buffers):
         '0: SyncBatchNorm needs torch.distributed; use BatchNorm and buffers="chunk"'
     )
     assert refusal(nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True)), buffers) == (
-        "0: instance normalisation with running statistics in training mode, of which every rank would have its own; "
+        "0: instance normalisation with running statistics in training mode: the statistics would differ between ranks; "
         "use track_running_stats=False"
     )

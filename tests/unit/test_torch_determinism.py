@@ -170,7 +170,7 @@ OUT = f" returns differs between {AGAIN}, for the same input: it is random or ke
 IN = f" differs between {AGAIN}: what is computed just before it is random or keeps something between calls"
 LOADED = " differs when the same rows are loaded twice: dataset or collate_fn is random or keeps something between"
 WRITES = "the loss or the model writes to {}, which it must only read; let it work on a copy (no operation in place, no"
-CHANGES = " of the model changes while a gradient is computed, so that ranks would not have the same; change it in the"
+CHANGES = " of the model changes while a gradient is computed, so it would differ between ranks; change it in the"
 SPECTRAL = nn.utils.parametrizations.spectral_norm
 
 
@@ -289,7 +289,7 @@ def test_only_gradients_that_are_finite_are_compared(monkeypatch):
         assert max(sampled(monkeypatch, lambda value=value: torch.full((5,), value))) == most
     for other in 2.0, float("inf"):
         numbers = iter([1.0] * 129 + [other] * 9)  # the 129th chunk is the first of step 32
-        with pytest.raises(ModelError, match="differ in step 32, and did not at first: a count, or something else"):
+        with pytest.raises(ModelError, match="differ in step 32, and did not at first: a counter, or something else"):
             sampled(monkeypatch, lambda numbers=numbers: torch.full((5,), next(numbers)))
 
 

@@ -138,7 +138,7 @@ ADDED = "was added, replaced, moved or unfrozen after psgc.torch.init; do that b
         (lambda it: it.to("meta"), f"0.weight {ADDED}"),
         (lambda it: it.append(nn.Linear(2, 2)), f"3.weight {ADDED}"),
         (lambda it: it.__setitem__(2, nn.Linear(4, 2)), f"2.weight {ADDED}"),
-        (lambda it: it.__delitem__(2), "2.weight was taken out of the model after psgc.torch.init; do that before"),
+        (lambda it: it.__delitem__(2), "2.weight was removed from the model after psgc.torch.init; do that before"),
     ],
 )  # fmt: skip
 def test_a_model_changed_since_is_refused(change, told):
