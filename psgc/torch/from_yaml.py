@@ -1,7 +1,7 @@
-"""The training that a YAML with a torch problem describes, as a script with psgc.torch would do it.
+"""Trains as a YAML with a torch problem says, in the same way as a script with psgc.torch.
 
-Every rank runs `train`. What is wrong with the YAML, or with what the user's function returns, is told before any rank
-computes.
+Every rank runs `train`. Errors in the YAML, or in the values that the user's function returns, are found before any
+rank computes.
 """
 
 import os
@@ -33,9 +33,10 @@ EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and al
 
 @dataclass(frozen=True)
 class Parts:
-    """What the user's function has returned.
+    """What the user's function returned.
 
-    test: a dataset on which `metrics` are evaluated after each epoch; without metrics the loss is.
+    test: a dataset for evaluation after each epoch; None: no evaluation
+    metrics: (model, batch) -> metrics as of `ScriptRun.evaluate`; None: the loss
     """
 
     model: nn.Module
@@ -72,7 +73,7 @@ def train(path: str, overrides: Sequence[str] = ()) -> ScriptRun:
     run.attach(optimizer, *([scheduler] if scheduler else []))
     params = [param for param in parts.model.parameters() if param.requires_grad]
     for batch in run.batches(config.batch.size, config.batch.epochs, config.batch.shuffle):
-        if batch.epoch and batch.position.start == 0:  # here, so that a run that is resumed does not leave it out
+        if batch.epoch and batch.position.start == 0:  # before the batch, so that a resumed run does not leave it out
             _evaluate(run, config, parts, batch.epoch)
         run.backward(batch)
         if config.optimizer.clip_norm is not None:
@@ -86,7 +87,7 @@ def train(path: str, overrides: Sequence[str] = ()) -> ScriptRun:
 
 
 def make_parts(config: TorchConfig, folder: str) -> Parts:
-    """What the function of `problem.torch` returns. folder: where its module may lie. Raises UserError."""
+    """What the function of `problem.torch` returns. folder: the folder that may have its module. Raises UserError."""
     where = f"problem.torch: {config.problem.torch}"
     returned = call_object(where, config.problem.torch, config.problem.options, folder)
     if isinstance(returned, tuple) and len(returned) == 3:
@@ -118,7 +119,7 @@ def make_parts(config: TorchConfig, folder: str) -> Parts:
 
 
 def _autocast(config: TorchConfig, model: nn.Module, function: Any) -> Any:
-    """The function, (model, batch) -> anything, under autocast if the YAML says so."""
+    """The function, (model, batch) -> any value, under autocast if the YAML asks for it."""
     if config.autocast == "none":
         return function
     device = next(model.parameters()).device.type

@@ -1,4 +1,4 @@
-"""A script's random numbers: the states of their generators, and seeds that are the same on every copy of a chunk."""
+"""A script's random numbers: the states of their generators, and seeds that are the same for every copy of a chunk."""
 
 import hashlib
 import random
@@ -13,13 +13,17 @@ from torch import Tensor
 
 from psgc.errors import UserError, one_line
 
-WORDS = 4 * 625  # bytes of NumPy's usual generator: 624 words, and how many of them have been used
+WORDS = 4 * 625  # bytes of the state of NumPy's usual generator: 624 words, and the number of used ones
 NAMES = "random", "numpy.random", "torch"
 
 
 class Generators(NamedTuple):
-    """The states of Python's `random`, of the generator behind `numpy.random`, and of torch's default generators: that
-    of the CPU, and that of the model's device where it is one of CUDA. Nobody changes them.
+    """States of generators of random numbers. They are never changed.
+
+    python: the state of `random`
+    numpy: the state of the generator behind `numpy.random`
+    cpu: the state of torch's default generator of the CPU
+    cuda: the state of torch's default generator of the model's device; None on another device than CUDA
     """
 
     python: tuple[Any, ...]
@@ -29,14 +33,14 @@ class Generators(NamedTuple):
 
     @staticmethod
     def now(device: torch.device) -> "Generators":
-        """As they are now. Takes 0.05 ms."""
+        """The present states. Takes 0.05 ms."""
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return Generators(random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state(), cuda)
 
     def set(self, device: torch.device) -> None:
-        """Have the generators go on from here. One that there is no state of stays as it is.
+        """Set the generators to these states. A generator without a state here is not changed.
 
-        Raises UserError when these are no such states, or of another generator behind `numpy.random`.
+        Raises UserError when a state is invalid, or is one of another generator behind `numpy.random`.
         """
         try:
             random.setstate(self.python)
@@ -48,7 +52,7 @@ class Generators(NamedTuple):
             raise UserError(f"random numbers cannot go on from a state: {one_line(error)}") from error
 
     def saved(self) -> dict[str, Any]:
-        """As numbers, texts and tensors, for a state (`psgc.torch.state`)."""
+        """The states as numbers, texts and tensors, for a state of the run (`psgc.torch.state`)."""
         version, words, gauss = self.python
         python = {"version": version, "words": torch.tensor(words), "gauss": gauss}
         numpy = _mapped(self.numpy, lambda x: torch.from_numpy(x.astype(np.int64)) if isinstance(x, np.ndarray) else x)
@@ -57,14 +61,14 @@ class Generators(NamedTuple):
 
     @staticmethod
     def of(saved: Mapping[str, Any]) -> "Generators":
-        """The inverse of `saved`. Raises LookupError, TypeError or AttributeError when it is not that."""
+        """The inverse of `saved`. Raises LookupError, TypeError or AttributeError for anything else."""
         python = saved["python"]
         words = tuple(python["words"].tolist())
         numpy = _mapped(saved["numpy"], lambda x: x.numpy().astype(np.uint64) if isinstance(x, Tensor) else x)
         return Generators((python["version"], words, python["gauss"]), numpy, saved["torch"], saved.get("cuda"))
 
     def contents(self) -> tuple[bytes, ...]:
-        """For each of NAMES bytes that differ when its state does."""
+        """The state of each of NAMES as bytes, to compare."""
         python = np.asarray(self.python[1], np.uint32).tobytes() + repr(self.python[2]).encode()
         numpy = repr(_mapped(self.numpy, lambda value: value.tolist() if isinstance(value, np.ndarray) else value))
         cuda = b"" if self.cuda is None else self.cuda.numpy().tobytes()
@@ -78,15 +82,14 @@ def _mapped(mapping: Mapping[str, Any], function: Any) -> dict[str, Any]:
     }
 
 
-_is_preserved = False  # whether `preserved` is under way
+_is_preserved = False  # whether a `preserved` block is open
 
 
 @contextmanager
 def preserved(device: torch.device) -> Iterator[None]:
-    """After it the usual sources of random numbers go on where they were before.
+    """Restore the states of `Generators` at the end of the block.
 
-    These are the generators of `psgc.torch.generators`. Saving and restoring them takes 0.4 ms. Within another one this
-    does nothing, so who has many chunks to do pays once.
+    Saving and restoring takes 0.4 ms. Within another such block this does nothing, so many chunks can share one.
     """
     global _is_preserved
     if _is_preserved:
@@ -103,9 +106,9 @@ def preserved(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: tuple[int, ...], device: torch.device) -> Iterator[None]:
-    """Within it the sources of `preserved` depend on `seed` alone, such as (seed, step, chunk); then they are restored.
+    """Within the block, random numbers depend on `seed` alone, such as (seed, step, chunk). Then states are restored.
 
-    Generators of the user's own are not reached.
+    The user's own generators are not changed.
     """
     with preserved(device):
         reseed(seed, device)
@@ -113,7 +116,7 @@ def seeded(seed: tuple[int, ...], device: torch.device) -> Iterator[None]:
 
 
 def reseed(seed: tuple[object, ...], device: torch.device) -> None:
-    """Have the sources of `preserved` depend on `seed` alone. Takes 0.02 ms."""
+    """Seed the generators of `Generators` with `seed`. Takes 0.02 ms."""
     number = int.from_bytes(hashlib.blake2b(repr(seed).encode(), digest_size=20).digest())
     random.seed(number & 0xFFFFFFFFFFFFFFFF)
     np.random.seed(number >> 64 & 0xFFFFFFFF)  # one word: NumPy takes five times as long with two
@@ -125,8 +128,8 @@ def reseed(seed: tuple[object, ...], device: torch.device) -> None:
 
 
 def places(device: torch.device) -> tuple[object, ...]:
-    """Where the generators of `Generators` are after `seeded`: others once something has been drawn. Takes 0.02 ms."""
-    numpy = np.random.get_bit_generator()  # type: ignore[attr-defined]  # its whole state takes longer
+    """A value that changes when a random number is drawn. Takes 0.02 ms."""
+    numpy = np.random.get_bit_generator()  # type: ignore[attr-defined]  # np.random.get_state takes longer
     bits = string_at(numpy.ctypes.state_address, WORDS) if isinstance(numpy, np.random.MT19937) else repr(numpy.state)
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
     return random.getstate(), bits, torch.get_rng_state().numpy().tobytes(), cuda

@@ -23,13 +23,18 @@ from psgc.torch.sampling import Batch, ChunkCosts
 
 
 class BatchGradient:
-    """Makes the calls.
+    """Makes the calls for gradients of batches.
 
-    compute: the vector of a chunk; gradient: how many of its entries are the gradient; costs: of chunks; following:
-    the batch that most probably comes after one. Before the first chunk the loss is looked at (`psgc.torch.halves`).
-    Then it is computed twice, and some of the later ones are (`psgc.torch.determinism`). The first pass over several
-    chunks is compared with the sum over these: with bfloat16, for example, they differ by more than sums in another
-    order do, and chunks stay single.
+    It also checks the user's code. Before the first chunk the loss is compared with the loss of halves
+    (`psgc.torch.halves`). The first chunk, and some later ones, are computed twice (`psgc.torch.determinism`). The
+    first pass over several chunks is compared with the sum over the single chunks. With bfloat16, for example, these
+    differ by more than the order of a sum explains; then each chunk is computed alone from then on.
+
+    loader: loads micro-batches
+    compute: computes the vector of a chunk
+    gradient: number of entries of the gradient, at the beginning of the vector
+    costs: the costs of chunks
+    following: (batch) -> the batch that probably comes next, or None
     """
 
     def __init__(
@@ -45,14 +50,19 @@ class BatchGradient:
         self._model, self._loader, self._compute, self._following = model, loader, compute, following
         self._gradient, self._costs = gradient, costs
         self._seed, self._micro_batch = settings.seed, settings.micro_batch
-        self._is_free = settings.draws == "piece"  # to draw other numbers when other chunks are in a pass
-        self._halves = None if were_tried(ranks()) else Halves(model, compute, loader.micro_batch)  # None: compared
+        self._is_free = settings.draws == "piece"  # random numbers may depend on which chunks are in one pass
+        self._halves = None if were_tried(ranks()) else Halves(model, compute, loader.micro_batch)  # None: no check
         self._is_checked, self._sampled = False, Sampled(model, gradient)
-        self._is_sum: bool | None = None  # whether a pass over several chunks is; None: not known
-        self._passes: list[tuple[int, ...]] = []  # of the newest call, their chunks
+        self._is_sum: bool | None = None  # whether a pass over several chunks is the sum over them; None: unknown
+        self._passes: list[tuple[int, ...]] = []  # the chunks of each pass of the newest call
 
     def call(self, batch: Batch, engine: Engine, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
-        """scale: of the GradScaler; is_whole: see HandOver; loaded: tells ranks apart that have loaded other states."""
+        """The call for the gradient of a batch.
+
+        scale: the scale of the GradScaler, or None
+        is_whole: see HandOver
+        loaded: a checksum of the state that the script has loaded, or None; part of the signature
+        """
         num_chunks = engine.num_chunks
         of_all = self._loading(batch, range(num_chunks), engine)
         self._loader.size, self._loader.seed = of_all.size, of_all.seed
@@ -79,11 +89,11 @@ class BatchGradient:
 
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
             self._passes = [*(one for one in self._passes if not {*one} & {*chunks}), tuple(chunks)]
-            draws = self._compute.draws or self._loader.mixes  # then they differ, whatever they are
+            draws = self._compute.draws or self._loader.mixes  # then the pass and the sum differ in any case
             if len(chunks) == 1 or self._is_sum or draws:
                 return in_one_pass(chunks, wanted)
             then: list[Sequence[int]] = [*((chunk,) for chunk in chunks), chunks]
-            single = [  # one vector at a time
+            single = [  # sketches of the single chunks; only one vector is in memory at a time
                 self._figures(in_one_pass((chunk,), wanted, then[number:])) for number, chunk in enumerate(chunks, 1)
             ]
             found = in_one_pass(chunks, wanted)
@@ -115,8 +125,10 @@ class BatchGradient:
         return self._is_checked and joins and self._is_sum is not False
 
     def _loading(self, batch: Batch, chunks: Sequence[int], engine: Engine) -> Loading:
-        """Of a pass over these chunks. By default it goes through the model in as many examples as a worker has of a
-        step, and a single chunk at once in any case: so its bits are those of any number of workers.
+        """What a pass over these chunks loads.
+
+        By default a micro-batch has as many examples as a worker has in a step. A single chunk is one micro-batch, so
+        it has the same bits with any number of workers.
         """
         size = self._micro_batch or -(-len(batch) // min(engine.num_workers, engine.num_chunks))
         return Loading(batch.of_chunks(chunks, engine.num_chunks), size, (self._seed, batch.epoch))
@@ -124,7 +136,7 @@ class BatchGradient:
     def _coming(
         self, batch: Batch, chunks: Sequence[int], before: list[tuple[int, ...]], engine: Engine
     ) -> list[Loading]:
-        """What most probably comes after a pass over these chunks: as in the step before, here and in the next ones."""
+        """What probably comes after a pass over these chunks: the same passes as in the step before."""
         found, passes = list[Loading](), before or self._passes
         at = passes.index(tuple(chunks)) + 1 if tuple(chunks) in passes else len(passes)
         coming: Batch | None = batch
@@ -134,7 +146,7 @@ class BatchGradient:
         return found
 
     def _figures(self, vector: Tensor | None) -> tuple[float, Sketch] | None:
-        """Loss and sketch of the gradient; None when there is no vector, or it is not finite."""
+        """The loss and the sketch of the gradient; None when there is no vector, or when it is not finite."""
         if vector is None or not isfinite(float(vector[: self._gradient + 1].sum())):
             return None
         return float(vector[self._gradient]), sketch(vector[: self._gradient].cpu().numpy())
@@ -142,15 +154,15 @@ class BatchGradient:
     def _compare_halves(
         self, halves: Halves, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None
     ) -> None:
-        """Of a micro-batch of the chunk; where it has one row, of two rows of the batch."""
+        """Compare the loss of a micro-batch with that of its halves. A chunk of one row takes two rows of the batch."""
         size = self._loader.size
         if size == 1 or len(batch) < 2 or (num_chunks == 1 and len(batch) <= size):
-            return  # the loss is called with each example alone, or with all of them
+            return  # the loss is only called with single examples, or with whole batches
         some = (rows if len(rows) > 1 else batch.rows[:2])[:size]
-        with suppress(NotFinite):  # then another chunk is looked at
+        with suppress(NotFinite):  # try again with another chunk
             try:
                 halves.check(some.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale)
             except UserError:
-                if not self._loader.mixes:  # then the halves have had other random numbers
+                if not self._loader.mixes:  # if it mixes, the halves have had other random numbers
                     raise
             self._halves = None

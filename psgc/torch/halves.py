@@ -1,8 +1,8 @@
-"""Whether a loss may be computed in parts: that of some examples in one piece, against the same in two halves.
+"""Checks whether a loss may be computed in parts: compares the loss of some examples with the loss of their halves.
 
-psgc adds up what a loss returns for micro-batches. That is the loss of a batch when it returns (sum, count), or the
-mean over the examples. A sum without a count, a mean with one, a mean over something else than examples, or a loss in
-which examples are compared with each other, make something else of the halves than of the whole.
+psgc adds up what a loss returns for micro-batches. This is the loss of the batch if it returns (sum, count), or the
+mean over the examples. It is not for a sum without a count, a mean with a count, a mean over something else than
+examples, or a loss in which examples are compared with each other. Then the halves and the whole differ.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +22,9 @@ from psgc.torch.generators import seeded
 from psgc.torch.loader import MicroBatch
 
 HALF = (torch.float16, torch.bfloat16)
-LOSS, GRADIENT = 1e-3, 1e-2  # relative differences that are rounding errors
-IN_HALF = 30  # times as large where something is computed in half precision, of which this finds a sign
-TINY = 1e-6  # a loss of one example that is a rounding error of numbers of size 1
+LOSS, GRADIENT = 1e-3, 1e-2  # relative differences that count as rounding errors
+IN_HALF = 30  # factor of these limits if the model seems to compute in half precision
+TINY = 1e-6  # a loss of one example that counts as a rounding error of numbers of size 1
 OTHERS = (
     "Where the loss of an example depends on others of the batch (contrastive losses, padding that is not masked), "
     "psgc cannot compute it in parts: make what belongs together one example of the dataset, or use chunks=1 without "
@@ -33,30 +33,35 @@ OTHERS = (
 
 
 class NotFinite(Exception):
-    """A loss or a gradient is not finite, as happens with a GradScaler: nothing can be said."""
+    """A loss or a gradient is not finite, as happens with a GradScaler, so the check has no result."""
 
 
 class Halves:
-    """Compares a loss of the rows of a micro-batch with that of their halves.
+    """Compares the loss of a micro-batch with the loss of its halves.
 
-    model, compute: of the run; load: rows -> the micro-batch of them, anew each time.
+    model, compute: the run's
+    load: (rows) -> their micro-batch, loaded anew each time
     """
 
     def __init__(self, model: nn.Module, compute: ChunkGradient, load: Callable[[Sequence[int]], MicroBatch]) -> None:
         self._model, self._compute, self._load = model, compute, load
 
     def check(self, rows: Sequence[int], seed: tuple[int, int, int], of: int, scale: float | None) -> None:
-        """rows: at least two; seed: of their random numbers; of, scale: see ChunkGradient.vector.
+        """Compare in evaluation mode, and if the halves differ there, in training mode as well.
 
-        It is done in evaluation mode, in which most models draw no random numbers and batch normalisation looks at no
-        other examples. What differs there may still be right in training mode. Where it cannot be told, because the
-        loss is random or does not work there, nothing is said.
+        In evaluation mode most models draw no random numbers, and batch normalisation does not depend on the other
+        examples. If the loss is random, or does not work in this mode, the check has no result.
 
-        Raises UserError: the loss is none that can be computed in parts. NotFinite.
+        rows: at least two
+        seed: (seed, step, chunk), for the random numbers
+        of: number of examples of the step
+        scale: see ChunkGradient.vector
+
+        Raises UserError when the loss cannot be computed in parts, and NotFinite.
         """
         norms = [module for module in self._model.modules() if isinstance(module, _BatchNorm)]
         if any(norm.running_mean is None for norm in norms):
-            return  # it looks at the other examples in evaluation mode, too
+            return  # it depends on the other examples in evaluation mode, too
         modes: list[Callable[[], AbstractContextManager[Any]]] = [lambda: evaluation_mode(self._model)]
         if not norms:
             modes.append(nullcontext)
@@ -78,7 +83,7 @@ class Halves:
         of: int,
         scale: float | None,
     ) -> bool | None:
-        """Whether the halves make something else; None when that cannot be told."""
+        """Whether the whole and the halves differ; None when it cannot be decided."""
 
         def vector(*parts: Sequence[int], seed: tuple[int, int, int] = seed) -> Tensor:
             found = self._compute.vector(map(self._load, parts), seed, lambda: True, of, scale)
@@ -97,7 +102,7 @@ class Halves:
                 is_random = not self._are_same(whole, vector(rows, seed=(seed[0] + 1, *seed[1:])), tolerance)
         except NotFinite:
             raise
-        except Exception:  # a model or a loss that does not work in this mode, or with so few examples
+        except Exception:  # the model or the loss does not work in this mode, or with so few examples
             return None
         return None if is_random else True
 
@@ -112,7 +117,7 @@ class Halves:
         return same and agree(one[:dim], other[:dim], min(tolerance, 10) * GRADIENT)
 
     def _explanation(self, rows: Sequence[int], seed: tuple[int, int, int]) -> str:
-        """What is told: what the loss returned, and what is expected."""
+        """The text of the error: what the loss returned, and what is expected."""
         first, second = _halves(rows)
         values, counts = [], []
         for part in (rows, first, second):
@@ -158,7 +163,7 @@ def _close(one: float, other: float, tolerance: float) -> bool:
 
 @contextmanager
 def _looking_for_half(model: nn.Module) -> Iterator[list[bool]]:
-    """A list that is not empty once half precision was seen, or may be where nobody can look."""
+    """A list that is not empty if half precision was seen, or if a compiled module may hide it."""
     modules = [module for _, module in open_modules(model, "")]
     tensors = [*model.parameters(), *model.buffers()]
     found = [True] if any(t.dtype in HALF for t in tensors) or len(modules) < len(set(model.modules())) else []

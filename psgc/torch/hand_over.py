@@ -1,14 +1,14 @@
-"""What passes between the thread of the script and the thread that does MPI.
+"""The exchange between the two threads of a rank: the script's thread and the MPI thread.
 
-The script makes *calls*, numbered by iteration: it says that it is there, and waits for the sum over all chunks. When
-it comes with the next call, it has made the step with the sum before. It may be given the state of another rank instead
-of a sum: then it has missed calls, and goes on with the one that the state says.
+The script makes *calls*, numbered by iteration, and waits for the sum over all chunks. The next call means that the
+script has made the step with the sum before. Instead of a sum the script may get the state of another rank: then it has
+missed calls, and continues with the call that the state names.
 
-When rank 0 has died, another *term* of the run begins. The script then says again what it has said: that it is in a
-call, which is repeated, or that it has ended.
+When rank 0 has died, another *term* of the run begins. The script then repeats its last message: its call, or that it
+has ended.
 
-Only the thread of the script touches model, optimizers and random numbers. Where the other one needs something of them,
-the script has made it: a digest before it calls, a state between two chunks or while it waits.
+Only the script's thread uses the model, the optimizers and the random numbers. What the MPI thread needs of them the
+script makes: a digest before a call, a state between two chunks or while it waits.
 """
 
 import threading
@@ -21,13 +21,18 @@ import numpy as np
 from psgc.aggregation.replica import Snapshot
 from psgc.backend import Array, Backend
 
-COUNT = 8  # bytes before a state that say how long it is
-DIGESTS = 8  # of the newest calls that had one
+COUNT = 8  # bytes of the length before a state
+DIGESTS = 8  # digests that are kept, of the newest calls with one
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptState:
-    """The state of another rank at its call for `iteration`, or a checkpoint. seconds: that the run had taken then."""
+    """The state of another rank, or of a checkpoint.
+
+    iteration: the call to continue with
+    blob: the state (`psgc.torch.state`)
+    seconds: the time that the run had taken
+    """
 
     iteration: int
     blob: bytes
@@ -42,13 +47,22 @@ class ScriptState:
 
 
 class HandOver:
-    """first: the iteration of the first call; wake: wakes the thread that does MPI; alert: that of the script, where it
-    waits for something else as well; state: makes the state of this rank, in a call that is whole.
+    """The exchange between the script's thread and the MPI thread.
 
-    called: the newest iteration that the script has called for; is_whole: whether the state of the model and of the
-    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; costs,
-    num_sums: as of Call, the former on rank 0. term: counts those that have begun here; has_failed: the script has
-    ended with an error.
+    first: the iteration of the first call
+    wake: wakes the MPI thread
+    state: makes the state of this rank, in a call that is whole
+
+    alert: wakes the script's thread if it waits for chunks
+    called: the newest iteration that the script has called for
+    is_whole: whether model and optimizers were complete at this call, and not in the middle of a step
+    signature: the signature of this call
+    costs: the costs of the chunks of this call, on rank 0
+    num_sums: see Call
+    term: number of terms that have begun in this process
+    is_ended: the script makes no more calls
+    has_failed: the script has ended with an error
+    given: the newest iteration whose sum is here
     """
 
     def __init__(
@@ -62,16 +76,16 @@ class HandOver:
         self.num_sums = 0
         self.is_ended = self.has_failed = False
         self.term = 0
-        self._said_in = 0  # the term in which the script has said where it is
-        self.given = first - 1  # the newest iteration whose sum is here
-        self._sums: dict[int, Array] = {}  # that the script has not come to, and the newest that it has
-        self._state: ScriptState | None = None  # of another rank
+        self._said_in = 0  # the term in which the script has made its call, or said that it has ended
+        self.given = first - 1
+        self._sums: dict[int, Array] = {}  # by iteration: the newest that the script has got, and later ones
+        self._state: ScriptState | None = None  # the state of another rank
         self._digests: dict[int, bytes] = {}  # by iteration
-        self._is_asked = False  # for a state
-        self._made: ScriptState | None = None  # which the other thread has not come to
+        self._is_asked = False  # whether the MPI thread waits for a state
+        self._made: ScriptState | None = None  # a state that the MPI thread has not taken
         self._error: BaseException | None = None
 
-    # for the script
+    # called by the script's thread
 
     def call(
         self,
@@ -85,7 +99,8 @@ class HandOver:
     ) -> None:
         """The script has made all steps before `iteration`, and now waits for its sum, in this term.
 
-        digest: of all that decides the next step (`psgc.torch.fingerprint`), where ranks are to be compared.
+        digest: 16 bytes of everything that decides the next step (`psgc.torch.fingerprint`); empty if ranks are not
+            compared in this iteration
         """
         with self._changed:
             if digest:
@@ -100,22 +115,22 @@ class HandOver:
         self._wake()
 
     def is_answered(self) -> bool:
-        """Whether the newest call need not wait any more."""
+        """Whether the newest call has its answer."""
         return self.called in self._sums or self._state is not None or self._error is not None
 
     def is_due(self) -> bool:
-        """Whether the script has something else to do than chunks: its call is answered, or a state is to be made."""
+        """Whether the script must stop computing chunks: its call has its answer, or a state has to be made."""
         return self.is_answered() or self._is_repeated or (self._is_asked and self.is_whole)
 
     @property
     def _is_repeated(self) -> bool:
-        """Whether the script is to say again where it is."""
+        """Whether another term has begun, so that the script must repeat its call."""
         return self.term != self._said_in
 
     def make_state(self) -> bool:
-        """Make the state that the other thread waits for; whether it does. Not when the call is answered.
+        """Make the state if the MPI thread waits for one and the call has no answer. Returns whether it was made.
 
-        To be called when model and optimizers are whole, not within a chunk. Raises what making it raises.
+        Call this when model and optimizers are whole, not within a chunk. Raises the errors of making a state.
         """
         if self.is_answered() or self._is_repeated or not self.is_due():
             return False
@@ -126,9 +141,9 @@ class HandOver:
         return True
 
     def answer(self) -> Any | ScriptState | None:
-        """What comes of the newest call, once it is there; meanwhile states are made. None: it is to be made again.
+        """Wait for the answer of the newest call, and make states meanwhile. None: the call has to be made again.
 
-        Raises what `stop` was given.
+        Raises the error of `stop`.
         """
         while True:
             with self._changed:
@@ -148,35 +163,35 @@ class HandOver:
             return None
 
     def end(self, has_failed: bool = False, term: int = 0) -> None:
-        """The script makes no more calls; it has made the step of the newest one, if it was given the sum."""
+        """The script makes no more calls. It has made the step of the newest call if it got the sum."""
         with self._changed:
             self.is_ended, self.has_failed, self._said_in = True, has_failed, term
         self._wake()
 
     def is_over(self) -> bool:
-        """After `end`: wait until no more sums come. False: it is to be called again."""
+        """After `end`: wait until the run is over. False: another term has begun, so call `end` again."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_repeated or self._error is not None)
             return not self._is_repeated
 
-    # for the thread that does MPI
+    # called by the MPI thread
 
     def begin_term(self) -> None:
-        """All is ready for the script in another term."""
+        """Another term has begun, and is ready for calls of the script."""
         with self._changed:
             self.term += 1
-            self.is_ended = False  # until the script says so again
+            self.is_ended = False  # until the script repeats `end`
             self._changed.notify_all()
         self.alert()
 
     def digest(self, iteration: int) -> bytes:
-        """That of the script's call for `iteration`; empty where it had none, or has not come there."""
+        """The digest of the script's call for `iteration`; empty if the call had none, or was not made yet."""
         return self._digests.get(iteration, b"")
 
     def state(self, iteration: int) -> bytes | None:
-        """The state of this rank in its call for `iteration`; None while the script has not made it, which it is told.
+        """The state of this rank in its call for `iteration`; None until the script has made it.
 
-        If it comes too late for that call, the script makes that of the next one that is whole, first of all.
+        If the script gets the request after that call, it makes the state of its next whole call instead.
         """
         with self._changed:
             if self._made is not None and self._made.iteration == iteration:
@@ -190,11 +205,11 @@ class HandOver:
         return None
 
     def has_come_back(self, iteration: int) -> bool:
-        """Whether the script has made the step with the sum of `iteration`, or will make none."""
+        """Whether the script has made the step with the sum of `iteration`, or has ended."""
         return self.called > iteration or self.is_ended
 
     def give(self, iteration: int, vector: Array) -> None:
-        """The sum of the vectors of all chunks (dim,) in `iteration` is here, the script's from now on, to write to."""
+        """Give the script the sum of an iteration. vector: (dim,); the script may write to it."""
         with self._changed:
             self.given = iteration
             self._sums[iteration] = vector
@@ -202,7 +217,7 @@ class HandOver:
         self.alert()
 
     def bring(self, state: ScriptState) -> None:
-        """The state of another rank is here: the script goes on with that, even if it has made the same call before."""
+        """Give the script the state of another rank. It continues from it, even if it has made the same call before."""
         with self._changed:
             self._state = state
             self.called = min(self.called, state.iteration - 1)
@@ -211,6 +226,7 @@ class HandOver:
         self.alert()
 
     def stop(self, error: BaseException) -> None:
+        """Let the script's call raise this error."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
@@ -220,21 +236,21 @@ class HandOver:
 class ScriptReplica:
     """The script of a rank as its replica (`psgc.aggregation.replica`).
 
-    What is given to other ranks is a string of bytes, as a vector. The script must be in a call that is whole.
+    A snapshot is the state of the script, as a vector in the memory of the host. It can only be made in a whole call.
 
-    params: empty, the script has them; dtype: of the vectors. Gradients are arrays of `backend`; states that leave are
-    in the memory of the host.
+    dtype: the dtype of vectors
+    backend: the backend whose arrays the gradients are
     """
 
-    gives_back = False  # a gradient is the script's, as `.grad`
-    params: Array = np.empty(0)
+    gives_back = False  # the script keeps a gradient as `.grad`
+    params: Array = np.empty(0)  # the parameters are in the script's model
 
     def __init__(self, hand_over: HandOver, dtype: Any, backend: Backend) -> None:
         self._hand_over, self._backend = hand_over, backend
         self._dtype = np.dtype(dtype)
-        self._snapshot: Snapshot | None = None  # of `steps`, once it was needed
+        self._snapshot: Snapshot | None = None  # the snapshot at `steps`, if one was needed
         self.steps = -1
-        self.is_stepping = False  # the script has the sum of `steps`, or will have it when it has come there
+        self.is_stepping = False  # the script was given the sum of `steps`, and has not made the step
 
     def start(self, steps: int, params: Array) -> None:
         if steps != self.steps:
@@ -253,10 +269,10 @@ class ScriptReplica:
 
     def step(self, gradient: Array, digest: bool = False) -> None:
         self.is_stepping, self._snapshot = True, None
-        self._hand_over.give(self.steps, gradient)  # blocks that are passed on have memory of their own
+        self._hand_over.give(self.steps, gradient)  # it may be overwritten: blocks to other ranks are copies
 
     def poll(self, wait: bool = False) -> bool:
-        """wait: whatever the script does with the sum, it has it."""
+        """Whether the script has made the step. wait: count the step as made as soon as the script has the sum."""
         if not self.is_stepping or not (wait or self._hand_over.has_come_back(self.steps)):
             return False
         self.is_stepping = False
@@ -264,12 +280,12 @@ class ScriptReplica:
         return True
 
     def digest(self) -> bytes:
-        """Of all that decides the next step; nothing while the script has not come where the replica is."""
+        """The digest of everything that decides the next step; empty until the script has made its call."""
         return b"" if self.is_stepping else self._hand_over.digest(self.steps)
 
 
 def vector_of(blob: bytes, dtype: np.dtype[Any]) -> np.ndarray:
-    """Bytes as a vector, the last entry filled up.
+    """Bytes as a vector, with their length in front and padding at the end.
 
     >>> blob_of(vector_of(b"some bytes", np.dtype(np.float32)))
     b'some bytes'

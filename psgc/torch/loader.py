@@ -1,4 +1,4 @@
-"""The examples of a chunk, in micro-batches; the worker processes of a DataLoader load what comes next meanwhile."""
+"""Loads the examples of a chunk, in micro-batches. Worker processes of a DataLoader load the next ones meanwhile."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,20 +10,25 @@ from psgc.torch.reading import Reader
 
 
 class MicroBatch(NamedTuple):
-    """What the loss is called with. rows: how many examples it is made of; batch: of collate_fn."""
+    """rows: number of examples; batch: what collate_fn returned, the argument of the loss."""
 
     rows: int
     batch: Any
 
 
 class ChunkLoader:
-    """Loads rows of a map-style dataset in micro-batches, in this thread, or in the worker processes of a DataLoader if
-    it is given one with such in place of the dataset: these load the next ones ahead.
+    """Loads rows of a map-style dataset in micro-batches.
 
-    collate_fn: examples -> batch, by default that of the DataLoader, or torch's; size: examples of a batch at most;
-    seed: (seed, epoch), of what rows draw; both may be changed. The rows of a chunk are spread evenly over as few
-    batches as that allows, so that none is left alone, as batch normalisation needs it.
-    ahead: how many micro-batches it is of use to know beforehand.
+    Rows are loaded in this thread. If `dataset` is a DataLoader with worker processes, these load the rows, and also
+    the next ones ahead. The rows of a chunk are spread evenly over as few micro-batches as possible, so that no row is
+    alone: batch normalisation needs two.
+
+    dataset: the dataset, or a DataLoader with it
+    collate_fn: examples -> batch; by default the DataLoader's, or torch's
+    size: largest number of examples of a micro-batch; may be changed
+    seed: (seed, epoch), for the random numbers of rows; may be changed
+    length: number of examples of the dataset
+    ahead: number of micro-batches that are loaded ahead
 
     Raises UserError for a dataset without length (`length_of`), or a DataLoader that cannot be used (`taken_apart`).
     """
@@ -37,18 +42,19 @@ class ChunkLoader:
         self._processes = None if like is None else Processes(self._reader, like)
         self.ahead = 0 if self._processes is None else self._processes.ahead
         self._current = Loading()
-        self._next = Loading()  # what is expected
-        self._then: Sequence[Loading] = ()  # what comes after that
+        self._next = Loading()  # the chunk that is expected next
+        self._then: Sequence[Loading] = ()  # the passes that are expected after that
 
     @property
     def mixes(self) -> bool:
-        """Whether collate_fn has drawn random numbers so far: then it matters which rows are loaded together."""
+        """Whether collate_fn has drawn random numbers so far. Then it matters which rows are loaded together."""
         return self._reader.mixes or (self._processes is not None and self._processes.mixes)
 
     def micro_batches(self, rows: Sequence[int] | np.ndarray, then: Sequence[Loading] = ()) -> Iterator[MicroBatch]:
-        """The micro-batches of a chunk, in order. It may be left early; one chunk at a time.
+        """The micro-batches of a chunk, in order. The caller may stop early. Only one chunk is loaded at a time.
 
-        then: what probably comes after it and what is expected, for worker processes.
+        rows: (n,), the rows of the chunk
+        then: the passes that probably follow, for worker processes
 
         Raises UserError, with the row, when the dataset or collate_fn fails.
         """
@@ -68,11 +74,11 @@ class ChunkLoader:
                 self._current = Loading()
 
     def micro_batch(self, rows: Sequence[int]) -> MicroBatch:
-        """The micro-batch of these rows, loaded now. Raises UserError, as above."""
+        """The micro-batch of these rows. Raises UserError, as `micro_batches`."""
         return MicroBatch(len(rows), self._load(np.asarray(rows, np.int64), self.seed))
 
     def expect(self, rows: Sequence[int] | np.ndarray) -> None:
-        """Most probably the next chunk is of these rows, and not of those that were expected before."""
+        """Expect the next chunk to have these rows. This replaces an earlier expectation."""
         expected = Loading(rows, self.size, self.seed)
         if not self._next.is_like(expected):
             self._next = expected

@@ -1,13 +1,12 @@
-"""The same memory as a tensor of torch and as an array of a backend, where the script meets what is communicated.
+"""Converts tensors of the script's thread to arrays of the MPI thread (`psgc.backend`), and back.
 
-The thread of the script has tensors, the thread that does MPI has arrays (`psgc.backend`). On the CPU the arrays are
-those of NumPy. On a GPU they are those of CuPy, and DLPack makes one out of the other without a copy. Without CuPy, and
-on devices other than CUDA's, vectors are copied to the host and back.
+On the CPU arrays are NumPy's. On a GPU they are CuPy's, and DLPack converts without a copy. Without CuPy, and on other
+devices than CUDA's, vectors are copied to the host and back.
 
-A GPU does what it is told later, in the order of each *stream*. Arrays are used on CUDA's default stream, in every
-thread. Tensors are used on the stream that is torch's current one in the thread of the script, which is the default
-stream too unless the script chooses another. DLPack lets one stream wait for the other when memory changes hands. When
-memory is given back `settle` does, since the next one to get it may belong to the other side.
+A GPU works asynchronously, in the order of each *stream*. Arrays are used on CUDA's default stream, in every thread.
+Tensors are used on torch's current stream in the script's thread, which is the default stream unless the script chooses
+another. When memory changes hands, DLPack lets one stream wait for the other. When memory is freed, `settle` does so,
+because the other thread may get it next.
 """
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -21,7 +20,7 @@ from psgc.backend import Array, Backend, CupyBackend, find_cupy
 
 
 class Memory:
-    """Arrays in the memory of the host; `OnGpu` changes what a GPU needs changed. device: of the tensors."""
+    """Arrays in the memory of the host. `OnGpu` is for a GPU. device: the device of the tensors."""
 
     backend = Backend()
 
@@ -29,15 +28,15 @@ class Memory:
         self.device = device
 
     def here(self) -> AbstractContextManager[Any]:
-        """Within it the thread of the script may use arrays."""
+        """A block in which the script's thread may use arrays."""
         return nullcontext()
 
     def array(self, tensor: Tensor) -> Array:
-        """A tensor that is not written to by torch any more, as an array."""
+        """A tensor as an array. torch must not write to it any more."""
         return tensor.cpu().numpy()
 
     def tensor(self, array: Array) -> Tensor:
-        """An array on the device of the model, as a tensor."""
+        """An array as a tensor on the device of the model."""
         return torch.from_numpy(array).to(self.device)
 
 
@@ -49,14 +48,14 @@ class OnGpu(Memory):
         self.backend: CupyBackend = backend
 
     def here(self) -> AbstractContextManager[Any]:
-        """Afterwards the script has the device and the streams that it had before."""
+        """As in Memory. At the end the script's device and streams are restored."""
         stack = ExitStack()
         stack.enter_context(self.backend.device)
         stack.enter_context(self.backend.xp.cuda.Stream.null)
         return stack
 
     def array(self, tensor: Tensor) -> Array:
-        if tensor.is_cuda:  # torch does not use the memory again before the default stream is done with it
+        if tensor.is_cuda:  # so torch uses the memory again only when the default stream is done with it
             tensor.record_stream(torch.cuda.default_stream(tensor.device))
         with self.here():
             return self.backend.xp.from_dlpack(tensor)
@@ -71,9 +70,9 @@ def is_on_gpu(device: torch.device) -> bool:
 
 
 def memory_of(device: torch.device) -> tuple[Memory, str]:
-    """For a model on this device, and why its vectors go through the host although they need not; empty if not so.
+    """The Memory for a model on this device. And the reason why vectors of a GPU go through the host, else empty.
 
-    To be called by the thread that does MPI, which may use the arrays from then on.
+    Call it in the MPI thread, which may use arrays from then on.
     """
     if not is_on_gpu(device):
         return Memory(device), ""
@@ -82,6 +81,6 @@ def memory_of(device: torch.device) -> tuple[Memory, str]:
 
 
 def settle(device: torch.device) -> None:
-    """Have the default stream wait for what the script's stream has been told: memory is about to be given back."""
+    """Let the default stream wait for the script's stream, before memory is freed."""
     if device.type == "cuda":
         torch.cuda.default_stream(device).wait_stream(torch.cuda.current_stream(device))

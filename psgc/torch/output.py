@@ -1,6 +1,6 @@
-"""What rank 0 of a script writes from the script's thread: checkpoints, files of the model, loggers, progress.
+"""The output of rank 0 from the script's thread: checkpoints, files of the model, loggers, progress.
 
-Every rank notes what there is to be written, since it may take over (`serve`).
+Every rank keeps track of it, because any rank may take over from rank 0 (`serve`).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,14 @@ from psgc.torch.tensor_files import save_model
 
 
 class Output:
-    """checkpoints: of the run; loggers: are told metrics; open_loggers: called when this rank is rank 0, makes them."""
+    """The output of a run.
+
+    settings, model, standing: the run's
+    open_loggers: makes the loggers; called when this rank becomes rank 0
+
+    checkpoints: the checkpoints of the run
+    loggers: the loggers, on rank 0; None without loggers
+    """
 
     loggers: Loggers | None = None
 
@@ -30,12 +37,12 @@ class Output:
         self.checkpoints = Checkpoints(settings.checkpoint.every, settings.checkpoint.keep, model)
         self._open_loggers, self._is_first = open_loggers, False
         self._record: Record | None = None
-        self._steps = self._reached = 0  # that the script will have made; of the newest batch
+        self._steps = self._reached = 0  # steps at the end of the script's loop; the step of the newest batch
         self._metrics: dict[str, float] = {}
-        self._saves: list[Path] = []  # since the last call
+        self._saves: list[Path] = []  # files of the model that rank 0 may not have written yet
 
     def serve(self, record: Record | None) -> None:
-        """This rank is rank 0, from the beginning or from now on. record: of the run, if there is one."""
+        """This rank is rank 0, from the beginning or from now on. record: the record of the run, if any."""
         self._is_first, self._record = True, record
         if self._directory:
             self.checkpoints.open(self._directory)
@@ -48,7 +55,7 @@ class Output:
             self.save(path)
 
     def reaches(self, batch: int, steps: int | None) -> None:
-        """The batch of this step begins; steps: as of `Record.expects`, where they may be others than before."""
+        """The batch of this step begins. steps: see `Record.expects`; None: as before."""
         self._reached = batch
         if steps is not None:
             self._steps = steps
@@ -56,11 +63,11 @@ class Output:
                 self._record.expects(steps, batch)
 
     def called(self) -> None:
-        """A call has its answer: rank 0 has written what was to be written before."""
+        """A call has its answer. So rank 0 has written all files that were due before the call."""
         self._saves = []
 
     def save(self, path: Path) -> None:
-        """Write the model; on another rank than rank 0 if that dies before it has."""
+        """Write the model, on rank 0. Another rank writes it if rank 0 dies before it has."""
         if not self._is_first:
             self._saves.append(path)
             return
@@ -68,14 +75,14 @@ class Output:
         save_model(path, self._model)
 
     def evaluated(self, epoch: int, means: Mapping[str, float]) -> None:
-        """After so many epochs these are the means of metrics; the newest ones go into the summary."""
+        """Print the means of metrics after `epoch` epochs. The newest means go into the summary."""
         self._metrics = {"epoch": epoch, **means}
         if self._record is not None:
             self._record.metrics = self._metrics
             say(f"epoch {epoch}  " + "  ".join(f"{name} {mean:.6g}" for name, mean in means.items()))
 
     def write_checkpoint(self, step: int, calls: int) -> None:
-        """Write the state before `step`, which is that after so many calls. Raises as `Record.check_claim`."""
+        """Write the state before `step`. calls: number of calls before it. Raises as `Record.check_claim`."""
         seconds = 0.0
         if self._record is not None:
             self._record.check_claim()

@@ -1,7 +1,7 @@
-"""What a function returns for each example of a dataset, once each and in its order, whoever computed it.
+"""Collects the outputs of a function for all examples of a dataset, in order, from all workers.
 
-It travels as gradients do: a vector as long as a gradient has the outputs of some rows, as whole numbers of 16 bits,
-and zeros where another chunk has its own. Their sum is exact, also when it is decoded from several parts.
+Outputs travel as gradients do. A vector as long as a gradient holds the outputs of some rows as whole numbers of 16
+bits, and zeros in the place of other chunks. So the sum is exact, also when it is decoded from several parts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,17 +19,20 @@ from psgc.torch.loader import ChunkLoader, MicroBatch
 
 Outputs: TypeAlias = Callable[[nn.Module, Any], Any]
 EXPECTED = "expected a tensor with a row for each example, or a mapping of names to such"
-Kinds: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of each output: shape of an example, dtype
+Kinds: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]  # for each output: shape of an example, dtype
 
 
 class OutputCalls:
-    """The calls in which all outputs are collected.
+    """The calls that collect all outputs.
 
-    function: (model, batch) -> the outputs of its examples; it is called in evaluation mode, by whoever calls these
-    methods. loader: of the dataset; at_once: examples of a batch; vector: entries of a vector, its dtype and its
-    device; room: how many of the entries are for a gradient; seed: of random numbers.
+    function: (model, batch) -> the outputs of its examples. The caller must have set evaluation mode.
+    loader: loads the dataset
+    at_once: number of examples of a batch
+    vector: number of entries of a vector, its dtype and its device
+    room: number of entries of the gradient in a vector
+    seed: seed of random numbers
 
-    Raises UserError when the function returns something else, or more for an example than there is room for.
+    Raises UserError when the function returns something else, or when the outputs of one example do not fit.
     """
 
     def __init__(
@@ -54,19 +57,19 @@ class OutputCalls:
                 f"parameters, which are room for {2 * room}; expected smaller outputs"
             )
         rows = room // max(1, self._width)
-        self._rows = rows // at_once * at_once or rows  # of a call: whole batches if possible
+        self._rows = rows // at_once * at_once or rows  # rows of a call: whole batches if possible
 
     def calls(self, num_chunks: int, number: int) -> Iterator[Call]:
-        """number: of the evaluation in the run."""
+        """The calls, in order. number: the number of the evaluation in the run."""
         for start in range(0, self._loader.length, self._rows):
             yield self._call(range(start, min(start + self._rows, self._loader.length)), num_chunks, number)
 
     def numbers(self, total: Tensor) -> Tensor:
-        """What the sum of a call holds, on the CPU."""
+        """The numbers in the sum of a call, (rows * width,) int16 on the CPU."""
         return total[: self._rows * self._width].round().to(torch.int16).cpu()
 
     def tensors(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The outputs of all rows, on the CPU, from the numbers of all calls, in order."""
+        """The outputs of all rows, by name, on the CPU. parts: the numbers of all calls, in order."""
         numbers = torch.cat([*parts])[: self._loader.length * self._width]
         rows = numbers.view(torch.uint8).view(self._loader.length, 2 * self._width)
         found, start = {}, 0
@@ -116,12 +119,12 @@ class OutputCalls:
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
-    """A copy of its bytes, one after another: a row of a larger tensor, although contiguous, has none of its own."""
+    """A copy of the bytes of a tensor, (bytes,). Always a copy, because a row shares the memory of a larger tensor."""
     return tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 
 def tensors_of(returned: Any, rows: int) -> dict[str, Tensor]:
-    """Outputs by name; the name is empty for a single one. rows: examples of the batch. Raises UserError."""
+    """Outputs by name; the name is empty for a single output. rows: number of examples. Raises UserError."""
     found = dict(returned) if isinstance(returned, Mapping) else {"": returned}
     for name, value in found.items():
         if not isinstance(value, Tensor) or not value.ndim or len(value) != rows:
@@ -139,7 +142,7 @@ def kinds_of(found: Mapping[str, Tensor]) -> Kinds:
 
 
 def shown(kinds: Kinds) -> str:
-    """For errors.
+    """The kinds as text, for errors.
 
     >>> shown({"": ((3,), torch.float32), "y": ((), torch.int64)})
     '(3,) float32, y () int64'
@@ -151,7 +154,10 @@ def shown(kinds: Kinds) -> str:
 
 
 def figures_of(returned: Any) -> dict[str, float]:
-    """The figures that a metric of all outputs has returned, by name; empty for a single one. Raises UserError."""
+    """The figures that a metric of all outputs returned, by name; the name is empty for a single figure.
+
+    Raises UserError when the metric returned something else.
+    """
     try:
         if isinstance(returned, Mapping):
             return {str(name): float(value) for name, value in returned.items()}

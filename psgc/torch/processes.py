@@ -1,4 +1,4 @@
-"""Batches that the worker processes of a torch DataLoader load, those first that are needed first."""
+"""Loads batches in the worker processes of a torch DataLoader, in the order in which they are needed."""
 
 import warnings
 from collections import deque
@@ -16,16 +16,17 @@ from psgc.errors import UserError, one_line
 from psgc.processes import die_with_parent
 from psgc.torch.reading import Reader
 
-TAKEN = ("num_workers", "prefetch_factor", "pin_memory", "timeout", "multiprocessing_context")  # of the DataLoader
+TAKEN = ("num_workers", "prefetch_factor", "pin_memory", "timeout", "multiprocessing_context")  # copied settings
 Collate = Callable[[list[Any]], Any]
 
 
 def taken_apart(dataset: Any, collate: Collate | None) -> tuple[Any, Collate, "DataLoader[Any] | None"]:
-    """The dataset of a DataLoader, what makes a batch, and the DataLoader if it has worker processes.
+    """The dataset of a DataLoader, its collate function, and the DataLoader itself if it has worker processes.
 
-    dataset: may be something else as well; collate: in place of that of the DataLoader.
+    dataset: a DataLoader, or a dataset, which is returned as it is
+    collate: replaces the DataLoader's collate function; None: keep it
 
-    Raises UserError for a DataLoader that has an order or batches of its own.
+    Raises UserError for a DataLoader with a sampler or batches of its own.
     """
     if not isinstance(dataset, DataLoader):
         return dataset, collate or default_collate, None
@@ -35,16 +36,20 @@ def taken_apart(dataset: Any, collate: Collate | None) -> tuple[Any, Collate, "D
         own = batches if type(batches) is not BatchSampler and batches is not None else sampler
         what = "no batches (batch_size=None)" if batches is None else f"{type(own).__name__}"
         raise UserError(
-            f"the DataLoader has {what}, but run.batches says which examples a step has; expected a DataLoader without "
+            f"the DataLoader has {what}, but run.batches chooses the examples of a step; expected a DataLoader without "
             "sampler and batch_sampler, with a batch_size"
         )
     return dataset.dataset, collate or dataset.collate_fn, dataset if dataset.num_workers else None
 
 
 class Loading:
-    """The rows of a chunk, in how many batches of `size` or fewer they go, and how many of these have been begun.
+    """The rows of a pass, divided into batches.
 
-    seed: (seed, epoch), of what rows draw.
+    rows: (n,) int64
+    size: largest number of rows of a batch
+    seed: (seed, epoch), for the random numbers of rows
+    batches: number of batches
+    begun: number of batches that have been begun
     """
 
     def __init__(self, rows: Sequence[int] | np.ndarray = (), size: int = 1, seed: tuple[object, ...] = (0, 0)) -> None:
@@ -56,7 +61,7 @@ class Loading:
         return self.rows[slice(*bounds(at, len(self.rows), self.batches))]
 
     def left(self) -> Iterator[np.ndarray]:
-        """The rows of each batch that has not been begun."""
+        """The rows of each batch that was not begun."""
         return (self.rows_of(at) for at in range(self.begun, self.batches))
 
     def is_like(self, other: "Loading") -> bool:
@@ -65,32 +70,33 @@ class Loading:
 
 
 class Wanted(NamedTuple):
-    """The batch of some rows, as bytes of int64, and (seed, epoch), of what they draw."""
+    """A batch to load. rows: bytes of int64; seed: (seed, epoch), for the random numbers of rows."""
 
     rows: bytes
     seed: tuple[object, ...]
 
 
 class Processes:
-    """Loads batches in worker processes, which begin with the first.
+    """Loads batches in worker processes, which start with the first batch.
 
-    A DataLoader asks what it is to load next as often as it has given a batch. It is told what is needed next, as far
-    as that is known, and otherwise *nothing*, which comes back at once. So it has something to load for each time that
-    it may be asked.
+    A DataLoader asks its sampler for the next batch each time it has returned one. The answer is the batch that is
+    needed next. If none is known the answer is None, which comes back at once.
 
-    reader: loads a batch; like: whose processes these are to be. ahead: batches that are loaded ahead at most; mixes:
-    see Reader.
+    reader: loads a batch
+    like: the DataLoader whose settings the processes have
+    ahead: largest number of batches that are loaded ahead
+    mixes: see Reader
     """
 
     def __init__(self, reader: Reader, like: "DataLoader[Any]") -> None:
         self.mixes = False
         self.ahead = like.num_workers * (like.prefetch_factor or 1)
-        self._needed: deque[Wanted] = deque()  # and not asked for yet, in order
-        self._asked: deque[Wanted | None] = deque()  # answers come in this order
-        self._there: dict[Wanted, Any] = {}
+        self._needed: deque[Wanted] = deque()  # batches that the DataLoader was not asked for yet, in order
+        self._asked: deque[Wanted | None] = deque()  # batches that it was asked for; answers come in this order
+        self._there: dict[Wanted, Any] = {}  # batches that are loaded
         answers: Any = _Answers(reader)
         how = {name: getattr(like, name) for name in TAKEN}
-        generator = torch.Generator()  # else a number is drawn from that of the script
+        generator = torch.Generator()  # without it the DataLoader draws a number from the script's generator
         how |= {"collate_fn": _as_it_is, "worker_init_fn": _InProcess(like.worker_init_fn), "generator": generator}
         self._begun = partial(DataLoader[Any], answers, None, sampler=self, **how)
         self._answers: Iterator[Any] | None = None
@@ -103,7 +109,7 @@ class Processes:
         return self._asked[-1]
 
     def need(self, passes: Iterable[Loading]) -> None:
-        """What is needed next, in order, in place of what was needed before."""
+        """Set the passes that are needed next, in order. They replace those of the call before."""
         batches = (Wanted(rows.tobytes(), one.seed) for one in passes for rows in one.left())
         wanted = dict.fromkeys(islice(batches, self.ahead))
         self._there = {one: found for one, found in self._there.items() if one in wanted}
@@ -111,7 +117,7 @@ class Processes:
         self._ask()
 
     def load(self, rows: np.ndarray, seed: tuple[object, ...]) -> Any:
-        """The batch of these rows. Raises UserError, as `Reader.load`, and when a process has ended."""
+        """The batch of these rows. Raises UserError as `Reader.load` does, and when a process has died."""
         wanted = Wanted(rows.tobytes(), seed)
         if wanted not in self._there and wanted not in self._asked:
             self._needed = deque([wanted, *(one for one in self._needed if one != wanted)])
@@ -127,16 +133,16 @@ class Processes:
         return batch
 
     def close(self) -> None:
-        """The processes end. May be called again; what is taken after that begins others."""
+        """End the processes. May be called again; loading another batch starts new ones."""
         self._answers = None
         self._asked.clear()
         self._needed.clear()
 
     def _ask(self) -> None:
-        """Have what is needed loaded in place of nothing."""
+        """Let the DataLoader load what is needed: receive the None answers, since it then asks again."""
         if self._needed and self._answers is None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that of more processes than cores, which `like` has given
+                warnings.simplefilter("ignore")  # more processes than cores; `like` has given this warning
                 self._answers = iter(self._begun())
         while self._needed and self._asked[0] is None:
             self._receive()
@@ -152,14 +158,14 @@ class Processes:
 
 
 def elsewhere(function: Callable[[], str], like: "DataLoader[Any]") -> str:
-    """What it returns, in a process such as those of a DataLoader: a dataset may open its files there for itself."""
+    """Call the function in a worker process of a DataLoader, since a dataset may only work in such a process."""
     functions: Any = [function]
     how = {"num_workers": 1, "multiprocessing_context": like.multiprocessing_context, "generator": torch.Generator()}
     return str(next(iter(DataLoader[Any](functions, None, collate_fn=_called, **how))))
 
 
 class _Answers:
-    """The dataset of the worker processes. Errors come as they are: they have one line, with the row."""
+    """The dataset of the worker processes. Errors are returned as values, which keeps their one line with the row."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -175,7 +181,7 @@ class _Answers:
 
 
 class _InProcess:
-    """Begins a worker process, which does not outlive this one."""
+    """Initialises a worker process, so that it dies with this process. own: the user's initialisation, or None."""
 
     def __init__(self, own: Callable[[int], object] | None) -> None:
         self._own = own

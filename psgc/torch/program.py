@@ -1,4 +1,4 @@
-"""What a rank with PyTorch computes and holds, from its model, its dataset and its loss."""
+"""The program of a rank with PyTorch: its model, its dataset, its loss and its settings."""
 
 import hashlib
 import json
@@ -42,12 +42,15 @@ from psgc.yaml_source import shown
 
 
 class TorchProgram:
-    """A model, its data and its loss: what this rank computes and holds.
+    """The model, the data and the loss of this rank. Raises UserError.
 
-    dim: entries of a vector, gradient: of these, those of the gradient; device: of the model; faults: the settings;
-    attached: what the script attaches to the run.
-
-    Raises UserError.
+    dim: number of entries of a vector
+    gradient: number of entries of the gradient in it
+    device: the device of the model
+    settings: the settings of the run
+    faults: the settings `faults`
+    run: the run, as the script gets it
+    attached: the objects that the script attaches to the run
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class TorchProgram:
         self.attached: Sequence[object] = self.run.attached
 
     def description(self) -> dict[str, Any]:
-        """What has to be equal on all ranks, by name; at most 512 bytes as JSON."""
+        """Values that must be equal on all ranks, by name; at most 512 bytes as JSON."""
         names = hashlib.sha256(repr([(n, tuple(t.shape)) for n, t in _tensors(self._model)]).encode()).hexdigest()
         return {
             "psgc": __version__,
@@ -99,36 +102,36 @@ class TorchProgram:
         }
 
     def look_at_rows(self) -> None:
-        """Before the ranks meet: what this one will say of its data."""
+        """Sample the rows of the dataset, before the ranks meet."""
         look = partial(sample, self._dataset, self._length, self.settings.seed, self.device)
         self._rows = look() if self._like is None else elsewhere(look, self._like)
 
     def expected(self) -> bytes:
-        """For rank 0: what else has to be equal."""
+        """Further values that must be equal on all ranks, as rank 0 sends them."""
         return json.dumps([by_name(self.settings), self._rows]).encode()
 
     def difference(self, expected: bytes) -> str:
-        """What is not as rank 0 expects it, empty when all is."""
+        """The first difference from rank 0's values, as text; empty if there is none."""
         arguments, rows = json.loads(expected)
         mine = by_name(self.settings)
         for name in [*arguments, *mine]:
             if mine.get(name) != arguments.get(name):
                 return f"{name} is {shown(mine.get(name))}, not {shown(arguments.get(name))}"
         row = differing(self._rows, rows)
-        return "" if row is None else f"row {row} of the dataset is another one"
+        return "" if row is None else f"row {row} of the dataset differs"
 
     def settle(self, num_workers: int) -> tuple[Config, Plan]:
-        """The settings and the plan for so many workers. Raises UserError."""
+        """The settings and the plan for this number of workers. Raises UserError."""
         return settled(self.settings, num_workers, self.dim)
 
     def prepare(self, columns: int | None = None) -> tuple[Record, ScriptState | None]:
-        """For rank 0, before the run begins: its record, and the state to resume from or None. Raises UserError."""
+        """On rank 0, before the run: the record, and the state to resume from or None. Raises UserError."""
         check_installed(self.settings)
         record = Record(self.output, columns)
         return record, self.resumed()
 
     def resumed(self) -> ScriptState | None:
-        """The state that the run goes on from, if it is to go on from one. Raises UserError."""
+        """The state to resume from; None for a new run. Raises UserError."""
         if self.output is None or not launched.resuming():
             return None
         directory = Path(self.output) / "checkpoints"
@@ -163,11 +166,11 @@ class TorchProgram:
         Generators.of(from_bytes(content, "the random numbers of rank 0")["random"]).set(self.device)
 
     def state(self) -> bytes:
-        """What another rank needs to go on from the call that this one is in."""
+        """The state at the present call, from which another rank can continue."""
         return self.run.standing.state()
 
     def digest(self) -> bytes:
-        """16 bytes of all that decides the next step (`psgc.torch.fingerprint`)."""
+        """16 bytes of everything that decides the next step (`psgc.torch.fingerprint`)."""
         return self.run.standing.digest()
 
     def params(self) -> np.ndarray:

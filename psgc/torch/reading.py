@@ -1,4 +1,4 @@
-"""The batch of some rows: examples of a dataset put together, with random numbers that are those of the rows."""
+"""Loads the batch of some rows. The random numbers that a dataset draws for a row depend on the row alone."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,13 +17,14 @@ CPU = torch.device("cpu")
 
 
 class Reader:
-    """Loads batches from a map-style dataset, whose `__getitems__` is used if it has one.
+    """Loads batches from a map-style dataset, with its `__getitems__` if it has one.
 
-    What is drawn while a row is loaded follows from (seed, epoch, row): it does not matter who loads it, nor with which
-    others. What collate_fn draws follows from the first row of a batch. Afterwards the generators go on where they
-    were. They are seeded once something was drawn, for that takes time; what was loaded then is loaded again.
+    Random numbers of a row are seeded with (seed, epoch, row), so they are the same on every rank and in every batch.
+    Random numbers of collate_fn are seeded with the first row of the batch. Afterwards the states of the generators are
+    restored. Seeding takes time, so it begins only when a random number was drawn; the batch is then loaded again.
 
-    draws: random numbers were drawn for a row; mixes: collate_fn has drawn some, so it matters which rows are together.
+    draws: whether the dataset has drawn random numbers
+    mixes: whether collate_fn has drawn random numbers; then it matters which rows are loaded together
 
     Raises UserError for a dataset without length (`length_of`).
     """
@@ -36,7 +37,7 @@ class Reader:
     def load(self, rows: np.ndarray, seed: tuple[object, ...]) -> Any:
         """The batch of these rows. seed: (seed, epoch). Raises UserError, with the row, when the user's code fails."""
         if by_index := indexed(self._dataset, self._collate):
-            with suppress(Exception):  # row by row it is told which one it is
+            with suppress(Exception):  # below, rows are loaded one by one, and the error names the row
                 return by_index(rows)
         before = Generators.now(CPU)
         while True:
@@ -80,7 +81,7 @@ class Reader:
         try:
             examples = many(rows)
         except Exception as error:  # the user's code
-            for row in rows:  # which one is it?
+            for row in rows:  # find the row that fails
                 try:
                     many([row])
                 except Exception as alone:
@@ -109,7 +110,10 @@ def _shown(rows: Sequence[int]) -> str:
 
 
 def indexed(dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> Callable[[np.ndarray], list[Tensor]] | None:
-    """Gives the batch of rows (n,), as collating row by row does. None unless the dataset is tensors, or a Subset."""
+    """A function that indexes the batch of rows (n,), as collating single rows would make it.
+
+    None unless the dataset is a TensorDataset, or a Subset of one.
+    """
     if collate_fn is not default_collate:
         return None
     if type(dataset) is Subset:
@@ -121,7 +125,7 @@ def indexed(dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> Callable[[n
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether an index gives memory of its own, laid out as `torch.stack` does it."""
+    """Whether indexing the tensor makes the same tensor as `torch.stack` of its rows."""
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.requires_grad:
         return False
     return tensor.is_contiguous() and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())

@@ -1,4 +1,4 @@
-"""The record of a script's run on rank 0: its run directory, progress, and the rows that the script asked for."""
+"""The record of a script's run on rank 0: the run directory, progress, and the rows for the script's functions."""
 
 import json
 import time
@@ -31,18 +31,24 @@ from psgc.torch.hand_over import ScriptState
 class Record(RunRecord):
     """The observer of a run (`psgc.server.observer.Observer`).
 
-    output: the run directory, or None: then only `psgc launch` is told how the run ended, and there is no progress.
-    columns: of the terminal, where nobody else says; rows: those that the script has not been given yet.
-    beginning: of the term, where this rank has taken over; its claim is `claim` then. may_lose: another rank may take
-    the claim over while this one is cut off. on_lost: is told which worker is lost, and why.
+    output: the run directory; None: then only `psgc launch` gets the result, and there is no progress
+    columns: width of the terminal, if `psgc launch` has not set it
+    beginning: the beginning of the term, after a takeover
+    claim: the claim of the run directory, after a takeover
+
+    rows: rows that the script has not got yet
+    may_lose: another rank may take the claim over while this one is cut off
+    metrics: the newest means of metrics, and "epoch", for the summary
+    on_lost: is called with a lost worker and the reason
+    make_room: removes the oldest checkpoint
 
     Raises UserError: another run has the directory, or it cannot be written.
     """
 
     may_lose = False
-    metrics: Mapping[str, float] = MappingProxyType({})  # for the summary, and "epoch"
+    metrics: Mapping[str, float] = MappingProxyType({})
     on_lost: Callable[[int, str], object] = staticmethod(lambda worker, reason: None)
-    make_room: Callable[[], object] = staticmethod(lambda: None)  # removes the oldest checkpoint
+    make_room: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -61,7 +67,7 @@ class Record(RunRecord):
         self._began = time.monotonic()
 
     def begin(self, config: Config, plan: Plan, state: ScriptState | None) -> None:
-        """The run begins, or goes on from this state. Raises UserError."""
+        """Begin the record, or continue it from this state. Raises UserError."""
         self._config, self._plan = config, plan
         resume_at = None if state is None else state.iteration
         if self._claim is not None and self._output is not None:
@@ -78,18 +84,18 @@ class Record(RunRecord):
 
     @property
     def seconds(self) -> float:
-        """That the run has taken, also before it was resumed."""
+        """The time that the run has taken, also before it was resumed."""
         return time.monotonic() - self._began
 
     def check_claim(self) -> None:
-        """Raises RunFailed when another rank writes from now on."""
+        """Raises RunFailed when another rank has taken over the run directory."""
         if self.may_lose and self._claim is not None:
             self._claim.check()
 
-    # of the script
+    # called by the script
 
     def expects(self, steps: int, done: int) -> None:
-        """The script will have made so many steps at the end of its loop, and has made so many of them."""
+        """Show progress. steps: number of steps at the end of the script's loop; done: number of those made."""
         if self.progress is not None:
             self.progress.expect(steps, done)
         elif self.recorder is not None:
@@ -99,7 +105,7 @@ class Record(RunRecord):
         if self.progress is not None:
             self.progress.update(loss, seconds)
 
-    # of the server
+    # called by the server
 
     def iteration(self, row: IterationRecord) -> None:
         self.check_claim()
@@ -114,7 +120,7 @@ class Record(RunRecord):
     # the end
 
     def finish(self, params: np.ndarray, status: str, reason: str, code: int, compared: Mapping[str, object]) -> None:
-        """Write the summary, and say it. Raises OSError, and as `check_claim`."""
+        """Write the summary and print it. Raises OSError, and as `check_claim`."""
         self.check_claim()
         if self.progress is not None:
             self.progress.close()
@@ -136,7 +142,7 @@ class Record(RunRecord):
             self._claim.release()
 
     def _written(self, recorder: Recorder, params: np.ndarray | None, summary: dict[str, Any]) -> dict[str, Any]:
-        """The summary as it is on the disk, beside the parameters: they matter more than older checkpoints."""
+        """Write parameters and summary, if need be in the place of an old checkpoint. Returns the summary."""
         with suppress(OSError):
             done = recorder.finish(params, summary)
             if not recorder.lacks_room:

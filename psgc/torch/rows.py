@@ -1,4 +1,4 @@
-"""A few rows of a dataset in a few numbers each, by which ranks see whether they have the same data."""
+"""Checksums of a few rows of a dataset, with which ranks check that they have the same data."""
 
 import hashlib
 import json
@@ -13,17 +13,19 @@ from torch import Tensor
 from psgc.coding.sketch import relative_difference, sketch
 from psgc.torch.generators import preserved, seeded
 
-MOST, LEAST = 64, 5  # rows: LEAST of them, and more as long as they take less than SECONDS
+MOST, LEAST = 64, 5  # number of rows: at least LEAST, and up to MOST until SECONDS have passed
 SECONDS = 0.02
-TOLERANCE = 1e-5  # relative: an augmentation, for example, differs in rounding between kinds of processors
-ENTRIES = 4096  # of an array that are looked at
+TOLERANCE = 1e-5  # relative; an augmentation, for example, is rounded differently by other processors
+ENTRIES = 4096  # entries of an array that are read
 
 
 def sample(dataset: Any, length: int, seed: int, device: torch.device) -> str:
-    """The first row, the last one, and some in between, always the same ones, as JSON for `differing`.
+    """The first row, the last row and some fixed rows in between, as JSON for `differing`.
 
-    seed: of the run. Rows are loaded with random numbers that follow from it, and the generators of the script go on
-    where they were before. Rows that cannot be loaded are left out: the chunks that need them say why.
+    Random numbers are seeded for each row, and the script's generators are restored. Rows that cannot be loaded are
+    left out: the chunk that needs such a row reports the error.
+
+    seed: the seed of the run
     """
     found: list[Any] = []
     began = time.monotonic()
@@ -42,7 +44,7 @@ def sample(dataset: Any, length: int, seed: int, device: torch.device) -> str:
 
 
 def differing(one: str, other: str) -> int | None:
-    """The first row that is in both samples and another one there; None if they agree."""
+    """The first row that differs between the two samples; None if they agree."""
     there = {row: rest for row, *rest in json.loads(other)}
     for row, exact, sketches in json.loads(one):
         if row in there and not _agree((exact, sketches), there[row]):
@@ -61,7 +63,7 @@ def _places(length: int) -> list[int]:
 
 
 def _described(row: Any) -> tuple[str, list[list[float]]]:
-    """A checksum of a row's structure, whole numbers and texts, and a sketch of each array of real numbers."""
+    """A checksum of a row's structure, integers and texts, and a sketch of each array of real or complex numbers."""
     exact, sketches = hashlib.blake2b(digest_size=8), []
     for where, values in _arrays(row, ""):
         exact.update(f"{where}{values.dtype}{values.shape}".encode())
@@ -73,7 +75,7 @@ def _described(row: Any) -> tuple[str, list[list[float]]]:
 
 
 def _sketch(values: np.ndarray) -> list[float]:
-    """Of some of the entries; those that are not finite count as 0."""
+    """A sketch of some of the entries, in which entries that are not finite count as 0."""
     flat = values.reshape(-1)
     some = flat[:: max(1, -(-flat.size // ENTRIES))]
     some = np.concatenate([some.real, some.imag]) if some.dtype.kind == "c" else some
@@ -81,7 +83,7 @@ def _sketch(values: np.ndarray) -> list[float]:
 
 
 def _arrays(value: Any, where: str) -> Iterator[tuple[str, np.ndarray]]:
-    """What is in a row: tensors, arrays, pictures, numbers and texts, also within lists, tuples and mappings."""
+    """The tensors, arrays, pictures, numbers and texts in a row, also within lists, tuples and mappings."""
     if isinstance(value, Tensor):
         plain = (
             (value if value.layout == torch.strided else value.to_dense()).detach().cpu().resolve_conj().resolve_neg()

@@ -1,4 +1,4 @@
-"""What a script has of its run: batches, gradients, evaluation, files (`psgc.torch.init` makes it)."""
+"""The run as a script sees it: batches, gradients, evaluation, files. `psgc.torch.init` makes it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from psgc.torch.tensor_files import from_bytes
 class ScriptRun:
     """A training run. `psgc.torch.init` makes it; every rank makes the same calls."""
 
-    engine: Engine  # makes the sums; `init` sets it
+    engine: Engine  # computes the sums; `begin` sets it
 
     def __init__(
         self,
@@ -53,29 +53,29 @@ class ScriptRun:
         self.attached: list[Stateful] = []
         self._steps = Steps(model, flat, self.attached)
         self.standing = Standing(model, self.attached, flat, settings.seed, self._sampler, self._steps, self._evaluator)
-        self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
-        self._under_way = -1  # the step of the batch in whose loop the script is
+        self._functions: list[Callable[[IterationRow], object]] = []  # the functions of `on`
+        self._under_way = -1  # the step of the current batch; -1 between loops
         self._is_over = False
-        self._is_broken = False  # there is no going on from here: a loss that is not finite, or half of a batch
+        self._is_broken = False  # no checkpoint can be made: the loss is not finite, or a batch was not finished
 
     @property
     def rank(self) -> int:
-        """The number of this process; it changes when this one goes on for a rank 0 that has died (`is_first`)."""
+        """The number of this process. It becomes 0 when this process takes over from a dead rank 0 (`is_first`)."""
         return self.engine.rank
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes files, and should print what is to be printed once.
+        """Whether this is rank 0, which writes files, and should print what is printed once.
 
-        When rank 0 dies, another rank takes over. So a script asks this whenever it comes to what rank 0 is to do.
+        When rank 0 dies, another rank takes over. So ask each time, and do not keep the answer.
         """
         return self.engine.rank == 0
 
     def attach(self, *things: Stateful) -> None:
-        """Optimizers, schedules, a GradScaler: their state goes into checkpoints, and to ranks that fell behind.
+        """Attach optimizers, schedules, a GradScaler: their state goes into checkpoints, and to ranks that fell behind.
 
-        Raises UserError for what has no state_dict and load_state_dict, or a state that a file cannot hold. States grow
-        with the steps, so they are looked at again after the first one, and then rarely.
+        Raises UserError for an object without state_dict or load_state_dict, or with a state that a file cannot hold.
+        A state changes with the steps, so it is checked again after the first step, and then rarely.
         """
         attached = [*self.attached]
         for thing in things:
@@ -88,18 +88,22 @@ class ScriptRun:
         self.attached[:] = attached
 
     def batches(self, size: int, epochs: int = 1, shuffle: bool = True, drop_last: bool = False) -> Iterator[Batch]:
-        """The batches of `size` examples of so many epochs, the last one of each may be smaller.
+        """The batches of the next `epochs` epochs. The epochs of each call follow those of the call before.
 
-        Each call has epochs of its own, after those of the call before. After a resumption it goes on with the batch
-        where the run was. shuffle: in another order each epoch, otherwise in that of the dataset. drop_last: leave out
-        a last batch that would be smaller. Raises UserError when size or epochs is not a whole number >= 1, or when
-        drop_last leaves no batch.
+        In a resumed run the first batch is the one at which the run was.
+
+        size: number of examples of a batch; the last batch of an epoch may be smaller
+        epochs: number of epochs
+        shuffle: use another order in each epoch; else the order of the dataset
+        drop_last: leave out a smaller last batch
+
+        Raises UserError when size or epochs is not a whole number >= 1, or when drop_last leaves no batch.
         """
         batches = self._sampler.batches(size, epochs, shuffle, drop_last)
         return self._batches(batches, partial(self._sampler.steps_by, size, self._sampler.epochs, drop_last))
 
     def _batches(self, batches: Iterator[Batch], steps: Callable[[], int]) -> Iterator[Batch]:
-        """steps: how many the run will have made after these batches."""
+        """steps: returns the number of steps that the run will have made after these batches."""
         is_empty, standing = True, self.standing
         while True:
             standing.before_batch()
@@ -123,15 +127,16 @@ class ScriptRun:
                 self.engine.record.step(standing.loss, time.monotonic() - began)
 
     def backward(self, batch: Batch, accumulate: bool = False, scaler: Any = None) -> float:
-        """Put the gradient of the mean loss over the batch into `.grad`, on every rank; the mean loss.
+        """Put the gradient of the mean loss over the batch into `.grad`, on every rank. Returns the mean loss.
 
-        accumulate: add it to what each parameter has since an optimizer stepped it, or since `zero_grad()`.
-        scaler: a torch.amp.GradScaler, whose scale the gradient then has.
+        On a rank that has fallen behind this returns at once. What the script then does until the next batch is undone.
 
-        On a rank that has fallen behind this returns at once, and what the script does until the next batch is undone.
+        batch: a batch of `batches`
+        accumulate: add the gradient to `.grad` of each parameter that was not stepped since its last gradient
+        scaler: a torch.amp.GradScaler; the gradient then has its scale
 
-        Raises UserError: for the same batch twice, unless an optimizer's step does it; or an argument is wrong.
-        RunFailed: the run cannot go on; it is said why.
+        Raises UserError: the batch is used twice, except by an optimizer's step with a closure; or an argument is
+        wrong. RunFailed: the run cannot go on.
         """
         if not isinstance(batch, Batch):
             raise UserError(f"run.backward: got a {type(batch).__name__}, expected a batch of run.batches")
@@ -158,12 +163,12 @@ class ScriptRun:
         if due:
             self._flat.keep(due)
         else:
-            self._flat.drop()  # while the next one comes about, its memory is of use
+            self._flat.drop()  # to free its memory while the next gradient is computed
         total = self._sum(call)
         if total is None:
             self._flat.clear()
             return standing.loss
-        if is_due:  # now that the state before this step is known to have a loss
+        if is_due:  # only now: the loss before this step is known to be finite
             self.output.write_checkpoint(batch.iteration, standing.iteration - 1)
         standing.loaded = None
         standing.loss = self._compute.apply(total, bool(due))
@@ -172,17 +177,17 @@ class ScriptRun:
         return standing.loss
 
     def evaluate(self, dataset: Any, metric: Callable[..., Any], outputs: Outputs | None = None) -> Any:
-        """The mean of a metric over a map-style dataset, by all workers, slow ones doing less; the same on every rank.
+        """The mean of a metric over a map-style dataset, the same on every rank. All workers share the work.
 
-        metric: (model, batch) -> (sum over the examples, how many they are), or their mean; or a mapping of names to
-        such, and then the result is one as well. It is called in evaluation mode and without gradients.
+        metric: (model, batch) -> (sum over the examples, number of examples), or the mean over the examples, or a
+            mapping of names to these. It is called in evaluation mode and without gradients.
+        outputs: for metrics that are not a mean, such as AUC or F1: (model, batch) -> a tensor with a row for each
+            example, or a mapping of names to tensors, with the same shape for all examples. Then the metric is called
+            once, with the outputs of all examples in the order of the dataset, on the CPU. It returns a number, or a
+            mapping of names to numbers.
 
-        outputs: for what is not a mean, such as AUC or F1: (model, batch) -> a tensor with a row for each example, or
-        a mapping of names to such, of the same shape for all examples. Then the metric is called once, with those of
-        all examples in the order of the dataset, on the CPU; it returns a number, or a mapping of names to such.
-
-        What was evaluated before the state that a rank goes on from, as in the finished epochs of a run that is
-        resumed, has the result that it had then. Raises UserError.
+        Returns a number, or a mapping of names to numbers if the metric returns a mapping. A resumed run does not
+        evaluate again what it has evaluated before: it returns the earlier result. Raises UserError.
         """
         place = self._sampler.epochs, self._under_way
         found = self._evaluator.asked(*place)
@@ -196,7 +201,7 @@ class ScriptRun:
         return self._evaluator.shown(found())
 
     def _sum(self, call: Call) -> Tensor | None:
-        """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
+        """The sum of a call; None when this rank has fallen behind, and continues from the state of another rank."""
         if self._is_over:
             raise UserError("this run ended when psgc.torch.init was called again; expected one run at a time")
         iteration = self.standing.iteration
@@ -206,7 +211,7 @@ class ScriptRun:
             with preserved(self._flat.device):  # random numbers of the script
                 answer = self.engine.sum(iteration, call)
         except PsgcError as error:
-            # when a batch has several calls, what the script does between them is not all done
+            # within a batch of several calls, the script has done only a part of what the batch needs
             self._is_broken = isinstance(error, ModelError) or (self._steps.loops > 0 and not call.is_whole)
             raise
         self.output.called()
@@ -217,12 +222,12 @@ class ScriptRun:
         return answer
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the run has changed, in memory of its own: model, what is attached, position; for `torch.save`.
+        """The state of the run after the newest step of an optimizer, as a copy that `torch.save` can write.
 
-        It has "model", "optimizer" and so on, each with its own state_dict, and "psgc". It goes on from after the
-        newest step of an optimizer. On a rank that has fallen behind it is that of another rank.
+        Its entries are "model", "optimizer" and so on, each a state_dict, and "psgc". On a rank that has fallen behind
+        it is the state of another rank.
 
-        Raises UserError: there is a gradient that no step was made with; or something cannot be saved.
+        Raises UserError: there is a gradient that no optimizer has used; or something cannot be saved.
         """
         standing = self.standing
         standing.load_own()
@@ -236,12 +241,13 @@ class ScriptRun:
         return from_bytes(standing.state(), "run.state_dict", plain=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` has returned, in this run or another one, with any number of ranks.
+        """Continue from a state of `state_dict`, of this run or another run, with any number of ranks.
 
-        Every rank loads the same. The next batch is the one after that state; loops over batches before it are over at
-        once, and what the script does after them is undone. With `--resume` the checkpoint counts, and this is undone.
+        Every rank loads the same state. The next batch is the first one after the state. Loops over earlier batches
+        have no batches, and what the script does after them is undone. With `--resume` the checkpoint is used instead.
 
-        Raises UserError when it is of another model, of other optimizers, of another seed or dataset, or none.
+        Raises UserError when the state has another model, other optimizers, another seed or another dataset, or is no
+        state.
         """
         if self._steps.is_within:
             raise UserError("run.load_state_dict was called within an optimizer's step; expected between two steps")
@@ -251,7 +257,7 @@ class ScriptRun:
             self.output.checkpoints.abandon()
 
     def begin(self, engine: Engine, open_loggers: Callable[[], object] = lambda: None) -> None:
-        """The run begins, where the engine says. open_loggers: as of `Output`."""
+        """Begin the run, at the iteration of the engine. open_loggers: see `Output`."""
         self.engine = engine
         self.output = Output(self._settings, self._model, self.standing, open_loggers)
         self._steps.open()
@@ -261,14 +267,14 @@ class ScriptRun:
         engine.serves = self._serves
 
     def _serves(self) -> None:
-        """This rank is rank 0, from the beginning or from now on, also when the script has ended."""
+        """Act as rank 0, from the beginning or from now on. The script may have ended already."""
         self.output.serve(self.engine.record)
         if self._is_over:
             self._write_last()
             self.output.checkpoints.close()
 
     def end(self, has_raised: bool) -> None:
-        """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
+        """The script ends: write the last checkpoint, unless the script has raised, maybe in the middle of a step."""
         self._is_broken = self._is_broken or has_raised
         try:
             self.give_rows()
@@ -287,16 +293,16 @@ class ScriptRun:
             self.output.write_checkpoint(position.iteration, self.standing.iteration)
 
     def on(self, event: str, function: Callable[[IterationRow], object]) -> None:
-        """Have `function` called on rank 0 with the row of iterations.csv of each iteration that is over.
+        """Call `function` on rank 0 with the row of iterations.csv of each finished iteration.
 
-        It is called in the thread of the script, at its next call of the run. event: "iteration". Raises UserError.
+        It is called in the script's thread, at the next call of the run. event: "iteration". Raises UserError.
         """
         if event != "iteration":
             raise UserError(f"run.on: there is no event {event!r:.40}, expected iteration")
         self._functions.append(function)
 
     def give_rows(self) -> None:
-        """Call these functions with the rows that are there."""
+        """Call the functions of `on` with the new rows."""
         record = self.engine.record
         while record is not None and record.rows:
             row = record.rows.popleft()
@@ -304,10 +310,9 @@ class ScriptRun:
                 function(row)
 
     def save(self, path: str | Path) -> None:
-        """Rank 0 writes parameters and buffers as safetensors, for `load_state_dict`; the folder is made if need be.
+        """Write parameters and buffers, on rank 0, as safetensors for `load_state_dict`. The folder is made if needed.
 
-        Nothing is written where the parameters are already those of a later batch, as in the finished epochs of a run
-        that is resumed.
+        In the finished epochs of a resumed run nothing is written, since the parameters are those of a later batch.
         """
         if not self.standing.is_past:
             self.output.save(Path(path))

@@ -1,7 +1,7 @@
-"""Which examples each step takes, which of them are in which chunk, and what chunks cost.
+"""The examples of each step and of each chunk, and the costs of chunks.
 
-An epoch is a random order of all examples, a pure function of (seed, epoch). Steps take consecutive places of it, so
-every example comes once an epoch whatever the batch sizes, and nothing but a `Position` is needed to go on anywhere.
+An epoch is a random order of all examples, a pure function of (seed, epoch). Steps take consecutive places of it. So
+every example comes once an epoch with any batch size, and a `Position` is enough to continue anywhere.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +19,11 @@ EXPECTED = "expected how long a micro-batch of these examples takes, in any unit
 
 
 class Position(NamedTuple):
-    """Where a step begins.
+    """The place at which a step begins.
 
-    iteration: steps before it, in the whole run; epoch: epochs before this one, in the whole run; start: examples of
-    the epoch that earlier steps have taken.
+    iteration: number of steps before, in the whole run
+    epoch: number of epochs before, in the whole run
+    start: number of examples of the epoch that earlier steps have taken
     """
 
     iteration: int = 0
@@ -34,7 +35,9 @@ class Position(NamedTuple):
 class Batch:
     """The examples of one step.
 
-    position: where it begins; after: where the next step begins; rows: (n,) int64, the numbers of its examples.
+    position: the position of the step
+    after: the position of the next step
+    rows: (n,) int64, the numbers of the examples
     """
 
     position: Position
@@ -43,19 +46,19 @@ class Batch:
 
     @property
     def iteration(self) -> int:
-        """Steps before this one, in the whole run."""
+        """The number of steps before this one, in the whole run."""
         return self.position.iteration
 
     @property
     def epoch(self) -> int:
-        """Epochs before this one, in the whole run."""
+        """The number of epochs before this one, in the whole run."""
         return self.position.epoch
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def chunk(self, i: int, num_chunks: int) -> np.ndarray:
-        """The rows of chunk i of `num_chunks`: consecutive ones; some chunks are empty when there are too few rows."""
+        """The rows of chunk i of `num_chunks`, which are consecutive. With too few rows some chunks are empty."""
         return self.rows[slice(*bounds(i, len(self), num_chunks))]
 
     def of_chunks(self, chunks: Sequence[int], num_chunks: int) -> np.ndarray:
@@ -66,17 +69,18 @@ class Batch:
 
 
 class Sampler:
-    """The steps of a run, one after another, over a dataset of `length` examples.
+    """The steps of a run, over a dataset of `length` examples.
 
-    position: where the next step begins. Whoever makes the steps sets it: to `batch.after` once a step is made, to
-    that of a checkpoint, or to that of a rank that is ahead. `batches` goes on from it.
+    position: the position of the next step, at which `batches` continues. The caller sets it: to `batch.after` after a
+        step, or to the position of a state that is loaded.
+    epochs: total number of epochs of all calls of `batches`
     """
 
     def __init__(self, length: int, seed: int) -> None:
         self._length, self._seed = length, seed
         self._position = Position()
-        self.epochs = 0  # of all calls of `batches`
-        self._newest = 0, False, 0, 0  # size, shuffle and least of a loop, and the epoch that it ends before
+        self.epochs = 0
+        self._newest = 0, False, 0, 0  # of the newest loop: size, shuffle, smallest batch, epoch at its end
 
     @property
     def position(self) -> Position:
@@ -96,7 +100,7 @@ class Sampler:
             )
 
     def steps_by(self, size: int, end: int, drop_last: bool = False) -> int:
-        """How many steps the run will have made when epoch `end` begins, with batches of this size from now on."""
+        """The number of steps that the run will have made when epoch `end` begins, with this size from now on."""
         iteration, epoch, start = self._position
         if epoch >= end:
             return iteration
@@ -105,14 +109,11 @@ class Sampler:
         return iteration + now + (end - epoch - 1) * later
 
     def batches(self, size: int, epochs: int, shuffle: bool = True, drop_last: bool = False) -> Iterator[Batch]:
-        """The batches of the next `epochs` epochs, of `size` examples each; the last one of an epoch may be smaller.
+        """The batches of the next `epochs` epochs, see `ScriptRun.batches`.
 
-        shuffle: the examples come in another order each epoch, otherwise in that of the dataset.
-        drop_last: leave out a last batch that would be smaller.
-
-        Each call has epochs of its own: the first those from 0 on, the second those after them, however many of its
-        batches the first was asked for. So a script that makes the same calls again finds its place in a run that is
-        resumed: calls whose epochs are over by `position` have no batches, and the sizes of others may differ.
+        The epochs of a call begin after those of the call before, even if not all batches of that call were taken. So
+        a script that makes the same calls again continues at the right place of a resumed run: calls whose epochs end
+        before `position` have no batches. The sizes of the other calls may differ from before.
 
         Raises UserError, at once, when size or epochs is not a whole number >= 1, or when no batch would be left.
         """
@@ -128,7 +129,7 @@ class Sampler:
         return self._batches(size, first, self.epochs, shuffle, size if drop_last else 1)
 
     def _batches(self, size: int, first: int, end: int, shuffle: bool, least: int) -> Iterator[Batch]:
-        """least: examples of a batch."""
+        """first, end: the first epoch, and the epoch after the last; least: smallest number of examples of a batch."""
         while self._position.epoch < end:
             if self._position.epoch < first:  # the batches of the call before were not all taken
                 self._position = Position(self._position.iteration, first)
@@ -139,7 +140,7 @@ class Sampler:
                 yield self._batch(self._position, size, shuffle, least)
 
     def following(self, batch: Batch) -> Batch | None:
-        """The batch after it, if the loop that is under way has one."""
+        """The batch after this one in the current loop, if any."""
         size, shuffle, least, end = self._newest
         return self._batch(batch.after, size, shuffle, least) if batch.after.epoch < end else None
 
@@ -158,7 +159,7 @@ def check_whole(name: str, value: object) -> None:
 
 
 def length_of(dataset: Any) -> int:
-    """How many examples a map-style dataset has.
+    """The number of examples of a map-style dataset.
 
     Raises UserError: it has no length or no __getitem__, or it is empty.
     """
@@ -178,21 +179,21 @@ def length_of(dataset: Any) -> int:
 
 
 class ChunkCosts:
-    """What chunks cost: 1 is an average example of the first batch.
+    """The costs of chunks. An average example of the first batch costs 1.
 
-    cost_fn: (rows of a micro-batch) -> what it costs, in any unit; None: every example costs the same.
-    micro_batch: examples of a micro-batch, at most; None: all of a chunk.
+    cost_fn: (rows of a micro-batch) -> its cost, in any unit; None: every example costs the same
+    micro_batch: largest number of examples of a micro-batch; None: all of a chunk
     """
 
     def __init__(self, cost_fn: CostFunction | None, micro_batch: int | None) -> None:
         self._cost_fn, self._size = cost_fn, micro_batch
-        self._unit = 0.0  # of the function, for an average example
-        self._newest: tuple[np.ndarray, list[float]] | None = None  # rows, and what they cost
+        self._unit = 0.0  # the value of cost_fn for an average example
+        self._newest: tuple[np.ndarray, list[float]] | None = None  # rows, and the costs of their chunks
 
     def of(self, rows: np.ndarray, num_chunks: int) -> list[float]:
-        """The cost of each chunk of a batch. rows: of the batch, (n,).
+        """The cost of each chunk of a batch. rows: (n,), the rows of the batch.
 
-        The newest result is kept: the rows of a batch are asked for before its step begins, and then once more.
+        The newest result is kept, since the costs of a batch are asked for twice.
 
         >>> ChunkCosts(None, micro_batch=2).of(np.arange(5), num_chunks=2)
         [2.0, 3.0]
@@ -212,7 +213,7 @@ class ChunkCosts:
         return [cost / self._unit for cost in costs]
 
     def _cost(self, rows: list[int]) -> float:
-        """Of a chunk; the micro-batches are those of `psgc.torch.loader`."""
+        """The cost of a chunk. It is divided into micro-batches as in `psgc.torch.loader`."""
         number = -(-len(rows) // (self._size or max(1, len(rows))))
         return sum(self._asked(rows[slice(*bounds(at, len(rows), number))]) for at in range(number))
 

@@ -1,4 +1,4 @@
-"""Rank 0 of a script: what the server knows of it, and what it tells the user."""
+"""Rank 0 of a script: the script as the server sees it, and the errors of scripts on other ranks."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,16 @@ from psgc.server.events import Report
 from psgc.torch.fingerprint import differing
 from psgc.torch.hand_over import HandOver, ScriptReplica
 
-WAITING_BYTES = 1 << 20  # of sums that may wait for a script: it makes its steps between chunks, which take long
-MOST_WAITING = 64  # of them, however short: what a stopped rank does not receive, others keep
+WAITING_BYTES = 1 << 20  # bytes of sums that may wait for a script, which only steps between (long) chunks
+MOST_WAITING = 64  # sums that may wait; others keep the messages that a stopped rank does not receive
 
 
 class ScriptDriver:
     """The script of rank 0 as its server sees it (`psgc.server.driver`): it makes the calls, and the steps.
 
-    gradient: entries of the gradient, behind which a vector has the loss and the number of examples.
-    attached: to the run, on rank 0. is_alike: all ranks are, as they are at the beginning of a run.
+    gradient: number of entries of the gradient; the loss and the number of examples follow in a vector
+    attached: the objects attached to the run, on rank 0
+    is_alike: whether all ranks have the same state, as at the beginning of a run
     """
 
     last_step, ends_steps = math.inf, False
@@ -39,9 +40,9 @@ class ScriptDriver:
         self._attached = attached
         self._hand_over, self._gradient, self._hosts = hand_over, gradient, hosts
         self._to_host = backend.to_host
-        self._ended: dict[int, tuple[int, str]] = {}  # by worker: iteration, and why
-        self._mistakes: dict[int, tuple[int, str]] = {}  # of the user, likewise
-        self._usual = 0.0  # what a chunk of the first call costs in the mean
+        self._ended: dict[int, tuple[int, str]] = {}  # scripts that have ended, by worker: iteration, reason
+        self._mistakes: dict[int, tuple[int, str]] = {}  # scripts that the user's mistake has ended, likewise
+        self._usual = 0.0  # mean cost of a chunk of the first call
 
     def differing(self, one: bytes, other: bytes) -> Sequence[str]:
         return differing(one, other, self._attached)
@@ -60,7 +61,7 @@ class ScriptDriver:
         return True if self._hand_over.called >= iteration else None
 
     def costs(self, iteration: int, num_chunks: int) -> list[float]:
-        """What the chunks of an iteration that begins take relative to an average one."""
+        """The costs of the chunks of the next iteration, relative to an average chunk."""
         costs = self._hand_over.costs
         self._usual = self._usual or sum(costs) / num_chunks
         return [max(LEAST, cost / self._usual) for cost in costs] or [1.0] * num_chunks
@@ -76,7 +77,7 @@ class ScriptDriver:
         return loss / examples if examples and math.isfinite(loss) else None
 
     def reported(self, report: Report) -> None:
-        is_there = self._hand_over.called == report.iteration  # else the script has gone on already
+        is_there = self._hand_over.called == report.iteration  # else the script is already at a later call
         if is_there and report.loss != self._hand_over.signature:
             raise RunFailed(
                 f"worker {report.worker} on {self._hosts[report.worker]}, iteration {report.iteration}: its script "
@@ -91,7 +92,7 @@ class ScriptDriver:
 
     def due(self) -> list[tuple[int, str]]:
         for worker, (iteration, text) in self._mistakes.items():
-            if self._hand_over.called >= iteration:  # else the script of rank 0 comes to the same mistake, and says it
+            if self._hand_over.called >= iteration:  # else the script of rank 0 will raise the same error itself
                 raise UserError(f"worker {worker} on {self._hosts[worker]}: {text}")
         gone = {
             worker: text

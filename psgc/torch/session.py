@@ -1,8 +1,8 @@
-"""This process among the ranks of a run: one thread does all MPI, that of the script computes.
+"""A process of a run of several ranks. One thread makes all MPI calls, the script's thread computes.
 
-Rank 0 runs the server (`psgc.torch.serving`), the others a worker (`psgc.torch.working`), one of which serves on when
-rank 0 dies. All ranks first agree that they run the same script with the same arguments, and begin with the parameters
-and the random numbers of rank 0. The last thing that this thread does is to leave MPI.
+Rank 0 runs the server (`psgc.torch.serving`), the others run a worker (`psgc.torch.working`). When rank 0 dies, one of
+them runs the server. First all ranks agree that they run the same script with the same arguments, and they begin with
+the parameters and the random numbers of rank 0. At the end the MPI thread leaves MPI.
 """
 
 import os
@@ -43,15 +43,22 @@ from psgc.transport import Transport
 from psgc.workers.injection import Injector
 
 SUMMARY = "summary.json"
-STOP_TIMEOUT = 10.0  # seconds that the scripts of workers have to come to their end
+STOP_TIMEOUT = 10.0  # seconds within which the scripts of workers have to end
 
 
 class Session:
-    """Makes sums of the calls together with other ranks (`psgc.torch.calls.Engine`).
+    """Computes the sums of calls together with other ranks (`psgc.torch.calls.Engine`).
 
-    program: of this rank, or why it cannot take part; stopped_by: the signals that have come, a handler fills it.
+    program: the program of this rank, or the error because of which the rank cannot take part
+    stopped_by: the signals that have come; a signal handler fills it
 
-    Raises, in the thread of the script: UserError and RunFailed on rank 0, CalledOff on the others.
+    iteration: the iteration of the first call
+    state: the state to resume from; None for a new run
+    record: the record of the run, on rank 0
+    serves: is called in the script's thread when this rank has taken over from rank 0
+    is_cut_short: this rank has nothing more to do and may end at once
+
+    Raises, in the script's thread: UserError and RunFailed on rank 0, CalledOff on the other ranks.
     """
 
     is_alone = False
@@ -59,21 +66,21 @@ class Session:
     def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int]) -> None:
         self._program, self._stopped_by = program, stopped_by
         self.iteration, self.rank = 0, 0
-        self._began = time.monotonic()  # less what the run has taken before it was resumed
+        self._began = time.monotonic()  # less the time that the run had taken before it was resumed
         self.state: bytes | None = None
-        self.record: Record | None = None  # on rank 0
+        self.record: Record | None = None
         self.serves: Callable[[], object] = lambda: None
         self._ending = Ending(None, stopped_by, raises=True)
         self._ready, self._over = threading.Event(), threading.Event()
-        self._is_in_call = False  # the script waits for a sum
-        self._has_served = False  # the script's thread knows that this is rank 0
+        self._is_in_call = False  # whether the script waits for a sum
+        self._has_served = False  # whether the script's thread knows that this is rank 0
         self._computing = threading.Lock()  # held by the script's thread while it may be in a chunk
-        self._text, self._code = "", 1  # why the script ends, and the exit code then
-        self.is_cut_short = False  # nothing more is to be done on this rank: it may end at once
+        self._text, self._code = "", 1  # the script's error, and its exit code
+        self.is_cut_short = False
         self._outcome = RunOutcome()  # on rank 0
         self._transport: Transport | None = None
         self._hand_over: HandOver | None = None
-        self._worker: ScriptWorker | None = None  # not on a rank 0 that computes nothing
+        self._worker: ScriptWorker | None = None  # None on a dedicated server
         self._is_serving = False
         self._script = threading.get_ident()
         threading.Thread(target=self._run, name="psgc-mpi", daemon=True).start()
@@ -95,18 +102,16 @@ class Session:
     def num_chunks(self) -> int:
         return self.plan.num_chunks
 
-    # the thread of the script
+    # called by the script's thread
 
     @property
     def reports(self) -> bool:
-        """Whether `end` has rank 0 say what the mistake of the user was (`psgc.run.script_ending`), or rank 0 has
-        said one.
-        """
+        """Whether rank 0 prints the user's mistake (`psgc.run.script_ending`): `end` reports it, or rank 0 has one."""
         loop = None if self._is_serving or self._worker is None else self._worker.current
         return loop is not None and (loop.calls is None or not self._over.is_set())
 
     def sum(self, iteration: int, call: Call) -> torch.Tensor | ScriptState:
-        """The sum of the call, which this rank takes part in, in one term after another until it is there."""
+        """The sum of the call. If rank 0 dies meanwhile, the call is made again in the next term."""
         assert not isinstance(self._program, UserError)
         digest = self._program.digest() if is_checked(iteration, self.iteration) else b""
         self._is_in_call = True
@@ -119,7 +124,7 @@ class Session:
         return torch.from_numpy(answer) if call.num_sums else self._memory.tensor(answer)
 
     def _called(self, iteration: int, call: Call, digest: bytes) -> Any | ScriptState | None:
-        """The sum of the call; None when another term has begun before it was there."""
+        """The sum of the call; None when another term began first."""
         hand_over, is_whole, signature = self._hand_over, call.is_whole, call.signature
         assert hand_over is not None
         term, worker = self._term()
@@ -135,23 +140,23 @@ class Session:
             raise
 
     def _term(self) -> tuple[int, ScriptWorker | None]:
-        """The term that the script is in, and the worker of this process, if it is one."""
+        """The present term, and the worker of this process, if any."""
         assert self._hand_over is not None
-        term, worker = self._hand_over.term, self._worker  # which is replaced first
+        term, worker = self._hand_over.term, self._worker  # in this order: the MPI thread replaces the worker first
         if self._is_serving and not self._has_served:
             self._has_served = True
             self.serves()
         return term, worker
 
     def end(self, text: str = "", code: int = 1) -> None:
-        """The script ends, with this exit code because of an error if there is a text.
+        """The script ends. text: its error, if any; code: the exit code in this case.
 
         Returns when this process has left MPI.
         """
         self._text, self._code = text, code
         hand_over, is_said = self._hand_over, False
         while hand_over is not None and not (is_said or self._over.is_set()):
-            settle(self._memory.device)  # the other thread looks at the parameters
+            settle(self._memory.device)  # the MPI thread reads the parameters
             try:
                 term, worker = self._term()
             except Exception as error:  # rank 0 has died, and the last files cannot be written here
@@ -165,7 +170,7 @@ class Session:
             is_said = hand_over.is_over()
         _wait(self._over)
 
-    # the thread that does MPI
+    # called by the MPI thread
 
     def _run(self) -> None:
         try:
@@ -204,7 +209,7 @@ class Session:
         self._computing.release()
 
     def _meet(self, transport: Transport) -> TorchProgram:
-        """All ranks begin alike."""
+        """Agree with the other ranks on the beginning."""
         agreed = agree(transport, Meeting(transport, self._ending, "preparing the script"), self._program)
         self.config, self.plan, self.record = agreed.config, agreed.plan, agreed.record
         if agreed.state is not None:
@@ -213,14 +218,14 @@ class Session:
         return agreed.program
 
     def _open_memory(self, program: TorchProgram) -> Memory:
-        """What this rank computes with; rank 0 says if it cannot be a GPU although the model is there."""
+        """The memory of vectors. Rank 0 prints a line if a model is on a GPU and its vectors go through the host."""
         self._memory, trouble = memory_of(program.device)
         if trouble and not self.rank:
             say(f"the model is on {program.device}, but {trouble}: all vectors go through the memory of the host")
         return self._memory
 
     def _work(self, transport: Transport, program: TorchProgram, memory: Memory) -> None:
-        """Be a worker, and the server once it is this rank's turn."""
+        """Run a worker, and then the server if this rank takes over from rank 0."""
         assert self._hand_over is not None
         config, about = self.config, (program.dim, self.config.dtype, self._hand_over, memory, self._script)
         worker = self._worker = ScriptWorker(*about, begins=self._begin_term)
@@ -257,7 +262,7 @@ class Session:
         faults: Injector,
         beginning: Beginning | None = None,
     ) -> None:
-        """beginning: of the term, after a takeover."""
+        """Run the server. beginning: the beginning of the term, after a takeover."""
         assert self.record is not None
         assert self._hand_over is not None
         hand_over, backend, first = self._hand_over, self._memory.backend, self.iteration
@@ -299,11 +304,11 @@ class Session:
                 self._outcome = RunOutcome("failed", self._text.splitlines()[0], self._code)
             status, reason, code = self._outcome.status, self._outcome.reason, self._outcome.code
             self.record.finish(program.params(), status, reason, code, server.compared)
-            done = -1 if code else hand_over.called + 1  # the others need not know why
+            done = -1 if code else hand_over.called + 1  # the others do not get the reason
             self._ending.in_order = server.stop_workers(patience, done)
 
     def _work_too(self, transport: Transport, replica: ScriptReplica, first: int, injector: Injector) -> None:
-        """Rank 0 is a worker as well: its script computes in its calls, and its worker speaks when rank 0 waits."""
+        """Make rank 0 a worker as well. The script computes in its calls; the worker's loop runs while rank 0 waits."""
         assert self._hand_over is not None
         assert not isinstance(self._program, UserError)
         about = self._program.dim, self.config.dtype, self._hand_over, self._memory, self._script
@@ -313,19 +318,19 @@ class Session:
         self._worker, own = worker, transport.place + 1
 
         def lost(lost: int, reason: str) -> None:
-            """Others do the chunk, but no step is made without the script of rank 0."""
+            """End the run if rank 0 is stuck in a chunk: others compute the chunk, but rank 0 must make each step."""
             if lost == own and worker.is_in_chunk:
                 text = f"rank 0 on {transport.hosts[0]}, which is worker {own} as well: {reason}"
                 if transport.survives_deaths:
                     say(f"psgc: {text}: its process ends", error=True)
-                    os.kill(os.getpid(), signal.SIGKILL)  # then another rank takes over
+                    os.kill(os.getpid(), signal.SIGKILL)  # so that another rank takes over
                 raise RunFailed(text)
 
         assert self.record is not None
         self.record.on_lost = lost
 
     def _last_word(self) -> BaseException:
-        """What a call gets after the end of the run."""
+        """The error that a call of the script raises after the end of the run."""
         loop = None if self._is_serving or self._worker is None else self._worker.current
         transport = self._transport
         if loop is None or loop.calls is None or transport is None:
@@ -337,6 +342,6 @@ class Session:
 
 
 def _wait(event: threading.Event) -> None:
-    """Until the event is set; signals are handled meanwhile."""
+    """Wait for the event. With a timeout, since otherwise no signal would be handled meanwhile."""
     while not event.wait(3600.0):
         pass

@@ -1,4 +1,4 @@
-"""The settings of a run with psgc.torch: from the arguments of `psgc.torch.init`, and for so many workers."""
+"""The settings of a run with psgc.torch: made from the arguments of `psgc.torch.init`, for a number of workers."""
 
 import os
 import sys
@@ -15,11 +15,11 @@ from psgc.run.inputs import check_ranks, emulated_chunks
 from psgc.validation import checked
 from psgc.yaml_source import flat, shown
 
-OPEN_END = 2**31 - 1  # iterations: the script says when it is enough
+OPEN_END = 2**31 - 1  # iterations of a script, which ends the run itself
 
 
 def settings_of(given: Mapping[str, Any]) -> ScriptConfig:
-    """The settings that arguments of `init` give. Raises UserError, which names the first one that is wrong."""
+    """The settings from arguments of `init`. Raises UserError, which names the first wrong argument."""
     tree: dict[str, Any] = {
         "problem": {"kind": "script", "script": os.path.basename(sys.argv[0]) or "python"},
         "optimizer": {"kind": "script"},
@@ -43,7 +43,7 @@ def _plain(value: Any) -> Any:
 
 
 def alone(settings: TorchRun) -> TorchRun:
-    """As one process does it, which is the only worker: chunk by chunk if the transfer is to be that."""
+    """The settings for one process, which is the only worker. `per_chunk` stays, all else becomes `combined`."""
     transfer = "per_chunk" if settings.transfer == "per_chunk" else "combined"
     how = {"aggregation": "server", "transfer": transfer, "verify": None}
     coding = settings.coding.model_copy(update={"parts": 1, "replication": 1})
@@ -51,7 +51,10 @@ def alone(settings: TorchRun) -> TorchRun:
 
 
 def settled(settings: TorchRun, num_workers: int, dim: int) -> tuple[Config, Plan]:
-    """Settings without `auto`, and the plan, for so many workers. Raises UserError."""
+    """The settings without `auto`, and the plan, for this number of workers. dim: entries of a vector.
+
+    Raises UserError.
+    """
     coding = settings.coding
     check_ranks(settings, num_workers)
     emulated_chunks(settings, coding.chunks)
@@ -63,14 +66,17 @@ def settled(settings: TorchRun, num_workers: int, dim: int) -> tuple[Config, Pla
 
 
 def by_name(settings: TorchRun) -> dict[str, Any]:
-    """What all ranks have to say alike, by the names that people give it: arguments, or keys such as optimizer.lr."""
+    """The settings that must be equal on all ranks, by the user's names: arguments, or keys such as optimizer.lr."""
     names = {key: name for name, key in ARGUMENTS.items()} if isinstance(settings, ScriptConfig) else {}
     found = flat(settings.model_dump(mode="json", exclude={"problem": {"script"}}))
     return {names.get(key, key): value for key, value in found.items()}
 
 
 def check_resumed(now: TorchConfig, directory: Path) -> None:
-    """Raises UserError when arguments differ from those in the states of the run that is resumed, which stay."""
+    """Raises UserError when optimizer or scheduler have other arguments than in the run that is resumed.
+
+    Their states contain the arguments, so a change would have no effect.
+    """
     before = load(directory / "config.yaml") if (directory / "config.yaml").exists() else None
     if not isinstance(before, TorchConfig):
         return

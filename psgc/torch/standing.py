@@ -1,4 +1,4 @@
-"""Where a script stands: the state that it goes on from, and the one that another rank or run can go on from."""
+"""The script's place in the run: loads the state to continue from, and makes the state for other ranks and runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,19 @@ from psgc.torch.tensor_files import from_bytes, to_bytes, to_memory
 
 
 class Standing:
-    """attached: what belongs to the state besides the model; seed: of the run. sampler, steps, evaluator: those of the
-    run, which follow the state that is loaded.
+    """Loads and makes states of a run.
 
-    iteration: of the next call; loss: the newest.
-    pending: a state that has come, and is loaded before the next batch.
-    has_moved: a state was loaded since the newest batch; is_behind: the newest one that has come is of another rank;
-    catches_up: it was loaded, and the next call is that of this state.
-    loaded: a checksum of what `load` has loaded, for the next call.
+    attached: the objects that are part of the state besides the model
+    seed: the seed of the run
+    sampler, steps, evaluator: the run's; they are set to the state that is loaded
+
+    iteration: the iteration of the next call
+    loss: the newest loss
+    pending: a state that has come, and is loaded before the next batch
+    has_moved: whether a state was loaded since the newest batch
+    is_behind: whether the newest state that has come is of another rank
+    catches_up: whether this state was loaded, and the next call is the one of the state
+    loaded: a checksum of the state of `load`, for the next call
     """
 
     def __init__(
@@ -42,51 +47,53 @@ class Standing:
         self._sampler, self._steps, self._evaluator = sampler, steps, evaluator
         self.iteration, self.loss = 0, 0.0
         self.pending: bytes | None = None
-        self._latest: bytes | None = None  # the state that was loaded, until a batch begins from it
+        self._latest: bytes | None = None  # the state that was loaded, until the next batch begins
         self.has_moved = self.is_behind = self.catches_up = False
         self.loaded: int | None = None
-        self._position = Position()  # where a state that is made now would go on
-        self._generators = Generators.now(flat.device)  # with which random numbers it would
+        self._position = Position()  # position of a state that is made now
+        self._generators = Generators.now(flat.device)  # generators of a state that is made now
         self._at_batch: tuple[Position | None, Generators] = None, self._generators  # before the newest batch
-        self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
+        self._to_set: Generators | None = None  # generators of a loaded state, to be set before the next batch
         self._fingerprint = Fingerprint(model, attached)
 
-    # going on from a state
+    # continuing from a state
 
     def comes(self, iteration: int, state: bytes | None, is_behind: bool = False) -> None:
-        """The next call is that of `iteration`, with this state; None: there is nothing to load."""
+        """Continue with the call of `iteration`. state: to be loaded before the next batch; None: nothing to load."""
         self.iteration, self.pending, self.is_behind = iteration, state, is_behind
         if state is not None:
             self._evaluator.results = about_in(state, "the state").evaluations
 
     def load_own(self) -> None:
-        """Load the state that is pending, unless it is of another rank: then the script is not where it is of use."""
+        """Load the pending state, unless it is of another rank: such a state is only loaded before a batch."""
         if not self.is_behind:
             self._load_pending()
 
     def load(self, state: dict[str, Any], where: str) -> None:
-        """Go on from a state that the script has. where: said in errors. Raises UserError."""
+        """Continue from a state that the script has. where: the state's name in errors. Raises UserError."""
         self._take(state, where)
-        if self._latest is None:  # else this is undone
+        if self._latest is None:  # else the latest state is loaded again before the next batch
             self._evaluator.results = about_of(state, where).evaluations
         params = self._flat.params.detach().cpu().numpy()
         self.loaded = crc32(repr(self._sampler.position).encode(), crc32(params.data))
 
     def before_batch(self) -> None:
-        """The script comes for a batch: the state that it goes on from is loaded, again if no batch has begun since,
-        for the script may have stepped schedules.
+        """Load the state to continue from, before the script gets a batch.
+
+        If no batch has begun since it was loaded, load it again: the script may have stepped schedules.
         """
         if self.pending is None:
             self.pending = self._latest
         self._load_pending()
 
     def has_none(self) -> None:
-        """A loop has no batch: all of it was done before the state that was loaded, and what follows it, too."""
+        """A loop has no batch, since it was done before the loaded state. So what follows the loop was done as well."""
         if self._latest is None:
             self.is_at(self._sampler.position)
             self._latest = self.state()
 
     def begin(self, batch: Batch) -> None:
+        """This batch begins."""
         self._latest, self.has_moved = None, False
         if self._to_set is not None:
             self._fingerprint.generators, self._to_set = self._to_set, None
@@ -95,7 +102,7 @@ class Standing:
 
     @property
     def is_past(self) -> bool:
-        """Whether the state is that of a later batch than those of the loops that the script has had."""
+        """Whether the state is one of a later batch than all batches of the script's loops so far."""
         pending = self.pending
         if pending is not None and self.is_behind:
             return True
@@ -118,7 +125,7 @@ class Standing:
         generators = None if about.random is None else Generators.of(about.random)
         if generators is not None:
             with preserved(self._flat.device):
-                generators.set(self._flat.device)  # raises now, not later
+                generators.set(self._flat.device)  # so that an invalid state raises now
         load_state(state, self._model, self._attached, where)
         self.loss, self.loaded, self._sampler.position = about.loss, about.loaded, about.position
         self._flat.check()
@@ -126,12 +133,13 @@ class Standing:
         self._steps.forget()
         self.has_moved, self._to_set = True, generators
 
-    # a state to go on from
+    # making a state
 
     def is_at(self, position: Position) -> None:
-        """A state that is made now goes on at this position.
+        """States that are made from now on continue at this position.
 
-        If that batch has begun it goes on with the random numbers before it: what was drawn for it is drawn again.
+        If the batch at this position has begun, states have the generators from before it, so that the script draws the
+        same random numbers again.
         """
         before, generators = self._at_batch
         if before != position:
@@ -139,11 +147,16 @@ class Standing:
         self._position, self._generators = position, self._to_set or generators
 
     def state(self, calls: int | None = None) -> bytes:
-        """What another rank needs to go on from the call that this one is in, or that it has made after so many."""
+        """The state from which another rank continues. calls: number of calls before it; None: at the present call."""
         return to_bytes(self._state(self.iteration if calls is None else calls, 0.0))
 
     def checkpoint(self, calls: int, seconds: float, memory: bytearray | None) -> bytearray:
-        """What a run needs to go on after so many calls, which have taken so long. memory: see `to_memory`."""
+        """The content of a checkpoint.
+
+        calls: number of calls before it
+        seconds: the time that the run has taken
+        memory: see `to_memory`
+        """
         return to_memory(self._state(calls, seconds), memory)
 
     def _state(self, calls: int, seconds: float) -> dict[str, Any]:
@@ -155,5 +168,5 @@ class Standing:
         return state_of(self._model, self._attached, about)
 
     def digest(self) -> bytes:
-        """16 bytes of all that decides the next step, as it is now."""
+        """16 bytes of everything that decides the next step, at present."""
         return self._fingerprint.digest(Generators.now(self._flat.device))

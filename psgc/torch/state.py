@@ -1,9 +1,9 @@
-"""What training has changed: model, optimizers, schedules and the position in the data, to go on from elsewhere.
+"""The state of a run: model, optimizers, schedules and the position in the data, to continue from elsewhere.
 
-A *state* is a dictionary: "model", then what is attached to the run, as "optimizer", "schedule", "scaler", each with
-its `state_dict`, and "psgc" with the position and what else belongs to the run. As bytes it is a safetensors file: its
-tensors are named model.<name>, optimizer.state.0.exp_avg and so on, and the metadata have all else as JSON. Nothing is
-pickled. Whoever has only torch and safetensors can go on from it (docs/torch/checkpoints.md).
+A *state* is a dictionary: "model"; the attached objects as "optimizer", "schedule", "scaler", each with its
+`state_dict`; and "psgc" with the position and the rest. As bytes it is a safetensors file: the tensors are named
+model.<name>, optimizer.state.0.exp_avg and so on, and the metadata have everything else as JSON. Nothing is pickled.
+torch and safetensors are enough to read it (docs/torch/checkpoints.md).
 """
 
 import copy
@@ -23,18 +23,23 @@ from psgc.torch.generators import Generators
 from psgc.torch.sampling import Position
 from psgc.torch.tensor_files import NO_STATE, check_tensor, metadata_of, no_state
 
-FORMAT = 3  # of states; others are refused
+FORMAT = 3  # version of the format of states; others are refused
 MODEL, ABOUT = "model", "psgc"  # keys of a state
 START = Position()
 
 
 @dataclass(frozen=True)
 class About:
-    """What belongs to the run itself.
+    """The part of a state that describes the run itself.
 
-    calls: before this state; position: of the next batch; seed: of the run; loss: the newest; evaluations: all so far
-    (`psgc.torch.evaluation`); loaded: see ScriptRun; random: the generators of the script's random numbers as they are
-    before the next batch (`psgc.torch.generators`); seconds: how long the run had taken, in a checkpoint.
+    calls: number of calls before the state
+    position: the position of the next batch
+    seed: the seed of the run
+    loss: the newest loss
+    evaluations: all evaluations so far (`psgc.torch.evaluation`)
+    loaded: see Standing
+    random: the states of the script's generators before the next batch (`psgc.torch.generators`)
+    seconds: the time that the run had taken; only in a checkpoint
     """
 
     calls: int = 0
@@ -48,16 +53,16 @@ class About:
 
 
 class Stateful(Protocol):
-    """An optimizer, a schedule, a GradScaler: anything with these two methods."""
+    """An object with these two methods, such as an optimizer, a schedule or a GradScaler."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 def state_of(model: nn.Module, attached: Sequence[Stateful], about: About) -> dict[str, Any]:
-    """The state as it is now; its tensors are those of model and attached.
+    """The present state. It shares its tensors with the model and the attached objects.
 
-    Raises UserError when something does not give its state.
+    Raises UserError when the `state_dict` of an object fails.
     """
     names = _names(attached)
     kinds = {name: _kind(thing) for name, thing in zip(names, attached, strict=True)}
@@ -67,7 +72,7 @@ def state_of(model: nn.Module, attached: Sequence[Stateful], about: About) -> di
 
 
 def about_of(state: Any, where: str) -> About:
-    """What belongs to the run itself. where: said in errors. Raises UserError when `state` is none."""
+    """The About of a state. where: the state's name in errors. Raises UserError when `state` is no state."""
     try:
         own = dict(state[ABOUT])
         version = own.pop("format")
@@ -85,12 +90,14 @@ def about_of(state: Any, where: str) -> About:
 
 
 def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where: str) -> None:
-    """Bring model and `attached` to a state, so that further steps are the same to the last bit.
+    """Load a state into the model and the attached objects, so that further steps are the same to the last bit.
 
-    The parameters keep their memory, and the state shares none. attached: of the same classes, in the same order, as
-    when the state was made. where: said in errors.
+    The parameters keep their memory. Nothing shares memory with the state.
 
-    Raises UserError when it is no state, or that of another model or of other optimizers; then nothing has changed,
+    attached: objects of the same classes, in the same order, as in the state
+    where: the state's name in errors
+
+    Raises UserError when it is no state, or a state of another model or of other optimizers. Then nothing has changed,
     unless an object refuses a state of its own class.
     """
     about_of(state, where)
@@ -113,7 +120,7 @@ def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where
 
 
 def check_savable(attached: Sequence[Stateful]) -> None:
-    """Raises UserError, with the object and the entry, when a file cannot hold what these have as their state now.
+    """Raises UserError, with the object and the entry, when a file cannot hold the present states of these objects.
 
     It copies no tensor, and takes some microseconds for each.
     """
@@ -128,7 +135,7 @@ def check_savable(attached: Sequence[Stateful]) -> None:
 
 
 def is_state(content: bytes) -> bool:
-    """Whether these bytes are a safetensors file of `to_bytes`, and not one of a model alone."""
+    """Whether these bytes are a state (`to_bytes`), and not a safetensors file of a model alone."""
     try:
         return ABOUT in metadata_of(content)
     except NO_STATE:
@@ -136,7 +143,7 @@ def is_state(content: bytes) -> bool:
 
 
 def about_in(content: bytes, where: str) -> About:
-    """What belongs to the run itself, without random numbers, from the bytes of a state alone. Raises UserError."""
+    """The About in the bytes of a state, without the random numbers. Raises UserError."""
     try:
         own = decode(metadata_of(content)[ABOUT], defaultdict(lambda: torch.empty(0)))
         return about_of({ABOUT: {**own, "random": None}}, where)
@@ -170,11 +177,11 @@ def _state_of(thing: Stateful) -> dict[str, Any]:
     try:
         return dict(thing.state_dict())
     except Exception as error:  # a function without __dict__ in a LambdaLR, for example
-        raise UserError(f"the state of {_kind(thing)} cannot be had: {one_line(error)}") from error
+        raise UserError(f"{_kind(thing)}.state_dict() fails: {one_line(error)}") from error
 
 
 def check_model(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
-    """Raises UserError unless `state` has what `model.load_state_dict` needs, and nothing else."""
+    """Raises UserError unless `state` has exactly the entries that `model.load_state_dict` needs."""
     ours = model.state_dict()
     if missing := [name for name in ours if name not in state]:
         raise UserError(f"{where}: it lacks {_some(missing)} of the model")
@@ -200,15 +207,15 @@ def _load(thing: Stateful, state: dict[str, Any], where: str) -> None:
         thing.load_state_dict(state)
         if isinstance(thing, torch.optim.Optimizer):
             _as_saved(thing, state)
-    except Exception as error:  # each class has its own ways
+    except Exception as error:  # each class raises its own kinds
         raise UserError(f"{where}: {_kind(thing)} refuses it: {one_line(error)}") from error
 
 
 def _as_saved(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Undo what `Optimizer.load_state_dict` converts, and give tensors the strides of their parameters.
+    """Undo the conversions of `Optimizer.load_state_dict`, and give tensors the strides of their parameters.
 
-    Numbers of float32 become float64 there, when the parameters are, and then the next steps differ. So they do, in
-    the last bit, when kernels meet other strides.
+    That method converts float32 tensors to float64 if the parameters are float64, and then the next steps differ. With
+    other strides kernels give other last bits.
     """
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     params = [param for group in optimizer.param_groups for param in group["params"]]

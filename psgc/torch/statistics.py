@@ -11,19 +11,20 @@ COUNTS = 2  # entries of each module before its statistics: chunks, and the sum 
 
 
 class RunningStatistics:
-    """What chunks contribute to the running means and variances of a model, and their update from the sum of that.
+    """Computes the contribution of a chunk to running means and variances, and updates them from the sum over chunks.
 
-    Within a chunk each micro-batch is normalised by its own statistics. The means of these over the micro-batches of
-    chunk i are the chunk's statistics s_i. An iteration is one update per chunk, in the order of chunks, with the
-    module's momentum a:
+    Each micro-batch is normalised by its own statistics. The mean of these over the micro-batches of chunk i are the
+    chunk's statistics s_i. An iteration updates the running statistics r once per chunk, in the order of chunks, with
+    the module's momentum a:
 
         r <- (1 - a) r + a s_i,  i = 0 .. N - 1,  which is  r <- (1 - W) r + sum_i w_i s_i,
 
-    w_i = a (1 - a)^(N - 1 - i) and W = sum_i w_i. So chunks contribute w_i and w_i s_i, and it does not matter who adds
-    them up. A chunk without rows contributes nothing. With momentum=None r is the mean over all chunks so far: w_i = 1,
-    and r and the sum are divided by the number of chunks.
+    with w_i = a (1 - a)^(N - 1 - i) and W = sum_i w_i. So a chunk contributes w_i and w_i s_i, and the order of the sum
+    does not matter. A chunk without rows contributes nothing. With momentum=None r is the mean over all chunks so far:
+    w_i = 1, and r and the sum are divided by the number of chunks.
 
-    num_chunks: N; size: entries of a contribution, per module chunks, W, w s (means), w s (variances).
+    num_chunks: N
+    size: number of entries of a contribution; for each module: chunks, W, w s (means), w s (variances)
     """
 
     def __init__(self, model: nn.Module, num_chunks: int) -> None:
@@ -34,14 +35,14 @@ class RunningStatistics:
 
     @contextmanager
     def of_chunk(self, chunk: int, contribution: Tensor) -> Iterator[None]:
-        """The forward passes within it are those of a chunk; `contribution` (size,) gets what it contributes.
+        """A block for the forward passes of a chunk. At its end `contribution` (size,) gets the chunk's contribution.
 
-        The model's running statistics stay as they are. Modules in evaluation mode contribute nothing.
+        The model's running statistics do not change. Modules in evaluation mode contribute nothing.
         """
         momenta = {module: module.momentum for module in self._modules if module.training}
         saved = {module: [buffer.clone() for buffer in _buffers(module)] for module in momenta}
         for module in momenta:
-            module.momentum = None  # then the module itself takes the mean over its forward passes
+            module.momentum = None  # so that the module computes the mean over its forward passes
             for buffer in _buffers(module):
                 buffer.zero_()
         try:

@@ -1,4 +1,4 @@
-"""Where the script is between the gradient of a batch and the steps with it."""
+"""Tracks the steps of optimizers: which parameters were stepped since the newest gradient."""
 
 import sys
 from collections.abc import Sequence
@@ -16,18 +16,21 @@ from psgc.torch.checks import Schedules
 from psgc.torch.flat import FlatModel
 from psgc.torch.sampling import Batch, Position
 
-# what torch puts around `step` of each class; a step that raises calls no hook, but is not on the stack any more
+# the code that torch wraps around each `step`; looked up on the stack, because a step that raises calls no post hook
 _STEP: CodeType = Optimizer.profile_hook_step(lambda _: None).__code__
 
 
 class Steps:
     """Watches the steps of all optimizers of this process, from `open` to `close`.
 
-    model: whose trainable parameters count; flat: of it. attached: what may step them; others are refused with
-    UserError. loops: how many loops over batches are under way; has_begun: whether run.backward was called.
-
     A parameter is *due* when no optimizer has stepped it since its gradient was made. Without an attached optimizer the
-    script changes parameters by hand: then it has made a step once they differ from what they were.
+    script changes parameters by hand. Then a step was made if the parameters have changed.
+
+    model: the model whose trainable parameters count
+    flat: its flat parameters
+    attached: the objects attached to the run; other optimizers are refused with UserError
+    loops: number of open loops over batches
+    has_begun: whether run.backward was called
     """
 
     def __init__(self, model: nn.Module, flat: FlatModel, attached: Sequence[object]) -> None:
@@ -35,12 +38,12 @@ class Steps:
         self._params = {id(param): param for param in model.parameters() if param.requires_grad}
         self.loops, self.has_begun = 0, False
         self._due: set[int] = set()  # ids of parameters
-        self._is_made = True  # a step since the newest gradient
-        self._newest: Batch | None = None  # of which there is a gradient
-        self._adds_up = False  # others may be added to it
+        self._is_made = True  # whether a step was made since the newest gradient
+        self._newest: Batch | None = None  # the batch of the newest gradient
+        self._adds_up = False  # whether further gradients may be added to it
         self._scaler: Any = None
-        self._scale: float | None = None  # that the newest gradient has
-        self._checksum = 0  # of the parameters it was computed with, where they are changed by hand
+        self._scale: float | None = None  # the scale of the newest gradient
+        self._checksum = 0  # checksum of its parameters, if the script changes parameters by hand
         self._schedules = Schedules(attached)
         self._hooks: list[RemovableHandle] = []
 
@@ -52,7 +55,7 @@ class Steps:
         ]
 
     def has_gradient(self, batch: Batch, accumulate: bool, scaler: Any, scale: float | None) -> None:
-        """There is a gradient of the batch, with this scale of the GradScaler."""
+        """`.grad` has the gradient of the batch, with this scale of the GradScaler."""
         self._newest, self._is_made, self._adds_up = batch, False, accumulate
         self._scaler, self._scale = scaler, scale
         self._due = {number for number, param in self._params.items() if param.grad is not None}
@@ -60,7 +63,7 @@ class Steps:
             self._checksum = self._checksum_now()
 
     def forget(self) -> None:
-        """Another state was loaded: there is no gradient."""
+        """Forget the gradient, because another state was loaded."""
         self._newest, self._is_made, self._due = None, True, set()
 
     def close(self) -> None:
@@ -70,7 +73,7 @@ class Steps:
 
     @property
     def is_within(self) -> bool:
-        """Whether an optimizer's step is under way, which calls a closure."""
+        """Whether this is called within an optimizer's step, by its closure."""
         frame: FrameType | None = sys._getframe()
         while frame is not None and frame.f_code is not _STEP:
             frame = frame.f_back
@@ -78,19 +81,19 @@ class Steps:
 
     @property
     def is_made(self) -> bool:
-        """Whether an optimizer has made a step since the newest gradient, or a scaler has left it out."""
+        """Whether an optimizer has made a step since the newest gradient, or the scaler has skipped the step."""
         return self._is_made or self._is_left_out
 
     @property
     def due(self) -> set[int]:
-        """The ids of the parameters that are due and have a gradient: what `zero_grad()` has dropped does not count."""
+        """The ids of the parameters that are due. A parameter whose gradient `zero_grad()` has dropped is not."""
         if self._is_left_out:
             return set()
         return {number for number in self._due if self._params[number].grad is not None}
 
     @property
     def is_between(self) -> bool:
-        """Whether there are gradients for which a step is to come: a state does not have them."""
+        """Whether there are gradients without a step yet. A state does not contain them."""
         if self._is_by_hand:
             return self._newest is not None and self._checksum == self._checksum_now()
         due = self.due
@@ -101,14 +104,14 @@ class Steps:
 
     @property
     def is_complete(self) -> bool:
-        """Whether a state can be made: it does not have a gradient that no step was made with."""
+        """Whether a state can be made: there is no gradient that still needs a step."""
         if self.is_within or (self._adds_up and self.is_between):
             return False
         return self._is_by_hand or self.is_made
 
     @property
     def next(self) -> Position | None:
-        """Where a complete state goes on; None before the first gradient."""
+        """The position at which a complete state continues; None before the first gradient."""
         if self._newest is None:
             return None
         return self._newest.position if self._is_by_hand and self.is_between else self._newest.after
@@ -123,7 +126,7 @@ class Steps:
 
     @property
     def _is_left_out(self) -> bool:
-        """Whether the scaler has left out a step: it then lowers its scale."""
+        """Whether the scaler has skipped the step. It then lowers its scale."""
         return self._scale is not None and self._scaler.get_scale() < self._scale
 
     def _checksum_now(self) -> int:
@@ -131,17 +134,17 @@ class Steps:
         return int(self._flat.params.detach().view(bits).sum(dtype=torch.int64))
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        is_watched = self.loops > 0 or not self._is_made  # afterwards the script may train the model without the run
+        is_watched = self.loops > 0 or not self._is_made  # after its loops the script may train without the run
         if not (is_watched and self._concerns(optimizer)):
             return
         try:
             self._check(optimizer, has_closure=len(args) > 1 or bool(kwargs))
         except UserError:
-            self._is_made = False  # others may have made theirs
+            self._is_made = False  # other optimizers may have made their steps
             raise
 
     def _check(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """Raises UserError when it must not make a step now. has_closure: which calls run.backward."""
+        """Raises UserError when the optimizer must not step now. has_closure: step has a closure (run.backward)."""
         kind = type(optimizer).__name__
         if not any(optimizer is thing for thing in self._attached):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Safetensors files of tensors: those of states, with JSON in the metadata, and those of a model alone."""
+"""Safetensors files: of states, with JSON in the metadata, and of a model alone."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from psgc.errors import UserError, one_line
 from psgc.state_files import decode, encode, head, header_of
 
 DTYPES = {dtype: name for name, dtype in safetensors.torch._TYPES.items()}  # as a file names them
-NO_STATE = ValueError, LookupError, TypeError, AttributeError, RecursionError  # what reading something else raises
+NO_STATE = ValueError, LookupError, TypeError, AttributeError, RecursionError  # raised when a file is no state
 
 
 def no_state(where: str, error: Exception) -> UserError:
@@ -23,21 +23,22 @@ def no_state(where: str, error: Exception) -> UserError:
 
 
 def to_bytes(state: Mapping[str, Any]) -> bytes:
-    """The state as a safetensors file. Raises UserError, with the place, for what it cannot hold."""
+    """The state as a safetensors file. Raises UserError, with the place, for a value that it cannot hold."""
     return bytes(to_memory(state))
 
 
 def to_memory(state: Mapping[str, Any], memory: bytearray | None = None) -> bytearray:
-    """The same, in `memory` if that has the right size: pages that are there take a third of the time of new ones."""
+    """As `to_bytes`, in `memory` if it has the right size: writing to used pages takes a third of the time."""
     tensors: dict[str, Tensor] = {}
     metadata = {name: json.dumps(encode(value, name, tensors, Tensor)) for name, value in state.items()}
     return _file(tensors, {"format": "pt", **metadata}, memory)
 
 
 def from_bytes(content: bytes | bytearray | memoryview, where: str, plain: bool = False) -> dict[str, Any]:
-    """The state in a safetensors file of `to_bytes`, in memory of its own.
+    """The state in a safetensors file of `to_bytes`, as a copy. Raises UserError when the file is damaged.
 
-    where: said in errors; plain: numbers of NumPy become those of Python. Raises UserError when it is damaged.
+    where: the file's name in errors
+    plain: convert NumPy's numbers to Python's
     """
     content = bytes(content)
     try:
@@ -52,31 +53,31 @@ def from_bytes(content: bytes | bytearray | memoryview, where: str, plain: bool 
 
 
 def metadata_of(content: bytes) -> dict[str, str]:
-    """Of a safetensors file. Raises what `NO_STATE` lists when it is none."""
+    """The metadata of a safetensors file. Raises an error of `NO_STATE` for anything else."""
     return dict(header_of(content)[0]["__metadata__"])
 
 
 def save_model(path: Path, model: nn.Module) -> None:
     """Write the model's `state_dict` as safetensors, for `model.load_state_dict(safetensors.torch.load_file(path))`.
 
-    Tied weights are there under each of their names. Raises OSError, and UserError for state that is no tensor.
+    Tied weights are written under each of their names. Raises OSError, and UserError for an entry that is no tensor.
     """
     state = dict(model.state_dict())
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{name} of the model is a {type(value).__name__}, which a safetensors file cannot hold")
     content = _file(state, {"format": "pt"})
-    write_whole(path, lambda stream: stream.write(content), on_disk=True)  # it may take the place of the best one
+    write_whole(path, lambda stream: stream.write(content), on_disk=True)  # it may replace the only good model
 
 
 def _file(tensors: Mapping[str, Tensor], metadata: dict[str, str], memory: bytearray | None = None) -> bytearray:
-    """A safetensors file, as of `safetensors.torch.save`, which makes three copies.
+    """A safetensors file, as `safetensors.torch.save` makes it, but without three copies of the tensors.
 
     Raises UserError for a tensor that it cannot hold.
     """
     for name, tensor in tensors.items():
         check_tensor(name, tensor)
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # so all are aligned
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # so that all are aligned
     start = head({name: (DTYPES[it.dtype], it.shape, it.nbytes) for name, it in ordered.items()}, metadata)
     offset, size = len(start), len(start) + sum(tensor.nbytes for tensor in tensors.values())
     if memory is None or len(memory) != size:

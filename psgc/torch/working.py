@@ -1,4 +1,4 @@
-"""A worker of a script: its communication loop, and how the script's thread does chunks in its calls."""
+"""A worker of a script: its communication loop, and the computation of chunks in the script's thread."""
 
 import time
 import traceback
@@ -20,23 +20,23 @@ from psgc.workers.loop import SERVER, WorkerLoop
 from psgc.workers.mailbox import Mailbox
 from psgc.workers.work import Work
 
-LAST_SUM = 15.0  # seconds in which a script makes its last steps after the end of the run, if rank 0 waits so long
+LAST_SUM = 15.0  # seconds after the end of the run in which a script may make its last steps
 
 
 @dataclass(frozen=True)
 class ScriptThread:
-    """The thread of the script, in the place of a ComputeThread."""
+    """The script's thread, used as a ComputeThread."""
 
     ident: int | None
 
     def start(self) -> None:
-        """It has begun."""
+        """Nothing to do: the script's thread is running."""
 
 
 class ScriptLoop(WorkerLoop):
-    """Goes on after STOP until the script has all sums of the run, or ends since it cannot have them any more.
+    """A worker's loop. After STOP it continues until the script has all sums of the run, or cannot get them any more.
 
-    calls: how many the run has had, once it is over in order.
+    calls: number of calls of the run, once it has ended without error
     """
 
     calls: int | None = None
@@ -44,9 +44,9 @@ class ScriptLoop(WorkerLoop):
     def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
         super().__init__(*arguments, **others)
         self._hand_over = hand_over
-        # call, of which the server has not been told
+        # the first call of the script, whose digest the server has not got yet
         self._first = self._iteration + 1 if self._duties.alike else None
-        self._last: tuple[int, float] | None = None  # the iteration that the run is over before, and when to give up
+        self._last: tuple[int, float] | None = None  # after STOP: number of calls of the run, and when to give up
 
     def _stop(self, iteration: int) -> None:
         self._last = iteration, time.monotonic() + LAST_SUM
@@ -63,7 +63,7 @@ class ScriptLoop(WorkerLoop):
             self._stopped = self._stopped or has_all or time.monotonic() > late
 
     def _send_outbox(self) -> None:
-        """Besides, say how the script begins; from then on that is said after each step."""
+        """Also send the digest of the script's first call. Later digests are sent after each step."""
         if self._first is not None and self._hand_over.called >= self._first:
             if digest := self._hand_over.digest(self._first):
                 self._transport.send(SERVER, [stepped_record(self._first, digest)])
@@ -72,17 +72,22 @@ class ScriptLoop(WorkerLoop):
 
 
 class ScriptWorker:
-    """A script's model on a worker (`psgc.run.building.WorkerProgram`); for the thread of the script, but `loop` and
-    `computing`.
+    """A script's model on a worker (`psgc.run.building.WorkerProgram`). It computes the chunks of calls.
 
-    It computes the chunks of a call, for its ChunkRunner. script: the thread of the script; begins: called when all is
-    ready for the script in a term. current: the loop of the newest term. own: the replica, unless it is to follow that
-    of rank 0.
+    The MPI thread calls `loop` and `computing`; the script's thread calls the other methods.
+
+    dim, dtype: number of entries and dtype of a vector
+    script: the id of the script's thread
+    begins: is called when a term is ready for the script
+
+    current: the loop of the newest term
+    own: the replica of the script
+    replica: `own`, or on rank 0 a replica that follows it
     """
 
     is_alike, last, successor = True, OPEN_END, "psgc.torch.serving"
     current: ScriptLoop | None = None
-    _call: Call  # that the script is in
+    _call: Call  # the newest call of the script
 
     def __init__(
         self,
@@ -109,7 +114,7 @@ class ScriptWorker:
         return ScriptThread(self._script)
 
     def answer(self, call: Call) -> None:
-        """Do chunks until the call is answered, and make states meanwhile."""
+        """Compute chunks until the call has its answer, and make states meanwhile."""
         self._call = call
         while self._runner.run(self, self._hand_over.is_due) and self._hand_over.make_state():
             pass
@@ -123,11 +128,11 @@ class ScriptWorker:
         return self._call.joins()
 
     def ended(self, iteration: int, text: str, code: int) -> None:
-        """The script makes no call for `iteration`, nor later ones; text: why, or empty; code: of its error."""
+        """The script makes no call for `iteration` or later. text: its error, or empty; code: its exit code."""
         self._mailbox.ended(iteration, text, code)
 
     def prepare(self, work: Work) -> tuple[float, float]:
-        """Have the examples of what comes next loaded meanwhile."""
+        """Let worker processes load the examples of the next chunks."""
         if following := self._mailbox.following(self.joins):
             self._call.expect(following)
         return 0.0, 0.0
@@ -135,7 +140,7 @@ class ScriptWorker:
     def compute(
         self, iteration: int, piece: Sequence[int], params: Array, is_wanted: Callable[[], bool]
     ) -> Computed | None:
-        # a worker beside rank 0 may come late to an iteration that is closed (`Follower`)
+        # the worker in rank 0's process may still have an iteration that is closed (`Follower`)
         vector = self._call.vector(piece, is_wanted) if iteration == self._hand_over.called else None
         if vector is None:
             return None

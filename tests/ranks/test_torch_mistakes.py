@@ -58,7 +58,7 @@ def said(folder, mistake, ranks=3):
 @pytest.mark.parametrize(
     ("mistake", "rank", "difference"),
     [
-        ("data", 1, "row 0 of the dataset is another one"),
+        ("data", 1, "row 0 of the dataset differs"),
         pytest.param("seed", 2, "seed is 1, not 0", marks=pytest.mark.faults),
     ],
 )

@@ -117,7 +117,8 @@ def test_the_timeline_makes_room_for_a_checkpoint_while_the_run_goes(recorder_in
         record.drop_timeline()
     assert not (tmp_path / "out/timeline.raw").exists()
     assert capfd.readouterr().err == (
-        f"psgc: {tmp_path}/out/timeline.raw is removed to make room for a checkpoint; the record is incomplete, the run goes on\n"
+        f"psgc: {tmp_path}/out/timeline.raw is removed to make room for a checkpoint; the record is incomplete, "
+        "the run goes on\n"
     )
     assert record.finish(np.zeros(1), {}) == {"not_whole": {"timeline.raw": FULL}}
     assert not list((tmp_path / "out").glob("timeline.*"))

@@ -48,6 +48,6 @@ def test_what_no_buffers_help(buffers):
         '0: SyncBatchNorm needs torch.distributed; use BatchNorm and buffers="chunk"'
     )
     assert refusal(nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True)), buffers) == (
-        "0: instance normalisation with running statistics in training mode: the statistics would differ between ranks; "
-        "use track_running_stats=False"
+        "0: instance normalisation with running statistics in training mode: the statistics would differ between "
+        "ranks; use track_running_stats=False"
     )

@@ -77,7 +77,7 @@ def test_what_ranks_do_not_share_is_named():
         (program(), ""),
         (program(seed=3), "seed is 3, not 0"),
         (program(verify={"every": 2}), "verify.every is 2, not nothing"),
-        (program(row=2.0), "row 1 of the dataset is another one"),
+        (program(row=2.0), "row 1 of the dataset differs"),
     ):
         assert other.difference(first.expected()).startswith(difference)
         assert bool(other.difference(first.expected())) == bool(difference)

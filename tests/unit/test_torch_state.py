@@ -283,7 +283,7 @@ def test_a_function_in_a_state_is_refused_with_its_place():
         "expected numbers, texts, tensors"
     )
     schedule = lr_scheduler.LambdaLR(Training(OPTIMIZERS["sgd"]).optimizer, abs)
-    assert refusal(to_blob, model, [schedule]).startswith("the state of LambdaLR cannot be had: Attribute")
+    assert refusal(to_blob, model, [schedule]).startswith("LambdaLR.state_dict() fails: Attribute")
 
 
 @pytest.fixture
