@@ -14,7 +14,7 @@ from psgc.machine import THREADS
 from psgc.yaml_source import printable
 
 _BESIDE = Path(sys.executable).with_name("psgc")
-PROGRAM = _BESIDE if _BESIDE.exists() else Path(shutil.which("psgc") or _BESIDE)  # elsewhere after pip install --user
+PROGRAM = _BESIDE if _BESIDE.exists() else Path(shutil.which("psgc") or _BESIDE)  # pip install --user: on the PATH
 _LOCAL = r"([A-Za-z0-9._/+@=,-]|\$\w+|\$\{\w+\})+"  # may contain a variable, so it is written in double quotes
 
 
@@ -29,14 +29,16 @@ def batch_script(
 ) -> str:
     """The text of the script. Raises UserError for an invalid local_dir.
 
-    points: the overrides of each run of an array; data: the files that each node copies to `local_dir` first, by their
-    YAML keys; script: where it will be; the others: as in `submit`.
+    points: the overrides of each run of an array; empty for a single run
+    data: the files that each node copies to `local_dir` first, by their YAML keys
+    script: the path of the script
+    program, job, local_dir, written_by: see `submit`
     """
     scheduler = job.scheduler
     lines = ["#!/bin/bash", f"# Written by: {' '.join(shlex.join(written_by).split())}"]
     lines += [f"{scheduler.prefix} {directive}" for directive in scheduler.directives(job, len(points))]
     lines += ["", *scheduler.begin(job, len(points), script)]
-    # the examples have a relative one, which is relative to where the script is submitted
+    # a relative path (in scripts/jobs) is relative to the folder in which the script is submitted
     place = ("" if PROGRAM.is_absolute() else '"$PWD"/') + shlex.quote(str(PROGRAM.parent))
     lines += [f'export PATH={place}:"$PATH"']
     lines += ["export " + " ".join(f"{name}={job.cpus_per_rank}" for name in THREADS), ""]
@@ -66,12 +68,12 @@ def _settings(overrides: Sequence[str]) -> str:
 
 
 def _suffix(path: str) -> str:
-    suffix = Path(path).suffix  # says how the file is read
+    suffix = Path(path).suffix  # the suffix decides how the file is read
     return suffix if re.fullmatch("[.][A-Za-z0-9]+", suffix) else ""
 
 
 def job_name(config_path: str) -> str:
-    """The default name of a job: that of the YAML file or script, without what schedulers do not accept.
+    """The default name of a job: the name of the YAML file or script, without characters that schedulers refuse.
 
     >>> job_name("runs/my run.yaml")
     'my-run'

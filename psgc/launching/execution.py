@@ -1,4 +1,4 @@
-"""Runs a script, or the training that a YAML describes, in this process, and keeps how it ended."""
+"""Runs a script, or the training of a YAML, in this process, and records how it ended."""
 
 import os
 import signal
@@ -13,9 +13,11 @@ from psgc.terminal import say_together
 
 
 class Execution:
-    """Runs a script and keeps how it ended, unless it called psgc.torch.init.
+    """Runs a script and records how it ended, unless it called psgc.torch.init.
 
-    code: the exit code; reason: why it ended, one line; shown: the lines of its error for the user.
+    code: the exit code
+    reason: why it ended, one line
+    shown: the lines of its error for the user
     """
 
     def __init__(self) -> None:
@@ -24,7 +26,7 @@ class Execution:
         self.shown: list[str] = []
 
     def run(self, work: Callable[[], object]) -> None:
-        """Calls `work`. An error after psgc.torch.init ends the process as it ends any Python program."""
+        """Call `work`. An error after psgc.torch.init ends the process as in any Python program."""
         try:
             work()
         except SystemExit as end:
@@ -34,12 +36,12 @@ class Execution:
                 self.shown = str(end.code).split("\n")
             if launched.has_begun():
                 self.shown = []
-                if self.code:  # Python itself does not call it then
+                if self.code:  # Python calls no excepthook for SystemExit
                     sys.excepthook(SystemExit, end, end.__traceback__)
                 raise
         except BaseException as error:
             frames = error.__traceback__
-            for _ in range(2):  # without this one and that of `work`
+            for _ in range(2):  # leave out the frames of this method and of `work`
                 frames = frames and frames.tb_next
             self._raised(error, frames)
             if launched.has_begun() or sys.excepthook is not sys.__excepthook__:
@@ -62,7 +64,7 @@ class Execution:
             self.shown = "".join(lines).rstrip("\n").split("\n")
 
     def show(self) -> None:
-        """Once."""
-        lines, self.shown = self.shown, []  # first: a timer may call this as well
+        """Print the lines of the error, once."""
+        lines, self.shown = self.shown, []  # cleared first, because a timer may call this as well
         if lines:
             say_together(lines)

@@ -1,4 +1,4 @@
-"""The hosts of a run: how many ranks each takes, and which of them answer."""
+"""The hosts of a run: the number of ranks of each host, and which hosts answer."""
 
 import re
 import shlex
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from psgc.launching.mpirun import AGENTS, Placement
 
-SLOTS = re.compile(r"\s*([^\s#:]+)(?::(\d+))?(?:\s+slots\s*=\s*(\d+))?")  # of a host, as MPICH and Open MPI write them
-PATIENCE = 5.0  # seconds that a host has to answer
-EVERY = 5.0  # seconds from one question to the next
+SLOTS = re.compile(r"\s*([^\s#:]+)(?::(\d+))?(?:\s+slots\s*=\s*(\d+))?")  # a host, as MPICH and Open MPI write it
+PATIENCE = 5.0  # seconds within which a host must answer
+EVERY = 5.0  # seconds between two checks
 
 
 def slots_of(placement: Placement) -> dict[str, int]:
-    """How many ranks each host takes, one where that is not said; empty where mpirun decides, or a file is unreadable.
+    """The number of ranks of each host, by default 1. Empty if mpirun chooses hosts, or if a host file is unreadable.
 
     >>> slots_of(Placement(5, host="a:3,b"))
     {'a': 3, 'b': 1}
@@ -35,7 +35,7 @@ def slots_of(placement: Placement) -> dict[str, int]:
 
 
 def without(placement: Placement, gone: Collection[str]) -> Placement | None:
-    """On the hosts that are left, with the ranks that they had; None: these are too few.
+    """The placement on the other hosts, each with the same ranks as before; None if fewer than two ranks remain.
 
     >>> without(Placement(5, host="a:3,b:2"), ["b"])
     Placement(ranks=3, host='a:3', hostfile=None, fault_tolerance=True)
@@ -50,7 +50,7 @@ def without(placement: Placement, gone: Collection[str]) -> Placement | None:
 
 
 class HostAnswers:
-    """Which hosts answer to ssh, or to what MPI uses in its place (`environ`)."""
+    """Checks which hosts answer to ssh, or to the program that MPI uses instead (from `environ`)."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -62,7 +62,7 @@ class HostAnswers:
         self._next = 0.0
 
     def silent(self, hosts: Collection[str]) -> set[str]:
-        """Those that do not answer now. Takes as long as a host has."""
+        """The hosts that do not answer now. Takes up to PATIENCE seconds."""
         asked = {host: self._ask(host) for host in hosts if not _is_here(host)}
         end = time.monotonic() + PATIENCE
         found = {host for host, process in asked.items() if not _answers(process, end)}
@@ -70,7 +70,7 @@ class HostAnswers:
         return found
 
     def all_answer(self, hosts: Collection[str]) -> bool:
-        """Whether all did when they were asked last. They are asked in a thread, now and then."""
+        """Whether all hosts answered at the last check. A thread checks them every EVERY seconds."""
         is_asking = self._thread is not None and self._thread.is_alive()
         if time.monotonic() >= self._next and not is_asking:
             self._next = time.monotonic() + EVERY
@@ -100,10 +100,10 @@ def _answers(process: "subprocess.Popen[bytes] | None", end: float) -> bool:
 
 
 def _is_here(host: str) -> bool:
-    """Whether it is this machine, which mpirun reaches without ssh."""
+    """Whether the host is this machine, which mpirun reaches without ssh."""
     try:
         with socket.socket() as own:
-            own.bind((host, 0))  # only an address of this machine
+            own.bind((host, 0))  # fails for addresses of other machines
     except OSError:
         return host == socket.gethostname()
     return True

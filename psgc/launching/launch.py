@@ -1,7 +1,7 @@
-"""`psgc launch run.yaml -n M`, or train.py: starts mpirun, watches it, and reports how the run really ended.
+"""`psgc launch run.yaml -n M`, or train.py: starts mpirun, watches it, and reports how the run ended.
 
-mpirun's exit code proves nothing: it is 0 after the loss of rank 0, and not 0 after the survived death of a worker.
-The proof is the summary that the run wrote.
+mpirun's exit code is no proof: it is 0 after the loss of rank 0, and not 0 after a worker's death that the run
+survived. The proof is the summary that the run wrote.
 """
 
 import json
@@ -32,7 +32,7 @@ from psgc.record.csv_files import RESTORED
 from psgc.run.launched import DEBUG, DEDICATED, FOLDER, LAUNCHED, RESUME, STANDBY, stopped
 from psgc.terminal import say
 
-TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/record/progress.py
+TERMINAL = "PSGC_TERMINAL"  # the width of the terminal, see psgc/record/progress.py
 OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, DEDICATED, FOLDER, STANDBY, TERMINAL)
 RESERVE = 10.0  # seconds of a scheduler's warning that are kept for killing the run and requeueing the job
 
@@ -40,12 +40,15 @@ RESERVE = 10.0  # seconds of a scheduler's warning that are kept for killing the
 def launch(
     program: Program, placement: Placement, requeue: float | None = None, heard: Heard | None = None, hints: bool = True
 ) -> int:
-    """Runs the mpirun command of `psgc train path --set ...`, or of the script.
+    """Run the mpirun command of `psgc train path --set ...`, or of the script. Returns the exit code.
 
-    requeue: seconds between the scheduler's SIGUSR1 and the time limit of this job. The job is requeued when that
-    signal or a lost host ended the run, and the run left a new checkpoint.
-    heard: collects the output for callers in Python; hints: say how to resume the run.
-    Returns the exit code, see docs/getting-started.md. The last line on stderr says how to resume, if that may succeed.
+    docs/getting-started.md explains the exit codes. The last line on stderr says how to resume, if that may succeed.
+
+    requeue: seconds between the scheduler's SIGUSR1 and the time limit of this job. The job is requeued if that signal
+        or a lost host ended the run, and the run left a new checkpoint.
+    heard: collects the output, for callers in Python
+    hints: whether to print how to resume the run
+
     Raises UserError: wrong settings, script, ranks or hosts, no working mpirun, `requeue` outside of a job.
     """
     job = this_job(os.environ)
@@ -86,7 +89,7 @@ def launch(
 
 
 class _Starts:
-    """Starts mpirun for a program: once, and then to go on from its checkpoints."""
+    """Starts mpirun for a program: first as the user asked, and later to resume from its checkpoints."""
 
     def __init__(
         self,
@@ -99,20 +102,20 @@ class _Starts:
     ) -> None:
         self._program, self._config, self._environ = program, config, dict(environ)
         self._several_hosts, self._heard, self._at_end = several_hosts, heard, at_end
-        self._mpirun: Mpirun | None = None  # found once
-        self._ranks = 0  # that the run has
+        self._mpirun: Mpirun | None = None  # after the first start
+        self._ranks = 0  # number of ranks of the run
 
     def start(self, placement: Placement, standby: Path | None = None) -> MpirunProcess:
-        """Start ranks there. standby: the file that they write when they are ready, then they wait until it is gone.
+        """Start ranks. Raises UserError.
 
-        Raises UserError.
+        standby: a file that the ranks write when they are ready; they then wait until it is removed
         """
         program, environ = self._program, self._environ
         if self._mpirun is not None:
             program = replace(program, resume=True)
             environ = {**environ, **program.told, RESTORED: str(self._ranks)}
         self._starting = placement.ranks
-        if standby is not None:  # in a SLURM job it shares the processors of the run before
+        if standby is not None:  # in a SLURM job the ranks share the processors of the present run
             environ = {**environ, STANDBY: str(standby.absolute()), "SLURM_OVERLAP": "1"}
         if self._config is None:
             folder = self._at_end.enter_context(folder_for_answers(self._several_hosts))
@@ -126,13 +129,13 @@ class _Starts:
         return MpirunProcess(command, {**environ, **additions}, self._heard)
 
     def left(self) -> RunDirectory:
-        """What the run leaves that was started last. Called when it begins: the one before has ended."""
+        """The run directory of the run that was started last. Call it when the run before has ended."""
         self._ranks = self._starting
         return self._found or self._left()
 
 
 def print_command(program: Program, placement: Placement) -> int:
-    """Prints the command that `launch` runs, and on stderr what each rank will hold in memory, if that is known."""
+    """Print the command that `launch` runs, and on stderr the memory that each rank will need, if known. Returns 0."""
     config = None if program.is_script else load(program.path, program.overrides)
     environ = _environ(program.told)
     command, additions = _command(program, placement, environ, find_mpirun(environ))
@@ -143,17 +146,17 @@ def print_command(program: Program, placement: Placement) -> int:
 
         num_workers = config.workers(placement.ranks)
         if memory := expected_memory(config, program.path, program.overrides, num_workers):
-            say(memory, error=True)  # on stdout is the command alone
+            say(memory, error=True)  # stdout has only the command
     return 0
 
 
 def _environ(told: Mapping[str, str]) -> dict[str, str]:
-    """This process's variables without those that only psgc sets, and with these."""
+    """This process's variables, without those that only psgc sets, and with the variables `told`."""
     return {name: value for name, value in os.environ.items() if name not in OURS} | dict(told)
 
 
 def _check_ranks(program: Program, ranks: int) -> None:
-    """Raises UserError when the run cannot have so many ranks. Those of a script can be any."""
+    """Raises UserError when the run cannot have this number of ranks. A script can have any number."""
     if not program.is_script:
         from psgc.launching.points import check_runs  # with NumPy, which nothing else here needs
 
@@ -163,7 +166,7 @@ def _check_ranks(program: Program, ranks: int) -> None:
 def _command(
     program: Program, placement: Placement, environ: Mapping[str, str], mpirun: Mpirun
 ) -> tuple[list[str], dict[str, str]]:
-    """The mpirun command, and what to add to `environ` for it. Raises UserError."""
+    """The mpirun command, and the variables to add to `environ`. Raises UserError."""
     if program.is_script:
         module, words = "psgc.launching.rank", [check_script(program), *program.arguments]
     else:
@@ -179,10 +182,11 @@ def _conclude(
     again: Sequence[str],
     hint: str,
 ) -> int:
-    """Says what stopped the run and how to resume it, or requeues the job, if one is given. Returns `code`.
+    """Print what stopped the run and how to resume it, or requeue the job. Returns `code`.
 
-    job: None also when there is no new checkpoint.
-    again: the command that resumes the run, empty when the caller says it; hint: what to change in it.
+    job: the job to requeue, and its scheduler; None also when there is no new checkpoint
+    again: the command that resumes the run; empty: print no command
+    hint: what to change in the command
     """
     summary = left.summary()
     status, too_few_workers = summary.get("status"), bool(summary.get("too_few_workers"))
@@ -190,14 +194,14 @@ def _conclude(
     if stopped_by is not None and status not in ("done", "failed"):
         reason = stopped(stopped_by)
         why = f"{reason}; "
-        if status == "interrupted" and summary.get("reason") != reason:  # all the ranks saw was our SIGUSR1
+        if status == "interrupted" and summary.get("reason") != reason:  # the ranks only got our SIGUSR1
             with suppress(OSError):
                 write_text(left.summary_file, json.dumps({**summary, "reason": reason}, indent=2) + "\n")
-    # ended by SIGUSR1, or by the loss of ranks or hosts (after which mpirun returns 0, 1 or a rank's code)
+    # SIGUSR1 ended the run, or the loss of ranks or hosts did (then mpirun returns 0, 1 or a rank's code)
     cut_off = stopped_by in (None, signal.SIGUSR1) and (status in (None, "interrupted") or too_few_workers)
     if job and cut_off:
         scheduler, number = job
-        enders = (signal.SIGINT, signal.SIGTERM)  # which schedulers send at once to what they requeue
+        enders = (signal.SIGINT, signal.SIGTERM)  # schedulers send these at once to a job that they requeue
         before = [signal.signal(ender, signal.SIG_IGN) for ender in enders]
         try:
             if done := scheduler.requeue(number):
@@ -210,7 +214,7 @@ def _conclude(
                 signal.signal(ender, handler)
     if not again:
         return code
-    # a model or data that failed, and a script after its run, would fail again
+    # no hint if the model, the data, or the script after its run failed: it would fail again
     if code not in (0, 2) and (status not in ("done", "failed") or too_few_workers) and left.can_resume():
         say(f"psgc launch: {why}to resume from the last checkpoint{hint}: {shlex.join(again)}", error=True)
     elif why:
@@ -219,16 +223,16 @@ def _conclude(
 
 
 def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], proof: str) -> tuple[int, str]:
-    """The true exit code of a run after which mpirun exited with `code`, and why, unless a rank has said it.
+    """The true exit code of a run after which mpirun exited with `code`; and why, unless a rank has printed it.
 
-    proof: what is missing when the run has not ended in order.
+    proof: what is missing when the run has not ended in order
     """
     status = summary.get("status")
     if status in ("done", "failed"):
         return int(summary.get("exit_code", status == "failed")), ""
     if stopped_by is not None:
         return 128 + stopped_by, ""
-    if status is None and code in (1, 2):  # rank 0, or mpirun, has said why
+    if status is None and code in (1, 2):  # rank 0, or mpirun, has printed why
         return code, ""
     number = -code if code < 0 else code - 128
     signals = {known.value: known.name for known in signal.Signals}

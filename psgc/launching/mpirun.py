@@ -1,4 +1,4 @@
-"""Finds mpirun, and builds the right command for it: fault tolerance, oversubscription, threads, hosts."""
+"""Finds mpirun, and builds its command: fault tolerance, oversubscription, threads, hosts."""
 
 import os
 import re
@@ -30,12 +30,10 @@ FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Mpirun:
-    """family: a key of FAMILIES, or empty for any other MPI; version: such as 5.0.11."""
-
     path: str
-    family: str
-    version: str
-    fault_tolerant: bool  # knows --with-ft ulfm, and was built with it
+    family: str  # a key of FAMILIES, or empty for any other MPI
+    version: str  # such as 5.0.11
+    fault_tolerant: bool  # has the option --with-ft ulfm, and was built with it
     cuda_aware: bool
 
     @property
@@ -45,9 +43,12 @@ class Mpirun:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How many ranks; where, on `host` (a:5,b:5), on the hosts in a `hostfile`, or where mpirun puts them.
+    """The number of ranks and their hosts.
 
-    fault_tolerance: whether MPI is to survive the death of one.
+    ranks: the number of ranks
+    host: the hosts, as in a:5,b:5; None: see hostfile
+    hostfile: a file that names the hosts; None: mpirun chooses them
+    fault_tolerance: whether MPI should survive the death of a rank
     """
 
     ranks: int
@@ -61,18 +62,18 @@ class Placement:
             raise UserError(f"-n {self.ranks}: expected a whole number >= 1")
 
     def hosts(self, host: str = "--host", hostfile: str = "--hostfile") -> list[str]:
-        """Where, as arguments of a command that calls them `host` and `hostfile`; empty where mpirun decides."""
+        """The hosts as arguments of a command whose options are `host` and `hostfile`; empty if mpirun chooses."""
         return [*([host, self.host] if self.host else []), *([hostfile, self.hostfile] if self.hostfile else [])]
 
     def arguments(self) -> list[str]:
-        """All of it, as arguments of psgc's commands."""
+        """The placement as arguments of psgc's commands."""
         return ["-n", str(self.ranks), *self.hosts(), *([] if self.fault_tolerance else ["--no-fault-tolerance"])]
 
 
 def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> Mpirun:
-    """The mpirun on `environ`'s PATH, else the one beside this Python. Raises UserError when there is none that works.
+    """The mpirun on `environ`'s PATH, else the one beside this Python. Raises UserError when none works.
 
-    seconds: time limit of each of up to three commands.
+    seconds: time limit of each of up to three commands
     """
     beside = Path(sys.executable).parent
     path = shutil.which("mpirun", path=environ.get("PATH", os.defpath)) or shutil.which("mpirun", path=str(beside))
@@ -86,7 +87,7 @@ def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> M
     if family != "Open MPI":
         return Mpirun(path, family, version, fault_tolerant=False, cuda_aware=False)
     info = ""
-    with suppress(UserError):  # not installed, or broken
+    with suppress(UserError):  # ompi_info is missing or broken
         info = _output([str(Path(path).with_name("ompi_info")), "--parsable", "--all"], environ, seconds)
     fault_tolerant = int(version.partition(".")[0]) >= 5
     if found := re.search("options:ft_mpi_support:(yes|no)", info):
@@ -107,12 +108,16 @@ def launch_command(
     module: str = "psgc",
     extra: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
-    """The mpirun command for `psgc <arguments>` on ranks in these places, and what to add to `environ` for it.
+    """The mpirun command that runs `psgc <arguments>` on each rank, and the variables to add to `environ`.
 
-    mpirun: what find_mpirun has found, if it was called already; module: the Python module to run; extra: the user's
-    own arguments of mpirun, which take precedence, as does what is in `environ`. Fault tolerance needs Open MPI's ob1
-    layer: where OMPI_MCA_pml excludes it, the run goes without. Python's -P keeps files of the current directory from
-    shadowing installed modules.
+    Fault tolerance needs Open MPI's ob1 layer. If OMPI_MCA_pml excludes it, the run is not fault tolerant. Python's -P
+    keeps files of the current directory from shadowing installed modules.
+
+    environ: the present variables, which take precedence
+    mpirun: the result of find_mpirun, if known
+    module: the Python module to run
+    extra: the user's own arguments of mpirun, which take precedence
+
     Raises UserError: no working mpirun, no such host file, a number of ranks in `extra`.
     """
     if placement.hostfile and not Path(placement.hostfile).is_file():
@@ -121,21 +126,21 @@ def launch_command(
     mpirun = mpirun or find_mpirun(environ)
     additions: dict[str, str] = {}
     flags = ["-n", str(placement.ranks), *extra]  # the first -x of a variable counts
-    if not placement.hosts():  # else each rank takes its share of its own host's cores
+    if not placement.hosts():  # with several hosts, each rank takes its share of its own host's cores
         additions |= dict.fromkeys(THREADS, str(max(1, usable_cores() // placement.ranks)))
     if mpirun.family == "Open MPI":
-        # Open MPI takes the number of cores, not of hardware threads or SLURM tasks, for the most ranks.
-        # --oversubscribe changes nothing where there are enough cores, and avoids an error where there are not.
+        # Open MPI allows as many ranks as cores, whatever the hardware threads or SLURM tasks.
+        # --oversubscribe avoids an error when there are fewer cores than ranks, and changes nothing otherwise.
         bound = any(argument == "--bind-to" or ":pe=" in argument.lower() for argument in extra)  # by the user
         flags += [*placement.hosts(), *([] if bound else ["--bind-to", "none"]), "--oversubscribe"]
         if placement.fault_tolerance and mpirun.fault_tolerant and _allows_ob1(environ.get("OMPI_MCA_pml", "ob1")):
             flags += ["--with-ft", "ulfm"]
-            additions["OMPI_MCA_pml"] = "ob1"  # the cluster's default may be another one, which would not start
-            # mpirun ends the job when it notices that a host is gone, so it must not check. The workers of a host
-            # without power or network are then lost, and return if it comes back.
+            additions["OMPI_MCA_pml"] = "ob1"  # with another default of the cluster the run would not start
+            # mpirun ends the job when it notices that a host is gone. So its check is turned off: the workers of a
+            # host without power or network are then lost, and return if the host comes back.
             additions["PRTE_MCA_oob_tcp_keepalive_time"] = "0"
             if placement.hosts() and not any(name.endswith(AGENTS) for name in environ):
-                additions["PRTE_MCA_plm_ssh_args"] = "-o ServerAliveInterval=0"  # whatever ~/.ssh/config says
+                additions["PRTE_MCA_plm_ssh_args"] = "-o ServerAliveInterval=0"  # overrides ~/.ssh/config
         if os.geteuid() == 0:
             additions |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         if not fabrics():
@@ -143,7 +148,7 @@ def launch_command(
         if mpirun.cuda_aware:
             additions["PSGC_CUDA_AWARE"] = "1"
         if "PSGC_TERMINAL" in environ and mpirun.major >= 5:
-            flags += ["--stream-buffering", "0"]  # else mpirun delays the progress bar
+            flags += ["--stream-buffering", "0"]  # otherwise mpirun delays the progress bar
         for name in (*THREADS, *PASSED_ON):
             if name in additions or name in environ:
                 flags += ["-x", name]  # other nodes receive only OMPI_ variables by default

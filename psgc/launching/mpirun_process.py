@@ -1,7 +1,7 @@
 """Runs mpirun to its end, and stops it in order when this process receives a signal.
 
-mpirun runs in a session of its own: Ctrl-C would have Open MPI kill the ranks after half a second. It gets SIGUSR1
-first, on which the run ends in order, then SIGTERM, then SIGKILL.
+mpirun runs in its own session, because on Ctrl-C Open MPI kills the ranks after half a second. To stop it, psgc sends
+SIGUSR1, which ends the run in order, then SIGTERM, then SIGKILL.
 """
 
 import os
@@ -25,18 +25,20 @@ STOPPERS = (
     signal.SIGTERM,
     signal.SIGHUP,
     signal.SIGUSR1,
-)  # SIGUSR1: a job's warning, if asked for
-STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # and how many seconds a run has to react
-UNHURRIED = 120.0  # seconds that it has when it is to begin again
-HEARD = 100  # lines
-LATE = 2.0  # seconds after the end of mpirun for which its last lines are waited for
+)  # SIGUSR1 is the warning of a scheduler, if the job asked for one
+STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # (signal, seconds that the run has to react)
+UNHURRIED = 120.0  # seconds to react to SIGUSR1 when the run will start again
+HEARD = 100  # lines that are kept
+LATE = 2.0  # seconds to wait for the last lines after the end of mpirun
 
 
 @dataclass
 class Heard:
     """The output of a run, for callers in Python.
 
-    lines: the last ones on stderr; why: what `psgc launch` itself says of a failed run; stopped_by: a signal.
+    lines: the last lines on stderr
+    why: the reason that `psgc launch` itself gives for a failed run
+    stopped_by: the signal that stopped the run, or None
     """
 
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=HEARD))
@@ -47,7 +49,7 @@ class Heard:
     def reason(self) -> str:
         """The line that says why the run failed, without "psgc"; empty when there was none."""
         said = [line.removeprefix("psgc: ") for line in self.lines if line.startswith("psgc: ")]
-        ends = [line for line in said if line.startswith("failed: ")]  # after which may come what else went wrong
+        ends = [line for line in said if line.startswith("failed: ")]  # later lines may be about consequences
         return self.why or next(iter(reversed(ends or said)), "")
 
     def relay(self, stream: IO[bytes]) -> None:
@@ -59,9 +61,9 @@ class Heard:
 
 
 class MpirunProcess:
-    """mpirun, which runs from now on. heard: gets the lines on stderr, which are shown as well.
+    """A running mpirun. Raises UserError when it cannot be started.
 
-    Raises UserError when it cannot be started.
+    heard: gets the lines on stderr, which are printed as well
     """
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], heard: Heard | None = None) -> None:
@@ -87,7 +89,7 @@ class MpirunProcess:
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """End it at once, with its ranks on this host. Those on others end as their daemons do."""
+        """End mpirun and its ranks on this host at once. Ranks on other hosts end with mpirun's daemons there."""
         if not self.has_ended:
             self._process.send_signal(signal.SIGTERM)
             _wait(self._process, partial(_is_past, time.monotonic() + STOP_SEQUENCE[1][1]))
@@ -101,15 +103,16 @@ class MpirunProcess:
         patience: float = 0.0,
         is_asked: Callable[[], bool] = lambda: False,
     ) -> int:
-        """Wait for its end, or end it. Returns its exit code; negative: the signal that killed it.
+        """Wait until mpirun ends, or end it. Returns its exit code, or minus the number of the signal that killed it.
 
-        is_over: whether mpirun should have ended long ago; received: signals that have stopped this process
-        (`catching`); patience: seconds that a run has to end after a SIGUSR1 to this process, if that is more than
-        usual; is_asked: whether the run is to end and to begin again.
+        is_over: whether mpirun should have ended long ago
+        received: the signals that this process has received (`catching`)
+        patience: seconds that the run has after a SIGUSR1 to this process, if more than usual
+        is_asked: whether the run must end so that it can start again
         """
         try:
             return self._watch(is_over, received, patience, is_asked)
-        except BaseException:  # from a signal handler of the program: nothing would watch the run any more
+        except BaseException:  # raised by a signal handler of the program: nothing would watch the run any more
             kill_tree(self._process.pid)
             self._process.wait()
             raise
@@ -133,7 +136,7 @@ class MpirunProcess:
             kill_tree(process.pid)
         code = process.wait()
         if self._relaying is not None:
-            self._relaying.join(LATE)  # at most: processes of the run on other hosts may keep the pipe open
+            self._relaying.join(LATE)  # with a limit, since processes on other hosts may keep the pipe open
         return code
 
 
@@ -143,9 +146,9 @@ def _is_past(deadline: float) -> bool:
 
 @contextmanager
 def catching() -> Iterator[Sequence[int]]:
-    """The signals that are to stop this process, as they come; then they do again what they did before."""
+    """A list that collects the signals to stop this process. At the end of the block their handlers are restored."""
     received: list[int] = []
-    in_main_thread = threading.current_thread() is threading.main_thread()  # which alone gets signals
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only this thread can set handlers
     before = {
         number: signal.signal(number, lambda number, _frame: received.append(number))
         for number in (STOPPERS if in_main_thread else ())

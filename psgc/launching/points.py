@@ -1,4 +1,4 @@
-"""The runs of a sweep: their settings and directories, and whether each can be made."""
+"""The runs of a sweep: their settings and directories, and checks before the start."""
 
 import itertools
 import re
@@ -19,7 +19,10 @@ from psgc.yaml_source import YamlSource, printable
 def sweep_points(sweeps: Sequence[str], output: str, option: str = "--sweep") -> list[list[str]]:
     """The overrides of each run of a sweep, including its directory below `output`. Empty when there is no sweep.
 
-    option: the name of the option whose values `sweeps` are. Raises UserError.
+    sweeps: such as "seed=1,2"
+    option: the name of the option that has `sweeps`, for errors
+
+    Raises UserError.
 
     >>> sweep_points(["seed=1,2"], "runs/a")
     [['seed=1', 'output=runs/a/0_seed=1'], ['seed=2', 'output=runs/a/1_seed=2']]
@@ -42,7 +45,7 @@ def sweep_points(sweeps: Sequence[str], output: str, option: str = "--sweep") ->
 
 
 def values_of(sweep: str) -> list[str]:
-    """The values after key=, as text. They are separated as YAML does: 1,[2, 3],'4,5' are three. Empty: not valid."""
+    """The values after key=, as text, separated as in YAML: 1,[2, 3],'4,5' are three. Empty when they are invalid."""
     values = sweep.partition("=")[2]
     try:
         node = yaml.compose(f"[{values}]", Loader=yaml.SafeLoader) if values.isprintable() else None
@@ -56,10 +59,10 @@ def values_of(sweep: str) -> list[str]:
 def check_runs(
     config_path: str, overrides: Sequence[str], points: Sequence[Sequence[str]], ranks: int, missing: str = ""
 ) -> None:
-    """Refuse before the start what the ranks of a run would refuse: wrong settings, and files that are not there.
+    """Check settings and files before the start, as the ranks of a run would. Raises UserError.
 
-    points: the further overrides of each run; without any there is one run. missing: what to add about such files.
-    Raises UserError.
+    points: further overrides of each run; empty: a single run
+    missing: text that errors about missing files end with
     """
     for point in points or [[]]:
         source = read(config_path, [*overrides, *point])
@@ -74,7 +77,7 @@ def check_runs(
 
 
 def data_files(config: Config) -> dict[str, str]:
-    """The files of the data by their keys in the YAML."""
+    """The data files, by their keys in the YAML."""
     files = config.data.model_dump(exclude={"index_base"}) if isinstance(config.data, Data) else {}
     return {f"data.{key}": path for key, path in files.items() if path is not None}
 

@@ -1,8 +1,8 @@
-"""A rank of a script: what `psgc launch train.py` has mpirun start in place of `python train.py`.
+"""A rank of a script: `psgc launch train.py` lets mpirun start this module instead of `python train.py`.
 
-MPI starts before the script does: of a rank that dies before MPI's start the others would never hear. When the script
-ends without psgc.torch.init, this rank meets those that have come there, and then all end. When all end so, each error
-is shown once.
+MPI starts before the script, because other ranks would never notice the death of a rank before MPI's start. If the
+script ends without psgc.torch.init, this rank meets the ranks that have called it, and then all end. If no rank has
+called it, each different error is printed once.
 """
 
 import atexit
@@ -28,11 +28,11 @@ from psgc.run.standby import wait_for_turn
 from psgc.terminal import say
 from psgc.transport import Transport
 
-PATIENCE = 2.0  # seconds after which an error is shown even if other ranks may show the same one
+PATIENCE = 2.0  # seconds after which an error is printed even if another rank may print the same error
 
 
 def main() -> None:
-    """Run the script that the arguments name, with the rest of them as its arguments."""
+    """Run the script that the first argument names, with the other arguments."""
     path = sys.argv[1]
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
@@ -40,15 +40,15 @@ def main() -> None:
 
 
 def run(work: Callable[[], object], needs_torch: bool) -> None:
-    """Do this rank's work, which calls psgc.torch.init, or ends before that. needs_torch: it will import it."""
+    """Do this rank's work, which calls psgc.torch.init or ends before that. needs_torch: it will import torch."""
     die_with_parent()
-    MPI.Init_thread(MPI.THREAD_SERIALIZED)  # by whichever thread of psgc.torch communicates then
+    MPI.Init_thread(MPI.THREAD_SERIALIZED)  # serialized: psgc.torch makes its MPI calls in another thread
     try:
         wait_for_turn(lambda: needs_torch and import_module("psgc.torch"))
-    except RunFailed:  # the run before goes on, and `psgc launch` says why
+    except RunFailed:  # the run before goes on, and `psgc launch` prints why
         os._exit(1)
     execution = Execution()
-    atexit.register(_end, execution, MPI.COMM_WORLD.Get_rank())  # after what the script registers
+    atexit.register(_end, execution, MPI.COMM_WORLD.Get_rank())  # runs after the functions that the script registers
     execution.run(work)
 
 
@@ -60,10 +60,10 @@ def _run_script(path: str) -> None:
 
 
 def _end(script: Execution, rank: int) -> None:
-    """The end of a process. If it called neither psgc.torch.init nor MPI's Finalize, it meets the others first."""
+    """End the process. If it called neither psgc.torch.init nor MPI's Finalize, it meets the other ranks first."""
     if launched.has_begun() or MPI.Is_finalized():
         script.show()
-        if rank == 0:  # the others can do without one that has failed during the run, which is in the record
+        if rank == 0:  # the failure of another rank is in the record of the run
             with suppress(OSError):
                 launched.leave_exit_code(script.code)
             with suppress(OSError):
@@ -98,7 +98,7 @@ def _end(script: Execution, rank: int) -> None:
 
 
 def _leave(transport: Transport | None, code: int) -> NoReturn:
-    """Ends this process when another one has died."""
+    """End this process after the death of another rank."""
     _flush()
     if transport is None:
         os._exit(code)

@@ -1,12 +1,12 @@
-"""When `psgc launch` starts a run again with everybody (`faults.restore`).
+"""Decides when `psgc launch` starts a run again with all workers (`faults.restore`).
 
-A run goes on without the workers that it has lost, and says in lost.csv who they are. When they have been gone for long
-enough, all ranks are started once more, and get ready while the run still goes on (`psgc.run.standby`). Then it is
-asked to end with a checkpoint, as a scheduler asks it, and they go on from there. The same happens when the host file
-has got more slots than the run has ranks. Ranks that cannot start leave the run as it is.
+A run goes on without its lost workers, which lost.csv names. When they have been gone long enough, `psgc launch` starts
+all ranks once more. The new ranks get ready while the run still goes on (`psgc.run.standby`). Then the run gets the
+signal of a scheduler's warning, writes a checkpoint and ends, and the new ranks continue. The same happens when the
+host file has more slots than the run has ranks. If the new ranks cannot start, the run goes on as it is.
 
-mpirun ends with a host that is shut down, and so does the run. It is started again on the hosts that answer, and with
-everybody once all hosts do.
+When a host is shut down, mpirun ends, and so does the run. It starts again on the hosts that answer, and with all ranks
+once all hosts answer.
 """
 
 import time
@@ -28,11 +28,11 @@ from psgc.run.launched import READY, stamp
 from psgc.terminal import say
 
 HOUR = 3600.0  # seconds
-START = 120.0  # seconds in which all ranks have to be ready
+START = 120.0  # seconds within which all new ranks must be ready
 
 
 class Restores:
-    """Which ranks a run lacks since when, and when it was started again. Times are given.
+    """The missing ranks of a run, and the times at which it was started again. The caller gives the time.
 
     >>> restores, settings = Restores(), Restore(lost=1, after=60)
     >>> restores.lacks({3}, 10.0)
@@ -45,38 +45,42 @@ class Restores:
         self._begun: deque[float] = deque()
 
     def lacks(self, ranks: Collection[int], now: float) -> None:
-        """These are not there now: lost workers, and the ranks that more slots would give."""
+        """Set the missing ranks: lost workers, and ranks for which there are new slots."""
         self._since = {rank: self._since.get(rank, now) for rank in ranks}
 
     def due(self, settings: Restore, num_ranks: int, now: float) -> list[int]:
-        """The ranks for which the run should be started again; empty: it should not.
+        """The ranks for which the run should start again; empty if it should not.
 
-        num_ranks: that it has. Of these `lost` have to be missing, of new ones one.
+        At least `settings.lost` workers, or one new rank, must be missing for long enough.
+
+        num_ranks: number of ranks of the run; higher ranks are new
         """
         long = sorted(rank for rank, since in self._since.items() if now - since >= settings.after)
         enough = sum(rank < num_ranks for rank in long) >= settings.lost
         return [rank for rank in long if rank >= num_ranks or enough]
 
     def may_begin(self, settings: Restore, now: float) -> bool:
-        """Whether it was not started again too often in the last hour."""
+        """Whether the run was started again fewer than `per_hour` times in the last hour."""
         while self._begun and now - self._begun[0] >= HOUR:
             self._begun.popleft()
         return len(self._begun) < settings.per_hour
 
     def begins(self, now: float) -> None:
-        """The run is started again, with everybody."""
+        """Count a start of the run."""
         self._begun.append(now)
         self._since = {}
 
 
 class Watch:
-    """Looks at a run while it goes on.
+    """Watches a run, and starts new ranks when it should start again.
 
-    placement: of the ranks that it has, or will have once it `is_asked` to end; start: starts ranks there that wait
-    until this file, which they write when they are ready, is gone.
-    refuses: raises UserError when the run cannot have so many ranks.
-    needs_checkpoint: the end of the run need not leave one, so that there must be one before.
-    answers: of the hosts of the run.
+    placement: the placement of the run's ranks; once `is_asked`, of the new ranks
+    start: (placement, file) -> starts ranks, which write the file when they are ready and wait until it is removed
+    refuses: raises UserError when the run cannot have this number of ranks
+    needs_checkpoint: the run may end without writing a checkpoint, so there must already be one
+    answers: checks the hosts of the run
+
+    is_asked: whether the run must end, because the new ranks are ready
     """
 
     def __init__(
@@ -87,32 +91,31 @@ class Watch:
         needs_checkpoint: bool,
         answers: HostAnswers,
     ) -> None:
-        self.placement = self._whole = placement  # the latter with hosts that do not answer
+        self.placement = self._whole = placement  # _whole: includes hosts that do not answer
         self._answers = answers
         self.is_asked = False
         self._start, self._refuses, self._needs_checkpoint = start, refuses, needs_checkpoint
         self._restores = Restores()
-        self._most = self._slots = (
-            sum(slots_of(placement).values()) if placement.hostfile else 0
-        )  # most: for which nothing is to be done
-        self._is_told = False  # that it was started again too often
-        self._retries = 0  # of a start
-        self._next: tuple[MpirunProcess, Placement, str, float] | None = None  # why, and until when it has to be ready
+        # _slots: slots of the host file; _most: up to this number, nothing has to be done
+        self._most = self._slots = sum(slots_of(placement).values()) if placement.hostfile else 0
+        self._has_warned = False  # whether a line said that the run was started again too often
+        self._retries = 0  # how often a start may be tried again
+        self._next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
 
     def begin(self, left: RunDirectory) -> None:
-        """The run begins, or begins again: ranks that are ready for it go on."""
+        """The run begins, or begins again: let the new ranks continue. left: the run directory."""
         with suppress(OSError):
             self._ready_file(self._left if self.is_asked else left).unlink(missing_ok=True)
         self._left: RunDirectory = left
         self.is_asked = False
         self._settings: Restore | None = None
-        self._is_known = False  # what the settings are
-        self._more = 0  # ranks than processes
+        self._is_known = False  # whether the settings were read
+        self._more = 0  # 1 if rank 0 is a worker as well, whose number is then one more than its process's
         self._lost: set[int] = set()
-        self._seen: dict[Path, object] = {}  # the stamps of files that were read
+        self._seen: dict[Path, object] = {}  # stamps of the files that were read
 
     def look(self) -> bool:
-        """Whether the run is to end now, since ranks are ready to go on; a line says so once."""
+        """Whether the run must end now, because new ranks are ready. A line says so once."""
         self._read_settings()
         if self.is_asked or self._settings is None:
             return self.is_asked
@@ -134,27 +137,27 @@ class Watch:
             return False
         if self._restores.may_begin(settings, now):
             self._restores.begins(now)
-            self._is_told = False
+            self._has_warned = False
             self._begin_next(placement, why, now + START)
-        elif not self._is_told:
+        elif not self._has_warned:
             often = f"it was started again {settings.per_hour} times in the last hour (faults.restore.per_hour)"
             say(f"psgc launch: {why}; the run goes on, since {often}", error=True)
-            self._is_told = True
+            self._has_warned = True
         return False
 
     def _begin_next(self, placement: Placement, why: str, until: float) -> None:
         try:
             self._ready_file(self._left).unlink(missing_ok=True)
             self._next = self._start(placement, self._ready_file(self._left)), placement, why, until
-        except (UserError, OSError) as error:  # a host file that is gone
+        except (UserError, OSError) as error:  # the host file is gone, for example
             say(f"psgc launch: {why}; the run goes on: {error}", error=True)
 
     def take_next(self, code: int) -> MpirunProcess | None:
-        """The ranks that go on where the run, which has ended, has stopped; they begin. None: nothing goes on.
+        """After the end of the run: the ranks that continue it, which have been started. None: nothing continues.
 
-        code: with which mpirun has ended.
+        Ranks that could not begin are started once more. (Open MPI fails to start once in some hundred times.)
 
-        Those that could not begin are started once more. (Open MPI fails to start once in some hundred times.)
+        code: the exit code of mpirun
         """
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
             (process, *_), self._next, self._retries = self._next, None, 1
@@ -163,10 +166,10 @@ class Watch:
             say("psgc launch: the run has not begun; trying once more", error=True)
             self._retries -= 1
             return self._start(self.placement, None)
-        return None if code in (1, 2) else self._without_hosts()  # with these rank 0, or mpirun, has said why
+        return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
 
     def _without_hosts(self) -> MpirunProcess | None:
-        """Ranks on the hosts that are left after the loss of others, which mpirun has not survived."""
+        """Start ranks on the remaining hosts, after mpirun has ended because of lost hosts."""
         hosts, now, settings = slots_of(self._whole), time.monotonic(), self._settings
         if not hosts or settings is None or self._left.summary() or not self._left.can_resume():
             return None
@@ -181,7 +184,7 @@ class Watch:
         return self._start(placement, None)
 
     def close(self) -> None:
-        """Nothing is started again: ranks that wait for that end."""
+        """End the new ranks that wait to continue."""
         if self._next is not None:
             (process, *_), self._next = self._next, None
             process.kill()
@@ -192,7 +195,7 @@ class Watch:
         return left.directory / READY
 
     def _look_at(self, process: MpirunProcess, placement: Placement, why: str, until: float) -> bool:
-        """Whether the ranks that were started are ready. Without them the run goes on as it is."""
+        """Whether the new ranks are ready. If they cannot start, the run goes on as it is."""
         if self._ready_file(self._left).exists():
             again = f"the run starts again from here, with {placement.ranks} ranks (faults.restore)"
             say(f"psgc launch: {why}: {again}", error=True)
@@ -206,20 +209,20 @@ class Watch:
         return self.is_asked
 
     def _read_settings(self) -> None:
-        """Those of this run, once it has written them."""
+        """Read the settings of this run, once it has written them."""
         if not self._is_known and (path := self._left.settings_file()) is not None:
             self._is_known = True
-            with suppress(UserError):  # of another version, which only an old run has written
+            with suppress(UserError):  # an old run may have written the settings of another version
                 config = load(path)
                 self._settings, self._more = config.faults.restore, 0 if config.dedicated_server else 1
 
     def _missing(self) -> set[int]:
-        """The ranks that are not there. The files are read when they have changed."""
+        """The missing ranks. Files are read again when they have changed."""
         path = self._left.directory / "lost.csv"
         if self._has_changed(path):
             self._lost.clear()
             for event in earlier_events(path):
-                if event.event == "lost" and event.worker:  # one that took over from rank 0 has a row of its own
+                if event.event == "lost" and event.worker:  # not rank 0; the worker that took over has its own row
                     self._lost.add(event.worker)
                 elif event.event == "returned":
                     self._lost.discard(event.worker)

@@ -1,4 +1,4 @@
-"""What a job asks of its scheduler, and what a scheduler is: what its batch scripts say, and its commands."""
+"""A job's requests to its scheduler, and the base class of schedulers: parts of batch scripts, and commands."""
 
 import os
 import re
@@ -15,10 +15,10 @@ from psgc.errors import RunFailed, UserError
 from psgc.yaml_source import printable
 
 MIN_WARNING = 15  # seconds, of which `psgc launch` reserves ten
-_WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # needs no quotes in a directive, which no shell reads
+_WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # needs no quotes; directives are not read by a shell
 VALUE = r"[^\s\"'\\#]+"
 _TIME = r"(?:([0-9]{1,5})-)?([0-9]{1,7})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?"  # days-first:second:third
-CLIENT_SECONDS = 30.0  # clients retry for up to a minute where their scheduler does not answer
+CLIENT_SECONDS = 30.0  # clients retry for up to a minute when their scheduler does not answer
 _OUT_OF_ORDER = (
     r"[Uu]nable to contact|authentication|[Mm]unge|timed out|temporarily|Zero Bytes|configuration file"  # SLURM
     r"|[Cc]annot connect|[Cc]onnection refused|LSF is down|LSF library call|lsf\.conf"
@@ -28,9 +28,11 @@ _NOISE = r"^\w+: (?:error|fatal): |Batch job submission failed: |^(?:sbatch|qsub
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a job asks of its scheduler; warning: in seconds; options: more of the scheduler's own, as it writes them.
+    """A job's requests to its scheduler. Raises UserError for the first invalid value.
 
-    Raises UserError for the first invalid value.
+    time: the time limit, such as 2:00:00
+    warning: seconds before the time limit at which the job is warned
+    options: further options, as the scheduler writes them
     """
 
     scheduler: "Scheduler"
@@ -71,15 +73,15 @@ class Job:
         return self.ranks_per_node * self.gpus_per_rank
 
     def limit(self) -> int:
-        """The time limit in seconds, as long as the scheduler takes it."""
+        """The time limit in seconds, as the scheduler rounds it."""
         return self.scheduler.rounded(self.seconds())
 
     def warned(self) -> int:
-        """How long before its time limit the job is told, in seconds."""
+        """Seconds before the time limit at which the job is warned, as the scheduler rounds them."""
         return self.scheduler.rounded(self.warning)
 
     def seconds(self) -> int:
-        """The time limit. 90 are 90 minutes, 90:00 is minutes:seconds, 1-12 a day and 12 hours, as SLURM reads it."""
+        """The time limit in seconds, read as SLURM does: 90 is 90 minutes, 90:00 minutes:seconds, 1-12 days-hours."""
         found = re.fullmatch(_TIME, self.time)
         if not found:
             form = "hours:minutes:seconds or days-hours:minutes:seconds"
@@ -90,11 +92,18 @@ class Job:
 
 
 class Scheduler(ABC):
-    """What differs between schedulers.
+    """The differences between schedulers.
 
-    title: its name for people; suffix: of its scripts; prefix: of its directives; commands: of which the first submits.
-    index: the number of this run in a sweep, from 0, in shell; resume: --resume when the job has run before, in shell.
-    own: options that the script sets, or that would contradict it; form, example: of other ones.
+    title: the name of the scheduler
+    suffix: the suffix of its scripts
+    prefix: the beginning of a directive
+    commands: its commands; the first one submits
+    index: the number of this run in a sweep, from 0, in shell
+    resume: --resume if the job has run before, in shell
+    own: options that the script sets, or that would contradict it
+    form: a pattern for other options
+    example: another option
+    reads_stdin: whether the command that submits reads the script from stdin
     """
 
     title: ClassVar[str]
@@ -110,7 +119,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def directives(self, job: Job, num_runs: int) -> list[str]:
-        """The directives; num_runs: of a sweep, 0 for none."""
+        """The directives of the script. num_runs: number of runs of a sweep; 0 without a sweep."""
 
     @abstractmethod
     def begin(self, job: Job, num_runs: int, script: Path) -> list[str]:
@@ -118,32 +127,32 @@ class Scheduler(ABC):
 
     @abstractmethod
     def launch(self, job: Job) -> tuple[str, list[str]]:
-        """What the last command begins with, and arguments of `psgc launch`, in shell."""
+        """The beginning of the last command, and arguments of `psgc launch`, in shell."""
 
     def submit_command(self, script: Path, num_runs: int) -> list[str]:
         return [self.commands[0], str(script)]
 
     @abstractmethod
     def log(self, name: str, number: str, is_array: bool) -> str:
-        """The log of a job, of an array with a star; also in shell, with its variables."""
+        """The log file of a job, or with a star of an array. number: the job's, or a shell variable with it."""
 
     @abstractmethod
     def job_id(self, environ: Mapping[str, str]) -> str | None:
-        """The job of this process, None outside of one."""
+        """The job of this process; None outside of a job."""
 
     @abstractmethod
     def requeue(self, job: str) -> str:
-        """Requeues this job unless it is no longer running. Returns what it did, or nothing. Raises as `client`.
+        """Requeue this job if it is still running; a cancelled job must not start again.
 
-        (Otherwise a cancelled job would start again.)
+        Returns what was done, or an empty text. Raises as `client`.
         """
 
     def rounded(self, seconds: int) -> int:
-        """A time that the scheduler knows, not shorter."""
+        """The shortest time that the scheduler supports and that is not shorter."""
         return seconds
 
     def check(self, option: str) -> None:
-        """Raises UserError unless a script can have this option as well."""
+        """Raises UserError unless the script may have this further option."""
         if not re.fullmatch(self.form, option):
             raise UserError(f"--option {printable(option)}: expected {self.commands[0]}'s, such as {self.example}")
         if own := next((own for own in self.own if self._is(own, option)), None):
@@ -153,12 +162,12 @@ class Scheduler(ABC):
         return option == own or option.startswith(own if " " in own else f"{own} ")
 
     def by_hand(self, script: Path, num_runs: int) -> str:
-        """The command that submits the script, for people."""
+        """The command that submits the script, as text."""
         *command, last = map(shlex.quote, self.submit_command(script, num_runs))
         return " ".join([*command, *(["<"] if self.reads_stdin else []), last])
 
     def submit(self, script: Path, num_runs: int) -> str:
-        """Submits a batch script. Returns the number of its job. Raises as `client`."""
+        """Submit a batch script. Returns the number of its job. Raises as `client`."""
         command = self.submit_command(script, num_runs)
         stdin = Path(command.pop()) if self.reads_stdin else None
         said = self.client(command, f"{self.title} refuses {printable(str(script))}", stdin)
@@ -167,7 +176,7 @@ class Scheduler(ABC):
         return number[0]
 
     def client(self, command: Sequence[str], failure: str, stdin: Path | None = None) -> str:
-        """The output of a command. Raises UserError for what the scheduler refuses, RunFailed when it does not work."""
+        """The output of a command. Raises UserError when the scheduler refuses it, RunFailed when it does not work."""
         environ = {**os.environ, "LC_ALL": "C"}
         with ExitStack() as files:
             source = subprocess.DEVNULL if stdin is None else files.enter_context(stdin.open("rb"))
@@ -193,11 +202,11 @@ class Scheduler(ABC):
         raise UserError(f"{failure}: {printable(reason)}")
 
     def _append_to_log(self, job: Job, variable: str, num_runs: int) -> list[str]:
-        """Commands: the output goes on in the log of this job, which is there when the job has begun before."""
+        """Commands that append the output to the log of this job, and set `again` if the job has run before."""
         log = self.log(job.name, variable, num_runs > 0)
         return [f'log="{log}"', '[ ! -e "$log" ] || again=1', 'exec >> "$log" 2>&1']
 
     def _find_hosts(self, job: Job, variable: str) -> str:
-        """A command: the hosts in a file that names them once for each slot, as `psgc launch` takes them."""
+        """A command that sets `hosts` for `psgc launch`, from a file that names each host once for each slot."""
         program = f"""!seen[$1]++ {{ printf "%s%s:{job.ranks_per_node}", sep, $1; sep = "," }}"""
         return f"""hosts=$(awk '{program}' "${variable}")"""

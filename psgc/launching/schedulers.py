@@ -201,12 +201,12 @@ SCHEDULERS: dict[str, Scheduler] = {"slurm": Slurm(), "pbs": Pbs(), "lsf": Lsf()
 
 
 def usual() -> str:
-    """The name of the scheduler whose commands are on the PATH, slurm where there is none."""
+    """The name of the scheduler whose commands are on the PATH; slurm if there is none."""
     found = (name for name, known in SCHEDULERS.items() if all(map(shutil.which, known.commands)))
     return next(found, "slurm")
 
 
 def this_job(environ: Mapping[str, str]) -> tuple[Scheduler, str] | None:
-    """The job that this process is in, and its scheduler; None outside of one."""
+    """The scheduler and the number of this process's job; None outside of a job."""
     jobs = ((known, known.job_id(environ)) for known in SCHEDULERS.values())
     return next(((known, job) for known, job in jobs if job), None)

@@ -1,4 +1,4 @@
-"""What `psgc launch`, `sweep` and `submit` run: a YAML, or a script that is checked before it starts."""
+"""The program that `psgc launch`, `sweep` and `submit` run: a YAML, or a script that is checked before the start."""
 
 import shlex
 import warnings
@@ -10,16 +10,19 @@ from psgc.errors import UserError
 from psgc.run.launched import DEBUG, DEDICATED, RESUME
 from psgc.yaml_source import printable
 
-OF_SCRIPTS = "dedicated_server=true"  # the one override that scripts have, as `psgc launch --dedicated-server`
+OF_SCRIPTS = "dedicated_server=true"  # the only override of scripts, from `psgc launch --dedicated-server`
 MPIRUN_ONLY = ("--map-by", "--bind-to", "--rank-by", "--mca", "--oversubscribe", "--with-ft")
 
 
 @dataclass(frozen=True)
 class Program:
-    """A YAML file or a script, and how it is run.
+    """A YAML file or a script, and how to run it.
 
-    overrides: as of --set; arguments: of a script; for_mpirun: further arguments of mpirun, such as --map-by core;
-    resume: continue from the newest checkpoint; debug: show the traceback of an error.
+    overrides: the values of --set
+    arguments: the arguments of a script
+    for_mpirun: further arguments of mpirun, such as --map-by core
+    resume: continue from the newest checkpoint
+    debug: show the traceback of an error
     """
 
     path: str
@@ -41,23 +44,23 @@ class Program:
 
     @property
     def told(self) -> dict[str, str]:
-        """The variables that tell the ranks of a script what arguments tell those of a YAML."""
+        """Variables for the ranks of a script. The ranks of a YAML get the same as arguments."""
         given = {RESUME: self.resume, DEBUG: self.debug, DEDICATED: OF_SCRIPTS in self.overrides}
         return {name: "1" for name, value in given.items() if value and self.is_script}
 
     @property
     def mpirun(self) -> list[str]:
-        """The option --mpirun of psgc's commands, which a script needs, since what follows -- is for itself."""
+        """The option --mpirun of psgc's commands, for a script: its own arguments follow --."""
         return [f"--mpirun={shlex.join(self.for_mpirun)}"] if self.is_script and self.for_mpirun else []
 
     @property
     def after(self) -> Sequence[str]:
-        """What follows --."""
+        """The arguments after --."""
         return self.arguments if self.is_script else self.for_mpirun
 
 
 def is_script(path: str) -> bool:
-    """Whether `path` names a script; everything else is taken for YAML.
+    """Whether `path` names a script. Any other file is read as YAML.
 
     >>> is_script("train.py"), is_script("run.yaml")
     (True, False)
@@ -66,13 +69,13 @@ def is_script(path: str) -> bool:
 
 
 def check_script(script: Program) -> str:
-    """The path to give to the ranks.
+    """The path of the script for the ranks.
 
-    Raises UserError: no such file, not Python, or arguments that are not meant for it.
+    Raises UserError: no such file, not Python, or arguments that are not for a script.
     """
     name, arguments = printable(script.path), script.arguments
     if refused := [override for override in script.overrides if override != OF_SCRIPTS]:
-        raise UserError(f"--set {printable(refused[0])}: {name} is no YAML file; what it takes itself comes after --")
+        raise UserError(f"--set {printable(refused[0])}: {name} is no YAML file; its own arguments come after --")
     if arguments and arguments[0] in MPIRUN_ONLY:
         option = shlex.quote(f"--mpirun={arguments[0]} ...")
         raise UserError(f"-- {arguments[0]}: what follows -- goes to {name}; for mpirun: {option}")
