@@ -1,4 +1,4 @@
-"""A data set from the arrays that a function of the user's returns."""
+"""Makes a data set from the arrays that a user's function returns."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,10 +15,11 @@ EXPECTED = f"expected (X, y), X, or a mapping with some of {', '.join(KEYS)}"
 
 
 def from_arrays(where: str, returned: Any) -> Dataset:
-    """A data set of the rows in `returned`, which are not copied. Its `held_out` has those of X_test and y_test.
+    """A data set of the rows in `returned`, which are not copied. `held_out` has X_test and y_test. Raises UserError.
 
+    where: the name of the function, for errors
     returned: (X, y), X, or a mapping with X and perhaps y, X_test, y_test. X is an array (rows, features), or with more
-    dimensions, or a sparse matrix of SciPy; y (rows,) has numbers. where: the function, for messages. Raises UserError.
+        dimensions, or a sparse matrix of SciPy; y (rows,) contains numbers.
     """
     if isinstance(returned, tuple) and len(returned) == 2:
         returned = {"X": returned[0], "y": returned[1]}
@@ -54,10 +55,10 @@ def _from(where: str, X: Any, y: Any) -> Dataset:
 
 
 def _array(where: str, name: str, value: Any) -> np.ndarray:
-    """`value` as a read-only array; a view where it is an array or a memory map."""
+    """`value` as a read-only array; a view if it is an array or a memory map."""
     try:
         array = np.asarray(value).view()
-    except Exception as error:  # whatever a class of the user's raises
+    except Exception as error:  # a user's class may raise anything
         raise UserError(f"{where}: {name} is a {type(value).__name__}, no array: {one_line(error)}") from error
     array.setflags(write=False)
     return array

@@ -1,7 +1,7 @@
-"""Chunks: the rows that one gradient is computed over, as they lie in the memory of the process that computes it.
+"""Chunks: the rows of one gradient, in the memory of the process that computes it.
 
-Numbers are of the run's dtype there, finite, and no whole number is changed. Floats are rounded. A whole number may be
-a code or a count, of which rounding would make another one, so it is refused where the dtype cannot hold it.
+Numbers are converted to the run's dtype, and must be finite. Floats are rounded. A whole number may be a code or a
+count, which rounding would change. So it is refused if the dtype cannot hold it.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ Rows: TypeAlias = range | np.ndarray
 class Chunk:
     """Chunk number `index` of the data.
 
-    X: (rows, num_features), or with more dimensions, an array or a sparse CSR matrix of the backend, of the run's
-        dtype, or for a user's problem of the whole numbers that are stored; None when the problem has its own data.
-    y: (rows,) labels, int64 where they are stored as whole numbers, else of the run's dtype; None likewise, and when
-        the data has none.
-    weight: share of the data, or with epochs of the iteration's rows; those of all chunks add up to 1.
+    X: (rows, num_features), or with more dimensions: an array or a sparse CSR matrix of the backend, of the run's
+        dtype; whole numbers keep their dtype for a user's problem. None when the problem has its own data.
+    y: (rows,), the labels: int64 if they are stored as whole numbers, else the run's dtype. None without labels, or
+        when the problem has its own data.
+    weight: share of the rows of the data, or with epochs of the iteration's rows; all weights add up to 1
     """
 
     index: int
@@ -49,13 +49,13 @@ class Chunk:
 class ChunkSource:
     """The chunks of a data set, made on first use and kept: chunk i is rows i*n//N to (i+1)*n//N - 1.
 
-    Arrays are converted to `dtype` once. A map that has it already, aligned and contiguous, is used in place, so that
-    the processes of a node share its pages; anything else is copied, since BLAS would copy it on every call.
+    Arrays are converted to `dtype` once. A memory map with this dtype, aligned and contiguous, is used in place, so
+    that the processes of a node share its pages. Other arrays are copied, since BLAS would copy them on every call.
 
-    Numbers are checked when they are first used: all of a chunk in `chunk`, the drawn rows in `sample` and `take`.
+    Numbers are checked when they are first used: a whole chunk in `chunk`, the drawn rows in `sample` and `take`.
 
-    Raises UserError when there are more chunks than rows; so do `chunk`, `sample` and `take` for numbers that cannot be
-    used, with row and column of the first one.
+    Raises UserError when there are more chunks than rows. `chunk`, `sample` and `take` raise it for invalid numbers,
+    with row and column of the first one.
     """
 
     def __init__(self, dataset: Dataset | None, num_chunks: int, dtype: Any, backend: Backend) -> None:
@@ -67,13 +67,13 @@ class ChunkSource:
         self._dataset, self.num_chunks = dataset, num_chunks
         self._dtype, self._backend = np.dtype(dtype), backend
         self._chunks: dict[int, Chunk] = {}
-        self._runs: dict[int, Chunk] = {}  # by chunk, the chunks in a row of which it is a view
+        self._runs: dict[int, Chunk] = {}  # by chunk: the block of consecutive chunks of which it is a view
         self._checked: set[int] = set()
 
     def costs(self) -> list[float] | None:
-        """What the gradient of each chunk costs relative to an average one, by its rows (sparse: its stored entries).
+        """The cost of each chunk's gradient relative to an average one, by its rows (sparse: by its stored entries).
 
-        None without a data set, when nothing is known.
+        None without a data set.
         """
         if self._dataset is None:
             return None
@@ -95,19 +95,19 @@ class ChunkSource:
         return chunk
 
     def joined(self, first: int, many: int) -> Chunk:
-        """So many chunks from `first` on as one, with the weight of all; where that `joins`, no copy of their rows."""
-        weight = sum(self.chunk(i).weight for i in range(first, first + many))  # checked
+        """`many` chunks from `first` on as one chunk. If the source `joins`, their rows are not copied."""
+        weight = sum(self.chunk(i).weight for i in range(first, first + many))  # `chunk` checks them
         if not self._is_in_place and self.joins:
             return self._cut(self._run(first, many), first, many, weight)
         return self._load(first, self._rows(first, many), weight)
 
     @property
     def joins(self) -> bool:
-        """Whether several chunks can be had as one without copying their rows each time."""
+        """Whether `joined` works without copying rows each time."""
         return self._is_in_place or (self._dataset is not None and not self._dataset.sparse)
 
     def _run(self, first: int, many: int) -> Chunk:
-        """The chunks around these that are kept, in one piece of memory. Each of them is a view of that from now on."""
+        """One block of memory with these chunks and their kept neighbours, which become views of it."""
         if (run := self._runs.get(first)) is None or run is not self._runs.get(first + many - 1):
             low, high = first, first + many
             while low - 1 in self._chunks:
@@ -129,7 +129,7 @@ class ChunkSource:
 
     @cached_property
     def _is_in_place(self) -> bool:
-        """Whether rows are used where they lie, in the memory of a map."""
+        """Whether rows are used in place, in the memory of a map."""
         if self._dataset is None or self._backend.xp is not np:
             return False
         X, y = _read(self._dataset, range(0, 1))
@@ -138,7 +138,7 @@ class ChunkSource:
         return all(in_place(array, kind) is array for array, kind in ((features, self._dtype_of(features)), *labels))
 
     def each(self) -> Iterator[Chunk]:
-        """All chunks in order, each read when it is taken. Those that are not in memory yet are not kept there."""
+        """All chunks in order, each read when it is taken. Chunks that are not in memory yet are not kept."""
         for i in range(self.num_chunks):
             if i in self._chunks:
                 yield self.chunk(i)
@@ -156,13 +156,13 @@ class ChunkSource:
         return drawn
 
     def take(self, i: int, rows: np.ndarray, weight: float) -> Chunk:
-        """These rows of the whole data, a copy that is not kept, as chunk i. Needs a data set."""
+        """These rows of the whole data as chunk i: a copy, which is not kept. Needs a data set."""
         taken = self._load(i, rows, weight)
         self._check(taken, rows)
         return taken
 
     def check(self, i: int, rows: np.ndarray | None = None) -> None:
-        """Check these rows, or all of chunk i, and keep nothing."""
+        """Check these rows, or all of chunk i, without keeping them."""
         wanted = self._range(i) if rows is None else rows
         self._check(self._load(i, wanted, 0.0), wanted)
 
@@ -201,7 +201,7 @@ class ChunkSource:
         return feature_dtype(features, self._dtype, self._dataset.keeps_integers and not self._dataset.sparse)
 
     def _check(self, chunk: Chunk, rows: Rows) -> None:
-        """Raises UserError unless all numbers of `chunk`, all or some of these rows, are finite."""
+        """Raises UserError unless all numbers of `chunk` are finite. rows: its rows, for the error."""
         if self._dataset is None:
             return
         for numbers in (chunk.X.data if self._dataset.sparse else chunk.X, chunk.y):
@@ -232,7 +232,7 @@ def _read(dataset: Dataset, rows: Rows) -> tuple[Any, np.ndarray | None]:
 
 def in_place(array: np.ndarray, dtype: Any = None) -> np.ndarray:
     """`array` as BLAS and SciPy can use it without copying: aligned, C-contiguous, of `dtype`; a copy if it is not."""
-    with np.errstate(all="ignore"):  # what has become infinite is looked for by itself
+    with np.errstate(all="ignore"):  # `ChunkSource` looks for infinite numbers itself
         return np.require(np.asarray(array), dtype, ["C", "A"])
 
 
@@ -242,7 +242,7 @@ def label_dtype(stored: np.ndarray, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def feature_dtype(stored: np.ndarray, dtype: np.dtype[Any], keeps_integers: bool) -> np.dtype[Any]:
-    """The dtype of X for a model: the run's, or for whole numbers that are kept that of the file, in native order."""
+    """The dtype of X for a model: the run's; for whole numbers that are kept, the file's, in native byte order."""
     return stored.dtype.newbyteorder("=") if keeps_integers and stored.dtype.kind in "iub" else dtype
 
 
@@ -260,13 +260,13 @@ def changed(stored: np.ndarray, converted: np.ndarray) -> np.ndarray | None:
         return None
     if whole:
         return np.asarray(stored > exact)
-    beyond = converted >= float(limit)  # rounded up to 2**63 or the like: there is no way back
+    beyond = converted >= float(limit)  # rounded up to 2**63 or the like, so it cannot be converted back
     mask = beyond | (np.where(beyond, 0, converted).astype(stored.dtype) != stored)
     return mask if mask.any() else None
 
 
 def first_wrong(stored: np.ndarray, dtype: np.dtype[Any]) -> tuple[tuple[int, ...], str] | None:
-    """The place of the first number that is no `dtype`, and what is wrong with it; None when all are right."""
+    """The place of the first number that `dtype` cannot hold, and what is wrong with it; None when all are right."""
     converted = in_place(stored, dtype)
     mask = changed(stored, converted)
     if mask is None:

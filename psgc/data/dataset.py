@@ -7,8 +7,8 @@
 | `.npy` | `X`, with `y` in a second .npy file (`labels`) |
 | else | LIBSVM text, compressed by gzip when it is called `.gz` |
 
-Anything else in a file is refused. Opening a binary file reads headers and sparse row pointers only; features are read
-chunk by chunk by whoever needs them.
+Anything else in a file is refused. Opening a binary file only reads headers and sparse row pointers. Features are read
+later, chunk by chunk.
 """
 
 import math
@@ -32,22 +32,17 @@ IndexBase = Literal["auto", 0, 1]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of features with labels, as `open_data` makes it.
+    """Rows of features with labels, as `open_data` returns them."""
 
-    features: an array (num_rows, num_features), or with more dimensions, or the CSR arrays (data, indices, indptr).
-    keeps_integers: whether whole numbers in X stay as they are stored, for a model of the user's; otherwise, and always
-        when it is sparse, X becomes one of the run's dtype.
-    """
-
-    path: str  # for messages
+    path: str  # for errors
     num_rows: int
     num_features: int  # numbers in a row, all dimensions together
     sparse: bool
-    features: Any
+    features: Any  # an array (num_rows, num_features) or with more dimensions, or CSR arrays (data, indices, indptr)
     y: np.ndarray | None  # (num_rows,) labels, as stored
-    index_base: int | None = None  # what the indices of a LIBSVM text count from, 0 or 1
-    keeps_integers: bool = False
-    held_out: "Dataset | None" = None  # the test data that came with these
+    index_base: int | None = None  # the first index of a LIBSVM text, 0 or 1
+    keeps_integers: bool = False  # whether whole numbers in a dense X keep their dtype, for a user's model
+    held_out: "Dataset | None" = None  # the test data that came with these rows
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -68,7 +63,7 @@ class Dataset:
         return self._csr(data[entries], indices[entries], pointers - pointers[0], lo, hi - 1), y
 
     def take(self, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
-        """The rows with these numbers, at least one, in this order: copies, see `rows`. Nothing else is read."""
+        """The rows with these numbers, in this order, at least one. Returns copies, see `rows`. Reads no other rows."""
         y = None if self.y is None else np.asarray(self.y)[rows]
         if not self.sparse:
             return np.asarray(self.features)[rows], y
@@ -89,7 +84,7 @@ class Dataset:
                 f"{self.path}: damaged: rows {first} to {last} hold columns outside 0..{self.num_features - 1}"
             )
         if columns.dtype == np.int32 and pointers[-1] <= _LARGEST_INT32:
-            pointers = pointers.astype(np.int32)  # of one type with the columns, or SciPy copies those
+            pointers = pointers.astype(np.int32)  # the dtype of the columns, since otherwise SciPy copies these
         return scipy.sparse.csr_array((data, columns, pointers), shape=(len(pointers) - 1, self.num_features))
 
 
@@ -100,12 +95,12 @@ def open_data(
     index_base: IndexBase = "auto",
     copies: int = 1,
 ) -> Dataset:
-    """Open a data file, whose suffix tells the format (see above), memory-mapped where the format allows.
+    """Open a data file, whose suffix tells the format (see above). It is memory-mapped if the format allows.
 
-    labels: an .npy file with y, for files that hold only features.
-    like: the training data that a test set must match: rows of its shape, indices that count from where its do.
-    index_base: what the indices of a LIBSVM text count from; auto: from 0 when there is an index 0, else from 1.
-    copies: processes of this host that open the file: each holds all of it when it cannot be mapped.
+    labels: an .npy file with y, for files without labels
+    like: the training data, for a test set: rows must have the same shape, and indices the same first index
+    index_base: the first index of a LIBSVM text; auto: 0 if there is an index 0, else 1
+    copies: number of processes of this host that open the file; each holds all of it if it cannot be mapped
 
     Raises UserError: a file that is missing, damaged, of the wrong shape or too large for the memory.
     """
@@ -180,7 +175,10 @@ def _from_npz(path: str, labels: str | None, copies: int) -> Dataset:
 
 
 def of_csr(path: str, arrays: Mapping[str, np.ndarray], y: np.ndarray | None = None) -> Dataset:
-    """The data set of what scipy.sparse.save_npz writes of a CSR matrix. path: for messages. Raises UserError."""
+    """The data set of the arrays that scipy.sparse.save_npz writes of a CSR matrix. path: for errors.
+
+    Raises UserError.
+    """
     layout = arrays.get("format", np.array(b"csr"))
     if layout.nbytes > 100 or layout.tobytes() != b"csr":
         raise UserError(f"{path}: expected sparse format csr, found {layout.ravel()[:1].tobytes()[:20]!r}")
@@ -202,7 +200,7 @@ def _read_labels(path: str, labels: str | None) -> np.ndarray:
 
 
 def dense(path: str, X: np.ndarray, y: np.ndarray | None) -> Dataset:
-    """The data set of an array (num_rows, ...) and labels. path: for messages. Raises UserError."""
+    """The data set of an array (num_rows, ...) and labels. path: for errors. Raises UserError."""
     _check_numbers(path, "X", X, "fiub")
     if X.ndim < 2:
         raise UserError(f"{path}: expected X of shape (rows, features) or with more dimensions, found {X.shape}")

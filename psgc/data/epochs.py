@@ -1,11 +1,11 @@
-"""Which rows of a data set each iteration takes, when every row comes once an epoch, in a random order."""
+"""The rows of each iteration, when every row of a data set comes once an epoch, in a random order."""
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-LEAST = 0.01  # cost of an empty chunk: its report takes time as well
+LEAST = 0.01  # cost of an empty chunk, since its report takes time as well
 
 
 @lru_cache(2)  # of an epoch, and of the next one
@@ -24,13 +24,15 @@ def order_of(seed: int, epoch: int, length: int) -> np.ndarray:
 def rows_of(seed: int, epoch: int, length: int, start: int, stop: int, shuffle: bool = True) -> np.ndarray:
     """The rows at places `start` to `stop - 1` of an epoch over `length` rows: (stop - start,) int64.
 
-    shuffle: in the order of the epoch, otherwise in that of the data.
+    shuffle: use the random order of the epoch; else the order of the data
     """
     return order_of(seed, epoch, length)[start:stop].astype(np.int64) if shuffle else np.arange(start, stop)
 
 
 def bounds(i: int, length: int, num_chunks: int) -> tuple[int, int]:
-    """Where chunk i of `num_chunks` begins and ends among `length` rows. Some are empty when there are too few rows.
+    """The first place of chunk i of `num_chunks` among `length` rows, and the place after its last.
+
+    With too few rows some chunks are empty.
 
     >>> [bounds(i, 7, 3) for i in range(3)]
     [(0, 2), (2, 4), (4, 7)]
@@ -40,10 +42,13 @@ def bounds(i: int, length: int, num_chunks: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Epochs:
-    """The batches of a run: a pure function of these numbers and the iteration, so nothing has to be kept.
+    """The batches of a run, a pure function of these numbers and the iteration.
 
-    num_rows: of the data; size: rows of a batch, the last one of an epoch may have fewer; count: epochs of the run;
-    shuffle: as for `rows_of`.
+    num_rows: number of rows of the data
+    size: number of rows of a batch; the last batch of an epoch may have fewer
+    count: number of epochs of the run
+    seed: the seed of the run
+    shuffle: see `rows_of`
 
     >>> epochs = Epochs(num_rows=7, size=3, count=2, seed=0)
     >>> epochs.iterations, [epochs.rows_in(iteration) for iteration in range(6)]
@@ -68,9 +73,9 @@ class Epochs:
         return min(self.size, self.num_rows - iteration % self.iterations_each * self.size)
 
     def costs(self, iteration: int, num_chunks: int) -> list[float]:
-        """Costs of the chunks of an iteration, by their rows; an average chunk of a whole batch costs 1.
+        """Costs of the chunks of an iteration, by their rows. An average chunk of a full batch costs 1.
 
-        The last batch of an epoch may be small. A schedule that does not know that would think all workers faster.
+        The last batch of an epoch may be small. Without costs a schedule would take all workers for faster there.
         """
         return costs_of(self.rows_in(iteration), num_chunks, self.rows_in(0))
 
@@ -86,7 +91,7 @@ class Epochs:
 
 @lru_cache(4)  # a run has two kinds of batches
 def costs_of(length: int, num_chunks: int, whole: int) -> list[float]:
-    """Costs of the chunks of a batch of `length` rows; an average chunk of a whole batch, of `whole` rows, costs 1."""
+    """Costs of the chunks of a batch of `length` rows. An average chunk of a full batch, of `whole` rows, costs 1."""
     ends = np.arange(num_chunks + 1) * length // num_chunks
     costs: list[float] = (np.diff(ends) * (num_chunks / whole)).clip(LEAST).tolist()
     return costs

@@ -1,6 +1,6 @@
 """LIBSVM text, a row a line, `label index:value index:value ...`, indices ascending; `#` comments, `qid:`, gzip.
 
-A query number, `qid:7` after the label, is read over: no problem of psgc uses it.
+A query number, `qid:7` after the label, is ignored.
 """
 
 import gzip
@@ -20,7 +20,7 @@ from psgc.errors import UserError
 
 _LARGEST_INDEX = 2**31 - 1
 _LONGEST_LINE = 2**26  # characters; a file of zeros is one line
-_CHECK_EVERY = 1 << 20  # labels and values between two looks at the memory that they take
+_CHECK_EVERY = 1 << 20  # labels and values between two checks of the memory
 _EXPECTED = "expected 'label index:value index:value ...' (finite numbers)"
 _WHOLE = re.compile("[+-]?[0-9]+")
 _QUERY = re.compile("qid:-?[0-9]+")
@@ -30,12 +30,12 @@ Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def read_libsvm(path: str, copies: int = 1) -> Arrays:
-    """The rows of a text as CSR arrays, and their labels; a file called `.gz` is decompressed.
+    """The rows of a text as CSR arrays, and their labels. A file called `.gz` is decompressed.
 
-    copies: processes of this host that read it, each of which keeps all of it.
+    copies: number of processes of this host that read the file; each keeps all of it
 
-    Returns values (n,) float64, indices (n,) int32 as they are written, indptr (rows + 1,) int64, and labels (rows,),
-    int64 when all of them are written as whole numbers, else float64. Raises UserError with file and line.
+    Returns values (n,) float64, indices (n,) int32 as written, indptr (rows + 1,) int64, and labels (rows,), int64 if
+    all are written as whole numbers, else float64. Raises UserError with file and line.
     """
     try:
         with open_regular(path) as file:

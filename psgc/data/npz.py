@@ -5,9 +5,8 @@ stored uncompressed can be mapped at its place in the archive instead, so that t
 one copy and read only the pages they touch. NumPy puts members at odd addresses, which BLAS cannot use in
 place; `write_dense` and `write_sparse` pad the zip headers so that every array starts at a multiple of 64.
 
-Every byte of a file is foreign: whatever is wrong with it becomes a UserError, and so do bytes that belong to no
-array. Nothing is ever unpickled. The archive's checksum of a mapped member is not looked at, since that would read
-all of it.
+No byte of a file is trusted: every error becomes a UserError, also for bytes that belong to no array. Nothing is ever
+unpickled. The checksum of a mapped member is not checked, since that would read all of it.
 """
 
 import errno
@@ -32,7 +31,7 @@ from psgc.errors import UserError
 
 ALIGNMENT = 64
 PIECE = 1 << 20  # bytes that are decompressed at a time
-KINDS = "fiubS"  # of plain numbers, and of the format of a sparse matrix
+KINDS = "fiubS"  # kinds of dtypes: plain numbers, and the text `format` of a sparse matrix
 LONGEST_HEADER = 10_000  # bytes, for NumPy too
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ..., length of the name, length of the extra field
 _END_LENGTH = 22  # bytes of the record that ends an archive, without its comment
@@ -46,10 +45,10 @@ def map_npy(path: str) -> np.ndarray:
 
 
 def map_npz(path: str, copies: int = 1, ours: bool = False) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name: memory-mapped where stored uncompressed, read where compressed.
+    """The arrays of an .npz file by name: memory-mapped if stored uncompressed, else read.
 
-    copies: processes of this host that read it; each holds all that is compressed. ours: psgc alone writes such files,
-    in which nothing is compressed, and text may be among the numbers.
+    copies: number of processes of this host that read it; each holds all compressed arrays
+    ours: whether psgc has written the file; then nothing is compressed, and arrays may contain text
     """
     arrays: dict[str, np.ndarray] = {}
     expected = "of another version of psgc" if ours else "no .npz file of plain numbers"
@@ -96,13 +95,13 @@ def write_sparse(path: str | os.PathLike[str], X: Any, y: Any) -> None:
 
 @contextmanager
 def _foreign(path: str, expected: str) -> Iterator[None]:
-    """Turns every error of a parser about foreign bytes into one UserError.
+    """Turn every error of a parser about foreign bytes into one UserError.
 
     zipfile, zlib, ast and NumPy have a dozen exceptions for damaged input and promise none of them.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on strange headers: those that can be read are right or refused below
+            warnings.simplefilter("ignore")  # about strange headers, which are checked below
             yield
     except UserError:
         raise
@@ -143,8 +142,9 @@ def _map(path: str, file: BinaryIO, start: int, end: int, kinds: str = KINDS) ->
     _check_size(shape, size, min(end, os.path.getsize(path)) - offset)
     if size == 0:  # nothing to map
         return np.empty(shape, dtype)
-    # What code that ignores the read-only flag writes stays in its process, where `psgc.workers.input_guard` sees it;
-    # in a map that the kernel protects it would kill the process without a word. No memory is set aside for it.
+    # A private map: if code ignores the read-only flag, its writes stay in its process, where
+    # `psgc.workers.input_guard` finds them. In a map that the kernel protects, a write would kill the process without a
+    # message. No memory is reserved for the map.
     flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
     first = offset - offset % mmap.ALLOCATIONGRANULARITY
     pages = mmap.mmap(file.fileno(), offset - first + size, flags=flags, prot=protection, offset=first)
@@ -214,7 +214,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def check_memory(path: str, needed: int, copies: int, remedy: str) -> None:
     """Raises UserError when `copies` processes of this host cannot hold `needed` bytes each.
 
-    remedy: what to do about it.
+    remedy: text that says what to do
     """
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed * copies > there:

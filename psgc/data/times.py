@@ -1,7 +1,7 @@
 """Measured times from .npy files, for emulated stragglers and for simulations: arrays of seconds per chunk.
 
-Workers are counted from 0 here, and inf stands for one that failed. A trace of seconds per round is taken as seconds
-per chunk, which changes all times by one factor.
+Workers are counted from 0 here, and inf means that a worker failed. A trace of seconds per round is used as seconds per
+chunk, which changes all times by the same factor.
 """
 
 from typing import TypeAlias
@@ -44,7 +44,7 @@ def rounds(path: str, workers: int) -> Seconds:
 def chunk_trace(path: str, split: int, num_chunks: int) -> Seconds:
     """Measured times of chunks, (steps, num_chunks): of the first ranks of an .npy file, rank by rank.
 
-    Each recorded chunk is cut into `split` equal ones. Raises UserError unless these are the chunks of whole ranks.
+    Each recorded chunk is cut into `split` equal ones. Raises UserError unless the chunks are those of whole ranks.
     """
     measured = read(path, "steps x ranks x chunks")
     if np.isinf(measured).any():

@@ -1,7 +1,7 @@
-"""SLURM, PBS and LSF: what a batch script says to them, and the commands to submit it and to requeue this job.
+"""SLURM, PBS and LSF: the parts of a batch script, and the commands to submit it and to requeue this job.
 
-The script has `psgc launch` run over all nodes of the job, since what these schedulers start themselves has no fault
-tolerance.
+The script runs `psgc launch` over all nodes of the job, because ranks that these schedulers start themselves have no
+fault tolerance.
 """
 
 import os
@@ -18,7 +18,7 @@ AGAIN, RUN, SCRIPT = "PSGC_AGAIN", "PSGC_RUN", "PSGC_SCRIPT"  # variables of a P
 
 
 class Slurm(Scheduler):
-    """SLURM tells the script of its time limit, and starts it anew when it has lost a node."""
+    """SLURM warns the script before its time limit, and restarts it when it has lost a node."""
 
     title, suffix, prefix, commands = "SLURM", ".sbatch", "#SBATCH", ("sbatch",)
     index, resume = "$SLURM_ARRAY_TASK_ID", "${SLURM_RESTART_COUNT:+--resume}"

@@ -1,4 +1,4 @@
-"""psgc from Python programs and notebooks: functions that do what its commands do, and `Run`, what a run has left."""
+"""psgc for Python programs and notebooks: functions for its commands, and `Run`, the record of a run."""
 
 from psgc.library.advice import order, replay, simulate
 from psgc.library.launching import launch, train

@@ -1,4 +1,4 @@
-"""The commands that look for good settings, with their rows as plain data."""
+"""The commands that find good settings, as functions that return plain data."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from psgc.library.arguments import overrides_of
 def simulate(path: str | os.PathLike[str], set: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The rows that `psgc simulate` prints for the YAML file `path`, as its `--json` writes them. Raises UserError.
 
-    set: settings to change, such as {"trials": 1000}.
+    set: settings to change, such as {"trials": 1000}
 
     Example: `{row["schedule"]: row["mean_time"] for row in psgc.simulate("sim.yaml")}`.
     """
@@ -33,11 +33,12 @@ def replay(
     parts: Iterable[int] | None = None,
     schedule: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """What the run in the directory `path` would have taken with other settings, as `psgc replay --json` writes it.
+    """Predict the times of the run in the directory `path` with other settings, as `psgc replay --json` writes them.
 
-    The other arguments are values to try, by default some around the run's own.
+    replication, chunks_per_worker, parts, schedule: values to try; by default some around the run's own
+
     Returns `rows` (a dict for each combination, the quickest first; one of them is `recommended`), `reason` and `yaml`
-    (the advice, in words and as settings), and `run`, `workers` and `iterations` (how many are replayed).
+    (the advice, in words and as settings), and `run`, `workers` and `iterations` (the number of replayed iterations).
     Raises UserError.
 
     Example: `psgc.replay("runs/quickstart", replication=[2, 3], schedule=["dynamic"])["rows"][0]["seconds"]`.
@@ -52,13 +53,13 @@ def replay(
 def order(assignment: Any, parts: int | None = None) -> dict[str, Any]:
     """Order the queues of an assignment, as `psgc order` does.
 
-    assignment: a 0/1 matrix (chunks, workers), dense or sparse. parts: for how many, by default for every possible
-    number together.
+    assignment: a 0/1 matrix (chunks, workers), dense or sparse
+    parts: the number of parts; by default all possible numbers together
 
-    Returns `ordering`, the position of each chunk in the queue of each worker from 1, 0 where it is not held, (chunks,
-    workers), and `rows`, for each number of parts a dict: `parts`, `q_max` (chunks that are done in all before the
-    gradient is there, in the worst case), `bound` (which no ordering can go below) and `gap` between the two.
-    Raises UserError.
+    Returns `ordering`, (chunks, workers): the position of each chunk in each worker's queue, from 1, and 0 for chunks
+    that the worker does not hold. And `rows`, a dict for each number of parts: `parts`; `q_max`, the largest total
+    number of chunks that are computed before the gradient is known; `bound`, a lower bound for all orderings; and
+    `gap`, the difference. Raises UserError.
 
     Example: `psgc.order(psgc.coding.cyclic(5, 5, 3), parts=2)["rows"][0]["gap"]`.
     """
@@ -69,7 +70,7 @@ def order(assignment: Any, parts: int | None = None) -> dict[str, Any]:
 
 
 def ordered(assignment: Any, parts: int | None = None) -> tuple[Any, list[dict[str, int]]]:
-    """What `order` returns, for a sparse assignment, with a sparse ordering. Raises UserError."""
+    """The ordering, sparse, and the rows of `order`, for a sparse assignment. Raises UserError."""
     import numpy as np
 
     from psgc import coding

@@ -1,4 +1,4 @@
-"""From the arguments of psgc.launch and psgc.train to the settings that a YAML would have."""
+"""Makes settings, as a YAML would have them, from the arguments of psgc.launch and psgc.train."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ ARRAYS = "expected (X, y), X, a mapping with X, y, X_test and y_test, the path o
 
 
 def overrides_of(set: Mapping[str, Any] | None) -> list[str]:
-    """Settings such as {"coding.parts": 2} as `--set` has them. Raises UserError."""
+    """Settings such as {"coding.parts": 2} as values of `--set`. Raises UserError."""
     return [f"{key}={_yaml(key, value)}" for key, value in (set or {}).items()]
 
 
@@ -31,7 +31,13 @@ def settings_of(
     set: Mapping[str, Any] | None,
     more: Mapping[str, Any],
 ) -> Config:
-    """The settings of a run. where: the function, for messages; more: keys of a YAML, and `lr`. Raises UserError."""
+    """The settings of a run. Raises UserError.
+
+    where: the name of the called function, for errors
+    problem, data: sections of a YAML
+    set: settings to change
+    more: other keys of a YAML, and `lr`
+    """
     tree = {key: value for key, value in more.items() if value is not None}
     optimizer, lr = tree.pop("optimizer", "sgd"), tree.pop("lr", None)
     steps: dict[str, Any] = dict(optimizer) if isinstance(optimizer, Mapping) else {"kind": optimizer}
@@ -45,7 +51,7 @@ def settings_of(
 
 
 def arrays_of(where: str, data: Any) -> Dataset | None:
-    """The data set of arrays in memory, None when `data` is none or says where the data is. Raises UserError."""
+    """The data set of arrays in memory; None if `data` is None or names files. Raises UserError."""
     if data is None or isinstance(data, str | os.PathLike):
         return None
     if isinstance(data, Mapping) and not {"X", "y"} & data.keys():
@@ -56,7 +62,7 @@ def arrays_of(where: str, data: Any) -> Dataset | None:
 
 
 def data_section(data: Any) -> dict[str, Any] | None:
-    """The section `data` of a YAML for data that is not in memory."""
+    """The section `data` of a YAML, for data that is not in memory."""
     if isinstance(data, Mapping):
         return dict(data)
     return None if data is None else {"path": os.fspath(data)}
@@ -109,5 +115,5 @@ def _yaml(key: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The numbers of NumPy and paths, which JSON does not know."""
+    """Converts NumPy's numbers and paths, which JSON does not support."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else os.fspath(value)

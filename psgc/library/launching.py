@@ -1,4 +1,4 @@
-"""Runs that a program starts: psgc.launch has mpirun start the ranks, psgc.train is called by each of them."""
+"""psgc.launch, which starts ranks with mpirun, and psgc.train, which each rank of a program calls."""
 
 import os
 import signal
@@ -35,9 +35,9 @@ def launch(
 ) -> Run:
     """Train as `psgc launch` does, with the settings in the YAML file `path` or in the other arguments.
 
-    workers: how many there are; all run on this machine, or where the job of this program runs.
-    set: settings to change, such as {"optimizer.lr": 0.1, "coding": {"parts": 2}}.
-    resume: go on from the newest checkpoint in the run directory, if there is one.
+    workers: number of workers, on this machine or on the hosts of this program's cluster job
+    set: settings to change, such as {"optimizer.lr": 0.1, "coding": {"parts": 2}}
+    resume: continue from the newest checkpoint in the run directory, if any
 
     In place of `path`:
     problem: a class or a function that ranks can import, called with the keyword arguments `options`; or an instance of
@@ -45,15 +45,16 @@ def launch(
     data: (X, y), or a mapping with X, y, X_test and y_test, written to a file beside the run directory; or the path of
         a file; or as in a YAML.
     settings: the other keys of a YAML, such as iterations=100 or batch={"size": 256, "epochs": 3}.
-    optimizer, lr: its name, such as "adam", or a mapping as in a YAML, by default "sgd"; and its learning rate.
-    output: the run directory, by default `runs/NAME` with the name of the problem. The YAML is beside it.
+    optimizer: a name, such as "adam", or a mapping as in a YAML; by default "sgd"
+    lr: the learning rate
+    output: the run directory, by default `runs/NAME` with the name of the problem; the YAML is written beside it
 
-    Progress and all that the run says go to standard output and standard error of this process. Ctrl-C stops the run
-    in order, and then raises KeyboardInterrupt. SIGTERM, SIGHUP and SIGUSR1 stop it too, and then do what they do
-    otherwise. Signals reach the main thread alone: they do not stop a run that another thread has launched.
+    Output of the run goes to standard output and standard error of this process. Ctrl-C stops the run in order, and
+    then raises KeyboardInterrupt. SIGTERM, SIGHUP and SIGUSR1 stop it as well, and then have their usual effect.
+    Signals only reach the main thread, so they do not stop a run that another thread has launched.
 
     Raises UserError when the settings, the data or an argument are wrong, and RunFailed when the run has failed, both
-    with the line that the command would print. What the run has left until then is read with `psgc.load`.
+    with the line that the command would print. `psgc.load` reads the record of a failed run.
 
     Examples: `psgc.launch("run.yaml", workers=8, set={"optimizer.lr": 0.1}).summary["final_loss"]`;
     `psgc.launch(problem="softmax", data=(X, y), workers=4, lr=0.5, iterations=100).params`.
@@ -75,18 +76,18 @@ def launch(
     placement = Placement(_processes(workers, path, overrides))
     code = command.launch(Program(path, overrides, resume=resume), placement, heard=heard)
     if heard.stopped_by is not None:
-        signal.raise_signal(heard.stopped_by)  # for the handlers that the run has kept it from
+        signal.raise_signal(heard.stopped_by)  # so that the usual handlers get it as well
     if code:
-        reason = heard.reason or f"the run ended with exit code {code}; what it said is on standard error"
+        reason = heard.reason or f"the run ended with exit code {code}; its messages are on standard error"
         raise (UserError if code == UserError.exit_code else RunFailed)(reason)
     return load(configuration.load(path, overrides).output)
 
 
 def _processes(workers: int, path: str, overrides: Sequence[str]) -> int:
-    """For so many workers. Where the settings are wrong, who launches says so."""
+    """The number of processes for this number of workers."""
     try:
         return workers + configuration.load(path, overrides).dedicated_server
-    except UserError:
+    except UserError:  # `command.launch` raises it again
         return workers
 
 
@@ -97,7 +98,7 @@ def _written(
     set: Mapping[str, Any] | None,
     more: Mapping[str, Any],
 ) -> str:
-    """The YAML file of a run, with its data in a file as well. Raises UserError."""
+    """Write the YAML file of a run, and its data if it is in memory. Returns the path. Raises UserError."""
     where = "psgc.launch"
     if launched.ranks() > 1:
         raise UserError(f"{where}: this process is a rank of a run; put the call under: if __name__ == '__main__':")
@@ -142,27 +143,27 @@ def train(
     resume: bool = False,
     **settings: Any,
 ) -> Run | None:
-    """Train with a problem and data that are in memory, inside mpirun: every rank calls it with the same arguments.
+    """Train with a problem and data in memory. Every rank of mpirun calls this with the same arguments.
 
-    A program that calls it is started with `psgc launch program.py -n 4`, or `mpirun -n 4 python program.py`.
+    Start a program that calls it with `psgc launch program.py -n 4`, or `mpirun -n 4 python program.py`.
 
-    problem: an object with the methods of `psgc.problems.base.Problem`, or a built-in one, such as "softmax".
-    data: (X, y), X, or a mapping with X, y, X_test and y_test, used where they lie; or the path of a file; or as in a
-        YAML; or None, when the problem has its own.
-    optimizer, lr: its name, such as "adam", or a mapping as in a YAML; and its learning rate.
+    problem: an object with the methods of `psgc.problems.base.Problem`, or a built-in one, such as "softmax"
+    data: (X, y), X, or a mapping with X, y, X_test and y_test, which are not copied; or the path of a file; or a
+        mapping as in a YAML; or None if the problem has its own data
+    optimizer: a name, such as "adam", or a mapping as in a YAML
+    lr: the learning rate
     iterations, settings: the other keys of a YAML, such as batch={"size": 256, "epochs": 3}. output is the run
         directory, by default `runs/NAME` with the name of the program.
-    callbacks: each is called on rank 0 after each step with a row, which is a dict with the columns of iterations.csv,
-        and the parameters after the step, (dim,), read-only. When one returns True, the run ends in order.
-    set: settings to change, such as {"coding.parts": 2}.
-    resume: go on from the newest checkpoint in the run directory, if there is one; `psgc launch --resume` asks for it
-        as well.
+    callbacks: functions (row, params), called on rank 0 after each step. row is a dict with the columns of
+        iterations.csv; params are the parameters after the step, (dim,), read-only. The run ends when one returns True.
+    set: settings to change, such as {"coding.parts": 2}
+    resume: continue from the newest checkpoint in the run directory, if any; so does `psgc launch --resume`
 
-    Returns the run on rank 0, and None on the workers. It can be called again. When a rank was lost, the workers
-    do not return from the call, but end. After that, and after a failed run, no other run can begin in the program.
+    Returns the run on rank 0, and None on the workers. It can be called again. If a rank was lost, the workers do not
+    return from the call, but end. After that, and after a failed run, no other run can begin in the program.
 
     Raises, on rank 0: UserError when an argument or the data are wrong, or differ between ranks; RunFailed when the run
-    has failed; KeyboardInterrupt on Ctrl-C, which ends the run in order. The workers then end without a word.
+    has failed; KeyboardInterrupt on Ctrl-C, which ends the run in order. The workers then end without a message.
 
     Example: `psgc.train(Ridge(20), (X, y), optimizer="adam", lr=1e-3, iterations=200)`.
     """
@@ -190,7 +191,7 @@ def _given(
     program: str,
     callbacks: Sequence[Callback],
 ) -> Given:
-    """What this rank brings to a run. Raises UserError."""
+    """The problem, the data and the settings of this rank. Raises UserError."""
     where = "psgc.train"
     dataset = arrays_of(where, data)
     section = None if dataset is not None else data_section(data)

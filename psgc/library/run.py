@@ -1,4 +1,4 @@
-"""What a run has left in its directory, as Python programs and notebooks see it."""
+"""The record of a run, for Python programs and notebooks."""
 
 import os
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from psgc.yaml_source import printable
 
 
 class Page(PosixPath):
-    """The path of a page, which a notebook shows."""
+    """The path of a page. A notebook shows the page."""
 
     def _repr_html_(self) -> str:
         source = quote(os.path.relpath(self))  # a notebook's server serves what is below its folder
@@ -29,9 +29,9 @@ class Page(PosixPath):
 
 
 class Run:
-    """What a run has left in its directory, at its end or on the way. `psgc.load` and `psgc.launch` return it.
+    """The record of a run, finished or not. `psgc.load` and `psgc.launch` return it.
 
-    It is what was there when it was loaded; a run that still goes on is loaded again to see more of it.
+    It does not change after loading. Load a run that still goes on again to see more of it.
     """
 
     def __init__(self, recorded: RecordedRun) -> None:
@@ -54,15 +54,15 @@ class Run:
     def history(self) -> dict[str, np.ndarray]:
         """The columns of iterations.csv, (iterations,) each: whole numbers as int64, others as float64.
 
-        Among them `iteration`, `loss` (not there when the problem has none), `seconds`, `bound` (T*, seconds, nan where
-        it was not computed), `bytes` and `lost` (workers); with `evaluate` also `test_loss` and `test_accuracy`, nan in
-        iterations that did not evaluate.
+        Among them `iteration`, `loss` (if the problem has one), `seconds`, `bound` (T*, seconds, nan if it was not
+        computed), `bytes` and `lost` (workers); with `evaluate` also `test_loss` and `test_accuracy`, nan in iterations
+        that did not evaluate.
         """
         return self._recorded.iterations
 
     @cached_property
     def params(self) -> np.ndarray | None:
-        """The parameters after the last good step, (dim,). None before the end, and where another file has them.
+        """The parameters after the last good step, (dim,). None before the end, and if another file has them.
 
         Raises UserError when the file is damaged.
         """
@@ -72,8 +72,7 @@ class Run:
     def best_params(self) -> np.ndarray | None:
         """The parameters with the least held-out loss so far (`evaluate: {keep_best: true}`), (dim,), or None.
 
-        `summary["best"]` has their figures and after how many iterations they were. Raises UserError when the file is
-        damaged.
+        `summary["best"]` has their loss and accuracy, and their iteration. Raises UserError when the file is damaged.
         """
         return self._vector("best.npy")
 
@@ -95,19 +94,19 @@ class Run:
         return self._recorded.config.model_dump()
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Page:
-        """Write the page that `psgc report` writes, with its figures, and return its path, which a notebook shows.
+        """Write the page of `psgc report`, with its figures. Returns its path; a notebook shows the page.
 
-        Needs matplotlib.
+        Needs matplotlib. Raises UserError.
 
-        path: the directory to write to, by default `report` in the run directory. Raises UserError.
+        path: the directory to write to; by default `report` in the run directory
         """
         from psgc.tools.report import write_report
 
         return Page(write_report(self._recorded, None if path is None else expanded(os.fspath(path))))
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{name} {value}" for name, value in self._facts())
-        return f"<psgc.Run {visible(str(self.path))}: {told}>"
+        facts = ", ".join(f"{name} {value}" for name, value in self._facts())
+        return f"<psgc.Run {visible(str(self.path))}: {facts}>"
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in self._facts())
@@ -128,9 +127,9 @@ class Run:
 
 
 def load(path: str | os.PathLike[str]) -> Run:
-    """What the run in the directory `path` has left there, also of a run that goes on or was killed.
+    """Load the record of the run in the directory `path`. The run may still go on, or have been killed.
 
-    Raises UserError, a ValueError whose text is one line: no run directory, a damaged file, or one of another version.
+    Raises UserError, a ValueError with a text of one line: no run directory, a damaged file, or another version.
 
     Example: `psgc.load("runs/quickstart").history["loss"]`.
     """
@@ -140,9 +139,9 @@ def load(path: str | os.PathLike[str]) -> Run:
 def compare(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[dict[str, Any]]:
     """The rows that `psgc compare` prints for the runs in these directories, also of runs that go on or were killed.
 
-    The least held-out loss comes first, else the least final loss. `settings` is what differs between the runs, by
-    dotted key; the other entries are those of `psgc.tools.comparison.compared`. A single path is a run of its own.
-    Raises UserError.
+    The run with the least held-out loss comes first, else the one with the least final loss. `settings` has the
+    settings that differ between the runs, by dotted key. `psgc.tools.comparison.compared` lists the other entries.
+    A single path is accepted as well. Raises UserError.
 
     Example: `psgc.compare(Path("runs/a").iterdir())[0]["settings"]`.
     """

@@ -1,4 +1,4 @@
-"""Training a LightningModule as it is: Lightning's own Trainer on every rank, with the gradient of psgc."""
+"""Trains an unchanged LightningModule: every rank runs Lightning's Trainer, and psgc computes the gradient."""
 
 try:
     import lightning as _lightning  # noqa: F401

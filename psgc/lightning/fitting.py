@@ -1,4 +1,4 @@
-"""`psgc.lightning.fit`: a Trainer of Lightning whose strategy is psgc."""
+"""`psgc.lightning.fit`: trains with Lightning's Trainer and psgc as its strategy."""
 
 import inspect
 from pathlib import Path
@@ -21,15 +21,16 @@ from psgc.run.script_ending import ScriptEnding
 def fit(module: LightningModule, data: Any = None, val: Any = None, *, epochs: int, **given: Any) -> Trainer:
     """Train a LightningModule on all ranks, as `Trainer(max_epochs=epochs).fit(module, data, val)` does in one process.
 
-    data: the DataLoader of the training, whose batch_size is that of a step, whatever the number of workers; or a
-        LightningDataModule; None: the module has its own. val: a DataLoader for validation, or several, or None.
+    data: the DataLoader for training; its batch_size is the batch size of a step, with any number of workers. Or a
+        LightningDataModule; None: the module has its own loaders
+    val: a DataLoader for validation, or several, or None
     given: arguments of psgc.torch.init, such as seed and output, and of Trainer, such as callbacks and
-        gradient_clip_val. Unlike in Lightning there is no logger, no checkpoint of Lightning and no sanity check unless
-        it is asked for, and no progress bar where psgc shows the progress (output).
+        gradient_clip_val. Unlike in Lightning, logger, checkpoints and sanity check are off by default. With output
+        psgc shows the progress, and Lightning's progress bar is off.
 
     Returns the Trainer; `trainer.strategy.run` is the run (`psgc.torch.ScriptRun`).
 
-    Raises UserError, in one line, for what is wrong and for what cannot be done on several ranks.
+    Raises UserError when an argument is wrong, or when a feature does not work on several ranks.
     """
     rank_zero_only.rank = launched.number()
     strategy = None
@@ -43,7 +44,7 @@ def fit(module: LightningModule, data: Any = None, val: Any = None, *, epochs: i
         trainer.fit(module, data, val)
     except UserError:
         if strategy is None or strategy.run is None:
-            ScriptEnding()  # so that it is one line, with exit code 2
+            ScriptEnding()  # prints the error as one line, with exit code 2
         raise
     return trainer
 
@@ -61,7 +62,8 @@ def _trainer(strategy: PsgcStrategy, epochs: int, of_init: dict[str, Any], given
         "num_sanity_val_steps": 0,
         "default_root_dir": Path(output) if output else None,
     }
-    settings |= given | {"plugins": [LightningEnvironment(), *plugins]}  # else Lightning asks MPI, which others use
+    # without this environment, Lightning would call MPI itself
+    settings |= given | {"plugins": [LightningEnvironment(), *plugins]}
     return Trainer(max_epochs=epochs, strategy=strategy, devices=1, **settings)
 
 

@@ -1,4 +1,4 @@
-"""Where Lightning's Trainer is, as a part of the run's state: ranks that fell behind and resumed runs go on there."""
+"""The progress of Lightning's Trainer as a part of the run's state, for ranks that fell behind and resumed runs."""
 
 import copy
 from collections.abc import Mapping
@@ -10,10 +10,13 @@ from lightning.pytorch import Trainer
 
 
 class LightningProgress:
-    """trainer: of this rank. before_batch: called when a batch is fetched, in_batch: whether its gradient is awaited.
+    """The progress of a Trainer. Attach it to the run.
 
-    The state is that before the batch: its counters are those of `before_batch`, and what callbacks have is as it is.
-    cumulated: what the epoch's means of logged values are to have before the newest batch, once a state was loaded.
+    A state is always the state before a batch: while its gradient is computed, counters are those of `before_batch`.
+
+    trainer: the Trainer of this rank
+    in_batch: whether the gradient of a batch is being computed
+    cumulated: after a state was loaded, the sums and counts of the epoch's logged values before the newest batch
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -23,6 +26,7 @@ class LightningProgress:
         self.cumulated: dict[str, list[float]] | None = None
 
     def before_batch(self) -> None:
+        """Call when a batch is fetched."""
         self._before = self._counts()
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,12 +51,12 @@ class LightningProgress:
 
     @property
     def _metrics(self) -> dict[str, Any]:
-        """By which callbacks and schedules decide."""
+        """The metrics that callbacks and schedules use."""
         found: dict[str, Any] = self._trainer._logger_connector._callback_metrics
         return found
 
     def logged(self, means: Mapping[str, tuple[float, int]]) -> None:
-        """These means of the newest batch, over so many examples, were logged. After a state the epoch's follow."""
+        """After a state was loaded, correct the epoch's means once. means: of the newest batch: (mean, examples)."""
         if self.cumulated is None:
             return
         for name, (mean, count) in means.items():

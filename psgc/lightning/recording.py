@@ -1,4 +1,4 @@
-"""What a step of a LightningModule logs, as sums over examples, whoever computes them."""
+"""Collects the values that a LightningModule logs in a step, as sums over examples, from all workers."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -13,21 +13,22 @@ from torch import Tensor, nn
 from psgc.errors import UserError
 from psgc.torch.chunk_gradient import LoggedFigures
 
-Step = Callable[[Any], Any]  # of a batch
+Step = Callable[[Any], Any]  # (batch) -> what the step returns
 _LOG = inspect.signature(LightningModule.log)
 
 
 class Logged(NamedTuple):
-    """total: the sum over so many examples, `of`; how: the other arguments of self.log."""
-
-    total: float
+    total: float  # the sum over `of` examples
     of: int
-    how: Mapping[str, Any]
+    how: Mapping[str, Any]  # the other arguments of self.log
 
 
 @contextmanager
 def recording(module: LightningModule, batch: Any) -> Iterator[dict[str, Logged]]:
-    """What `module.log` is called with meanwhile, by name. batch: of the step. Raises UserError for what is no mean."""
+    """A mapping that collects the calls of `module.log` in the block, by name. batch: the batch of the step.
+
+    Raises UserError for a logged value that is not a mean over the batch.
+    """
     found: dict[str, Logged] = {}
 
     def log(*arguments: Any, **others: Any) -> None:
@@ -37,11 +38,11 @@ def recording(module: LightningModule, batch: Any) -> Iterator[dict[str, Logged]
         reduce, size = bound.arguments.pop("reduce_fx", "mean"), bound.arguments.pop("batch_size", None)
         if not isinstance(value, Tensor | int | float) or (isinstance(value, Tensor) and value.numel() != 1):
             raise UserError(
-                f"self.log({name!r}): got {type(value).__name__}, of which each worker has its own: log a number of "
-                "the batch; for what is not a mean use run.evaluate with outputs"
+                f"self.log({name!r}): got {type(value).__name__}, which would differ between workers: log a number of "
+                "the batch; for metrics that are not a mean use run.evaluate with outputs"
             )
         if reduce not in ("mean", torch.mean):
-            raise UserError(f"self.log({name!r}): reduce_fx: expected mean, which is right whoever has which examples")
+            raise UserError(f"self.log({name!r}): reduce_fx: expected mean, the only one that any workers can compute")
         count = int(size or extract_batch_size(batch))
         number = float(value.detach() if isinstance(value, Tensor) else value)
         found[name] = Logged(number * count, count, bound.arguments)
@@ -54,10 +55,12 @@ def recording(module: LightningModule, batch: Any) -> Iterator[dict[str, Logged]
 
 
 class StepLoss:
-    """`training_step` as the loss of psgc, with what it logs as figures.
+    """`training_step` as the loss of psgc, with the logged values as figures.
 
-    step: calls it; first: a batch of an example or two, which shows what it logs. share: what the loss is divided by.
-    hows: the arguments of self.log by name.
+    step: calls `training_step`
+    first: a small batch, which shows the names of the logged values
+    share: the divisor of the loss
+    hows: the arguments of self.log, by name
     """
 
     def __init__(self, module: LightningModule, step: Step, first: Any) -> None:
@@ -83,14 +86,14 @@ class StepLoss:
         return loss / self.share
 
     def means(self) -> dict[str, tuple[float, int]]:
-        """Of what was logged for the newest batch: the mean over its examples, and how many they are."""
+        """The logged values of the newest batch: the mean over its examples, and their number, by name."""
         sums = self.figures.sums
         pairs = zip(self.hows, sums[::2], sums[1::2], strict=False)
         return {name: (total / count, round(count)) for name, total, count in pairs if count}
 
 
 class StepMetric:
-    """`validation_step` as a metric of psgc. hows: the arguments of self.log by name, once it was called."""
+    """`validation_step` as a metric of psgc. hows: the arguments of self.log, by name, after the first call."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
@@ -103,8 +106,8 @@ class StepMetric:
             self._step(batch)
         if grown := [name for name, length in _lengths(module).items() if length != before.get(name, 0)]:
             raise UserError(
-                f"validation_step changes self.{grown[0]}, of which each worker has its own part: log means of the "
-                "batch; for what is not a mean use run.evaluate with outputs"
+                f"validation_step changes self.{grown[0]}, which would differ between workers: log means of the "
+                "batch; for metrics that are not a mean use run.evaluate with outputs"
             )
         self.hows.update({name: logged.how for name, logged in found.items()})
         return {name: (logged.total, logged.of) for name, logged in found.items()} or {"": (0.0, 1.0)}

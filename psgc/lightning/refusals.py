@@ -1,4 +1,4 @@
-"""What of Lightning cannot be done where any worker may compute any examples: one line, with what to use instead."""
+"""Features of Lightning that cannot work when any worker may compute any examples, and what to use instead."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +12,8 @@ from psgc.run import launched
 
 ARGUMENTS = {  # of Trainer
     "strategy": "psgc is the strategy",
-    "devices": "each rank has one; psgc launch -n says how many there are",
-    "num_nodes": "psgc launch and psgc submit say where ranks run",
+    "devices": "each rank has one; psgc launch -n sets the number of ranks",
+    "num_nodes": "psgc launch and psgc submit choose the hosts of the ranks",
     "sync_batchnorm": 'use buffers="chunk"',
     "max_time": "the clocks of ranks differ; use epochs, or max_steps",
     "limit_train_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
@@ -24,15 +24,15 @@ ARGUMENTS = {  # of Trainer
     "max_epochs": "use epochs",
 }
 HOOKS = {  # of the module
-    "backward": "the gradient is that of what training_step returns; torch hooks of parameters see it",
+    "backward": "psgc computes the gradient of the loss of training_step; use torch's hooks of parameters",
     "on_before_batch_transfer": "use on_after_batch_transfer, or collate_fn of the DataLoader",
-    "on_validation_epoch_end": "each worker has a part of the examples: log means in validation_step; for what is "
-    "not a mean use run.evaluate with outputs",
+    "on_validation_epoch_end": "each worker has a part of the examples: log means in validation_step; for metrics "
+    "that are not a mean use run.evaluate with outputs",
 }
 
 
 def check_arguments(given: Mapping[str, Any], epochs: object) -> None:
-    """Raises UserError for arguments of Trainer that cannot be."""
+    """Raises UserError for arguments of Trainer that psgc does not support."""
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"psgc.lightning.fit: epochs is {epochs!r:.40}, expected a whole number >= 1")
     for name, instead in ARGUMENTS.items():
@@ -41,7 +41,10 @@ def check_arguments(given: Mapping[str, Any], epochs: object) -> None:
 
 
 def check_trainer(trainer: Trainer, module: LightningModule) -> None:
-    """Raises UserError for a module, callbacks or loggers that cannot be; all ranks then name files alike."""
+    """Raises UserError for a module, callbacks or loggers that psgc does not support.
+
+    It also makes ModelCheckpoint choose the same file names on all ranks.
+    """
     kind = type(module).__name__
     if not isinstance(module, LightningModule):
         raise UserError(f"psgc.lightning.fit: {kind} is no LightningModule of the package lightning.pytorch")
@@ -60,7 +63,7 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
         if isinstance(callback, ModelCheckpoint):
             if callback._train_time_interval is not None:
                 raise UserError("ModelCheckpoint: train_time_interval: use every_n_train_steps or every_n_epochs")
-            callback._enable_version_counter = False  # what else is in the folder may look different elsewhere
+            callback._enable_version_counter = False  # the files in the folder may differ between ranks
     for logger in trainer.loggers:
         if launched.ranks() > 1 and getattr(logger, "_version", "") is None:
             raise UserError(

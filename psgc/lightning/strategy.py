@@ -1,8 +1,8 @@
 """The strategy with which Lightning's Trainer trains on all ranks of psgc.
 
-Every rank has a Trainer of its own, with its loops, hooks, callbacks and loggers, as in one process. Its loader gives
-the batches of `run.batches`, which hold no data. A training step is `run.backward`: all workers call `training_step`
-for their chunks, and the gradient is there before Lightning's backward. A validation is one step, `run.evaluate`.
+Every rank has its own Trainer, with loops, hooks, callbacks and loggers, as in one process. Its loader returns the
+batches of `run.batches`, which contain no data. A training step is `run.backward`: all workers call `training_step`
+for their chunks, and the gradient is complete before Lightning's backward. A validation is one step, `run.evaluate`.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,9 +28,12 @@ from psgc.torch.generators import preserved
 
 
 class TrainingLoader:
-    """The loader of the training: the batches of all epochs, of which Lightning takes so many for each.
+    """The loader for training: one iterator over the batches of all epochs.
 
-    So a rank that fell behind goes on where the others are, and leaves out ends of epochs that they have had.
+    So a rank that fell behind continues where the others are, and skips the rest of its epoch.
+
+    number: number of batches of an epoch
+    fetched: is called after each batch
     """
 
     def __init__(self, batches: Iterator[Batch], number: int, fetched: Callable[[], object]) -> None:
@@ -49,14 +52,14 @@ class TrainingLoader:
 
 
 class Examples:
-    """All examples of a loader of the validation, as the only batch of it."""
+    """All examples of a validation loader, as its only batch."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
 
 
 class PsgcStrategy(SingleDeviceStrategy):
-    """of_init: arguments of psgc.torch.init. run: of psgc, once there is one."""
+    """The strategy. of_init: arguments of psgc.torch.init; run: the run, or None before it begins."""
 
     strategy_name = "psgc"
 
@@ -69,7 +72,7 @@ class PsgcStrategy(SingleDeviceStrategy):
     # the run
 
     def setup(self, trainer: Any) -> None:
-        """The model is on its device, the optimizers are there."""
+        """Lightning calls this when the model is on its device, before training."""
         self._progress = LightningProgress(trainer)
         super().setup(trainer)
         trainer.fit_loop.setup_data()  # begins the run, unless an optimizer has asked for the number of steps
@@ -82,7 +85,7 @@ class PsgcStrategy(SingleDeviceStrategy):
         self.run.standing.load_own()
 
     def process_dataloader(self, dataloader: Any) -> Any:
-        """A loader of the Trainer, as it gave it."""
+        """Replace a loader of the Trainer. The training loader begins the run."""
         if not isinstance(dataloader, DataLoader):
             raise UserError(f"psgc.lightning.fit: got a {type(dataloader).__name__}, expected a torch DataLoader")
         trainer = self._module.trainer
@@ -92,7 +95,7 @@ class PsgcStrategy(SingleDeviceStrategy):
             raise UserError("psgc.lightning.fit: several loaders of the training; expected one")
         self.run = self._begun(dataloader)
         size, shuffle = dataloader.batch_size, isinstance(dataloader.sampler, RandomSampler)
-        assert size is not None  # else it was refused
+        assert size is not None  # psgc.torch.init refuses such a loader
         batches = self.run.batches(size, trainer.max_epochs, shuffle, dataloader.drop_last)
         return TrainingLoader(batches, len(dataloader), self._progress.before_batch)
 
@@ -100,8 +103,8 @@ class PsgcStrategy(SingleDeviceStrategy):
         module, dataset, collate = self._module, loader.dataset, loader.collate_fn
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise UserError(
-                f"the dataset ({type(dataset).__name__}) has no length or no rows by number, so every rank would have "
-                "other batches; expected a map-style dataset"
+                f"the dataset ({type(dataset).__name__}) has no length or no __getitem__, so batches would differ "
+                "between ranks; expected a map-style dataset"
             )
         with preserved(self.root_device), evaluation_mode(module):
             many = getattr(dataset, "__getitems__", None)
@@ -115,14 +118,14 @@ class PsgcStrategy(SingleDeviceStrategy):
         assert module is not None
         return module
 
-    # what is computed
+    # steps
 
     def _step(self, kind: str, batch: Any, *others: Any) -> Any:
-        """A step of the module with a batch as its collate_fn has made it, as Lightning's loops call it."""
+        """Call a step of the module as Lightning's loops do. batch: as collate_fn returned it."""
         batch = super().batch_to_device(self.precision_plugin.convert_input(batch), dataloader_idx=0)
         return getattr(super(), kind)(batch, *(others or self._others))
 
-    _others: tuple[int, ...] = (0,)  # after the batch: its number
+    _others: tuple[int, ...] = (0,)  # the arguments after the batch: its number
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         is_ours = isinstance(batch, Batch | Examples)
@@ -145,7 +148,7 @@ class PsgcStrategy(SingleDeviceStrategy):
         return torch.tensor(mean * share, device=self.root_device)
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """The gradient of the step is there again, after `zero_grad`, for the hooks."""
+        """Put the gradient of the step into `.grad` again, after `zero_grad`, for the hooks."""
         closure_loss = self.precision_plugin.pre_backward(closure_loss, self._module)
         for param, gradient in zip(self._module.parameters(), self._gradients, strict=True):
             param.grad = gradient
@@ -154,7 +157,7 @@ class PsgcStrategy(SingleDeviceStrategy):
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
     ) -> Any:
-        """The gradient is computed before the step, so that the states of ranks are whole then."""
+        """Compute the gradient before the optimizer's step, because states can only be made outside of a step."""
         found = closure()
         self.precision_plugin._after_closure(self._module, optimizer)
         optimizer.step(**kwargs)
@@ -182,11 +185,11 @@ class PsgcStrategy(SingleDeviceStrategy):
         return launched.number() == 0 if self.run is None else self.run.is_first
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """A rank that has fallen behind decides nothing: it does not know what the others know."""
+        """A rank that has fallen behind decides nothing, since it lacks what the others know."""
         return decision and self._of_run.standing.pending is None
 
     def teardown(self) -> None:
-        """The model stays where it is: the run may go on with `run.save`."""
+        """Unlike Lightning, leave the model on its device, so that `run.save` still works."""
         self.precision_plugin.teardown()
         assert self.accelerator is not None
         self.accelerator.teardown()

@@ -1,4 +1,4 @@
-"""What psgc optimises: the Problem protocol, which a user's own model follows as the built-in ones do.
+"""The Problem protocol, for the built-in models and for users' models.
 
 The objective is a sum over chunks, L = sum over i of loss_i, and a worker computes gradients of loss_i. For
 the built-in problems
@@ -8,7 +8,7 @@ the built-in problems
 with weight_i = rows of chunk i / rows of the data (with epochs: of the iteration's batch, both). So L is the mean row
 loss plus l2 / 2 |params|^2 however the data is cut, and a batch drawn from a chunk gives an unbiased estimate.
 
-A complete problem of one's own, fitting the mean of the labels:
+A complete problem, which fits the mean of the labels:
 
     class Mean:
         dim = 1
@@ -33,17 +33,17 @@ Evaluation: TypeAlias = Callable[[Array, Chunk, np.random.Generator], tuple[floa
 
 
 class Problem(Protocol):
-    """What a problem must have. Copies of a chunk must agree, so `gradient` depends on its arguments alone.
+    """The methods of a problem. Copies of a chunk must agree, so `gradient` must depend on its arguments alone.
 
-    Optional methods, used when they are there:
+    Optional methods:
 
     * `loss(params, chunk) -> float`: loss_i, shown and recorded. The run ends when its sum over the chunks is not
       finite.
-    * `loss_and_gradient(params, chunk, rng) -> (float, vector)`: both at the price of one.
-    * `accuracy(params, chunk) -> float`: the fraction of the chunk's rows that are classified right.
-    * `prepare_evaluation(params, chunks)`: called before `loss` and `accuracy` for figures that are shown. From its
-      arguments alone it computes anew what the problem keeps beside its parameters, such as running statistics.
-      `chunks` yields those of the training data, each read when it is taken.
+    * `loss_and_gradient(params, chunk, rng) -> (float, vector)`: both at the cost of one.
+    * `accuracy(params, chunk) -> float`: the fraction of the chunk's rows that are classified correctly.
+    * `prepare_evaluation(params, chunks)`: called before `loss` and `accuracy` in an evaluation. From its arguments
+      alone it computes the state that the problem keeps besides its parameters, such as running statistics. `chunks`
+      yields the chunks of the training data, each read when it is taken.
     """
 
     dim: int
@@ -55,10 +55,10 @@ class Problem(Protocol):
     def gradient(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> Array:
         """Gradient of loss_i at `params`: (dim,), of the dtype and on the device of `params`.
 
-        It contains chunk.weight, in all its terms, which `psgc.problems.halves` checks. psgc copies it where other code
-        can reach its memory. `params` and `chunk` must not be written to.
+        All its terms must contain the factor chunk.weight, which `psgc.problems.halves` checks. psgc copies the vector
+        if other code may use its memory. `params` and `chunk` must not be written to.
 
-        rng: seeded by (seed, iteration, chunk); the only source of randomness allowed.
+        rng: seeded by (seed, iteration, chunk); the only source of random numbers that is allowed
         """
 
 
@@ -67,9 +67,9 @@ def has_loss(problem: Problem) -> bool:
 
 
 def evaluate(problem: Problem) -> Evaluation:
-    """A function (params, chunk, rng) -> (loss, gradient), by the cheapest way the problem offers.
+    """A function (params, chunk, rng) -> (loss, gradient), from the cheapest methods of the problem.
 
-    The loss is nan for a problem that has none (`has_loss`).
+    The loss is nan for a problem without one (`has_loss`).
     """
     both: Evaluation | None = getattr(problem, "loss_and_gradient", None)
     if both is not None:
@@ -84,9 +84,9 @@ def evaluate(problem: Problem) -> Evaluation:
 
 
 def prepare_evaluation(problem: Problem, params: Array, chunks: Iterator[Chunk]) -> None:
-    """Have the problem recompute its own state for an evaluation at `params`, if it has a method for that.
+    """Let the problem recompute its own state for an evaluation at `params`, if it has a method for that.
 
-    chunks: of the training data, in order (`psgc.data.ChunkSource.each`).
+    chunks: the chunks of the training data, in order (`psgc.data.ChunkSource.each`)
     """
     if (prepare := getattr(problem, "prepare_evaluation", None)) is not None:
         prepare(params, chunks)

@@ -1,4 +1,4 @@
-"""Problems from their names: the built-in ones by kind, the user's own by "module:object"."""
+"""Makes problems from their names: the built-in ones by kind, users' problems by "module:object"."""
 
 import importlib
 import os
@@ -15,9 +15,9 @@ from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
 
 
 def make_problem(kind: str, *, dataset: Dataset, l2: float = 0.0, hidden: int = 64, seed: int = 0) -> Problem:
-    """The built-in problem `kind` for the rows of `dataset`; hidden and seed are for an mlp.
+    """The built-in problem `kind` for the rows of `dataset`. hidden and seed are for an mlp.
 
-    Raises UserError when the rows of X are no vectors, or the labels do not fit the problem, see `check_labels`.
+    Raises UserError when the rows of X are not vectors, or when the labels do not fit the problem (`check_labels`).
     """
     if len(dataset.row_shape) > 1:
         shape = (dataset.num_rows, *dataset.row_shape)
@@ -38,9 +38,9 @@ def make_problem(kind: str, *, dataset: Dataset, l2: float = 0.0, hidden: int = 
 
 
 def check_labels(kind: str, dataset: Dataset, num_classes: int | None = None) -> int:
-    """Check that the labels of `dataset` fit the problem `kind`; the number of classes (0 for least_squares).
+    """Check that the labels of `dataset` fit the problem `kind`. Returns the number of classes (0 for least_squares).
 
-    num_classes: the classes of the training set, for a test set, in which some may be missing.
+    num_classes: for a test set, the number of classes of the training set
 
     Raises UserError: labels not finite, not 0/1 or -1/+1 (logistic), not 0..C-1 (softmax, mlp).
     """
@@ -69,11 +69,11 @@ def check_labels(kind: str, dataset: Dataset, num_classes: int | None = None) ->
 def load_python(target: str, options: Mapping[str, Any], folder: str | None = None) -> Problem:
     """The user's problem named "module:object".
 
-    The module is installed, or lies in `folder` or in the current directory, which are at the end of Python's path from
-    now on: the model may import more of them while it runs. The object is a problem, or a class or function that makes
-    one when called with `options`.
+    The module is installed, or is in `folder` or in the current directory. Both are appended to Python's path, because
+    the model may import more modules while it runs. The object is a problem, or a class or function that makes one when
+    called with `options`.
 
-    Raises UserError: the module or object is missing or fails, or it gives no problem (see `Problem`).
+    Raises UserError: the module or the object is missing or fails, or is no problem (see `Problem`).
     """
     where = f"problem.python: {target}"
     made = _load_object(where, target, folder)
@@ -93,7 +93,7 @@ def load_python(target: str, options: Mapping[str, Any], folder: str | None = No
 
 
 def _load_object(where: str, target: str, folder: str | None) -> Any:
-    """The user's object named "module:object", as for `load_python`. where: said in errors. Raises UserError."""
+    """The user's object named "module:object", as for `load_python`. where: for errors. Raises UserError."""
     module_name, _, object_name = target.partition(":")
     if not module_name or not object_name:
         raise UserError(f"{where}: expected 'module:object'")
@@ -120,7 +120,7 @@ def call_object(where: str, target: str, options: Mapping[str, Any], folder: str
 def _called(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     try:
         return function(**options)
-    except (Exception, SystemExit) as error:  # the user's code: anything can come, --debug shows where from
+    except (Exception, SystemExit) as error:  # the user's code may raise anything; --debug shows its traceback
         text = f"calling it with {dict(options)} failed: {one_line(error)}{raised_at(error)}"
         raise UserError(f"{where}: {text}") from error
 

@@ -1,8 +1,8 @@
-"""Whether figures of a chunk follow from those of its halves, as far as what a chunk is worth is in the right place.
+"""Checks that a model weights its figures correctly, by comparing a chunk with its halves.
 
-Losses and gradients of chunks are added up, so each must contain `chunk.weight`; accuracies are weighted by psgc. A
-model that has it the other way round gives a mean for a sum, or a sum for a mean. Halves of a chunk tell these apart:
-they differ by a factor of about two, unlike models whose rows depend on each other.
+Losses and gradients of chunks are added up, so each must contain `chunk.weight`. Accuracies are weighted by psgc. A
+model that confuses the two returns a mean instead of a sum, or a sum instead of a mean. Then the chunk and its halves
+differ by a factor of about two. Models whose rows depend on each other differ by less.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from psgc.data import Chunk
 from psgc.errors import ModelError
 from psgc.problems.base import Problem, array_namespace, evaluate
 
-NEAR, FAR = 0.1, 0.3  # relative differences from what it is, and from what it should be
-TINY = 1e-9  # a figure that may be nothing but rounding errors
+NEAR, FAR = 0.1, 0.3  # relative differences: at most NEAR from the wrong value, more than FAR from the right value
+TINY = 1e-9  # a figure that may consist of rounding errors
 SAME = 1e-3  # relative difference up to which a figure is not random
 MEAN = "a mean over its rows; expected the mean times chunk.weight, in all terms, so that the chunks add up"
 SUM = "a sum over its rows; expected the fraction of its rows that are right, without chunk.weight"
@@ -25,21 +25,21 @@ Measure = Callable[[Any, Chunk], float]
 
 
 class ChunkCheck:
-    """Looks at the first chunk of a problem that has two rows."""
+    """Checks the first chunk of a problem that has at least two rows."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem, self._evaluate = problem, evaluate(problem)
 
     def check(self, params: Array, chunk: Chunk) -> bool:
-        """Whether the check is done: no other chunk is needed.
+        """Check a chunk. Returns whether the check is done; else it needs another chunk.
 
-        Raises ModelError: the chunk's loss, gradient or accuracy does not follow from its halves.
+        Raises ModelError: the chunk's loss, gradient or accuracy does not agree with its halves.
         """
         if (halves := halves_of(chunk)) is None:
             return chunk.X is None
         try:
             wrong = self._wrong_sum(params, chunk, halves) or self._wrong_accuracy(params, chunk)
-        except Exception:  # it may need more rows than these; what else is wrong comes out where the gradient is used
+        except Exception:  # the model may need more rows; other errors appear when the gradient is used
             return True
         if wrong:
             raise ModelError(wrong)
@@ -55,14 +55,14 @@ class ChunkCheck:
         return ""
 
     def _wrong_accuracy(self, params: Array, chunk: Chunk) -> str:
-        """What is wrong with the accuracy, where it can be had at any time; empty when nothing is."""
+        """What is wrong with the accuracy; empty when nothing is, or when it needs `prepare_evaluation`."""
         accuracy: Measure | None = getattr(self._problem, "accuracy", None)
         if accuracy is None or hasattr(self._problem, "prepare_evaluation"):
             return ""
         return wrong_measure("accuracy", accuracy, params, chunk)
 
     def _copied(self, params: Array, chunk: Chunk, seed: int = 0) -> tuple[float, Array]:
-        """Loss and gradient, copied: a model may use the memory of its gradient again."""
+        """The loss and a copy of the gradient, since a model may use the memory of its gradient again."""
         loss, gradient = self._evaluate(params, chunk, np.random.default_rng(seed))
         return float(loss), array_namespace(params).array(gradient, dtype=params.dtype)
 
@@ -77,7 +77,7 @@ def wrong_measure(what: str, measure: Measure, params: Array, chunk: Chunk) -> s
         return ""
     try:
         whole, one, other = (float(measure(params, part)) for part in (chunk, *halves))
-    except Exception:  # whoever needs the figure meets it again
+    except Exception:  # it is raised again when the figure is used
         return ""
     return _wrong(what, whole, one, other, chunk, halves)
 
@@ -97,19 +97,19 @@ def halves_of(chunk: Chunk) -> tuple[Chunk, Chunk] | None:
 
 
 def _wrong(what: str, whole: Any, one: Any, other: Any, chunk: Chunk, halves: tuple[Chunk, Chunk]) -> str:
-    """What is wrong with a figure of a chunk, given those of its halves; empty when nothing is.
+    """What is wrong with a figure of a chunk, given the figures of its halves; empty when nothing is.
 
-    A loss or a gradient must not be the mean of the two, an accuracy not their sum.
+    A loss or a gradient must not be the mean of the two, and an accuracy must not be their sum.
     """
-    mean, told = (halves[0].weight * one + halves[1].weight * other) / chunk.weight, MEAN
+    mean, text = (halves[0].weight * one + halves[1].weight * other) / chunk.weight, MEAN
     wrong = chunk.weight < 1 and _is_nearer(whole, mean, one + other)  # a chunk of all rows may be either
     if what == "accuracy":
-        wrong, told = _is_nearer(whole, one + other, mean), SUM
+        wrong, text = _is_nearer(whole, one + other, mean), SUM
     if not wrong:
         return ""
     numbers = (f"{_size(value):.4g}" for value in (whole, one, other))
     length = " has the length" if what == "gradient" else " is"
-    return "the {} of a chunk{} {}, and those of its halves {} and {}: {}".format(what, length, *numbers, told)
+    return "the {} of a chunk{} {}, and those of its halves {} and {}: {}".format(what, length, *numbers, text)
 
 
 def _is_nearer(whole: Any, near: Any, far: Any) -> bool:

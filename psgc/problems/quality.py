@@ -1,4 +1,4 @@
-"""How good parameters are: loss and accuracy over a whole dataset, on one process with a problem of its own."""
+"""Loss and accuracy of parameters over a whole dataset, in one process with its own problem."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ from psgc.problems.base import Problem, prepare_evaluation
 from psgc.problems.halves import Measure, wrong_measure
 from psgc.terminal import say
 
-EVALUATION_ROWS = 10_000  # rows that are looked at together
-PROBED_ROWS = 1000  # rows by which state is found
-# Relative difference below which two figures are the same: a library that adds up in another order each time differs by
-# 1e-7, and running statistics that move a figure by less than this are right as they are.
+EVALUATION_ROWS = 10_000  # rows of one evaluation
+PROBED_ROWS = 1000  # rows of the check whether the problem keeps state
+# Relative difference below which two figures count as equal. A library that sums in another order each time differs by
+# 1e-7. Running statistics that change a figure by less than this do no harm.
 SAME = 1e-5
 
 Measures = dict[str, Measure]
@@ -26,7 +26,7 @@ def measures_of(problem: Problem) -> Measures:
 
 
 def part_of(what: str, measure: Measure, params: Any, chunk: Chunk) -> float:
-    """What a chunk adds to the figure of all chunks: a loss adds up, an accuracy is a mean over the rows."""
+    """The contribution of a chunk to the figure of all chunks: losses add up, an accuracy is a mean over rows."""
     return float(measure(params, chunk)) * (chunk.weight if what == "accuracy" else 1.0)
 
 
@@ -40,11 +40,13 @@ def quality(
     gradient: Callable[[], object],
     chunks: Callable[[], Iterator[Chunk]],
 ) -> dict[str, float]:
-    """Loss and accuracy of `params`, on the held-out data where there is some.
+    """Loss and accuracy of `params`, on the held-out data if there is some.
 
-    gradient: makes `problem` compute a gradient. If that changes the figures of the same rows and parameters, the
-    problem keeps state, of which workers have copies of their own: no figures are returned, and a line says why.
-    chunks: of the training data, for a problem that computes that state anew before it is evaluated.
+    If computing a gradient changes the figures of the same rows and parameters, the problem keeps state, which differs
+    between workers. Then no figures are returned, and a line says why.
+
+    gradient: makes `problem` compute a gradient
+    chunks: the chunks of the training data, for a problem that recomputes its state before an evaluation
     """
     data, name, key = (test, "held-out", "test") if test is not None else (dataset, "training", "training")
     measures = measures_of(problem)
@@ -60,7 +62,7 @@ def quality(
         prepare_evaluation(problem, params, chunks())
         probed = ChunkSource(data, max(1, data.num_rows // PROBED_ROWS), dtype, backend).chunk(0)
         change = change_of(problem, params, probed, disturb)
-    except Exception as error:  # the user's code or damaged data; the run itself is done and well
+    except Exception as error:  # the user's code or damaged data; the run itself is complete
         say(f"psgc: no {name} figures: {one_line(error)}", error=True)
         return {}
     if change:
@@ -80,20 +82,20 @@ def quality(
 def _why(problem: Problem) -> str:
     if hasattr(problem, "prepare_evaluation"):
         return (
-            " when a gradient and prepare_evaluation were computed in between. What prepare_evaluation leaves must "
+            " when a gradient and prepare_evaluation were computed in between. The result of prepare_evaluation must "
             "depend on its arguments alone: let it begin from nothing, and draw no random numbers"
         )
     return (
         " when a gradient was computed. The problem keeps state beside its parameters (running statistics of batch "
-        "normalisation?), of which rank 0 has seen none, or it is random; give it a method prepare_evaluation, "
+        "normalisation?), which rank 0 does not have, or it is random; give it a method prepare_evaluation, "
         "normalise without state (by layer or group), or evaluate params.npy yourself"
     )
 
 
 def change_of(problem: Problem, params: Any, probed: Chunk, disturb: Callable[[], None]) -> str:
-    """Which figure `disturb` changes, for the same rows and parameters, and why; empty when it changes none.
+    """The figure that `disturb` changes, for the same rows and parameters, and why; empty when it changes none.
 
-    Also which figure does not follow from those of halves (`wrong_measure`).
+    Also a figure that does not agree with the halves of a chunk (`wrong_measure`).
     """
     measures = measures_of(problem)
     before = {what: float(measure(params, probed)) for what, measure in measures.items()}

@@ -1,4 +1,4 @@
-"""TrainingArguments of a rank: what cannot be, and who writes files."""
+"""TrainingArguments of a rank: refuses unsupported arguments, and lets only rank 0 write files."""
 
 import copy
 from collections.abc import Callable
@@ -34,16 +34,17 @@ REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
 
 
 def check(args: TrainingArguments) -> None:
-    """Raises UserError for an argument that cannot be."""
+    """Raises UserError for an argument that psgc does not support."""
     for name, (is_wrong, instead) in REFUSED.items():
         if is_wrong(args):
             raise UserError(f"psgc.transformers.Trainer: {name}: {instead}")
 
 
 def of_rank(args: TrainingArguments, rank: Callable[[], int]) -> Any:
-    """A copy in which process_index is the rank, so that rank 0 alone writes and logs.
+    """A copy in which process_index is the rank, so that only rank 0 writes files and logs.
 
-    A step takes its batch at once, so there is no accumulation left. As a file it is what the user has given.
+    psgc computes a whole batch in one step, so gradient_accumulation_steps is 1. Copying or pickling the copy gives the
+    user's arguments.
     """
 
     class OfRank(type(args)):  # type: ignore[misc]

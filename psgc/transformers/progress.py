@@ -1,4 +1,4 @@
-"""Where transformers' Trainer is, as a part of the run's state: ranks that fell behind and resumed runs go on there."""
+"""The progress of transformers' Trainer as a part of the run's state, for ranks that fell behind and resumed runs."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from transformers.trainer_callback import ExportableState
 
 STATE = ("global_step", "epoch", "best_metric", "best_global_step", "best_model_checkpoint", "log_history")
 OWN = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
-TIMES = ("_runtime", "_per_second")  # ends of names, of what another rank sees otherwise
+TIMES = ("_runtime", "_per_second")  # ends of names whose values differ between ranks
 
 
 class LoopProgress:
-    """trainer: of this rank."""
+    """The progress of a Trainer. Attach it to the run. trainer: the Trainer of this rank."""
 
     def __init__(self, trainer: transformers.Trainer) -> None:
         self._trainer = trainer
@@ -47,7 +47,7 @@ def _without_times(logs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy and of torch as those of Python."""
+    """The value with NumPy's and torch's numbers as Python's."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""`psgc.transformers.Trainer`: transformers' own loop on every rank, whose steps and evaluations are those of psgc.
+"""`psgc.transformers.Trainer`: transformers' own loop on every rank, with steps and evaluations of psgc.
 
-A batch of its loader is one of `run.batches`, and holds no data. A training step is `run.backward`: all workers call
+Its batches are those of `run.batches`, which contain no data. A training step is `run.backward`: all workers call
 `compute_loss` for their chunks. An evaluation is `run.evaluate`: all workers call `prediction_step`.
 """
 
@@ -27,7 +27,7 @@ from psgc.transformers.progress import LoopProgress
 
 
 class EmptyLoader:
-    """The loader of the training. dataset: of the training; steps: of an epoch."""
+    """The loader for training. dataset: the training data; steps: number of steps of an epoch."""
 
     def __init__(self, dataset: Any, steps: int) -> None:
         self.dataset, self._steps = dataset, steps
@@ -36,27 +36,30 @@ class EmptyLoader:
         return self._steps
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(())  # `Trainer.get_batch_samples` takes them
+        return iter(())  # `Trainer.get_batch_samples` returns the batches
 
 
 def _skip(loader: Any, number: int = 0, own: Any = transformers.trainer.skip_first_batches) -> Any:
     return loader if isinstance(loader, EmptyLoader) else own(loader, number)
 
 
-transformers.trainer.skip_first_batches = _skip  # a rank that goes on within an epoch has skipped them already
+transformers.trainer.skip_first_batches = _skip  # `run.batches` has already skipped the finished batches
 
 
 class _Elsewhere(Exception):
-    """This rank goes on elsewhere: from the state of another one."""
+    """This rank continues at another place: from the state of another rank."""
 
 
 class Trainer(transformers.Trainer):
-    """As transformers.Trainer, with its arguments; on all ranks of psgc launch, or in one process.
+    """transformers.Trainer on all ranks of psgc launch, or in one process. It has the same arguments, and `psgc`.
 
-    A step takes per_device_train_batch_size examples for each worker with which the run begins, times
-    gradient_accumulation_steps. psgc: arguments of psgc.torch.init, such as output and chunks.
+    A step has per_device_train_batch_size * gradient_accumulation_steps examples for each worker at the beginning of
+    the run.
 
-    run: the run (`psgc.torch.ScriptRun`). Raises UserError, in one line, for what cannot be done on several ranks.
+    psgc: arguments of psgc.torch.init, such as output and chunks
+    run: the run (`psgc.torch.ScriptRun`)
+
+    Raises UserError for arguments that do not work on several ranks.
     """
 
     run: ScriptRun | None = None
@@ -78,7 +81,7 @@ class Trainer(transformers.Trainer):
             self._begin(args, dict(psgc or {}))
         except UserError:
             if self.run is None:
-                ScriptEnding()  # so that it is one line, with exit code 2
+                ScriptEnding()  # prints the error as one line, with exit code 2
             raise
 
     def _begin(self, args: transformers.TrainingArguments, of_init: dict[str, Any]) -> None:
@@ -87,8 +90,8 @@ class Trainer(transformers.Trainer):
             raise UserError("psgc.transformers.Trainer: expected train_dataset")
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise UserError(
-                f"psgc.transformers.Trainer: {type(dataset).__name__} has no length or no rows by number, so every "
-                "rank would have other batches; expected a map-style dataset"
+                f"psgc.transformers.Trainer: {type(dataset).__name__} has no length or no __getitem__, so batches "
+                "would differ between ranks; expected a map-style dataset"
             )
         loader = self._get_dataloader(dataset, "Training", 1)  # with its collator and worker processes
         self._collate, own = loader.collate_fn, loader.dataset
@@ -100,7 +103,7 @@ class Trainer(transformers.Trainer):
         self._size = args.per_device_train_batch_size * devices * args.gradient_accumulation_steps
         self._batches: Iterator[Batch] = iter(())
         self._peeked: Batch | None = None
-        self._first_epoch, self._next = 0, (0, 0)  # of the loop, in the run; epoch and step that come next
+        self._first_epoch, self._next = 0, (0, 0)  # the loop's first epoch in the run; the next (epoch, step)
         self._progress = LoopProgress(self)
 
     @property
@@ -123,7 +126,7 @@ class Trainer(transformers.Trainer):
         return self._size
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """The optimizer and the schedule are there, or come from a checkpoint of transformers: psgc goes on there."""
+        """Attach optimizer and schedule to the run. With a checkpoint of transformers, the run continues from it."""
         run, steps = self._of_run, len(train_dataloader)
         found = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         run.attach(self.optimizer.optimizer, self.lr_scheduler, self._progress)
@@ -141,10 +144,10 @@ class Trainer(transformers.Trainer):
         return found
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Random numbers are part of the run's state."""
+        """Nothing to do: random numbers are part of the run's state."""
 
     def _run_epoch(self, **how: Any) -> None:
-        """An epoch, from where the run is; what is left of it where this rank goes on from the state of another one."""
+        """Run an epoch, from the run's place in it, and again from there when this rank has loaded another state."""
         while True:
             self._peeked = self._peeked or next(self._batches, None)
             if self._peeked is None:
@@ -186,12 +189,12 @@ class Trainer(transformers.Trainer):
         return torch.tensor(mean, device=self.args.device)
 
     def _check_place(self) -> None:
-        """Raises _Elsewhere when this rank has fallen behind: whatever it did until the next batch would be undone."""
+        """Raises _Elsewhere when this rank has fallen behind: what it does until the next batch would be undone."""
         if self._of_run.standing.pending is not None and self.is_in_train:
             raise _Elsewhere
 
     def _loss(self, model: nn.Module, inputs: Any) -> Any:
-        """The loss of psgc: (sum, count) where transformers divides by the number of tokens, else the mean."""
+        """The loss of psgc: (sum, count) if transformers divides by the number of tokens, else the mean."""
         inputs = self._prepare_inputs(inputs)
         count = self._get_num_items_in_batch([inputs], self.args.device)
         with self.compute_loss_context_manager():
@@ -215,7 +218,7 @@ class Trainer(transformers.Trainer):
             self.state.best_model_checkpoint = folder
 
     def _load_best_model(self) -> None:
-        """After rank 0 has written it: a call waits for rank 0."""
+        """Load the best model after rank 0 has written it. The evaluation is a call, which waits for rank 0."""
         self._of_run.evaluate(Subset(self.train_dataset, [0]), lambda *_: 0.0)
         super()._load_best_model()
 
@@ -229,7 +232,7 @@ class Trainer(transformers.Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The loss is the mean over all examples, or all tokens, whatever the batches."""
+        """Evaluate with the run. The loss is the mean over all examples, or all tokens, with any batch size."""
         only_loss = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         kept: dict[str, Any] = {}
 
@@ -265,7 +268,7 @@ class Trainer(transformers.Trainer):
         return EvalLoopOutput(kept.get("predictions"), kept.get("label_ids"), prefixed, len(dataset))
 
     def _predicted(self, inputs: Any, only_loss: bool, ignore_keys: Any) -> tuple[float, float, dict[str, Tensor]]:
-        """Sum and count of the loss of a batch (0 without a loss), and tensors by name with a row for each example."""
+        """The sum and the count of the loss of a batch (0 without a loss), and tensors with a row for each example."""
         inputs = self._prepare_inputs(inputs)
         count = self._get_num_items_in_batch([inputs], self.args.device)
         mean, logits, labels = self.prediction_step(self.model, inputs, only_loss, ignore_keys)

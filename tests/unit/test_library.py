@@ -176,7 +176,7 @@ def call(function, *arguments, **options):
         ),
         ("echo 'psgc: run.yaml:2: data: no such file' >&2; exit 2", psgc.UserError, "run.yaml:2: data: no such file"),
         ("kill -9 $$", psgc.RunFailed, "the run failed: mpirun was killed by SIGKILL"),
-        ("exit 1", psgc.RunFailed, "the run ended with exit code 1; what it said is on standard error"),
+        ("exit 1", psgc.RunFailed, "the run ended with exit code 1; its messages are on standard error"),
     ],
 )
 def test_a_run_that_fails_is_an_error_with_its_line(mpirun, body, error, text):

@@ -72,10 +72,10 @@ ROWS = TensorDataset(torch.randn(20, 2))
     [
         (Manual, ROWS, {}, "Manual: automatic_optimization is False; write the loop with psgc.torch"),
         (Whole, ROWS, {}, "Whole.on_validation_epoch_end: each worker has a part of the examples"),
-        (Collects, ROWS, {}, "validation_step changes self.seen, of which each worker has its own part"),
+        (Collects, ROWS, {}, "validation_step changes self.seen, which would differ between workers"),
         (Maximum, ROWS, {}, r"self.log\('largest'\): reduce_fx: expected mean"),
         (Skips, ROWS, {}, "training_step returned NoneType; expected the loss of every batch"),
-        (Module, Stream(), {}, r"the dataset \(Stream\) has no length or no rows by number"),
+        (Module, Stream(), {}, r"the dataset \(Stream\) has no length or no __getitem__"),
         (Module, ROWS, {"strategy": "ddp"}, "strategy: psgc is the strategy"),
         (Module, ROWS, {"limit_train_batches": 2}, "limit_train_batches: give a smaller dataset"),
         (Module, ROWS, {"callbacks": [Timer()]}, "Timer: the clocks of ranks differ"),

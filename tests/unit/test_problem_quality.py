@@ -120,7 +120,7 @@ def test_a_problem_that_only_adds_to_its_state_has_none(capsys):
             self.mean = 0.9 * self.mean + 0.1 * next(chunks).X.mean(axis=0)
 
     assert measured(SHIFTED, SHIFTED, Adds(0.5), np.ones(2)) == {}
-    assert "What prepare_evaluation leaves must depend on its arguments alone" in capsys.readouterr().err
+    assert "The result of prepare_evaluation must depend on its arguments alone" in capsys.readouterr().err
 
 
 def test_state_that_changes_no_figure_raises_no_alarm(capsys):

@@ -178,7 +178,7 @@ SCRIPT = "for runs of a YAML file, train.py is a script"
         (["none.py"], "none.py: no such file or directory"),
         (
             ["train.py", "--set", "seed=1"],
-            "--set seed=1: train.py is no YAML file; what it takes itself comes after --",
+            "--set seed=1: train.py is no YAML file; its own arguments come after --",
         ),
         (["train.py", "--sweep", "seed=1,2"], f"--sweep: {SCRIPT}"),
         (["train.py", "--local-dir", "/tmp"], f"--local-dir: {SCRIPT}"),
