@@ -1,1 +1,1 @@
-"""How long schedules take on given speeds: closed forms, the production coordinator on a virtual clock, the paper."""
+"""The times of schedules at given speeds: closed forms, and the production coordinator on a virtual clock."""

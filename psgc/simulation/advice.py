@@ -1,4 +1,4 @@
-"""What a recorded run would have taken with other settings: which to try, and which of them to recommend."""
+"""Predicts the times of a recorded run with other settings, and recommends settings."""
 
 import re
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from psgc.simulation.replay import Choice, Prediction, Replay, own_choice
 from psgc.tools.run_directory import read_run
 from psgc.yaml_source import to_text
 
-COPIES = 400_000  # chunks that are simulated, about: what takes some seconds
-ITERATIONS = (3, 500)  # of the run that are simulated, at least and at most
-NEAR = 0.03  # predictions within this of the best count as equal: none is more exact
+COPIES = 400_000  # approximate number of chunks that are simulated, which takes some seconds
+ITERATIONS = (3, 500)  # smallest and largest number of iterations that are simulated
+NEAR = 0.03  # predictions within this of the best count as equal, since no prediction is more exact
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class ReplayResult:
-    """What other settings of a run would have taken."""
+    """The predictions for other settings of a run."""
 
     replay: Replay
     predictions: list[Prediction]  # the quickest first
     advised: Prediction  # one of them
     sentence: str  # the advice in words
-    yaml: str  # its lines in a YAML file
-    remarks: list[str]  # what a reader should know besides
+    yaml: str  # the advice as lines of a YAML file
+    remarks: list[str]  # further remarks for the reader
 
     def plain(self) -> dict[str, Any]:
         run, rows = self.replay.run, [_row(prediction, self.replay, self.advised) for prediction in self.predictions]
@@ -59,7 +59,7 @@ def predict(run_directory: str, grid: Grid) -> ReplayResult:
         )
     if run.timeline is None:
         raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
-    if not run.chunks:  # no summary: as many as the settings say
+    if not run.chunks:  # without a summary, the number follows from the settings
         run = replace(run, chunks=run.config.coding.per_worker * run.workers)
     from_file = isinstance(run.config.coding.assignment, AssignmentFile)
     tried = choices(grid, own_choice(run.config), run.workers, from_file)
@@ -77,7 +77,7 @@ def predict(run_directory: str, grid: Grid) -> ReplayResult:
 
 
 def _data(config: Config) -> tuple[Dataset | None, list[str]]:
-    """The training data, if it is here and opens quickly; else a line that says why not."""
+    """The training data, if it is available and opens quickly; else a line that says why not."""
     if config.data is None:
         return None, []
     without = "chunks count as equally expensive, and memory is not known"
@@ -92,7 +92,7 @@ def _data(config: Config) -> tuple[Dataset | None, list[str]]:
 
 
 def _with_progress(replay: Replay, tried: list[Choice]) -> tuple[list[Prediction], list[str]]:
-    """The predictions, the quickest first, and a line about what is not possible."""
+    """The predictions, the quickest first, and a line about impossible settings."""
     predictions, impossible = [replay.own], []
     with progress_bar() as progress:
         task = progress.add_task("", total=len(tried))
@@ -132,8 +132,10 @@ def read_grid(wanted: dict[str, str | None]) -> Grid:
 def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> list[Choice]:
     """The combinations to try besides the run's own settings. Raises UserError when the grid does not fit the run.
 
-    Without redundancy all schedules are one. So `uncoded` has as much replication as parts, and the others have more,
-    unless the grid names a replication. from_file: the assignment is from a file, which fixes replication and chunks.
+    Without redundancy all schedules are the same. So `uncoded` has a replication equal to parts, and the others have
+    more, unless the grid names a replication.
+
+    from_file: the assignment is from a file, which fixes replication and chunks
     """
     if from_file and (grid.replication or grid.chunks_per_worker):
         raise UserError(
@@ -167,7 +169,7 @@ def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> l
 
 
 def _around(chunks: int) -> list[int]:
-    """Twice as many, and halves down to 1: where messages take most of the time, a single chunk can be quickest.
+    """Numbers of chunks to try: twice as many, and halves down to 1, since a single chunk saves messages.
 
     >>> _around(8), _around(1)
     ([1, 2, 4, 8, 16], [1, 2])
@@ -177,9 +179,9 @@ def _around(chunks: int) -> list[int]:
 
 
 def recommended(predictions: Sequence[Prediction]) -> tuple[Prediction, int]:
-    """The prediction to recommend, and how many are as quick as the best up to `NEAR`.
+    """The prediction to recommend, and the number of predictions within `NEAR` of the best time.
 
-    Of these it is the one whose workers hold the least data; then the one with the fewest bytes, then the quickest.
+    Among these it is the one whose workers hold the least data, then the one with the fewest bytes, then the quickest.
     """
     best = min(prediction.seconds for prediction in predictions)
     quick = [prediction for prediction in predictions if prediction.seconds <= (1 + NEAR) * best]
@@ -212,7 +214,7 @@ def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str
 def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> str:
     """The YAML lines for this choice. The number of rows in an iteration stays the same.
 
-    num_chunks: of the recorded run.
+    num_chunks: the number of chunks of the recorded run
     """
     coding = config.coding.model_copy(update=choice.coding())
     lines: dict[str, Any] = {"coding": coding.model_dump(), "schedule": choice.schedule, "transfer": config.transfer}

@@ -1,12 +1,13 @@
-"""When schedules that keep their queues recover, and their error before that: for all trials at once.
+"""Recovery times of schedules that keep their queues, and their errors at deadlines, for all trials at once.
 
-Such a schedule is its *positions* (`psgc.coding.positions`): O[i, j] = k when worker j's copy of chunk i counts after j
-has done k chunks. With s_j seconds per chunk the copy is there at O[i, j] * s_j. Chunk i is recovered at the l-th
-smallest of these times over its holders, and the gradient when the last chunk is.
+Such a schedule is given by its *positions* (`psgc.coding.positions`): O[i, j] = k if worker j's copy of chunk i counts
+after j has done k chunks. With s_j seconds per chunk this copy is finished at O[i, j] * s_j. Chunk i is recovered at
+the l-th smallest of these times over its holders. The gradient is recovered with the last chunk.
 
-Arguments: `positions` is O, shape (N, m), sparse, at least l holders a chunk; where chunks differ, it is the work that
-a worker has done by then. `parts` is l; `seconds` is s of each trial, > 0, shape (trials, m), inf for a failed worker;
-`deadlines` are seconds, shape (D,).
+positions: O, (N, m), sparse, at least l holders per chunk; if chunks differ, the work of a worker instead of k
+parts: l
+seconds: s of each trial, > 0, (trials, m), inf for a failed worker
+deadlines: seconds, (D,)
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ _NO_ERROR = 1e-6  # a squared error below this is the ridge's
 
 
 def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
-    """When every chunk has l copies, shape (trials,); inf where a chunk has fewer than l live holders.
+    """The time at which every chunk has l copies, (trials,); inf if a chunk has fewer than l live holders.
 
     Source: arXiv:2405.19509, the completion time of its numerical experiments.
 
@@ -39,7 +40,7 @@ def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
 
 
 def error_measures(positions: Any, parts: int, seconds: Seconds, deadlines: ArrayLike) -> Seconds:
-    """Square root of sum_i max(0, l - |S_i|), shape (trials, D); S_i are the copies that are there at the deadline.
+    """Square root of sum_i max(0, l - |S_i|), shape (trials, D). S_i are the finished copies at the deadline.
 
     Source: arXiv:2405.19509, the error measure of approximate gradient coding.
 
@@ -92,7 +93,7 @@ def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike
 
 
 def copies_computed(positions: Any, seconds: Seconds, times: Seconds) -> Seconds:
-    """How many chunks the workers have finished at `times` (trials,), wanted or not: shape (trials,)."""
+    """The number of chunks that all workers have finished at `times` (trials,), needed or not: (trials,)."""
     done = np.empty(len(seconds))
     for trials in _blocks(len(seconds), positions.nnz):
         finished = seconds[trials][:, positions.indices] * positions.data  # rounded as in the times
@@ -101,7 +102,7 @@ def copies_computed(positions: Any, seconds: Seconds, times: Seconds) -> Seconds
 
 
 def rounded_up(times: Seconds, clock: float | None) -> Seconds:
-    """Times up to the next multiple of `clock`, as the paper counts them; as they are without one.
+    """Times rounded up to a multiple of `clock`, as in the paper; unchanged without a clock.
 
     >>> rounded_up(np.array([1.5, 2.0, np.inf]), 1.0).tolist()
     [2.0, 2.0, inf]

@@ -1,7 +1,7 @@
-"""A simulation of schedules, from its settings to its table: a row for each number of parts and each schedule.
+"""A simulation of schedules: a table with a row for each number of parts and each schedule.
 
-All rows are for the same speeds, and who fails in a row with fewer failures fails in one with more. A trial that cannot
-recover is counted as impossible and left out of the means.
+All rows have the same speeds. Workers that fail in a row with fewer failures also fail in a row with more. A trial that
+cannot recover counts as impossible, and is left out of the means.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,21 +20,21 @@ from psgc.simulation import closed_form
 from psgc.simulation.settings import BuiltAssignment, Settings
 from psgc.simulation.virtual import Passes, VirtualCluster
 
-MAX_TIMES = 1_000_000_000  # speeds of a worker in a trial, all of which are in memory
+MAX_TIMES = 1_000_000_000  # largest trials x workers; all speeds are in memory
 
 Told = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class ScheduleRow:
-    """Means over the trials that recovered; None where there is none, or where it was not asked for."""
+    """Means over the trials that recovered; None if there is no such trial, or if the value was not asked for."""
 
     parts: int
     schedule: str
     mean_time: float | None  # seconds
     std_time: float | None
     mean_bound: float | None  # seconds
-    mean_ratio: float | None  # of the two
+    mean_ratio: float | None  # time / bound
     mean_errors: list[float]  # over all trials, one for each deadline
     impossible: int  # trials that never recover
     mean_computed: float | None  # copies that were finished at the recovery
@@ -42,14 +42,14 @@ class ScheduleRow:
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """The trials of a row. times, bounds: (trials,) seconds; computed: (trials,); errors: (trials, deadlines)."""
+    """The trials of a row."""
 
     parts: int
     schedule: str
-    times: Seconds
-    computed: Seconds
-    errors: Seconds
-    bounds: Seconds | None
+    times: Seconds  # (trials,)
+    computed: Seconds  # (trials,), copies
+    errors: Seconds  # (trials, deadlines)
+    bounds: Seconds | None  # (trials,)
 
     def row(self) -> ScheduleRow:
         done = np.isfinite(self.times)
@@ -69,13 +69,13 @@ class Trials:
 
 
 def steps(settings: Settings) -> int:
-    """How many times `run` calls its `step`."""
+    """The number of times that `run` calls its `step`."""
     simulated = sum(not _is_closed(settings, schedule) for schedule in settings.schedules)
     return len(settings.parts) * settings.trials * (simulated + settings.bound)
 
 
 def run(settings: Settings, step: Told = lambda what: None) -> list[ScheduleRow]:
-    """The rows of a simulation. step: called with a description after each trial that takes long.
+    """The rows of a simulation. step: is called with a description after each trial that takes long.
 
     Raises UserError when the settings do not fit each other, or the files that they name.
     """
@@ -105,7 +105,8 @@ def simulate(settings: Settings, step: Told = lambda what: None) -> Iterator[Tri
 class _Comparison:
     """All schedules on the same workers and chunks.
 
-    seconds: of the workers, (trials, m); costs: of the chunks, (trials, N), None where all are alike.
+    seconds: seconds per chunk of the workers, (trials, m)
+    costs: costs of the chunks, (trials, N); None if all are equal
     """
 
     settings: Settings
@@ -126,7 +127,7 @@ class _Comparison:
             if self.costs is None:
                 pass_cost = self.settings.pass_cost or 0.0
                 bounds[t] = coding.clairvoyant_bound(self.assignment, self.parts, seconds, pass_cost)
-            else:  # the mean of all work: what would do if everybody could do any part of any chunk
+            else:  # a lower bound: all work, divided as if every worker could do any part of any chunk
                 bounds[t] = self.parts * self.costs[t].sum() / (1 / seconds).sum()
             self.step(f"bound, l = {self.parts}")
         return closed_form.rounded_up(bounds, self.settings.clock)
@@ -159,9 +160,9 @@ class _Comparison:
         return np.empty(trials), np.empty(trials), np.empty((trials, len(self.settings.deadlines)))
 
     def event_by_event(self, schedule: str) -> tuple[Seconds, Seconds, Seconds]:
-        """The same, from the production coordinator and schedule.
+        """The same, with the production coordinator and schedule.
 
-        A trial knows nothing of what others have learnt, unless they are consecutive.
+        A schedule keeps what it has learnt only if the trials are consecutive.
         """
         held = self.assignment if SCHEDULES[schedule].holds_backups else self.primary
         holders = [(row + 1).tolist() for row in np.split(held.indices, held.indptr[1:-1])]
@@ -189,7 +190,7 @@ class _Comparison:
         return times, computed, errors
 
     def _known_costs(self) -> Seconds | None:
-        """What the schedules know of the chunks, relative to their mean, (trials, N); None: nothing."""
+        """The costs of chunks that the schedules know, relative to their mean, (trials, N); None: nothing."""
         error = self.settings.speeds.known_costs
         if self.costs is None or error is None:
             return None
@@ -234,9 +235,9 @@ def _failed(settings: Settings, assignment: Any, parts: int) -> int:
 
 
 def with_failures(seconds: Seconds, failed: int, seed: list[int]) -> Seconds:
-    """These times, but inf for `failed` random workers of each trial. Raises UserError when none would be left.
+    """These times, with inf for `failed` random workers of each trial. Raises UserError when no worker would be left.
 
-    Those that fail with a smaller number are among those that fail with a larger one, with the same seed.
+    With the same seed, workers that fail with a smaller number also fail with a larger one.
     """
     trials, workers = seconds.shape
     if not 0 <= failed < workers:

@@ -1,8 +1,9 @@
-"""A simulated network: every rank has a link with a rate, one send and one receive at a time, and all have a latency.
+"""A simulated network: every rank has a link with a rate, one send and one receive at a time, and a common latency.
 
-Messages leave their sender's link one after the other, as they were posted. `latency` seconds after its first byte has
-left, a message is at its receiver's link, which takes one after the other at its own rate. What waits for a receiver
-does not keep its sender from sending something else. Control messages wait for each other only.
+Messages leave their sender's link one after the other, in the order in which they were posted. `latency` seconds after
+its first byte was sent, a message is at its receiver's link, which receives one message after the other at its own
+rate. A message that waits for its receiver does not block its sender. Control messages only wait for other control
+messages.
 """
 
 from collections import deque
@@ -14,15 +15,15 @@ Then = Callable[[], object]
 
 
 def nothing() -> None:
-    """For messages that nothing follows."""
+    """For messages without further consequences."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transfer:
     dest: int
     size: int  # bytes
-    arrived: Then  # called when it is there
-    sent: Then  # called when it is through its sender's link
+    arrived: Then  # is called when it has arrived
+    sent: Then  # is called when it has passed its sender's link
 
 
 class VirtualLinks:
@@ -31,12 +32,17 @@ class VirtualLinks:
     def __init__(self, ranks: int) -> None:
         self.waiting: list[deque[Transfer]] = [deque() for _ in range(ranks)]  # by sender
         self.sending = [False] * ranks
-        self.receiving = [0.0] * ranks  # until when, seconds
+        self.receiving = [0.0] * ranks  # the time until which the link receives, seconds
         self.bytes = [0] * ranks  # sent and received so far
 
 
 class VirtualNetwork:
-    """A virtual clock, and the links of all ranks. rates: of each, bytes per second; latency: seconds; now: seconds."""
+    """A virtual clock, and the links of all ranks.
+
+    rates: bytes per second of each link
+    latency: seconds
+    now: the time, in seconds
+    """
 
     def __init__(self, rates: Sequence[float], latency: float) -> None:
         self.now = 0.0
@@ -46,11 +52,11 @@ class VirtualNetwork:
         self._number = 0
 
     def send(self, source: int, dest: int, size: int, arrived: Then, sent: Then = nothing) -> None:
-        """Send a vector of so many bytes as soon as the link is free."""
+        """Send a vector of `size` bytes as soon as the link is free."""
         self._post(self.vectors, source, Transfer(dest, size, arrived, sent))
 
     def tell(self, source: int, dest: int, size: int, arrived: Then) -> None:
-        """The same with a control message."""
+        """Send a control message of `size` bytes."""
         self._post(self.control, source, Transfer(dest, size, arrived, nothing))
 
     def at(self, when: float, then: Then) -> None:
@@ -58,7 +64,7 @@ class VirtualNetwork:
         self._number += 1
 
     def run(self) -> None:
-        """Until nothing is under way."""
+        """Run until there are no more events."""
         while self._events:
             self.now, _, then = heappop(self._events)
             then()

@@ -1,18 +1,18 @@
-"""Iterations on a simulated network, with nothing to compute, under each of three programs:
+"""Simulates iterations on a network, without computation, for three programs:
 
-* `allreduce`: m ranks sum their vectors around a ring, and pass the sum around it. Nobody decides anything.
+* `allreduce`: m ranks sum their vectors around a ring, and pass the sum around it. There is no coordinator.
 * `coded_allreduce`: rank 0 and m workers hold the parameters. The workers send each slice of their accumulators to its
   owner, which sends the gradient of the slice to all (`psgc.aggregation`).
 * `server`: the same, but rank 0 owns everything.
 
-Several workers on a host share its link, and sum in its memory: one vector leaves the host, and one comes.
+Several workers on a host share its link, and sum in its memory: one vector leaves the host, and one enters it.
 
 The last two drive the production coordinator. Control messages are one record each: to rank 0 for each chunk that a
 worker has done, from rank 0 for each commit, and for each worker BEGIN, MAP (the same as before), CLOSE and STEPPED.
 
 *By symmetry.* In a ring, and in a coded all-reduce with equal links and slices, all ranks do the same at the same time:
-when rank r sends something to rank r + k, rank r - k sends the same to rank r. So one rank stands for all when messages
-are too many to be simulated one by one. Rank 0 then contributes to the coded all-reduce as well.
+when rank r sends a message to rank r + k, rank r - k sends the same to rank r. So if there are too many messages, only
+one rank is simulated for all. Rank 0 then contributes to the coded all-reduce as well.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ ONE_BY_ONE = 100_000  # messages with vectors; more are simulated by symmetry
 
 @dataclass(frozen=True)
 class Traffic:
-    """What passed through the network in one iteration."""
+    """The traffic of one iteration."""
 
     seconds: float
     link_bytes: list[int]  # of each link, both directions together
@@ -53,10 +53,10 @@ class NetworkRow:
     workers: int
     program: ProgramName
     parts: int | None  # None where they play no role
-    seconds: float  # from its beginning until every rank can step
+    seconds: float  # from the beginning of the iteration until every rank can step
     busiest_bytes: int  # through the links, both directions together
     mean_bytes: float
-    ratio: float  # of these two
+    ratio: float  # busiest_bytes / mean_bytes
     control_messages: int  # to and from rank 0
     by_symmetry: bool
     per_host: int
@@ -73,7 +73,7 @@ def wanted(settings: NetworkSettings) -> list[tuple[int, ProgramName, int | None
 
 
 def run(settings: NetworkSettings, step: Callable[[str], object] = lambda what: None) -> Iterator[NetworkRow]:
-    """The rows of a simulation. step: called with a description before each."""
+    """The rows of a simulation. step: is called with a description before each row."""
     for workers, program, parts in wanted(settings):
         step(f"{program}, {workers} workers")
         traffic = PROGRAMS[program](settings, workers, parts or 1)
@@ -84,12 +84,12 @@ def run(settings: NetworkSettings, step: Callable[[str], object] = lambda what: 
 
 
 def _rates(links: LinkSettings, count: int) -> list[float]:
-    """Of so many links; the last one may be slower."""
+    """The rates of `count` links. The last link may be slower."""
     return [*[links.rate] * (count - 1), links.rate / links.slow]
 
 
 def allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
-    """A ring of all links; `parts` plays no role. most: messages that are simulated one by one."""
+    """A ring of all links. `parts` has no effect. most: see `coded_allreduce`."""
     links, count = settings.network, workers // settings.per_host
     network, steps = VirtualNetwork(_rates(links, count), links.latency), 2 * (count - 1)
     by_symmetry = count * steps > most and links.slow == 1
@@ -109,12 +109,12 @@ def allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = O
 
 
 def coded_allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
-    """Slices and owners. most: messages that are simulated one by one."""
+    """Slices and owners. most: largest number of messages that are simulated one by one."""
     return _CodedAllreduce(settings, workers, parts, most).run()
 
 
 def server(settings: NetworkSettings, workers: int, parts: int) -> Traffic:
-    """The same, but rank 0 owns everything: all messages are simulated."""
+    """The same, but rank 0 owns everything. All messages are simulated."""
     return _CodedAllreduce(settings, workers, parts, None).run()
 
 
@@ -126,11 +126,11 @@ PROGRAMS: dict[ProgramName, Callable[[NetworkSettings, int, int], Traffic]] = {
 
 
 class _CodedAllreduce(Target):
-    """Rank 0 with the production coordinator, and workers that have done each chunk as soon as they begin.
+    """Rank 0 with the production coordinator, and workers whose chunks take no time.
 
-    One rank of each link takes part in the exchange for those that share it: rank 0, or all workers of a host.
+    One rank of each link takes part in the exchange for all ranks of the link: rank 0, or the workers of a host.
 
-    most: messages that are simulated one by one; None: all, and rank 0 owns everything.
+    most: largest number of messages that are simulated one by one; None: no limit, and rank 0 owns everything
     """
 
     def __init__(self, settings: NetworkSettings, workers: int, parts: int, most: int | None) -> None:
@@ -200,7 +200,7 @@ class _CodedAllreduce(Target):
             self._tell(worker, 0, partial(self._bring, events.Report(worker, 0, chunk)))
 
     def _bring(self, event: events.Event) -> None:
-        """Something has happened at rank 0."""
+        """An event at rank 0."""
         carry_out(self._coordinator.handle(event), self)
 
     # what the coordinator wants done

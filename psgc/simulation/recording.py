@@ -1,11 +1,11 @@
-"""How fast the workers of a recorded run were: seconds per chunk of each worker in each iteration.
+"""The speeds of a recorded run: seconds per chunk of each worker in each iteration.
 
-What was not seen is assumed. Where a worker finished nothing in an iteration, its pace is interpolated between the
-iterations in which it did, and is at least that of the chunk that it broke off, which is all that is known of a worker
-that never finished anything. A worker that was never seen is taken to be as slow as the slowest.
+Missing values are estimated. If a worker finished no chunk in an iteration, its pace is interpolated from the
+iterations in which it did. It is at least the pace of the chunk that it broke off, and for a worker that never finished
+a chunk, equal to it. A worker without any chunk in the record is taken to be as slow as the slowest one.
 
-Iterations that cannot be compared with simulated ones do not count: the first (ranks are still being set up), those in
-which a worker was lost or came back, and those after them.
+Some iterations cannot be compared with simulated ones, and do not count: the first one, in which ranks are still being
+set up, and each iteration in which a worker was lost or returned, with the next one.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from psgc.run_rows import Outcome
 from psgc.schedules.learning import MOST_FIXED
 from psgc.tools.run_directory import RecordedRun
 
-AT_THE_END = 0.95  # of an iteration: what was abandoned later was broken off by its end, and not done
+AT_THE_END = 0.95  # share of an iteration; a chunk that was abandoned later was broken off by the iteration's end
 SHORTEST = 1e-9  # seconds per chunk
 
 
@@ -29,24 +29,26 @@ class Recording:
 
     seconds: np.ndarray  # (iterations, workers), per average chunk
     took: np.ndarray  # (iterations,) seconds
-    counts: np.ndarray  # (iterations,) bool, see above
+    counts: np.ndarray  # (iterations,) bool, whether the iteration counts, see above
     exact: np.ndarray  # (iterations,) bool, whether all chunks were recovered
     here: np.ndarray  # (iterations, workers) bool, whether the worker took part
     pause: float  # seconds between two passes of a worker
     joins: bool  # whether workers did several chunks in one pass
-    pass_cost: float  # what a pass costs besides its chunks, in average chunks; 0 where that was not seen
+    pass_cost: float  # cost of a pass besides its chunks, in average chunks; 0 when unknown
     spent: np.ndarray  # (iterations,) seconds of computing
-    used: np.ndarray  # (iterations,) of these for copies in the gradient
-    assumed: float  # share of `seconds` that was not seen
-    never_finished: list[int]  # ranks
+    used: np.ndarray  # (iterations,) seconds of computing copies that are in the gradient
+    assumed: float  # share of `seconds` that was estimated
+    never_finished: list[int]  # ranks of workers without a finished chunk
 
 
 def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, breaks_off: bool = True) -> Recording:
     """The speeds in the record of a run that has a timeline.
 
-    costs: of each chunk relative to an average one; None when all are equal. breaks_off: whether the end of an
-    iteration ended what was in work (emulated times); otherwise every recorded time is that of a whole chunk. Raises
-    UserError when no finished iteration has a chunk.
+    costs: the cost of each chunk relative to an average one; None when all are equal
+    breaks_off: whether the end of an iteration broke off unfinished chunks (emulated times); otherwise every recorded
+        time is the time of a whole chunk
+
+    Raises UserError when no finished iteration has a chunk.
     """
     assert run.timeline is not None
     numbers, timeline = run.iterations["iteration"], run.timeline
@@ -97,7 +99,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
 def _paces(
     where: tuple[np.ndarray, np.ndarray], seconds: np.ndarray, work: np.ndarray, cut: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds per chunk, nan where a worker finished nothing; and what they are known to exceed, or 0."""
+    """Seconds per chunk, nan if a worker finished none; and lower bounds of them, or 0. Both (iterations, workers)."""
     total, done, least = np.zeros((3, *shape))
     finished, broken_off = tuple(at[~cut] for at in where), tuple(at[cut] for at in where)
     np.add.at(total, finished, seconds[~cut])
@@ -110,7 +112,7 @@ def _paces(
 
 
 def _filled(paces: np.ndarray, least: np.ndarray, here: np.ndarray) -> np.ndarray:
-    """Seconds per chunk everywhere, by the rules at the top; where a worker is away it does not matter."""
+    """Seconds per chunk without nan, by the rules in the module's docstring. Values of absent workers are not used."""
     filled, when = paces.copy(), np.arange(len(paces))
     for j, (seen, at_least) in enumerate(zip(np.isfinite(paces).T, least.T, strict=True)):
         if seen.any():
@@ -124,9 +126,10 @@ def _filled(paces: np.ndarray, least: np.ndarray, here: np.ndarray) -> np.ndarra
 
 
 def _pass_cost(done: Columns, work: np.ndarray) -> float:
-    """What a pass costs besides its work: from the largest and the smallest of a worker in an iteration.
+    """The cost of a pass besides its work, from the largest and the smallest pass of a worker in an iteration.
 
-    done: the passes (`psgc.record.timeline.passes`), by worker and iteration; work: of each.
+    done: the passes (`psgc.record.timeline.passes`), by worker and iteration
+    work: (passes,), the work of each pass
     """
     seconds, place = done["end"] - done["start"], done["worker"]
     by_work = np.lexsort((work, place))

@@ -1,20 +1,20 @@
-"""What a recorded run would have taken with other settings: its workers' paces under the production schedules again.
+"""Predicts the times of a recorded run with other settings: the recorded speeds under the production schedules.
 
 The model:
 
-* A worker takes in each iteration what it took then (`psgc.simulation.recording`), in proportion to the rows of a
-  chunk: half as long for each of twice as many chunks. With `batch` an iteration has as many rows as then. With epochs
-  every worker holds all data, and the schedule does not know that the last batch of an epoch is smaller.
-* A worker needs as long between two passes as then, whatever their size.
+* In each iteration a worker has its recorded pace (`psgc.simulation.recording`), in proportion to the rows of a chunk:
+  with twice as many chunks, each takes half as long. With `batch` an iteration has as many rows as in the run. With
+  epochs every worker holds all data, and the schedule does not know that the last batch of an epoch is smaller.
+* The pause of a worker between two passes is as in the run, for passes of any size.
 * The rest of an iteration is its overhead: messages, decoding, the step. It is in proportion to the messages of rank 0
   and their bytes (each message counts as `MESSAGE` bytes more), so that the median of the simulated run is that of the
   recorded one.
-* What a pass costs however few rows it has is seen where workers did several chunks in one pass, now more, now fewer.
-  Other runs cannot tell that from what grows with the rows, so fewer and larger chunks are often faster than predicted.
-* Workers that were lost are away in the same iterations, and the others share their chunks as in production.
-* Recovery is exact. An approximate iteration of the run says how fast the workers were, and nothing else.
+* The fixed cost of a pass is known only if workers did different numbers of chunks in one pass. In other runs it cannot
+  be separated from the cost of rows, so fewer and larger chunks are often faster than predicted.
+* Lost workers are absent in the same iterations, and the other workers share their chunks as in production.
+* Recovery is exact. Approximate iterations of the run are used only for the speeds of workers.
 * The schedule learns from one iteration to the next. Of a long run, blocks of consecutive iterations are simulated,
-  spread over all of it; the first of a block is not counted.
+  spread over all of it. The first iteration of a block does not count.
 """
 
 from dataclasses import dataclass
@@ -56,17 +56,17 @@ def own_choice(config: Config) -> Choice:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a run with these settings would have taken. Bytes are None when the size of data or model is not known."""
+    """The prediction for a run with these settings. Bytes are None when the size of data or model is unknown."""
 
     choice: Choice
     times: np.ndarray  # seconds of each iteration that counts
-    overhead: float  # the mean part of it for messages, decoding and the step
+    overhead: float  # mean seconds of an iteration for messages, decoding and the step
     redundant: float  # share of the computing time that was not needed
     data: float  # largest share of the data that a worker holds
-    gradients: int  # most that a worker keeps
+    gradients: int  # largest number of gradients that a worker keeps
     memory: float | None  # bytes of a worker's data and gradients
     incoming: float | None  # bytes into the server, mean per iteration
-    outgoing: float | None  # bytes out of it
+    outgoing: float | None  # bytes out of the server, mean per iteration
 
     @property
     def seconds(self) -> float:
@@ -74,14 +74,17 @@ class Prediction:
 
 
 class Replay:
-    """A recorded run, to be run again with other settings. Raises UserError when the record has nothing to replay.
+    """A recorded run, to be simulated with other settings. Raises UserError when the record has nothing to replay.
 
-    dataset: of the run; without one all chunks count as equally large. dim: entries of the gradient, if known. most:
-    iterations that are simulated, at most.
+    dataset: the data of the run; without it all chunks count as equally large
+    dim: number of entries of the gradient, if known
+    most: largest number of iterations that are simulated
 
-    Attributes: took, exact: (counted iterations,) recorded seconds, and whether all was recovered. redundant: recorded
-    share of the computing time. per_message: seconds that a message without bytes adds to an iteration. own: the
-    prediction for the settings of the run.
+    took: (counted iterations,), recorded seconds
+    exact: (counted iterations,), whether all chunks were recovered
+    redundant: recorded share of the computing time that was not needed
+    per_message: seconds that a message without bytes adds to an iteration
+    own: the prediction for the settings of the run
     """
 
     def __init__(self, run: RecordedRun, dataset: Dataset | None, dim: int | None, most: int) -> None:
@@ -89,7 +92,7 @@ class Replay:
         slow = run.config.stragglers
         self._combined = run.config.transfer == "combined"
         self._breaks_off = slow.kind != "none"  # an emulated chunk ends with its iteration
-        self._in_proportion = slow.seconds is None and slow.path is None  # else every chunk takes the emulated seconds
+        self._in_proportion = slow.seconds is None and slow.path is None  # otherwise chunks take the emulated seconds
         costs = self._costs(run.chunks)
         self.recording = read_recording(run, costs if self._in_proportion else None, self._breaks_off)
         self._blocks = blocks(len(self.recording.took), most)
@@ -122,7 +125,7 @@ class Replay:
         return make_plan(wanted, choice.schedule, run.workers, run.config.seed, num_chunks)
 
     def _costs(self, num_chunks: int) -> list[float] | None:
-        """What the server of a run knows of chunks' costs. Raises UserError when there are fewer rows than chunks."""
+        """The costs of chunks that the server knows. Raises UserError when there are fewer rows than chunks."""
         costs = ChunkSource(self._dataset, num_chunks, self.run.config.dtype, Backend()).costs()
         return None if self.run.config.batch else costs
 
@@ -160,7 +163,7 @@ class Replay:
         messages, incoming, outgoing = self._traffic(plan, trials)
         overhead, spent = self.per_message * messages, trials["spent"].sum()
         load = int(np.bincount(plan.assignment.indices).max())
-        # a gradient that is not committed yet waits for other copies, or for the whole load
+        # a worker keeps gradients until they are committed: until other copies, or its whole load, are done
         waits = self._combined and (choice.parts > 1 or SCHEDULES[choice.schedule].counts_whole_loads)
         data = 1.0 if isinstance(self.run.config.batch, BatchSettings) else load / plan.num_chunks
         gradients = load if waits else 1
@@ -190,7 +193,7 @@ class Replay:
             contributors, needed = trials["contributors"], plan.num_chunks * plan.parts
             messages = messages + contributors
             incoming = contributors * coded * number + copies * RECORD.itemsize
-            # a worker hears of each of its copies: of all contributors, or that the copy is not needed
+            # for each of its copies a worker gets all contributors, or the message that the copy is not needed
             orders = orders + needed * plan.parts + (reported - needed) + contributors
         else:
             sent = trials["passes"] if self.recording.joins else reported
@@ -208,7 +211,7 @@ def _data_bytes(dataset: Dataset, number: int) -> int:
 
 
 def blocks(iterations: int, most: int) -> list[range]:
-    """Which iterations are simulated: all, or at most `most` of them in blocks spread over the run.
+    """The iterations that are simulated: all, or at most `most` of them in blocks spread over the run.
 
     >>> blocks(8, most=10), blocks(100, most=20)
     ([range(0, 8)], [range(0, 10), range(50, 60)])

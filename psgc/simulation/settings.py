@@ -1,4 +1,4 @@
-"""The YAML of a simulation: of schedules, or with the key `network` of programs on a network."""
+"""The YAML of a simulation of schedules; or, with the key `network`, of programs on a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +31,8 @@ from psgc.validation import (
 )
 from psgc.yaml_source import shown
 
-MOST_REPORTS = 1_000_000  # all of which are in memory
-MOST_ONE_BY_ONE = 1024  # links of which none stands for all
+MOST_REPORTS = 1_000_000  # largest number of reports; all are in memory
+MOST_ONE_BY_ONE = 1024  # largest number of links that are simulated one by one, when they differ
 
 ProgramName = Literal["allreduce", "server", "coded_allreduce"]
 ItemSize = Annotated[int, Field(ge=1, le=16), expect("a whole number >= 1")]
@@ -60,22 +60,22 @@ class BuiltAssignment(Section):
 
 
 class Speeds(Section):
-    """Seconds per chunk; `failed` workers of each trial, drawn at random, never finish any."""
+    """Seconds per chunk. `failed` random workers of each trial never finish a chunk."""
 
     kind: str
     failed: FailedWorkers = 0
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
-        """The speeds of all workers in all trials: `shape` is (trials, m)."""
+        """The speeds of all workers in all trials. shape: (trials, m)."""
         raise NotImplementedError
 
     def of_chunks(self, trials: int, num_chunks: int) -> Seconds | None:
-        """Factors of the workers' speeds for each chunk, (trials, N). None: all chunks are the same."""
+        """Factors of the workers' times for each chunk, (trials, N); None: all chunks are equal."""
         return None
 
     @property
     def known_costs(self) -> float | None:
-        """Relative error of what the schedules know of these factors; None: they know nothing."""
+        """Relative error of the factors that the schedules know; None: they know nothing."""
         return None
 
 
@@ -257,7 +257,7 @@ class NetworkSettings(Section):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings | NetworkSettings:
-    """Reads a simulation's YAML file and applies `--set` overrides in order. Raises UserError, one line."""
+    """Read a simulation's YAML file, and apply `--set` overrides in order. Raises UserError."""
     source = read_yaml(path, overrides)
     of_network = isinstance(source.tree, dict) and "network" in source.tree
     return validated(NetworkSettings, source) if of_network else validated(Settings, source)

@@ -1,7 +1,7 @@
 """One iteration on a virtual clock: the production coordinator, schedules and worker states, without MPI and arrays.
 
-Messages take no time. As in production a worker goes on with its queue without waiting for an answer, and finishes the
-chunk that it is in even if that is recovered.
+Messages take no time. As in production, a worker continues with its queue without waiting for an answer, and finishes
+its present chunk even if that chunk is recovered meanwhile.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,24 +20,25 @@ from psgc.workers.state import WorkerState
 
 @dataclass(frozen=True)
 class Simulated:
-    """What an iteration took until its gradient was recovered."""
+    """An iteration until its gradient was recovered."""
 
     time: float  # seconds; inf: it cannot be recovered
     computed: int  # copies finished by then
-    useful: tuple[float, ...] = ()  # when each copy that a chunk still needed was finished, ascending; N * l in the end
+    useful: tuple[float, ...] = ()  # times at which needed copies were finished, ascending; N * l in the end
     spent: float = 0.0  # seconds of computing, also on unfinished chunks
-    used: float = 0.0  # of these for copies in the gradient
+    used: float = 0.0  # seconds of computing copies that are in the gradient
     reported: int = 0  # copies
     orders: int = 0  # records sent to workers
     contributors: int = 0  # workers with a copy in the gradient
-    passes: int = 0  # in which these copies were done
+    passes: int = 0  # number of passes that computed the finished copies
 
 
 class Passes(NamedTuple):
-    """How workers do their chunks.
+    """The passes of workers.
 
-    joins: whether they can do several in one pass (transfer `combined`); cost: what a pass costs besides its chunks, in
-    average chunks; pause: seconds that a worker needs between two passes.
+    joins: whether workers can do several chunks in one pass (transfer `combined`)
+    cost: the cost of a pass besides its chunks, in average chunks
+    pause: seconds between two passes of a worker
     """
 
     joins: bool = False
@@ -51,9 +52,10 @@ ALONE = Passes()
 class VirtualCluster(Target):
     """A server and workers that keep their state over several iterations, so that a schedule can learn.
 
-    holders[i]: ranks that hold chunk i; queues: by rank; costs[i]: what chunk i takes relative to an average one (None:
-    all equal); breaks_off: whether a new iteration ends the work on an older one at once, else a worker finishes its
-    chunk first.
+    holders: for each chunk the ranks that hold it
+    queues: the queue of each worker, by rank
+    costs: the cost of each chunk relative to an average one; None: all equal
+    breaks_off: whether a new iteration ends the work on an older one at once; otherwise a worker finishes its chunk
     """
 
     def __init__(
@@ -71,10 +73,10 @@ class VirtualCluster(Target):
         self._coordinator = Coordinator(Membership(holders, parts, workers=queues), schedule, combined=joins)
         self._workers = {rank: WorkerState(rank, queue, len(holders), joins) for rank, queue in queues.items()}
         self._costs, self._breaks_off = costs, breaks_off
-        self._pieces: dict[int, tuple[int, ...]] = {}  # all chunks that the worker of a rank is in
-        self._in: dict[int, tuple[int, int]] = {}  # rank -> iteration and number of the chunk it is in
+        self._pieces: dict[int, tuple[int, ...]] = {}  # rank -> all chunks of its present pass
+        self._in: dict[int, tuple[int, int]] = {}  # rank -> iteration and number of its present chunk
         self.begun: list[tuple[int, int, float]] = []  # (rank, chunk, when) in the newest iteration
-        self._ends: list[tuple[float, int, int]] = []  # (when, rank, chunk) for every worker that will be through
+        self._ends: list[tuple[float, int, int]] = []  # (when, rank, chunk) of passes that will be finished
         self._now = 0.0
         self._iteration = -1
 
@@ -84,9 +86,9 @@ class VirtualCluster(Target):
             self._schedule.estimates.update(seconds)
 
     def recover(self, seconds: Mapping[int, float], costs: Sequence[float] | None = None) -> Simulated:
-        """One iteration in which the worker of each rank takes so many seconds per chunk; inf: it has failed.
+        """One iteration. seconds: seconds per chunk of the worker of each rank; inf: it has failed.
 
-        costs: of the chunks in this iteration and those after it; None: as before.
+        costs: the costs of the chunks from this iteration on; None: as before
         """
         self._iteration += 1
         self._costs = self._costs if costs is None else costs

@@ -1,4 +1,4 @@
-"""Several runs beside each other: what differs in their settings, and how each of them went. Plain data."""
+"""Compares runs: the settings that differ, and the results of each run, as plain data."""
 
 import json
 import math
@@ -15,12 +15,15 @@ ComparedRun = dict[str, Any]
 
 
 def compared(runs: Sequence[RecordedRun]) -> list[ComparedRun]:
-    """A row for each run: the least held-out loss first, then the least final loss; of equal ones the quickest.
+    """A row for each run, ordered by the least held-out loss, then the least final loss, then the time.
 
-    run: the directory. settings: those that differ, by dotted key, and `workers`; None where a run has no such key.
-    status: done, failed or interrupted, without a summary running or killed. The others are numbers, None when they are
-    not known: iterations, final_loss, test_loss and test_accuracy (held-out, the newest), best_test_loss (the least),
-    seconds in all, seconds_per_iteration (median), efficiency (T*/T, median), workers, and lost (workers).
+    run: the run directory
+    settings: the settings that differ, by dotted key, and `workers`; None if a run has no such key
+    status: done, failed or interrupted; without a summary running or killed
+
+    The other entries are numbers, None when unknown: iterations, final_loss, test_loss and test_accuracy (held-out, the
+    newest), best_test_loss (the least), seconds (total), seconds_per_iteration (median), efficiency (T*/T, median),
+    workers, and lost (workers).
     """
     settings = [_settings(run) for run in runs]
     keys = dict.fromkeys(key for each in settings for key in each)
@@ -30,7 +33,7 @@ def compared(runs: Sequence[RecordedRun]) -> list[ComparedRun]:
 
 
 def labels(rows: Sequence[ComparedRun]) -> list[str]:
-    """A short name for each run: the settings that differ, and the directory where these do not suffice.
+    """A short name for each run: the settings that differ, and the directory if these are not unique.
 
     >>> labels([{"run": "runs/a", "settings": {"optimizer.lr": 0.1}}, {"run": "b", "settings": {"optimizer.lr": 0.3}}])
     ['optimizer.lr=0.1', 'optimizer.lr=0.3']
@@ -50,7 +53,7 @@ def shown(value: Any) -> str:
 
 def _settings(run: RecordedRun) -> dict[str, Any]:
     settings = {key: value for key, value in flat(run.config.model_dump()).items() if value != {}}
-    del settings["output"]  # each has its own
+    del settings["output"]  # it always differs
     return settings | ({"workers": run.workers} if run.workers else {})
 
 
@@ -80,7 +83,7 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> ComparedRun:
 
 
 def final_loss(run: RecordedRun) -> float | None:
-    """The loss in its summary, or the newest one that is known while it has none."""
+    """The final loss in the summary; without a summary the newest known loss."""
     return _number((run.summary or {}).get("final_loss", _last(run.iterations, "loss")))
 
 
@@ -95,7 +98,7 @@ def _least(losses: Iterable[float | None]) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """Of a summary, where a loss may be "nan" or "inf", and anything in a damaged one."""
+    """A number of a summary, or None. A loss may be "nan" or "inf", and a damaged summary may contain anything."""
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError):

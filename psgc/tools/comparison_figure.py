@@ -11,14 +11,14 @@ from psgc.tools.comparison import ComparedRun, labels
 from psgc.tools.drawing import LIGHT, SERIES, STYLES, WIDTH, loss_panels, new_figure, scale_for
 from psgc.tools.run_directory import RecordedRun
 
-NAMED = len(SERIES) * len(STYLES)  # runs with a line of their own look; the others are thin and grey
+NAMED = len(SERIES) * len(STYLES)  # runs with their own colour and dashes; the lines of others are thin and grey
 LONGEST = 70  # characters of a line of the legend
 
 
 def draw(rows: Sequence[ComparedRun], runs: Sequence[RecordedRun]) -> tuple[Figure, str]:
-    """The loss of each run against iterations and seconds, and a line about what is drawn.
+    """The loss of each run against iterations and seconds, and a line of text about the figure.
 
-    rows: those of `runs`, in the order of the legend. The first `NAMED` are told apart by colour and dashes.
+    rows: the rows of `runs`, in the order of the legend; the first `NAMED` differ by colour and dashes
     """
     by_path = {str(run.path): run for run in runs}
     drawn = [(label, by_path[row["run"]]) for label, row in zip(labels(rows), rows, strict=True)]
@@ -63,6 +63,6 @@ def _figure(drawn: Sequence[tuple[str, RecordedRun]]) -> Figure:
 
 
 def _short(label: str) -> str:
-    label = label if not label.startswith("_") else f" {label}"  # matplotlib leaves out what begins so
+    label = label if not label.startswith("_") else f" {label}"  # matplotlib leaves out labels that begin with _
     label = label.replace("$", r"\$")  # no mathematics
     return label if len(label) <= LONGEST else f"{label[: LONGEST - 3]}..."

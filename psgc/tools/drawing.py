@@ -1,6 +1,6 @@
-"""How figures are drawn: without a screen, in the colours of a theme, with scales that a person reads.
+"""Drawing figures: without a screen, in the colours of a theme, with readable scales.
 
-Importing this raises UserError where matplotlib (the extra `plots`) is missing.
+Importing this raises UserError when matplotlib (the extra `plots`) is missing.
 """
 
 import io
@@ -24,10 +24,10 @@ except ImportError:
     raise UserError("plots need matplotlib: pip install matplotlib") from None
 
 WIDTH = 9.0  # inches
-NAMED_ROWS = 40  # workers up to which each row of a figure has its number
-MANY = 100  # points from which on a line through running medians is drawn as well
-VERY_MANY = 1000  # points from which on they are fainter
-MARKED = 20  # losses up to which each is marked or named
+NAMED_ROWS = 40  # with more workers, rows of a figure have no numbers
+MANY = 100  # with more points, a line through running medians is drawn as well
+VERY_MANY = 1000  # with more points, the points are fainter
+MARKED = 20  # lost workers that are marked or named
 
 
 # colours
@@ -35,7 +35,7 @@ MARKED = 20  # losses up to which each is marked or named
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours that have contrast with their paper; the four outcomes can be told apart by the colour-blind."""
+    """Colours with enough contrast. Colour-blind readers can distinguish the four outcomes."""
 
     paper: str
     ink: str
@@ -69,8 +69,8 @@ DARK = Theme(
     paper="#14181d", ink="#e6e9ed", muted="#a3adb8", grid="#2b323a",
     lines=("#4aa8e8", "#f0b429"), outcomes=("#4aa8e8", "#e0a020", "#6e7681", "#ffb3d1"),
 )  # fmt: skip
-HATCHES = ("", "////", "", "xxxx")  # of the outcomes: colour is not all that tells them apart
-# Many lines in one figure, on light paper: each colour comes with each style.
+HATCHES = ("", "////", "", "xxxx")  # of the outcomes, so that they differ by more than colour
+# For many lines in one figure, on light paper: each colour with each style.
 SERIES = ("#0072b2", "#b35900", "#1b1f24", "#c2185b", "#00429d")
 STYLES = ("-", (0, (5, 2)))
 
@@ -90,7 +90,7 @@ def image(figure: Figure, kind: str = "png") -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a file of the kind that its name ends in. Raises UserError when it cannot be written."""
+    """Write the figure to a file; the suffix decides the format. Raises UserError when it cannot be written."""
     content = image(figure, path.suffix[1:])
     with writing(path):
         write_output(path, lambda stream: stream.write(content))
@@ -98,7 +98,7 @@ def save(figure: Figure, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report. name: of its file; alt: what it shows, in words."""
+    """A figure of the report. name: the name of its file; alt: its content in words."""
 
     name: str
     title: str
@@ -117,7 +117,7 @@ def line(points: int) -> dict[str, Any]:
 
 
 def course(axes: Any, x: np.ndarray, y: np.ndarray, colour: str, label: str | None) -> None:
-    """Points, and a line through them or, where they are many, through their running medians."""
+    """Draw points, and a line through them; with many points, a line through their running medians."""
     if len(x) <= MANY:
         axes.plot(x, y, color=colour, label=label, **line(len(x)))
         return
@@ -130,7 +130,7 @@ def course(axes: Any, x: np.ndarray, y: np.ndarray, colour: str, label: str | No
 
 
 def rows(axes: Any, workers: int) -> None:
-    """A row for each worker, the first on top; with its number as long as they are few."""
+    """Give a figure a row for each worker, the first on top, with numbers if there are few workers."""
     axes.set_ylim(workers + 0.5, 0.5)
     axes.set_ylabel("worker")
     if workers <= NAMED_ROWS:
@@ -150,7 +150,10 @@ def loss_panels(figure: Figure) -> Any:
 
 
 def scale_for(axes: Any, values: np.ndarray, times: float) -> bool:
-    """Make a y axis logarithmic where that shows values better: all > 0, the largest far above the median."""
+    """Make a y axis logarithmic if all values are > 0 and the largest is more than `times` times the median.
+
+    Returns whether it is logarithmic.
+    """
     logarithmic = bool(len(values)) and bool(values.min() > 0) and bool(values.max() > times * np.median(values))
     if logarithmic:
         axes.set_yscale("log")
@@ -159,7 +162,7 @@ def scale_for(axes: Any, values: np.ndarray, times: float) -> bool:
 
 
 def unit_of(largest: float) -> tuple[float, str]:
-    """A factor for seconds up to `largest`, and the unit of the product."""
+    """A unit for seconds up to `largest`: the factor that converts seconds to it, and its name."""
     if largest >= 10:
         return 1.0, "seconds"
     return (1e3, "milliseconds") if largest >= 1e-3 else (1e6, "microseconds")

@@ -1,4 +1,4 @@
-"""The figures of a report, and the same in words. Importing this needs matplotlib (`psgc.tools.drawing`)."""
+"""The figures of a report, and their content in words. Importing this needs matplotlib (`psgc.tools.drawing`)."""
 
 from typing import Any
 
@@ -25,11 +25,11 @@ from psgc.tools.drawing import (
 from psgc.tools.gantt import gantt
 from psgc.tools.run_directory import RecordedRun
 
-BINS = 800  # columns of a heat map; with more iterations than that a column is the mean of several
+BINS = 800  # columns of a heat map; with more iterations, a column is the mean of several
 
 
 def pictures(run: RecordedRun, iteration: int | None = None) -> list[Picture]:
-    """What can be drawn of `run`. iteration: that of the Gantt chart, by default the slowest one."""
+    """The figures of `run`. iteration: the iteration of the Gantt chart; None: the slowest one."""
     if not len(run.iterations["iteration"]):
         return []
     found = [_convergence(run)]
@@ -126,7 +126,7 @@ def _heat_map(run: RecordedRun) -> Picture:
 
 
 def _binned(pace: np.ndarray, place: np.ndarray, bins: int) -> np.ndarray:
-    """The mean of the rows of `pace` in each bin, of what is not nan. place: (rows,), the bin of each."""
+    """The mean of the rows of `pace` in each bin, without nan. place: (rows,), the bin of each row."""
     total, count = np.zeros((bins, pace.shape[1])), np.zeros((bins, pace.shape[1]))
     np.add.at(total, place, np.nan_to_num(pace))
     np.add.at(count, place, np.isfinite(pace))

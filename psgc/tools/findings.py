@@ -1,4 +1,4 @@
-"""What the results of `probe` and of the cluster's own commands mean for a run. Pure functions."""
+"""Interprets the results of `probe` and of the cluster's own commands for a run. Pure functions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,12 @@ BOUND = "-- --bind-to core:overload-allowed"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. ok: as it should be; note: training runs, but; problem: training does not run."""
+    """One line of the report.
+
+    level: ok; note: training works, but something could be better; problem: training does not work
+    name: what was tested
+    text: the result
+    """
 
     level: Literal["ok", "note", "problem"]
     name: str
@@ -29,9 +34,10 @@ def mpirun_finding(mpirun: Mpirun) -> Finding:
 
 
 def job_findings(mpirun: Mpirun, tolerant: bool, result: Finished, num_ranks: int) -> list[Finding]:
-    """MPI library, messages, transport, and what the death of a rank did to the test job.
+    """MPI library, messages, transport, and the effect of a rank's death on the test job.
 
-    tolerant: whether it was started with fault tolerance; num_ranks: how many ranks were started.
+    tolerant: whether the job was started with fault tolerance
+    num_ranks: number of ranks that were started
     """
     started = [line for line in result.lines() if "size" in line]
     if not started:
@@ -95,7 +101,7 @@ def _death_finding(mpirun: Mpirun, tolerant: bool, result: Finished, found: Mapp
 
 
 def _why(result: Finished) -> str:
-    """Why a command failed, in its own words if it printed any."""
+    """Why a command failed, with its own error message if there is one."""
     said = [line.strip() for line in (result.err or result.out).splitlines()]
     said = [line for line in said if re.search(r"\w", line) and not re.match(r"\[[^]]*:\d+\]|=+ |psgc-probe", line)]
     errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
@@ -106,7 +112,7 @@ def _why(result: Finished) -> str:
 
 
 def core_findings(num_ranks: int, cores: int, threads: str) -> list[Finding]:
-    """Whether there is a core for each rank and thread. threads: OMP_NUM_THREADS of each rank."""
+    """Whether there is a core for each rank and each thread. threads: OMP_NUM_THREADS of each rank."""
     name, text = "BLAS threads", f"{cores} for {num_ranks} ranks"
     found = [Finding("ok", "cores", text)]
     if num_ranks > cores:
@@ -119,7 +125,7 @@ def core_findings(num_ranks: int, cores: int, threads: str) -> list[Finding]:
 
 
 def pace_findings(hosts: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """What the measurements of the hosts say. hosts: each what `summarised` returns, and `host`, its name."""
+    """Slow cores and slow hosts. hosts: for each host the result of `summarised`, and its name as `host`."""
     if not hosts or (len(hosts) == 1 and hosts[0]["cores"] == 1):
         return []
     quickest = min(hosts, key=lambda host: host["fastest"][1][1])
@@ -155,7 +161,11 @@ def _times(slow: Pace, fast: Pace) -> str:
 
 
 def gpu_findings(result: Finished, cuda_aware: bool, driver: bool) -> list[Finding]:
-    """GPUs, and how messages reach their memory. cuda_aware: MPI says so; driver: nvidia-smi is installed."""
+    """GPUs, and how messages reach their memory.
+
+    cuda_aware: whether MPI says that it is CUDA-aware
+    driver: whether nvidia-smi is installed
+    """
     found = result.found()
     if "cupy" not in found:
         return [Finding("note", "GPU", f"CuPy does not start: {_why(result)}; backend numpy works")]
@@ -176,7 +186,7 @@ def gpu_findings(result: Finished, cuda_aware: bool, driver: bool) -> list[Findi
 
 
 def slurm_finding(partitions: Finished, environ: Mapping[str, str]) -> Finding:
-    """From the result of `sinfo -h -o "%P %a %D"`."""
+    """SLURM and its partitions. partitions: the result of `sinfo -h -o "%P %a %D"`."""
     if partitions.seconds == 0.0:  # no such command
         return Finding("ok", "SLURM", "none")
     if partitions.code != 0:
@@ -204,10 +214,12 @@ def output_finding(output: str, result: Finished) -> Finding:
 
 
 def survival(survived: bool, shared: bool, scheduled: bool, launch: str) -> list[Finding]:
-    """What a run here survives.
+    """The failures that a run here survives.
 
-    survived: the test job survived its dead rank; shared: the run directory is on a network file system;
-    scheduled: there is SLURM, PBS or LSF; launch: the command that starts the run.
+    survived: whether the test job survived the death of a rank
+    shared: whether the run directory is on a network file system
+    scheduled: whether there is SLURM, PBS or LSF
+    launch: the command that starts the run
     """
     ends = f"ends the run; {launch} --resume continues from the last checkpoint"
     timeout = "faults.collect_timeout seconds"

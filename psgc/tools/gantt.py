@@ -19,13 +19,13 @@ NARROW = {"handlelength": 1.4, "columnspacing": 1.2, "handletextpad": 0.5}  # a 
 
 
 def slowest(run: RecordedRun) -> int:
-    """The row of the slowest iteration, of those in the timeline if there are any."""
+    """The row of the slowest iteration; if the timeline has iterations, of these."""
     seconds = run.iterations["seconds"]
     return int(np.where(run.in_timeline | ~run.in_timeline.any(), seconds, -1).argmax())
 
 
 def gantt(run: RecordedRun, iteration: int | None) -> Picture:
-    """The chart of this iteration, or of the slowest one; `run` has a timeline."""
+    """The chart of this iteration, or of the slowest one. `run` must have a timeline."""
     assert run.timeline is not None
     numbers = run.iterations["iteration"]
     row = slowest(run) if iteration is None else int(np.searchsorted(numbers, iteration))

@@ -1,4 +1,4 @@
-"""Whether the cores of a host differ in pace: a short measurement. (`psgc.tools.findings` says what it means.)"""
+"""Measures whether the cores of a host differ in speed. `psgc.tools.findings` interprets the result."""
 
 import os
 import time
@@ -7,18 +7,20 @@ from itertools import groupby
 from statistics import median
 from typing import Any
 
-BEHIND = 1.15  # times as long as the fastest: said from here on
-SECONDS, ROUNDS = 0.5, 3  # how long is measured, but at least so many rounds
-SIDE = 64  # of the matrices
+BEHIND = 1.15  # a core is slow if it takes this many times as long as the fastest
+SECONDS, ROUNDS = 0.5, 3  # duration of the measurement, and its least number of rounds
+SIDE = 64  # rows and columns of the matrices
 SHOWN = 200  # characters of the list of slow cores
 
 Pace = Sequence[float]  # CPU seconds for the work: the best time and the median
 
 
 def measured(work: Callable[[], object] | None = None) -> dict[int, Pace]:
-    """The pace of each core that this process may use; work: by default a small matrix product.
+    """The pace of each core that this process may use.
 
-    The cores take turns. In CPU seconds neither other processes nor a quota slow a core down.
+    The cores take turns. CPU seconds do not depend on other processes or on a quota.
+
+    work: the work to measure; by default a small matrix product
     """
     work = work or _product()
     allowed = os.sched_getaffinity(0)
@@ -28,7 +30,7 @@ def measured(work: Callable[[], object] | None = None) -> dict[int, Pace]:
         while time.monotonic() - began < SECONDS or rounds < ROUNDS:
             for core in times:
                 os.sched_setaffinity(0, {core})
-                work()  # has the caches of this core filled
+                work()  # fills the caches of this core
                 start = time.thread_time()
                 work()
                 times[core].append(time.thread_time() - start)
@@ -43,16 +45,16 @@ def _product() -> Callable[[], object]:
 
     matrix = np.random.default_rng(0).random((SIDE, SIDE))
     result = np.empty_like(matrix)
-    return lambda: np.einsum("ij,jk->ik", matrix, matrix, out=result)  # not by BLAS, which has threads
+    return lambda: np.einsum("ij,jk->ik", matrix, matrix, out=result)  # not with BLAS, which has threads
 
 
 def ratio(slow: Pace, fast: Pace) -> float:
-    """How many times as long `slow` takes: by best times or medians, whichever differ less, since noise is in one."""
+    """How many times as long `slow` takes, by best times or by medians: the smaller ratio, to exclude noise."""
     return min(one / other for one, other in zip(slow, fast, strict=True))
 
 
 def summarised(paces: Mapping[int, Pace]) -> dict[str, Any]:
-    """The same in less than 400 bytes of JSON: how many cores, the fastest and the slowest, and which are `BEHIND`.
+    """A summary of less than 400 bytes of JSON: the number of cores, the fastest, the slowest, and the slow cores.
 
     >>> summarised({0: (1.0, 2.0), 1: (1.1, 2.2), 2: (2.0, 4.0), 3: (2.1, 4.2), 4: (2.0, 2.0), 6: (2.0, 4.0)})
     {'cores': 6, 'fastest': [0, (1.0, 2.0)], 'slowest': [3, (2.1, 4.2)], 'behind': '2-3,6'}

@@ -21,7 +21,7 @@ from psgc.tools.run_directory import RecordedRun
 from psgc.yaml_source import flat
 
 LISTED = 200  # rows of lost.csv that the page shows
-NARROW = 640  # pixels below which a figure is not made smaller, but scrolled
+NARROW = 640  # pixels; a figure is not shrunk below this width, but scrolled
 
 STYLE = f"""
 :root {{ color-scheme: light dark; --paper: {LIGHT.paper}; --ink: {LIGHT.ink}; --muted: {LIGHT.muted};

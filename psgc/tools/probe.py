@@ -1,6 +1,6 @@
-"""The tests of `psgc doctor` that may hang or crash, for processes of their own.
+"""The tests of `psgc doctor` that may hang or crash. Each runs in its own process.
 
-`python -m psgc.tools.probe` with the name of a function below and its arguments prints each finding at once, as a
+`python -m psgc.tools.probe FUNCTION ARGUMENTS...` calls a function of this module. It prints each finding at once, as a
 line of `MARK` and JSON.
 """
 
@@ -18,7 +18,7 @@ from psgc.disk import NewFile
 from psgc.machine import fabrics, mount_of, open_fabrics
 
 MARK = "psgc-probe "
-ENTRIES = 1 << 20  # of the vectors that ranks exchange (8 MiB)
+ENTRIES = 1 << 20  # entries of the vectors that ranks exchange (8 MiB)
 PATIENCE = 8.0  # seconds to wait for each event
 
 
@@ -48,7 +48,7 @@ def ranks() -> None:
     if transport.size < 3:
         transport.finalize()
         transport.end(0)
-    is_first = transport.hosts.index(transport.hosts[transport.rank]) == transport.rank  # on its host
+    is_first = transport.hosts.index(transport.hosts[transport.rank]) == transport.rank  # the first rank of its host
     paces = transport.gather(json.dumps(summarised(measured())) if is_first else "", "measuring the cores")
     if serving:
         named = zip(transport.hosts, paces, strict=True)

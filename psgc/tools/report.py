@@ -1,4 +1,4 @@
-"""`psgc report RUN_DIR`: figures of a run, a page that shows them and says who was slow, scalars for TensorBoard."""
+"""`psgc report RUN_DIR`: figures of a run, a page with them and with the slow workers, scalars for TensorBoard."""
 
 import time
 import warnings
@@ -23,11 +23,11 @@ from psgc.tools.page import page
 from psgc.tools.run_directory import RecordedRun, read_run
 from psgc.validation import either
 
-# of the event files, by the names that they have everywhere (`psgc.record.measures`): columns of iterations.csv
+# the scalars of event files: columns of iterations.csv, by their names in `psgc.record.measures`
 SCALARS = {name: name for name in ("loss", "seconds", "efficiency", "error_measure", "bytes", *HELD_OUT)}
 SCALARS |= {"lost_workers": "lost", "redundant_chunks": "redundant"}
-PAUSE = 1.0  # seconds from one look at a run that goes on to the next
-SLOW = 1.2  # times as long as the median worker takes for a chunk
+PAUSE = 1.0  # seconds between two checks of a run that goes on
+SLOW = 1.2  # a worker is slow if a chunk takes this many times as long as on the median worker
 NAMED = 4  # slow workers that are named
 
 
@@ -38,16 +38,18 @@ def report(
     tensorboard: bool = False,
     watch: bool = False,
 ) -> int:
-    """Write the report of the run in `path`, and print where it is. Returns 0. Raises UserError.
+    """Write the report of the run in `path`, and print its place. Returns 0. Raises UserError.
 
-    iteration: of the Gantt chart, by default the slowest; output: by default the directory `report` in `path`;
-    tensorboard: write event files as well; watch: again whenever the record has grown, until the run ends.
+    iteration: the iteration of the Gantt chart; None: the slowest
+    output: the directory to write to; None: `report` in `path`
+    tensorboard: write event files as well
+    watch: write the report again whenever the record has grown, until the run ends
     """
     run = read_run(path)
     if iteration is not None:
         _check_iteration(run, iteration)
     if tensorboard:
-        _tensorboard()  # refuse now what would fail after the figures
+        _tensorboard()  # raises now if TensorBoard is missing, not after the figures
     index = write_report(run, output, iteration, watch)
     if watch and _goes_on(run):
         say(f"{index}: written again while the run goes on; Ctrl-C ends that")
@@ -69,7 +71,7 @@ def _watched(run: RecordedRun, write: Callable[[RecordedRun], object]) -> Record
     """Write the report whenever the record has grown. Returns the run when it has ended. Raises UserError."""
     took = 0.0
     while _goes_on(run):
-        time.sleep(max(PAUSE, 3 * took))  # most of a core is left to the run
+        time.sleep(max(PAUSE, 3 * took))  # leaves most of a core to the run
         now = read_run(run.path)
         if len(now.iterations["iteration"]) != len(run.iterations["iteration"]) or not _goes_on(now):
             began = time.monotonic()
@@ -95,7 +97,7 @@ def write_report(
 
 
 def _make(directory: Path, named: bool) -> Path:
-    """Make the directory; returns where to write. named: the user named it, so it may be a link and have no parent."""
+    """Make the directory. Returns its path. named: the user named it, so it may be a link, or its parent may lack."""
     try:
         if named:
             directory.mkdir(parents=True, exist_ok=True)
@@ -125,9 +127,9 @@ def _check_iteration(run: RecordedRun, iteration: int) -> None:
 
 
 def write_events(run: RecordedRun, directory: Path) -> None:
-    """Replace the event file in `directory` by one with `SCALARS` by iteration. Raises UserError.
+    """Replace the event file in `directory` by one with `SCALARS` of each iteration, without nan. Raises UserError.
 
-    Values that are nan are left out. The times start when the settings of the run were written.
+    The times of events begin when the settings of the run were written.
     """
     Event, Summary, RecordWriter = _tensorboard()
     began = (run.path / "config.yaml").stat().st_mtime
@@ -152,7 +154,7 @@ def write_events(run: RecordedRun, directory: Path) -> None:
 
 
 def _tensorboard() -> tuple[Any, Any, Any]:
-    """What an event file is written with. Raises UserError without TensorBoard (the extra `tensorboard`)."""
+    """The classes that write event files. Raises UserError without TensorBoard (the extra `tensorboard`)."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -166,9 +168,9 @@ def _tensorboard() -> tuple[Any, Any, Any]:
 
 
 def paces(run: RecordedRun) -> np.ndarray:
-    """Seconds that each worker took for a chunk, (workers,): the mean over the iterations in which it did any.
+    """Seconds per chunk of each worker, (workers,): the mean over the iterations in which it finished a chunk.
 
-    For a worker that did none, the longest time after which it abandoned one, else nan.
+    For a worker without a finished chunk, the longest time after which it abandoned one, else nan.
     """
     if run.timeline is None or not run.in_timeline.any():
         return np.full(run.workers, np.nan)
@@ -219,7 +221,7 @@ def _cost(run: RecordedRun, pace: np.ndarray) -> list[str]:
     share = run.chunks * run.config.coding.parts / run.workers  # chunks that each would do without redundancy
     even = share * float(np.nanmedian(pace))
     uncoded = run.summary.get("uncoded_seconds_per_iteration") if run.summary else None
-    if not isinstance(uncoded, float):  # it is written when a run ends
+    if not isinstance(uncoded, float):  # the summary is written only when a run ends
         paces_then = np.where(np.isnan(every := run.seconds_per_chunk()), pace, every)
         uncoded = float(np.median(np.nan_to_num(share * paces_then).max(axis=1)))
     return [

@@ -1,4 +1,4 @@
-"""Reads run directories: of finished, killed and running runs."""
+"""Reads the directories of finished, killed and running runs."""
 
 import json
 import os
@@ -24,8 +24,8 @@ from psgc.record.timeline import Columns, pieces, read_timeline
 from psgc.run_rows import COLUMNS, COUNTS, HELD_OUT, OPTIONAL, Outcome, WorkerEvent
 
 MAX_CHUNKS = 2**31
-FEW = 1 << 22  # workers x iterations that fit into memory anyhow
-IDLE = 64  # workers x iterations for each entry of the timeline, in a run in which only few of the workers do anything
+FEW = 1 << 22  # workers x iterations that always fit into memory
+IDLE = 64  # largest plausible workers x iterations for each entry of the timeline, when most workers are idle
 MAX_SUMMARY = 1 << 24  # bytes
 FRESH = 15.0  # seconds since run.lock was touched, for a run on another host; it is touched every two seconds
 MAX_LOCK = 1000  # bytes
@@ -33,16 +33,17 @@ MAX_LOCK = 1000  # bytes
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """What a run has left in its directory, at its end or on the way.
+    """The record of a run, finished or not.
 
-    config: its settings.
+    path: the run directory
+    config: the settings
     iterations: the columns of iterations.csv (`psgc.run_rows.IterationRow`), counts as int64 and others as float64;
-        without losses and held-out figures when there are none.
+        without losses and held-out figures if there are none
     timeline: the columns of the timeline (`psgc.run_rows.TIMELINE`), and `outcomes`, the names of its outcomes; None
-        when there is none. It may lack iterations, and have some that have no row yet.
-    summary: summary.json, None while the run has not ended.
-    events: the rows of lost.csv, also of workers that the run does not have any more since it was resumed.
-    workers, chunks: how many there are, 0 when nothing says so.
+        without a timeline. It may lack iterations, and have iterations without a row.
+    summary: summary.json; None until the run has ended
+    events: the rows of lost.csv, also of workers that a resumed run does not have any more
+    workers, chunks: the number of workers and of chunks; 0 when unknown
     """
 
     path: Path
@@ -56,21 +57,21 @@ class RecordedRun:
 
     @property
     def events_of_workers(self) -> list[WorkerEvent]:
-        """Those of the workers that there are now."""
+        """The events of the present workers."""
         return [event for event in self.events if 0 < event.worker <= self.workers]
 
     @cached_property
     def in_timeline(self) -> np.ndarray:
-        """Whether the timeline has chunks of an iteration, (iterations,)."""
+        """Whether the timeline has chunks of each iteration, (iterations,)."""
         found = np.zeros(len(self.iterations["iteration"]), bool)
         for row, _ in self._pieces():
             found[row] = True
         return found
 
     def seconds_per_chunk(self) -> np.ndarray:
-        """The mean time of the chunks that a worker has done in an iteration; nan for none.
+        """The mean time of a worker's finished chunks in an iteration, nan without any.
 
-        (iterations in the timeline, workers).
+        Shape (iterations in the timeline, workers).
         """
         place = np.cumsum(self.in_timeline) - 1
         total = np.zeros((int(self.in_timeline.sum()), self.workers))
@@ -83,7 +84,7 @@ class RecordedRun:
         return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
     def _pieces(self) -> Iterator[tuple[np.ndarray, Columns]]:
-        """The entries of the timeline whose iteration has a row, some at a time, and which row that is."""
+        """The entries of the timeline whose iteration has a row, in pieces: (their rows, the entries)."""
         numbers = self.iterations["iteration"]
         for piece in pieces(self.timeline) if self.timeline is not None and len(numbers) else ():
             row = np.searchsorted(numbers, piece["iteration"]).clip(max=len(numbers) - 1)
@@ -92,7 +93,7 @@ class RecordedRun:
 
 
 def read_run(path: str | Path) -> RecordedRun:
-    """The record of the run in the directory `path`, so far. Raises UserError, also for a file of another version."""
+    """Read the record of the run in the directory `path`. Raises UserError, also for a file of another version."""
     directory = Path(path)
     _check_directory(directory)
     iterations = _iterations(directory / "iterations.csv")
@@ -137,7 +138,7 @@ def _config(path: Path) -> Config:
 
 
 def _rows(path: Path, known: Sequence[str]) -> list[dict[str, Any]]:
-    """The whole rows of a file with these columns, which may still grow."""
+    """The complete rows of a file with these columns. The file may still grow."""
 
     def refuse(reason: str) -> None:
         raise UserError(f"{path}: {reason}")
@@ -176,8 +177,8 @@ def _summary(path: Path) -> dict[str, Any] | None:
 def is_running(directory: Path) -> bool:
     """Whether the run in a directory is still running, by its run.lock (psgc/run/claim.py).
 
-    The process that it names runs or, on another host, has touched it lately. Nothing is locked for that: a run that
-    begins just now would be refused.
+    It is if the process that the file names runs; on another host, if the process has touched the file lately. This
+    does not lock the file, since a run that begins at this moment would then be refused.
     """
     path = directory / "run.lock"
     try:

@@ -1,4 +1,4 @@
-"""Commands with a time limit: one that exceeds it is killed, with all processes that it started."""
+"""Commands with a time limit, after which a command is killed with all processes that it started."""
 
 import json
 import subprocess
@@ -15,7 +15,12 @@ from psgc.tools.probe import MARK
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What became of a command. code: negative for a signal, None when it was killed or could not be started."""
+    """The result of a command.
+
+    code: the exit code; negative: the signal that ended it; None: it was killed by `Command`, or could not be started
+    out, err: its output
+    seconds: its time
+    """
 
     code: int | None
     out: str
@@ -23,10 +28,10 @@ class Finished:
     seconds: float
 
     def lines(self) -> list[dict[str, Any]]:
-        """What `psgc.tools.probe` found, line by line."""
+        """The findings that `psgc.tools.probe` printed, one for each line."""
         found = []
         for line in self.out.splitlines():
-            with suppress(ValueError):  # another program's line, or half of one
+            with suppress(ValueError):  # a line of another program, or an incomplete line
                 found.append(json.loads(line.partition(MARK)[2]))
         return found
 
@@ -35,9 +40,9 @@ class Finished:
 
 
 class Command:
-    """A command that runs in the background until the end of the `with` block at most.
+    """A command that runs in the background, at most until the end of the `with` block.
 
-    Its output goes to files: a pipe that a grandchild keeps open would have to be waited for.
+    Its output goes to files, because a grandchild might keep a pipe open.
     """
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], seconds: float) -> None:
@@ -76,5 +81,5 @@ class Command:
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
             kill_tree(self._process.pid)
-            with suppress(subprocess.TimeoutExpired):  # not even SIGKILL ends a process that waits for a file server
+            with suppress(subprocess.TimeoutExpired):  # SIGKILL does not end a process that waits for a file server
                 self._process.wait(1.0)
