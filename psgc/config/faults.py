@@ -22,7 +22,7 @@ from psgc.validation import (
 from psgc.yaml_source import shown
 
 OF_RANK_0 = ("begin", "summing", "passing_on", "passed_on", "stepping")
-OF_OWNERS = ("summing", "passing_on")  # steps of ranks that own slices: no worker does with aggregation `server`
+OF_OWNERS = ("summing", "passing_on")  # steps of ranks that own slices; with aggregation `server` only rank 0 does
 
 
 class Injection(Section):
@@ -54,11 +54,11 @@ class Injection(Section):
 
 
 class Restore(Section):
-    """When `psgc launch` starts a run that has lost workers again, with everybody."""
+    """When `psgc launch` starts a run that has lost workers again, with all workers."""
 
-    lost: Count = key(1, "how many workers have to be gone")
-    after: Positive = key(60.0, "for so many seconds")
-    per_hour: Count = key(6, "how often in an hour at most")
+    lost: Count = key(1, "least number of lost workers")
+    after: Positive = key(60.0, "seconds for which they must have been lost")
+    per_hour: Count = key(6, "largest number of starts in an hour")
 
 
 class Faults(Section):

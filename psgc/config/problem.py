@@ -42,7 +42,7 @@ class BuiltinProblem(Section):
 
 
 class PythonProblem(Section):
-    """A model of the user's."""
+    """A user's model."""
 
     kind: Annotated[Literal["python"], expect("kind python, or no kind, with the key python")] = key(
         "python", "may be left out"
@@ -54,14 +54,14 @@ class PythonProblem(Section):
 
 
 class ScriptProblem(Section):
-    """What a script computes with psgc.torch. Its run is not started from YAML, but has a record as any other."""
+    """The problem of a script with psgc.torch, in the record of its run. A YAML to train from cannot have it."""
 
     kind: Literal["script"] = "script"
     script: str = Field(description="the file name of the script")
 
 
 class TorchProblem(ScriptProblem):
-    """A function of the user's that returns model, dataset and loss. Its run is that of a script."""
+    """A user's function that returns model, dataset and loss."""
 
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(("kind", "script"), "a torch problem has no such key")
 
@@ -103,7 +103,7 @@ _FILE_KEY = "data.python reads the rows; leave out this key, or python"
 
 
 class PythonData(Section):
-    """What a function of the user's reads."""
+    """Data that a user's function reads."""
 
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("path", "labels", "test", "test_labels", "index_base"), _FILE_KEY
@@ -114,7 +114,7 @@ class PythonData(Section):
 
 
 class BatchSettings(Section):
-    """Every row comes once an epoch, in an order that depends on seed and epoch alone, or in that of the data."""
+    """Every row comes once an epoch, in an order that depends on seed and epoch alone, or in the order of the data."""
 
     size: Count = Field(description="a whole number >= 1: rows of an iteration, all chunks together")
     epochs: Count = Field(description="a whole number >= 1: how often every row comes")
@@ -122,7 +122,7 @@ class BatchSettings(Section):
 
 
 def batch_of(value: Any, info: ValidationInfo) -> Any:
-    """A batch as the YAML has it: a number of rows of every chunk, or a mapping."""
+    """The batch of a YAML: a number of rows of every chunk, or a mapping."""
     if isinstance(value, dict | BatchSettings):
         return BatchSettings.model_validate(value, context=info.context)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST):
@@ -161,10 +161,10 @@ def _usual_decay(value: Any, info: ValidationInfo) -> Any:
 class OptimizerSettings(Section):
     kind: Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
     lr: Positive = Field(description="a number > 0: the learning rate")
-    momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = key(0.9, "share of the step before that is kept")
+    momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = key(0.9, "share of the previous step")
     beta1: Annotated[Fraction, _ADAM] = key(0.9, "decay of the mean of gradients")
     beta2: Annotated[Fraction, _ADAM] = key(0.999, "decay of the mean of their squares")
-    epsilon: Annotated[Positive, _ADAM] = key(1e-8, "is added to the denominator")
+    epsilon: Annotated[Positive, _ADAM] = key(1e-8, "added to the denominator")
     weight_decay: Annotated[NotNegative, BeforeValidator(_usual_decay)] = Field(
         default=None,
         validate_default=True,
@@ -182,13 +182,13 @@ class ScriptOptimizer(Section):
 
 
 class _WithArguments(Section):
-    """The keys that it does not know are arguments of a class."""
+    """A section whose unknown keys are arguments of a class."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of the class."""
+        """The arguments of the class."""
         return dict(self.model_extra or {})
 
 
@@ -222,7 +222,7 @@ def problem_of(value: Any) -> type[Section]:
 
 
 def data_of(value: Any, info: ValidationInfo) -> Any:
-    """The data as the YAML has it, which may be none."""
+    """The data of a YAML, or None."""
     if value is None or isinstance(value, Section):
         return value
     model = PythonData if isinstance(value, dict) and "python" in value else Data

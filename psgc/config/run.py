@@ -69,13 +69,13 @@ class Config(Section):
     initial: PathText | None = key(
         None, "a .npy file of parameters, or a run directory, to begin with; null: as the problem says"
     )
-    iterations: Count | None = key(None, "needed, except where batch has epochs: then as many as these take")
+    iterations: Count | None = key(None, "number of iterations; not given if batch has epochs")
     batch: Annotated[int | BatchSettings | None, BeforeValidator(batch_of)] = key(
         None, "a number: rows sampled from every chunk; null: all rows in every iteration"
     )
     evaluate: Evaluate | None = key(None, "held-out loss and accuracy during the run; null: only at its end")
     coding: Coding = key(Coding(), "chunks, who holds them, and how their gradients are coded")
-    schedule: ScheduleName = key("dynamic", f"who does which chunk next: {either(SCHEDULES)}")
+    schedule: ScheduleName = key("dynamic", f"the order in which workers compute chunks: {either(SCHEDULES)}")
     aggregation: Literal["server", "allreduce", "auto"] = key(
         "auto", "whether rank 0 sums the gradients, or all ranks do; auto: by the size of the parameters"
     )
@@ -83,26 +83,24 @@ class Config(Section):
         "auto",
         "a gradient with each chunk's report, with each pass's, or one sum of each worker; auto: by their size",
     )
-    backend: Literal["auto", "numpy", "cupy"] = key("auto", "on what arrays are computed")
-    dtype: Literal["float64", "float32"] = key("float64", "of data, parameters and gradients")
+    backend: Literal["auto", "numpy", "cupy"] = key("auto", "the array library; auto: cupy if there is a GPU")
+    dtype: Literal["float64", "float32"] = key("float64", "the dtype of data, parameters and gradients")
     recovery: Recovery = key(Recovery(), "when an iteration ends")
     verify: Verify | None = key(None, "compares copies of gradients; null: only the trial")
     reproducible: Flag = key(
-        False, "whether the same bits come of any number of workers, schedule, transfer and fault; the chunks are given"
+        False, "whether any number of workers, schedule, transfer and fault give the same bits, with the same chunks"
     )
-    dedicated_server: Flag = key(
-        False, "whether rank 0 is nothing but the server; false: it is a worker as well, and each rank computes"
-    )
+    dedicated_server: Flag = key(False, "whether rank 0 is only the server; false: it is a worker as well")
     trial: Flag = key(True, "whether workers compare some gradients in the first iteration")
     faults: Faults = key(Faults(), "timeouts, and faults on purpose")
     checkpoint: CheckpointSettings = key(CheckpointSettings(), "when checkpoints are written, how many stay")
     log: Annotated[
         list[Literal["tensorboard", "mlflow", "wandb"]], expect('a list of "tensorboard", "mlflow", "wandb"')
-    ] = key([], "who is told loss, seconds and metrics while the run goes on")
-    metrics: Metrics | None = key(None, "the same for a Prometheus that asks for it; null: nobody")
+    ] = key([], "loggers that get loss, seconds and metrics during the run")
+    metrics: Metrics | None = key(None, "the same values for Prometheus; null: off")
     stragglers: Stragglers = key(Stragglers(), "emulated slow workers, for experiments")
     output: PathText = Field(description="the run directory, for example runs/quickstart")
-    seed: Natural = key(0, "of everything random")
+    seed: Natural = key(0, "the seed of all random numbers")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -159,7 +157,7 @@ class Config(Section):
         return self
 
     def _reproducible_conflict(self) -> tuple[str, str] | None:
-        """A key whose value leaves the bits to chance, and what would be right."""
+        """A key with which the bits would depend on chance, and what would be right; None if there is none."""
         coding = self.coding
         if coding.parts > 1:
             text = f"with parts {coding.parts} the rounding depends on which workers were fast; use parts: 1"
@@ -173,22 +171,22 @@ class Config(Section):
 
     @property
     def joins(self) -> bool:
-        """Whether workers may compute several chunks in one pass: one gradient is all that comes of these."""
+        """Whether workers may compute several chunks in one pass, with one gradient as the result."""
         is_exact = self.recovery.mode == "exact" and not self.reproducible
         return self.coding.parts == 1 and not self.verify_every and is_exact
 
     @property
     def verify_every(self) -> int:
-        """Each chunk is checked once in so many iterations (`verify.every`); 0: none is."""
+        """Each chunk is checked once in this number of iterations (`verify.every`); 0: never."""
         return (self.verify.every or 0) if self.verify else 0
 
     @property
     def verify_idle(self) -> bool:
-        """Whether copies that cost nothing are compared (`verify.idle`)."""
+        """Whether copies that cost no time are compared (`verify.idle`)."""
         return self.verify is not None and self.verify.idle
 
     def allreduce_conflict(self) -> tuple[str, str] | None:
-        """A key whose value `aggregation: allreduce` does not support, and why not; None: it supports them all."""
+        """A key whose value `aggregation: allreduce` does not support, and why; None if there is none."""
         if self.transfer in ("per_chunk", "per_pass"):
             text = f"allreduce sums accumulators, which {self.transfer} does not have; use transfer combined or auto"
             return "transfer", text
@@ -212,7 +210,7 @@ class Config(Section):
         return ""
 
     def workers(self, ranks: int) -> int:
-        """How many of so many processes are workers. Raises UserError when none is."""
+        """The number of workers in this number of processes. Raises UserError when there is none."""
         if self.dedicated_server and ranks < 2:
             raise UserError("dedicated_server: expected at least 2 ranks, a server and a worker, but there is 1")
         return ranks - self.dedicated_server

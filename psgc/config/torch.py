@@ -18,7 +18,7 @@ from psgc.config.run import Config
 from psgc.validation import Count, PathText, expect, key
 from psgc.yaml_source import to_text
 
-# Arguments of `psgc.torch.init` that have another name than their key. All others are the key.
+# Arguments of `psgc.torch.init` whose name is not that of their key.
 ARGUMENTS = {
     "replication": "coding.replication",
     "chunks": "coding.chunks",
@@ -35,7 +35,7 @@ class TorchCoding(Coding):
         "assignment": "a torch problem has none, since any worker can do any chunk",
     }
 
-    chunks: Count = key(60, "into which the examples of a step are cut, whatever the number of workers")
+    chunks: Count = key(60, "number of chunks of a step's examples, for any number of workers")
     chunks_per_worker: int = Field(default=1, exclude=True)
     assignment: str = Field(default="blocks", exclude=True)
 
@@ -49,18 +49,18 @@ class ScriptCoding(TorchCoding):
 
 
 class TorchRun(Config):
-    """What a YAML and the arguments of `psgc.torch.init` both say. A `Config` for all that serves the run."""
+    """The settings that a YAML and the arguments of `psgc.torch.init` have in common."""
 
     unused: ClassVar[Mapping[str, str]] = {}
 
     micro_batch: Count | None = key(
-        None, "examples that are computed at a time, at most; null: those of a step over the number of workers"
+        None, "largest number of examples in a forward pass; null: the examples of a step / the number of workers"
     )
     buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = key(
         None, "chunk: batch normalisation in training mode, with the statistics of each chunk"
     )
     draws: Annotated[Literal["chunk", "piece"], expect("chunk or piece")] = key(
-        "chunk", "whose random numbers a model draws: those of each chunk, or of all chunks of a pass"
+        "chunk", "random numbers of a model are seeded for each chunk, or for all chunks of a pass together"
     )
     coding: TorchCoding = key(TorchCoding(), "chunks, and how their gradients are coded")
 
