@@ -1,10 +1,10 @@
-"""What a run chooses where the settings say `auto`: how many chunks each worker has, and how gradients travel.
+"""The values that `auto` stands for: how many chunks each worker has, and how gradients travel.
 
-A chunk must take long enough for two limits. A worker spends at most 5 % of its time on the overhead of chunks. Rank 0,
-which handles the reports of all workers one after another, spends at most 25 % of its time on them.
+A chunk must take long enough for two limits. A worker spends at most 5 % of its time on the overhead of chunks. Rank 0
+handles the reports of all workers one after another, and spends at most 25 % of its time on them.
 
-Workers compute several chunks in one pass where they may. Then one gradient travels with the report of each pass, or
-one sum of each worker.
+Workers compute several chunks in one pass if they may. Then one gradient travels with the report of each pass, or one
+sum for each worker.
 """
 
 import time
@@ -35,7 +35,8 @@ ALLREDUCE_BYTES = 32 << 20  # `aggregation: auto` is allreduce from so many byte
 def chosen_chunks(share: float, num_workers: int, report_bytes: int) -> int:
     """The number of chunks for each worker.
 
-    share: seconds that a worker needs for its share of the data; report_bytes: size of the vector in a report.
+    share: seconds that a worker needs for its share of the data
+    report_bytes: size of the vector in a report
 
     >>> chosen_chunks(0.008, 8, 0), chosen_chunks(0.1, 8, 0), chosen_chunks(0.1, 100, 0)
     (2, 8, 2)
@@ -75,11 +76,14 @@ def seconds_of_share(
 
 
 def chosen_transfer(config: Config, vector: int, through_server: int) -> Literal["per_chunk", "per_pass", "combined"]:
-    """The transfer of the run. vector: bytes of one; through_server: of those from and to all workers.
+    """The transfer of the run.
 
-    `per_chunk` for what needs the gradient of each chunk at rank 0; for small vectors of NumPy problems `per_pass`,
-    with one message from a worker in place of two, unless workers have to do single chunks; else `combined`. Queues of
-    scripts are in the order of costs, which leaves few chunks in a row for `per_pass`.
+    vector: bytes of a vector
+    through_server: bytes of the vectors from and to all workers
+
+    `per_chunk` if rank 0 needs the gradient of each chunk. `per_pass` for small vectors of NumPy problems, since a
+    worker then gets one message in place of two, unless workers must do single chunks. Otherwise `combined`. The queues
+    of scripts are in the order of costs, and have few consecutive chunks for `per_pass`.
     """
     if config.transfer != "auto":
         return config.transfer

@@ -1,4 +1,4 @@
-"""Which parameters of a run are the best by its held-out rows, and whether they have not become better for too long."""
+"""The best parameters of a run by its held-out rows, and whether better ones have not come for too long."""
 
 import json
 import math
@@ -17,7 +17,7 @@ FILE = "best.npy"
 
 @dataclass(frozen=True)
 class Figures:
-    """Held-out figures of the parameters after so many iterations; None where the problem has no such figure."""
+    """Held-out figures of the parameters after some iterations; None if the problem has no such figure."""
 
     iteration: int
     test_loss: float | None
@@ -25,12 +25,12 @@ class Figures:
 
     @classmethod
     def of(cls, row: IterationRow) -> "Figures":
-        """Those in a row."""
+        """The figures in a row."""
         return cls(row.iteration, row.test_loss, row.test_accuracy)
 
     @property
     def name(self) -> str:
-        """What tells the better one of two."""
+        """The name of the figure that decides which parameters are better."""
         return "loss" if self.test_loss is not None else "accuracy"
 
     @property
@@ -39,7 +39,7 @@ class Figures:
         return self.test_loss if self.test_loss is not None else self.test_accuracy or 0.0
 
     def is_better(self, other: "Figures | None") -> bool:
-        """Whether the loss is less, or without a loss the accuracy greater; what is not finite is never better."""
+        """Whether the loss is less, or without a loss the accuracy greater. What is not finite is not better."""
         if not math.isfinite(self.value):
             return False
         return other is None or (self.value < other.value if self.name == "loss" else self.value > other.value)
@@ -48,8 +48,8 @@ class Figures:
 class Best:
     """The best figures so far, and the newest.
 
-    patience: evaluations without better ones after which it is enough; None: it never is. keep: keeps parameters as the
-    best ones; None: they are not kept.
+    patience: evaluations without better figures after which the run ends; None: it never ends so
+    keep: stores parameters as the best ones; None: they are not stored
     """
 
     def __init__(self, patience: int | None = None, keep: Callable[[Array], None] | None = None) -> None:
@@ -60,24 +60,24 @@ class Best:
         self._evaluated: set[int] = set()  # iterations
 
     def add(self, figures: Figures) -> bool:
-        """The figures of an iteration; whether they are the best so far."""
+        """Add the figures of an iteration. Returns whether they are the best so far."""
         self._evaluated.add(figures.iteration)
         self.newest = figures
         return self.know(figures)
 
     def know(self, figures: Figures) -> bool:
-        """As `add`, for parameters that an evaluation of this run has not been of."""
+        """As `add`, for parameters that this run has not evaluated."""
         is_better = figures.is_better(self.figures)
         if is_better:
             self.figures = figures
         return is_better
 
     def is_of(self, iteration: int) -> bool:
-        """Whether the best are those of this iteration."""
+        """Whether the best figures are those of this iteration."""
         return self.figures is not None and self.figures.iteration == iteration
 
     def told(self) -> str:
-        """The newest figure, for a person; empty without any."""
+        """The newest figure, as text; empty without any."""
         newest = self.newest
         if newest is None:
             return ""
@@ -112,7 +112,7 @@ class Best:
 
 
 def best_so_far(best: Best, directory: Path, evaluate: Evaluate | None, first: int) -> None:
-    """Tell `best` what an earlier part of the run in `directory` has found, which goes on from iteration `first`.
+    """Give `best` the figures of an earlier part of the run in `directory`. The run goes on from iteration `first`.
 
     best.npy may be newer than the checkpoint.
     """
@@ -129,7 +129,7 @@ def best_so_far(best: Best, directory: Path, evaluate: Evaluate | None, first: i
 
 
 def know_last(best: Best, directory: Path) -> None:
-    """Tell `best` what best.npy holds when it is of the end of an earlier part of the run."""
+    """Give `best` the figures in best.npy, if they are of the end of an earlier part of the run."""
     try:
         told = json.loads((directory / "summary.json").read_text())["best"]
         figures = Figures(int(told["iteration"]), *(told.get(name) for name in HELD_OUT))

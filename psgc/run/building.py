@@ -1,4 +1,4 @@
-"""How server and workers are made, whatever computes on them: a NumPy problem, or a script's model."""
+"""Makes server and workers for a NumPy problem or a script's model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,9 +31,13 @@ from psgc.workers.state import WorkerState
 class WorkerProgram(Protocol):
     """What a worker computes and holds: a NumPy problem (`ProblemProgram`), or a script's model (`ScriptWorker`).
 
-    dim: entries of a vector; backend: of vectors; last: the run ends before this iteration, if not earlier;
-    is_alike: whether it begins a term in the state of rank 0; replica: takes the sums, gives and takes states;
-    loop: makes the loop of its rank; successor: the module with which it serves, if it takes over.
+    dim: entries of a vector
+    backend: of vectors
+    last: the run ends before this iteration, if not earlier
+    is_alike: whether it begins a term in the state of rank 0
+    replica: takes the sums, gives and takes states
+    loop: the class of the loop of its rank
+    successor: the module with which it serves, if it takes over
     """
 
     dim: int
@@ -52,16 +56,16 @@ class WorkerProgram(Protocol):
 
 
 def all_work(transport: Transport, config: Config) -> None:
-    """From here on each process is a worker, and the first one rank 0 as well, where the settings say so."""
+    """From here on each process is a worker, and the first one is also rank 0, if the settings say so."""
     if not config.dedicated_server:
         transport.enter(replace(transport.term, is_dedicated=False))
 
 
 def share_memory(transport: Transport, config: Config, backend: Backend, dim: int) -> None:
-    """Ranks of a host sum in memory that they share, where they can. Collective.
+    """Have the ranks of a host sum in shared memory if they can. Collective. dim: entries of a vector.
 
-    Where they cannot that is said, but for a GPU. dim: entries of a vector. With several parts the sum of a host's
-    accumulators is longer than one of them.
+    Prints why they cannot, except for a GPU. With several parts the sum of a host's accumulators is longer than one
+    accumulator, so they do not share either.
     """
     if config.aggregation != "allreduce" or config.coding.parts > 1 or transport.size < 3:
         return
@@ -106,7 +110,7 @@ def make_server(
     stopped_by: Sequence[int],
     **known: Any,
 ) -> Server:
-    """The server. known: the driver, and what is known of what computes (`ServerSettings`)."""
+    """The server. known: the driver, and other fields of `ServerSettings`."""
     transport.start(from_everybody=config.aggregation == "allreduce")
     has_been = transport.term.number or were_tried(transport.term.size)
     if not config.dedicated_server:  # the worker of this process has the state of rank 0

@@ -1,4 +1,4 @@
-"""What is in the checkpoint of a NumPy problem: the state between two iterations, as a safetensors file.
+"""The checkpoint of a NumPy problem: the state between two iterations, as a safetensors file.
 
 Its tensors are `params` and the vectors of the optimizer, such as `optimizer.velocity`. Everything else is JSON in the
 metadata (`psgc.state_files`). Nothing is pickled.
@@ -28,12 +28,17 @@ _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Checkpoint(BaseModel):
     """The state of a run between two iterations.
 
-    iteration: the next one to do; params: (dim,) of the run's dtype; optimizer: `Optimizer.state()` in host memory;
-    estimates: known seconds per chunk of workers, by rank; seconds: duration of the training so far;
-    data: fingerprint of the training data; config: the settings, as YAML; version: of psgc.
+    iteration: the next one to do
+    params: (dim,) of the run's dtype
+    optimizer: `Optimizer.state()` in host memory
+    estimates: by rank, known seconds per chunk
+    seconds: duration of the training so far
+    data: fingerprint of the training data
+    config: the settings, as YAML
+    version: of psgc
     """
 
-    # checked on reading: a right checksum only proves that a file is as it was written
+    # checked on reading: a correct checksum only shows that a file is as it was written
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     iteration: _Natural
@@ -49,7 +54,7 @@ class Checkpoint(BaseModel):
     version: str
 
     def content(self) -> Content:
-        """As a file. Its bytes are those of the arrays, which nobody may change any more."""
+        """The checkpoint as a file, with views of the arrays. Nobody may change the arrays any more."""
         about = {key: value for key, value in vars(self).items() if key not in ("params", "optimizer")}
         state = {"params": self.params, "optimizer": self.optimizer, "psgc": {"format": FORMAT, **about}}
         tensors: dict[str, np.ndarray] = {}

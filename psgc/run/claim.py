@@ -1,12 +1,12 @@
-"""One run at a time has a run directory: its lock, and where an earlier run of the same name is moved.
+"""Only one run at a time uses a run directory: its lock, and the move of an earlier run of the same name.
 
-`run.lock` names the process that has the directory, and is locked (flock) until that process ends, however it ends.
-On some network file systems such a lock is not seen by other hosts. So the holder also touches the file every two
-seconds. If the file names another host and is not locked, it is watched before it is taken.
+`run.lock` names the process that has the directory. It is locked (flock) until that process ends, however it ends. On
+some network file systems other hosts do not see such a lock. So the holder also touches the file every two seconds. If
+the file names another host and is not locked, it is watched before it is taken.
 
-Who takes over from a rank 0 that has died takes its claim as well, with the number of its term, unless it still has the
-lock: then it has only been cut off. Where locks are not seen by other hosts it finds another name in the file, and
-writes nothing more.
+A rank that takes over from a dead rank 0 takes the claim too, with the number of its term. If the old rank 0 still has
+the lock, it was only cut off, and the claim is not taken. On file systems without reliable locks the old rank 0 finds
+another name in the file, and writes nothing more.
 """
 
 import contextlib
@@ -37,10 +37,10 @@ class Claim:
     """A run's claim on its directory, until `release` or the end of the process.
 
     The directory of an earlier run is locked at once, so that nothing in it changes. Any other directory is left alone
-    until `make_room`. Raises UserError: another run has the directory, or it cannot be written.
+    until `make_room`. Raises UserError if another run has the directory, or it cannot be written.
 
-    term: of the run; larger than 0 after a takeover. Then a rank 0 of this run has had the directory, and has died if
-    it does not have the lock any more.
+    term: of the run; larger than 0 after a takeover, when an earlier rank 0 of this run has had the directory, and is
+        dead if it does not have the lock any more
     """
 
     def __init__(self, directory: Path, term: int = 0) -> None:
@@ -51,7 +51,7 @@ class Claim:
                 self._lock = _Lock(directory, term)
 
     def check(self) -> None:
-        """Raises RunFailed when another rank has taken the claim over: it writes from now on."""
+        """Raises RunFailed if another rank has taken over the claim, and writes from now on."""
         if self._lock is not None and (holder := self._lock.other_holder(self._directory)):
             raise RunFailed(
                 f"process {holder['pid']} on {holder['host']} has taken over as the server, which did not hear this one"
@@ -101,9 +101,9 @@ def _one_line(directory: Path) -> Iterator[None]:
 
 
 class _Lock:
-    """The lock in `directory`. Raises UserError when another process has it, and OSError.
+    """The lock in `directory`. Raises OSError, and UserError if another process has the lock.
 
-    term: larger than 0 for a process that takes it over. Then nobody is watched if locks can be relied on.
+    term: larger than 0 for a process that takes over; then no holder is watched if locks are reliable
     """
 
     def __init__(self, directory: Path, term: int) -> None:
@@ -123,7 +123,7 @@ class _Lock:
         self._toucher.start()
 
     def other_holder(self, directory: Path) -> dict[str, Any] | None:
-        """Who is named in the file in the place of this process, if anybody is."""
+        """The holder that the file names in place of this process; None if it names this process."""
         with contextlib.suppress(OSError):
             descriptor = _open(directory, os.O_RDONLY)  # network file systems ask the server when a file is opened
             try:
@@ -133,7 +133,7 @@ class _Lock:
         return None
 
     def release(self, directory: Path) -> None:
-        """Remove the file, unless it has been taken over. directory: where it lies now."""
+        """Remove the file, unless another rank has taken it over. directory: where the file is now."""
         self._released.set()
         self._toucher.join()
         if self.other_holder(directory) is None:
@@ -165,7 +165,7 @@ def _lock(directory: Path) -> tuple[int, bool]:
                 reliable = False
                 if error.errno not in NO_LOCKS:
                     raise
-            if free and _is_in(directory, descriptor):  # its last holder may have removed it since it was opened
+            if free and _is_in(directory, descriptor):  # the last holder may have removed it after it was opened
                 on_error.pop_all()
                 return descriptor, reliable
         time.sleep(0.05)
@@ -192,7 +192,7 @@ def _is_in(directory: Path, descriptor: int) -> bool:
 
 
 def _holder(descriptor: int) -> dict[str, Any] | None:
-    """host, pid and boot of the process that the file names, None when it names none."""
+    """host, pid and boot of the process that the file names; None if it names none."""
     try:
         about = json.loads(os.pread(descriptor, 1000, 0))
         return {"host": str(about["host"])[:100], "pid": int(about["pid"]), "boot": about["boot"]}
@@ -201,7 +201,7 @@ def _holder(descriptor: int) -> dict[str, Any] | None:
 
 
 def _boot() -> str:
-    """Identifies this kernel since its start: locks are reliable among its processes."""
+    """Identifies this kernel since its boot. Locks are reliable between its processes."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

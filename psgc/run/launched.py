@@ -1,15 +1,15 @@
-"""What `psgc launch` and the ranks of a script tell each other.
+"""Messages between `psgc launch` and the ranks of a script.
 
 `psgc launch` sets environment variables for all ranks:
 
-    PSGC_LAUNCHED  somebody says who stopped the run and how to resume it
-    PSGC_DEDICATED_SERVER  rank 0 is nothing but the server, whatever the script says
+    PSGC_LAUNCHED  `psgc launch` says who stopped the run and how to resume it
+    PSGC_DEDICATED_SERVER  rank 0 is only the server, whatever the script says
     PSGC_RESUME    the run goes on from the newest checkpoint in its directory
     PSGC_DEBUG     errors are shown with their tracebacks
-    PSGC_FOLDER    a folder in which rank 0 says where the run directory is (`name_directory`)
-    PSGC_STANDBY   a file by which ranks say that they are ready before the run before has ended (`psgc.run.standby`)
+    PSGC_FOLDER    a folder in which rank 0 leaves the path of the run directory (`name_directory`)
+    PSGC_STANDBY   a file by which ranks say that they are ready before the earlier run has ended (`psgc.run.standby`)
 
-Ranks whose script ends before psgc.torch.init meet the others as well (`psgc.run.meeting`), which then do not wait.
+Ranks whose script ends before psgc.torch.init meet the others too (`psgc.run.meeting`), so that nobody waits for them.
 """
 
 import json
@@ -26,9 +26,9 @@ from psgc.disk import write_text
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 DEDICATED = "PSGC_DEDICATED_SERVER"
-STANDBY, READY = "PSGC_STANDBY", ".ready"  # the latter is that file, in the run directory
-RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
-NUMBERS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # of which one says which rank this is
+STANDBY, READY = "PSGC_STANDBY", ".ready"  # READY is the name of the file, in the run directory
+RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # one of these has the number of ranks
+NUMBERS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # one of these has the number of this rank
 SETTINGS = "config.yaml"  # in the run directory
 ANSWER, EXITED, WORKS_ON = "directory.json", "exited.json", "works-on"  # in PSGC_FOLDER
 
@@ -40,7 +40,7 @@ _stopped_by: Sequence[int] = ()
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is in a run directory: stamps of its summary, its settings, and its checkpoints, each with its iteration."""
+    """The content of a run directory: stamps of its summary, its settings, and its checkpoints, by iteration."""
 
     directory: Path
     summary: tuple[int, int] | None
@@ -49,7 +49,7 @@ class Found:
 
     @classmethod
     def now(cls, directory: Path) -> "Found":
-        """As it is now."""
+        """The content now."""
         names = {
             path: re.match(r"(\d+)(-[^.]*)?\.\w+$", path.name) for path in (directory / "checkpoints").glob("[0-9]*")
         }
@@ -58,19 +58,19 @@ class Found:
 
     @classmethod
     def from_text(cls, text: str) -> "Found":
-        """What `text()` described. Raises ValueError."""
+        """The content that `text()` described. Raises ValueError."""
         directory, *stamps, checkpoints = json.loads(text)
         summary, settings = (tuple(at) if at else None for at in stamps)
         pairs = ((int(iteration), tuple(at) if at else None) for iteration, at in checkpoints)
         return cls(Path(directory), summary, settings, frozenset(pairs))
 
     def text(self) -> str:
-        """As JSON."""
+        """The content as JSON."""
         return json.dumps([str(self.directory), self.summary, self.settings, sorted(self.checkpoints)])
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
-    """Changes whenever the file is replaced. (Not compared with a clock: another node's may differ.)"""
+    """A value that changes when the file is replaced. (Not compared with a clock: another node's may differ.)"""
     try:
         status = path.stat()
     except OSError:
@@ -84,7 +84,7 @@ def ranks() -> int:
 
 
 def number() -> int:
-    """Which rank this process is among them, before a run has begun."""
+    """The number of this process among the ranks, before a run has begun."""
     return next((int(found) for name in NUMBERS if (found := os.environ.get(name, "")).isdigit()), 0)
 
 
@@ -94,17 +94,17 @@ def is_launched() -> bool:
 
 
 def resuming() -> bool:
-    """Whether the run is to go on from its newest checkpoint."""
+    """Whether the run must go on from its newest checkpoint."""
     return RESUME in os.environ
 
 
 def has_dedicated_server() -> bool:
-    """Whether rank 0 of a script is to be nothing but the server."""
+    """Whether rank 0 of a script must be only the server."""
     return DEDICATED in os.environ
 
 
 def hands_over(directory: Path) -> bool:
-    """Whether this run, which is interrupted, goes on at once in other ranks: then nobody reads how it ended."""
+    """Whether this interrupted run goes on at once in other ranks, so that nobody reads how it ended."""
     return is_launched() and (directory / READY).exists()
 
 
@@ -114,20 +114,20 @@ def debugging() -> bool:
 
 
 def stopped(number: int) -> str:
-    """The reason to give when this signal ended the run."""
+    """The text of the reason, when this signal ended the run."""
     return f"stopped by {'Ctrl-C (SIGINT)' if number == signal.SIGINT else signal.Signals(number).name}"
 
 
 def interruption(stopped_by: Sequence[int]) -> str | None:
-    """Why the run has to end early, by the signals received so far; None without any."""
+    """Why the run must end early, by the signals received so far; None without any."""
     return stopped(stopped_by[0]) if stopped_by else None
 
 
 def name_directory(output: str | os.PathLike[str] | None) -> Path | None:
-    """Rank 0 tells `psgc launch`, if that started it, its run directory, before anything in there changes.
+    """Rank 0 gives `psgc launch`, if that started it, the run directory, before anything in the directory changes.
 
-    Returns the directory in which the run has to leave its summary.json: for a run without a directory of its own
-    that of `psgc launch`, or None without one. Raises OSError when `psgc launch` cannot be told.
+    Returns the directory for the summary.json. A run without a directory uses that of `psgc launch`, or None without
+    one. Raises OSError when `psgc launch` cannot be told.
     """
     folder = os.environ.get(FOLDER)
     if output is None:
@@ -139,9 +139,9 @@ def name_directory(output: str | os.PathLike[str] | None) -> Path | None:
 
 
 def begin(stopped_by: Sequence[int] = ()) -> None:
-    """This rank meets the others, and what becomes of its process is the business of psgc.torch from now on.
+    """This rank meets the others. From now on psgc.torch decides how its process ends.
 
-    stopped_by: the signals that have asked the run to end; a handler fills it.
+    stopped_by: the signals that have asked the run to end; a handler fills it
     """
     global _begun, _stopped_by
     _begun, _stopped_by = True, stopped_by
@@ -153,7 +153,7 @@ def has_begun() -> bool:
 
 
 def say_whether_it_works_on(does: bool) -> None:
-    """Rank 0 tells `psgc launch`, if that started it, that the program goes on after its run; then, that it ends."""
+    """Rank 0 tells `psgc launch`, if that started it, that the program goes on after its run; later, that it ends."""
     if folder := os.environ.get(FOLDER):
         with suppress(OSError):
             Path(folder, WORKS_ON).touch() if does else Path(folder, WORKS_ON).unlink(missing_ok=True)
@@ -167,7 +167,7 @@ def leave_exit_code(code: int) -> None:
 
 
 def leave_summary(code: int) -> None:
-    """Rank 0 tells `psgc launch`, if that started it, how a script ends of which nothing else tells it."""
+    """Rank 0 tells `psgc launch`, if that started it, how a script ends that leaves no other summary."""
     folder = os.environ.get(FOLDER)
     if folder and not any(Path(folder, name).exists() for name in (ANSWER, "summary.json")):
         status = "done" if not code else "interrupted" if _stopped_by else "failed"

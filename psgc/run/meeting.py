@@ -1,6 +1,6 @@
-"""The ranks meet: each says whether it can take part, rank 0 says what is to be done, all show that they have the same.
+"""The ranks meet: each says whether it can take part, rank 0 sends the run, and all compare what they have.
 
-What is wrong ends the run on every rank, and all know it: each of them leaves MPI in order.
+A mistake on one rank ends the run on every rank. All ranks know of it, so that each of them leaves MPI in order.
 
  all ranks      come: its script has ended | what is wrong with it | nothing
  rank 0         tell: the run                                          (nothing: it is called off)
@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from psgc.errors import RunFailed, UserError
 from psgc.run.ending import CalledOff, Ending
 
-ENDED = "ended "  # with the exit code and the reason: what a rank says whose script has ended
-WRONG = "wrong "  # with the reason: what a rank says that cannot take part
+ENDED = "ended "  # before the exit code and the reason of a rank whose script has ended
+WRONG = "wrong "  # before the reason of a rank that cannot take part
 
 
 class NotAllCame(RunFailed):
@@ -25,7 +25,7 @@ class NotAllCame(RunFailed):
 
 
 class Gathering(Protocol):
-    """The part of psgc.transport.Transport that ranks meet by."""
+    """The part of psgc.transport.Transport that a meeting needs."""
 
     rank: int
     hosts: list[str]
@@ -35,11 +35,13 @@ class Gathering(Protocol):
 
 
 def meet(transport: Gathering, ended: str = "", wrong: str = "") -> list[str]:
-    """All ranks meet, as the first thing that they do with their transport. Collective.
+    """All ranks meet, before any other message. Collective.
 
-    ended: of a rank whose script is over without a run, the exit code, a blank, and the reason; wrong: why this rank
-    cannot take part. Returns the endings of all ranks. Raises NotAllCame when the scripts of some ranks have ended, but
-    not of all; UserError when all came, but something is wrong; RunFailed as `gather`.
+    ended: if the script of this rank has ended without a run, the exit code, a blank, and the reason
+    wrong: why this rank cannot take part, or empty
+
+    Returns the endings of all ranks. Raises NotAllCame when the scripts of some ranks have ended, but not of all;
+    UserError when all came, but something is wrong; RunFailed as `gather`.
     """
     texts, hosts = transport.gather(ENDED + ended if ended else WRONG + wrong if wrong else ""), transport.hosts
     endings = [text.removeprefix(ENDED) if text.startswith(ENDED) else "" for text in texts]
@@ -60,9 +62,11 @@ def check_all_well(troubles: Sequence[str], hosts: Sequence[str]) -> None:
 
 
 class Meeting:
-    """The steps in which the ranks meet. doing: what a rank does while others wait for it, for messages.
+    """The steps in which the ranks meet.
 
-    Each raises UserError on all ranks when it finds something wrong, and RunFailed when a rank is lost.
+    doing: what a rank does while others wait for it, for messages
+
+    Each step raises UserError on all ranks when it finds a mistake, and RunFailed when a rank is lost.
     """
 
     def __init__(self, transport: Gathering, ending: Ending, doing: str) -> None:
@@ -75,7 +79,7 @@ class Meeting:
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """For rank 0, before it tells the others: what is raised calls the run off."""
+        """A context for rank 0, before `tell`: an error in it calls the run off."""
         try:
             yield
         except Exception:
@@ -83,35 +87,35 @@ class Meeting:
             raise
 
     def call_off(self) -> None:
-        """Rank 0 tells the others, which wait for it, that there is no run."""
+        """Rank 0 tells the other ranks, which wait for it, that there is no run."""
         self._transport.broadcast(b"")
         self._ending.call_off()
 
     def tell(self, content: bytes | None = None) -> bytes:
-        """What rank 0 has to say, which gives it. Raises CalledOff on the others."""
+        """Send the content of rank 0 to all ranks. Raises CalledOff on the others if the run is called off."""
         if told := self._transport.broadcast(content, self._doing):
             return told
         self._ending.call_off()
         raise CalledOff
 
     def agree(self, wrong: str = "") -> None:
-        """wrong: why this rank cannot take part, or empty."""
+        """All ranks say what is wrong. wrong: why this rank cannot take part, or empty."""
         with self.known_to_all():
             check_all_well(self._transport.gather(wrong, self._doing), self._transport.hosts)
 
     def compare(self, description: Mapping[str, Any], same: str) -> None:
-        """All ranks have the same. description: of what this one has, 512 bytes as JSON; same: what that is."""
+        """Check that all ranks have the same. description: of this rank, 512 bytes as JSON; same: what it describes."""
         with self.known_to_all():
             check_same(self._transport.gather(json.dumps(description), self._doing), self._transport.hosts, same)
 
     def differs(self, difference: str, same: str) -> None:
-        """difference: of what this rank has from what rank 0 has, or empty."""
+        """Check that no rank differs. difference: of this rank from rank 0, or empty; same: what must be equal."""
         with self.known_to_all():
             check_alike(self._transport.gather(difference, self._doing), self._transport.hosts, same)
 
     @contextmanager
     def known_to_all(self) -> Iterator[None]:
-        """In which every rank comes to the same error."""
+        """A context in which every rank gets the same error."""
         try:
             yield
         except (UserError, NotAllCame):

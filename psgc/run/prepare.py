@@ -48,10 +48,14 @@ from psgc.workers.injection import Injector
 class PreparedRun:
     """A run that is ready to start.
 
-    first: its first iteration; iterations: how many it has in all; go_on: the command that resumes it; chosen: text
-    about chunks that `auto` chose, or ""; checkpoint, initial: the state and the parameters to begin with, None once it
-    has begun; callbacks: of a program; beginning: of a term in which another rank 0 has died before this one, None: the
-    run begins, or goes on after its end; program, injector: of a process that has been a worker.
+    first: its first iteration
+    iterations: the number of all its iterations
+    go_on: the command that resumes it
+    chosen: text about the number of chunks that `auto` chose, or ""
+    checkpoint, initial: the state and the parameters to begin with; None once the run has begun
+    callbacks: of a program
+    beginning: of a term that this rank serves after another rank 0 has died; None: the run begins or is resumed
+    program, injector: of a process that has been a worker
     """
 
     config: Config
@@ -73,7 +77,7 @@ class PreparedRun:
 
     @property
     def epochs(self) -> int | None:
-        """How many the run has, if it has epochs."""
+        """The number of epochs, None for a run without epochs."""
         return self.config.batch.epochs if isinstance(self.config.batch, BatchSettings) else None
 
 

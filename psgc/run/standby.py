@@ -1,7 +1,7 @@
-"""Ranks that are there before it is their turn: `psgc launch` starts a run again while the run before still goes on.
+"""Ranks on standby: `psgc launch` starts a run again while the earlier run still goes on.
 
-They load what they need and meet, and rank 0 says so by a file. Once the run before has ended, `psgc launch` removes
-that file, and they go on. What belongs to the user, a script or a model, is loaded only then.
+They import what they need and meet, and rank 0 creates a file. When the earlier run has ended, `psgc launch` removes
+the file, and the ranks go on. Code of the user, a script or a model, is loaded only then.
 """
 
 import os
@@ -14,20 +14,22 @@ from psgc.disk import write_text
 from psgc.rendezvous import MPI, Rendezvous
 from psgc.run.launched import STANDBY
 
-PAUSE = 0.01  # seconds between two looks for the file
+PAUSE = 0.01  # seconds between two checks of the file
 
 
 def wait_for_turn(load: Callable[[], object], interrupted: Callable[[], str | None] | None = None) -> None:
-    """Returns at once unless this rank is started for a run that has not ended. Collective.
+    """Wait for the end of the earlier run. Returns at once unless this rank is on standby. Collective.
 
-    load: imports what will be needed. Raises RunFailed as `Rendezvous`, and OSError when rank 0 cannot write.
+    load: imports what will be needed
+
+    Raises RunFailed as `Rendezvous`, and OSError when rank 0 cannot write.
     """
     if STANDBY not in os.environ:
         return
     file = Path(os.environ[STANDBY])
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_FUNNELED)
-    with suppress(ImportError):  # which is said when it is needed
+    with suppress(ImportError):  # the error comes again when the module is needed
         load()
     MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)
     ranks = Rendezvous(MPI.COMM_WORLD, interrupted)

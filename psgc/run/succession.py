@@ -1,9 +1,9 @@
-"""Who takes over from a rank 0 that has died, and from which state, as a pure state machine: no clock, no MPI.
+"""Which process takes over from a dead rank 0, and from which state. A pure state machine: no clock, no MPI.
 
-The lowest place that is alive asks all others for their positions, and names the next term: its server is the lowest
-place among those whose replicas are newest. So nobody waits for a state before the term begins, and steps that anybody
-who answered has made stand. Each survivor has one of these from the death on until it begins the term. When another
-one dies meanwhile, who is there says anew where it is: what was said before that death does not count.
+The lowest live place asks all others for their positions, and names the next term: its server is the lowest place among
+those with the newest replicas. So the term begins without waiting for a state, and steps that any process that answered
+has made are kept. Each survivor has one of these objects from the death until it begins the term. When another process
+dies meanwhile, the survivors send their positions again; positions from before that death do not count.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,10 +14,12 @@ from psgc.transport import Term
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPosition:
-    """Where a process is.
+    """The position of a process.
 
-    term: the number of the newest one that it has begun; of, steps: its replica has made so many steps, the last one or
-    its loading in the term of this number; steps -1: it has none. deaths: how many it knows of.
+    term: the number of the newest term that it has begun
+    of, steps: its replica has made so many steps; it made the last one, or was loaded, in the term `of`; steps -1: it
+        has no replica
+    deaths: the number of deaths that it knows of
     """
 
     term: int
@@ -27,16 +29,18 @@ class ReplicaPosition:
 
     @property
     def replica(self) -> tuple[int, int]:
-        """Equal for replicas that are the same, larger for newer ones."""
+        """Equal for equal replicas, larger for newer ones."""
         return self.of, self.steps
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A new term. It begins from the replicas that are as `replica` says (`ReplicaPosition`).
+    """A new term. It begins from the replicas whose positions have `replica` (`ReplicaPosition`).
 
-    alike: the places of those that are known to be there with such a one; behind: with another one, or none. Both are
-    None where only the term is known.
+    alike: the places known to have such a replica
+    behind: the places known to have another replica, or none
+
+    Both are None if only the term is known.
     """
 
     term: Term
@@ -46,10 +50,14 @@ class Named:
 
 
 class Succession:
-    """place: of this process; term: the newest that it has begun; replica: as of `ReplicaPosition`.
+    """The search for the next server, on one process.
 
-    said: the newest position of each other place, which the owner of this keeps up to date.
-    absent: places that were lost before; nobody waits for them. patience: seconds that others are waited for.
+    place: of this process
+    term: the newest term that it has begun
+    replica: as in `ReplicaPosition`
+    said: the newest position of each other place; the owner of this object keeps it up to date
+    absent: places that were lost before, for which nobody waits
+    patience: seconds to wait for the others
     """
 
     def __init__(
@@ -63,15 +71,15 @@ class Succession:
     ) -> None:
         self._place, self._term, self._replica = place, term, replica
         self._said, self._absent, self._patience = said, absent, patience
-        self._told = -1, 0  # whom this process has told where it is, knowing of so many deaths
+        self._told = -1, 0  # the place that was sent this position last, and the number of deaths known then
         self._since = 0.0
 
     def position(self, dead: Collection[int]) -> ReplicaPosition:
-        """Of this process."""
+        """The position of this process."""
         return ReplicaPosition(self._term.number, *self._replica, len(dead))
 
     def to_tell(self, dead: Collection[int], now: float) -> Sequence[int]:
-        """The places that are to be told now where this process is. dead: places."""
+        """The places to send the position of this process now. dead: places."""
         live = self._live(dead)
         if self._told == (live[0], len(dead)):
             return ()
@@ -79,7 +87,7 @@ class Succession:
         return [place for place in live if place != self._place] if live[0] == self._place else live[:1]
 
     def named(self, dead: Collection[int], now: float) -> Named | None:
-        """The next term, if this process has to name it and can. Its replicas have -1 steps if nobody has one."""
+        """The next term, if this process must name it and can. Its replicas have -1 steps if no process has one."""
         live = self._live(dead)
         if live[0] != self._place:
             return None

@@ -1,6 +1,7 @@
-"""How the survivors of a rank 0 come from one term to the next: `psgc.run.succession` over MPI.
+"""How the survivors of a dead rank 0 reach the next term: `psgc.run.succession` over MPI.
 
-This process says in which term it is to whoever asks from an older one: it has been stopped, or has missed the news.
+This process sends the term that it is in to every process that asks from an older one: that process was stopped, or has
+missed the news.
 """
 
 import time
@@ -17,12 +18,16 @@ from psgc.transport import Term, Transport
 class Beginning:
     """How a term begins.
 
-    first: its first iteration, -1 when no rank has a state to begin with, or CALLED_OFF; is_alike: whether this rank
-    has that state.
-    Of a term that this rank serves, after a takeover: alike: the workers whose replicas are there; away: by worker that
-    takes no part, whether its process has died; before: the host of the rank 0 before; died: when that died, by
-    time.monotonic(); took: by iteration, of which there may be no row, how long it took; lost: seconds that takeovers
-    have taken, this one once the term `has_begun`.
+    first: its first iteration; -1 if no rank has a state to begin with; or CALLED_OFF
+    is_alike: whether this rank has that state
+
+    After a takeover, for the rank that serves the term:
+    alike: the workers that have that state
+    away: by lost worker, whether its process has died
+    before: the host of the earlier rank 0
+    died: when the earlier rank 0 died, time.monotonic()
+    took: by iteration that may have no row, its seconds
+    lost: seconds of all takeovers, with this one once the term `has_begun`
     """
 
     first: int
@@ -39,7 +44,7 @@ class Beginning:
         self.lost += time.monotonic() - self.died
 
 
-CALLED_OFF = -2  # in the place of steps: nobody goes on
+CALLED_OFF = -2  # in place of steps: the run does not go on
 
 
 class Takeover:
@@ -50,23 +55,24 @@ class Takeover:
         self._replica = 0, -1
         self._said: dict[int, ReplicaPosition] = {}
         self._reading: dict[int, list[Entry]] = {}
-        self._standing: Named | None = None  # of the term that has been begun
-        self._named: Named | None = None  # of a later one
+        self._standing: Named | None = None  # the term that was begun
+        self._named: Named | None = None  # a later term
         self._between: Succession | None = None  # from the death of a rank 0 to the next term
         self._lost = 0.0  # seconds in takeovers
         transport.hear_outside = self._heard
 
     @property
     def awaited(self) -> int:
-        """The place of the process without which nothing goes on."""
+        """The place of the process that everything waits for."""
         transport, is_between = self._transport, self._between is not None
         live = (place for place in range(transport.term.size) if place not in transport.dead)
         return min(live) if is_between else transport.term.server
 
     def next_term(self, steps: int, left: Collection[int]) -> Beginning:
-        """Rank 0 has died: come to the next term, whose ranks are then those of the transport.
+        """Rank 0 has died: reach the next term. The transport then has its ranks.
 
-        steps: that the replica has made, -1 if it has made none in this term; left: workers that were lost before.
+        steps: that the replica has made, -1 if it has made none in this term
+        left: workers that were lost before
         """
         clock, died, before = RunningTime(), time.monotonic(), self._transport.hosts[0]
         self.leave_term(steps, left)
@@ -78,7 +84,7 @@ class Takeover:
         return beginning
 
     def call_off(self) -> None:
-        """Have the others end as well: this rank was to serve, and cannot."""
+        """Have the others end too: this rank should serve, and cannot."""
         named = Named(self._transport.term.following(self._transport.place), (0, CALLED_OFF))
         self._tell(named)
 
@@ -90,7 +96,7 @@ class Takeover:
         transport.wake_others()
 
     def leave_term(self, steps: int, left: Collection[int]) -> None:
-        """As `next_term`, whose first part this is."""
+        """The first part of `next_term`."""
         transport, term = self._transport, self._transport.term
         if steps >= 0:
             begun = None if self._standing is None else self._standing.replica  # with which the term has begun
@@ -99,7 +105,7 @@ class Takeover:
         self._between = Succession(transport.place, term, self._replica, self._said, absent, self._patience)
 
     def is_named(self, now: float) -> bool:
-        """Whether the next term is known. If this process is to name it, it tells the others. now: of `RunningTime`."""
+        """Whether the next term is known. Names it for all if this process must. now: as in `RunningTime`."""
         between, transport, dead = self._between, self._transport, self._transport.dead
         assert between is not None
         if self._named is None:
@@ -112,12 +118,12 @@ class Takeover:
         return self._named is not None
 
     def enter_term(self, before: str, died: float) -> Beginning:
-        """As `next_term`, whose last part this is. before, died: as of `Beginning`."""
+        """The last part of `next_term`. before, died: as in `Beginning`."""
         assert self._named is not None
         self._standing, self._named, self._between = self._named, None, None
         for place, said in self._said.items():
             if said.term < self._standing.term.number and place not in self._transport.dead:
-                self._tell_standing(place)  # it may wait for this process to name a term
+                self._tell_standing(place)  # that process may wait for this one to name a term
         return self._begin(self._standing, before, died)
 
     def _begin(self, named: Named, before: str, died: float) -> Beginning:
@@ -144,7 +150,7 @@ class Takeover:
         self._transport.send_outside(place, _term_records(only_term, to_server=False))
 
     def _heard(self, place: int, records: Records) -> None:
-        """What came outside of all terms."""
+        """Handle records that came outside of all terms."""
         for entry in entries(records):
             if entry["kind"] == Kind.POSITION:
                 self._said[place] = said = _position(entry)
@@ -155,7 +161,7 @@ class Takeover:
             read.append(entry)
             if entry["last"]:
                 named = _named(self._reading.pop(place), self._transport.term)
-                if place not in self._transport.dead:  # else others have been told another position of this process
+                if place not in self._transport.dead:  # otherwise other processes have another position of this one
                     self._told(named)
 
     def _told(self, named: Named) -> None:
@@ -163,7 +169,7 @@ class Takeover:
         if named.term.number <= newest.number:
             return
         self._named = named
-        if self._between is None and self._transport.rank:  # whoever is rank 0 now is so no more
+        if self._between is None and self._transport.rank:  # this process did not know that rank 0 has died
             self._transport.give_up(self._transport.term.server)
 
 

@@ -1,6 +1,6 @@
-"""A rank that begins as a worker: it works in one term after another, until the run is over or it is to serve.
+"""A rank that begins as a worker works in one term after another, until the run is over or it must serve.
 
-A NumPy problem and a script go through this alike. What a server does is with each of them.
+A NumPy problem and a script share this code. Each has its own code for serving.
 """
 
 import json
@@ -33,9 +33,11 @@ def work_in_terms(
     takeover: Takeover,
     ending: Ending,
 ) -> Beginning | None:
-    """Be a worker. None: the run is over, and how is in `ending`; else how the term begins that this rank serves.
+    """Work as a worker. Returns None when the run is over, and sets `ending`; or the term that this rank must serve.
 
-    first: the first iteration of the run. Raises CalledOff and RunFailed.
+    first: the first iteration of the run
+
+    Raises CalledOff and RunFailed.
     """
     beginning = Beginning(first=first, is_alike=program.is_alike)
     with watching(transport, lambda: takeover.awaited, config.faults.collect_timeout):
@@ -66,7 +68,9 @@ def claim_after(
 ) -> Claim | None:
     """The claim of a rank that takes over; None without a directory.
 
-    summary: the file of the run. Raises CalledOff when the run is over, or the rank 0 before has the claim.
+    summary: the file of the run
+
+    Raises CalledOff when the run is over, or the earlier rank 0 has the claim.
     """
     if summary is not None and _is_final(summary):  # without this rank, which was stopped meanwhile
         raise CalledOff
@@ -80,7 +84,7 @@ def claim_after(
 
 
 def _is_final(summary: Path) -> bool:
-    """Whether the run has written its last one."""
+    """Whether the run has written its last summary."""
     try:
         content = json.loads(summary.read_text())
         return "status" in content and not content.get("evaluating")

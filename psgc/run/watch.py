@@ -1,6 +1,6 @@
-"""Who waits for a rank that is stopped (SIGSTOP): MPI does not report it. A rank on its host kills it after a while.
+"""Kills a stopped rank (SIGSTOP) that others wait for. MPI does not report it, so a rank on its host does this.
 
-So it cannot wake up as a second rank 0, and write into the run directory: its death is then like any other.
+A killed rank cannot wake up as a second rank 0 and write to the run directory: its death is then like any other.
 """
 
 import threading
@@ -11,15 +11,15 @@ from psgc.processes import RunningTime
 from psgc.terminal import say
 from psgc.transport import Transport
 
-LOOK_EVERY = 0.1  # seconds
+LOOK_EVERY = 0.1  # seconds between two checks
 
 
 @contextmanager
 def watching(transport: Transport, awaited: Callable[[], int], timeout: float) -> Iterator[None]:
-    """Within this a thread watches the process at the place that `awaited` names.
+    """A context in which a thread watches the process at the place that `awaited` gives.
 
-    One that has been stopped for `timeout` seconds is killed, if it is on this host. Of several ranks the lowest place
-    that is not stopped itself does so.
+    If that process has been stopped for `timeout` seconds, it is killed from its own host, by the process at the lowest
+    place that is not stopped itself.
     """
     is_over = threading.Event()
     arguments = transport, awaited, timeout, is_over

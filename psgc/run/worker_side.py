@@ -26,9 +26,9 @@ from psgc.transport import Transport
 
 
 def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, debug: bool = False) -> None:
-    """Run this worker; after the death of rank 0 go on as a worker or as the server of another term.
+    """Run this worker. After the death of rank 0, go on as a worker or as the server of another term.
 
-    How the run has ended is in `ending` then. Raises CalledOff, UserError and RunFailed.
+    Sets `ending`. Raises CalledOff, UserError and RunFailed.
     """
     config = configuration.from_yaml_text(meeting.tell().decode())
     plan, (first, seconds) = Plan.from_bytes(meeting.tell()), map(float, meeting.tell().split())
@@ -53,7 +53,7 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
     beginning = work_in_terms(transport, config, plan, program, int(first), injector, takeover, ending)
     if beginning is None:
         return
-    from psgc.run.successor import Known, serve_on  # with what only a server needs
+    from psgc.run.successor import Known, serve_on  # only a server needs these modules
 
     seconds = time.monotonic() - began
     known = Known(config, plan, problem, dataset, test, backend, program, given, injector, seconds)
