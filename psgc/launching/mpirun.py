@@ -133,6 +133,10 @@ def launch_command(
         # --oversubscribe avoids an error when there are fewer cores than ranks, and changes nothing otherwise.
         bound = any(argument == "--bind-to" or ":pe=" in argument.lower() for argument in extra)  # by the user
         flags += [*placement.hosts(), *([] if bound else ["--bind-to", "none"]), "--oversubscribe"]
+        if not placement.hosts():
+            # Ranks that know of too few cores give up theirs at each look at MPI, for milliseconds if others want it.
+            # They need not: between two looks they sleep.
+            additions["PRTE_MCA_prte_set_default_slots"] = str(placement.ranks)
         if placement.fault_tolerance and mpirun.fault_tolerant and _allows_ob1(environ.get("OMPI_MCA_pml", "ob1")):
             flags += ["--with-ft", "ulfm"]
             additions["OMPI_MCA_pml"] = "ob1"  # with another default of the cluster the run would not start

@@ -14,6 +14,7 @@ OPEN_MPI_5, OPEN_MPI_4 = "mpirun (Open MPI) 5.0.11", "mpirun (Open MPI) 4.1.4"
 CUDA = "mca:mpi:base:param:mpi_built_with_cuda_support:value:"
 FT = "options:ft_mpi_support:"
 KEEPALIVE, SSH = "PRTE_MCA_oob_tcp_keepalive_time", "PRTE_MCA_plm_ssh_args"
+SLOTS = "PRTE_MCA_prte_set_default_slots"
 HYDRA = "HYDRA build details:\n    Version:                5.0.2"
 INTEL = "Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307 (id: d82b3071db)"
 HOSTS = Placement(9, "a:5,b:4")
@@ -41,7 +42,7 @@ def test_open_mpi_line(mpirun, tmp_path, monkeypatch):
         *(sys.executable, "-P", "-m", "psgc", "train", "run.yaml", "--set", "seed=1"),
     ]
     tolerant = {"OMPI_MCA_pml": "ob1", KEEPALIVE: "0"}
-    assert additions == {**dict.fromkeys(THREADS, "3"), "OMPI_MCA_btl": "^ofi", **tolerant}
+    assert additions == {**dict.fromkeys(THREADS, "3"), "OMPI_MCA_btl": "^ofi", SLOTS: "5", **tolerant}
 
 
 def test_ofi_is_left_out_only_where_there_is_no_fast_network(line, monkeypatch):
