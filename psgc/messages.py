@@ -7,7 +7,7 @@ names the fields that it uses; the others are 0.
 
 * any rank -> any other: a *block* of an accumulator, a gradient or a state; `pack_block` makes the number;
 * worker -> server, `per_chunk` and `per_pass`: the coded gradient of a chunk or piece (dim / parts entries), then the
-  `TAIL` of its report; the number is the chunk, of a piece the first one.
+  `TAIL` of its report, and with `per_pass` its chunks (`chunk_set`); the number is the chunk, of a piece the first one.
 
 Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes. The last
 stamp in it has their number.
@@ -48,9 +48,9 @@ UNDER_WAY = 2  # vectors of a worker that may be on their way to the server
 BUNDLE = 1 << 14  # bytes of vectors in one message, if there are several
 MESSAGE = 1 << 18  # bytes that take about as long as an empty message: 0.1 ms at 2.6 GB/s
 OF_SUMS = ("start", "seconds", "loss", "test_loss", "test_accuracy")  # fields of a record that hold sums
-# entries after a coded gradient: start, seconds, loss, test_loss, test_accuracy; the number of consecutive chunks in
-# it; 1 if this worker can do several chunks in one pass
-TAIL = 7
+# entries after a coded gradient: start, seconds, loss, test_loss, test_accuracy; 1 if this worker can do several chunks
+# in one pass
+TAIL = 6
 
 STAMP = struct.Struct("=qq")
 DIGEST = struct.Struct("=4i")
@@ -162,6 +162,33 @@ def stamp_of(vector: Any) -> tuple[int, int]:
     tail = vector[-length:]
     iteration, what = STAMP.unpack((tail if isinstance(tail, np.ndarray) else tail.get()).data)
     return iteration, what
+
+
+def tail_length(transfer: str, num_chunks: int, dtype: Any) -> int:
+    """How many entries come after a coded gradient, and before the stamp."""
+    return TAIL + (_set_length(num_chunks, dtype) if transfer == "per_pass" else 0)
+
+
+def _set_length(num_chunks: int, dtype: Any) -> int:
+    return -(-num_chunks // (8 * int(np.dtype(dtype).itemsize)))
+
+
+def chunk_set(chunks: Iterable[int], num_chunks: int, dtype: Any) -> np.ndarray:
+    """A set of chunks as entries of a vector, a bit for each chunk of the run; they are no numbers.
+
+    >>> sorted(chunks_in(chunk_set([70, 3, 8], 100, np.float32)))
+    [3, 8, 70]
+    """
+    entries = np.zeros(_set_length(num_chunks, dtype), dtype)
+    bits = np.zeros(8 * entries.nbytes, np.uint8)
+    bits[[*chunks]] = 1
+    entries.view(np.uint8)[:] = np.packbits(bits)
+    return entries
+
+
+def chunks_in(entries: np.ndarray) -> list[int]:
+    """The inverse of `chunk_set`, in ascending order."""
+    return np.flatnonzero(np.unpackbits(entries.view(np.uint8))).tolist()
 
 
 def mark(vector: Any) -> None:

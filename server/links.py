@@ -10,7 +10,18 @@ import numpy as np
 from psgc.aggregation.memory import pool_buffers
 from psgc.backend import Backend
 from psgc.config import Config
-from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, SumsReader, digest_in, entries, receive_length
+from psgc.messages import (
+    TAIL,
+    UNDER_WAY,
+    Entry,
+    Kind,
+    SumsReader,
+    chunks_in,
+    digest_in,
+    entries,
+    receive_length,
+    tail_length,
+)
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Tried
 from psgc.server.events import Abandoned, Digested, Report
@@ -38,6 +49,7 @@ class Links:
         self._backend = backend
         self._dtype = np.dtype(config.dtype)
         self._num_chunks, self._num_workers = plan.num_chunks, plan.num_workers
+        self._tail = tail_length(config.transfer, plan.num_chunks, config.dtype)
         self._length = 0  # entries of a coded gradient (`per_chunk`); 0: vectors are blocks
         self._iteration = -1
         self._began = 0.0
@@ -109,7 +121,7 @@ class Links:
 
     @property
     def _room(self) -> int:
-        return receive_length(self._length + TAIL, self._dtype)
+        return receive_length(self._length + self._tail, self._dtype)
 
     # arrivals
 
@@ -141,16 +153,18 @@ class Links:
         worker, iteration, chunk = message.source, message.iteration, message.chunk
         vector = self._backend.asarray(message.buffer[: message.length])
         what = "a coded gradient"
-        check_length(what, vector.size, self._length + TAIL)
+        check_length(what, vector.size, self._length + self._tail)
         check_chunk(what, chunk, self._num_chunks)
         check_iteration(what, iteration, self._iteration)
-        start, seconds, loss, *sums, many, joins = self._backend.to_host(vector[-TAIL:]).tolist()
+        tail = self._backend.to_host(vector[self._length :])
+        start, seconds, loss, *sums, joins = tail[:TAIL].tolist()
         check_seconds(what, start, seconds)
-        check_piece(what, chunk, many, self._num_chunks)
-        others = tuple(range(chunk + 1, chunk + int(many)))
+        piece = chunks_in(tail[TAIL:]) if self._tail > TAIL else [chunk]
+        check_piece(what, chunk, piece, self._num_chunks)
+        others = tuple(one for one in piece if one != chunk)
         now = self.now
         late = max(0.0, now - start - seconds)
-        coded = vector[:-TAIL]
+        coded = vector[: self._length]
         return Report(
             worker, iteration, chunk, now, seconds, 0, late, start, loss, tuple(sums), coded, others, joins == 1
         )

@@ -1,5 +1,6 @@
 """Malformed messages, found by their values alone. A worker that sends one is lost, and the others go on."""
 
+from collections.abc import Sequence
 from math import isfinite
 
 from psgc.messages import Entry, Kind
@@ -42,10 +43,10 @@ def check_chunk(what: str, chunk: int, num_chunks: int, least: int = 0) -> None:
         raise Malformed(f"{what} of chunk {chunk}, the chunks are 0..{num_chunks - 1}")
 
 
-def check_piece(what: str, first: int, many: float, num_chunks: int) -> None:
-    """Raises Malformed unless there are `many` chunks from chunk `first` on."""
-    if not (many >= 1 and many % 1 == 0 and first + many <= num_chunks):
-        raise Malformed(f"{what} of {many} chunks from {first} on, the chunks are 0..{num_chunks - 1}")
+def check_piece(what: str, first: int, piece: Sequence[int], num_chunks: int) -> None:
+    """Raises Malformed unless `piece` are chunks in ascending order, and `first` is one of them."""
+    if first not in piece or piece[-1] >= num_chunks:
+        raise Malformed(f"{what} of the chunks {piece}, first {first}, the chunks are 0..{num_chunks - 1}")
 
 
 def check_iteration(what: str, iteration: int, current: int) -> None:

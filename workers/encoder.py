@@ -15,7 +15,7 @@ from psgc.aggregation.tree import Tree
 from psgc.backend import Array, Backend, encode, part_length
 from psgc.coding import encoding_coefficients
 from psgc.coding.sketch import Sketch, sketch
-from psgc.messages import BUNDLE, TAIL, UNDER_WAY, stamp, stamp_length
+from psgc.messages import BUNDLE, UNDER_WAY, chunk_set, stamp, stamp_length
 from psgc.transport import Transport
 
 SHARE_OF_DIGESTS = 0.005  # of the computing time, which digests may take
@@ -27,19 +27,28 @@ class Encoder:
     coding_matrix: R, (num_workers, parts), row j - 1 for role j
     dim: entries of the gradient
     in_nodes: whether accumulators are nodes of the tree (`reproducible`)
+    num_chunks: of the run with `per_pass`, else 0
+    length: entries of a coded gradient
     places: (role, serial) -> the memory for that accumulator, which other ranks of the host read
 
     With one part a chunk's gradient becomes an accumulator without a copy, unless the accumulator has a place.
     """
 
     def __init__(
-        self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any, in_nodes: bool = False
+        self,
+        backend: Backend,
+        coding_matrix: np.ndarray,
+        dim: int,
+        dtype: Any,
+        in_nodes: bool = False,
+        num_chunks: int = 0,
     ) -> None:
         self._backend = backend
         self._coding_matrix = coding_matrix
-        self._length = part_length(dim, coding_matrix.shape[1])
+        self.length = part_length(dim, coding_matrix.shape[1])
         self._dtype = dtype
         self._stamp = stamp_length(dtype)  # entries behind a coded vector in every message
+        self._num_chunks = num_chunks
         self._takes = coding_matrix.shape[1] == 1
         self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # role and S_i -> the role's row of X_i
         self._accumulators: dict[tuple[int, int], Array] = {}  # (role, serial) -> of this iteration
@@ -77,7 +86,7 @@ class Encoder:
             return
         if is_first:
             if place is None:
-                place = self._unused.pop() if self._unused else self._backend.xp.empty(self._length, self._dtype)
+                place = self._unused.pop() if self._unused else self._backend.xp.empty(self.length, self._dtype)
             self._accumulators[role, serial] = place
         target = self._accumulators[role, serial]
         if is_first and len(row) == 1:  # one pass over memory in place of two
@@ -98,14 +107,16 @@ class Encoder:
         """The sketch of a gradient that stays here while its copies are compared (`verify` with `combined`)."""
         return sketch(gradient, self._backend.xp)
 
-    def coded(self, gradient: Array, role: int, tail: Sequence[float]) -> Array:
-        """A coded gradient, sum_k R[role, k] g_i[k], with the tail of its report (`per_chunk`; `psgc.messages.TAIL`).
+    def coded(self, gradient: Array, role: int, tail: Sequence[float], piece: Sequence[int] = ()) -> Array:
+        """A coded gradient, sum_k R[role, k] g_i[k], with the tail of its report (`psgc.messages.TAIL`).
 
-        Its memory has room for a stamp at the end.
+        piece: its chunks, which the message names with `per_pass`. Its memory has room for a stamp at the end.
         """
-        message = self._backend.xp.zeros(self._length + TAIL + self._stamp, self._dtype)
-        encode(self._backend, message[: self._length], self._coding_matrix[role - 1], gradient)
-        message[self._length : self._length + TAIL] = self._backend.asarray(np.array(tail, self._dtype))
+        chunks = chunk_set(piece if self._num_chunks else (), self._num_chunks, self._dtype)
+        said = np.concatenate([np.array(tail, self._dtype), chunks])
+        message = self._backend.xp.zeros(self.length + len(said) + self._stamp, self._dtype)
+        encode(self._backend, message[: self.length], self._coding_matrix[role - 1], gradient)
+        message[self.length : self.length + len(said)] = self._backend.asarray(said)
         return self._backend.to_message(message)
 
 

@@ -21,7 +21,6 @@ from psgc.config import Config
 from psgc.errors import ProtocolError, current_line
 from psgc.iteration import Moment
 from psgc.messages import (
-    TAIL,
     UNHEARD,
     Entry,
     Kind,
@@ -29,7 +28,6 @@ from psgc.messages import (
     SumsReader,
     entries,
     record,
-    stamp_length,
     stepped_record,
 )
 from psgc.plan import Plan
@@ -90,7 +88,6 @@ class WorkerLoop(Listener):
         self._transport, self._mailbox, self._encoder, self._compute = transport, mailbox, encoder, compute
         self._injector, self._duties, self._long = injector, duties, duties.long
         sums = duties.sums
-        self._stamp = stamp_length(sums.dtype)
         self.allreduce = AllReduce(transport, backend, sums, replica, self)
         encoder.places = self.allreduce.blocks.places
         least, hosts = least_slice(sums.dtype.itemsize), transport.shared.hosts
@@ -310,7 +307,7 @@ class WorkerLoop(Listener):
         for message in self._mailbox.outgoing():
             match message:
                 case CodedGradient(iteration, chunk, vector):
-                    self._injector.flip("sending", vector[: -TAIL - self._stamp], iteration)
+                    self._injector.flip("sending", vector[: self._encoder.length], iteration)
                     self._coded.waiting.append((iteration, chunk, vector))
                     self._reported = iteration
                 case Failure(iteration, chunk, text, code):

@@ -105,9 +105,8 @@ class Mailbox:
         if self._current(work) and gradient is not None and not work.is_check:
             if not self._state.is_combined:
                 role = self._state.role(chunk)
-                passed = len(work.piece), float(result.joins)
-                tail = (result.start, result.seconds, result.loss, *result.sums, *passed)
-                coded = self._encoder.coded(gradient, role, tail)
+                tail = (result.start, result.seconds, result.loss, *result.sums, float(result.joins))
+                coded = self._encoder.coded(gradient, role, tail, work.piece)
             elif not result.is_own:
                 gradient = gradient.copy()
             if self._state.is_sketched(iteration, chunk):

@@ -19,9 +19,8 @@ Each method is an event, from the server or from this worker's compute thread. B
    was invalidated.
 8. A default queue holds for its iteration and all later ones. So does the role of a reassigned chunk.
 9. Several chunks at the head of the queue may be taken together, as one *piece*. The iteration sets the number
-   (`psgc.iteration.piece_length`). The chunks have one role, and none was invalidated. If their gradient travels with
-   the report, their numbers must follow one another. A piece is reported, held, committed and discarded under its first
-   chunk. When one of its chunks is discarded, the whole piece is unwanted.
+   (`psgc.iteration.piece_length`). The chunks have one role, and none was invalidated. A piece is reported, held,
+   committed and discarded under its first chunk. When one of its chunks is discarded, the whole piece is unwanted.
 10. A *check* is a piece that is taken when the queue is empty, or before the queue if the server says so. It is left
     when the queue has a chunk again, and repeated later. It is neither held nor reported.
 11. Events of an older iteration change nothing. Orders that arrive before their iteration begins are kept for `begin`.
@@ -107,8 +106,8 @@ class WorkerState:
         if first is None:
             return ()
         most = piece_length(len(self._queue), self._fraction) if joins and first not in self._attempts else 1
-        rest = enumerate(islice(self._queue, 1, most), start=first + 1)
-        return (first, *(chunk for _, chunk in takewhile(lambda next: self._joins(first, *next), rest)))
+        role, rest = self.role(first), islice(self._queue, 1, most)
+        return (first, *takewhile(lambda chunk: self.role(chunk) == role and chunk not in self._attempts, rest))
 
     def role(self, chunk: int) -> int:
         """The role in which `chunk` is coded."""
@@ -138,10 +137,6 @@ class WorkerState:
         for _ in piece:
             self._queue.popleft()
         return piece[0]
-
-    def _joins(self, first: int, in_a_row: int, chunk: int) -> bool:
-        is_one = self.role(chunk) == self.role(first) and chunk not in self._attempts
-        return is_one and (self.is_combined or chunk == in_a_row)
 
     def finished(self, iteration: int, chunk: int, gradient: Any = None) -> Done:
         """The compute thread has the gradient of its chunk."""

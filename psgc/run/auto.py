@@ -82,8 +82,8 @@ def chosen_transfer(config: Config, vector: int, through_server: int) -> Literal
     through_server: bytes of the vectors from and to all workers
 
     `per_chunk` if rank 0 needs the gradient of each chunk. `per_pass` for small vectors of NumPy problems, since a
-    worker then gets one message in place of two, unless workers must do single chunks. Otherwise `combined`. The queues
-    of scripts are in the order of costs, and have few consecutive chunks for `per_pass`.
+    worker then gets one message in place of two, unless workers must do single chunks. Otherwise `combined`. It is not
+    known yet whether a script draws random numbers, and so must do single chunks.
     """
     if config.transfer != "auto":
         return config.transfer
@@ -95,8 +95,8 @@ def chosen_transfer(config: Config, vector: int, through_server: int) -> Literal
         return "per_chunk"
     keeps = config.verify is not None or any(it.step == "after_commit" for it in config.faults.inject)
     is_small = vector <= PER_PASS[0] and through_server <= PER_PASS[1]
-    in_a_row = config.batch is None and not isinstance(config.problem, ScriptProblem)
-    return "per_pass" if config.joins and not keeps and is_small and in_a_row else "combined"
+    is_known = config.batch is None and not isinstance(config.problem, ScriptProblem)
+    return "per_pass" if config.joins and not keeps and is_small and is_known else "combined"
 
 
 def without_auto(config: Config, num_workers: int, dim: int) -> Config:

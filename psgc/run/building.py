@@ -88,8 +88,9 @@ def make_worker(
     transport.start(from_everybody=config.aggregation == "allreduce")
     has_been = transport.term.number or were_tried(transport.term.size)
     backend, rank = program.backend, transport.rank
-    encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype, config.reproducible)
     every, combined = config.verify_every, config.transfer == "combined"
+    named = plan.num_chunks if config.transfer == "per_pass" else 0
+    encoder = Encoder(backend, plan.coding_matrix, program.dim, config.dtype, config.reproducible, named)
     state = WorkerState(rank, plan.queues[rank], plan.num_chunks, combined, every)
     digester = Digester(backend.to_host) if config.verify_idle else None
     mailbox = Mailbox(state, encoder, transport.wake, digester)

@@ -15,7 +15,7 @@ from psgc.backend import part_length
 from psgc.config import AssignmentFile, Config, load
 from psgc.errors import UserError
 from psgc.machine import available_memory
-from psgc.messages import TAIL, receive_length
+from psgc.messages import receive_length, tail_length
 from psgc.processes import die_with_parent
 from psgc.run.auto import vector_bytes, without_auto
 
@@ -33,7 +33,8 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
         nodes = max(1, min(_load(config, num_chunks, num_workers), -(-num_chunks // 2))), max(1, num_chunks)
     transfer: Combined | PerChunk = Combined(config.aggregation == "allreduce", nodes)
     if config.transfer != "combined":
-        received = vector_bytes(config, receive_length(length + TAIL, config.dtype))
+        tail = tail_length(config.transfer, num_chunks, config.dtype)
+        received = vector_bytes(config, receive_length(length + tail, config.dtype))
         is_unbiased = config.recovery.estimator == "unbiased"
         transfer = PerChunk(received, num_chunks, decoded=1 + is_unbiased)  # beside the sum without weights
     rank_0, worker = memory.of_ranks(

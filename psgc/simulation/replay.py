@@ -26,7 +26,7 @@ from psgc.backend import Backend, part_length
 from psgc.config import BatchSettings, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
-from psgc.messages import MESSAGE, RECORD, TAIL
+from psgc.messages import MESSAGE, RECORD, tail_length
 from psgc.plan import Plan, make_plan
 from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.membership import Membership
@@ -197,7 +197,8 @@ class Replay:
             orders = orders + needed * plan.parts + (reported - needed) + contributors
         else:
             sent = trials["passes"] if self.recording.joins else reported
-            incoming = sent * (coded + TAIL) * number + (copies - reported) * RECORD.itemsize
+            tail = tail_length(self.run.config.transfer, plan.num_chunks, self.run.config.dtype)
+            incoming = sent * (coded + tail) * number + (copies - reported) * RECORD.itemsize
         outgoing = live * dim * number + orders * RECORD.itemsize
         return messages + (incoming + outgoing) / MESSAGE, incoming, outgoing
 

@@ -95,13 +95,16 @@ class Node(WorkerLoop):
         last: int,
         alike: bool = False,
         reproducible: bool = False,
+        fraction: float = 0.0,
         first: int = 0,
         **more: Any,
     ) -> None:
         self.rank, self.end, self.clock = rank, end, clock
         every = (verify.every or 0) if verify else 0
         self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
-        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64", reproducible)
+        self.joins = fraction > 0
+        named = plan.num_chunks if self.joins and not combined else 0
+        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64", reproducible, named)
         self.mailbox = NotedMailbox(self.state, self.encoder)
         if verify and verify.idle:
             self.mailbox._digester = Digester(np.asarray)

@@ -97,6 +97,7 @@ class ReplicatedWorld(World):
                     replica=SlowReplica(self.new_optimizer(), Backend(), end.wake),
                     last=case.num_iterations,
                     reproducible=case.reproducible,
+                    fraction=case.fraction,
                 )
                 for rank in ranks[1:]
                 if (end := self.mesh_end(rank, eager))

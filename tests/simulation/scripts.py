@@ -87,6 +87,7 @@ class ScriptWorld(ReplicatedWorld):
                     first=first,
                     alike=alike.get(rank, False),
                     reproducible=case.reproducible,
+                    fraction=case.fraction,
                 )
                 for rank in self.scripts
                 if rank

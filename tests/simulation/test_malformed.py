@@ -72,8 +72,7 @@ class Babbling(ReplicatedWorld):
                 vector = np.full(min(length, len(self.end.posted[-1])), 1.0)  # of longer ones MPI takes care
                 vector[-TAIL - STAMP : -1 - STAMP] = tail
                 if 0 <= iteration < ITERATIONS and 0 <= chunk < CHUNKS and len(vector) == 2 + TAIL + STAMP:
-                    many = max(1, int(min(vector[-2 - STAMP], CHUNKS))) if vector[-2 - STAMP] > 0 else 1
-                    vector[:2] = self.table[iteration, chunk : chunk + many].sum(axis=0)  # not about wrong copies
+                    vector[:2] = self.table[iteration, chunk]  # not about wrong copies
                 buffer = self.end.posted.pop()
                 buffer[: len(vector)] = vector
                 return Vector(BABBLER, iteration, chunk, buffer, len(vector) - STAMP)

@@ -87,8 +87,6 @@ class World:
         self.failed: set[int] = set()  # chunks, each on one worker only
         self.used: Counter[int] = Counter()  # copies of each chunk that are part of the gradient
         self.connect()
-        for node in self.nodes.values():
-            node.joins = case.fraction > 0
 
     def connect(self) -> None:
         """The workers, and the server's end of the network."""

@@ -189,7 +189,7 @@ def done(
     held_out: tuple[float, float] = (0.0, 0.0),
 ) -> Vector:
     """A coded gradient with the tail of its report, as it arrives (`per_chunk`)."""
-    vector = np.concatenate([np.atleast_1d(gradient), [0.0, seconds, loss, *held_out, 1.0, 0.0]])
+    vector = np.concatenate([np.atleast_1d(gradient), [0.0, seconds, loss, *held_out, 0.0]])
     assert len(vector) == np.size(gradient) + TAIL
     return Vector(worker, iteration, chunk, vector, len(vector))
 

@@ -7,7 +7,7 @@ from coordinating import begun
 from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.data import ChunkSource, Dataset, Epochs
-from psgc.messages import TAIL, Kind, entries
+from psgc.messages import TAIL, Kind, chunks_in, entries
 from psgc.plan import even_plan
 from psgc.schedules import SCHEDULES
 from psgc.schedules.learning import Learning
@@ -70,12 +70,6 @@ def test_a_piece_ends_before_a_chunk_of_another_role_or_one_that_was_invalidated
     assert taken(state) == [(0,), (1,), (2, 3)]
 
 
-def test_a_piece_whose_gradient_travels_with_its_report_has_chunks_in_a_row():
-    state = WorkerState(1, [4, 5, 2, 3, 1], 6, combined=False)
-    state.begin(0, 1.0)
-    assert taken(state) == [(4, 5), (2, 3), (1,)]
-
-
 def test_a_piece_is_held_and_committed_as_its_first_chunk():
     state = at_work()
     state.take(joins=True)
@@ -136,14 +130,15 @@ def test_one_report_names_all_chunks_of_a_piece_and_their_gradient_is_added_once
     assert encoder.accumulators[1, 0].tolist() == [9.0] * 3
 
 
-def test_a_gradient_that_travels_with_its_report_says_of_how_many_chunks_it_is():
-    state = WorkerState(1, [2, 3], 5, combined=False)
-    mailbox = Mailbox(state, Encoder(Backend(), np.ones((2, 1)), 3, "float64"))
+def test_a_gradient_that_travels_with_its_report_says_of_which_chunks_it_is():
+    state = WorkerState(1, [67, 3], 70, combined=False)
+    mailbox = Mailbox(state, Encoder(Backend(), np.ones((2, 1)), 3, "float64", num_chunks=70))
     mailbox.begin(0, np.zeros(3), 1.0)
     mailbox.finished(mailbox.take(joins=True), Result(np.full(3, 9.0), 6.0, 0.5, 0.25, joins=True))
     (message,) = mailbox.outgoing()
-    assert (message.iteration, message.chunk) == (0, 2)
-    assert message.vector[: 3 + TAIL].tolist() == [9.0] * 3 + [0.5, 0.25, 6.0, 0.0, 0.0, 2.0, 1.0]
+    assert (message.iteration, message.chunk) == (0, 67)
+    assert message.vector[: 3 + TAIL].tolist() == [9.0] * 3 + [0.5, 0.25, 6.0, 0.0, 0.0, 1.0]
+    assert chunks_in(message.vector[3 + TAIL : -2]) == [3, 67]
     assert not state.held
 
 
