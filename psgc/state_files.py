@@ -3,7 +3,7 @@
 A state is the result of `state_dict`, or the state in a checkpoint of a NumPy problem. What JSON cannot express is a
 mapping with one key: {"__tensor__": name}, {"__tuple__": [...]}, {"__dict__": [[key, value], ...]} for keys that are
 not texts, {"__counter__": ...} likewise, {"__numpy__": [dtype, number]}. So `json.loads(text, object_hook=...)`
-restores everything (see docs/torch/checkpoints.md). Nothing is pickled.
+restores everything (see docs/api/torch.md). Nothing is pickled.
 """
 
 import json

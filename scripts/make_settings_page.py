@@ -1,4 +1,4 @@
-"""Write docs/settings.md, all keys of a run's YAML, and the table of settings in docs/torch/init.md, from psgc/config.
+"""Write docs/settings.md, all keys of a run's YAML, and the table of settings in docs/api/torch.md, from psgc/config.
 
     python scripts/make_settings_page.py
 
@@ -17,7 +17,7 @@ from psgc.torch import init
 from psgc.validation import LARGEST, LEAST, MOST, Section, UsedBy, either
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, PAGE_OF_INIT = DOCS / "settings.md", DOCS / "torch/init.md"
+PAGE, PAGE_OF_INIT = DOCS / "settings.md", DOCS / "api/torch.md"
 HEAD = """# All settings
 
 Every key of a run's YAML. A key without a default is needed. [Training settings](training.md) has the keys in one YAML.
@@ -27,7 +27,7 @@ OF_TORCH = """
 ## With a PyTorch model
 
 Where `problem` has the key `torch`, these keys are different, and {without} are refused. All others are as above. See
-[Training from a YAML](torch/yaml.md).
+[PyTorch without a script](pytorch.md#without-a-script).
 """
 OF_SCRIPTS = ("ScriptProblem", "ScriptOptimizer")  # in the config.yaml of a script's run, which nobody writes by hand
 NAMES = {
@@ -57,7 +57,7 @@ def page() -> str:
 
 
 def page_of_init() -> str:
-    """The text of docs/torch/init.md, with the table of the arguments that are settings."""
+    """The text of docs/api/torch.md, with the table of the arguments that are settings."""
     root = ScriptConfig.model_json_schema()
     rows = ["| argument | type | default | meaning |", "|---|---|---|---|"]
     for name, value in (init.__kwdefaults__ or {}).items():

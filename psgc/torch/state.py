@@ -3,7 +3,7 @@
 A *state* is a dictionary: "model"; the attached objects as "optimizer", "schedule", "scaler", each with its
 `state_dict`; and "psgc" with the position and the rest. As bytes it is a safetensors file: the tensors are named
 model.<name>, optimizer.state.0.exp_avg and so on, and the metadata have everything else as JSON. Nothing is pickled.
-torch and safetensors are enough to read it (docs/torch/checkpoints.md).
+torch and safetensors are enough to read it (docs/api/torch.md).
 """
 
 import copy

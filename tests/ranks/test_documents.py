@@ -1,6 +1,8 @@
 """What README.md and docs/ have ranks do: the run of one's own, and programs that call psgc.train."""
 
+import re
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -43,3 +45,15 @@ def test_programs_that_train(tmp_path):
         finished = run(psgc("launch", name, "-n", "4"), tmp_path, code=0)
         assert "loss" in finished.stdout
         assert (tmp_path / "runs" / name.removesuffix(".py") / "params.npy").is_file()
+
+
+@pytest.mark.faults
+def test_the_two_scripts_of_the_page_on_ddp(tmp_path):
+    for name, text in named_files().items():
+        (tmp_path / name).write_text(text)
+    (line, again, _) = [line for block in blocks(ROOT / "docs/from-ddp.md", "bash") for line in shell_lines(block)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line)[1:]]
+    for command in (torchrun, psgc(*shlex.split(again)[1:])):
+        finished = run(command, tmp_path, code=0)
+        (last,) = re.findall(r"^9 ([\d.]+)$", finished.stdout, re.MULTILINE)
+        assert float(last) > 0.8

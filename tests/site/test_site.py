@@ -100,7 +100,7 @@ def test_a_wide_table_is_scrolled_in_its_own_box(browser, address):
 def test_the_search_works_from_the_disk(browser):
     page = browser.new_page(viewport=WIDE)
     heard, asked = heard_and_asked(page)
-    page.goto((SITE / "torch/init.html").as_uri())
+    page.goto((SITE / "api/torch.html").as_uri())
     box, found = page.locator(".md-search__input"), page.locator(".md-search-result__link")
     box.fill("replication")
     end = time.monotonic() + 20

@@ -42,6 +42,8 @@ def check(line: str) -> None:
         assert set(targets) <= TARGETS, line
     elif PYTHON.fullmatch(program):
         check_python(arguments)
+    elif program == "torchrun":
+        assert Path(arguments[-1]).is_file(), line
     elif program == "pip":
         check_pip(arguments)
     else:

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 import psgc.torch
@@ -26,7 +25,8 @@ from tests.unit.documents import PAGES, ROOT, all_blocks, blocks, commands_in_se
 from tests.unit.recorded_runs import record
 
 BLOCKS = all_blocks()
-INIT, TRAINERS = "docs/torch/init.md", "docs/trainers.md"
+TORCH, TRAINERS = "docs/api/torch.md", "docs/trainers.md"
+FROM_DDP = "docs/from-ddp.md"
 IN_RANKS = "psgc.train("  # tests/ranks/test_documents.py runs these programs
 LANGUAGES = ("bash", "python", "text", "yaml")
 RNG = np.random.default_rng(0)
@@ -135,44 +135,40 @@ def test_the_settings_are_right(block, inside):
 @pytest.mark.parametrize("page", pages_with_python())
 def test_the_python_of_a_page_runs(page, inside, one_process, tmp_path, monkeypatch):
     own, scope = [block for block in of("python") if block.page == page], {}
-    if page == TRAINERS:
+    if page in (TORCH, TRAINERS, FROM_DDP):
         monkeypatch.chdir(tmp_path)
+    if page == TRAINERS:
         warnings.simplefilter("ignore")  # theirs
         for package in ("lightning", "transformers"):
             pytest.importorskip(package)
-    if page.startswith("docs/torch/"):
-        monkeypatch.chdir(tmp_path)
-        own = [block for block in of("python") if block.page == "docs/torch/init.md"] + own * (page != INIT)
+    elif page == FROM_DDP:  # both scripts, each in one process
+        for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+            monkeypatch.setenv(name, str(value))
     elif page == "README.md":
         scope = named_in_the_readme()
     try:
         for block in own:
+            if "safe_open(path" in block.text:  # of a run that has ended
+                end(scope)
+                scope["path"] = max(Path("runs/example/checkpoints").iterdir())
             exec(compile("\n" * block.line + block.text, block.page, "exec"), scope)
-            if page == "docs/torch/checkpoints.md" and block.page == INIT:
-                scope |= trained(scope)
+            if page == FROM_DDP:
+                assert scope["accuracy"] > 0.8
+                scope["accuracy"] = 0.0
     finally:
-        if isinstance(run := scope.get("run"), psgc.torch.ScriptRun):
-            run.end(False)
-            run.engine.end()
+        end(scope)
+
+
+def end(scope):
+    """The run in the scope ends, if there is one."""
+    if isinstance(run := scope.pop("run", None), psgc.torch.ScriptRun):
+        run.end(False)
+        run.engine.end()
 
 
 def named_in_the_readme():
-    """A model, data and a loss, from docs/torch/init.md."""
-    (text,) = blocks(ROOT / INIT)
+    """A model, data and a loss, from docs/api/torch.md."""
+    text = blocks(ROOT / TORCH)[0]
     scope = {}
     exec(text.partition("run = ")[0], scope)
     return scope
-
-
-def trained(scope):
-    """A step of the run that docs/torch/init.md begins, and the checkpoint that it leaves."""
-    run, optimizer = scope["run"], scope["optimizer"]
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 10)
-    run.attach(optimizer, schedule)
-    for batch in run.batches(100):
-        run.backward(batch)
-        optimizer.step()
-    run.end(False)
-    run.engine.end()
-    (path,) = Path("runs/example/checkpoints").iterdir()
-    return {"path": path, "schedule": schedule, "run": None}

@@ -225,8 +225,9 @@ def test_submit_refuses_what_the_job_would_refuse(folder, capsys):
 
 
 def test_the_page_of_docs_trains(folder, one_process, capsys):
-    page = ROOT / "docs/torch/yaml.md"
-    Path("my_model.py").write_text(blocks(page)[0])
+    page = ROOT / "docs/pytorch.md"
+    (text,) = [text for text in blocks(page) if text.startswith("# my_model.py")]
+    Path("my_model.py").write_text(text)
     Path("run.yaml").write_text(blocks(page, "yaml")[0])
     run = from_yaml.train("run.yaml", ["batch.epochs=2", "micro_batch=20", "coding.chunks=2"])
     run.end(False)

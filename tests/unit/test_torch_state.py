@@ -22,7 +22,7 @@ from psgc.torch.tensor_files import from_bytes, save_model, to_bytes
 from tests.unit.documents import blocks
 
 ABOUT = About(calls=20, position=Position(17, 2, 40), evaluations=[Evaluation(2, -1, {"": 0.5})])
-DOCUMENT = Path(__file__).parents[2] / "docs/torch/checkpoints.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/api/torch.md"
 
 OPTIMIZERS = {
     "sgd": partial(optim.SGD, lr=0.1),
