@@ -28,7 +28,7 @@ class RunDirectory:
     def __init__(self, directory: Path, resumed: bool, of_script: bool = False) -> None:
         self._resumed = resumed
         self._folder = directory if of_script else None
-        self._is_named = not of_script
+        self._named = None if of_script else ""  # what rank 0 has said last
         self._found = Found.now(directory)
         self._last_change: tuple[object, float] = (None, 0.0)  # ((stamp of the summary, program works on), time)
 
@@ -50,7 +50,7 @@ class RunDirectory:
     def proof(self) -> str:
         """What is missing if the run has not ended in order, as text."""
         missing = f"{self.summary_file} was not written"
-        return missing if self._is_named else "no rank 0 of the script has said how it ended"
+        return missing if self._named is not None else "no rank 0 of the script has said how it ended"
 
     def summary(self) -> dict[str, Any]:
         """The summary of this run; empty until it is written. If a script fails after its run, with its exit code."""
@@ -83,11 +83,12 @@ class RunDirectory:
         return _newest(new) > (_newest(before.checkpoints) if self._resumed else -1)
 
     def _before(self) -> Found:
-        """The content of the run directory before this run."""
-        if not self._is_named and self._folder is not None:
+        """The content of the run directory before this run. A script may have several runs, one after the other."""
+        if self._folder is not None:
             with suppress(OSError, ValueError):
-                self._found = Found.from_text((self._folder / ANSWER).read_text(encoding="utf-8"))
-                self._is_named = True
+                named = (self._folder / ANSWER).read_text(encoding="utf-8")
+                if named != self._named:
+                    self._found, self._named = Found.from_text(named), named
         return self._found
 
 

@@ -17,7 +17,7 @@ from psgc.run_rows import Outcome
 NAMED = 4  # lost and returned workers that are named at the end
 MUCH = 0.3  # share of the time; advice is given if the overhead is larger
 SEVERAL = 2.0  # mean number of chunks in a pass above which workers compute all they can in one pass
-COMPARABLE = 0.5  # the computing time without redundancy is printed if it is a larger share of an iteration
+TOLD = 1.05  # waiting for everybody is mentioned if it would have taken this many times as long, or more
 
 
 def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
@@ -106,11 +106,11 @@ def lines(summary: dict[str, Any]) -> list[str]:
         return text
     per, uncoded = summary["seconds_per_iteration"], summary["uncoded_seconds_per_iteration"]
     without = ""
-    # if an iteration is mostly overhead, which `uncoded` leaves out, the two times cannot be compared
-    if uncoded is not None and uncoded > COMPARABLE * per and summary.get("workers") != 1:
+    is_alone = summary.get("workers") == 1
+    if uncoded is not None and uncoded > TOLD * per and not is_alone:
         without = f"; waiting for everybody, without redundancy: at least {duration(uncoded)} ({uncoded / per:.1f} x)"
     text.append(f"  per iteration      {duration(per)}{without}")
-    if summary["efficiency"] is not None:
+    if summary["efficiency"] is not None and not is_alone:  # there is no other schedule for one worker
         bound, count = summary["bound_seconds_per_iteration"], summary["efficiency_iterations"]
         some = f", of {count} of the iterations" if count < summary["iterations"] else ""
         text.append(f"  clairvoyant bound  {duration(bound)}; efficiency T*/T {summary['efficiency']:.2f}{some}")

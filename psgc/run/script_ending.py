@@ -25,11 +25,12 @@ stopped_by: list[int] = []  # signals that have come
 class RunToEnd(Protocol):
     """A run as the end of its process sees it.
 
-    rank: of this process; is_alone: it has no other; in_order: all ranks leave through MPI's Finalize; is_cut_short:
-    nothing more is to be done on this rank; reports: `end` has rank 0 say what the mistake of the user was.
+    rank: of this process; goes_on: another run of psgc.torch may follow; in_order: all ranks leave through MPI's
+    Finalize; is_cut_short: nothing more is to be done on this rank; reports: `end` has rank 0 say what the mistake of
+    the user was.
     """
 
-    is_alone: bool
+    goes_on: bool
     is_cut_short: bool
 
     @property
@@ -42,19 +43,27 @@ class RunToEnd(Protocol):
     def end(self, text: str = "", code: int = 1) -> None:
         """The script is over, with this exit code because of an error if there is a text. Leaves MPI."""
 
+    def close(self) -> None:
+        """The run is over, and the script is not: another run may follow, or `end`. Raises what has failed."""
+
+    def make_room(self) -> None:
+        """Another run follows. Raises UserError where it cannot."""
+
 
 class ScriptEnding:
     """Looks at how the script ends. session: of this rank, None before there is one.
 
-    An earlier run of this process, which had it to itself, is over.
+    An earlier run of this process that another may follow is over.
     """
 
     _earlier: ClassVar["ScriptEnding | None"] = None
 
     def __init__(self) -> None:
         before = ScriptEnding._earlier
-        if before is not None and before.session is not None and before.session.is_alone:
+        if before is not None and before.session is not None and before.session.goes_on:
             before.close()
+            before.session.make_room()
+            before._withdraw()
         ScriptEnding._earlier = self
         self.session: RunToEnd | None = None
         self.last: Callable[[bool], object] = lambda _: None  # called at the end: whether the script has raised
@@ -63,9 +72,16 @@ class ScriptEnding:
         self._code: int | None = None  # of the exit; None: that of Python
         self._text = ""  # why the script ends
         self._is_ours = False  # because of an error of psgc
+        self._is_closed = False
         self._hook = sys.excepthook
         sys.excepthook = self._raised
         atexit.register(self._at_exit)
+
+    @classmethod
+    def another_may_follow(cls) -> bool:
+        """Whether another run of psgc.torch may follow the newest one of this process."""
+        before = cls._earlier
+        return before is not None and before.session is not None and before.session.goes_on
 
     def catch_signals(self) -> None:
         """Let rank 0 end the run in order. A second Ctrl-C ends the script at once."""
@@ -81,14 +97,19 @@ class ScriptEnding:
         atexit.register(self._at_exit)
 
     def close(self) -> None:
+        """The run is over. May be called again. Raises what it has failed of."""
+        if self._is_closed or self.session is None:
+            return
+        self.last(False)
+        self.session.close()
+        self._is_closed = True
+        self.rows()
+        self.closed(False)
+
+    def _withdraw(self) -> None:
         """Another run begins in this process."""
         atexit.unregister(self._at_exit)
         sys.excepthook = self._hook
-        self.last(False)
-        if self.session is not None:
-            self.session.end()
-        self.rows()
-        self.closed(False)
 
     def _raised(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self._code, self._text = 1, f"its script raised {one_line(error)}{raised_at(error)}"
@@ -118,7 +139,8 @@ class ScriptEnding:
         atexit.unregister(self._at_exit)
         session, is_late = self.session, False
         try:
-            self.last(bool(self._text) and not self._is_ours)
+            if not self._is_closed:
+                self.last(bool(self._text) and not self._is_ours)
         except Exception as error:  # it is too late for Python to end with the exit code of an error
             is_late = not self._text
             if is_late:
@@ -126,8 +148,9 @@ class ScriptEnding:
         code = self._code
         if session is not None:
             session.end(self._text, code or 1)
-            self.rows()
-            self.closed(bool(self._text))
+            if not self._is_closed:
+                self.rows()
+                self.closed(bool(self._text))
             if stopped_by and session.rank == 0 and code is not None:
                 code = 128 + stopped_by[0]
             if session.rank:  # it returns 0: see `psgc.run.ending`

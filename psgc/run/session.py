@@ -114,7 +114,7 @@ def train(
 class RunOfProgram:
     """The newest run, for the end of the process (`psgc.run.script_ending.RunToEnd`)."""
 
-    is_alone = False
+    goes_on = False
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport

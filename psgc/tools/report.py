@@ -14,7 +14,7 @@ from psgc.disk import make_directory, write_whole
 from psgc.errors import UserError
 from psgc.record.files import writing
 from psgc.record.measures import MEASURES
-from psgc.record.summary import duration
+from psgc.record.summary import TOLD, duration
 from psgc.run_rows import HELD_OUT, Outcome
 from psgc.terminal import say
 from psgc.tools.drawing import DARK, LIGHT, image
@@ -224,10 +224,14 @@ def _cost(run: RecordedRun, pace: np.ndarray) -> list[str]:
     if not isinstance(uncoded, float):  # the summary is written only when a run ends
         paces_then = np.where(np.isnan(every := run.seconds_per_chunk()), pace, every)
         uncoded = float(np.median(np.nan_to_num(share * paces_then).max(axis=1)))
-    return [
+    told = [
         f"An iteration took {duration(took)} in the median. If all workers were as fast as the median one, its "
         f"computing would take {duration(even)}. Slow and lost workers, messages, decoding and steps cost "
         f"{duration(max(0.0, took - even))} ({100 * max(0.0, 1 - even / took):.0f} %).",
-        f"Waiting for all workers without redundancy (schedule uncoded) would have taken at least {duration(uncoded)} "
-        f"at the same speeds, {uncoded / took:.1f} times as long.",
     ]
+    if uncoded > TOLD * took:
+        told.append(
+            f"Waiting for all workers without redundancy (schedule uncoded) would have taken at least "
+            f"{duration(uncoded)} at the same speeds, {uncoded / took:.1f} times as long."
+        )
+    return told

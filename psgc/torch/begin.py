@@ -63,7 +63,7 @@ def init(
     cost_fn: (rows of a micro-batch) -> its time, in any unit. Give it if examples have different lengths: then the
         longest chunks are computed first. It changes no result.
 
-    The other arguments are settings, which docs/torch/init.md explains; most have the same name in YAML files. In one
+    The other arguments are settings, which docs/api/torch.md explains; most have the same name in YAML files. In one
     process aggregation, parts, schedule, dedicated_server, trial, verify, faults and stragglers have no effect.
 
     Raises UserError, on rank 0, when an argument is wrong; the other ranks exit without a message.
@@ -84,8 +84,8 @@ def begin(
     cost_fn: CostFunction | None,
 ) -> ScriptRun:
     """Begin a run, as `init` does. given: the arguments of `init` that are settings, by name; or settings of a YAML."""
-    if launched.has_begun():  # a second run is impossible: MPI ends with the first
-        raise UserError("psgc.torch.init: these ranks have a run already; expected one for each psgc launch or mpirun")
+    if launched.has_begun() and not ScriptEnding.another_may_follow():  # one of psgc.train
+        raise UserError("psgc.torch.init: these ranks have a run of psgc.train already; expected one of both")
     ending = ScriptEnding()
     made: TorchProgram | UserError
     try:
@@ -131,6 +131,6 @@ def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding
 
     ending.session = engine
     run.begin(engine, log)
-    takes_over = True  # from now on `log` is called only by a rank that takes over from rank 0
+    takes_over = True  # whoever is rank 0 from now on
     ending.last, ending.rows = run.end, run.give_rows
     return run

@@ -78,7 +78,7 @@ class Single:
     """
 
     rank, num_workers = 0, 1
-    is_alone, in_order, is_cut_short, reports = True, True, False, False  # as in Session
+    goes_on, in_order, is_cut_short, reports = True, True, False, False  # as in Session
     serves: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
@@ -96,6 +96,7 @@ class Single:
         self.record = record or Record(None)
         self._params, self._stopped_by, self._singly = params, stopped_by, singly
         self._error: PsgcError | None = None
+        self._is_over = False
         self._began, self._done = 0.0, list[tuple[int, float, float]]()  # of a call: (chunk, start, seconds)
 
     def sum(self, iteration: int, call: Call) -> Tensor:
@@ -148,9 +149,19 @@ class Single:
 
     def end(self, text: str = "", code: int = 1) -> None:
         """The script ends. text: its error, if any; code: the exit code in this case."""
+        if self._is_over:
+            return
+        self._is_over = True
         outcome = RunOutcome("failed", text.splitlines()[0], code) if text else RunOutcome()
         if self._error is not None:
             outcome = RunOutcome.of(self._error)
         if self._stopped_by and text:
             outcome = replace(outcome, status="interrupted", code=128 + self._stopped_by[0])
         self.record.finish(self._params(), outcome.status, outcome.reason, outcome.code, {})
+
+    def close(self) -> None:
+        """The run is over, and the script is not."""
+        self.end()
+
+    def make_room(self) -> None:
+        """Another run follows."""

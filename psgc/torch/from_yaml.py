@@ -136,4 +136,4 @@ def _evaluate(run: ScriptRun, config: TorchConfig, parts: Parts, epoch: int) -> 
         return
     found = run.evaluate(parts.test, _autocast(config, parts.model, parts.metrics or parts.loss))
     name = getattr(parts.metrics, "__name__", "metric") if parts.metrics else "loss"
-    run.output.evaluated(epoch, found if isinstance(found, dict) else {name: found})
+    run.output.after_epoch(epoch, found if isinstance(found, dict) else {name: found})

@@ -74,11 +74,17 @@ class Output:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(path, self._model)
 
-    def evaluated(self, epoch: int, means: Mapping[str, float]) -> None:
-        """Print the means of metrics after `epoch` epochs. The newest means go into the summary."""
-        self._metrics = {"epoch": epoch, **means}
+    def evaluated(self, means: Mapping[str, float]) -> None:
+        """Take the results of an evaluation. The newest result of each name goes into the summary."""
+        self._metrics = {**self._metrics, **means}
         if self._record is not None:
             self._record.metrics = self._metrics
+
+    def after_epoch(self, epoch: int, means: Mapping[str, float]) -> None:
+        """After so many epochs these are the means of metrics, and all that the summary has of them."""
+        self._metrics = {}
+        self.evaluated({"epoch": epoch, **means})
+        if self._record is not None:
             say(f"epoch {epoch}  " + "  ".join(f"{name} {mean:.6g}" for name, mean in means.items()))
 
     def write_checkpoint(self, step: int, calls: int) -> None:

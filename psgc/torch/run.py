@@ -187,7 +187,10 @@ class ScriptRun:
             mapping of names to numbers.
 
         Returns a number, or a mapping of names to numbers if the metric returns a mapping. A resumed run does not
-        evaluate again what it has evaluated before: it returns the earlier result. Raises UserError.
+        evaluate again what it has evaluated before: it returns the earlier result.
+
+        The newest result of each name is in summary.json (`metrics`); that of a single metric has the function's name.
+        `psgc compare` shows those that are called loss and accuracy. Raises UserError.
         """
         place = self._sampler.epochs, self._under_way
         found = self._evaluator.asked(*place)
@@ -198,12 +201,15 @@ class ScriptRun:
             means = self._evaluator.evaluate(dataset, metric, outputs, self.engine.num_chunks, self._sum, place)
             if means is not None and self.output.loggers is not None:
                 self.output.loggers.metrics(self.standing.iteration - 1, means)
-        return self._evaluator.shown(found())
+        shown = self._evaluator.shown(found())
+        name = getattr(metric, "__name__", "<").partition("<")[0] or "metric"  # of a lambda it is <lambda>
+        self.output.evaluated(shown if isinstance(shown, dict) else {name: shown})
+        return shown
 
     def _sum(self, call: Call) -> Tensor | None:
         """The sum of a call; None when this rank has fallen behind, and continues from the state of another rank."""
         if self._is_over:
-            raise UserError("this run ended when psgc.torch.init was called again; expected one run at a time")
+            raise UserError("this run has ended, by run.close or another psgc.torch.init; expected one run at a time")
         iteration = self.standing.iteration
         if iteration & (iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
             check_savable(self.attached)
@@ -256,9 +262,24 @@ class ScriptRun:
             self.standing.load(state_dict, "run.load_state_dict")
             self.output.checkpoints.abandon()
 
-    def begin(self, engine: Engine, open_loggers: Callable[[], object] = lambda: None) -> None:
-        """Begin the run, at the iteration of the engine. open_loggers: see `Output`."""
-        self.engine = engine
+    def close(self) -> None:
+        """End the run, as the end of the script does: with a last checkpoint and the summary. All ranks call it.
+
+        Another run may follow, for example of the next fold, with an `output` of its own. `psgc.torch.init` closes the
+        run before it. Of a run that has lost ranks for good nobody follows: `--resume` goes on there with all of them.
+
+        Raises RunFailed: the run cannot go on; it is said why.
+        """
+        self._close()
+
+    def begin(
+        self,
+        engine: Engine,
+        open_loggers: Callable[[], object] = lambda: None,
+        close: Callable[[], object] = lambda: None,
+    ) -> None:
+        """The run begins, where the engine says. open_loggers: as of `Output`; close: ends it before the script."""
+        self.engine, self._close = engine, close
         self.output = Output(self._settings, self._model, self.standing, open_loggers)
         self._steps.open()
         self.standing.comes(engine.iteration, engine.state)

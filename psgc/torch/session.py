@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from psgc.run.launched import interruption
 from psgc.run.meeting import Meeting
 from psgc.run.takeover import Beginning, Takeover
 from psgc.run.terms import claim_after, record_takeover, work_in_terms
-from psgc.terminal import say, say_traceback
+from psgc.terminal import say, say_together, say_traceback
 from psgc.torch.agreement import agree
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState
@@ -43,6 +44,7 @@ from psgc.transport import Transport
 from psgc.workers.injection import Injector
 
 SUMMARY = "summary.json"
+LOST = "psgc.torch.init: the run before has lost ranks, after which no other can begin; --resume goes on from here"
 STOP_TIMEOUT = 10.0  # seconds within which the scripts of workers have to end
 
 
@@ -61,7 +63,7 @@ class Session:
     Raises, in the script's thread: UserError and RunFailed on rank 0, CalledOff on the other ranks.
     """
 
-    is_alone = False
+    goes_on = True
 
     def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int]) -> None:
         self._program, self._stopped_by = program, stopped_by
@@ -82,8 +84,9 @@ class Session:
         self._hand_over: HandOver | None = None
         self._worker: ScriptWorker | None = None  # None on a dedicated server
         self._is_serving = False
+        self._stays = False  # in MPI after the end of the run
         self._script = threading.get_ident()
-        threading.Thread(target=self._run, name="psgc-mpi", daemon=True).start()
+        mpi_thread().put(self._run)
         _wait(self._ready)
         if self._ending.raised is not None:
             _wait(self._over)
@@ -153,6 +156,57 @@ class Session:
 
         Returns when this process has left MPI.
         """
+        if self._stays:
+            self._leave_after_the_run(text, code)
+        else:
+            self._end(text, code)
+
+    def close(self) -> None:
+        """The run is over, and the script is not: this process stays in MPI until `make_room` or `end`.
+
+        Raises what has ended the run.
+        """
+        if self._stays or self._over.is_set():
+            return
+        self._stays = True
+        self._end()
+        if self._ending.raised is not None:
+            raise self._ending.raised
+        if self.rank == 0:
+            launched.say_whether_it_works_on(True)
+
+    def make_room(self) -> None:
+        """Another run begins. Raises RunFailed on rank 0, CalledOff on the others, when ranks were lost."""
+        if not self.in_order:
+            self.is_cut_short = self.rank > 0
+            raise CalledOff if self.rank else RunFailed(LOST)
+        assert self._transport is not None
+        self._do(self._transport.close)
+
+    def _leave_after_the_run(self, text: str, code: int) -> None:
+        if self.rank == 0:
+            launched.say_whether_it_works_on(False)
+        elif text and not self.is_cut_short:
+            say_together(f"psgc: rank {self.rank}: {text}".split("\n"))
+        if text:
+            with suppress(OSError):
+                launched.leave_exit_code(code)
+        assert self._transport is not None
+        self._do(partial(leave_mpi, self._transport, self.in_order, bool(text)))
+
+    def _do(self, what: Callable[[], object]) -> None:
+        """In the thread that does MPI; returns when it is done."""
+        done = threading.Event()
+
+        def do() -> None:
+            with suppress(Exception):
+                what()
+            done.set()
+
+        mpi_thread().put(do)
+        _wait(done)
+
+    def _end(self, text: str = "", code: int = 1) -> None:
         self._text, self._code = text, code
         hand_over, is_said = self._hand_over, False
         while hand_over is not None and not (is_said or self._over.is_set()):
@@ -196,7 +250,8 @@ class Session:
         finally:
             if self._hand_over is not None and self._ending.raised is not None:
                 self._hand_over.stop(self._ending.raised)
-            if self._transport is not None:
+            self._stays = self._stays and self._ending.error is None and not self._outcome.code
+            if self._transport is not None and not self._stays:
                 with suppress(Exception):
                     has_failed = self._ending.error is not None or self._outcome.code or self._text
                     leave_mpi(self._transport, self.in_order, bool(has_failed))
@@ -339,6 +394,19 @@ class Session:
             f"rank {transport.rank} on {transport.hosts[transport.rank]}: the script of rank 0 has ended after "
             f"{loop.calls} calls, this one makes another"
         )
+
+
+@cache
+def mpi_thread() -> "SimpleQueue[Callable[[], object]]":
+    """What is put into it is done by a thread of its own, one after the other: one thread makes all calls of MPI."""
+    todo: SimpleQueue[Callable[[], object]] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            todo.get()()
+
+    threading.Thread(target=work, name="psgc-mpi", daemon=True).start()
+    return todo
 
 
 def _wait(event: threading.Event) -> None:

@@ -23,6 +23,7 @@ from tests.torch_equivalence.ways import (
     is_refused,
     refusal,
     result,
+    ways,
 )
 from tests.torch_equivalence.ways import script as script_of
 
@@ -63,11 +64,11 @@ def row_of(name: str, folder: Path, pool: ThreadPoolExecutor, wrong: list[str]) 
         apart = difference(result(name, "psgc", folder), result(name, "torch", folder))
         cells = [shown(apart, is_wrong := not apart <= CLOSE)]
         wrong += [f"{name}: {apart:.1e} from plain torch"] if is_wrong else []
-    made = [Ranks(name, way, Path(tempfile.mkdtemp(dir=folder))) for way in WAYS]
-    for way, (apart, complaints) in zip(WAYS, pool.map(lambda ranks: ranks.complaints(expected), made), strict=True):
-        cells.append(shown(apart, bool(complaints)))
+    made = {way: Ranks(name, way, Path(tempfile.mkdtemp(dir=folder))) for way in ways(name)}
+    results = dict(zip(made, pool.map(lambda ranks: ranks.complaints(expected), made.values()), strict=True))
+    for way, (_, complaints) in results.items():
         wrong += [f"{name}, {way}: {text}" for text in complaints]
-    return cells
+    return cells + [shown(results[way][0], bool(results[way][1])) if way in results else "" for way in WAYS]
 
 
 def shown(apart: float, is_wrong: bool) -> str:

@@ -2,17 +2,26 @@
 
 import pytest
 
-from tests.torch_equivalence.ways import ALL, EXACT, WAYS, Ranks, Way, is_refused, refusal, result, script
+from tests.torch_equivalence.ways import ALL, EXACT, Ranks, Way, is_refused, refusal, result, script, ways
 
 pytestmark = pytest.mark.faults
 
-# workers that die, fall behind or are started again compute as those do to which nothing happens
-TURNS = [way for way in WAYS if way.befalls != "nothing"]
+TRAINED = [name for name in ALL if not is_refused(name)]
+
+
+def turn(name, place):
+    """Workers that die, fall behind or are started again compute as those do to which nothing happens."""
+    turns = [way for way in ways(name) if way.befalls != "nothing"]
+    return turns[place % len(turns)]
 
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [(name, TURNS[place % len(TURNS)]) for place, name in enumerate(name for name in ALL if not is_refused(name))],
+    [
+        *((name, turn(name, place)) for place, name in enumerate(TRAINED)),
+        ("several_runs", Way("server", "nothing")),
+        ("several_runs", Way("allreduce", "nothing")),
+    ],
     ids=str,
 )
 def test_the_result_is_that_of_one_process(name, way, tmp_path):

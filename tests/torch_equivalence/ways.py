@@ -84,6 +84,12 @@ def has_closure(name: str) -> bool:
     return "closure" in (script(name).__doc__ or "")
 
 
+def ways(name: str) -> list["Way"]:
+    """In which it is run in ranks: no run follows one that has lost some."""
+    several = "several runs" in (script(name).__doc__ or "").lower()
+    return [way for way in WAYS if not several or way.befalls in ("nothing", "resumed")]
+
+
 @contextmanager
 def one_process() -> Iterator[None]:
     """Random numbers as a process may find them, and float64 by default."""

@@ -162,12 +162,12 @@ def test_a_run_that_is_alone_is_over_when_another_begins(hooks):
     hooks.append("of another package")
     first.come_first()  # those registered last are called first
     assert hooks[0] == "of another package"
-    first.session = SimpleNamespace(is_alone=True, end=lambda: told.append("end"))
+    first.session = SimpleNamespace(goes_on=True, close=lambda: told.append("end"), make_room=lambda: None)
     first.last, first.rows = (lambda raised: told.append(("last", raised))), (lambda: told.append("rows"))
     first.closed = lambda failed: told.append(("closed", failed))
     second = ScriptEnding()
     assert told == [("last", False), "end", "rows", ("closed", False)]
     assert len(hooks) == 2
-    second.session = SimpleNamespace(is_alone=False)
+    second.session = SimpleNamespace(goes_on=False)
     ScriptEnding().close()
     assert len(told) == 4  # a run with other ranks is not ended

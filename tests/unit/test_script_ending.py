@@ -46,7 +46,7 @@ def ends(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", Mock())
 
     def end(error, rank=0, signals=(), last=lambda raised: None, **run):
-        usual = {"is_alone": False, "is_cut_short": False, "in_order": True, "reports": False}
+        usual = {"goes_on": False, "is_cut_short": False, "in_order": True, "reports": False}
         ending, left = ScriptEnding(), Mock()
         monkeypatch.setattr(script_ending, "stopped_by", [*signals])
         monkeypatch.setattr(script_ending, "leave", left)

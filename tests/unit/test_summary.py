@@ -81,7 +81,7 @@ def test_the_lines(recorder):
         "  final loss         0.166667",
         "  held-out loss      0.2500",
         "  held-out accuracy  0.9750",
-        "  per iteration      4000.0 ms; waiting for everybody, without redundancy: at least 3000.0 ms (0.8 x)",
+        "  per iteration      4000.0 ms",
         "  clairvoyant bound  2000.0 ms; efficiency T*/T 0.50",
         "  overhead           38 % of an iteration in the median: a chunk takes 2000.0 ms; try fewer chunks",
         "  work thrown away   23.1 % of the computing time (1 chunks too late, 1 abandoned, 6 used)",
@@ -98,8 +98,13 @@ def test_the_lines(recorder):
     few = lines(summary | {"efficiency_iterations": 2, "timeline_every": 3})
     assert "  clairvoyant bound  2000.0 ms; efficiency T*/T 0.50, of 2 of the iterations" in few
     assert "  timeline           one of 3 iterations, so that the file stays small" in few
-    mostly_overhead = summary | {"uncoded_seconds_per_iteration": 1.0}
-    assert "  per iteration      4000.0 ms" in lines(mostly_overhead)
+    slowed = lines(summary | {"uncoded_seconds_per_iteration": 5.0})
+    waiting = "  per iteration      4000.0 ms; waiting for everybody, without redundancy: at least 5000.0 ms (1.2 x)"
+    assert waiting in slowed
+    assert "  per iteration      4000.0 ms" in lines(summary | {"uncoded_seconds_per_iteration": 4.1})
+    alone = lines(summary | {"uncoded_seconds_per_iteration": 5.0, "workers": 1})
+    assert "  per iteration      4000.0 ms" in alone
+    assert not [line for line in alone if "T*/T" in line]
 
 
 def test_who_was_in_the_wrong_is_counted(recorder):

@@ -13,6 +13,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import psgc.torch
 from psgc.checkpoints import newest_first
 from psgc.errors import RunFailed, UserError
+from psgc.tools.comparison import compared
+from psgc.tools.run_directory import read_run
 from psgc.torch import begin
 from psgc.torch.calls import Single
 from tests.simulation.network import Clock
@@ -92,7 +94,7 @@ def test_calls_in_a_wrong_order_are_mistakes():
         run.backward([])
     made()[2].end(False)
     run.end(False)
-    with pytest.raises(UserError, match=r"^this run ended when psgc.torch.init was called again"):
+    with pytest.raises(UserError, match=r"^this run has ended, by run.close or another psgc.torch.init"):
         run.evaluate(data, loss)
 
 
@@ -225,6 +227,22 @@ def test_one_process_leaves_a_record(tmp_path, capsys, monkeypatch):
     trained(tmp_path / "run", 3)
     assert [row["iteration"] for row in rows_in(tmp_path / "run")] == [*"012345678"]
     assert capsys.readouterr().out.splitlines()[1].startswith("iteration 7/9")
+
+
+def test_the_newest_results_of_evaluations_are_in_the_summary(tmp_path, capsys):
+    model, data, run, _ = made(output=str(tmp_path / "run"))
+    first = run.evaluate(data, loss)
+    torch.nn.init.zeros_(model.weight)
+    second = run.evaluate(data, loss)
+    run.evaluate(data, lambda model, batch: {"accuracy": 0.5})
+    run.evaluate(data, lambda model, batch: 0.25)
+    assert first != second
+    end(run)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["metrics"] == {"loss": second, "accuracy": 0.5, "metric": 0.25}
+    assert "\n  accuracy           0.5000\n" in capsys.readouterr().out
+    (row,) = compared([read_run(str(tmp_path / "run"))])
+    assert (row["test_loss"], row["test_accuracy"]) == (second, 0.5)
 
 
 def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path, monkeypatch):
