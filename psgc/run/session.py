@@ -129,6 +129,12 @@ class RunOfProgram:
     def reports(self) -> bool:
         return self.rank > 0 and not self.is_cut_short
 
+    def close(self) -> None:
+        """The program may begin another run as it is."""
+
+    def make_room(self) -> None:
+        """See `train_in_program`."""
+
     def end(self, text: str = "", code: int = 1) -> None:
         """Leave MPI for good. An error of the program on a worker, after the run, is shown: nobody else knows of it."""
         if self.rank == 0:
