@@ -52,7 +52,7 @@ def main():
     if run.is_first:
         size = sum(parameter.numel() for parameter in model.parameters())
         print(f"{size / 1e6:.1f} million parameters, {ROWS} examples: run.evaluate {1e3 * took:.0f} ms, {found:.6f}")
-        if run.engine.is_alone:
+        if run.engine.num_workers == 1:
             loop, found = seconds(lambda: plain(model, data))
             print(
                 f"a plain loop in one process {1e3 * loop:.0f} ms, {found:.6f}; run.evaluate over it: {took / loop:.2f}"
