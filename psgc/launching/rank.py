@@ -44,12 +44,19 @@ def run(work: Callable[[], object], needs_torch: bool) -> None:
     die_with_parent()
     MPI.Init_thread(MPI.THREAD_SERIALIZED)  # serialized: psgc.torch makes its MPI calls in another thread
     try:
-        wait_for_turn(lambda: needs_torch and import_module("psgc.torch"))
+        wait_for_turn(_load_torch if needs_torch else lambda: None)
     except RunFailed:  # the run before goes on, and `psgc launch` prints why
         os._exit(1)
     execution = Execution()
     atexit.register(_end, execution, MPI.COMM_WORLD.Get_rank())  # runs after the functions that the script registers
     execution.run(work)
+
+
+def _load_torch() -> None:
+    """With what PyTorch imports when it makes the first optimizer, which takes as long again."""
+    import_module("psgc.torch")
+    torch = import_module("torch")
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 
 
 def _run_script(path: str) -> None:
