@@ -46,9 +46,9 @@ def piece_length(left: int, fraction: float) -> int:
     ...     pieces.append(piece_length(left, 0.5))
     ...     left -= pieces[-1]
     >>> pieces, piece_length(15, 0.0), piece_length(15, 1.0)
-    ([7, 4, 2, 1, 1], 1, 15)
+    ([8, 4, 2, 1], 1, 15)
     """
-    return max(1, int(left * fraction))
+    return max(1, int(left * fraction + 0.5))
 
 
 def trial_chunks(

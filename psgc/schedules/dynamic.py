@@ -62,15 +62,22 @@ class DynamicSchedule(Decisions):
         return may  # who has begun a large piece does not give chunks of it to others
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
-        workers = self.workers.values()
-        is_steady = self.learning.trusts_paces(workers, self._latest)
-        fraction = self.learning.fraction() if self._may_join else 0.0
-        # a worker of which nothing is known may be slow: others take its chunks one by one
-        self.fractions = dict.fromkeys(self.estimates, fraction) if fraction else {}
-        if not is_steady:  # begin as for the first time; but a large piece is to be known to be late
-            usual = median(self.estimates.values() or [0.0])
+        workers, learning = self.workers.values(), self.learning
+        for worker in workers:  # of a pass that is not finished it is known how long it takes at least
+            if len(worker.piece) > 1 and worker.rank in self.estimates:
+                least = worker.least_pace(self._latest, learning.lag)
+                self.estimates[worker.rank] = max(self.estimates[worker.rank], least)
+        is_steady = learning.trusts_paces(workers, self._latest)
+        usual = median(self.estimates.values() or [0.0])
+        # a worker of which nothing is known may be slow: others take its chunks one by one; one that was faster than
+        # usual may not be so again: its first pass ends in time all the same
+        fraction = learning.fraction() if self._may_join else 0.0
+        self.fractions = {w: fraction * min(1.0, p / usual) for w, p in self.estimates.items()} if fraction else {}
+        paces = self.estimates
+        if not is_steady and self.fractions:  # a large piece is to be known to be late
+            paces = learning.believed(self.estimates)
+        elif not is_steady:  # begin as for the first time
             self.estimates.clear()
-            self.estimates.update(dict.fromkeys(self.fractions, usual))
         before = self._latest
         self._forget_plans()
         for chunk in self.chunks:
@@ -79,7 +86,8 @@ class DynamicSchedule(Decisions):
             self.chunks[number].wanted += 1
         for worker in workers:
             rank = worker.rank
-            worker.begin(self.estimates.get(rank), self.fractions.get(rank, 0.0), self.learning.fixed)
+            worker.before_this = self.estimates.get(rank)
+            worker.begin(paces.get(rank), self.fractions.get(rank, 0.0), learning.fixed)
         resting, self.resting = self.resting & self.workers.keys(), frozenset()
         if resting and before:
             self._rest_ends = max(LEAST_REST, LONG_REST * before)
@@ -148,7 +156,9 @@ class DynamicSchedule(Decisions):
 
     def freed(self, it: Pass) -> list[Order]:
         by, piece, now = self.workers[it.worker], [self.chunks[number] for number in it.chunks], it.now
-        self.estimates[it.worker] = self.learning.learn(by, piece, it.seconds, it.late)
+        # an abandoned pass may have been left before its end: it can only show that the worker is slower
+        if it.is_done or by.pace is None or it.seconds > by.pace * by.cost_of(piece):
+            self.estimates[it.worker] = self.learning.learn(by, piece, it.seconds, it.late)
         self._latest = now
         running = by.running
         if running is piece[0]:

@@ -1,13 +1,16 @@
 """What `dynamic` learns from reports."""
 
-from collections.abc import Collection
-from statistics import fmean
+from collections.abc import Collection, Mapping
+from statistics import fmean, median
 
 from psgc.schedules.progress import ChunkView, Took, WorkerView
 
 TRUSTED = 0.08  # surprise up to which the paces of one iteration are used in the next
-PIECES = ((TRUSTED / 2, 0.95), (TRUSTED, 0.5))  # the surprise up to which so large a fraction is done in one pass
-IN_JUMPS, CHEAP = 0.5, 0.15  # the fraction beyond that; none where a pass costs fewer chunks besides those in it
+DISTINCT = 3.0  # beyond that, how many times the surprise a pace has to differ from the usual one to be used
+CHEAP = 0.15  # chunks: a pass costs next to nothing besides those in it
+CHEAP_PIECES = ((TRUSTED / 2, 0.95), (TRUSTED, 0.5))  # then: the surprise up to which so large a fraction is one pass
+LATE, LEAST = 2.5, 0.5  # weight of the lateness in the fraction that is one pass otherwise, and the least fraction
+LATE_RATE, PACE_RATE = 0.3, 0.4  # weight of the newest iteration in the lateness, and in a pace where there are pieces
 LEARNING_RATE = 0.25  # weight of a worker's newest chunk in its pace
 MOST_FIXED = 10.0  # chunks: what a pass may cost besides those that are in it
 RISE, FALL = 0.25, 0.02  # weight of a chunk in the spread, when it took longer and when not
@@ -21,6 +24,7 @@ class Learning:
     lag: seconds from the end of a chunk until the server handles its report, smoothed.
     fixed: what a pass costs besides the chunks that are in it, in average chunks; 0 until passes have differed.
     spread: how many times as long as expected the longest chunks take, of workers that are no slower than before.
+    late: by which share of the expected time the slowest worker of an iteration is late, a weighted mean.
     """
 
     def __init__(self) -> None:
@@ -29,13 +33,16 @@ class Learning:
         self._knows_fixed = False
         self.spread = 1.0
         self._surprise: float | None = None  # a weighted mean
+        self.late = 0.0
 
     def trusts_paces(self, workers: Collection[WorkerView], seconds: float) -> bool:
         """Whether the paces of the iteration that is over are a guide for the next; seconds: until its last report."""
         changes: list[float] = []
+        if late := [w.least_pace(seconds, self.lag) / w.expected - 1.0 for w in workers if w.expected]:
+            self.late += LATE_RATE * (max(0.0, *late) - self.late)
         for worker in workers:
             before = None if worker.before is None else worker.before.pace(self.fixed)
-            if worker.reports:  # the mean: single chunks of a worker that shares its processor differ much
+            if worker.took.passes:  # the mean: single chunks of a worker that shares its processor differ much
                 worker.before = worker.took
             elif before is not None and before < seconds:  # it was expected to report
                 worker.before = Took(seconds, 1.0)
@@ -50,14 +57,26 @@ class Learning:
         return self._surprise is None or self._surprise <= TRUSTED
 
     def fraction(self) -> float:
-        """How much of what is left a worker is to do in one pass: the more, the less paces change. At first nothing."""
+        """How much of what is left a worker is to do in one pass: the less, the later workers are. At first nothing.
+
+        A worker that is as late as usual ends a pass of this size before the others have done the rest.
+        """
         if self._surprise is None:
             return 0.0
-        in_jumps = 0.0 if self._knows_fixed and self.fixed < CHEAP else IN_JUMPS
-        return next((part for limit, part in PIECES if self._surprise <= limit), in_jumps)
+        if self._knows_fixed and self.fixed < CHEAP:
+            return next((part for limit, part in CHEAP_PIECES if self._surprise <= limit), 0.0)
+        return max(LEAST, 1.0 / (1.0 + LATE * self.late))
+
+    def believed(self, paces: Mapping[int, float]) -> dict[int, float]:
+        """The paces to expect when they jump: a worker's own if it differs by more than they change, else the usual."""
+        usual, least = median(paces.values()), 1.0 + DISTINCT * (self._surprise or 0.0)
+        return {rank: pace if max(pace, usual) > least * min(pace, usual) else usual for rank, pace in paces.items()}
 
     def learn(self, worker: WorkerView, piece: Collection[ChunkView], seconds: float, late: float) -> float:
-        """A report of these chunks, done in so many seconds and heard so late. Returns the new pace of `worker`."""
+        """A report of these chunks, done in so many seconds and heard so late. Returns the new pace of `worker`.
+
+        That is for the next iteration: in this one `worker.pace` follows what was just seen.
+        """
         pace = seconds / worker.cost_of(piece)
         self._learn_fixed(worker.took, len(piece), seconds)
         if worker.reports and worker.pace:
@@ -65,9 +84,11 @@ class Learning:
             self.spread += (RISE if times > self.spread else FALL) * (max(1.0, times) - self.spread)
         worker.took = worker.took.and_then(seconds, sum(chunk.cost for chunk in piece))
         old = pace if worker.pace is None else worker.pace
-        worker.pace = old + LEARNING_RATE * (pace - old)
+        worker.pace = old + (1 - (1 - LEARNING_RATE) ** len(piece)) * (pace - old)
         # a single worker whose reports take long says nothing about the server
         self.lag += LAG_RATE * (min(late, max(2 * self.lag, LAG_STEP)) - self.lag)
+        if worker.fraction and worker.before_this:
+            return worker.before_this + PACE_RATE * (worker.took.pace(self.fixed) - worker.before_this)
         return worker.pace
 
     def _learn_fixed(self, before: Took, chunks: int, seconds: float) -> None:

@@ -74,20 +74,31 @@ class Took(NamedTuple):
 
 
 class WorkerView:
-    """A worker in one iteration.
+    """A worker in one iteration. Paces are in seconds per average chunk.
 
-    own: its own share; held: all chunks that it holds, in order of preference; left: those that may have to be done;
-    before: what it took in the iteration before, or the least that it can have taken; pace: in seconds per average
-    chunk, the expected one, None before the first report; told: what it does next, in order; ahead: the cost of that;
-    running: the chunk that it is in, from `since` until `due`; piece: all chunks that it is in, in one pass; cost: of
-    that pass; fraction: of what it was told that it does in one pass; fixed: the cost of a pass besides that of its
-    chunks; chosen: whether it was told one chunk that may still be changed; reports: how many there were; took: what
-    they told; alarm: when to choose for it again.
+    own: its own share.
+    held: all chunks that it holds, in order of preference.
+    left: those of `held` that may have to be done.
+    told: what it does next, in order.
+    ahead: the cost of `told`.
+    running: the chunk that it is in, from `since` until `due`.
+    piece: all chunks that it is in, in one pass.
+    cost: the cost of that pass.
+    fraction: the share of `told` that it does in one pass.
+    fixed: the cost of a pass besides that of its chunks.
+    chosen: whether it was told one chunk that may still be changed.
+    pace: the pace that is expected of it now, None before the first report.
+    expected: the pace that was expected when the iteration began.
+    before_this: the mean pace of the iterations before.
+    before: what it took in the iteration before, or the least that it can have taken.
+    took: what it took in this iteration.
+    reports: how many passes it has finished or left.
+    alarm: when to choose for it again.
     """
 
     __slots__ = (
-        "ahead", "alarm", "before", "chosen", "cost", "due", "fixed", "fraction", "held", "left", "own", "pace",
-        "piece", "rank", "reports", "running", "since", "told", "took",
+        "ahead", "alarm", "before", "before_this", "chosen", "cost", "due", "expected", "fixed", "fraction", "held",
+        "left", "own", "pace", "piece", "rank", "reports", "running", "since", "told", "took",
     )  # fmt: skip
 
     def __init__(self, rank: int, own: list[ChunkView], backups: list[ChunkView]) -> None:
@@ -96,15 +107,20 @@ class WorkerView:
         self.held = own + backups
         self.before: Took | None = None
         self.reports, self.took = 0, Took()
+        self.running: ChunkView | None = None
+        self.piece: tuple[ChunkView, ...] = ()
+        self.expected: float | None = None
+        self.before_this: float | None = None
 
     def begin(self, pace: float | None, fraction: float = 0.0, fixed: float = 0.0) -> None:
         """A new iteration: the worker is told its own share."""
         self.pace, self.fraction, self.fixed = pace, fraction, fixed
+        self.expected = pace
         self.left = self.held
         self.told: dict[ChunkView, None] = {}
         self.ahead = 0.0
-        self.running: ChunkView | None = None
-        self.piece: tuple[ChunkView, ...] = ()
+        self.running = None
+        self.piece = ()
         self.since = self.due = self.cost = 0.0
         self.chosen = False
         self.reports, self.took = 0, Took()
@@ -179,6 +195,10 @@ class WorkerView:
     def elapsed(self, now: float, lag: float) -> float:
         """Seconds per average chunk that it has spent on its pass so far: its pace cannot be less."""
         return 0.0 if self.running is None else max(0.0, now - self.since - lag) / self.cost
+
+    def least_pace(self, now: float, lag: float) -> float:
+        """What its pace is at least, from its reports and the pass that it is in; 0 when these say nothing."""
+        return max(self.took.pace(self.fixed) if self.took.passes else 0.0, self.elapsed(now, lag))
 
     @property
     def is_unwanted(self) -> bool:

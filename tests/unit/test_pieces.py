@@ -5,16 +5,12 @@ import pytest
 from coordinating import begun
 
 from psgc.backend import Backend
-from psgc.config import Coding
 from psgc.data import ChunkSource, Dataset, Epochs
 from psgc.messages import TAIL, Kind, chunks_in, entries
-from psgc.plan import even_plan
 from psgc.schedules import SCHEDULES
-from psgc.schedules.learning import Learning
-from psgc.schedules.progress import ChunkView, Took, WorkerView
+from psgc.schedules.progress import ChunkView, WorkerView
 from psgc.server.events import Abandoned, Lost, Report
 from psgc.server.instructions import Commit, Discard, Invalidate, Share
-from psgc.simulation.virtual import Passes, VirtualCluster
 from psgc.workers.compute import Gradients
 from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import Mailbox
@@ -224,68 +220,6 @@ def test_pieces_count_only_where_one_gradient_of_all_chunks_is_all_that_is_neede
 
 
 # the schedules
-
-
-def times(schedule, seconds, noise=0.0, iterations=12, fixed=FIXED):
-    """What the iterations take, and in how many passes; 60 chunks."""
-    plan = even_plan(Coding(replication=3), schedule, len(seconds), 60, 0)
-    made = SCHEDULES[schedule](plan.queues, plan.backups, plan.holders(), 1)
-    cluster = VirtualCluster(plan.holders(), plan.queues, 1, made, passes=Passes(True, fixed))
-    rng, found = np.random.default_rng(0), []
-    for _ in range(iterations):
-        now = {rank: each * np.exp(noise * rng.standard_normal()) for rank, each in enumerate(seconds, 1)}
-        took = cluster.recover(now).time
-        found.append((took, len({(rank, when) for rank, _, when in cluster.begun})))
-    return found
-
-
-def test_without_copies_a_worker_does_its_share_in_one_pass():
-    assert times("uncoded", [1, 1, 1, 1]) == [(15 + FIXED, 4)] * 12
-
-
-@pytest.mark.parametrize(("seconds", "best"), [([1, 1, 1, 1], 15 + FIXED), ([1, 1, 1, 5], 60 / 3.2 + FIXED)])
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_with_steady_paces_dynamic_comes_near_to_one_pass_for_each(seconds, best, noise):
-    first, second, *others = times("dynamic", seconds, noise)
-    assert (first[1], second[1] >= 60) == (60, True)  # nothing is known yet of their paces, and how steady they are
-    assert np.mean([took for took, _ in others]) < 1.15 * best
-    assert all(passes <= 16 for _, passes in others)
-
-
-@pytest.mark.parametrize("noise", [0.1, 0.2])
-def test_when_paces_jump_half_of_what_is_left_is_one_pass_since_passes_cost_something(noise):
-    found = times("dynamic", [1, 1, 1, 1], noise, iterations=20)[5:]
-    assert np.mean([took for took, _ in found]) < 0.8 * 15 * (1 + FIXED)  # which is what single chunks take, at best
-    assert max(passes for _, passes in found) <= 4 * 7
-
-
-def test_when_paces_jump_and_a_pass_costs_nothing_chunks_are_done_one_by_one():
-    found = times("dynamic", [1, 1, 1, 1], noise=0.2, iterations=20, fixed=0.0)[5:]
-    assert [passes for _, passes in found] == [60] * len(found)
-    assert np.mean([took for took, _ in found]) < 16
-
-
-def test_large_pieces_begin_once_two_iterations_were_compared():
-    learning, workers, found = Learning(), [WorkerView(1, [], []), WorkerView(2, [], [])], []
-    for pace in (None, 1.0, 1.25, 1.25):  # in the iteration before
-        for worker in workers:
-            worker.begin(None)
-            worker.reports, worker.took = (1, Took(pace, 1.0)) if pace else (0, Took())
-        learning.trusts_paces(workers, 1.25)
-        found.append(learning.fraction())
-    assert found == [0.0, 0.0, 0.5, 0.5]  # the paces were 25 % off, and then 5 % in the mean
-
-
-def test_what_a_pass_costs_besides_its_chunks_is_learnt():
-    learning, worker = Learning(), WorkerView(1, [], [])
-    chunks = [ChunkView(number, 1.0) for number in range(9)]
-    worker.begin(2.0)
-    learning.learn(worker, chunks[:8], 2.0 * (8 + FIXED), 0.0)
-    worker.reports = 1
-    learning.learn(worker, chunks[8:], 2.0 * (1 + FIXED), 0.0)
-    assert learning.fixed == pytest.approx(FIXED)
-    worker.begin(2.0, 0.5, learning.fixed)
-    assert learning.learn(worker, chunks[:4], 2.0 * (4 + FIXED), 0.0) == pytest.approx(2.0)
 
 
 def test_a_copy_of_a_chunk_of_a_piece_is_of_no_use_without_those_of_the_others():
