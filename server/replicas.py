@@ -20,7 +20,7 @@ LONGEST = 64  # iterations at most between two states for a worker that cannot f
 
 
 @dataclass(slots=True)
-class _Replica:
+class _WorkerReplica:
     """The replica of one worker.
 
     steps: the iteration that it has reached, as far as known
@@ -63,7 +63,7 @@ class Replicas:
         self._hosts = hosts
         self._workers_give, self._waiting, self._catching_up = workers_give, waiting, max(CATCHING_UP, waiting)
         there, behind = (first, None), (-1, first - 1)
-        self._replicas = {worker: _Replica(*(there if worker in alike else behind)) for worker in workers}
+        self._replicas = {worker: _WorkerReplica(*(there if worker in alike else behind)) for worker in workers}
 
     def stepped(self, worker: int, iteration: int) -> None:
         """The replica of `worker` is at the beginning of `iteration`."""
@@ -97,7 +97,7 @@ class Replicas:
     def lost(self, worker: int, now: int) -> None:
         """`worker` is lost: it gives no state, and needs one if it comes back."""
         self._gives_nothing(worker)
-        self._replicas[worker] = _Replica(after=now, is_wrong=self._replicas[worker].is_wrong)
+        self._replicas[worker] = _WorkerReplica(after=now, is_wrong=self._replicas[worker].is_wrong)
 
     def wrong(self, worker: int) -> None:
         """The replica of `worker`, which is lost, is wrong: the worker must drop it when it comes back."""
