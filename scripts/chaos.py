@@ -151,7 +151,8 @@ def disturbed(
     environ |= {"OMPI_MCA_btl": "^ofi", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     rows = directory / "iterations.csv"
     starts, hung, began, written, last = 0, False, 0.0, 0, time.monotonic()
-    chaos = Chaos(token, faults, cluster.cut if cluster else None)
+    fewest = LEFT_ALIVE + 1 if setting.after is None and not starts_again else 0
+    chaos = Chaos(token, faults, cluster.cut if cluster else None, fewest)
     environ |= cluster.hosts.environment if cluster else {}
     thread = threading.Thread(target=chaos.run)
     with (setting.folder / f"{output}.log").open("w") as log:

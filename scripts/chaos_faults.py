@@ -72,12 +72,14 @@ class Chaos:
     """Has faults come to the processes of a program, which it finds by their token.
 
     cut: takes the link of the host of a rank down for some seconds, and says how many ranks that concerns; away:
-    seconds in which ranks were dead, stopped or cut off, added up; dead: since when, by rank.
+    seconds in which ranks were dead, stopped or cut off, added up; dead: since when, by rank; fewest: ranks, while no
+    more of which are alive nothing happens, since a rank 0 that is stopped for long is killed by others.
     """
 
     token: str
     faults: Iterator[Fault]
     cut: Callable[[int, float], int] | None = None
+    fewest: int = 0
     is_over: threading.Event = field(default_factory=threading.Event)
     done: list[Fault] = field(default_factory=list)
     away: float = 0.0
@@ -90,7 +92,10 @@ class Chaos:
             if self.is_over.wait(max(0.0, began + fault.at - time.monotonic())):
                 break
             self.see_the_living()
-            pid = processes(self.token).get(fault.rank)
+            living = processes(self.token)
+            if sum(rank >= 0 for rank in living) <= self.fewest:
+                continue
+            pid = living.get(fault.rank)
             if pid is None or ((before := under_way.get(fault.rank)) and before.is_alive()):
                 continue
             self.done.append(fault)
