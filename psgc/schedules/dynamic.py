@@ -236,5 +236,5 @@ class DynamicSchedule(Decisions):
         self.estimates = {rank: pace for rank, pace in other.estimates.items() if rank in self.workers}
         for rank, worker in self.workers.items():
             if (before := other.workers.get(rank)) is not None:
-                worker.before, worker.took, worker.reports = before.before, before.took, before.reports
+                worker.inherit(before)
         self.learning, self._latest = copy(other.learning), other._latest

@@ -111,6 +111,7 @@ class WorkerView:
         self.piece: tuple[ChunkView, ...] = ()
         self.expected: float | None = None
         self.before_this: float | None = None
+        self.fixed = self.since = self.cost = 0.0
 
     def begin(self, pace: float | None, fraction: float = 0.0, fixed: float = 0.0) -> None:
         """A new iteration: the worker is told its own share."""
@@ -127,6 +128,11 @@ class WorkerView:
         self.alarm = inf
         for chunk in self.own:
             self.tell(chunk)
+
+    def inherit(self, other: WorkerView) -> None:
+        """Know what `other`, the same worker in another schedule, has shown in the iteration that is over."""
+        for name in ("before", "took", "reports", "expected", "fixed", "running", "piece", "since", "cost"):
+            setattr(self, name, getattr(other, name))
 
     # what it does
 

@@ -11,7 +11,7 @@ from psgc.config import Coding, Verify
 from psgc.plan import make_plan
 from psgc.server import decoder
 from psgc.server.cluster import Cluster
-from psgc.server.coordinator import Coordinator
+from psgc.server.disputes import Disputes
 from psgc.server.events import Compared
 from psgc.server.idle import PassDigests
 from tests.simulation import faults
@@ -48,7 +48,7 @@ def test_digests_show_errors_before_the_step_or_say_that_it_was_made(capsys):
 @pytest.mark.parametrize(
     ("where", "name", "wrong"),
     [
-        (Coordinator, "_is_in_the_sum", lambda *_: False),
+        (Disputes, "hold_up", lambda *_: False),
         (PassDigests, "errors", lambda *_: []),
     ],
 )

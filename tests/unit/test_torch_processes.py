@@ -171,7 +171,9 @@ DATA = TensorDataset(torch.zeros(3))
     ],
 )
 def test_a_dataloader_with_an_order_of_its_own_is_refused(loader, what):
-    with pytest.raises(UserError, match=f"^the DataLoader has {what}, but run.batches chooses .*; expected a DataLoader"):
+    with pytest.raises(
+        UserError, match=f"^the DataLoader has {what}, but run.batches chooses .*; expected a DataLoader"
+    ):
         taken_apart(loader(), None)
 
 
