@@ -65,14 +65,16 @@ class DynamicSchedule(Decisions):
         workers, learning = self.workers.values(), self.learning
         for worker in workers:  # of a pass that is not finished it is known how long it takes at least
             if len(worker.piece) > 1 and worker.rank in self.estimates:
-                least = worker.least_pace(self._latest, learning.lag)
+                least = worker.least_pace(self._latest, learning.lag) - learning.lag
                 self.estimates[worker.rank] = max(self.estimates[worker.rank], least)
         is_steady = learning.trusts_paces(workers, self._latest)
-        usual = median(self.estimates.values() or [0.0])
+        usual, lag = median(self.estimates.values() or [0.0]), learning.lag  # less than the lag is no difference
         # a worker of which nothing is known may be slow: others take its chunks one by one; one that was faster than
         # usual may not be so again: its first pass ends in time all the same
         fraction = learning.fraction() if self._may_join else 0.0
-        self.fractions = {w: fraction * min(1.0, p / usual) for w, p in self.estimates.items()} if fraction else {}
+        self.fractions = (
+            {w: fraction * min(1.0, (p + lag) / usual) for w, p in self.estimates.items()} if fraction else {}
+        )
         paces = self.estimates
         if not is_steady and self.fractions:  # a large piece is to be known to be late
             paces = learning.believed(self.estimates)

@@ -38,7 +38,7 @@ class Learning:
     def trusts_paces(self, workers: Collection[WorkerView], seconds: float) -> bool:
         """Whether the paces of the iteration that is over are a guide for the next; seconds: until its last report."""
         changes: list[float] = []
-        if late := [w.least_pace(seconds, self.lag) / w.expected - 1.0 for w in workers if w.expected]:
+        if late := [(w.least_pace(seconds, self.lag) - self.lag) / w.expected - 1.0 for w in workers if w.expected]:
             self.late += LATE_RATE * (max(0.0, *late) - self.late)
         for worker in workers:
             before = None if worker.before is None else worker.before.pace(self.fixed)
