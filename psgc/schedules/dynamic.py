@@ -29,7 +29,7 @@ class DynamicSchedule(Decisions):
     * a worker needs its pace for each chunk: an exponentially weighted mean that lasts from iteration to iteration. A
       chunk that is overdue takes as much longer as it is late;
     * a worker without a report needs UNKNOWN times what it has taken so far. Where workers do several chunks in one
-      pass, and paces jump, it has the usual pace.
+      pass, and paces jump, it has its pace of before if that differs by more than paces jump, else the usual one.
 
     The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
     that, and work changes hands only for a gain of twice the lag. Otherwise a server would take its own backlog of
@@ -62,24 +62,7 @@ class DynamicSchedule(Decisions):
         return may  # who has begun a large piece does not give chunks of it to others
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
-        workers, learning = self.workers.values(), self.learning
-        for worker in workers:  # of a pass that is not finished it is known how long it takes at least
-            if len(worker.piece) > 1 and worker.rank in self.estimates:
-                least = worker.least_pace(self._latest, learning.lag) - learning.lag
-                self.estimates[worker.rank] = max(self.estimates[worker.rank], least)
-        is_steady = learning.trusts_paces(workers, self._latest)
-        usual, lag = median(self.estimates.values() or [0.0]), learning.lag  # less than the lag is no difference
-        # a worker of which nothing is known may be slow: others take its chunks one by one; one that was faster than
-        # usual may not be so again: its first pass ends in time all the same
-        fraction = learning.fraction() if self._may_join else 0.0
-        self.fractions = (
-            {w: fraction * min(1.0, (p + lag) / usual) for w, p in self.estimates.items()} if fraction else {}
-        )
-        paces = self.estimates
-        if not is_steady and self.fractions:  # a large piece is to be known to be late
-            paces = learning.believed(self.estimates)
-        elif not is_steady:  # begin as for the first time
-            self.estimates.clear()
+        workers, paces = self.workers.values(), self._paces_to_expect()
         before = self._latest
         self._forget_plans()
         for chunk in self.chunks:
@@ -89,7 +72,7 @@ class DynamicSchedule(Decisions):
         for worker in workers:
             rank = worker.rank
             worker.before_this = self.estimates.get(rank)
-            worker.begin(paces.get(rank), self.fractions.get(rank, 0.0), learning.fixed)
+            worker.begin(paces.get(rank), self.fractions.get(rank, 0.0), self.learning.fixed)
         resting, self.resting = self.resting & self.workers.keys(), frozenset()
         if resting and before:
             self._rest_ends = max(LEAST_REST, LONG_REST * before)
@@ -112,6 +95,29 @@ class DynamicSchedule(Decisions):
             orders += [self._queue(w) for w in workers if w.running is not None and w.rank not in told]
         # a worker that rests must hear so: it would do its own share
         return orders + [Queue(w.rank, ()) for w in workers if w.running is None and w.own]
+
+    def _paces_to_expect(self) -> Mapping[int, float]:
+        """By worker, from the iterations before. Sets `fractions`, how much of its queue each does in one pass."""
+        workers, learning = self.workers.values(), self.learning
+        for worker in workers:  # of a pass that is not finished it is known how long it takes at least
+            if len(worker.piece) > 1 and worker.rank in self.estimates:
+                least = worker.least_pace(self._latest, learning.lag) - learning.lag
+                self.estimates[worker.rank] = max(self.estimates[worker.rank], least)
+        is_steady = learning.trusts_paces(workers, self._latest)
+        # a worker of which nothing is known may be slow: others take its chunks one by one
+        fraction = learning.fraction() if self._may_join else 0.0
+        self.fractions = dict.fromkeys(self.estimates, fraction) if fraction else {}
+        usual = median(self.estimates.values() or [0.0])
+        for rank in self.fractions:  # one that was quicker than usual has more to do, and may not be quick again
+            pace = self.estimates[rank] + learning.lag  # less than the lag is no difference
+            if pace < usual:
+                self.fractions[rank] *= pace / usual
+        if is_steady:
+            return self.estimates
+        if self.fractions:  # a large piece is to be known to be late
+            return learning.believed(self.estimates)
+        self.estimates.clear()  # begin as for the first time
+        return self.estimates
 
     def _second_shares(self, checked: Sequence[int]) -> Iterable[WorkerView]:
         """Give the additional copy of each checked chunk to another holder, in equal shares. Returns who got some."""
