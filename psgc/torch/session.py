@@ -11,9 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from psgc.torch.agreement import agree
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState
 from psgc.torch.memory import Memory, memory_of, settle
+from psgc.torch.mpi_thread import begin_in_mpi_thread, do_in_mpi_thread, wait
 from psgc.torch.program import TorchProgram
 from psgc.torch.record import Record
 from psgc.torch.serving import ScriptDriver
@@ -86,10 +86,10 @@ class Session:
         self._is_serving = False
         self._stays = False  # in MPI after the end of the run
         self._script = threading.get_ident()
-        mpi_thread().put(self._run)
-        _wait(self._ready)
+        begin_in_mpi_thread(self._run)
+        wait(self._ready)
         if self._ending.raised is not None:
-            _wait(self._over)
+            wait(self._over)
             raise self._ending.raised
 
     @property
@@ -181,7 +181,7 @@ class Session:
             self.is_cut_short = self.rank > 0
             raise CalledOff if self.rank else RunFailed(LOST)
         assert self._transport is not None
-        self._do(self._transport.close)
+        do_in_mpi_thread(self._transport.close)
 
     def _leave_after_the_run(self, text: str, code: int) -> None:
         if self.rank == 0:
@@ -192,19 +192,7 @@ class Session:
             with suppress(OSError):
                 launched.leave_exit_code(code)
         assert self._transport is not None
-        self._do(partial(leave_mpi, self._transport, self.in_order, bool(text)))
-
-    def _do(self, what: Callable[[], object]) -> None:
-        """In the thread that does MPI; returns when it is done."""
-        done = threading.Event()
-
-        def do() -> None:
-            with suppress(Exception):
-                what()
-            done.set()
-
-        mpi_thread().put(do)
-        _wait(done)
+        do_in_mpi_thread(partial(leave_mpi, self._transport, self.in_order, bool(text)))
 
     def _end(self, text: str = "", code: int = 1) -> None:
         self._text, self._code = text, code
@@ -222,7 +210,7 @@ class Session:
                 last = hand_over.called
                 worker.ended(last if self._is_in_call else last + 1, text, code if text else 0)
             is_said = hand_over.is_over()
-        _wait(self._over)
+        wait(self._over)
 
     # called by the MPI thread
 
@@ -394,22 +382,3 @@ class Session:
             f"rank {transport.rank} on {transport.hosts[transport.rank]}: the script of rank 0 has ended after "
             f"{loop.calls} calls, this one makes another"
         )
-
-
-@cache
-def mpi_thread() -> "SimpleQueue[Callable[[], object]]":
-    """What is put into it is done by a thread of its own, one after the other: one thread makes all calls of MPI."""
-    todo: SimpleQueue[Callable[[], object]] = SimpleQueue()
-
-    def work() -> None:
-        while True:
-            todo.get()()
-
-    threading.Thread(target=work, name="psgc-mpi", daemon=True).start()
-    return todo
-
-
-def _wait(event: threading.Event) -> None:
-    """Wait for the event. With a timeout, since otherwise no signal would be handled meanwhile."""
-    while not event.wait(3600.0):
-        pass
