@@ -41,10 +41,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "allreduce": {"aggregation": "allreduce"},
 }
 SCHEDULES = ("uncoded", "skipping", "dynamic")
+TIMEOUT = 1.0  # seconds until a stopped worker is lost
 FAULTS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "killed": {"kind": "kill", "rank": 1, "iteration": 2},
-    "back": {"kind": "stop", "rank": 2, "iteration": 2, "seconds": 2.5},
+    "back": {"kind": "stop", "rank": 2, "iteration": 2, "seconds": 2.5 * TIMEOUT},
     "takeover": {"kind": "kill", "rank": 0, "iteration": 2, "step": "begin"},
 }
 COSTS: dict[str, dict[str, Any]] = {  # by what is said of it
@@ -58,7 +59,6 @@ COSTS: dict[str, dict[str, Any]] = {  # by what is said of it
 }
 COST_RUNS, COST_WORKERS = 3, 4  # of each kind
 LARGE = {"problem": {"kind": "mlp", "hidden": 20_000}, "iterations": 12}  # 0.5 million parameters
-TIMEOUT = 1.0  # seconds until a stopped worker is lost
 
 
 @dataclass(frozen=True)
@@ -202,21 +202,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", nargs="*", type=int, default=[2, 3, 5, 8])
     options = parser.parse_args(arguments)
     found: dict[tuple[str, str], Counter[str]] = {}
-    lost = Counter[tuple[str, str]]()
+    lost, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder))
         if options.cost:
             cost(Path(folder))
             return 0
         for one in combinations(options):
-            hashed, has_lost = one.run(Path(folder))
+            try:
+                hashed, has_lost = one.run(Path(folder))
+            except RuntimeError as error:
+                failed[one.problem, one.dtype] += 1
+                print(error, flush=True)
+                continue
             found.setdefault((one.problem, one.dtype), Counter())[hashed] += 1
             lost[one.problem, one.dtype] += has_lost
             print(one.problem, one.dtype, one.workers, *one.names(), hashed[:16], "lost" * has_lost, flush=True)
-    print("\n| problem | dtype | runs | of them lost a worker | SHA-256 of the parameters |\n|---|---|---|---|---|")
-    for key, hashes in found.items():
-        print(f"| {' | '.join(key)} | {hashes.total()} | {lost[key]} | {', '.join(hashes)} |")
-    return int(any(len(hashes) > 1 for hashes in found.values()))
+    columns = ("problem", "dtype", "runs", "of them lost a worker", "failed", "SHA-256 of the parameters")
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for key in dict.fromkeys([*found, *failed]):
+        hashes = found.get(key, Counter())
+        print(f"| {' | '.join(key)} | {hashes.total()} | {lost[key]} | {failed[key]} | {', '.join(hashes)} |")
+    return int(any(failed.values()) or any(len(hashes) > 1 for hashes in found.values()))
 
 
 if __name__ == "__main__":

@@ -240,8 +240,12 @@ class WorkerView:
             if chunk.copies >= chunk.wanted:  # they are being compared
                 continue
             end = chunk.expected(now, lag)
-            gain = end - start - (0.0 if pace is None else pace * (self.fixed + chunk.lengths(now, lag, spread)))
-            if (end <= latest and not begun) or (gain < 0 and not is_untried):
+            if end <= latest and not begun:
+                continue
+            gain = end - start - (0.0 if pace is None else pace * (self.fixed + chunk.cost))
+            if gain >= 0 and pace is not None:  # its length takes long to find out, and is its cost at least
+                gain -= pace * (chunk.lengths(now, lag, spread) - chunk.cost)
+            if gain < 0 and not is_untried:
                 continue
             running = any(chunk in taker.piece for taker in chunk.takers)
             if running and end < inf and pace is None and not is_untried:
