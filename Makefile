@@ -31,6 +31,8 @@ run: .venv/installed data/digits-train.npz
 
 # processes of mpirun wait much, so that three tests at once keep two cores busy; the longest come first
 BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
+# tests of clusters and browsers mostly wait
+WAITING := -n 3 --dist worksteal
 # tests that compare times: nothing runs beside these; and one with up to seventeen workers that are not to be missed
 TIMED := tests/ranks/test_approximate.py tests/ranks/test_latency.py tests/ranks/test_replay.py
 CROWDED := tests/faults/test_matrix.py
@@ -45,10 +47,10 @@ test-faults: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest -m faults $(CROWDED)
 
 test-slurm: .venv/installed
-	$(BIN)/python -m pytest -m slurm tests/slurm
+	$(BIN)/python -m pytest -m slurm $(WAITING) tests/slurm
 
 test-package: .venv/installed
-	$(BIN)/python -m pytest -m package tests/package
+	$(BIN)/python -m pytest -m package -n 2 --dist loadgroup tests/package
 
 equivalence: .venv/installed
 	$(BIN)/python -m tests.torch_equivalence.table
@@ -80,7 +82,7 @@ lint: .venv/installed
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest -m site tests/site
+	$(BIN)/python -m pytest -m site $(WAITING) tests/site
 
 data/digits-train.npz: .venv/installed
 	$(BIN)/python scripts/make_digits.py

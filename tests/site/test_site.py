@@ -22,6 +22,7 @@ SITE = Path(__file__).parents[2] / "build/site"
 SEEN = ("index.html", "benchmarks.html", "settings.html", "api/psgc.html")  # of which screenshots are kept
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 CASES = {"wide": (WIDE, "light"), "narrow": (NARROW, "dark")}
+PARTS = 2  # of the pages, so that browsers look at them side by side
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -56,13 +57,14 @@ def heard_and_asked(page):
 
 
 @needs_browser
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("case", CASES)
-def test_every_page(browser, address, case, tmp_path):
+def test_every_page(browser, address, case, part, tmp_path):
     viewport, scheme = CASES[case]
     names = sorted(str(path.relative_to(SITE)) for path in SITE.rglob("*.html"))
     assert len(names) > 30
     wrong = {}
-    for name in names:
+    for name in names[part::PARTS]:
         context = browser.new_context(viewport=viewport, color_scheme=scheme)
         page = context.new_page()
         heard, asked = heard_and_asked(page)

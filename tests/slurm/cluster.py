@@ -64,6 +64,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="psgc-slurm-"))  # sockets need a short path
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "PMIX_", "PRTE_", "OMPI_"))}
         self.environ |= {"SLURM_CONF": str(self.folder / "slurm.conf"), TOKEN: uuid.uuid4().hex}
+        self.environ["TMPDIR"] = str(self.folder / "tmp")  # an mpirun that ends removes a folder that it shares
         self._daemons: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._sweeper = start_sweeper(f"{TOKEN}={self.environ[TOKEN]}", str(self.folder))
 
@@ -82,7 +83,8 @@ class Cluster:
 
     def _start(self) -> None:
         folder = self.folder
-        (folder / "state").mkdir()
+        for name in ("state", "tmp"):
+            (folder / name).mkdir()
         (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         (folder / "plugstack.conf").touch()
         ports = _free_ports(self.nodes + 1)

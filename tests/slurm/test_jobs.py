@@ -25,13 +25,6 @@ def undisturbed(cluster, tmp_path_factory):
     return work.params()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def limited(cluster, tmp_path_factory):
-    """A job that begins before the first test and reaches its time limit, of a minute, during the others."""
-    work = Workplace(cluster, tmp_path_factory.mktemp("limited"))
-    return work, work.submit("--time", "1:00", "--warning", "15", slow=True)
-
-
 def assert_whole(work, undisturbed, output="out"):
     assert work.summary(output)["status"] == "done"
     assert work.iterations(output) == list(range(ITERATIONS))
@@ -47,6 +40,18 @@ def interrupted(work, interrupt, *arguments):
     reached = work.checkpoints()[-1]
     work.hurry()
     return job, work.end(job, restarts=1), reached
+
+
+def test_a_job_at_its_time_limit_of_a_minute_is_requeued(work, undisturbed):
+    """First, since it waits for most of that minute while other tests run."""
+    job = work.submit("--time", "1:00", "--warning", "15", slow=True)
+    work.until(lambda: work.restarts(job) == 1, 75)
+    reached = work.checkpoints()[-1]
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert f"psgc launch: stopped by SIGUSR1; job {job} is requeued" in said
+    assert f"resuming from iteration {reached}, " in said
+    assert_whole(work, undisturbed)
 
 
 def test_a_job_runs_through_on_all_of_its_nodes(work):
@@ -121,17 +126,6 @@ def test_a_partition_that_does_not_exist_is_one_clear_line(work):
     assert refused.returncode == 2
     assert re.fullmatch("psgc: SLURM refuses out.sbatch: .*[Ii]nvalid partition.*\n", refused.stderr)
     assert refused.stdout == ""
-
-
-def test_a_job_at_its_time_limit_is_requeued(limited, undisturbed):
-    work, job = limited
-    work.until(lambda: work.restarts(job) >= 1, 75)
-    restarts, reached = work.restarts(job), work.checkpoints()[-1]  # twice already where the tests before took long
-    work.hurry()
-    said = work.end(job, restarts=restarts)
-    assert f"psgc launch: stopped by SIGUSR1; job {job} is requeued" in said
-    assert f"resuming from iteration {reached}, " in said
-    assert_whole(work, undisturbed)
 
 
 def test_a_killed_worker_is_survived_in_the_same_start(work, undisturbed):

@@ -86,7 +86,7 @@ def has_closure(name: str) -> bool:
 
 def ways(name: str) -> list["Way"]:
     """In which it is run in ranks: no run follows one that has lost some."""
-    several = "several runs" in (script(name).__doc__ or "").lower()
+    several = name not in NEEDS and "several runs" in (script(name).__doc__ or "").lower()
     return [way for way in WAYS if not several or way.befalls in ("nothing", "resumed")]
 
 

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     for name in ("digits-train", "digits-test"):
         write_dense(folder / f"data/{name}.npz", RNG.random((320, 64)), np.arange(320) % 10)
     (folder / "run.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
-    (folder / "sim.yaml").write_text((ROOT / "scripts/simulate.yaml").read_text())
+    (folder / "sim.yaml").write_text((folder / "scripts/simulate.yaml").read_text())
     (folder / "train.py").write_text(blocks(ROOT / "docs/pytorch.md")[0])
     for name, text in named_files().items():
         (folder / name).write_text(text)

@@ -1,6 +1,8 @@
 """psgc.lightning: what cannot be done on several ranks is refused in one line."""
 
+import importlib
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,55 +10,23 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from psgc.errors import UserError
 
-pytest.importorskip("lightning")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import lightning
-    from lightning.pytorch.callbacks import Timer
-
-    import psgc.lightning
-
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(find_spec("lightning") is None, reason="no lightning"),
+]
 
 
-class Module(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.layer, self.seen = torch.nn.Linear(2, 1), []
-
-    def training_step(self, batch, batch_idx):
-        loss = self.layer(batch[0]).square().mean()
-        self.log("loss", loss)
-        return loss
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
+@pytest.fixture(scope="module")
+def modules():
+    """Of `lightning_modules`: only the process that runs these tests imports lightning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("tests.unit.lightning_modules")
 
 
-class Manual(Module):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-
-class Whole(Module):
-    def on_validation_epoch_end(self): ...
-
-
-class Collects(Module):
-    def validation_step(self, batch, batch_idx):
-        self.seen.append(batch)
-
-
-class Maximum(Module):
-    def training_step(self, batch, batch_idx):
-        self.log("largest", batch[0].max(), reduce_fx="max")
-        return super().training_step(batch, batch_idx)
-
-
-class Skips(Module):
-    def training_step(self, batch, batch_idx):
-        return None
+@pytest.fixture
+def fit(modules):
+    return importlib.import_module("psgc.lightning").fit
 
 
 class Stream(IterableDataset):
@@ -70,31 +40,33 @@ ROWS = TensorDataset(torch.randn(20, 2))
 @pytest.mark.parametrize(
     ("module", "data", "settings", "said"),
     [
-        (Manual, ROWS, {}, "Manual: automatic_optimization is False; write the loop with psgc.torch"),
-        (Whole, ROWS, {}, "Whole.on_validation_epoch_end: each worker has a part of the examples"),
-        (Collects, ROWS, {}, "validation_step changes self.seen, which would differ between workers"),
-        (Maximum, ROWS, {}, r"self.log\('largest'\): reduce_fx: expected mean"),
-        (Skips, ROWS, {}, "training_step returned NoneType; expected the loss of every batch"),
-        (Module, Stream(), {}, r"the dataset \(Stream\) has no length or no __getitem__"),
-        (Module, ROWS, {"strategy": "ddp"}, "strategy: psgc is the strategy"),
-        (Module, ROWS, {"limit_train_batches": 2}, "limit_train_batches: give a smaller dataset"),
-        (Module, ROWS, {"callbacks": [Timer()]}, "Timer: the clocks of ranks differ"),
-        (Module, ROWS, {"colour": "red"}, "colour is no argument of psgc.torch.init, nor of lightning's Trainer"),
-        (Module, ROWS, {"epochs": 0}, "epochs is 0, expected a whole number >= 1"),
+        ("Manual", ROWS, {}, "Manual: automatic_optimization is False; write the loop with psgc.torch"),
+        ("Whole", ROWS, {}, "Whole.on_validation_epoch_end: each worker has a part of the examples"),
+        ("Collects", ROWS, {}, "validation_step changes self.seen, which would differ between workers"),
+        ("Maximum", ROWS, {}, r"self.log\('largest'\): reduce_fx: expected mean"),
+        ("Skips", ROWS, {}, "training_step returned NoneType; expected the loss of every batch"),
+        ("Module", Stream(), {}, r"the dataset \(Stream\) has no length or no __getitem__"),
+        ("Module", ROWS, {"strategy": "ddp"}, "strategy: psgc is the strategy"),
+        ("Module", ROWS, {"limit_train_batches": 2}, "limit_train_batches: give a smaller dataset"),
+        ("Module", ROWS, {"callbacks": "Timer"}, "Timer: the clocks of ranks differ"),
+        ("Module", ROWS, {"colour": "red"}, "colour is no argument of psgc.torch.init, nor of lightning's Trainer"),
+        ("Module", ROWS, {"epochs": 0}, "epochs is 0, expected a whole number >= 1"),
     ],
 )
-def test_what_cannot_be_is_refused(module, data, settings, said, one_process):
+def test_what_cannot_be_is_refused(modules, fit, module, data, settings, said, one_process):
     settings = {"epochs": 1, "enable_progress_bar": False, **settings}
+    if "callbacks" in settings:
+        settings["callbacks"] = [modules.Timer()]
     with pytest.raises(UserError, match=said):
-        psgc.lightning.fit(module(), DataLoader(data, batch_size=5), DataLoader(ROWS, batch_size=5), **settings)
+        fit(getattr(modules, module)(), DataLoader(data, batch_size=5), DataLoader(ROWS, batch_size=5), **settings)
 
 
-def test_a_batch_that_is_uneven_counts_by_its_examples(one_process):
+def test_a_batch_that_is_uneven_counts_by_its_examples(modules, fit, one_process):
     """The mean of an epoch is that over its examples: the last batch has one."""
     rows = torch.zeros(21, 2)
     rows[20] = 21.0
 
-    class Logs(Module):
+    class Logs(modules.Module):
         def training_step(self, batch, batch_idx):
             self.log("mean", batch[0].mean(), on_epoch=True, on_step=False)
             return super().training_step(batch, batch_idx) * 0
@@ -102,5 +74,5 @@ def test_a_batch_that_is_uneven_counts_by_its_examples(one_process):
         validation_step = training_step
 
     loader = DataLoader(TensorDataset(rows), batch_size=20)
-    trainer = psgc.lightning.fit(Logs(), loader, loader, epochs=2, enable_progress_bar=False, chunks=3)
+    trainer = fit(Logs(), loader, loader, epochs=2, enable_progress_bar=False, chunks=3)
     assert float(trainer.callback_metrics["mean"]) == pytest.approx(1.0)

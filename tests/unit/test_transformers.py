@@ -1,26 +1,26 @@
 """psgc.transformers: what is refused, and going on from a checkpoint of transformers."""
 
-import warnings
+import importlib
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from psgc.errors import UserError
 
-pytest.importorskip("transformers")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import transformers
-    from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
-
-    import psgc.transformers
-
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(find_spec("transformers") is None, reason="no transformers"),
+]
 TOKENS = torch.arange(80).reshape(20, 4) % 11
 ROWS = [{"input_ids": row, "labels": row} for row in TOKENS]
 
 
-def trainer(kind, folder, **settings):
+def trainer(package, folder, **settings):
+    """The Trainer of a package. Only the process that runs these tests imports transformers, which takes seconds."""
+    from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+
+    kind = importlib.import_module(package).Trainer
     torch.manual_seed(0)
     size = {"vocab_size": 11, "n_positions": 4, "n_embd": 8, "n_layer": 1, "n_head": 2}
     model = GPT2LMHeadModel(
@@ -44,15 +44,15 @@ def trainer(kind, folder, **settings):
 )
 def test_what_cannot_be_is_refused(settings, said, tmp_path, one_process):
     with pytest.raises(UserError, match=said):
-        trainer(psgc.transformers.Trainer, tmp_path, **settings)
+        trainer("psgc.transformers", tmp_path, **settings)
 
 
 def test_it_goes_on_from_a_checkpoint_of_transformers_within_an_epoch(tmp_path, one_process):
     saving = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 0.01}
-    whole = trainer(transformers.Trainer, tmp_path / "plain", **saving)
+    whole = trainer("transformers", tmp_path / "plain", **saving)
     whole.train()
-    trainer(psgc.transformers.Trainer, tmp_path / "own", **saving).train()
-    again = trainer(psgc.transformers.Trainer, tmp_path / "own", **saving)
+    trainer("psgc.transformers", tmp_path / "own", **saving).train()
+    again = trainer("psgc.transformers", tmp_path / "own", **saving)
     again.train(resume_from_checkpoint=str(tmp_path / "own/checkpoint-3"))
     assert (again.state.global_step, again.state.epoch) == (10, 2.0)
     for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):

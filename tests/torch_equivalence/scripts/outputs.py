@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,6 +15,8 @@ def outputs(model, batch):
 
 
 def metrics(found):
+    from sklearn.metrics import f1_score, roc_auc_score  # takes a second, also where the script only is collected
+
     scores, label = found["scores"], found["label"]
     return {
         "AUC": roc_auc_score(label, scores, multi_class="ovr"),
