@@ -24,7 +24,7 @@ from tests.faults.matrix import (
 from tests.ranks.mpirun import Finished, psgc, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
-ITERATIONS = 120
+ITERATIONS = 90
 LATER = 60  # the iteration from which on faults are noticed at once; those before have been missed by then
 SPARE = 2  # workers that nothing befalls
 COLLECT_TIMEOUT = 3.0

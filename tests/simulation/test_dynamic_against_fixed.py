@@ -46,7 +46,7 @@ def check(workers: int, coding: Coding, parts: int, seconds: np.ndarray) -> None
 @pytest.mark.parametrize("model", MODELS)
 def test_on_every_model(model, cluster, parts):
     workers, coding = cluster
-    check(workers, coding, parts, MODELS[model](np.random.default_rng(1), (40, workers)))
+    check(workers, coding, parts, MODELS[model](np.random.default_rng(1), (20, workers)))
 
 
 @pytest.mark.parametrize("cluster", [BLOCKS, GRAPH], ids=["blocks", "graph"])

@@ -76,7 +76,7 @@ def cases(draw: st.DrawFn, names: list[str]) -> Case:
     return Case(name, plan, seconds, believed)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=35)
 @given(case=cases(["full", "random", "static"]))
 def test_schedules_that_never_look_are_as_in_closed_form(case):
     queues = [*case.plan.queues.values()]
@@ -91,7 +91,7 @@ def test_schedules_that_never_look_are_as_in_closed_form(case):
         assert all(trial.computed <= copies for trial, copies in zip(trials, most, strict=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=35)
 @given(case=cases(ALL) | cases(["dynamic"]))
 def test_every_schedule_recovers_when_it_can_and_none_beats_the_bound(case):
     trials = case.run()
@@ -129,7 +129,7 @@ def test_costs_pauses_and_work_that_is_not_broken_off():
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(case=cases(["dynamic", "skipping"]), scale=st.sampled_from([0.25, 2.0, 1024.0]))
 def test_the_same_again_is_the_same_and_a_slower_clock_changes_nothing(case, scale):
     trials = case.run()

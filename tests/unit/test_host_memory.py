@@ -140,7 +140,8 @@ def test_nothing_is_left_when_all_processes_are_killed(size):
     memory = opened(made, size, pid)
     end(pid)
     assert (memory.accumulator(3, 0) == 1).all()
-    assert {*Path("/dev/shm").iterdir()} <= before
+    left = {*Path("/dev/shm").iterdir()} - before
+    assert [path for path in left if "sm_segment" not in path.name] == []  # MPI's, of runs beside this one
     with pytest.raises(OSError, match="No such file"):
         opened(made, size, pid)
 

@@ -151,8 +151,8 @@ def random_rows(num_chunks, num_workers, replication, seed):
     "assignment",
     [
         random_rows(60, 20, [3], 0),
-        random_rows(60, 60, [8], 0),
-        random_rows(50, 50, range(6, 11), 0),
+        random_rows(30, 30, [6], 0),
+        random_rows(30, 30, range(4, 9), 0),
         random_rows(40, 130, range(3, 7), 0),
         graph(160, 20, 4, 0),
         cyclic(60, 40, 2),

@@ -152,7 +152,7 @@ class Unruly(ReplicatedWorld):
                 yield it, lambda chunk=chunk: it.commit(now, chunk)
 
 
-@settings(deadline=None, max_examples=35)
+@settings(deadline=None, max_examples=18)
 @given(case=cases())
 def test_every_interleaving_gives_the_exact_gradient(case: Case) -> None:
     world = Unruly(case, thorough=True)
@@ -186,7 +186,7 @@ def cases_with_the_dead(draw: st.DrawFn) -> Case:
     return replace(case, naps=naps)
 
 
-@settings(deadline=None, max_examples=35)
+@settings(deadline=None, max_examples=18)
 @given(case=cases_with_the_dead())
 def test_nobody_waits_for_the_dead(case: Case) -> None:
     world = Ending(case, thorough=True)
@@ -216,7 +216,7 @@ def cases_with_faults(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(deadline=None, max_examples=35)
+@settings(deadline=None, max_examples=18)
 @given(case=cases_with_faults())
 def test_whoever_is_lost_or_returns_every_gradient_is_exact_until_too_few_are_left(case: Case) -> None:
     world = Unruly(case, thorough=True)
