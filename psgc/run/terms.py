@@ -5,22 +5,26 @@ A NumPy problem and a script share this code. Each has its own code for serving.
 
 import json
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 from psgc.config import Config
 from psgc.errors import RunFailed, UserError
 from psgc.plan import Plan
+from psgc.processes import RunningTime
 from psgc.record.run_record import RunRecord
 from psgc.run.building import WorkerProgram, make_worker
 from psgc.run.claim import Claim
 from psgc.run.ending import CalledOff, Ending
 from psgc.run.takeover import CALLED_OFF, Beginning, Takeover
-from psgc.run.watch import watching
 from psgc.run_rows import WorkerEvent
 from psgc.terminal import say
 from psgc.transport import Transport
 from psgc.workers.injection import Injector
+
+LOOK_EVERY = 0.1  # seconds between two checks of a rank that others wait for
 
 
 def work_in_terms(
@@ -61,6 +65,40 @@ def work_in_terms(
                     raise RunFailed(f"rank 0 on {host} died before any other rank had the state of its checkpoint")
                 beginning.first = 0
     return beginning
+
+
+@contextmanager
+def watching(transport: Transport, awaited: Callable[[], int], timeout: float) -> Iterator[None]:
+    """A context in which a thread watches the process at the place that `awaited` gives.
+
+    If that process has been stopped (SIGSTOP) for `timeout` seconds, it is killed from its own host, by the process at
+    the lowest place that is not stopped itself, since MPI does not report it. So it cannot wake up as a second rank 0.
+    """
+    is_over = threading.Event()
+    arguments = transport, awaited, timeout, is_over
+    threading.Thread(target=_watch, args=arguments, name="psgc-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _watch(transport: Transport, awaited: Callable[[], int], timeout: float, is_over: threading.Event) -> None:
+    running, stopped, since = RunningTime(), -1, 0.0
+    while not is_over.wait(LOOK_EVERY):
+        now, place = running.look(), awaited()
+        neighbours = transport.neighbours(place)
+        process = neighbours.pop(place, None)
+        if process is None or not process.is_stopped():
+            stopped = -1
+        elif stopped != place:
+            stopped, since = place, now
+        elif now - since > timeout:
+            first = next((it for it in sorted(neighbours) if not neighbours[it].is_stopped()), None)
+            if first == transport.place and process.kill():
+                who = "rank 0" if place == transport.term.server else f"worker {transport.term.rank(place)}"
+                limit = f"{timeout:g} s (faults.collect_timeout)"
+                say(f"psgc: {who} on {process.host} is stopped for {limit}: its process is killed", error=True)
 
 
 def claim_after(

@@ -15,8 +15,7 @@ from psgc.run import claim
 from psgc.run.claim import Claim
 from psgc.run.ending import CalledOff
 from psgc.run.takeover import Beginning
-from psgc.run.terms import claim_after
-from psgc.run.watch import watching
+from psgc.run.terms import claim_after, watching
 from psgc.transport import Term
 
 TIMEOUT = 0.4  # seconds
