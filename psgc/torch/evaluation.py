@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from psgc.config.torch import TorchRun
 from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
+from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.calls import Call, signature
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import seeded
@@ -86,6 +87,11 @@ class Evaluator:
 
         Raises UserError.
         """
+        if name := sampler_of(dataset):
+            raise UserError(
+                f"run.evaluate: the DataLoader has {name}, and each example is evaluated once; expected a DataLoader "
+                "without sampler and batch_sampler, such as one of a torch.utils.data.Subset"
+            )
         loader = ChunkLoader(dataset, self._collate, self._at_once)
         seed = (self._seed, len(self.results) + 1)
         loader.seed = (*seed, "evaluation")

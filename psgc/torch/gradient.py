@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import isfinite
+from zlib import crc32
 
 import numpy as np
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ class BatchGradient:
             loss, examples = total[self._gradient : self._gradient + 2].tolist()
             return loss / examples if examples else None
 
-        made = signature("backward", batch.position, len(batch), scale, loaded)
+        made = signature("backward", batch.position, len(batch), crc32(batch.rows.data), scale, loaded)
         costs = partial(self._costs.of, batch.rows, num_chunks)
         return Call(vector, expect, loss_in, made, is_whole, costs, joins=self._joins)
 

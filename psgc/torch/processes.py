@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
@@ -26,19 +26,12 @@ def taken_apart(dataset: Any, collate: Collate | None) -> tuple[Any, Collate, "D
     dataset: a DataLoader, or a dataset, which is returned as it is
     collate: replaces the DataLoader's collate function; None: keep it
 
-    Raises UserError for a DataLoader with a sampler or batches of its own.
+    Raises UserError for a DataLoader without batches.
     """
     if not isinstance(dataset, DataLoader):
         return dataset, collate or default_collate, None
-    sampler, batches = dataset.sampler, dataset.batch_sampler
-    is_random = type(sampler) is RandomSampler and not sampler.replacement
-    if type(batches) is not BatchSampler or not (type(sampler) is SequentialSampler or is_random):
-        own = batches if type(batches) is not BatchSampler and batches is not None else sampler
-        what = "no batches (batch_size=None)" if batches is None else f"{type(own).__name__}"
-        raise UserError(
-            f"the DataLoader has {what}, but run.batches chooses the examples of a step; expected a DataLoader without "
-            "sampler and batch_sampler, with a batch_size"
-        )
+    if dataset.batch_sampler is None:
+        raise UserError("the DataLoader has no batches (batch_size=None); expected one with a batch_size")
     return dataset.dataset, collate or dataset.collate_fn, dataset if dataset.num_workers else None
 
 

@@ -1,16 +1,17 @@
 """The run as a script sees it: batches, gradients, evaluation, files. `psgc.torch.init` makes it."""
 
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn, zeros
+from torch.utils.data import DataLoader
 
 from psgc.config.torch import TorchRun
 from psgc.errors import ModelError, PsgcError, UserError
 from psgc.run_rows import IterationRow
+from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.calls import Call, Engine
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.evaluation import Evaluator
@@ -47,6 +48,8 @@ class ScriptRun:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
         self._evaluator = Evaluator(model, collate, settings, flat, compute.dim)
         self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1)
+        self._dataset = dataset.dataset if isinstance(dataset, DataLoader) else dataset
+        self._sampler_name = sampler_of(dataset)
         costs = ChunkCosts(cost, settings.micro_batch)
         self._sampler = Sampler(length, settings.seed)
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings, costs, self._sampler.following)
@@ -87,24 +90,37 @@ class ScriptRun:
         check_savable(attached)
         self.attached[:] = attached
 
-    def batches(self, size: int, epochs: int = 1, shuffle: bool = True, drop_last: bool = False) -> Iterator[Batch]:
+    def batches(
+        self,
+        size: int | DataLoader[Any] | Iterable[Sequence[int]],
+        epochs: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
         """The batches of the next `epochs` epochs. The epochs of each call follow those of the call before.
 
         In a resumed run the first batch is the one at which the run was.
 
-        size: number of examples of a batch; the last batch of an epoch may be smaller
+        size: number of examples of a batch; the last batch of an epoch may be smaller. Or a DataLoader, or a batch
+            sampler: then the batches are those of a loop over it, and shuffle and drop_last are its own
         epochs: number of epochs
         shuffle: use another order in each epoch; else the order of the dataset
         drop_last: leave out a smaller last batch
 
-        Raises UserError when size or epochs is not a whole number >= 1, or when drop_last leaves no batch.
+        Raises UserError: size or epochs is not a whole number >= 1; drop_last leaves no batch; a sampler deals examples
+        out to ranks, fails, or yields something else than lists of numbers of rows.
         """
-        batches = self._sampler.batches(size, epochs, shuffle, drop_last)
-        return self._batches(batches, partial(self._sampler.steps_by, size, self._sampler.epochs, drop_last))
+        if isinstance(size, int) and self._sampler_name:
+            raise UserError(
+                f"run.batches: the DataLoader of psgc.torch.init has {self._sampler_name}, and size is {size}; "
+                "expected run.batches(loader), with its batches, or psgc.torch.init with the dataset"
+            )
+        if isinstance(size, DataLoader) and size.dataset is not self._dataset:
+            raise UserError("run.batches: the DataLoader has another dataset than psgc.torch.init; expected the same")
+        return self._batches(self._sampler.batches(size, epochs, shuffle, drop_last, self.standing.restore_generators))
 
-    def _batches(self, batches: Iterator[Batch], steps: Callable[[], int]) -> Iterator[Batch]:
-        """steps: returns the number of steps that the run will have made after these batches."""
-        is_empty, standing = True, self.standing
+    def _batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        is_empty, standing, steps = True, self.standing, self._sampler.steps
         while True:
             standing.before_batch()
             batch = next(batches, None)

@@ -1,7 +1,8 @@
 """The examples of each step and of each chunk, and the costs of chunks.
 
 An epoch is a random order of all examples, a pure function of (seed, epoch). Steps take consecutive places of it. So
-every example comes once an epoch with any batch size, and a `Position` is enough to continue anywhere.
+every example comes once an epoch with any batch size, and a `Position` is enough to continue anywhere. Where a batch
+sampler of the script chooses the batches, those of the present epoch (`Drawn`) are needed as well.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from psgc.data.epochs import bounds, rows_of
 from psgc.errors import UserError, one_line
+from psgc.torch.batch_samplers import Drawn, GivenBatches
 
 CostFunction: TypeAlias = Callable[[list[int]], float]
 EXPECTED = "expected how long a micro-batch of these examples takes, in any unit: a number > 0"
@@ -72,15 +74,17 @@ class Sampler:
     """The steps of a run, over a dataset of `length` examples.
 
     position: the position of the next step, at which `batches` continues. The caller sets it: to `batch.after` after a
-        step, or to the position of a state that is loaded.
+        step
+    drawn: the newest batches that a batch sampler has chosen
     epochs: total number of epochs of all calls of `batches`
     """
 
     def __init__(self, length: int, seed: int) -> None:
         self._length, self._seed = length, seed
         self._position = Position()
+        self.drawn: Drawn | None = None
         self.epochs = 0
-        self._newest = 0, False, 0, 0  # of the newest loop: size, shuffle, smallest batch, epoch at its end
+        self._newest: tuple[_Even | _Given, int] = _Even(length, seed, 1, True, False), 0  # loop, epoch at its end
 
     @property
     def position(self) -> Position:
@@ -88,68 +92,147 @@ class Sampler:
 
     @position.setter
     def position(self, position: Position) -> None:
-        self.check(position)
+        self.check(position, self.drawn)
         self._position = position
 
-    def check(self, position: Position) -> None:
+    def go_to(self, position: Position, drawn: Drawn | None) -> None:
+        """Continue at the position of a state that is loaded. drawn: `drawn_at` this position. Raises UserError."""
+        self.check(position, drawn)
+        self._position, self.drawn = position, drawn
+
+    def drawn_at(self, position: Position) -> Drawn | None:
+        """The batches of the epoch of this position, if a batch sampler has chosen them."""
+        return self.drawn if self.drawn is not None and self.drawn.epoch == position.epoch else None
+
+    def check(self, position: Position, drawn: Drawn | None) -> None:
         """Raises UserError when a dataset of this length has no such position."""
-        if min(position) < 0 or position.start >= self._length:
+        is_drawn = drawn is not None and drawn.epoch == position.epoch
+        if min(position) < 0 or (position.start >= self._length and not is_drawn):
             raise UserError(
                 f"step {position.iteration} begins after {position.start} examples of epoch {position.epoch}, but the "
                 f"dataset has {self._length} examples; expected the dataset that the run began with"
             )
 
-    def steps_by(self, size: int, end: int, drop_last: bool = False) -> int:
-        """The number of steps that the run will have made when epoch `end` begins, with this size from now on."""
-        iteration, epoch, start = self._position
-        if epoch >= end:
-            return iteration
-        more = 0 if drop_last else size - 1
-        now, later = ((number + more) // size for number in (self._length - start, self._length))
-        return iteration + now + (end - epoch - 1) * later
-
-    def batches(self, size: int, epochs: int, shuffle: bool = True, drop_last: bool = False) -> Iterator[Batch]:
+    def batches(
+        self,
+        size: Any,
+        epochs: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        prepare: Callable[[], object] = lambda: None,
+    ) -> Iterator[Batch]:
         """The batches of the next `epochs` epochs, see `ScriptRun.batches`.
 
         The epochs of a call begin after those of the call before, even if not all batches of that call were taken. So
         a script that makes the same calls again continues at the right place of a resumed run: calls whose epochs end
         before `position` have no batches. The sizes of the other calls may differ from before.
 
-        Raises UserError, at once, when size or epochs is not a whole number >= 1, or when no batch would be left.
+        prepare: is called before a batch sampler is asked for an epoch
+
+        Raises UserError, at once, when size or epochs is wrong, or when no batch would be left.
         """
-        check_whole("size", size)
         check_whole("epochs", epochs)
-        if drop_last and size > self._length:
-            raise UserError(
-                f"run.batches: size is {size}, and the dataset has {self._length} examples: with drop_last no batch is "
-                "left; expected a smaller size, or drop_last=False"
-            )
+        loop: _Even | _Given
+        if isinstance(size, int | float | np.number | str | None):
+            check_whole("size", size)
+            loop = _Even(self._length, self._seed, int(size or 0), shuffle, drop_last)
+        elif not shuffle or drop_last:
+            name = "drop_last" if drop_last else "shuffle"
+            raise UserError(f"run.batches: {name}: the {type(size).__name__} says that; expected it without {name}")
+        else:
+            loop = _Given(self, GivenBatches(size, self._length, self.epochs), prepare)
         first = self.epochs
         self.epochs += epochs
-        return self._batches(size, first, self.epochs, shuffle, size if drop_last else 1)
+        return self._batches(loop, first, self.epochs)
 
-    def _batches(self, size: int, first: int, end: int, shuffle: bool, least: int) -> Iterator[Batch]:
-        """first, end: the first epoch, and the epoch after the last; least: smallest number of examples of a batch."""
+    def _batches(self, loop: "_Even | _Given", first: int, end: int) -> Iterator[Batch]:
+        """first, end: the first epoch, and the epoch after the last."""
         while self._position.epoch < end:
             if self._position.epoch < first:  # the batches of the call before were not all taken
                 self._position = Position(self._position.iteration, first)
-            elif self._length - self._position.start < least:  # the batches before had another size
+            elif (batch := loop.batch(self._position)) is None:  # the batches before had another size
                 self._position = Position(self._position.iteration, self._position.epoch + 1)
             else:
-                self._newest = size, shuffle, least, end
-                yield self._batch(self._position, size, shuffle, least)
+                self._newest = loop, end
+                yield batch
+        loop.ends(end)
 
     def following(self, batch: Batch) -> Batch | None:
-        """The batch after this one in the current loop, if any."""
-        size, shuffle, least, end = self._newest
-        return self._batch(batch.after, size, shuffle, least) if batch.after.epoch < end else None
+        """The batch after this one in the current loop, if it is known."""
+        loop, end = self._newest
+        return loop.batch(batch.after) if batch.after.epoch < end and loop.knows(batch.after) else None
 
-    def _batch(self, position: Position, size: int, shuffle: bool, least: int) -> Batch:
+    def steps(self) -> int:
+        """The number of steps that the run will have made at the end of the current loop, as far as is known."""
+        (iteration, epoch, start), (loop, end) = self._position, self._newest
+        if epoch >= end:
+            return iteration
+        return iteration + loop.steps_from(start) + (end - epoch - 1) * loop.steps_from(0)
+
+
+@dataclass(frozen=True)
+class _Even:
+    """Batches of `size` consecutive places of an epoch's order. The arguments are those of `Sampler.batches`."""
+
+    length: int
+    seed: int
+    size: int
+    shuffle: bool
+    drop_last: bool
+
+    def __post_init__(self) -> None:
+        if self.drop_last and self.size > self.length:
+            raise UserError(
+                f"run.batches: size is {self.size}, and the dataset has {self.length} examples: with drop_last no "
+                "batch is left; expected a smaller size, or drop_last=False"
+            )
+
+    def knows(self, position: Position) -> bool:
+        return True
+
+    def ends(self, epoch: int) -> None:
+        """The loop has no more batches. epoch: the epoch after its last one."""
+
+    def steps_from(self, start: int) -> int:
+        """The number of batches of an epoch after `start` examples."""
+        return (self.length - start + (0 if self.drop_last else self.size - 1)) // self.size
+
+    def batch(self, position: Position) -> Batch | None:
+        """The batch at this position; None at the end of the epoch."""
         iteration, epoch, start = position
-        stop = min(start + size, self._length)
-        has_more = self._length - stop >= least
-        after = Position(iteration + 1, epoch, stop) if has_more else Position(iteration + 1, epoch + 1)
-        return Batch(position, after, rows_of(self._seed, epoch, self._length, start, stop, shuffle))
+        if not self.steps_from(start):
+            return None
+        stop = min(start + self.size, self.length)
+        after = Position(iteration + 1, epoch, stop) if self.steps_from(stop) else Position(iteration + 1, epoch + 1)
+        return Batch(position, after, rows_of(self.seed, epoch, self.length, start, stop, self.shuffle))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Batches of a batch sampler. prepare: see `Sampler.batches`."""
+
+    sampler: Sampler
+    given: GivenBatches
+    prepare: Callable[[], object]
+
+    def knows(self, position: Position) -> bool:
+        return self.sampler.drawn_at(position) is not None
+
+    def ends(self, epoch: int) -> None:
+        self.given.skip_to(epoch)
+
+    def steps_from(self, start: int) -> int:
+        return 0 if self.sampler.drawn is None else len(self.sampler.drawn.ends_after(start))
+
+    def batch(self, position: Position) -> Batch | None:
+        iteration, epoch, start = position
+        sampler = self.sampler
+        sampler.drawn = drawn = self.given.drawn(epoch, sampler.drawn_at(position), self.prepare)
+        stops = drawn.ends_after(start)
+        if not len(stops):  # the batches before were others
+            return None
+        after = Position(iteration + 1, epoch, int(stops[0])) if len(stops) > 1 else Position(iteration + 1, epoch + 1)
+        return Batch(position, after, drawn.rows[start : stops[0]])
 
 
 def check_whole(name: str, value: object) -> None:

@@ -95,10 +95,14 @@ class Standing:
     def begin(self, batch: Batch) -> None:
         """This batch begins."""
         self._latest, self.has_moved = None, False
+        self.restore_generators()
+        self._at_batch = batch.position, Generators.now(self._flat.device)
+
+    def restore_generators(self) -> None:
+        """Set the generators to those of a state that was loaded, once."""
         if self._to_set is not None:
             self._fingerprint.generators, self._to_set = self._to_set, None
             self._fingerprint.generators.set(self._flat.device)
-        self._at_batch = batch.position, Generators.now(self._flat.device)
 
     @property
     def is_past(self) -> bool:
@@ -121,13 +125,14 @@ class Standing:
             raise UserError(
                 f"{where}: it is of a run with seed {about.seed}, this one has {self._seed}; expected the same"
             )
-        self._sampler.check(about.position)
+        self._sampler.check(about.position, about.drawn)
         generators = None if about.random is None else Generators.of(about.random)
         if generators is not None:
             with preserved(self._flat.device):
                 generators.set(self._flat.device)  # so that an invalid state raises now
         load_state(state, self._model, self._attached, where)
-        self.loss, self.loaded, self._sampler.position = about.loss, about.loaded, about.position
+        self.loss, self.loaded = about.loss, about.loaded
+        self._sampler.go_to(about.position, about.drawn)
         self._flat.check()
         self._flat.clear()
         self._steps.forget()
@@ -164,6 +169,7 @@ class Standing:
             *(calls, self._position, self._seed, self.loss),
             *(self._evaluator.results, self.loaded, self._generators.saved()),
             seconds=seconds,
+            drawn=self._sampler.drawn_at(self._position),
         )
         return state_of(self._model, self._attached, about)
 

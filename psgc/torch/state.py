@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from psgc.errors import UserError, one_line, visible
 from psgc.state_files import decode, encode
+from psgc.torch.batch_samplers import Drawn
 from psgc.torch.evaluation import Evaluation
 from psgc.torch.generators import Generators
 from psgc.torch.sampling import Position
@@ -40,6 +41,7 @@ class About:
     loaded: see Standing
     random: the states of the script's generators before the next batch (`psgc.torch.generators`)
     seconds: the time that the run had taken; only in a checkpoint
+    drawn: the batches of the position's epoch that a batch sampler has chosen, if one has
     """
 
     calls: int = 0
@@ -50,6 +52,7 @@ class About:
     loaded: int | None = None
     random: dict[str, Any] | None = None
     seconds: float = 0.0
+    drawn: Drawn | None = None
 
 
 class Stateful(Protocol):
@@ -68,6 +71,7 @@ def state_of(model: nn.Module, attached: Sequence[Stateful], about: About) -> di
     kinds = {name: _kind(thing) for name, thing in zip(names, attached, strict=True)}
     states = {name: _state_of(thing) for name, thing in zip(names, attached, strict=True)}
     own = vars(about) | {"position": list(about.position), "evaluations": [*map(list, about.evaluations)]}
+    own["drawn"] = None if about.drawn is None else about.drawn.saved()
     return {MODEL: dict(model.state_dict()), **states, ABOUT: {"format": FORMAT, "attached": kinds, **own}}
 
 
@@ -79,6 +83,7 @@ def about_of(state: Any, where: str) -> About:
         del own["attached"]
         own["position"] = Position(*(int(number) for number in own["position"]))
         own["evaluations"] = [Evaluation(int(loops), int(at), dict(means)) for loops, at, means in own["evaluations"]]
+        own["drawn"] = None if own.get("drawn") is None else Drawn.of(own["drawn"])
         about = About(**own) if version == FORMAT else None
         if about is not None and about.random is not None:
             Generators.of(about.random)
@@ -143,10 +148,10 @@ def is_state(content: bytes) -> bool:
 
 
 def about_in(content: bytes, where: str) -> About:
-    """The About in the bytes of a state, without the random numbers. Raises UserError."""
+    """The About in the bytes of a state, without `random` and `drawn`. Raises UserError."""
     try:
         own = decode(metadata_of(content)[ABOUT], defaultdict(lambda: torch.empty(0)))
-        return about_of({ABOUT: {**own, "random": None}}, where)
+        return about_of({ABOUT: {**own, "random": None, "drawn": None}}, where)
     except NO_STATE as error:
         raise no_state(where, error) from None
 

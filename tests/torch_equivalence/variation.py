@@ -72,6 +72,9 @@ class Variation:
     def data(self):
         return rows()
 
+    def loader(self, data):
+        """The DataLoader that says which examples each batch has; None: by size."""
+
     def model(self):
         return network()
 
@@ -109,13 +112,14 @@ class Variation:
     def with_torch(self):
         data, model = self.begin()
         optimizer, *beside = attached = self.attached(model)
-        iteration = 0
+        iteration, loader = 0, self.loader(data)
         for epoch, size in enumerate(self.sizes or [self.size] * self.epochs):
             self.before_epoch(model, epoch)
             more = {"batch_size": size, "drop_last": self.drop_last}
             if self.shuffle:  # of all epochs
                 more = {"batch_sampler": [*shuffled(len(data), size, self.epochs)][4 * epoch : 4 * epoch + 4]}
-            for batch in DataLoader(data, collate_fn=self.collate_fn, generator=torch.Generator(), **more):
+            its = DataLoader(data, collate_fn=self.collate_fn, generator=torch.Generator(), **more)
+            for batch in its if loader is None else loader:
                 self.before_batch(model, iteration)
                 optimizer.zero_grad()
                 self.mean(model, batch).backward()
@@ -133,10 +137,11 @@ class Variation:
         run = psgc.torch.init(model, data, self.loss, collate_fn=self.collate_fn, **settings)
         optimizer, *beside = attached = self.attached(model)
         run.attach(*attached)
+        loader = self.loader(data)
         for epoch, size in enumerate(self.sizes or [self.size]):
             self.before_epoch(model, epoch)
-            epochs = 1 if self.sizes else self.epochs
-            for batch in run.batches(size, epochs=epochs, shuffle=self.shuffle, drop_last=self.drop_last):
+            epochs, how = 1 if self.sizes else self.epochs, {"shuffle": self.shuffle, "drop_last": self.drop_last}
+            for batch in run.batches(size, epochs, **how) if loader is None else run.batches(loader, epochs):
                 self.before_batch(model, batch.iteration)
                 run.backward(batch)
                 self.before_step(model)

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    Sampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from tests.torch_equivalence.variation import Variation, rows
 
@@ -198,3 +206,59 @@ class PaddingMean(PaddingIgnored):
 
     def loss(self, model, batch):
         return self.mean(model, batch)
+
+
+class SamplerWeighted(Variation):
+    """Rare classes come more often: a sampler with replacement, which draws from torch's default generator."""
+
+    sizes = (24, 24, 24)  # epochs
+
+    def loader(self, data):
+        weights = torch.tensor([1.0, 2.0, 4.0])[data.tensors[1]]
+        return DataLoader(data, 24, sampler=WeightedRandomSampler(weights, 130), drop_last=True)
+
+
+class SamplerSubset(Variation):
+    """Every other example, in an order that a generator of the script's own draws."""
+
+    def loader(self, data):
+        generator = torch.Generator().manual_seed(3)
+        return DataLoader(data, 10, sampler=SubsetRandomSampler(range(0, 96, 2), generator))
+
+
+class SamplerOfDataLoader(Variation):
+    """A DataLoader that shuffles, as most scripts have it: with its order, not that of psgc."""
+
+    def loader(self, data):
+        return DataLoader(data, 20, shuffle=True)
+
+
+class SamplerOfRank(Variation):
+    """A part of the examples for each rank, as with DistributedDataParallel."""
+
+    REFUSED = "DataLoader(..., shuffle=True)"
+
+    def loader(self, data):
+        return DataLoader(data, 24, sampler=DistributedSampler(data, 2, 0))
+
+
+class LengthBuckets(PaddingIgnored):
+    """Texts of about the same length in each batch, and so many that all batches have about as many tokens."""
+
+    def loader(self, data):
+        return DataLoader(data, batch_sampler=Buckets([*map(len, data)], 90), collate_fn=self.collate_fn)
+
+
+class Buckets(Sampler):
+    def __init__(self, lengths, tokens):
+        self.lengths, self.tokens = lengths, tokens
+
+    def __iter__(self):
+        rows = sorted(range(len(self.lengths)), key=lambda row: self.lengths[row] + random.random())
+        batches = [[]]
+        for row in rows:
+            if (len(batches[-1]) + 1) * self.lengths[row] > self.tokens:
+                batches.append([])
+            batches[-1].append(row)
+        random.shuffle(batches)
+        return iter(batches)
