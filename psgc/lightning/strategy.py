@@ -23,6 +23,7 @@ from psgc.lightning.progress import LightningProgress
 from psgc.lightning.recording import StepLoss, StepMetric
 from psgc.run import launched
 from psgc.torch import Batch, ScriptRun
+from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.evaluation import evaluation_mode
 from psgc.torch.generators import preserved
 
@@ -94,9 +95,12 @@ class PsgcStrategy(SingleDeviceStrategy):
         if self.run is not None:
             raise UserError("psgc.lightning.fit: several loaders of the training; expected one")
         self.run = self._begun(dataloader)
-        size, shuffle = dataloader.batch_size, isinstance(dataloader.sampler, RandomSampler)
-        assert size is not None  # psgc.torch.init refuses such a loader
-        batches = self.run.batches(size, trainer.max_epochs, shuffle, dataloader.drop_last)
+        if sampler_of(dataloader):
+            batches = self.run.batches(dataloader, trainer.max_epochs)
+        else:
+            size, shuffle = dataloader.batch_size, isinstance(dataloader.sampler, RandomSampler)
+            assert size is not None  # psgc.torch.init refuses such a loader
+            batches = self.run.batches(size, trainer.max_epochs, shuffle, dataloader.drop_last)
         return TrainingLoader(batches, len(dataloader), self._progress.before_batch)
 
     def _begun(self, loader: DataLoader[Any]) -> ScriptRun:

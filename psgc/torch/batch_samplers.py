@@ -59,9 +59,7 @@ class GivenBatches:
         if self._batches is None:
             raise UserError("run.batches: the DataLoader has no batches (batch_size=None); expected one with batches")
         if not isinstance(self._batches, Iterable) or isinstance(self._batches, str | bytes):
-            raise UserError(
-                f"run.batches: size is a {name}; expected a whole number >= 1, a DataLoader or batch sampler"
-            )
+            raise UserError(f"run.batches: size is a {name}; expected a whole number >= 1, or {EXPECTED[9:]}")
         for one in (self._batches, getattr(self._batches, "sampler", None)):
             if getattr(one, "num_replicas", 1) != 1:
                 raise UserError(

@@ -8,7 +8,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from tests.torch_equivalence.variation import quiet
 
@@ -54,7 +54,8 @@ class Pictures(lightning.LightningDataModule):
         self.train, self.val = TensorDataset(x[:90], y[:90]), TensorDataset(x[90:], y[90:])
 
     def train_dataloader(self):
-        return DataLoader(self.train, batch_size=24)  # the last batch of an epoch is smaller
+        sampler = SubsetRandomSampler(range(88), torch.Generator().manual_seed(1))
+        return DataLoader(self.train, batch_size=24, sampler=sampler)  # the last batch of an epoch is smaller
 
     def val_dataloader(self):
         return DataLoader(self.val, batch_size=16)
