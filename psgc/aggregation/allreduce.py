@@ -167,7 +167,8 @@ class AllReduce:
         for rank in map.receivers:
             self._transport.remember(rank)
         self.link.forget_before(map.iteration)
-        self._bring(protocol.Mapped(map, block_entries(map.slices, self._sums.dtype.itemsize)))
+        within_host = len(set(self._transport.hosts)) == 1  # on every rank or on none
+        self._bring(protocol.Mapped(map, block_entries(map.slices, self._sums.dtype.itemsize, within_host)))
 
     def drop_accumulators(self) -> None:
         """A new iteration begins here: drop the accumulators of earlier ones."""

@@ -21,6 +21,7 @@ LEAST_SLICE = 1 << 18  # bytes; a smaller slice costs more in messages than it s
 BLOCK = 1 << 20  # bytes of a coded block, at most
 BLOCKS = 4  # of a slice, at least, so that sending, summing and passing on overlap
 LEAST_BLOCK = 1 << 16  # bytes; overlap is not worth smaller blocks
+LEAST_WITHIN_HOST = 1 << 19  # the same where no block crosses a link: a copy in memory takes less than a message
 SMALLEST = 0.25  # of an equal share; if an equal share is less than LEAST_SLICE, smaller slices are not worth messages
 HALVINGS = 60  # of the interval in which the time is searched: shares to 12 digits and more
 
@@ -103,10 +104,10 @@ def _shares(parts: int, rates: tuple[float, ...], others: int) -> tuple[float, .
     return tuple(share / total for share in shares)
 
 
-def block_entries(slices: Sequence[Slice], itemsize: int) -> int:
-    """The most entries of a block. itemsize: bytes of an entry."""
+def block_entries(slices: Sequence[Slice], itemsize: int, within_host: bool = False) -> int:
+    """The most entries of a block. itemsize: bytes of an entry; within_host: whether all ranks are on one host."""
     largest = max(stop - start for _, start, stop in slices)
-    overlapping = max(-(-largest // BLOCKS), LEAST_BLOCK // itemsize)
+    overlapping = max(-(-largest // BLOCKS), (LEAST_WITHIN_HOST if within_host else LEAST_BLOCK) // itemsize)
     return max(1, min(overlapping, BLOCK // itemsize))
 
 

@@ -16,6 +16,7 @@ class Handle:
 class ListTransport:
     shared = Shared()
     is_woken = True
+    hosts = ("one", "another")
 
     def __init__(self, rank, under_way):
         self.heard = set()  # whether those who sent have asked for what is read, in place of what is sent

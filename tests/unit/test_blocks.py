@@ -356,3 +356,16 @@ def test_an_accumulator_that_is_in_the_memory_of_the_host_from_the_first_is_read
     world.all[1].mapped(made, {})
     world.deliver(but=(2, 0))
     np.testing.assert_allclose(world.all[1].blocks.gradient(0), world.coded.sum(0))
+
+
+@pytest.mark.parametrize(("hosts", "messages"), [(("here", "here"), 1), (("here", "there"), 4)])
+def test_within_a_host_a_small_accumulator_is_one_message(monkeypatch, hosts, messages):
+    sent, send = [], ListTransport.send_vector
+    monkeypatch.setattr(ListTransport, "hosts", hosts)
+    monkeypatch.setattr(
+        ListTransport, "send_vector", lambda it, dest, *args, **kw: sent.append(dest) or send(it, dest, *args, **kw)
+    )
+    world = World(1, 10**5, 1, "f4", 0)
+    world.map(parts=[Slice(0, 0, 10**5)])
+    world.deliver()
+    assert sent.count(0) == messages

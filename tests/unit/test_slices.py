@@ -93,6 +93,12 @@ def test_the_size_of_a_block(entries, expected):
     assert block_entries([Slice(0, 0, 10), Slice(1, 10, 10 + entries)], 4) == expected
 
 
+@pytest.mark.parametrize(("entries", "blocks"), [(10**8, 382), (10**6, 4), (10**5, 1)])
+def test_on_one_host_a_small_slice_is_one_block(entries, blocks):
+    part = Slice(0, 0, entries)
+    assert len(cut(part, block_entries([part], 4, within_host=True))) == blocks
+
+
 @given(st.lists(st.tuples(st.sampled_from([0.2, 0.5, 1.0]), st.integers(1, 4)), min_size=1, max_size=4))
 def test_ranks_of_a_host_own_together_what_one_rank_with_its_link_would(hosts):
     entries, of_ranks = 10**6, [(host, rate) for host, (rate, count) in enumerate(hosts) for _ in range(count)]
