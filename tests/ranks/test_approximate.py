@@ -106,7 +106,7 @@ def test_the_actual_error_is_the_actual_error(late):
 
 def test_an_error_target_and_several_parts_combined(folder):
     settings = ["coding={chunks_per_worker: 5, replication: 2, parts: 2}", "schedule=skipping", "transfer=combined"]
-    settings += ["iterations=15", "recovery={mode: approximate, max_error: 0.2}", "aggregation=allreduce"]
+    settings += ["iterations=10", "recovery={mode: approximate, max_error: 0.2}", "aggregation=allreduce"]
     target = Ended(folder, "target", *settings)
     measure = target.column("error_measure")
     assert (measure <= 0.2).all()

@@ -60,7 +60,7 @@ def numbers(loader, rows):
     return torch.cat([torch.cat([x, y[:, None]], 1) for x, y, _ in batches(loader, rows)])
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 4])
 def test_what_rows_draw_is_the_same_in_any_process_and_batch(loading, workers):
     rows, before = [7, 3, 9, 1, 30, 2, 11], torch.get_rng_state()
     expected = numbers(loading(0), rows)
@@ -213,9 +213,8 @@ def test_the_batches_of_the_next_steps_are_loaded_while_this_one_is_computed(tmp
 @pytest.mark.parametrize("more", [{}, {"transfer": "per_chunk"}], ids=["pieces", "chunks"])
 def test_a_run_has_the_same_bits_with_any_number_of_processes(more):
     expected = trained(0, **more)
-    for workers in 1, 3:
-        found = trained(workers, **more)
-        assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    found = trained(3, **more)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
 def test_a_run_has_the_same_augmentation_with_pieces_and_without():

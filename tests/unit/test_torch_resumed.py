@@ -72,7 +72,7 @@ class Script:
         return self.steps
 
 
-@pytest.mark.parametrize("done", [0, 2, 3, 5, 8])
+@pytest.mark.parametrize("done", [0, 3, 8])
 def test_a_schedule_that_is_stepped_after_each_epoch_is_not_stepped_again(done):
     whole = Script()
     expected = whole.train()
@@ -91,7 +91,7 @@ def through_torch(found):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize(("when", "done"), [("each_step", 0), ("each_step", 4), ("each_batch", 1), ("each_batch", 8)])
+@pytest.mark.parametrize(("when", "done"), [("each_step", 4), ("each_batch", 0), ("each_batch", 8)])
 def test_a_new_run_goes_on_from_a_dictionary(when, done):
     """What was drawn for a batch before the dictionary was made is drawn again."""
     whole, saved = Script(), []
@@ -104,8 +104,7 @@ def test_a_new_run_goes_on_from_a_dictionary(when, done):
     torch.testing.assert_close(new.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("when", ["each_step", "each_batch"])
-@pytest.mark.parametrize("done", [0, 3])
+@pytest.mark.parametrize(("when", "done"), [("each_step", 3), ("each_batch", 0)])
 def test_a_script_that_was_stopped_in_a_loop_draws_on_when_it_is_resumed(tmp_path, done, when):
     def stop():
         if len(ended.steps) == done + 1:
