@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.ranks.mpirun import run
+from tests.ranks.prepared import NUMPY, TORCH, prepared
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from benching import python_path
@@ -23,7 +24,8 @@ def outcomes(folder, *combinations):
     found = []
     for one in combinations:
         inside = one.prepare(folder)
-        run(one.command, inside, 100, python_path(), code=0)
+        python = prepared(TORCH if one.problem == "torch" else NUMPY)
+        run([python, *one.command[1:]], inside, 100, python_path(), code=0)
         found.append(outcome(inside))
     return found
 

@@ -9,6 +9,7 @@ import pytest
 
 from psgc.data import write_dense
 from tests.ranks.mpirun import psgc, run
+from tests.ranks.prepared import TORCH, prepared
 from tests.unit.documents import ROOT, blocks, named_files, shell_lines
 
 README = ROOT / "README.md"
@@ -53,7 +54,7 @@ def test_the_two_scripts_of_the_page_on_ddp(tmp_path):
         (tmp_path / name).write_text(text)
     (line, again, _) = [line for block in blocks(ROOT / "docs/from-ddp.md", "bash") for line in shell_lines(block)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line)[1:]]
-    for command in (torchrun, psgc(*shlex.split(again)[1:])):
+    for command in (torchrun, psgc(*shlex.split(again)[1:], python=prepared(TORCH))):
         finished = run(command, tmp_path, code=0)
         (last,) = re.findall(r"^9 ([\d.]+)$", finished.stdout, re.MULTILINE)
         assert float(last) > 0.8

@@ -4,6 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.ranks.mpirun import psgc, run
+from tests.ranks.prepared import TORCH, prepared
 from tests.torch_equivalence.values import difference
 from tests.torch_equivalence.ways import ABSENT, CLOSE, NEEDS, result
 
@@ -34,14 +35,15 @@ with one_process():
 """
 
 
-@pytest.mark.timeout(300)  # four processes import torch and the trainer
+@pytest.mark.timeout(300)
 @pytest.mark.faults
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_worker_dies_under_a_trainer(name, tmp_path):
     if name in ABSENT:
         pytest.skip(f"{name} needs {ABSENT[name]}")
     (tmp_path / "train.py").write_text(SCRIPT)
-    finished = run(psgc("launch", "train.py", "-n", "4", "--", name), tmp_path, 250.0, code=0)
+    python = prepared((*TORCH, f"tests.torch_equivalence.scripts.{name}"))  # a trainer takes seconds to import
+    finished = run(psgc("launch", "train.py", "-n", "4", "--", name, python=python), tmp_path, 250.0, code=0)
     assert (tmp_path / "died").exists(), finished.said
     (tmp_path / "plain").mkdir()
     expected = result(name, "torch", tmp_path / "plain")
