@@ -93,11 +93,18 @@ class StepLoss:
 
 
 class StepMetric:
-    """`validation_step` as a metric of psgc. hows: the arguments of self.log, by name, after the first call."""
+    """`validation_step` as a metric of psgc.
 
-    def __init__(self, step: Step) -> None:
-        self._step = step
+    loader: "/dataloader_idx_1" and so on, which Lightning adds to names when there are several loaders; else empty
+
+    hows: the arguments of self.log, by name, after the first call
+    names: the names of the metric, with the loader, by name
+    """
+
+    def __init__(self, step: Step, loader: str) -> None:
+        self._step, self._loader = step, loader
         self.hows: dict[str, Mapping[str, Any]] = {}
+        self.names: dict[str, str] = {}
 
     def __call__(self, module: nn.Module, batch: Any) -> dict[str, tuple[float, float]]:
         assert isinstance(module, LightningModule)
@@ -109,8 +116,10 @@ class StepMetric:
                 f"validation_step changes self.{grown[0]}, which would differ between workers: log means of the "
                 "batch; for metrics that are not a mean use run.evaluate with outputs"
             )
-        self.hows.update({name: logged.how for name, logged in found.items()})
-        return {name: (logged.total, logged.of) for name, logged in found.items()} or {"": (0.0, 1.0)}
+        for name, logged in found.items():
+            self.hows[name] = logged.how
+            self.names[name] = name + (self._loader if logged.how.get("add_dataloader_idx", True) else "")
+        return {self.names[name]: (logged.total, logged.of) for name, logged in found.items()} or {"": (0.0, 1.0)}
 
 
 def _lengths(module: LightningModule) -> dict[str, int]:

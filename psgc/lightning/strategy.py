@@ -26,6 +26,7 @@ from psgc.torch import Batch, ScriptRun
 from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.evaluation import evaluation_mode
 from psgc.torch.generators import preserved
+from psgc.torch.sampling import length_of
 
 
 class TrainingLoader:
@@ -105,11 +106,7 @@ class PsgcStrategy(SingleDeviceStrategy):
 
     def _begun(self, loader: DataLoader[Any]) -> ScriptRun:
         module, dataset, collate = self._module, loader.dataset, loader.collate_fn
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise UserError(
-                f"the dataset ({type(dataset).__name__}) has no length or no __getitem__, so batches would differ "
-                "between ranks; expected a map-style dataset"
-            )
+        length_of(dataset)  # refuses it, if need be
         with preserved(self.root_device), evaluation_mode(module):
             many = getattr(dataset, "__getitems__", None)
             first = collate(many([0]) if many else [dataset[0]])
@@ -170,11 +167,12 @@ class PsgcStrategy(SingleDeviceStrategy):
     def validation_step(self, batch: Any, *others: Any) -> None:
         if not isinstance(batch, Examples):
             return super().validation_step(batch, *others)
-        metric = StepMetric(partial(self._step, "validation_step"))
+        loader = f"/dataloader_idx_{others[1]}" if len(others) > 1 else ""  # as Lightning's names have it
+        metric = StepMetric(partial(self._step, "validation_step"), loader)
         self._others = others
         found = self._of_run.evaluate(batch.loader, metric)
         for name, how in metric.hows.items():
-            self._module.log(name, float(found.get(name, float("nan"))), batch_size=1, **how)
+            self._module.log(name, float(found.get(metric.names[name], float("nan"))), batch_size=1, **how)
         return None
 
     # the ranks

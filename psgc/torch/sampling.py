@@ -11,6 +11,7 @@ from math import inf
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from torch.utils.data import IterableDataset
 
 from psgc.data.epochs import bounds, rows_of
 from psgc.errors import UserError, one_line
@@ -247,6 +248,12 @@ def length_of(dataset: Any) -> int:
     Raises UserError: it has no length or no __getitem__, or it is empty.
     """
     name = type(dataset).__name__
+    if isinstance(dataset, IterableDataset):
+        raise UserError(
+            f"the dataset ({name}) is an IterableDataset, whose examples have no numbers, by which any worker could get "
+            "those of a chunk; expected a map-style dataset: list(dataset) if it fits into memory, else a file that it "
+            "is written to once, such as datasets.Dataset.from_generator makes"
+        )
     wanted = "expected a map-style dataset, with __len__ and __getitem__"
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
         raise UserError(f"the dataset ({name}) has no __getitem__; {wanted}")

@@ -22,6 +22,7 @@ from psgc.errors import UserError
 from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding
 from psgc.torch import Batch, ScriptRun
+from psgc.torch.sampling import length_of
 from psgc.transformers.arguments import check, of_rank
 from psgc.transformers.progress import LoopProgress
 
@@ -88,11 +89,7 @@ class Trainer(transformers.Trainer):
         dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         if dataset is None:
             raise UserError("psgc.transformers.Trainer: expected train_dataset")
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise UserError(
-                f"psgc.transformers.Trainer: {type(dataset).__name__} has no length or no __getitem__, so batches "
-                "would differ between ranks; expected a map-style dataset"
-            )
+        length_of(dataset)  # refuses it, if need be
         loader = self._get_dataloader(dataset, "Training", 1)  # with its collator and worker processes
         self._collate, own = loader.collate_fn, loader.dataset
         if args.dataloader_num_workers:

@@ -45,7 +45,7 @@ ROWS = TensorDataset(torch.randn(20, 2))
         ("Collects", ROWS, {}, "validation_step changes self.seen, which would differ between workers"),
         ("Maximum", ROWS, {}, r"self.log\('largest'\): reduce_fx: expected mean"),
         ("Skips", ROWS, {}, "training_step returned NoneType; expected the loss of every batch"),
-        ("Module", Stream(), {}, r"the dataset \(Stream\) has no length or no __getitem__"),
+        ("Module", Stream(), {}, r"the dataset \(Stream\) is an IterableDataset"),
         ("Module", ROWS, {"strategy": "ddp"}, "strategy: psgc is the strategy"),
         ("Module", ROWS, {"limit_train_batches": 2}, "limit_train_batches: give a smaller dataset"),
         ("Module", ROWS, {"callbacks": "Timer"}, "Timer: the clocks of ranks differ"),

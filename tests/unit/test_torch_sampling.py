@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from psgc.data import Epochs
 from psgc.data.epochs import rows_of
@@ -170,3 +170,9 @@ def test_a_dataset_without_length_is_refused_in_one_line(methods, text):
     with pytest.raises(UserError) as error:
         length_of(type("Data", (), methods)())
     assert str(error.value).startswith(f"the dataset (Data){text}")
+
+
+def test_a_stream_is_refused_with_a_way_out():
+    stream = type("Stream", (IterableDataset,), {"__iter__": lambda self: iter(range(9))})()
+    with pytest.raises(UserError, match=r"Stream\) is an IterableDataset.*; expected a map-style dataset: list\(dataset\) "):
+        length_of(stream)

@@ -35,9 +35,10 @@ class Classifier(lightning.LightningModule):
         self.log("train_right", (scores.argmax(1) == y).double().mean(), on_step=False, on_epoch=True)
         return loss
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx, dataloader_idx):
         x, y = batch
-        self.log_dict({"loss": F.cross_entropy(self.layers(x), y), "first": x.mean()})
+        self.log("loss", F.cross_entropy(self.layers(x), y))
+        self.log(f"first {dataloader_idx}", x.mean(), add_dataloader_idx=False)
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), 0.02, eps=1e-3)
@@ -58,7 +59,7 @@ class Pictures(lightning.LightningDataModule):
         return DataLoader(self.train, batch_size=24, sampler=sampler)  # the last batch of an epoch is smaller
 
     def val_dataloader(self):
-        return DataLoader(self.val, batch_size=16)
+        return [DataLoader(self.val, batch_size=16), DataLoader(self.train, batch_size=25)]
 
 
 class Means(lightning.Callback):
@@ -68,7 +69,8 @@ class Means(lightning.Callback):
         self.found = []
 
     def on_train_epoch_end(self, trainer, module):
-        names = ("train_loss_epoch", "train_right", "loss", "first")
+        of_loaders = ("loss/dataloader_idx_0", "loss/dataloader_idx_1", "first 0", "first 1")
+        names = ("train_loss_epoch", "train_right", *of_loaders)
         self.found.append([float(trainer.callback_metrics[name]) for name in names])
 
     def state_dict(self):
@@ -82,8 +84,8 @@ def begin():
     torch.manual_seed(0)
     model, means = Classifier(), Means()
     callbacks = [
-        EarlyStopping("loss", patience=2),
-        ModelCheckpoint("best", monitor="loss", filename="{epoch}"),
+        EarlyStopping("loss/dataloader_idx_0", patience=2),
+        ModelCheckpoint("best", monitor="loss/dataloader_idx_0", filename="{epoch}"),
         LearningRateMonitor("step"),
         means,
     ]
