@@ -54,8 +54,8 @@ def init(
 ) -> ScriptRun:
     """Begin a run. Every rank calls this with the same arguments. Without mpirun the run has one process.
 
-    model: a module whose trainable parameters are all float32, or all float64, on one device. All ranks begin with the
-        parameters of rank 0.
+    model: a module whose trainable parameters are all float32, all float64 or all bfloat16, on one device. Gradients of
+        bfloat16 are summed in float32. All ranks begin with the parameters of rank 0.
     dataset: a map-style dataset, the same on every rank
     loss: (model, batch) -> (sum over the examples, number of examples), or the mean over the examples. The loss of an
         example must not depend on other examples.

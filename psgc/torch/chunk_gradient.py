@@ -241,7 +241,7 @@ def _differentiable(loss: Any) -> Tensor:
             "the loss does not depend on the model's parameters; is it computed under torch.no_grad(), or after "
             "detach() or item()?"
         )
-    return loss.reshape(())
+    return loss.reshape(()).to(torch.promote_types(loss.dtype, torch.float32))  # its sums are not those of bfloat16
 
 
 def _count(count: Any) -> float:

@@ -12,7 +12,7 @@ from torch.utils.dlpack import from_dlpack
 from psgc.errors import UserError
 from psgc.torch.memory import settle
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}  # and of sums
 
 
 class FlatModel:
@@ -22,25 +22,29 @@ class FlatModel:
     and `state_dict` see the same Parameter objects, with the same strides. A buffer whose entries share memory, as
     `expand` makes it, gets memory of its own, because a state cannot be loaded into it otherwise.
 
+    Gradients of parameters in bfloat16 are summed in float32, and rounded once, when `take` puts them into `.grad`.
+
+    dtype: of the sums of gradients
     params: (dim,), the parameters
     grad: (dim,), the gradient; another tensor after `take`
     names: the names of the parameters, in their order in `params`
 
-    Raises UserError: no trainable parameter, several dtypes or devices, a dtype other than float32 and float64, a
-    parameter without memory (lazy modules, the device "meta").
+    Raises UserError: no trainable parameter, several dtypes or devices, a dtype other than those of DTYPES, a parameter
+    without memory (lazy modules, the device "meta").
     """
 
     def __init__(self, model: nn.Module) -> None:
         named = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        self.dtype, self.device = _common(model, named)
+        dtype, self.device = _common(model, named)
+        self.dtype, self._rounds = DTYPES[dtype], DTYPES[dtype] != dtype
         self._model = model
         self.names = tuple(named)
         self._parameters = tuple(named.values())
         self.dim = sum(param.numel() for param in self._parameters)
         self._strides = tuple(torch.empty_like(param, device="meta").stride() for param in self._parameters)
         # allocated by torch, not by NumPy: so it is aligned to 64 bytes on every rank
-        self.params = torch.empty(self.dim, dtype=self.dtype, device=self.device)
-        self.grad = torch.zeros_like(self.params)
+        self.params = torch.empty(self.dim, dtype=dtype, device=self.device)
+        self.grad = self._sum = torch.zeros_like(self.params)  # _sum: what `grad` is rounded from
         self._param_views = self.views(self.params)
         self._grad_views: list[Tensor | None] = [*self.views(self.grad)]
         self._targets: list[Tensor] = []  # views of the vector of `gradients_into`
@@ -95,9 +99,13 @@ class FlatModel:
             return
         with torch.no_grad():
             for param, view, has in zip(self._parameters, self.views(gradient), is_used, strict=True):
-                for hook in [*(param._backward_hooks or {}).values()] if has else []:
-                    if (changed := hook(view)) is not None:
-                        view.copy_(changed)
+                if not (has and param._backward_hooks):
+                    continue
+                its = view.to(param.dtype)
+                for hook in [*param._backward_hooks.values()]:
+                    if (changed := hook(its)) is not None:
+                        its.copy_(changed)
+                view.copy_(its)
 
     def call_late_hooks(self) -> None:
         """Call the hooks of `register_post_accumulate_grad_hook`. `.grad` is the gradient of the batch."""
@@ -113,10 +121,14 @@ class FlatModel:
         Returns for each parameter whether it had no gradient. Raises UserError when a gradient was set to None
         meanwhile.
         """
-        unused = [param.grad is None for param in self._parameters]
+        unused = []
         for place, (param, target) in enumerate(zip(self._parameters, self._targets, strict=True)):
+            is_there = param.grad is not None or (self._rounds and place in self._written)
+            unused.append(not is_there)
             if param.grad is not None:
                 self._moved(place, param)
+            elif is_there:
+                continue
             elif place in self._written and param.requires_grad:
                 raise UserError(
                     f"the gradient of {self.names[place]} was set to None while that of a chunk was summed, by a "
@@ -130,12 +142,14 @@ class FlatModel:
         """A hook: `param.grad` has a new gradient. If it is not in the vector of the chunk, it is moved there."""
         if not self._targets or param.grad is None or param.grad is self._targets[place]:
             return
-        target = self._targets[place]
-        if param.grad.is_sparse:
-            target.zero_().add_(param.grad.detach())
+        target, found = self._targets[place], param.grad.detach().to(self.dtype)
+        if self._rounds and place in self._written:
+            target.add_(found)
+        elif found.is_sparse:
+            target.zero_().add_(found)
         else:
-            torch.add(param.grad.detach(), 0.0, out=target)  # turns -0 into 0, as adding to zeros does
-        param.grad = target
+            torch.add(found, 0.0, out=target)  # turns -0 into 0, as adding to zeros does
+        param.grad = None if self._rounds else target  # None: the next micro-batch brings another one
         self._written.add(place)
 
     def restore(self) -> None:
@@ -153,7 +167,8 @@ class FlatModel:
     def take(self, gradient: Tensor, is_used: Sequence[bool] | None = None) -> None:
         """Use `gradient` (dim,) as `grad`. is_used: (parameters,); where it is false, `.grad` becomes None."""
         settle(self.device)
-        self.grad, self._grad_views = gradient, [*self.views(gradient)]
+        self._sum, self.grad = gradient, gradient.to(self.params.dtype)
+        self._grad_views = [*self.views(self.grad)]
         for place, has in enumerate(is_used or ()):
             if not has:
                 self._drop(place)
@@ -161,19 +176,24 @@ class FlatModel:
 
     def add(self, gradient: Tensor, is_used: Sequence[bool]) -> None:
         """Add a gradient to `grad`. The arguments are those of `take`."""
-        self.grad.add_(gradient)
+        if self._rounds:  # what the script has changed since counts, and is rounded already
+            self._sum = torch.where(self._sum.to(self.grad.dtype) == self.grad, self._sum, self.grad.to(self.dtype))
+        self._sum.add_(gradient)
+        if self._rounds:
+            self.grad.copy_(self._sum)
         for place, (view, has) in enumerate(zip(self.views(self.grad), is_used, strict=True)):
             if has:
                 self._grad_views[place] = view
         self.restore()
 
     def clear(self) -> None:
-        self.take(torch.zeros_like(self.params))
+        self.take(torch.zeros_like(self.params, dtype=self.dtype))
 
     def drop(self) -> None:
         """Free the memory of `grad`. There is no gradient until `take`."""
         settle(self.device)
-        self.grad, self._grad_views = self.params.new_empty(0), [None] * len(self._parameters)
+        self.grad = self._sum = self.params.new_empty(0)
+        self._grad_views = [None] * len(self._parameters)
         self.restore()
 
     def keep(self, kept: Container[int]) -> None:
@@ -204,10 +224,10 @@ class FlatModel:
         for name, param in zip(self.names, self._parameters, strict=True):
             if id(param) not in present:
                 raise UserError(f"parameter {name} was removed from the model after psgc.torch.init; do that before")
-            if param.dtype != self.dtype or param.device != self.device:
+            if param.dtype != self.params.dtype or param.device != self.device:
                 raise UserError(
-                    f"parameter {name} is {param.dtype} on {param.device}, and was {self.dtype} on {self.device} in "
-                    "psgc.torch.init; move or convert the model before"
+                    f"parameter {name} is {param.dtype} on {param.device}, and was {self.params.dtype} on {self.device} "
+                    "in psgc.torch.init; move or convert the model before"
                 )
         self._adopt()
 
@@ -257,7 +277,7 @@ def _common(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[torch.dty
     dtype = named[first].dtype
     if dtype not in DTYPES:
         raise UserError(
-            f"the parameters are {dtype}; expected float32 or float64 (keep them in float32 and compute under "
-            "torch.autocast for bfloat16 or float16)"
+            f"the parameters are {dtype}; expected float32, float64 or bfloat16 (for float16 keep them in float32, and "
+            "compute under torch.autocast)"
         )
     return dtype, named[first].device

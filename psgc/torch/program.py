@@ -174,7 +174,7 @@ class TorchProgram:
         return self.run.standing.digest()
 
     def params(self) -> np.ndarray:
-        return self._flat.params.detach().cpu().numpy()
+        return self._flat.params.detach().cpu().to(self._flat.dtype).numpy()
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

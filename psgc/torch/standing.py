@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
+import torch
 from torch import nn
 
 from psgc.errors import UserError
@@ -74,7 +75,7 @@ class Standing:
         self._take(state, where)
         if self._latest is None:  # else the latest state is loaded again before the next batch
             self._evaluator.results = about_of(state, where).evaluations
-        params = self._flat.params.detach().cpu().numpy()
+        params = self._flat.params.detach().cpu().view(torch.uint8).numpy()
         self.loaded = crc32(repr(self._sampler.position).encode(), crc32(params.data))
 
     def before_batch(self) -> None:

@@ -130,8 +130,9 @@ class Steps:
         return self._scale is not None and self._scaler.get_scale() < self._scale
 
     def _checksum_now(self) -> int:
-        bits = torch.int32 if self._flat.dtype == torch.float32 else torch.int64
-        return int(self._flat.params.detach().view(bits).sum(dtype=torch.int64))
+        params = self._flat.params.detach()
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[params.itemsize]
+        return int(params.view(bits).sum(dtype=torch.int64))
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         is_watched = self.loops > 0 or not self._is_made  # after its loops the script may train without the run

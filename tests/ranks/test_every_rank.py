@@ -53,3 +53,9 @@ def test_all_processes_compute_in_the_calls_of_a_script(tmp_path: Path, how: dic
     assert {digest for digest, *_ in ended.values()} == {alone[0][0]}
     with np.load(tmp_path / "out/timeline.npz") as timeline:
         assert {*timeline["worker"].tolist()} == {1, 2, 3}
+
+
+def test_a_model_in_bfloat16_has_the_same_bits_with_two_and_with_eight_workers(tmp_path: Path) -> None:
+    given = {"dtype": "bfloat16", "reproducible": True, "epochs": 1}
+    found = [trained(tmp_path, ranks, **given)[0][0] for ranks in (2, 8)]
+    assert found[0][0] == found[1][0]

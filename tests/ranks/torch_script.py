@@ -3,6 +3,7 @@
 what: {rank: [what to do there, after so many steps]}; epochs;
 pause: seconds after each step on rank 0;
 costs: of each example, for init; gamma: of the schedule, by default soon nothing changes any more;
+dtype: of the parameters;
 device: CuPy is the stand-in (tests/stand_in), and the memory of the model passes for that of a GPU. The script fails if
 a vector gets to the host or back, other than to be sent ("staged": MPI cannot read the GPU).
 
@@ -36,6 +37,7 @@ settings = json.loads(sys.argv[1])
 what = {int(rank): tuple(value) for rank, value in settings.pop("what", {}).items()}
 epochs, pause = settings.pop("epochs", 2), settings.pop("pause", 0.0)
 device, costs, gamma = settings.pop("device", ""), settings.pop("costs", None), settings.pop("gamma", 0.1)
+dtype = getattr(torch, settings.pop("dtype", "float32"))
 rank, done = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")), 0
 torch.set_num_threads(1)
 torch.manual_seed(rank)  # init gives all ranks the parameters of rank 0
@@ -46,7 +48,8 @@ model = torch.nn.Sequential(
 )
 model.register_buffer("shared", torch.ones(1).expand(5))  # its entries have one memory
 generator = torch.Generator().manual_seed(1)
-x = torch.randn(250, 8, generator=generator)
+model.to(dtype)
+x = torch.randn(250, 8, generator=generator).to(dtype)
 data = torch.utils.data.TensorDataset(x, x[:, :3].argmax(1))
 
 
@@ -139,6 +142,6 @@ right = run.evaluate(data, accuracy)["right"]
 run.save("model.safetensors")
 if device and set(copies) - {device}:
     raise AssertionError(f"vectors were copied: {copies}")
-digest = hashlib.sha256(b"".join(param.detach().numpy().tobytes() for param in model.parameters())).hexdigest()
+digest = hashlib.sha256(b"".join(param.detach().float().numpy().tobytes() for param in model.parameters())).hexdigest()
 sys.stdout.write(f"rank {rank} {digest} {right!r} {' '.join(map(repr, losses))}\n")
 sys.stdout.flush()

@@ -164,8 +164,8 @@ def mixed():
         (small().requires_grad_(False), "the model (Sequential) has no trainable parameter"),
         (mixed(), "the trainable parameters have several dtypes: 0.weight is torch.float32, 2.weight is torch.float64; "
          "expected one"),
-        (small().bfloat16(), "the parameters are torch.bfloat16; expected float32 or float64 (keep them in float32 and "
-         "compute under torch.autocast for bfloat16 or float16)"),
+        (small().half(), "the parameters are torch.float16; expected float32, float64 or bfloat16 (for float16 keep "
+         "them in float32, and compute under torch.autocast)"),
         (nn.LazyLinear(3), "parameter weight has no memory yet; call the model once with a batch (lazy modules), or "
          'model.to_empty(device="cpu") and initialise it'),
         (nn.Linear(2, 2, device="meta"), "parameter weight has no memory yet; call the model once with a batch (lazy "

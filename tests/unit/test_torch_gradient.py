@@ -1,4 +1,4 @@
-"""The gradient that a script gets is that of plain torch: unused parameters, hooks, float16."""
+"""The gradient that a script gets is that of plain torch: unused parameters, hooks, float16, bfloat16."""
 
 import copy
 
@@ -67,3 +67,67 @@ def test_an_optimizer_in_a_hook_steps_within_backward():
         other.step()
         other.zero_grad()
     torch.testing.assert_close(model.state_dict(), alone.state_dict())
+
+
+def in_bfloat16(**settings):
+    """A run with a model in bfloat16, its data, and a copy of the model in float64."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).bfloat16()
+    data = torch.utils.data.TensorDataset(torch.randn(240, 6).bfloat16(), torch.randint(0, 3, (240,)))
+    exact = copy.deepcopy(model).double()
+    return psgc.torch.init(model, data, cross_entropy, chunks=10, **settings), data, model, exact
+
+
+def cross_entropy(model, batch):
+    scores = model(batch[0].to(model[0].weight.dtype))
+    return F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), batch[1])
+
+
+def flat(model):
+    return torch.cat([param.grad.double().flatten() for param in model.parameters()])
+
+
+def test_gradients_in_bfloat16_are_as_exact_as_those_of_torch():
+    """Activations and their gradients are rounded in both: by eps / 2 of each entry, some times in a row."""
+    run, data, model, exact = in_bfloat16()
+    plain = copy.deepcopy(model)
+    for other in plain, exact:
+        cross_entropy(other, data[:]).backward()
+    found = run.backward(next(run.batches(240)))
+    assert {param.grad.dtype for param in model.parameters()} == {torch.bfloat16}
+    eps = torch.finfo(torch.bfloat16).eps
+    for one, other in (flat(model), flat(exact)), (flat(plain), flat(exact)), (flat(model), flat(plain)):
+        assert (one - other).norm() <= eps * other.norm()
+    assert found == pytest.approx(float(cross_entropy(exact, data[:]).detach()), rel=eps)
+
+
+def test_sums_of_bfloat16_are_those_of_float32_rounded_once():
+    run, data, model, _ = in_bfloat16()
+    expected = 0.0
+    for batch in run.batches(120, shuffle=False):  # the chunks of a batch have 12 rows
+        its = [batch.rows[start : start + 12] for start in range(0, 120, 12)]
+        expected = expected + sum(_alone(model, data, rows) for rows in its) / 120
+        run.backward(batch, accumulate=True)
+        assert torch.equal(flat(model), expected.bfloat16().double())
+
+
+def _alone(model, data, rows):
+    alone = copy.deepcopy(model)
+    (cross_entropy(alone, data[rows]) * len(rows)).backward()
+    return torch.cat([param.grad.float().flatten() for param in alone.parameters()])
+
+
+def test_what_a_script_does_with_gradients_in_bfloat16_counts_when_others_are_added():
+    run, _, model, _ = in_bfloat16()
+    first, second = run.batches(120, shuffle=False)
+    run.backward(first, accumulate=True)
+    before = flat(model)
+    for param in model.parameters():
+        param.grad *= 0.5
+    seen = []
+    handle = model[2].bias.register_hook(lambda gradient: seen.append(gradient.clone()) or gradient * 0)
+    run.backward(second, accumulate=True)
+    handle.remove()
+    assert [gradient.dtype for gradient in seen] == [torch.bfloat16]
+    assert torch.equal(flat(model)[-3:], before[-3:] / 2)
+    assert not torch.equal(flat(model)[:-3], before[:-3] / 2)
