@@ -226,8 +226,8 @@ class FlatModel:
                 raise UserError(f"parameter {name} was removed from the model after psgc.torch.init; do that before")
             if param.dtype != self.params.dtype or param.device != self.device:
                 raise UserError(
-                    f"parameter {name} is {param.dtype} on {param.device}, and was {self.params.dtype} on {self.device} "
-                    "in psgc.torch.init; move or convert the model before"
+                    f"parameter {name} is {param.dtype} on {param.device}, and was {self.params.dtype} on {self.device}"
+                    " in psgc.torch.init; move or convert the model before"
                 )
         self._adopt()
 
