@@ -102,7 +102,7 @@ def begin():
 
 
 def result(model, means, trainer):
-    best = int(trainer.checkpoint_callback.best_model_path.split("epoch=")[1].split(".")[0])
+    best = int(trainer.checkpoint_callback.best_model_path.split("epoch=")[1][0])  # there may be -v1 after it
     return model.state_dict(), means.found, best, trainer.global_step, trainer.current_epoch
 
 
