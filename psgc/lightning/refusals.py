@@ -54,7 +54,9 @@ def check_trainer(trainer: Trainer, module: LightningModule) -> None:
         if is_overridden(hook, module):
             raise UserError(f"{kind}.{hook}: {instead}")
     if trainer.scaler is not None:
-        raise UserError(f"precision {trainer.precision}: expected bf16-mixed, 32-true or 64-true; psgc.torch scales")
+        raise UserError(
+            f"precision {trainer.precision}: expected bf16-mixed, bf16-true, 32-true or 64-true; psgc.torch scales"
+        )
     for callback in trainer.callbacks:
         if isinstance(callback, Timer):
             raise UserError(f"Timer: {ARGUMENTS['max_time']}")

@@ -34,18 +34,16 @@ class Position(NamedTuple):
     start: int = 0
 
 
-@dataclass(frozen=True, eq=False)
 class Batch:
-    """The examples of one step.
+    """The examples of one step. It is no dataclass, in whose fields Lightning would look for tensors to convert.
 
     position: the position of the step
     after: the position of the next step
     rows: (n,) int64, the numbers of the examples
     """
 
-    position: Position
-    after: Position
-    rows: np.ndarray
+    def __init__(self, position: Position, after: Position, rows: np.ndarray) -> None:
+        self.position, self.after, self.rows = position, after, rows
 
     @property
     def iteration(self) -> int:
