@@ -79,12 +79,12 @@ def test_a_batch_that_is_uneven_counts_by_its_examples(modules, fit, one_process
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)])
-def test_a_module_is_trained_in_the_precision_of_the_trainer(precision, dtype, one_process):
-    class Validated(Module):
+def test_a_module_is_trained_in_the_precision_of_the_trainer(modules, fit, precision, dtype, one_process):
+    class Validated(modules.Module):
         def validation_step(self, batch, batch_idx):
             self.log("val", self.layer(batch[0]).mean())
 
     loader = DataLoader(TensorDataset(torch.ones(4, 2)), batch_size=2)
     module = Validated()
-    psgc.lightning.fit(module, loader, loader, epochs=1, precision=precision, enable_progress_bar=False)
+    fit(module, loader, loader, epochs=1, precision=precision, enable_progress_bar=False)
     assert {param.dtype for param in module.parameters()} == {dtype}
