@@ -14,7 +14,7 @@ from psgc.simulation.advice import predict, read_grid
 from psgc.simulation.replay import Prediction, Replay
 from psgc.terminal import say
 
-GRID = ("replication", "chunks_per_worker", "parts", "schedule")  # what it varies
+GRID = ("replication", "chunks_per_worker", "chunks", "parts", "schedule")  # what it varies
 
 SHOWN = 24  # rows of the table
 
@@ -23,7 +23,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("directory", metavar="RUN_DIR", help="run directory that psgc train wrote")
     for name in GRID[:-1]:
         text = "values to try (default: some around the run's own)"
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N,...", help=text)
+        more = ", with psgc.torch" if name == "chunks" else ""
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N,...", help=text + more)
     parser.add_argument("--schedule", metavar="NAME,...", help="schedules to try (default: all but random)")
     parser.add_argument("--json", metavar="FILE", help="write the whole table to FILE as JSON")
 
@@ -43,7 +44,8 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     for line in [*_told(result.replay), *result.remarks, ""]:
         say(line)
     show(_table(result.replay, result.predictions, result.advised))
-    say("* recommended   > this run, and what it has recorded   chunks: for each worker   repl.: replication")
+    whose = "for each worker" if result.replay.own.choice.per_worker else "in all"
+    say(f"* recommended   > this run, and what it has recorded   chunks: {whose}   repl.: replication")
     say("ms, redundant computing time, bytes into and out of the server: means per iteration")
     if len(result.predictions) > SHOWN:
         where = f"all of them are in {json_file}" if json_file else "--json FILE writes all of them"

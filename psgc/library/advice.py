@@ -30,12 +30,14 @@ def replay(
     *,
     replication: Iterable[int] | None = None,
     chunks_per_worker: Iterable[int] | None = None,
+    chunks: Iterable[int] | None = None,
     parts: Iterable[int] | None = None,
     schedule: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """Predict the times of the run in the directory `path` with other settings, as `psgc replay --json` writes them.
 
     replication, chunks_per_worker, parts, schedule: values to try; by default some around the run's own
+    chunks: of a run with psgc.torch, in the place of chunks_per_worker
 
     Returns `rows` (a dict for each combination, the quickest first; one of them is `recommended`), `reason` and `yaml`
     (the advice, in words and as settings), and `run`, `workers` and `iterations` (the number of replayed iterations).
@@ -45,7 +47,8 @@ def replay(
     """
     from psgc.simulation.advice import predict, read_grid
 
-    wanted = {"replication": replication, "chunks_per_worker": chunks_per_worker, "parts": parts, "schedule": schedule}
+    coding = {"replication": replication, "chunks_per_worker": chunks_per_worker, "chunks": chunks, "parts": parts}
+    wanted = coding | {"schedule": schedule}
     texts = {name: None if values is None else ",".join(map(str, values)) for name, values in wanted.items()}
     return predict(expanded(os.fspath(path)), read_grid(texts)).plain()
 

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from psgc.config import AssignmentFile, Config, PythonData, ScriptProblem
+from psgc.config import AssignmentFile, Config, PythonData, ScriptProblem, TorchConfig
 from psgc.data import Dataset, open_data
 from psgc.data.npz import map_npy
 from psgc.errors import PsgcError, UserError
@@ -26,10 +26,11 @@ NEAR = 0.03  # predictions within this of the best count as equal, since no pred
 
 @dataclass(frozen=True)
 class Grid:
-    """The values to combine; None: values around those of the run."""
+    """The values to combine; None: values around those of the run. Runs with psgc.torch have chunks, others not."""
 
     replication: Sequence[int] | None = None
     chunks_per_worker: Sequence[int] | None = None
+    chunks: Sequence[int] | None = None
     parts: Sequence[int] | None = None
     schedule: Sequence[str] | None = None
 
@@ -42,7 +43,7 @@ class ReplayResult:
     predictions: list[Prediction]  # the quickest first
     advised: Prediction  # one of them
     sentence: str  # the advice in words
-    yaml: str  # the advice as lines of a YAML file
+    yaml: str  # the advice as lines of a YAML file, or as arguments of psgc.torch.init
     remarks: list[str]  # further remarks for the reader
 
     def plain(self) -> dict[str, Any]:
@@ -53,20 +54,18 @@ class ReplayResult:
 
 def predict(run_directory: str, grid: Grid) -> ReplayResult:
     run = read_run(run_directory)
-    if isinstance(run.config.problem, ScriptProblem):
-        raise UserError(
-            f"{run.path}: made with psgc.torch, of whose runs psgc replay cannot say what others would take"
-        )
     if run.timeline is None:
         raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
-    if not run.chunks:  # without a summary, the number follows from the settings
-        run = replace(run, chunks=run.config.coding.per_worker * run.workers)
+    is_script = isinstance(run.config.problem, ScriptProblem)
+    if not run.chunks:  # without a summary, the number follows from the settings, or from the timeline
+        number = int(run.timeline["chunk"].max(initial=0)) + 1
+        run = replace(run, chunks=number if is_script else run.config.coding.per_worker * run.workers)
     from_file = isinstance(run.config.coding.assignment, AssignmentFile)
-    tried = choices(grid, own_choice(run.config), run.workers, from_file)
+    tried = choices(grid, own_choice(run.config, run.chunks), run.workers, from_file)
     dataset, remark = _data(run.config)
     params = run.path / "params.npy"
     dim = int(map_npy(str(params)).size) if params.exists() else None
-    copies = sum(choice.chunks_per_worker * run.workers * choice.parts for choice in tried)
+    copies = sum(choice.chunks * (run.workers if choice.per_worker else 1) * choice.parts for choice in tried)
     least, most = ITERATIONS
     replay = Replay(run, dataset, dim, min(max(COPIES // max(1, copies), least), most))
     predictions, impossible = _with_progress(replay, tried)
@@ -125,8 +124,12 @@ def read_grid(wanted: dict[str, str | None]) -> Grid:
             known, expected = all(re.fullmatch("0*[1-9][0-9]{0,6}", entry) for entry in entries), "whole numbers >= 1"
             values[name] = [int(entry) for entry in entries] if known else []
         if not known:
-            raise UserError(f"--{name.replace('_', '-')} {text}: expected {expected}, separated by commas")
+            raise UserError(f"{_option(name)} {text}: expected {expected}, separated by commas")
     return Grid(**values)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> list[Choice]:
@@ -142,26 +145,32 @@ def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> l
             "--replication, --chunks-per-worker: the assignment of this run is from a file, which says both; "
             "expected --parts or --schedule alone"
         )
+    key, other = ("chunks_per_worker", "chunks") if own.per_worker else ("chunks", "chunks_per_worker")
+    if getattr(grid, other):
+        whose = "of each worker" if own.per_worker else "of all workers together, as with psgc.torch"
+        raise UserError(f"{_option(other)}: this run's chunks are those {whose}; expected {_option(key)}")
     for name in ("replication", "parts"):
         for number in getattr(grid, name) or ():
             if number > workers:
-                raise UserError(f"--{name} {number}: this run has {workers} workers, expected no more")
+                raise UserError(f"{_option(name)} {number}: this run has {workers} workers, expected no more")
     usual = [name for name, schedule in SCHEDULES.items() if schedule.tried_by_default]
-    chunks = [own.chunks_per_worker] if from_file else grid.chunks_per_worker or _around(own.chunks_per_worker)
+    least = min(own.chunks, 1 if own.per_worker else workers)
+    around = [number for number in _around(own.chunks) if number >= least]
+    chunks = [own.chunks] if from_file else getattr(grid, key) or around
     found: dict[Choice, None] = {}
-    for schedule, parts, per_worker in product(
+    for schedule, parts, number in product(
         grid.schedule or [*usual, own.schedule], grid.parts or [1, 2, own.parts], chunks
     ):
         if from_file:
             copies = [own.replication]
         elif SCHEDULES[schedule].holds_backups:
-            least = parts if grid.replication else parts + 1
-            copies = [n for n in grid.replication or [2, 3, own.replication] if n >= least]
-        elif (schedule, per_worker, parts) == (own.schedule, own.chunks_per_worker, own.parts):
+            fewest = parts if grid.replication else parts + 1
+            copies = [n for n in grid.replication or [2, 3, own.replication] if n >= fewest]
+        elif (schedule, number, parts) == (own.schedule, own.chunks, own.parts):
             continue  # as the run, whatever its replication
         else:
             copies = [parts]
-        found |= {Choice(schedule, per_worker, n, parts): None for n in copies if from_file or n <= workers}
+        found |= {Choice(schedule, number, n, parts, own.per_worker): None for n in copies if from_file or n <= workers}
     found.pop(own, None)
     if not found and (grid.parts or grid.replication):
         raise UserError("nothing to try: parts needs as much replication, or more")
@@ -192,8 +201,8 @@ def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str
     """A sentence that says why `advised` is recommended for a run with the settings `own`."""
     choice = advised.choice
     settings = (
-        f"schedule {choice.schedule}, {choice.chunks_per_worker} chunks per worker, replication {choice.replication}, "
-        f"parts {choice.parts}"
+        f"schedule {choice.schedule}, {choice.chunks} chunks{' per worker' if choice.per_worker else ''}, "
+        f"replication {choice.replication}, parts {choice.parts}"
     )
     if choice == own.choice:
         text = f"Keep the settings of this run ({settings}): "
@@ -202,24 +211,27 @@ def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str
     if quick == 1:
         text += f"nothing else tried comes within {100 * NEAR:.0f} % of its time"
     else:
-        text += (
-            f"of the {quick} settings within {100 * NEAR:.0f} % of the best time ({1e3 * best:.1f} ms) its workers "
-            f"hold the least data ({100 * advised.data:.3g} % each at most), with the fewest bytes where several do"
-        )
+        text += f"of the {quick} settings within {100 * NEAR:.0f} % of the best time ({1e3 * best:.1f} ms) "
+        if choice.per_worker:
+            text += f"its workers hold the least data ({100 * advised.data:.3g} % each at most), with "
+        text += "the fewest bytes where several do" if choice.per_worker else "it moves the fewest bytes"
     if choice.replication <= choice.parts or not SCHEDULES[choice.schedule].holds_backups:
         text += "; nobody was slow enough for redundancy to pay, but the chunks of a lost worker have to be read anew"
     return f"{text}."
 
 
 def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> str:
-    """The YAML lines for this choice. The number of rows in an iteration stays the same.
+    """The YAML lines for this choice; of a script's run the arguments. The rows of an iteration stay the same.
 
     num_chunks: the number of chunks of the recorded run
     """
+    if isinstance(config.problem, ScriptProblem) and not isinstance(config, TorchConfig):
+        given = {**choice.coding(), "schedule": choice.schedule, "transfer": config.transfer}
+        return f"psgc.torch.init(..., {', '.join(f'{name}={value!r}' for name, value in given.items())})"
     coding = config.coding.model_copy(update=choice.coding())
     lines: dict[str, Any] = {"coding": coding.model_dump(), "schedule": choice.schedule, "transfer": config.transfer}
     if isinstance(config.batch, int) and not isinstance(coding.assignment, AssignmentFile):
-        rows = config.batch * num_chunks / (choice.chunks_per_worker * workers)
+        rows = config.batch * num_chunks / (choice.chunks * workers)
         lines["batch"] = max(1, round(rows))
     return to_text(lines)
 
@@ -227,7 +239,8 @@ def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) ->
 def _row(prediction: Prediction, replay: Replay, advised: Prediction) -> dict[str, Any]:
     own = prediction is replay.own
     return {
-        **asdict(prediction.choice),
+        "schedule": prediction.choice.schedule,
+        **prediction.choice.coding(),
         "seconds": prediction.seconds,
         "median_seconds": float(np.median(prediction.times)),
         "overhead": prediction.overhead,

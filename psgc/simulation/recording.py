@@ -5,7 +5,8 @@ iterations in which it did. It is at least the pace of the chunk that it broke o
 a chunk, equal to it. A worker without any chunk in the record is taken to be as slow as the slowest one.
 
 Some iterations cannot be compared with simulated ones, and do not count: the first one, in which ranks are still being
-set up, and each iteration in which a worker was lost or returned, with the next one.
+set up, and each iteration in which a worker was lost or returned, with the next one. Evaluations of psgc.torch, which
+have no loss, are left out.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from psgc.config import ScriptProblem
 from psgc.errors import UserError
 from psgc.record.timeline import Columns, passes
 from psgc.run_rows import Outcome
@@ -54,6 +56,8 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     numbers, timeline = run.iterations["iteration"], run.timeline
     other = timeline["iteration"][timeline["chunk"] >= run.chunks]  # of an earlier part of the run, with other chunks
     seen = np.isin(numbers, timeline["iteration"]) & (numbers > other.max(initial=-1))
+    if isinstance(run.config.problem, ScriptProblem):
+        seen &= np.isfinite(run.iterations.get("loss", np.full(len(numbers), np.nan)))
     if not seen.any():
         raise UserError(f"{run.path}: its timeline has no chunk of an iteration that was finished; nothing to replay")
     numbers, took = numbers[seen], run.iterations["seconds"][seen]

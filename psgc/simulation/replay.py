@@ -4,7 +4,8 @@ The model:
 
 * In each iteration a worker has its recorded pace (`psgc.simulation.recording`), in proportion to the rows of a chunk:
   with twice as many chunks, each takes half as long. With `batch` an iteration has as many rows as in the run. With
-  epochs every worker holds all data, and the schedule does not know that the last batch of an epoch is smaller.
+  epochs, and with psgc.torch, every worker holds all data, and the schedule does not know that the last batch of an
+  epoch is smaller. Evaluations of psgc.torch, iterations of their own, are left out.
 * The pause of a worker between two passes is as in the run, for passes of any size.
 * The rest of an iteration is its overhead: messages, decoding, the step. It is in proportion to the messages of rank 0
   and their bytes (each message counts as `MESSAGE` bytes more), so that the median of the simulated run is that of the
@@ -23,11 +24,11 @@ from itertools import chain
 import numpy as np
 
 from psgc.backend import Backend, part_length
-from psgc.config import BatchSettings, Config
+from psgc.config import BatchSettings, Config, ScriptProblem
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD, tail_length
-from psgc.plan import Plan, make_plan
+from psgc.plan import Plan, even_plan, make_plan
 from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
@@ -40,18 +41,24 @@ BLOCK = 10  # consecutive iterations of a long run
 
 @dataclass(frozen=True, order=True)
 class Choice:
+    """Settings of a run. chunks: those of each worker; if not `per_worker`, with psgc.torch, those of all together."""
+
     schedule: str
-    chunks_per_worker: int
+    chunks: int
     replication: int
     parts: int
+    per_worker: bool = True
 
     def coding(self) -> dict[str, int]:
-        return {"chunks_per_worker": self.chunks_per_worker, "replication": self.replication, "parts": self.parts}
+        name = "chunks_per_worker" if self.per_worker else "chunks"
+        return {name: self.chunks, "replication": self.replication, "parts": self.parts}
 
 
-def own_choice(config: Config) -> Choice:
-    coding = config.coding
-    return Choice(config.schedule, coding.per_worker, coding.replication, coding.parts)
+def own_choice(config: Config, num_chunks: int) -> Choice:
+    """The settings of a run with so many chunks."""
+    coding, is_script = config.coding, isinstance(config.problem, ScriptProblem)
+    chunks = num_chunks if is_script else coding.per_worker
+    return Choice(config.schedule, chunks, coding.replication, coding.parts, not is_script)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +109,7 @@ class Replay:
         self._counted = counted
         self.took, self.exact = self.recording.took[counted], self.recording.exact[counted]
         self.redundant = 1 - float(self.recording.used[counted].sum() / self.recording.spent[counted].sum())
-        own = own_choice(run.config)
+        own = own_choice(run.config, run.chunks)
         plan = self._plan(own)
         trials = self._simulate(plan, own.schedule)
         self.per_message = 0.0
@@ -120,7 +127,9 @@ class Replay:
     def _plan(self, choice: Choice) -> Plan:
         run, coding = self.run, self.run.config.coding
         wanted = coding.model_copy(update=choice.coding() | {"coding_matrix": "gaussian"})  # the quickest to make
-        same = choice.chunks_per_worker == coding.per_worker
+        if not choice.per_worker:
+            return even_plan(wanted, choice.schedule, run.workers, choice.chunks, run.config.seed)
+        same = choice.chunks == coding.per_worker
         num_chunks = run.chunks if same else None  # a run that was resumed with other workers keeps its chunks
         return make_plan(wanted, choice.schedule, run.workers, run.config.seed, num_chunks)
 
@@ -165,7 +174,8 @@ class Replay:
         load = int(np.bincount(plan.assignment.indices).max())
         # a worker keeps gradients until they are committed: until other copies, or its whole load, are done
         waits = self._combined and (choice.parts > 1 or SCHEDULES[choice.schedule].counts_whole_loads)
-        data = 1.0 if isinstance(self.run.config.batch, BatchSettings) else load / plan.num_chunks
+        holds_all = isinstance(self.run.config.batch, BatchSettings) or not choice.per_worker
+        data = 1.0 if holds_all else load / plan.num_chunks
         gradients = load if waits else 1
         number, dim, memory = np.dtype(self.run.config.dtype).itemsize, self._dim, None
         if self._dataset is not None and dim is not None:

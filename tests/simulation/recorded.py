@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from psgc.config import Config
-from psgc.plan import make_plan
+from psgc.config import Config, TorchConfig
+from psgc.plan import even_plan, make_plan
 from psgc.run_rows import Outcome, WorkerEvent
 from psgc.schedules import SCHEDULES
 from psgc.simulation.virtual import Passes, Simulated, VirtualCluster
@@ -28,8 +28,17 @@ def settings(schedule: str = "dynamic", **coding: Any) -> Config:
     return Config(**BASE, schedule=schedule, coding=coding)
 
 
+def torch_settings(schedule: str = "dynamic", **coding: Any) -> Config:
+    torch = {"problem": {"torch": "some:build"}, "optimizer": {"torch": "SGD"}, "batch": {"size": 64, "epochs": 1}}
+    rest = {name: BASE[name] for name in ("transfer", "stragglers", "output")}
+    return TorchConfig(**torch, **rest, schedule=schedule, coding=coding)
+
+
 def cluster(config: Config, workers: int, **more: Any) -> VirtualCluster:
-    plan = make_plan(config.coding, config.schedule, workers, config.seed)
+    if isinstance(config, TorchConfig):
+        plan = even_plan(config.coding, config.schedule, workers, config.coding.chunks, config.seed)
+    else:
+        plan = make_plan(config.coding, config.schedule, workers, config.seed)
     costs = more.get("costs")
     rules = SCHEDULES[config.schedule](plan.queues, plan.backups, plan.holders(), plan.parts, costs)
     return VirtualCluster(plan.holders(), plan.queues, plan.parts, rules, **more)
@@ -52,7 +61,8 @@ def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 
     workers = len(seconds[0])
     watched = cluster(config, workers, **more)
     passes, costs = more.get("passes", Passes()), more.get("costs")
-    chunks = config.coding.chunks_per_worker * workers
+    is_torch = isinstance(config, TorchConfig)
+    chunks = config.coding.chunks if is_torch else config.coding.chunks_per_worker * workers
     entries, took = [], []
     for iteration, row in enumerate(seconds):
         trial = watched.recover(by_rank(row))
@@ -87,6 +97,7 @@ def recorded_run(
         "iteration": number,
         "seconds": np.array(took),
         "recovered": np.full(len(took), chunks),
+        "loss": np.ones(len(took)),
     }
     events = [WorkerEvent(iteration, worker, "", event, "") for iteration, worker, event in losses]
     return RecordedRun(Path("run"), config, iterations, timeline, None, events, workers, chunks)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from psgc import config as configuration
+from psgc.errors import UserError
 from psgc.simulation.advice import Grid, choices, reason, recommended, yaml_lines
 from psgc.simulation.replay import Choice, Prediction
-from tests.simulation.recorded import settings
+from tests.simulation.recorded import settings, torch_settings
 
 OWN = Choice("dynamic", 8, 3, 1)
 
@@ -19,7 +20,7 @@ def test_without_a_grid_what_lies_around_the_run_is_tried():
     tried = choices(Grid(), OWN, workers=8)
     assert len(tried) == len(set(tried)) == 5 * (2 + 4 * 2 + 4) - 1
     assert OWN not in tried
-    assert {choice.chunks_per_worker for choice in tried} == {1, 2, 4, 8, 16}
+    assert {choice.chunks for choice in tried} == {1, 2, 4, 8, 16}
     assert {choice.parts for choice in tried} == {1, 2}
     for choice in tried:
         assert choice.replication == choice.parts if choice.schedule == "uncoded" else choice.replication > choice.parts
@@ -43,13 +44,23 @@ def test_a_run_without_redundancy_is_not_tried_once_more_with_another_replicatio
 
 def test_nobody_holds_a_chunk_twice():
     assert {choice.replication for choice in choices(Grid(), Choice("dynamic", 1, 2, 1), workers=2)} == {1, 2}
-    assert {choice.chunks_per_worker for choice in choices(Grid(), Choice("dynamic", 1, 1, 1), workers=1)} == {1, 2}
+    assert {choice.chunks for choice in choices(Grid(), Choice("dynamic", 1, 1, 1), workers=1)} == {1, 2}
+
+
+def test_with_torch_chunks_are_those_of_all_workers_and_enough_for_each():
+    own = Choice("dynamic", 60, 3, 1, per_worker=False)
+    assert {choice.chunks for choice in choices(Grid(), own, workers=4)} == {7, 15, 30, 60, 120}
+    assert not any(choice.per_worker for choice in choices(Grid(chunks=[8]), own, workers=4))
+    with pytest.raises(UserError, match=r"^--chunks-per-worker: this run's chunks .* psgc.torch; expected --chunks$"):
+        choices(Grid(chunks_per_worker=[8]), own, workers=4)
+    with pytest.raises(UserError, match=r"^--chunks: this run's chunks .* each worker; expected --chunks-per-worker$"):
+        choices(Grid(chunks=[8]), OWN, workers=4)
 
 
 def test_an_assignment_from_a_file_leaves_schedule_and_parts():
     tried = choices(Grid(parts=[1, 4]), OWN, workers=8, from_file=True)
     assert len(tried) == 2 * 5 - 1
-    assert {(choice.chunks_per_worker, choice.replication) for choice in tried} == {(8, 3)}
+    assert {(choice.chunks, choice.replication) for choice in tried} == {(8, 3)}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +94,21 @@ def test_the_lines_to_paste_are_what_was_predicted():
     read = configuration.from_yaml_text(rest + text)
     assert (read.schedule, read.transfer, read.batch) == ("dynamic", "per_chunk", None)
     assert read.coding == config.coding.model_copy(update={"chunks_per_worker": 16, "replication": 2, "parts": 2})
+
+
+def test_of_a_torch_run_the_chunks_of_all_and_of_a_script_arguments():
+    choice = Choice("dynamic", 15, 2, 1, per_worker=False)
+    config = torch_settings("static", chunks=60, replication=3)
+    rest = "problem: {torch: 'a:b'}\noptimizer: {torch: SGD}\nbatch: {size: 60, epochs: 1}\noutput: x\n"
+    read = configuration.from_yaml_text(rest + yaml_lines(config, choice, num_chunks=60, workers=4))
+    assert (read.coding.chunks, read.coding.replication, read.schedule) == (15, 2, "dynamic")
+    script = configuration.ScriptConfig(
+        problem={"kind": "script", "script": "train.py"}, optimizer={"kind": "script"}, iterations=9, output="x"
+    )
+    recorded = configuration.from_yaml_text(script.to_yaml())  # as in its run directory
+    assert yaml_lines(recorded, choice, num_chunks=60, workers=4) == (
+        "psgc.torch.init(..., chunks=15, replication=2, parts=1, schedule='dynamic', transfer='auto')"
+    )
 
 
 def test_with_twice_as_many_chunks_half_as_many_rows_are_sampled_from_each():

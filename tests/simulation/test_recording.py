@@ -6,7 +6,7 @@ import pytest
 from psgc.errors import UserError
 from psgc.run_rows import Outcome
 from psgc.simulation.recording import read_recording
-from tests.simulation.recorded import record, recorded_run, settings
+from tests.simulation.recorded import record, recorded_run, settings, torch_settings
 
 USED, LATE, ABANDONED, LOST = Outcome
 
@@ -55,6 +55,20 @@ def test_who_was_never_seen_is_as_slow_as_the_slowest():
     recording = read_recording(two_workers([(1, 0, 0, 0.0, 3.0, USED), (1, 0, 1, 0.0, 4.0, USED)], [3.0, 4.0]))
     assert recording.seconds[:, 1].tolist() == [4.0, 4.0]
     assert recording.never_finished == [2]
+
+
+def test_an_evaluation_of_torch_is_no_step():
+    entries = [
+        (worker, worker - 1, t, 0.0, seconds, USED) for t, seconds in enumerate((1.0, 9.0, 2.0)) for worker in (1, 2)
+    ]
+    run = recorded_run(torch_settings(chunks=2), entries, [1.0, 9.0, 2.0], 2, 2)
+    run.iterations["loss"][1] = np.nan
+    recording = read_recording(run)
+    assert recording.took.tolist() == [1.0, 2.0]
+    assert recording.seconds.tolist() == [[1.0, 1.0], [2.0, 2.0]]
+    del run.iterations["loss"]
+    with pytest.raises(UserError, match="no chunk of an iteration that was finished"):
+        read_recording(run)
 
 
 def test_the_lost_are_away_until_they_return_and_iterations_of_loss_do_not_count():

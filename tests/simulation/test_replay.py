@@ -14,7 +14,7 @@ from psgc.messages import MESSAGE, RECORD, TAIL
 from psgc.run_rows import Outcome, WorkerEvent
 from psgc.simulation.replay import Choice, Replay, own_choice
 from psgc.simulation.virtual import Passes
-from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings
+from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings, torch_settings
 
 WORKERS = 4
 SCHEDULES = ["uncoded", "full", "static", "skipping", "dynamic"]
@@ -22,7 +22,7 @@ SCHEDULES = ["uncoded", "full", "static", "skipping", "dynamic"]
 
 def simulated(choice, seconds, **more):
     """Trials on these seconds per chunk of the recorded size, for all iterations but the first."""
-    config = settings(choice.schedule, **choice.coding())
+    config = (settings if choice.per_worker else torch_settings)(choice.schedule, **choice.coding())
     virtual = cluster(config, len(seconds[0]), **more)
     return [virtual.recover(by_rank(row)) for row in seconds][1:]
 
@@ -52,9 +52,24 @@ def test_a_recording_predicts_itself_and_all_others_exactly(own, other, seconds)
     np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-12)
     np.testing.assert_allclose(replay.own.redundant, replay.redundant, atol=1e-12)
     assert replay.own.overhead <= 1e-12
-    rows = own.chunks_per_worker / other.chunks_per_worker
+    rows = own.chunks / other.chunks
     scaled = [[rows * second for second in row] for row in seconds]
     np.testing.assert_allclose(replay.predict(other).times, truth(other, scaled), rtol=1e-12)
+
+
+@hypothesis_settings(deadline=None, max_examples=20)
+@given(own=choices, other=choices, seconds=speeds, more=st.integers(0, WORKERS - 1))
+def test_so_does_a_run_of_torch_whose_chunks_are_no_multiple_of_the_workers(own, other, seconds, more):
+    own, other = (
+        Choice(choice.schedule, WORKERS * choice.chunks + more, choice.replication, choice.parts, per_worker=False)
+        for choice in (own, other)
+    )
+    replay = Replay(record(torch_settings(own.schedule, **own.coding()), seconds), None, None, most=100)
+    np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-12)
+    rows = own.chunks / other.chunks
+    scaled = [[rows * second for second in row] for row in seconds]
+    np.testing.assert_allclose(replay.predict(other).times, truth(other, scaled), rtol=1e-12)
+    assert replay.own.data == 1.0  # any worker can do any chunk
 
 
 @pytest.mark.parametrize(("schedule", "wavers"), [("dynamic", 0.01), ("dynamic", 0.05), ("uncoded", 0.01)])
@@ -224,7 +239,7 @@ def test_what_a_worker_holds_and_what_is_sent():
     skipping = replay.predict(Choice("skipping", 4, 3, 1))
     assert (skipping.data, skipping.incoming) == (0.75, 16 * (1000 + TAIL) * 8)
     assert skipping.outgoing == 4 * 1000 * 8 + 2 * 16 * RECORD.itemsize  # both others hear of each chunk
-    assert own_choice(config) == replay.own.choice
+    assert own_choice(config, replay.run.chunks) == replay.own.choice
 
     combined = replace(run, config=config.model_copy(update={"transfer": "combined"}))
     static = Replay(combined, None, 1000, most=100).predict(Choice("static", 4, 3, 2))

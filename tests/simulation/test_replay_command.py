@@ -15,7 +15,7 @@ from psgc.data import write_dense
 from psgc.messages import TAIL
 from psgc.record.csv_files import COLUMNS
 from psgc.simulation import advice
-from tests.simulation.recorded import record, settings
+from tests.simulation.recorded import record, settings, torch_settings
 from tests.unit import recorded_runs
 
 SECONDS = [[1.0, 1.0, 1.0, 4.0]] * 6  # worker 4 is slow
@@ -44,7 +44,15 @@ def write_run(config):
     (directory / "config.yaml").write_text(config.to_yaml())
     rows = [",".join(COLUMNS)]
     for i, seconds in enumerate(run.iterations["seconds"].tolist()):
-        values = {"iteration": i, "seconds": seconds, "recovered": 16, "redundant": 0, "bytes": 0, "lost": 0}
+        values = {
+            "iteration": i,
+            "seconds": seconds,
+            "loss": 1.0,
+            "recovered": 16,
+            "redundant": 0,
+            "bytes": 0,
+            "lost": 0,
+        }
         rows.append(",".join(str(values.get(name, 0)) for name in COLUMNS))
     (directory / "iterations.csv").write_text("\n".join(rows) + "\n")
     np.savez(directory / "timeline.npz", **run.timeline, outcomes=np.array(["used", "late", "abandoned", "lost"]))
@@ -59,12 +67,17 @@ def exit_code(*arguments):
     return caught.value.code
 
 
-def test_runs_of_psgc_torch_are_refused(capsys):
-    torch = "problem: {torch: 'm:build'}\noptimizer: {torch: SGD}\nbatch: {size: 16, epochs: 2}\noutput: run\n"
-    Path("run/config.yaml").write_text(torch)
-    assert exit_code() == 2
-    text = "psgc: run: made with psgc.torch, of whose runs psgc replay cannot say what others would take\n"
-    assert capsys.readouterr().err == text
+def test_runs_of_psgc_torch_have_their_chunks_together(capsys):
+    write_run(torch_settings("static", chunks=16, replication=2))
+    assert exit_code("--chunks", "8,16", "--schedule", "dynamic", "--json", "rows.json") == 0
+    out = capsys.readouterr().out
+    assert "chunks: in all" in out
+    assert "  chunks: " in out  # the lines of YAML
+    rows = json.loads(Path("rows.json").read_text())["rows"]
+    assert {row["chunks"] for row in rows} == {8, 16}
+    assert psgc.replay("run", chunks=[8, 16], schedule=["dynamic"])["rows"] == rows
+    assert exit_code("--chunks-per-worker", "8") == 2
+    assert capsys.readouterr().err.endswith("expected --chunks\n")
 
 
 def test_a_table_with_the_run_marked_and_one_recommended(capsys):
