@@ -49,6 +49,9 @@ class Driver(Protocol):
     def loss(self, iteration: int, vector: Array) -> float | None:
         """The loss in the summed vector, None if the vector has none."""
 
+    def held_out(self, sums: Sequence[float]) -> tuple[float | None, float | None]:
+        """The loss and the accuracy in the sums of an evaluation, None where it has none."""
+
     def reported(self, report: Report) -> None:
         """A worker has done a chunk of this iteration. Raises RunFailed when the worker made another call."""
 
@@ -96,6 +99,9 @@ class ProblemDriver:
 
     def loss(self, iteration: int, vector: Array) -> None:
         return None
+
+    def held_out(self, sums: Sequence[float]) -> tuple[None, None]:
+        return None, None
 
     def reported(self, report: Report) -> None:
         pass

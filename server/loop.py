@@ -143,6 +143,8 @@ class Server:
             row.params = self.params
         else:
             self._deadline.took(row.seconds, missing)
+        if dispatcher.num_sums:
+            row.test_loss, row.test_accuracy = self._driver.held_out(summed(self._decoder.sums))
         return True
 
     @property

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from psgc.config import ScriptProblem
 from psgc.errors import UserError
 from psgc.record.timeline import Columns, passes
 from psgc.run_rows import Outcome
@@ -56,8 +55,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     numbers, timeline = run.iterations["iteration"], run.timeline
     other = timeline["iteration"][timeline["chunk"] >= run.chunks]  # of an earlier part of the run, with other chunks
     seen = np.isin(numbers, timeline["iteration"]) & (numbers > other.max(initial=-1))
-    if isinstance(run.config.problem, ScriptProblem):
-        seen &= np.isfinite(run.iterations.get("loss", np.full(len(numbers), np.nan)))
+    seen &= ~run.evaluations
     if not seen.any():
         raise UserError(f"{run.path}: its timeline has no chunk of an iteration that was finished; nothing to replay")
     numbers, took = numbers[seen], run.iterations["seconds"][seen]

@@ -14,7 +14,7 @@ import numpy as np
 
 from psgc import __version__
 from psgc import config as configuration
-from psgc.config import Config
+from psgc.config import Config, ScriptProblem
 from psgc.disk import open_regular
 from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
@@ -67,6 +67,12 @@ class RecordedRun:
         for row, _ in self._pieces():
             found[row] = True
         return found
+
+    @property
+    def evaluations(self) -> np.ndarray:
+        """Which iterations are evaluations without a step, as of psgc.torch, (iterations,) bool. They have no loss."""
+        unknown = np.full(len(self.iterations["iteration"]), np.nan)
+        return isinstance(self.config.problem, ScriptProblem) & ~np.isfinite(self.iterations.get("loss", unknown))
 
     def seconds_per_chunk(self) -> np.ndarray:
         """The mean time of a worker's finished chunks in an iteration, nan without any.

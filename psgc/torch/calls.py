@@ -40,6 +40,7 @@ class Call:
     is_whole: see HandOver
     costs: returns the cost of each chunk (`psgc.torch.sampling`)
     num_sums: for an evaluation, the number of sums; the vector is then (num_sums,) float64 on the CPU. 0: a gradient
+    names: the metrics whose sums and numbers of examples these are, if they are
     joins: whether `vector` may take several chunks; this is known after the first chunk
     """
 
@@ -50,7 +51,24 @@ class Call:
     is_whole: bool
     costs: Callable[[], Sequence[float]]
     num_sums: int = 0
+    names: Sequence[str] = ()
     joins: Callable[[], bool] = lambda: False
+
+
+def means_of(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
+    """The mean of each metric. sums: of each its sum, then its number of examples.
+
+    >>> means_of(["accuracy", "loss"], [3.0, 4.0, 2.0, 4.0])
+    {'accuracy': 0.75, 'loss': 0.5}
+    """
+    found = zip(names, sums[::2], sums[1::2], strict=True)
+    return {name: total / count if count else math.nan for name, total, count in found}
+
+
+def held_out(names: Sequence[str], sums: Sequence[float]) -> tuple[float | None, float | None]:
+    """Loss and accuracy for iterations.csv (`HELD_OUT`): of the metrics with these names. names: as of a Call."""
+    means = means_of(names, sums) if names else {}
+    return means.get("loss"), means.get("accuracy")
 
 
 def signature(*of: object) -> float:
@@ -111,7 +129,10 @@ class Single:
         for chunk, start, took in self._done:
             self.record.chunk(WORKER, chunk, iteration, start, took, Outcome.USED)
         known = loss if loss is None or math.isfinite(loss) else None
-        self.record.iteration(IterationRecord(iteration, known, seconds, recovered=self.num_chunks))
+        row = IterationRecord(iteration, known, seconds, recovered=self.num_chunks)
+        if call.num_sums:
+            row.test_loss, row.test_accuracy = held_out(call.names, total.tolist())
+        self.record.iteration(row)
         return total
 
     def _gradient(self, call: Call) -> Tensor:

@@ -12,7 +12,7 @@ from psgc.config.torch import TorchRun
 from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.torch.batch_samplers import sampler_of
-from psgc.torch.calls import Call, signature
+from psgc.torch.calls import Call, means_of, signature
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import seeded
 from psgc.torch.loader import ChunkLoader, MicroBatch
@@ -135,12 +135,9 @@ class Evaluator:
         made = signature("evaluate", seed[1], length, names)
         costs = [float(len(rows(chunk))) for chunk in range(num_chunks)]
         expect, num_sums = lambda chunks: loader.expect(rows(chunks[0])), 2 * len(names)
-        total = total_of(Call(vector, expect, lambda _: None, made, False, lambda: costs, num_sums))
-        if total is None:
-            return None
-        sums, counts = total.tolist()[::2], total.tolist()[1::2]
-        found = zip(names, sums, counts, strict=True)
-        return {name: part / count if count else float("nan") for name, part, count in found}
+        called = [name or name_of(metric) for name in names]
+        total = total_of(Call(vector, expect, lambda _: None, made, False, lambda: costs, num_sums, called))
+        return None if total is None else means_of(names, total.tolist())
 
     def _of_outputs(
         self,
@@ -166,6 +163,11 @@ class Evaluator:
         if means is None:
             means = self.results[-1].means if self.results else {"": float("nan")}
         return means[""] if "" in means else dict(means)
+
+
+def name_of(metric: Callable[..., Any]) -> str:
+    """The name of a single metric: that of its function."""
+    return getattr(metric, "__name__", "<").partition("<")[0] or "metric"  # of a lambda it is <lambda>
 
 
 def sums_of(returned: Any, rows: int) -> dict[str, tuple[float, float]]:

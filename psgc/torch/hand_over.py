@@ -58,7 +58,7 @@ class HandOver:
     is_whole: whether model and optimizers were complete at this call, and not in the middle of a step
     signature: the signature of this call
     costs: the costs of the chunks of this call, on rank 0
-    num_sums: see Call
+    num_sums, names: see Call
     term: number of terms that have begun in this process
     is_ended: the script makes no more calls
     has_failed: the script has ended with an error
@@ -73,7 +73,7 @@ class HandOver:
         self._changed = threading.Condition()
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
         self.costs: Sequence[float] = ()
-        self.num_sums = 0
+        self.num_sums, self.names = 0, list[str]()
         self.is_ended = self.has_failed = False
         self.term = 0
         self._said_in = 0  # the term in which the script has made its call, or said that it has ended
@@ -95,6 +95,7 @@ class HandOver:
         costs: Sequence[float] = (),
         digest: bytes = b"",
         num_sums: int = 0,
+        names: Sequence[str] = (),
         term: int = 0,
     ) -> None:
         """The script has made all steps before `iteration`, and now waits for its sum, in this term.
@@ -109,7 +110,7 @@ class HandOver:
                     del self._digests[old]
             self._made, self._said_in = None, term
             self.is_whole, self.signature = is_whole, signature
-            self.costs, self.num_sums = costs, num_sums
+            self.costs, self.num_sums, self.names = costs, num_sums, [*names]
             self.called = iteration
             self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
         self._wake()

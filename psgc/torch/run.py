@@ -14,7 +14,7 @@ from psgc.run_rows import IterationRow
 from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.calls import Call, Engine
 from psgc.torch.chunk_gradient import ChunkGradient
-from psgc.torch.evaluation import Evaluator
+from psgc.torch.evaluation import Evaluator, name_of
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import preserved
 from psgc.torch.gradient import BatchGradient
@@ -206,7 +206,8 @@ class ScriptRun:
         evaluate again what it has evaluated before: it returns the earlier result.
 
         The newest result of each name is in summary.json (`metrics`); that of a single metric has the function's name.
-        `psgc compare` shows those that are called loss and accuracy. Raises UserError.
+        Means that are called loss and accuracy are `test_loss` and `test_accuracy` in iterations.csv as well, which
+        `psgc report` and `psgc compare` show. Raises UserError.
         """
         place = self._sampler.epochs, self._under_way
         found = self._evaluator.asked(*place)
@@ -218,8 +219,7 @@ class ScriptRun:
             if means is not None and self.output.loggers is not None:
                 self.output.loggers.metrics(self.standing.iteration - 1, means)
         shown = self._evaluator.shown(found())
-        name = getattr(metric, "__name__", "<").partition("<")[0] or "metric"  # of a lambda it is <lambda>
-        self.output.evaluated(shown if isinstance(shown, dict) else {name: shown})
+        self.output.evaluated(shown if isinstance(shown, dict) else {name_of(metric): shown})
         return shown
 
     def _sum(self, call: Call) -> Tensor | None:

@@ -8,6 +8,7 @@ from psgc.backend import Array, Backend
 from psgc.data.epochs import LEAST
 from psgc.errors import RunFailed, UserError
 from psgc.server.events import Report
+from psgc.torch.calls import held_out
 from psgc.torch.fingerprint import differing
 from psgc.torch.hand_over import HandOver, ScriptReplica
 
@@ -75,6 +76,9 @@ class ScriptDriver:
     def loss(self, iteration: int, vector: Array) -> float | None:
         loss, examples = self._to_host(vector[self._gradient : self._gradient + 2]).tolist()
         return loss / examples if examples and math.isfinite(loss) else None
+
+    def held_out(self, sums: Sequence[float]) -> tuple[float | None, float | None]:
+        return held_out(self._hand_over.names, sums)
 
     def reported(self, report: Report) -> None:
         is_there = self._hand_over.called == report.iteration  # else the script is already at a later call

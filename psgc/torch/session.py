@@ -132,7 +132,7 @@ class Session:
         assert hand_over is not None
         term, worker = self._term()
         costs = call.costs() if self._is_serving else ()
-        hand_over.call(iteration, is_whole, signature, costs, digest, call.num_sums, term)
+        hand_over.call(iteration, is_whole, signature, costs, digest, call.num_sums, call.names, term)
         if worker is not None:
             with self._computing:
                 worker.answer(call)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from psgc import replay
+from psgc.tools.run_directory import read_run
 from psgc.torch.sampling import Sampler
 from tests.ranks.mpirun import MpiRun, mpirun, psgc, run, wait_until
 from tests.ranks.prepared import TORCH, prepared
@@ -152,6 +154,13 @@ def test_the_longest_chunk_is_begun_first_where_the_script_says_what_examples_co
     ended, _ = trained(tmp_path, 3, costs=costs, output="run", aggregation=aggregation, replication=2)
     assert_equal(ended, {0, 1, 2}, alone)
     assert json.loads((tmp_path / "rows.json").read_text()) == [*range(len(alone[2]) + 1)]  # and the evaluation
+    recorded = read_run(tmp_path / "run")
+    assert recorded.evaluations.tolist() == [False] * len(alone[2]) + [True]
+    assert recorded.iterations["test_accuracy"][-1] == pytest.approx(alone[1])
+    assert np.isnan(recorded.iterations["test_accuracy"][:-1]).all()
+    tried = replay(tmp_path / "run", chunks=[6], schedule=["static"], parts=[1])
+    assert tried["iterations"] == len(alone[2]) - 1  # without the first
+    assert {row["chunks"] for row in tried["rows"]} == {6, 12}
     steps = []
     sampler = Sampler(250, seed=0)
     for batch in sampler.batches(60, epochs=2):

@@ -110,7 +110,7 @@ run.on("iteration", rows.append)
 
 def accuracy(model, batch):
     features, labels = batch
-    return {"right": ((model(features).argmax(1) == labels).sum(), len(labels))}
+    return {"accuracy": ((model(features).argmax(1) == labels).sum(), len(labels))}
 
 
 for batch in run.batches(60, epochs=epochs):
@@ -138,7 +138,7 @@ for batch in run.batches(60, epochs=epochs):
         sys.exit(0)
     if happens("exits"):
         sys.exit(3)
-right = run.evaluate(data, accuracy)["right"]
+right = run.evaluate(data, accuracy)["accuracy"]
 run.save("model.safetensors")
 if device and set(copies) - {device}:
     raise AssertionError(f"vectors were copied: {copies}")

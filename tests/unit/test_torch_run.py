@@ -5,6 +5,7 @@ import json
 import signal
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ import psgc.torch
 from psgc.checkpoints import newest_first
 from psgc.errors import RunFailed, UserError
 from psgc.tools.comparison import compared
+from psgc.tools.figures import pictures
 from psgc.tools.run_directory import read_run
 from psgc.torch import begin
 from psgc.torch.calls import Single
@@ -241,8 +243,13 @@ def test_the_newest_results_of_evaluations_are_in_the_summary(tmp_path, capsys):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["metrics"] == {"loss": second, "accuracy": 0.5, "metric": 0.25}
     assert "\n  accuracy           0.5000\n" in capsys.readouterr().out
-    (row,) = compared([read_run(str(tmp_path / "run"))])
+    recorded = read_run(str(tmp_path / "run"))
+    np.testing.assert_allclose(recorded.iterations["test_loss"], [first, second, np.nan, np.nan])
+    np.testing.assert_allclose(recorded.iterations["test_accuracy"], [np.nan, np.nan, 0.5, np.nan])
+    (row,) = compared([recorded])
     assert (row["test_loss"], row["test_accuracy"]) == (second, 0.5)
+    (convergence, *_) = pictures(recorded)
+    assert "The held-out loss is least" in convergence.alt
 
 
 def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path, monkeypatch):
