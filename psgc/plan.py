@@ -159,6 +159,8 @@ def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) 
     if isinstance(settings.assignment, str):
         kind = coding.ASSIGNMENTS[settings.assignment]
         most, replication = num_workers - kind.others, settings.replication
+        if "replication" not in settings.model_fields_set:  # the default is for any number of workers
+            replication = max(settings.parts, min(replication, most))
         if replication > most:
             raise UserError(
                 f"coding.replication: {replication} is too large for {num_workers} worker"

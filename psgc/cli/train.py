@@ -6,14 +6,19 @@ import sys
 from typing import NoReturn
 
 from psgc.cli import Options, Parser, add_dedicated_server, add_resume, add_settings
-from psgc.errors import UserError
+from psgc.errors import PsgcError, UserError
 from psgc.machine import limit_threads
+from psgc.terminal import say
+
+CHECKED_ROWS = 256  # about as many rows as --check-gradient takes
 
 
 def add_arguments(parser: Parser) -> None:
     add_settings(parser, "run.yaml", "settings of the run, see docs/training.md")
     add_dedicated_server(parser)
     add_resume(parser)
+    text = "train nothing: compare the gradient of a NumPy model with differences of its loss"
+    parser.add_argument("--check-gradient", action="store_true", help=text)
 
 
 def run(options: Options) -> NoReturn:
@@ -22,6 +27,9 @@ def run(options: Options) -> NoReturn:
     if options.config.endswith(".py"):
         how = f"psgc launch {options.config} -n RANKS, or: mpirun -n RANKS python {options.config}"
         raise UserError(f"{options.config} is a script, which is started with: {how}")
+    if options.check_gradient:
+        _check_gradient(options)
+        sys.exit()
     if has_torch_problem(options.config, options.overrides):
         _run_torch_problem(options)
     limit_threads()
@@ -32,6 +40,27 @@ def run(options: Options) -> NoReturn:
     from psgc.run.session import train
 
     train(options.config, options.overrides, options.debug, stopped_by, options.resume)
+
+
+def _check_gradient(options: Options) -> None:
+    """Print how well gradient and loss of the model agree, on the first rows. Raises UserError when they do not."""
+    from psgc import config as configuration
+    from psgc.backend import Backend
+    from psgc.data import ChunkSource
+    from psgc.problems import check_gradient
+    from psgc.run.initial import initial_params
+    from psgc.run.inputs import open_problem
+
+    config = configuration.load(options.config, options.overrides)
+    dataset, problem = open_problem(config, options.config)
+    many = 2 if dataset is None else max(min(2, dataset.num_rows), dataset.num_rows // CHECKED_ROWS)
+    chunk = ChunkSource(dataset, many, "float64", Backend()).chunk(0)
+    params = initial_params(config, problem).astype("float64")
+    what = getattr(config.problem, "python", None) or getattr(config.problem, "kind", "")
+    try:
+        say(f"{what}: {check_gradient(problem, params, chunk)}")
+    except PsgcError as error:
+        raise UserError(f"problem: {what}: {error}") from error
 
 
 def _run_torch_problem(options: Options) -> NoReturn:

@@ -41,7 +41,7 @@ class Coding(Section):
     chunks_per_worker: Annotated[WholeNumber | Literal["auto"], expect("a whole number >= 1 or auto", union=True)] = (
         key(8, "chunks for every worker; auto: 1 to 8, by the time of a gradient")
     )
-    replication: Count = key(3, "workers that hold a chunk")
+    replication: Count = key(3, "workers that hold a chunk; the default is fewer where there are fewer workers")
     assignment: Annotated[str | AssignmentFile, BeforeValidator(_assignment)] = key(
         "blocks", "who holds which chunk: blocks, cyclic, fractional, graph or a matrix from a file"
     )

@@ -108,6 +108,12 @@ def test_the_seed_makes_other_coding_matrices():
     assert (one != other).all()
 
 
+def test_the_default_of_replication_is_for_any_number_of_workers():
+    assert [make_plan(Coding(), "dynamic", workers, 0).assignment.nnz // (8 * workers) for workers in (1, 2, 3, 4)] == [
+        1, 2, 3, 3,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
