@@ -157,13 +157,24 @@ class Section(BaseModel):
             if key in cls.unused:
                 raise refuse(cls.unused[key], key)
             if key not in names and cls.model_config.get("extra") != "allow":
-                near = get_close_matches(key, names, n=1)
+                near = get_close_matches(key, names, n=1) or [f"{name}.{key}" for name in names if cls._has(name, key)]
                 hint = f"did you mean {near[0]!r}?" if near else f"expected one of {keys}"
                 raise refuse(f"unknown key, {hint}", key)
         for key, field in cls.model_fields.items():
-            if field.is_required() and key not in data:
-                raise refuse(f"missing, expected {field.description or either(get_args(field.annotation))}", key)
+            if not field.is_required():
+                continue
+            expected = field.description or either(get_args(field.annotation))
+            if key not in data:
+                raise refuse(f"missing, expected {expected}", key)
+            if expected.startswith("a mapping, ") and not isinstance(data[key], dict | BaseModel):
+                raise refuse(f"expected {expected}, got {shown(data[key])}", key)
         return data
+
+    @classmethod
+    def _has(cls, name: str, key: str) -> bool:
+        """Whether the section in the field `name`, or one of the sections that it may be, has this key."""
+        kind = cls.model_fields[name].annotation
+        return any(key in getattr(of, "model_fields", ()) for of in (kind, *get_args(kind)))
 
     @model_validator(mode="after")
     def _used_keys(self) -> Self:

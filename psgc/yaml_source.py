@@ -82,7 +82,8 @@ class YamlSource:
             node = _compose(text, len(key))
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise UserError(f"{place_of(line)}: not valid YAML: {printable(str(error.problem))}") from None
+            hint = "; are the lines of a section indented alike?" if "block end" in str(error.problem) else ""
+            raise UserError(f"{place_of(line)}: not valid YAML: {printable(str(error.problem))}{hint}") from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             raise UserError(f"{place_of(line)}: not valid YAML: a character that is not text") from None

@@ -125,6 +125,14 @@ def _parse(arguments: Sequence[str], options: Options) -> None:
 # arguments that several commands have
 
 
+def whole(text: str) -> int:
+    """A whole number. Its bounds are checked where it is used."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r:.40}") from None
+
+
 def add_settings(parser: Parser, file: str, text: str, example: str = "coding.parts=2") -> None:
     """A YAML file. example: of --set."""
     parser.add_argument("config", metavar=file, help=text)

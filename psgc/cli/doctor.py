@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from psgc import __version__
-from psgc.cli import Options, Parser, add_hosts
+from psgc.cli import Options, Parser, add_hosts, whole
 from psgc.errors import UserError
 from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
 from psgc.launching.schedulers import usual
@@ -43,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
     add_hosts(parser, "test these hosts")
     text = "directory that runs will write to (default: runs)"
     parser.add_argument("output", nargs="?", default="runs", help=text)
-    parser.add_argument("-n", type=int, dest="ranks", metavar="RANKS", help="number of ranks of the planned run")
+    parser.add_argument("-n", type=whole, dest="ranks", metavar="RANKS", help="number of ranks of the planned run")
 
 
 def run(options: Options) -> int:

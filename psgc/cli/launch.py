@@ -1,6 +1,6 @@
 """`psgc launch`: train, with the right mpirun command for this machine. Also what `psgc sweep` and `submit` share."""
 
-from psgc.cli import Options, Parser, add_dedicated_server, add_hosts, add_resume, add_settings
+from psgc.cli import Options, Parser, add_dedicated_server, add_hosts, add_resume, add_settings, whole
 from psgc.launching.launch import launch, print_command
 from psgc.launching.mpirun import Placement
 from psgc.launching.script import Program, is_script, mpirun_options
@@ -33,7 +33,7 @@ def add_program(parser: Parser) -> None:
 
 def add_ranks(parser: Parser) -> None:
     text = "number of ranks: each is a worker, and the first one the server as well"
-    parser.add_argument("-n", type=int, required=True, dest="ranks", metavar="RANKS", help=text)
+    parser.add_argument("-n", type=whole, required=True, dest="ranks", metavar="RANKS", help=text)
     text = "let MPI use all its layers (UCX and the like); a dead rank then ends the run"
     parser.add_argument("--no-fault-tolerance", action="store_false", dest="fault_tolerance", help=text)
     add_hosts(parser, "run on these hosts")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from psgc.cli import Options, Parser
+from psgc.cli import Options, Parser, whole
 from psgc.errors import UserError
 from psgc.library.advice import ordered
 from psgc.plan import read_assignment
@@ -17,7 +17,7 @@ from psgc.terminal import say
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("assignment", metavar="assignment.npy", help="0/1 matrix, chunks x workers (.npy, or CSR in .npz)")
-    add("--parts", type=int, metavar="L", help="number of parts to order for (default: every possible number)")
+    add("--parts", type=whole, metavar="L", help="number of parts to order for (default: every possible number)")
     add("--output", metavar="FILE", help="write the position of each chunk to FILE (.npy or sparse .npz)")
 
 

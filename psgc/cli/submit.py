@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from psgc.cli import Options, Parser
+from psgc.cli import Options, Parser, whole
 from psgc.cli.launch import add_program, program_of
 from psgc.config import Config, Data, load
 from psgc.errors import UserError
@@ -26,18 +26,18 @@ def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     text = "the scheduler to write for (default: the one whose commands are on the PATH, else slurm)"
     add("--scheduler", choices=[*SCHEDULERS], help=text)
-    add("--nodes", type=int, required=True, metavar="N", help="number of nodes")
-    add("--ranks-per-node", type=int, required=True, metavar="R", help="ranks on each node, all workers")
+    add("--nodes", type=whole, required=True, metavar="N", help="number of nodes")
+    add("--ranks-per-node", type=whole, required=True, metavar="R", help="ranks on each node, all workers")
     add("--time", required=True, metavar="H:M:S", help="time limit of the job")
-    add("--cpus-per-rank", type=int, default=1, metavar="C", help="cores and BLAS threads of a rank (default: 1)")
-    add("--gpus-per-rank", type=int, default=0, metavar="G", help="GPUs of a rank (default: 0)")
+    add("--cpus-per-rank", type=whole, default=1, metavar="C", help="cores and BLAS threads of a rank (default: 1)")
+    add("--gpus-per-rank", type=whole, default=0, metavar="G", help="GPUs of a rank (default: 0)")
     add("--partition", "--queue", metavar="NAME", help="partition, or queue, to run in")
     add("--account", metavar="NAME", help="account to charge")
     add("--name", help="name of the job and of its log (default: that of the YAML file or script)")
     text = "submit a job array with one run for each value; with several --sweep, one for each combination"
     add("--sweep", action="append", default=[], dest="sweeps", metavar="KEY=VALUE,...", help=text)
     text = "stop with a checkpoint this long before the time limit, in LSF whole minutes (default: 60)"
-    add("--warning", type=int, default=60, metavar="SECONDS", help=text)
+    add("--warning", type=whole, default=60, metavar="SECONDS", help=text)
     text = "add an option of sbatch, qsub or bsub, for example --option=--qos=long (repeatable)"
     add("--option", action="append", default=[], dest="options", metavar="OPTION", help=text)
     add("--local-dir", metavar="DIR", help="copy the data to DIR on each node first (SLURM), for example '$TMPDIR'")

@@ -160,7 +160,7 @@ def _usual_decay(value: Any, info: ValidationInfo) -> Any:
 
 class OptimizerSettings(Section):
     kind: Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
-    lr: Positive = Field(description="a number > 0: the learning rate")
+    lr: Positive = Field(description="a number > 0: the learning rate, such as 0.1")
     momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = key(0.9, "share of the previous step")
     beta1: Annotated[Fraction, _ADAM] = key(0.9, "decay of the mean of gradients")
     beta2: Annotated[Fraction, _ADAM] = key(0.999, "decay of the mean of their squares")

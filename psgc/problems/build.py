@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, cast
 
 import numpy as np
@@ -101,7 +102,9 @@ def _load_object(where: str, target: str, folder: str | None) -> Any:
     for name in object_name.split("."):
         if not hasattr(found, name):
             file = getattr(module, "__file__", None) or "built into Python"
-            raise UserError(f"{where}: {module_name} ({file}) has no {object_name}")
+            near = get_close_matches(name, dir(found), n=1)
+            hint = f", did you mean {near[0]}?" if near else "; expected a class or a function that is there"
+            raise UserError(f"{where}: {module_name} ({file}) has no {object_name}{hint}")
         found = getattr(found, name)
     return found
 

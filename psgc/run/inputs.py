@@ -176,10 +176,16 @@ def check_ranks(config: Config, num_workers: int) -> None:
     """Raises UserError when stragglers or faults name ranks that a run of so many workers does not have."""
     slow = config.stragglers.factor or config.stragglers.seconds or {}
     if (largest := max((rank for rank in slow if rank != "all"), default=0)) > num_workers:
-        raise UserError(f"stragglers: rank {largest} is named, but the workers are ranks 1..{num_workers}")
+        raise UserError(_not_there("stragglers", largest, num_workers, "stragglers={kind: none}"))
     if (largest := max((fault.rank for fault in config.faults.inject), default=0)) > num_workers:
-        raise UserError(f"faults.inject: rank {largest} is named, but this run has ranks 0..{num_workers}")
+        raise UserError(_not_there("faults.inject", largest, num_workers, "faults.inject=[]"))
     emulated_seconds(config, num_workers)
+
+
+def _not_there(where: str, rank: int, num_workers: int, without: str) -> str:
+    there = f"are only {num_workers} workers" if num_workers > 1 else "is only worker 1"
+    needed = f"expected {rank} workers or more, or --set '{without}'"
+    return f"{where}: worker {rank} is named, but there {there}; {needed}"
 
 
 def emulated_seconds(config: Config, num_workers: int) -> np.ndarray | None:

@@ -55,6 +55,12 @@ def test_overrides_take_effect_in_order(run_yaml):
     [
         ("  repli", "  repl", "run.yaml:6: coding.replcation: unknown key, did you mean 'replication'?"),
         (
+            "problem: {kind: logistic}\n",
+            "problem: ridge\n",
+            "run.yaml:1: problem: expected a mapping, for example {kind: logistic}, got 'ridge'",
+        ),
+        ("iterations: 10", "iterations: 10\nlr: 0.1", "run.yaml:4: lr: unknown key, did you mean 'optimizer.lr'?"),
+        (
             "iterations: 10",
             "iterations: 10\nscheduler: {torch: StepLR}",
             "run.yaml:4: scheduler: only a torch problem has it, problem: {torch: 'module:function'}",

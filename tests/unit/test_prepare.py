@@ -58,8 +58,14 @@ class Broken(Model):
         (["coding.chunks_per_worker=100"], "40 rows cannot be cut into 300 chunks"),
         (["data.path=nowhere.npz"], "nowhere.npz: cannot read it: no such file"),
         (["problem.kind=logistic"], "logistic needs 0/1 or -1/+1"),
-        (["stragglers={kind: slow, factor: {9: 2}}"], "rank 9 is named, but the workers are ranks 1..3"),
-        (["faults.inject=[{kind: kill, rank: 4, iteration: 1}]"], "rank 4 is named, but this run has ranks 0..3"),
+        (
+            ["stragglers={kind: slow, factor: {9: 2}}"],
+            "stragglers: worker 9 is named, but there are only 3 workers; expected 9 workers or more, or --set",
+        ),
+        (
+            ["faults.inject=[{kind: kill, rank: 4, iteration: 1}]"],
+            "faults.inject: worker 4 is named, but there are only 3 workers; expected 4",
+        ),
         (["backend=cupy"], "use backend: numpy or auto"),
         (["problem={python: 'no_start:Model'}"], "initial_params() gave NaN or infinity"),
         (["problem={python: 'no_start:Short'}"], "initial_params() gave the shape (3,), expected (4,)"),

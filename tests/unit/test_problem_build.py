@@ -124,6 +124,7 @@ def test_an_instance_a_class_and_a_function_are_taken():
         ("own_missing:ready", {}, "no module 'own_missing' installed, beside the YAML or here"),
         ("own_problem.sub:ready", {}, "problem.python: own_problem.sub:ready: "),
         ("own_problem:absent", {}, "own_problem (OWN/own_problem.py) has no absent"),
+        ("own_problem:NoStrat", {}, "has no NoStrat, did you mean NoStart?"),
         ("sys:Model", {}, "sys (built into Python) has no Model"),
         ("own_problem:ready", {"dim": 3}, "is a problem already and takes no options, got {'dim': 3}"),
         ("own_problem:make", {}, "calling it with {} failed: TypeError: make() missing"),

@@ -82,6 +82,11 @@ def test_text_is_written_so_that_yaml_1_1_reads_text_too(text):
         ("a:\n  b: 1\n  'b': 2", "run.yaml:3: a.b: given twice, first at run.yaml:2"),
         ("a: [1", "run.yaml:1: not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("a: 1\n\tb: 2", "run.yaml:2: not valid YAML: found character '\\t' that cannot start any token"),
+        (
+            "a:\n  b: 1\n c: 2",
+            "run.yaml:3: not valid YAML: expected <block end>, but found '<block mapping start>'; "
+            "are the lines of a section indented alike?",
+        ),
         ("a: 1\n---\nb: 2", "run.yaml:2: not valid YAML: but found another document"),
         ("a: &x 1\nb: *x", "run.yaml:1: not valid YAML: anchors (&name) are not supported"),
         ("a: 1\nb: *x", "run.yaml:2: not valid YAML: aliases (*name) are not supported"),
