@@ -81,7 +81,7 @@ def test_settings_are_written_and_read_again(folder):
         ("optimizer={kind: adam, lr: 1}", "optimizer.kind: a torch problem has torch: NAME instead, a class of"),
         ("optimizer={lr: 1}", "optimizer.torch: missing, expected a class of torch.optim, for example AdamW"),
         ("optimizer.torch=3", "expected a class of torch.optim, for example AdamW, got 3"),
-        ("batch=100", "expected a mapping with the keys size, epochs, shuffle, got 100"),
+        ("batch=100", "expected a mapping, for example {size: 256, epochs: 10}, got 100"),
         ("autocast=float16", "expected none or bfloat16, got 'float16'"),
         ("coding.parts=3", "parts 3 is more than replication 2, each needs a holder"),
         ("problem.torch=build", "expected 'module:function', got 'build'"),
@@ -121,7 +121,7 @@ def test_the_line_of_a_wrong_argument_is_named(folder):
     [
         ("{torch: 'nowhere:build'}", "nowhere:build: no module 'nowhere' installed, beside the YAML or here"),
         ("{torch: 'broken:build'}", "broken:build: importing broken failed: ZeroDivisionError: division by zero"),
-        ("{torch: 'torch_problem:bild'}", "torch_problem:bild: torch_problem (FOLDER/torch_problem.py) has no bild"),
+        ("{torch: 'torch_problem:bild'}", "torch_problem:bild: torch_problem (FOLDER/torch_problem.py) has no bild, did you mean build?"),
         ("{torch: 'torch_problem:torch'}", "torch_problem:torch: is a module, expected a function"),
         (
             "{torch: 'torch_problem:build', options: {width: 3}}",
