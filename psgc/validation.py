@@ -163,9 +163,9 @@ class Section(BaseModel):
         for key, field in cls.model_fields.items():
             if not field.is_required():
                 continue
-            expected = field.description or either(get_args(field.annotation))
+            expected = field.description or ""
             if key not in data:
-                raise refuse(f"missing, expected {expected}", key)
+                raise refuse(f"missing, expected {expected or either(get_args(field.annotation))}", key)
             if expected.startswith("a mapping, ") and not isinstance(data[key], dict | BaseModel):
                 raise refuse(f"expected {expected}, got {shown(data[key])}", key)
         return data

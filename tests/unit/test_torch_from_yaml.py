@@ -121,7 +121,8 @@ def test_the_line_of_a_wrong_argument_is_named(folder):
     [
         ("{torch: 'nowhere:build'}", "nowhere:build: no module 'nowhere' installed, beside the YAML or here"),
         ("{torch: 'broken:build'}", "broken:build: importing broken failed: ZeroDivisionError: division by zero"),
-        ("{torch: 'torch_problem:bild'}", "torch_problem:bild: torch_problem (FOLDER/torch_problem.py) has no bild, did you mean build?"),
+        ("{torch: 'torch_problem:bild'}", "torch_problem:bild: torch_problem (FOLDER/torch_problem.py) has no bild, "
+            "did you mean build?"),
         ("{torch: 'torch_problem:torch'}", "torch_problem:torch: is a module, expected a function"),
         (
             "{torch: 'torch_problem:build', options: {width: 3}}",
