@@ -16,6 +16,8 @@ What happens when is seen by the files of the run directory. The columns, in sec
     first    until the other ranks have them, and the first step is made
     whole    from the last step before to the first one after; usual: an iteration before, the median
     beyond   whole without usual
+    cpu      processor seconds of all processes of the run from the last step before to the first one after, which say
+             what the work is where other programs take processors away
 """
 
 import argparse
@@ -28,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ from psgc.record.csv_files import earlier_events, earlier_rows
 
 INPUTS, CLASSES, ROWS = 1000, 10, 1024
 KILLED_IN, AFTER, USUAL = 6, 1.0, 4  # iteration; seconds; iterations at least before the restore and after it
-COLUMNS = ("met", "asked", "written", "ended", "loaded", "first", "whole", "usual", "beyond")
+COLUMNS = ("met", "asked", "written", "ended", "loaded", "first", "whole", "usual", "beyond", "cpu")
 PATIENCE = 300.0  # seconds
 SCRIPT = """\
 import sys
@@ -138,6 +141,20 @@ def measured(folder: Path, program: str, options: argparse.Namespace) -> list[fl
             process.wait()
 
 
+def processor_seconds(root: int) -> float:
+    """Of a process and its descendants on this host, with those that have ended."""
+    ticks, parents = dict[int, int](), dict[int, int]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            process = int(stat.parent.name)
+            parents[process], ticks[process] = int(fields[1]), sum(map(int, fields[11:15]))
+    own = {root}
+    while more := {process for process, parent in parents.items() if parent in own} - own:
+        own |= more
+    return sum(ticks.get(process, 0) for process in own) / os.sysconf("SC_CLK_TCK")
+
+
 def watched(folder: Path, process: "subprocess.Popen[bytes]", slots: bool, workers: int) -> list[float]:
     known: dict[str, Any] = {}
     rows, ready, lost = (folder / "run" / name for name in ("iterations.csv", ".ready", "lost.csv"))
@@ -167,7 +184,8 @@ def watched(folder: Path, process: "subprocess.Popen[bytes]", slots: bool, worke
 
     def is_loaded() -> bool:  # meanwhile the old run may make some steps and checkpoints
         if number() == before:
-            known["last"] = max(known.get("last", 0), rows.stat().st_mtime)
+            if (last := rows.stat().st_mtime) > known.get("last", 0):
+                known["last"], known["cpu"] = last, processor_seconds(process.pid)
             if newest() != known.get("name", old):
                 known["name"], known["written"] = newest(), time.time()
             if not ready.exists():
@@ -177,6 +195,7 @@ def watched(folder: Path, process: "subprocess.Popen[bytes]", slots: bool, worke
     loaded = when(is_loaded)
     restores = folder / "run/restores.csv"
     when(restores.exists)
+    cpu = processor_seconds(process.pid) - known["cpu"]
     first, whole, _ = map(float, restores.read_text().splitlines()[1].split(","))
     when(lambda: len(after := [*earlier_rows(rows)]) and after[-1].iteration > first + USUAL)
     seconds = {row.iteration: row.seconds for row in earlier_rows(rows)}
@@ -187,7 +206,7 @@ def watched(folder: Path, process: "subprocess.Popen[bytes]", slots: bool, worke
     written, ended = known.get("written", last), known["ended"]
     asked = max(met, last)
     steps = [met - decided, asked - last, written - asked, ended - written, loaded - ended, last + whole - loaded]
-    return [*steps, whole, usual, whole - usual]
+    return [*steps, whole, usual, whole - usual, cpu]
 
 
 if __name__ == "__main__":
