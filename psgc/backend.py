@@ -20,6 +20,7 @@ from psgc.errors import UserError
 Array = Any  # numpy.ndarray or cupy.ndarray: CuPy has no stubs, and neither library is a subtype of the other
 
 ALIGNED = 64  # bytes
+ROW = 1023  # words of 8 bytes in one sum of `condensed`; an odd number, so that other signs of all entries show
 KERNEL = (  # of `combine` on a GPU: inputs, output, body, name
     "raw T coefficients, raw T rows, int64 b, int64 p",
     "T target",
@@ -159,6 +160,14 @@ def copy(backend: Backend, target: Array, source: Array) -> None:
         source.get(out=target)
     else:
         target[:] = backend.asarray(source)
+
+
+def condensed(backend: Backend, array: Array) -> bytes:
+    """Sums of rows of the words of a vector, a thousandth of its bytes: they show other bits, at 8 GB/s on a core."""
+    words = array.view(np.uint8)[: array.nbytes // 8 * 8].view(np.int64)
+    whole = words.size // ROW * ROW
+    rest = array.view(np.uint8)[8 * whole :]
+    return b"".join(backend.to_host(part).tobytes() for part in (words[:whole].reshape(-1, ROW).sum(1), rest))
 
 
 def encode(backend: Backend, coded: Array, coefficients: np.ndarray, gradient: Array) -> None:

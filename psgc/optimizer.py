@@ -117,21 +117,21 @@ class Optimizer(ABC):
         self._is_shared = True
         return self._vectors | self._numbers
 
-    def digest(self, read: Callable[[Array], np.ndarray]) -> bytes:
-        """8 bytes that depend on every bit of the `state`. read: a vector of it in the memory of the host."""
+    def digest(self, content: Callable[[Array], bytes]) -> bytes:
+        """8 bytes that depend on the `state`. content: of a vector, bytes that show other bits."""
         found = hashlib.blake2b(digest_size=8)
         for value in (*self._vectors.values(), *self._numbers.values()):
-            found.update(repr(value).encode() if isinstance(value, int | float) else read(value).data)
+            found.update(repr(value).encode() if isinstance(value, int | float) else content(value))
         return found.digest()
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], is_own: bool = False) -> None:
         """Go on from the `state` of an optimizer of the same kind, with arrays of the backend as vectors.
 
-        The arrays are not changed. Integers may come as floats.
+        Integers may come as floats. is_own: nobody else reads the arrays, so that steps may change them.
         """
         self._vectors = {name: state[name] for name in self._vectors}
         self._numbers = {name: int(state[name]) for name in self._numbers}
-        self._is_shared = True
+        self._is_shared = not is_own
 
 
 def _is_only_there(array: list[Any]) -> bool:

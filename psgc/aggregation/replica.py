@@ -7,10 +7,11 @@ Replicas that start alike and get the same gradients stay equal to the last bit;
 import hashlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
-from psgc.backend import Array, Backend
+from psgc.backend import Array, Backend, condensed
 from psgc.optimizer import Optimizer, finite_step
 
 IN_THREAD = 1 << 16  # bytes of parameters; a smaller step takes less time than handing it to the thread
@@ -141,10 +142,9 @@ class Replica:
         return True
 
     def digest(self) -> bytes:
-        """Cryptographic checksums of `params` and of the optimizer's state, 8 bytes each.
+        """Checksums of `params` and of the optimizer's state, 8 bytes each.
 
-        If the step did not compute them, they are computed here, at 0.5 to 1 GB/s. Empty during the next step, when
-        they cannot be computed.
+        If the step did not compute them, they are computed here. Empty during the next step, when they cannot be.
         """
         if self._digest is None and not self.is_stepping:
             self._digest = self._digest_of(self.params)
@@ -169,9 +169,8 @@ class Replica:
             self._made.put(error)
 
     def _digest_of(self, params: Array) -> bytes:
-        to_host = self._backend.to_host
-        of_params = hashlib.blake2b(to_host(params).data, digest_size=8).digest()  # releases the interpreter lock
-        return of_params + self.optimizer.digest(to_host)
+        content = partial(condensed, self._backend)
+        return hashlib.blake2b(content(params), digest_size=8).digest() + self.optimizer.digest(content)
 
 
 class Follower:

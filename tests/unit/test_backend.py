@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from psgc.backend import Backend, CupyBackend, decode, encode, open_backend, part_length
+from psgc.backend import Backend, CupyBackend, condensed, decode, encode, open_backend, part_length
 from psgc.errors import UserError
 from tests.stand_in import cupy as stand_in
 from tests.stand_in import cupyx
@@ -228,3 +228,14 @@ def test_the_ranks_of_a_host_share_its_gpus_in_turn(monkeypatch, name):
         assert type(open_backend(name, local_rank, {})) is CupyBackend
         chosen += cupy.used
     assert chosen == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dim", [2, 3, 1023, 2047, 5000])
+def test_other_bits_of_a_vector_show(backend, dtype, dim):
+    values = np.random.default_rng(dim).normal(size=dim).astype(dtype)
+    first, last = values.copy(), values.copy()
+    first[0], last[-1] = np.nextafter(first[0], np.inf), np.nextafter(last[-1], np.inf)
+    found = {condensed(backend, backend.asarray(vector)) for vector in (values, first, last, -values)}
+    assert len(found) == 4
+    assert condensed(backend, backend.asarray(values.copy())) in found
