@@ -100,6 +100,7 @@ class Watch:
         self._most = self._slots = sum(slots_of(placement).values()) if placement.hostfile else 0
         self._has_warned = False  # whether a line said that the run was started again too often
         self._retries = 0  # how often a start may be tried again
+        self._before: object = None  # the stamp of restores.csv before the start
         self._next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
 
     def begin(self, left: RunDirectory) -> None:
@@ -155,18 +156,29 @@ class Watch:
     def take_next(self, code: int) -> MpirunProcess | None:
         """After the end of the run: the ranks that continue it, which have been started. None: nothing continues.
 
-        Ranks that could not begin are started once more. (Open MPI fails to start once in some hundred times.)
+        Ranks that have made no step are started once more: one may have died meanwhile, and Open MPI fails to start
+        once in some hundred times.
 
         code: the exit code of mpirun
         """
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
             (process, *_), self._next, self._retries = self._next, None, 1
+            self._before = stamp(self._restores_file)
             return process
-        if self._left.settings_file() is None and self._retries:
+        if self._retries and not self._has_stepped():
             say("psgc launch: the run has not begun; trying once more", error=True)
             self._retries -= 1
             return self._start(self.placement, None)
         return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
+
+    @property
+    def _restores_file(self) -> Path:
+        return self._left.directory / "restores.csv"
+
+    def _has_stepped(self) -> bool:
+        """Whether the run that was started again has made a step, or has said how it ended."""
+        has_begun = self._left.settings_file() is not None
+        return has_begun and (bool(self._left.summary()) or stamp(self._restores_file) != self._before)
 
     def _without_hosts(self) -> MpirunProcess | None:
         """Start ranks on the remaining hosts, after mpirun has ended because of lost hosts."""
@@ -180,7 +192,7 @@ class Watch:
         why = f"no answer from {', '.join(sorted(gone))}" if gone else "mpirun has lost a host that answers again"
         say(f"psgc launch: {why}: the run starts again, with {placement.ranks} ranks (faults.restore)", error=True)
         self._restores.begins(now)
-        self.placement, self._retries = placement, 1
+        self.placement, self._retries, self._before = placement, 1, stamp(self._restores_file)
         return self._start(placement, None)
 
     def close(self) -> None:

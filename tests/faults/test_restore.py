@@ -14,15 +14,28 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 KILLED_IN, ITERATIONS, RANKS = 10, 60, 4
 RESTORE = "faults.restore={after: 0.5}"
 SLOW = "problem={{python: 'model:Slow', options: {{after: {}}}}}"  # slow once there is this file, until started again
+THEN = "problem={{python: 'model:Slow', options: {{after: {0}/lost.csv, then: {1}, rank: {2}}}}}"
 MODEL = f"""
-import os, time
+import os, signal, sys, time
 from pathlib import Path
 from psgc.problems.models import LeastSquares
 
 class Slow(LeastSquares):
-    def __init__(self, after):
+    def __init__(self, after, then="", rank=0):
         super().__init__({FEATURES})
-        self.after = Path(after)
+        self.after, once = Path(after), Path(after + ".once").absolute()
+        if "PSGC_RESTORED" in os.environ and os.environ["PMIX_RANK"] == str(rank) and then and not once.exists():
+            if then == "elsewhere":
+                once.touch()
+                os.makedirs("other")
+                os.chdir("other")
+            else:
+                sys.addaudithook(lambda event, args: event in ("open", "os.rename") and self.dies(then, once, args))
+
+    def dies(self, then, once, paths):
+        if any(str(path).endswith(then) for path in paths):
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _row_losses(self, scores, y):
         if "PSGC_RESTORED" not in os.environ and self.after.exists():
@@ -69,6 +82,19 @@ def test_a_run_that_has_lost_a_worker_goes_on_with_everybody(folder, kind):
     assert 0 < restored["seconds"] < 30
     assert restored["repeated"] == 0
     assert "started again      once, within " in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("what", "then", "rank"),
+    [("dies-while-it-reads", ".safetensors", 3), ("dies-after-a-step", "restores.csv", 0), ("unseen", "elsewhere", 3)],
+)
+def test_faults_while_a_run_starts_again(folder, what, then, rank):
+    """The new rank dies when it opens the checkpoint, or after the first step; or it does not see the checkpoint."""
+    settings = sets(f"output={what}", RESTORE, THEN.format(what, then, rank), inject("kill"), "checkpoint.every=1")
+    ended = run(psgc("launch", "run.yaml", "-n", str(RANKS), *settings), folder, code=0)
+    assert (folder / what / "lost.csv.once").exists(), ended.said
+    assert ("trying once more" in ended.stdout + ended.stderr) == (what == "dies-while-it-reads"), ended.said
+    assert_whole(folder / what, folder / "undisturbed")
 
 
 def test_without_psgc_launch_the_run_goes_on_without_the_worker_and_says_so_once(folder):
