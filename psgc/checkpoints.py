@@ -79,6 +79,14 @@ def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "") 
     return None
 
 
+def load_same(path: Path, read: Callable[[Path], Read]) -> Read | None:
+    """What `read` makes of the checkpoint from which rank 0 goes on; None if this rank does not see the same file."""
+    try:
+        return None if _damage(path) else read(path)
+    except (OSError, ValueError):
+        return None
+
+
 def _damage(path: Path) -> str | None:
     """The reason why the file is damaged, None if it is not."""
     digest = hashlib.sha256()

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 
+from psgc.backend import Backend
 from psgc.checkpoints import Content, is_finite, step_of
 from psgc.errors import UserError, visible
 from psgc.state_files import decode, encode, pieces
@@ -52,6 +53,10 @@ class Checkpoint(BaseModel):
     data: str
     config: str
     version: str
+
+    def optimizer_in(self, backend: Backend) -> dict[str, Any]:
+        """The state of the optimizer with its vectors where `backend` computes."""
+        return {k: backend.asarray(v) if isinstance(v, np.ndarray) else v for k, v in self.optimizer.items()}
 
     def content(self) -> Content:
         """The checkpoint as a file, with views of the arrays. Nobody may change the arrays any more."""

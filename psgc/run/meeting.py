@@ -103,6 +103,11 @@ class Meeting:
         with self.known_to_all():
             check_all_well(self._transport.gather(wrong, self._doing), self._transport.hosts)
 
+    def have(self, it: bool) -> frozenset[int]:
+        """The ranks that have something. it: whether this one does."""
+        texts = self._transport.gather("yes" if it else "", self._doing)
+        return frozenset(rank for rank, text in enumerate(texts) if text)
+
     def compare(self, description: Mapping[str, Any], same: str) -> None:
         """Check that all ranks have the same. description: of this rank, 512 bytes as JSON; same: what it describes."""
         with self.known_to_all():

@@ -1,7 +1,7 @@
 """What the server reads and checks before the run starts."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,8 @@ class PreparedRun:
     callbacks: of a program
     beginning: of a term that this rank serves after another rank 0 has died; None: the run begins or is resumed
     program, injector: of a process that has been a worker
+    file: the name of the checkpoint, or ""
+    alike: the places of the ranks that have read it
     """
 
     config: Config
@@ -74,6 +76,8 @@ class PreparedRun:
     beginning: Beginning | None = None
     program: ProblemProgram | None = None
     injector: Injector | None = None
+    file: str = ""
+    alike: Collection[int] = ()
 
     @property
     def epochs(self) -> int | None:
@@ -88,7 +92,7 @@ def prepare(transport: Transport, config: Config, given: Given, resuming: bool) 
     # looks for CuPy, so it comes before a model's folder is on the path
     backend = open_backend(config.backend, transport.local_rank)
     dataset, problem = open_problem(config, given.source, transport.hosts.count(transport.hosts[transport.rank]), given)
-    checkpoint = _checkpoint(config, problem, dataset) if resuming else None
+    file, checkpoint = _checkpoint(config, problem, dataset) if resuming else ("", None)
     if checkpoint:
         reached = resume.reached(Path(config.output), checkpoint.iteration)
         config = resume.with_faults_from(config, reached)
@@ -118,6 +122,7 @@ def prepare(transport: Transport, config: Config, given: Given, resuming: bool) 
         initial=checkpoint.params if checkpoint else initial_params(config, problem),
         go_on=resume.command(given, transport.size),
         chosen=chosen,
+        file=file,
         callbacks=given.callbacks,
     )
 
@@ -160,17 +165,17 @@ def _check_copies(config: Config, plan: Plan) -> None:
         )
 
 
-def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Checkpoint | None:
-    """The newest checkpoint in the run directory, if any. Prints where the run starts."""
+def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> tuple[str, Checkpoint | None]:
+    """The newest checkpoint in the run directory, if any, and its name. Prints where the run starts."""
     directory = Path(config.output) / "checkpoints"
-    checkpoint = load_newest(directory, read)
-    if checkpoint is None:
+    found = load_newest(directory, lambda path: (path.name, read(path)))
+    if found is None:
         say(f"no checkpoint in {directory}: starting from the beginning")
-    else:
-        resume.check(checkpoint, config, problem.dim, fingerprint(dataset))
-        if not restored():
-            say(f"resuming from iteration {checkpoint.iteration}, checkpoint in {directory}")
-    return checkpoint
+        return "", None
+    resume.check(found[1], config, problem.dim, fingerprint(dataset))
+    if not restored():
+        say(f"resuming from iteration {found[1].iteration}, checkpoint in {directory}")
+    return found
 
 
 def opening_lines(transport: Transport, run: PreparedRun) -> list[str]:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from psgc import __version__
 from psgc import config as configuration
 from psgc.aggregation.replica import Follower, Replica
@@ -121,10 +119,13 @@ class Writers:
 
 def _tell_workers(meeting: Meeting, run: PreparedRun) -> None:
     """What is to be done. Raises UserError when a worker cannot do it, or has other code or data."""
-    for content in (run.config.to_yaml().encode(), run.plan.to_bytes(), f"{run.first} {_seconds_before(run)}".encode()):
+    about = f"{run.first} {_seconds_before(run)} {run.file}"
+    for content in (run.config.to_yaml().encode(), run.plan.to_bytes(), about.encode()):
         meeting.tell(content)
     meeting.agree()
     meeting.compare(description(run.config, run.dataset, run.problem, run.test), SAME)
+    if run.file:
+        run.alike = meeting.have(True)
 
 
 def _seconds_before(run: PreparedRun) -> float:
@@ -181,17 +182,15 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         held_out=[f"test_{what}" for what in measures_of(run.problem)],
         check_data=partial(check_data, chunks, rows),
         moment=faults.at,
-        alike=beginning.alike if beginning else (),
+        alike=beginning.alike if beginning else {transport.term.rank(place) for place in run.alike if place},
         away=beginning.away if beginning else {},
     )
     if not config.dedicated_server:
         _work_too(transport, run, replica, chunks)
     if run.checkpoint:
-        state, asarray = run.checkpoint.optimizer, run.backend.asarray
-        optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
+        optimizer.load(run.checkpoint.optimizer_in(run.backend), is_own=True)
         server.cluster.estimates = resume.estimates_for(plan, run.checkpoint)
         run.checkpoint = None
-        del state
     try:
         try:
             outcome = _outcome_of(server, run, faults, ending.stopped_by)

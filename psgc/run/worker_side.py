@@ -1,13 +1,16 @@
 """A worker of a run of a NumPy problem: sets it up and runs it."""
 
 import time
+from pathlib import Path
 
 from psgc import config as configuration
 from psgc.backend import open_backend
+from psgc.checkpoints import load_same
 from psgc.data import ChunkSource
 from psgc.errors import PsgcError, UserError
 from psgc.plan import Plan
 from psgc.run.building import all_work, share_memory
+from psgc.run.checkpoint import read
 from psgc.run.ending import CalledOff, Ending
 from psgc.run.inputs import (
     SAME,
@@ -31,8 +34,8 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
     Sets `ending`. Raises CalledOff, UserError and RunFailed.
     """
     config = configuration.from_yaml_text(meeting.tell().decode())
-    plan, (first, seconds) = Plan.from_bytes(meeting.tell()), map(float, meeting.tell().split())
-    began = time.monotonic() - seconds
+    plan, (first, before, *file) = Plan.from_bytes(meeting.tell()), meeting.tell().decode().split()
+    began, checkpoint = time.monotonic() - float(before), None
     host, trouble = transport.hosts[transport.rank], ""
     copies = transport.hosts.count(host)
     try:
@@ -46,9 +49,16 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
         trouble = str(error)
     meeting.agree(trouble)
     meeting.compare(description(config, dataset, problem, test), SAME)
+    if file:  # of the checkpoint; who does not see it gets the state of another rank
+        checkpoint = load_same(Path(config.output) / "checkpoints" / file[0], read)
+        meeting.have(checkpoint is not None)
     all_work(transport, config)
     share_memory(transport, config, backend, problem.dim)
     program = ProblemProgram(config, backend, problem, chunks, transport.wake, test)
+    if checkpoint is not None:
+        program.own.optimizer.load(checkpoint.optimizer_in(backend), is_own=True)
+        program.own.start(int(first), backend.asarray(checkpoint.params))
+        program.is_alike, checkpoint = True, None
     takeover, injector = Takeover(transport, config.faults.collect_timeout), make_injector(config, transport.rank)
     beginning = work_in_terms(transport, config, plan, program, int(first), injector, takeover, ending)
     if beginning is None:

@@ -7,7 +7,7 @@ from psgc.config import Coding, Config
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.run import resume
-from psgc.run.launched import NOBODY_RESTORES, is_launched
+from psgc.run.launched import NOBODY_RESTORES, is_launched, resuming
 from psgc.run.meeting import Meeting
 from psgc.terminal import say
 from psgc.torch.hand_over import ScriptState
@@ -48,7 +48,8 @@ def agree(transport: Transport, meeting: Meeting, program: TorchProgram | UserEr
     if is_first:
         transport.be_patient(program.faults.setup_timeout, program.faults.collect_timeout)
     meeting.compare(program.description(), SAME)
-    fingerprints = transport.gather(program.fingerprint(), "preparing the script")
+    is_new = not resuming()  # else a checkpoint is loaded, most probably
+    fingerprints = transport.gather(program.fingerprint(), "preparing the script") if is_new else ()
     meeting.differs(program.difference(meeting.tell(program.expected() if is_first else None)), SAME)
     with meeting.known_to_all():
         agreed = Agreed(program, *program.settle(program.settings.workers(transport.size)))
@@ -58,13 +59,17 @@ def agree(transport: Transport, meeting: Meeting, program: TorchProgram | UserEr
             begin = _beginning(agreed, is_alike=len(set(fingerprints)) == 1)
     begin = meeting.tell(begin)
     kind, content = begin[:1], begin[1:]
+    if kind == STATE:
+        own = agreed.state or program.same(content.decode())
+        if len(meeting.have(own is not None)) < transport.size:
+            content = meeting.tell(agreed.state.to_bytes() if agreed.state else None)
+        agreed.state = own or ScriptState.from_bytes(content)
     if kind == MODEL and not is_first:
         program.load_model(content)
     drawn = meeting.tell(program.generators() if is_first else None)
     if not is_first:
         program.set_generators(drawn)
     if kind == STATE:
-        agreed.state = ScriptState.from_bytes(content)
         reached = meeting.tell(str(agreed.reached).encode() if is_first else None)
         agreed.config = resume.with_faults_from(agreed.config, int(reached))
     return agreed
@@ -83,5 +88,6 @@ def _beginning(agreed: Agreed, is_alike: bool) -> bytes:
     if config.faults.restore and not is_launched():
         say(NOBODY_RESTORES)
     if state is not None:
-        return STATE + state.to_bytes()
+        agreed.state = state
+        return STATE + state.file.encode()
     return ALIKE if is_alike else MODEL + agreed.program.model()

@@ -1,5 +1,6 @@
 """Checkpoints of a script, and loading the model that a run begins with (`initial`)."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,9 +86,11 @@ def content_of(step: int, blob: bytearray, model: nn.Module) -> Content:
 
 def read(path: Path) -> tuple[int, ScriptState]:
     """The step and the state of a checkpoint. Raises UserError when the file is no checkpoint of a script."""
-    content = path.read_bytes()
+    with open_regular(path) as stream:
+        content = bytearray(os.fstat(stream.fileno()).st_size)
+        stream.readinto(content)  # type: ignore[attr-defined]
     about = about_in(content, str(path))
-    return step_of(path), ScriptState(about.calls, content, about.seconds)
+    return step_of(path), ScriptState(about.calls, content, about.seconds, path.name)
 
 
 def load_initial(path: str, model: nn.Module) -> None:

@@ -52,8 +52,9 @@ class BatchGradient:
         self._gradient, self._costs = gradient, costs
         self._seed, self._micro_batch = settings.seed, settings.micro_batch
         self._is_free = settings.draws == "piece"  # random numbers may depend on which chunks are in one pass
-        self._halves = None if were_tried(ranks()) else Halves(model, compute, loader.micro_batch)  # None: no check
-        self._is_checked, self._sampled = False, Sampled(model, gradient)
+        is_tried = were_tried(ranks())  # the run before has compared halves, and a chunk with its repetition
+        self._halves = None if is_tried else Halves(model, compute, loader.micro_batch)  # None: no check
+        self._is_checked, self._sampled = is_tried, Sampled(model, gradient)
         self._is_sum: bool | None = None  # whether a pass over several chunks is the sum over them; None: unknown
         self._passes: list[tuple[int, ...]] = []  # the chunks of each pass of the newest call
 

@@ -32,11 +32,13 @@ class ScriptState:
     iteration: the call to continue with
     blob: the state (`psgc.torch.state`)
     seconds: the time that the run had taken
+    file: the name of the checkpoint, or ""
     """
 
     iteration: int
-    blob: bytes
+    blob: bytes | bytearray
     seconds: float = 0.0
+    file: str = ""
 
     def to_bytes(self) -> bytes:
         return self.iteration.to_bytes(COUNT, "little") + self.blob
@@ -189,7 +191,7 @@ class HandOver:
         """The digest of the script's call for `iteration`; empty if the call had none, or was not made yet."""
         return self._digests.get(iteration, b"")
 
-    def state(self, iteration: int) -> bytes | None:
+    def state(self, iteration: int) -> bytes | bytearray | None:
         """The state of this rank in its call for `iteration`; None until the script has made it.
 
         If the script gets the request after that call, it makes the state of its next whole call instead.
@@ -285,7 +287,7 @@ class ScriptReplica:
         return b"" if self.is_stepping else self._hand_over.digest(self.steps)
 
 
-def vector_of(blob: bytes, dtype: np.dtype[Any]) -> np.ndarray:
+def vector_of(blob: bytes | bytearray, dtype: np.dtype[Any]) -> np.ndarray:
     """Bytes as a vector, with their length in front and padding at the end.
 
     >>> blob_of(vector_of(b"some bytes", np.dtype(np.float32)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from psgc import __version__
-from psgc.checkpoints import load_newest
+from psgc.checkpoints import load_newest, load_same
 from psgc.config import Config, TorchConfig
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError
@@ -144,6 +144,11 @@ class TorchProgram:
         if not restored():
             say(f"resuming from step {found[0]}, checkpoint in {directory}")
         return found[1]
+
+    def same(self, file: str) -> ScriptState | None:
+        """The state in the checkpoint that rank 0 goes on from; None where this rank does not see it."""
+        found = load_same(Path(self.output or "") / "checkpoints" / file, read)
+        return None if found is None else found[1]
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

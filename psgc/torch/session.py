@@ -69,7 +69,7 @@ class Session:
         self._program, self._stopped_by = program, stopped_by
         self.iteration, self.rank = 0, 0
         self._began = time.monotonic()  # less the time that the run had taken before it was resumed
-        self.state: bytes | None = None
+        self.state: bytes | bytearray | None = None
         self.record: Record | None = None
         self.serves: Callable[[], object] = lambda: None
         self._ending = Ending(None, stopped_by, raises=True)
@@ -257,7 +257,7 @@ class Session:
         self.config, self.plan, self.record = agreed.config, agreed.plan, agreed.record
         if agreed.state is not None:
             self.iteration, self.state = agreed.state.iteration, agreed.state.blob
-            self._began -= about_in(self.state, "the checkpoint").seconds
+            self._began -= about_in(agreed.state.blob, "the checkpoint").seconds
         return agreed.program
 
     def _open_memory(self, program: TorchProgram) -> Memory:

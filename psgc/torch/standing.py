@@ -47,8 +47,8 @@ class Standing:
         self._model, self._attached, self._flat, self._seed = model, attached, flat, seed
         self._sampler, self._steps, self._evaluator = sampler, steps, evaluator
         self.iteration, self.loss = 0, 0.0
-        self.pending: bytes | None = None
-        self._latest: bytes | None = None  # the state that was loaded, until the next batch begins
+        self.pending: bytes | bytearray | None = None
+        self._latest: bytes | bytearray | None = None  # the state that was loaded, until the next batch begins
         self.has_moved = self.is_behind = self.catches_up = False
         self.loaded: int | None = None
         self._position = Position()  # position of a state that is made now
@@ -59,7 +59,7 @@ class Standing:
 
     # continuing from a state
 
-    def comes(self, iteration: int, state: bytes | None, is_behind: bool = False) -> None:
+    def comes(self, iteration: int, state: bytes | bytearray | None, is_behind: bool = False) -> None:
         """Continue with the call of `iteration`. state: to be loaded before the next batch; None: nothing to load."""
         self.iteration, self.pending, self.is_behind = iteration, state, is_behind
         if state is not None:

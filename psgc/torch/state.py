@@ -139,7 +139,7 @@ def check_savable(attached: Sequence[Stateful]) -> None:
             raise UserError(f"{_kind(thing)}, attached to the run: {error}") from None
 
 
-def is_state(content: bytes) -> bool:
+def is_state(content: bytes | bytearray) -> bool:
     """Whether these bytes are a state (`to_bytes`), and not a safetensors file of a model alone."""
     try:
         return ABOUT in metadata_of(content)
@@ -147,7 +147,7 @@ def is_state(content: bytes) -> bool:
         return False
 
 
-def about_in(content: bytes, where: str) -> About:
+def about_in(content: bytes | bytearray, where: str) -> About:
     """The About in the bytes of a state, without `random` and `drawn`. Raises UserError."""
     try:
         own = decode(metadata_of(content)[ABOUT], defaultdict(lambda: torch.empty(0)))

@@ -1,20 +1,21 @@
 """Safetensors files: of states, with JSON in the metadata, and of a model alone."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from psgc.disk import write_whole
 from psgc.errors import UserError, one_line
 from psgc.state_files import decode, encode, head, header_of
 
-DTYPES = {dtype: name for name, dtype in safetensors.torch._TYPES.items()}  # as a file names them
+DTYPES = {dtype: name for name, dtype in safetensors.torch._TYPES.items() if dtype}  # as a file names them
+TYPES = {name: dtype for dtype, name in DTYPES.items()}
 NO_STATE = ValueError, LookupError, TypeError, AttributeError, RecursionError  # raised when a file is no state
 
 
@@ -34,25 +35,41 @@ def to_memory(state: Mapping[str, Any], memory: bytearray | None = None) -> byte
     return _file(tensors, {"format": "pt", **metadata}, memory)
 
 
-def from_bytes(content: bytes | bytearray | memoryview, where: str, plain: bool = False) -> dict[str, Any]:
-    """The state in a safetensors file of `to_bytes`, as a copy. Raises UserError when the file is damaged.
+def from_bytes(content: bytes | bytearray, where: str, plain: bool = False) -> dict[str, Any]:
+    """The state in a safetensors file of `to_bytes`, whose memory its tensors share if it is a bytearray.
+
+    Raises UserError when the file is damaged.
 
     where: the file's name in errors
     plain: convert NumPy's numbers to Python's
     """
-    content = bytes(content)
+    memory = content if isinstance(content, bytearray) else bytearray(content)
     try:
-        tensors = safetensors.torch.load(content)
-    except SafetensorError as error:
+        tensors = _tensors_in(memory)
+    except (*NO_STATE, RuntimeError, OverflowError) as error:
         raise UserError(f"{where}: not a whole safetensors file: {one_line(error)}") from None
     try:
-        texts = metadata_of(content)
+        texts = metadata_of(memory)
         return {name: decode(text, tensors, plain) for name, text in texts.items() if name != "format"}
     except NO_STATE as error:
         raise no_state(where, error) from None
 
 
-def metadata_of(content: bytes) -> dict[str, str]:
+def _tensors_in(memory: bytearray) -> dict[str, Tensor]:
+    header, start = header_of(memory)
+    tensors = {}
+    for name, about in header.items():
+        if name != "__metadata__":
+            dtype, shape, (begin, end) = TYPES[about["dtype"]], about["shape"], about["data_offsets"]
+            if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize or len(memory) < start + end:
+                raise ValueError(f"{name:.80} has {end - begin} bytes")
+            content = memoryview(memory)[start + begin : start + end]
+            flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.view(shape)
+    return tensors
+
+
+def metadata_of(content: bytes | bytearray) -> dict[str, str]:
     """The metadata of a safetensors file. Raises an error of `NO_STATE` for anything else."""
     return dict(header_of(content)[0]["__metadata__"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from psgc import checkpoints as module
-from psgc.checkpoints import CheckpointStore, Content, load_newest, newest_first, step_of, write_file
+from psgc.checkpoints import CheckpointStore, Content, load_newest, load_same, newest_first, step_of, write_file
 
 
 def bytes_of(step, content=b"of a state"):
@@ -115,6 +115,15 @@ def test_the_newest_whole_ones_are_kept(tmp_path):
         assert write(store, iteration)
     assert numbers(tmp_path) == ["00000006", "00000007", "notes.tx"]
     assert newest_step(tmp_path) == 7
+
+
+def test_another_rank_takes_only_the_file_that_rank_0_has(tmp_path):
+    path = fill(tmp_path, 1)
+    assert load_same(path, step_of) == 1
+    path.write_bytes(b"damaged")
+    assert load_same(path, step_of) is None
+    path.unlink()
+    assert load_same(path, step_of) is None
 
 
 def test_what_is_no_file_keeps_no_other_from_being_removed(tmp_path):

@@ -34,6 +34,11 @@ def test_ranks_that_meet():
         meeting.meet(Gathered("ended 0 x", "", "ended 1 y"))
 
 
+def test_all_ranks_know_who_has_something():
+    ranks = meeting.Meeting(Gathered("yes", "", "yes"), MagicMock(), "starting")
+    assert ranks.have(True) == ranks.have(False) == {0, 2}
+
+
 @pytest.mark.parametrize(("errors", "shown"), [("aaa", {0}), ("baa", {0, 1}), ("aba", {0, 1})])
 def test_of_ranks_that_end_alike_one_says_why(monkeypatch, capsys, errors, shown):
     """And the exit code is that of rank 0."""

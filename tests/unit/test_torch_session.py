@@ -2,6 +2,7 @@
 
 import json
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -122,8 +123,8 @@ def test_a_worker_of_a_run_that_begins_or_goes_on(one_process, monkeypatch, firs
     class Program(TorchProgram):
         def __init__(self, *given):
             super().__init__(*given)
-            begin = agreement.STATE + state.to_bytes() if first else agreement.ALIKE
-            words = iter([self.expected, lambda: begin, self.generators, lambda: b"5"])
+            begin = [agreement.STATE + b"not-here.safetensors", state.to_bytes()] if first else [agreement.ALIKE]
+            words = iter([self.expected, *(partial(bytes, said) for said in begin), self.generators, lambda: b"5"])
             monkeypatch.setattr(session, "Transport", lambda **_: workers.append(Worker(first, words)) or workers[0])
 
     state, workers = ScriptState(first, begun().standing.state(first)), []
