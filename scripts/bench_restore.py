@@ -17,7 +17,7 @@ What happens when is seen by the files of the run directory. The columns, in sec
     whole    from the last step before to the first one after; usual: an iteration before, the median
     beyond   whole without usual
     cpu      processor seconds of all processes of the run from the last step before to the first one after, which say
-             what the work is where other programs take processors away
+             what the work is where other programs take processors away; nan with SLURM, which starts ranks itself
 """
 
 import argparse
@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def watched(folder: Path, process: "subprocess.Popen[bytes]", slots: bool, worke
     loaded = when(is_loaded)
     restores = folder / "run/restores.csv"
     when(restores.exists)
-    cpu = processor_seconds(process.pid) - known["cpu"]
+    cpu = nan if "SLURM_JOB_ID" in os.environ else processor_seconds(process.pid) - known["cpu"]
     first, whole, _ = map(float, restores.read_text().splitlines()[1].split(","))
     when(lambda: len(after := [*earlier_rows(rows)]) and after[-1].iteration > first + USUAL)
     seconds = {row.iteration: row.seconds for row in earlier_rows(rows)}
