@@ -83,7 +83,7 @@ class Sampler:
         self._position = Position()
         self.drawn: Drawn | None = None
         self.epochs = 0
-        self._newest: tuple[_Even | _Given, int] = _Even(length, seed, 1, True, False), 0  # loop, epoch at its end
+        self._newest: tuple[_Even | _OfSampler, int] = _Even(length, seed, 1, True, False), 0  # loop, epoch at its end
 
     @property
     def position(self) -> Position:
@@ -131,7 +131,7 @@ class Sampler:
         Raises UserError, at once, when size or epochs is wrong, or when no batch would be left.
         """
         check_whole("epochs", epochs)
-        loop: _Even | _Given
+        loop: _Even | _OfSampler
         if isinstance(size, int | float | np.number | str | None):
             check_whole("size", size)
             loop = _Even(self._length, self._seed, int(size or 0), shuffle, drop_last)
@@ -139,12 +139,12 @@ class Sampler:
             name = "drop_last" if drop_last else "shuffle"
             raise UserError(f"run.batches: {name}: the {type(size).__name__} says that; expected it without {name}")
         else:
-            loop = _Given(self, GivenBatches(size, self._length, self.epochs), prepare)
+            loop = _OfSampler(self, GivenBatches(size, self._length, self.epochs), prepare)
         first = self.epochs
         self.epochs += epochs
         return self._batches(loop, first, self.epochs)
 
-    def _batches(self, loop: "_Even | _Given", first: int, end: int) -> Iterator[Batch]:
+    def _batches(self, loop: "_Even | _OfSampler", first: int, end: int) -> Iterator[Batch]:
         """first, end: the first epoch, and the epoch after the last."""
         while self._position.epoch < end:
             if self._position.epoch < first:  # the batches of the call before were not all taken
@@ -207,7 +207,7 @@ class _Even:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _OfSampler:
     """Batches of a batch sampler. prepare: see `Sampler.batches`."""
 
     sampler: Sampler

@@ -48,8 +48,9 @@ LOADERS = {
 def begin(data=DATA):
     torch.manual_seed(0)
     random.seed(0)
-    run = psgc.torch.init(nn.Linear(1, 1), data, lambda model, batch: model(batch[0]).square().mean(), chunks=3)
-    run.attach(torch.optim.SGD(run._model.parameters(), 1e-4))
+    model = nn.Linear(1, 1)
+    run = psgc.torch.init(model, data, lambda model, batch: model(batch[0]).square().mean(), chunks=3)
+    run.attach(torch.optim.SGD(model.parameters(), 1e-4))
     return run
 
 
