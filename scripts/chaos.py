@@ -11,8 +11,8 @@ come as a Poisson process, `--rate` a minute, to a worker drawn at random:
     slow    SIGSTOP and SIGCONT in turns for 5 s: a fifth of the speed
     link    the link of a host is down for as long as a stop lasts; with --hosts, which needs root
 
-Without --restore two workers are left alive in any case. With it the run is started again (`faults.restore`) when a
-worker has been gone for --after seconds. --rank-zero has faults come to rank 0 as well.
+Without --restore two workers are left alive in any case. With it the run is started again (`faults.restore`) when
+--lost workers have been gone for --after seconds. --rank-zero has faults come to rank 0 as well.
 
 The table says, for each seed:
 
@@ -79,12 +79,13 @@ class Setting:
     seconds: float
     chunks: int  # of each worker
     aggregation: str
-    after: float | None  # None: without restores
+    after: float | None  # seconds of faults.restore, None: without restores
+    lost: int  # workers, of faults.restore
 
     def config(self, output: str) -> Path:
         """The YAML of a run."""
         path = self.folder / f"{output}.yaml"
-        restore = None if self.after is None else {"lost": 1, "after": self.after, "per_hour": 10_000}
+        restore = None if self.after is None else {"lost": self.lost, "after": self.after, "per_hour": 10_000}
         settings = {
             "problem": {"kind": "least_squares"},
             "data": {"path": str(self.folder / "data.npz")},
@@ -227,6 +228,7 @@ def experiment(options: argparse.Namespace) -> list[Found]:
     setting = Setting(
         *(options.output, options.workers, options.iterations, options.seconds, options.chunks, options.aggregation),
         after=options.after if options.restore else None,
+        lost=options.lost,
     )
     rng = np.random.default_rng(0)
     write_dense(str(setting.folder / "data.npz"), rng.normal(size=(1024, 100)) / 10, rng.normal(size=1024))
@@ -289,6 +291,7 @@ def main() -> int:
     add("--aggregation", choices=("server", "allreduce"), default="allreduce")
     add("--restore", action="store_true", help="start the run again when workers are gone")
     add("--after", type=float, default=2.0, help="seconds, of faults.restore")
+    add("--lost", type=int, default=1, help="workers, of faults.restore")
     add("--hosts", type=int, default=0, help="so many, of network namespaces (root); link is one of the faults")
     add("--rank-zero", action="store_true", help="faults come to rank 0 as well")
     add("--beside", action="store_true", help="checkpoint-and-restart, and torchft, with the same faults")
