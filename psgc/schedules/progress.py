@@ -244,7 +244,7 @@ class WorkerView:
                 continue
             gain = end - start - (0.0 if pace is None else pace * (self.fixed + chunk.cost))
             if gain >= 0 and pace is not None:  # its length takes long to find out, and is its cost at least
-                gain -= pace * (chunk.lengths(now, lag, spread) - chunk.cost)
+                gain = end - start - pace * (self.fixed + chunk.lengths(now, lag, spread))
             if gain < 0 and not is_untried:
                 continue
             running = any(chunk in taker.piece for taker in chunk.takers)

@@ -118,7 +118,8 @@ class ReplicatedWorld(World):
         stack.enter_context(mock.patch.object(messages, "BUNDLE", 0))  # receives have room for one vector
         for module in (outbox, worker_loop):
             stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
-        stack.enter_context(mock.patch.object(slices, "LEAST_BLOCK", SMALL))
+        for least in ("LEAST_BLOCK", "LEAST_WITHIN_HOST"):
+            stack.enter_context(mock.patch.object(slices, least, SMALL))
         stack.enter_context(mock.patch.object(pool, "time", self.clock))
         stack.enter_context(mock.patch.object(replica, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(server_loop, "Summing", partial(WatchedSumming, self)))

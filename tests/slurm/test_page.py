@@ -9,7 +9,7 @@ import pytest
 from tests.slurm.workplace import ROOT
 from tests.unit.documents import blocks, shell_lines
 
-(COMMANDS,) = blocks(ROOT / "docs/schedulers.md", "bash")
+COMMANDS, *_ = blocks(ROOT / "docs/schedulers.md", "bash")
 
 
 @pytest.mark.parametrize("line", shell_lines(COMMANDS))
