@@ -1,6 +1,6 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others, one killed
-# make test   run the tests (about six minutes on two cores); without a browser (Debian: chromium) some are skipped
-# make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs, training scripts to which something happens, the longest runs (about eleven minutes)
+# make test   run the tests (less than six minutes on two cores); without a browser (Debian: chromium) some are skipped
+# make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs, training scripts to which something happens, the longest runs (about ten minutes)
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
 # make equivalence  scripts as people write them, under plain torch and under psgc in nine ways: a table (about ten minutes)
