@@ -27,10 +27,13 @@ def run(options: Options) -> NoReturn:
     if options.config.endswith(".py"):
         how = f"psgc launch {options.config} -n RANKS, or: mpirun -n RANKS python {options.config}"
         raise UserError(f"{options.config} is a script, which is started with: {how}")
+    is_torch = has_torch_problem(options.config, options.overrides)
+    if options.check_gradient and is_torch:
+        raise UserError("--check-gradient: the problem is a torch problem, whose gradients are torch's own; train it")
     if options.check_gradient:
         _check_gradient(options)
         sys.exit()
-    if has_torch_problem(options.config, options.overrides):
+    if is_torch:
         _run_torch_problem(options)
     limit_threads()
     stopped_by: list[int] = []

@@ -42,8 +42,6 @@ def settings_of(
     optimizer, lr = tree.pop("optimizer", "sgd"), tree.pop("lr", None)
     steps: dict[str, Any] = dict(optimizer) if isinstance(optimizer, Mapping) else {"kind": optimizer}
     tree |= {"problem": problem, "optimizer": steps if lr is None else steps | {"lr": lr}}
-    if lr is None and steps.keys() <= {"kind"} and "optimizer.lr" not in (set or {}):
-        raise UserError(f"{where}: no learning rate; expected it as an argument, such as lr=0.1")
     if data is not None:
         tree["data"] = data
     source = YamlSource(_yaml(where, tree), where, has_lines=False)

@@ -88,7 +88,7 @@ def read(path: Path) -> tuple[int, ScriptState]:
     """The step and the state of a checkpoint. Raises UserError when the file is no checkpoint of a script."""
     with open_regular(path) as stream:
         content = bytearray(os.fstat(stream.fileno()).st_size)
-        stream.readinto(content)  # type: ignore[attr-defined]
+        stream.readinto(content)
     about = about_in(content, str(path))
     return step_of(path), ScriptState(about.calls, content, about.seconds, path.name)
 

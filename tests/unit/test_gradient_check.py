@@ -121,3 +121,12 @@ def test_the_command_says_it_of_the_model_of_a_yaml(tmp_path, monkeypatch, capsy
     assert not ended.value.code
     assert capsys.readouterr().out.startswith("logistic: the gradient of 30 rows is that of the loss")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_torch_problem_is_refused(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("problem: {torch: my_model:build}\noptimizer: {torch: SGD, lr: 0.1}\nbatch: {size: 8, epochs: 1}\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(path), "--check-gradient"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("psgc: --check-gradient: the problem is a torch problem")

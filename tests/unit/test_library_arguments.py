@@ -94,7 +94,7 @@ def test_settings_are_those_of_a_yaml():
     assert settings_of("it", problem, None, None, more | {"optimizer": steps}).optimizer.momentum == 0.5
     with pytest.raises(UserError, match=r"^it: optimizer.kind: expected sgd, .*, got 'adamm'$"):
         settings_of("it", problem, None, None, more | {"optimizer": "adamm", "lr": 0.1})
-    with pytest.raises(UserError, match=r"^it: no learning rate; expected it as an argument, such as lr=0\.1$"):
+    with pytest.raises(UserError, match=r"^it: optimizer.lr: missing, expected a number > 0: the learning rate"):
         settings_of("it", problem, None, None, more)
     assert settings_of("it", problem, None, {"optimizer.lr": 0.2}, more).optimizer.lr == 0.2
     with pytest.raises(UserError, match="did you mean 'iterations'"):
