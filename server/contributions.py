@@ -2,15 +2,17 @@
 
 Every contributor sends a whole coded vector, however few of its chunks count. A contributor with a slow processor or
 link delays the exchange for the sake of chunks that others hold too. Rank 0 measures how late each contributor's
-blocks of rank 0's own slice arrive. A late contributor *rests* for some iterations: it does no chunk that enough others
-hold, but still follows. Then it is tried once more. A resting worker does what is left when the iteration lasts long,
+blocks of rank 0's own slice arrive. A contributor that is late several times in a row *rests* for some iterations: it
+does no chunk that enough others hold, but still follows. Then it is tried once more. A resting worker does what is left when the iteration lasts long,
 since the others may have stopped (`psgc.schedules.decisions.LONG_REST`). Pure: no clock, no MPI.
 """
 
+from collections import Counter
 from statistics import median
 
 LATE = 1.5  # times the median of the contributors, after which a contributor is late
 LEAST_LATE = 0.05  # seconds
+IN_A_ROW = 3  # iterations; where ranks share processors one of them is last each time, and another one the next time
 FIRST_REST, LONGEST_REST = 8, 64  # iterations; each rest of a worker is twice as long as its rest before
 
 
@@ -20,6 +22,7 @@ class Contributions:
     def __init__(self) -> None:
         self._began = 0.0
         self._took: dict[int, float] = {}  # by worker: seconds until its newest block arrived
+        self._late = Counter[int]()  # by worker: how many times in a row it was late
         self._rests: dict[int, int] = {}  # by worker: length of its newest rest in iterations
         self._until: dict[int, int] = {}  # by worker: last iteration of its newest rest
 
@@ -37,11 +40,14 @@ class Contributions:
             return
         limit = max(LATE * (usual := median(self._took.values())), usual + LEAST_LATE)
         for worker, seconds in self._took.items():
-            if seconds > limit:
+            if seconds <= limit:
+                self._late[worker] = 0
+                self._rests.pop(worker, None)
+                continue
+            self._late[worker] += 1
+            if worker in self._rests or self._late[worker] >= IN_A_ROW:
                 self._rests[worker] = min(LONGEST_REST, 2 * self._rests.get(worker, FIRST_REST // 2))
                 self._until[worker] = iteration + self._rests[worker]
-            else:
-                self._rests.pop(worker, None)
 
     def resting(self, iteration: int) -> frozenset[int]:
         """The workers that rest in this iteration."""

@@ -145,6 +145,8 @@ class WorkerState:
         self._running = None
         attempt = self._attempts.get(chunk, 0) if iteration == self.iteration else 0
         if iteration < self.iteration or self._unwanted or self._check:
+            if self._unwanted and len(self.piece) > 1:
+                self._fraction = 0.0  # what is left of the piece is done chunk by chunk
             self._check = None
             self._unwanted = False
             return Done(False, attempt)
@@ -230,6 +232,8 @@ class WorkerState:
             self._attempts[chunk] = attempt
             self._done.discard(chunk)
             self._held.pop(chunk, None)
+            if not attempt:
+                self._fraction = 0.0
             if chunk in (running := self._piece_of(iteration)):
                 self._unwanted = len(running) > 1
 

@@ -8,16 +8,23 @@ gradient of its slice to everybody: E + (n - 1) l s entries. It receives the gra
 l E + (n - 1) s. The shares s_i are chosen so that all links are done at the same time, as early as possible. A link
 that is too slow for that owns nothing.
 
+With k owners, a contributor sends k messages, and an owner receives n - 1 of them. If a link carries m entries in the
+time of a message, k + (n - 1) E / (k m) is least for k = sqrt((n - 1) E / m). So a short vector has few owners: rank 0,
+and others of the fastest.
+
 Ranks that share the memory of a host have one link, which carries as much as the link of a single rank. Then n is the
 number of hosts, and the ranks of a host divide what the host owns.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from math import sqrt
 from typing import NamedTuple
 
 LEAST_SLICE = 1 << 18  # bytes; a smaller slice costs more in messages than it saves other owners
+MESSAGES = 32  # that a link carries in the time of a slice of LEAST_SLICE
 BLOCK = 1 << 20  # bytes of a coded block, at most
 BLOCKS = 4  # of a slice, at least, so that sending, summing and passing on overlap
 LEAST_BLOCK = 1 << 16  # bytes; overlap is not worth smaller blocks
@@ -56,12 +63,16 @@ def make_slices(
     least: entries of a slice; if there are fewer for each rank, an equal share
     hosts: as in a map
 
+    Raises ValueError without an entry or an owner.
+
     >>> make_slices(12, 1, {0: 1.0, 1: 1.0, 2: 1.0})
     [Slice(owner=0, start=0, stop=4), Slice(owner=1, start=4, stop=8), Slice(owner=2, start=8, stop=12)]
     >>> make_slices(12, 1, {0: 1.0, 1: 1.0, 2: 1.0}, hosts=(5, 5, 6))
     [Slice(owner=0, start=0, stop=3), Slice(owner=1, start=3, stop=6), Slice(owner=2, start=6, stop=12)]
+    >>> make_slices(100, 1, dict.fromkeys(range(33), 1.0), least=1 << 15)  # 32 messages of 800 bytes
+    [Slice(owner=0, start=0, stop=50), Slice(owner=1, start=50, stop=100)]
     """
-    ranks = sorted(rank for rank in rates if rates[rank] > 0)
+    ranks = _owners(entries, rates, least, hosts)
     if not ranks or entries < 1:
         raise ValueError(f"{entries} entries and {len(ranks)} links cannot be shared out")
     host_of = {rank: hosts[rank] if hosts else rank for rank in rates}
@@ -82,6 +93,18 @@ def make_slices(
         ranks = [rank for rank, share in zip(ranks, shares, strict=True) if share > smallest]
     bounds = [round(entries * share) for share in accumulate(shares, initial=0.0)]
     return [Slice(rank, a, b) for rank, (a, b) in zip(ranks, pairwise(bounds), strict=True) if a < b]
+
+
+def _owners(entries: int, rates: Mapping[int, float], least: int, hosts: Sequence[int]) -> list[int]:
+    """The ranks that may own a slice: rank 0, which decides, and then the fastest, on as many hosts as possible."""
+    places = Counter[int]()  # by host: its ranks so far
+    order: list[tuple[bool, float, int, int]] = []
+    for rank in sorted(rates):
+        if rates[rank] > 0:
+            order.append((rank != 0, -rates[rank], places[hosts[rank]] if hosts else 0, rank))
+            places[hosts[rank] if hosts else rank] += 1
+    most = round(sqrt(max(0, len(rates) - 1) * entries * MESSAGES / least))
+    return sorted(rank for *_, rank in sorted(order)[: max(1, most)])
 
 
 @lru_cache(maxsize=4)  # rates rarely change

@@ -93,7 +93,7 @@ class DynamicSchedule(Decisions):
         if self._plans:
             told = {order.worker for order in orders if isinstance(order, Queue)}
             orders += [self._queue(w) for w in workers if w.running is not None and w.rank not in told]
-        # a worker that rests must hear so: it would do its own share
+        # a worker that has nothing to do must hear so: it would do its own share
         return orders + [Queue(w.rank, ()) for w in workers if w.running is None and w.own]
 
     def _paces_to_expect(self) -> Mapping[int, float]:
@@ -132,7 +132,7 @@ class DynamicSchedule(Decisions):
         return more
 
     def _shares_of(self, resting: Set[int]) -> Iterable[WorkerView]:
-        """Give chunks of resting workers to other holders, where there is one to spare. Returns who got some."""
+        """Give chunks of resting workers to other holders, where there is one to spare. Returns whose share changed."""
         more: dict[WorkerView, None] = {}
         for worker in [self.workers[rank] for rank in sorted(resting)]:
             worker.before = None  # that it reports nothing is no surprise
@@ -143,6 +143,7 @@ class DynamicSchedule(Decisions):
                 worker.left = [other for other in worker.left if other is not chunk]
                 if chunk in worker.told:
                     worker.forget(chunk)
+                    more[worker] = None
                     other = min((w for w in others if w not in chunk.takers), key=lambda w: w.ahead, default=None)
                     if other is not None:
                         other.tell(chunk)
@@ -197,7 +198,9 @@ class DynamicSchedule(Decisions):
                 by.tell(chunk)
         if not chunks:
             return []
+        by.fraction = 0.0  # it does them one by one, and others may take them
         orders = [] if by.piece else self._start_next(by, now)
+        self._to_pull |= dict.fromkeys(w for w in self.workers.values() if w.running is None and not w.told)
         return [*orders, self._queue(by)]
 
     def lost(self, loss: Loss, now: float) -> list[Order]:

@@ -154,7 +154,7 @@ class _CodedAllreduce(Target):
         self._ranks, self._all_own = range(len(self._rates)), most is not None
         self._map, self._most = self._make_map(entries, self._ranks[on == 1 :])
         many = most is not None and 2 * len(self._ranks) * self._blocks() > most
-        self._by_symmetry = many and self._links.slow == 1
+        self._by_symmetry = many and self._links.slow == 1 and len(self._map.slices) == len(self._ranks)
         if self._by_symmetry:
             entries = -(-entries // len(self._ranks)) * len(self._ranks)  # for slices of one size
             self._map, self._most = self._make_map(entries, self._ranks)

@@ -23,7 +23,8 @@ KEEPING = ("combined", "allreduce")  # transfers with which workers keep what th
 WITHHOLDING = ("after_commit", "summing", "passing_on")  # a worker that stops here has not delivered all it owes
 DIED, SILENT = "its process died", "not heard for "
 BUSY = 10.0  # seconds that this machine may be at other things
-FEATURES = 5000  # 40 kB a vector: more than MPI sends off without asking the receiver first
+FEATURES = 25_000  # 200 kB a vector: every rank owns a slice, and MPI asks the receiver before it sends one
+ROWS = 240
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def plan(cases: Iterable[Case], first: int, gap: int = 1, rank: int = 1) -> list
 
 def write_data(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    write_dense(str(folder / "data.npz"), rng.normal(size=(640, FEATURES)) / FEATURES**0.5, rng.normal(size=640))
+    write_dense(str(folder / "data.npz"), rng.normal(size=(ROWS, FEATURES)) / FEATURES**0.5, rng.normal(size=ROWS))
 
 
 def config_text(settings: Settings, planned: Sequence[Planned], output: str) -> str:

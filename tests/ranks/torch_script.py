@@ -5,7 +5,7 @@ pause: seconds after each step on rank 0;
 costs: of each example, for init; gamma: of the schedule, by default soon nothing changes any more;
 dtype: of the parameters;
 device: CuPy is the stand-in (tests/stand_in), and the memory of the model passes for that of a GPU. The script fails if
-a vector gets to the host or back, other than to be sent ("staged": MPI cannot read the GPU).
+a vector gets to the host or back, other than to be sent or to be summed in shared memory ("staged").
 
 It prints a line for each rank: rank, SHA-256 of the parameters, the share of examples that are right, and its losses.
 rows.json has the iterations whose rows rank 0 was given.

@@ -120,6 +120,8 @@ class ReplicatedWorld(World):
             stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
         for least in ("LEAST_BLOCK", "LEAST_WITHIN_HOST"):
             stack.enter_context(mock.patch.object(slices, least, SMALL))
+        if self.case.dim % 8 != 1:  # a slice for each rank, otherwise for few
+            stack.enter_context(mock.patch.object(slices, "LEAST_SLICE", SMALL))
         stack.enter_context(mock.patch.object(pool, "time", self.clock))
         stack.enter_context(mock.patch.object(replica, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(server_loop, "Summing", partial(WatchedSumming, self)))

@@ -1,6 +1,8 @@
 """Workers whose contributions come late rest, for longer and longer, and are tried again."""
 
-from psgc.server.contributions import FIRST_REST, LATE, LEAST_LATE, LONGEST_REST, Contributions
+from psgc.server.contributions import FIRST_REST, IN_A_ROW, LATE, LEAST_LATE, LONGEST_REST, Contributions
+
+SECONDS = {1: 1.0, 2: 1.01 * LATE, 3: 1.0, 4: 0.9 * LATE, 5: 1.0}
 
 
 def iteration(it, number, seconds):
@@ -12,29 +14,46 @@ def iteration(it, number, seconds):
     it.learn(number)
 
 
+def late(it, last):
+    """Worker 2 is late as often as it takes, in `last` for the last time."""
+    for number in range(last - IN_A_ROW + 1, last + 1):
+        assert not it.resting(number)
+        iteration(it, number, SECONDS)
+
+
 def test_whoever_is_late_rests_and_is_tried_again():
-    it, rest, now = Contributions(), FIRST_REST, 0
+    it, rest, now = Contributions(), FIRST_REST, IN_A_ROW - 1
+    late(it, now)
     while rest <= 2 * LONGEST_REST:
-        iteration(it, now, {1: 1.0, 2: 1.01 * LATE, 3: 1.0, 4: 0.9 * LATE, 5: 1.0})
         expected = min(rest, LONGEST_REST)
         assert [it.resting(now + k) for k in (1, expected, expected + 1)] == [{2}, {2}, set()]
         now, rest = now + expected + 1, 2 * rest
+        iteration(it, now, SECONDS)  # once is enough now
+    now += LONGEST_REST + 1
     iteration(it, now, {1: 1.0, 2: 1.0, 3: 1.0})
-    iteration(it, now + 1, {1: 1.0, 2: 2.0 * LATE, 3: 1.0})
-    assert it.resting(now + 1 + FIRST_REST)
-    assert not it.resting(now + 2 + FIRST_REST)
+    late(it, now := now + IN_A_ROW)
+    assert it.resting(now + FIRST_REST)
+    assert not it.resting(now + 1 + FIRST_REST)
+
+
+def test_whoever_is_late_now_and_then_does_not_rest():
+    it = Contributions()
+    for number in range(20):
+        iteration(it, number, {1: 1.0, 2: 2.0 if (number + 1) % IN_A_ROW else 1.0, 3: 1.0})
+        assert not it.resting(number + 1)
 
 
 def test_a_difference_of_little_time_does_not_count():
     it = Contributions()
-    iteration(it, 0, {1: 0.001, 2: 0.9 * LEAST_LATE, 3: 0.001})
-    assert not it.resting(1)
+    for number in range(2 * IN_A_ROW):
+        iteration(it, number, {1: 0.001, 2: 0.9 * LEAST_LATE, 3: 0.001})
+        assert not it.resting(number + 1)
 
 
 def test_a_rest_goes_on_while_others_contribute():
-    it = Contributions()
-    iteration(it, 0, {1: 1.0, 2: 3.0, 3: 1.0})
-    iteration(it, 1, {1: 1.0, 3: 1.0})
-    iteration(it, 2, {})
-    assert it.resting(FIRST_REST) == {2}
-    assert not it.resting(FIRST_REST + 1)  # it is not judged anew by what it did before
+    it, last = Contributions(), IN_A_ROW - 1
+    late(it, last)
+    iteration(it, last + 1, {1: 1.0, 3: 1.0})
+    iteration(it, last + 2, {})
+    assert it.resting(last + FIRST_REST) == {2}
+    assert not it.resting(last + FIRST_REST + 1)  # it is not judged anew by what it did before

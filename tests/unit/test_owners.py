@@ -2,12 +2,18 @@
 
 import pytest
 
+from psgc.aggregation import slices
 from psgc.aggregation.map import Contributor
 from psgc.errors import RunFailed
 from psgc.server.owners import HEDGES, LATE, LEAST_LATE, LEAST_RATE, RATES, Owners
 
 ALL = [0, 1, 2, 3]
 MADE = [Contributor(rank, rank, 0) for rank in (3, 1, 2)]
+
+
+@pytest.fixture(autouse=True)
+def no_message_is_too_short(monkeypatch):
+    monkeypatch.setattr(slices, "LEAST_SLICE", 8)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from psgc.data import ChunkSource, Dataset, Epochs
 from psgc.messages import TAIL, Kind, chunks_in, entries
 from psgc.schedules import SCHEDULES
 from psgc.schedules.progress import ChunkView, WorkerView
+from psgc.schedules.schedule import Pass, Queue, Skip
 from psgc.server.events import Abandoned, Lost, Report
 from psgc.server.instructions import Commit, Discard, Invalidate, Share
 from psgc.workers.compute import Gradients
@@ -98,6 +99,25 @@ def test_a_piece_one_of_whose_chunks_is_discarded_is_left_and_the_rest_can_be_do
     state.queue(0, [0, 3])
     assert state.finished(0, 0) == Done(False, 0)
     assert taken(state) == [(0,), (3,)]
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["left", "done"])
+def test_what_is_left_of_a_piece_that_was_in_vain_is_done_chunk_by_chunk(is_done):
+    """Others may take the rest meanwhile, and a second piece may be in vain as well."""
+    state = at_work(range(5), fraction=1.0)
+    state.take(joins=True)
+    if is_done:
+        state.finished(0, 0)
+        state.invalidate(0, 0, 0)
+    else:
+        state.discard(0, 1)
+    state.queue(0, [0, 2, 5])
+    if not is_done:
+        state.finished(0, 0)
+    assert (0,) in (pieces := taken(state))
+    assert all(len(piece) == 1 for piece in pieces)
+    state.begin(1, 1.0)
+    assert len(state.following(True)) > 1
 
 
 def test_a_piece_that_is_wanted_again_is_taken_as_a_whole():
@@ -199,6 +219,28 @@ def test_what_was_told_before_a_piece_was_left_is_told_once():
     made.again(1, [chunk.number for chunk in worker.piece], 1.0)
     (order,) = made.again(1, [0, 1, 2], 2.0)
     assert sorted(order.chunks) == [0, 1, 2]
+
+
+def test_whoever_rests_takes_over_what_is_left_of_a_piece_that_was_in_vain():
+    """Four chunks of a second each: two workers that hold them rest."""
+    own = {1: [0, 1, 2, 3], 2: [4], 3: [5]}
+    holders = [[1, 2, 3]] * 4 + [[2]] + [[3]]
+    made = SCHEDULES["dynamic"](own, {2: own[1], 3: own[1]}, holders, 1)
+    made.estimates.update(dict.fromkeys(own, 1.0))
+    made.learning.fraction = lambda: 1.0
+    made.join(True)
+    made.begin()
+    for worker, chunk in ((2, 4), (3, 5)):
+        for taker in made.workers.values():
+            taker.forget_all()
+        made.counts(worker, chunk)
+        made.freed(Pass(worker, (chunk,), 1.0, 1.0))
+    made.freed(Pass(1, (0, 1, 2, 3), 4.0, 4.0, is_done=False))
+    orders = made.again(1, [0, 1, 2, 3], 4.0) + made.tick(4.0)
+    told = {order.worker: order.chunks for order in orders if isinstance(order, Queue)}
+    taken = [order.chunk for order in orders if isinstance(order, Skip)]
+    assert told[2] and told[3] and sorted((*told[2], *told[3])) == sorted(taken)
+    assert len(taken) >= 2
 
 
 def test_a_lost_piece_is_done_again_chunk_by_chunk():

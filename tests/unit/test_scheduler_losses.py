@@ -304,6 +304,12 @@ def test_dynamic_lets_nobody_rest_from_what_fewer_than_two_others_hold():
     assert not any(order == Queue(1, ()) for order in orders)
 
 
+def test_dynamic_tells_who_rests_what_is_left_of_its_share():
+    """It once did chunks that others had got, so that their passes were worthless."""
+    _, orders = resting([[1, 2, 3], [1, 2], [2, 3, 1], [3, 1, 2]], {1})
+    assert [order.chunks for order in orders if isinstance(order, Queue) and order.worker == 1] == [(1,)]
+
+
 def test_dynamic_has_who_rests_do_what_is_lost():
     schedule, _ = resting([[1, 2, 3], [2, 3, 1], [3, 1, 2]], {1})
     orders = []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.aggregation.slices import BLOCK, BLOCKS, LEAST_BLOCK, Slice, block_entries, cut, make_slices
+from psgc.aggregation.slices import BLOCK, BLOCKS, LEAST_BLOCK, MESSAGES, Slice, block_entries, cut, make_slices
 
 RATES = st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0, 1.0, 1.0]) | st.floats(0.01, 1), min_size=1, max_size=9)
 
@@ -40,7 +40,28 @@ def test_equal_links_own_the_same_even_where_there_is_little(entries, ranks, par
     owned = make_slices(entries, parts, dict.fromkeys(range(ranks), 25e6), least)
     sizes = [stop - start for _, start, stop in owned]
     assert max(sizes) - min(sizes) <= 1
-    assert len(owned) == min(ranks, entries)
+    most = max(1, round(((ranks - 1) * entries * MESSAGES / least) ** 0.5))
+    assert len(owned) == min(ranks, entries, most)
+
+
+def slowest(owners, ranks, entries, message):
+    """Messages that the busiest rank sends, one after another, when a message carries so many entries in its time."""
+    return owners + (ranks - 1) * entries / owners / message
+
+
+@given(entries=st.integers(1, 10**6), ranks=st.integers(2, 200))
+def test_a_short_vector_has_as_many_owners_as_is_fastest(entries, ranks):
+    message = 1000
+    owners = len(make_slices(entries, 1, dict.fromkeys(range(ranks), 25e6), message * MESSAGES))
+    best = min(range(1, min(ranks, entries) + 1), key=lambda k: slowest(k, ranks, entries, message))
+    assert slowest(owners, ranks, entries, message) <= 1.1 * slowest(best, ranks, entries, message)
+
+
+def test_few_owners_are_rank_0_and_the_fastest_of_each_host():
+    rates = {0: 0.5, 1: 1.0, 2: 0.9, 3: 1.0, 4: 1.0, 5: 1.0}
+    two = make_slices(200, 1, rates, 10_000, (0, 0, 1, 1, 1, 2))
+    assert [part.owner for part in two] == [0, 5]  # worker 5 is the first of its host
+    assert [part.owner for part in make_slices(200, 1, rates, 10_000)] == [0, 1]
 
 
 @given(parts=st.integers(1, 4), rates=RATES.filter(lambda rates: len(rates) > 1 and any(rates)))

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from psgc.aggregation import slices
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor
 from psgc.aggregation.map_messages import MapReader
@@ -15,6 +16,7 @@ from psgc.messages import BlockName, Kind, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.server.arrivals import BlockArrived, Moved
+from psgc.server.contributions import IN_A_ROW
 from psgc.server.driver import ProblemDriver
 from psgc.server.events import REDOING, WORKING
 from psgc.server.outbox import Outbox
@@ -295,19 +297,24 @@ def test_a_worker_that_was_lost_before_it_had_a_map_is_told_all_of_the_next_one(
     assert heard() == [tuple(without_3)]
 
 
-def test_only_who_contributes_late_rests_and_not_who_sums_late(rank_0):
-    rank_0.begin(10)
-    rank_0.it.share([(worker, worker, 0) for worker in WORKERS], now=0.0)
+def test_only_who_contributes_late_rests_and_not_who_sums_late(monkeypatch):
+    monkeypatch.setattr(slices, "LEAST_SLICE", 8)  # everybody sums
+    rank_0, began = Rank0(), 0.0
 
-    def arrives(worker, role, block, now):
-        rank_0.it.poll(now, WORKING)
-        name = pack_block(BlockName(0, 0, role, block))
-        rank_0.it.arrived(BlockArrived(worker, Vector(worker, 10, name, np.zeros(1 + stamp_length(np.float64)), 1)))
+    def arrives(worker, role, block, after):
+        rank_0.it.poll(began + after, WORKING)
+        name, zeros = pack_block(BlockName(0, 0, role, block)), np.zeros(1 + stamp_length(np.float64))
+        rank_0.it.arrived(BlockArrived(worker, Vector(worker, iteration, name, zeros, 1)))
 
-    for worker in WORKERS:
-        arrives(worker, role=worker, block=0, now=9.0 if worker == 2 else 0.1)
-    for worker in WORKERS:  # each sums the block of its number
-        arrives(worker, role=0, block=worker, now=9.0)
-    rank_0.it.choose()
-    rank_0.it.close()
-    assert rank_0.it.resting(11) == {2}
+    for iteration in range(10, 10 + IN_A_ROW):
+        assert not rank_0.it.resting(iteration)
+        rank_0.begin(iteration)
+        rank_0.it.share([(worker, worker, 0) for worker in WORKERS], now=began)
+        for worker in WORKERS:
+            arrives(worker, role=worker, block=0, after=9.0 if worker == 2 else 0.1)
+        for worker in WORKERS:  # each sums the block of its number
+            arrives(worker, role=0, block=worker, after=9.0)
+        rank_0.it.choose()
+        rank_0.it.close()
+        began += 10.0
+    assert rank_0.it.resting(10 + IN_A_ROW) == {2}
