@@ -3,8 +3,9 @@
 Every contributor sends a whole coded vector, however few of its chunks count. A contributor with a slow processor or
 link delays the exchange for the sake of chunks that others hold too. Rank 0 measures how late each contributor's
 blocks of rank 0's own slice arrive. A contributor that is late several times in a row *rests* for some iterations: it
-does no chunk that enough others hold, but still follows. Then it is tried once more. A resting worker does what is left when the iteration lasts long,
-since the others may have stopped (`psgc.schedules.decisions.LONG_REST`). Pure: no clock, no MPI.
+does no chunk that enough others hold, but still follows. Then it is tried once more. A resting worker does what is left
+when the iteration lasts long, since the others may have stopped (`psgc.schedules.decisions.LONG_REST`). Pure: no clock,
+no MPI.
 """
 
 from collections import Counter

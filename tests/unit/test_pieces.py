@@ -239,7 +239,9 @@ def test_whoever_rests_takes_over_what_is_left_of_a_piece_that_was_in_vain():
     orders = made.again(1, [0, 1, 2, 3], 4.0) + made.tick(4.0)
     told = {order.worker: order.chunks for order in orders if isinstance(order, Queue)}
     taken = [order.chunk for order in orders if isinstance(order, Skip)]
-    assert told[2] and told[3] and sorted((*told[2], *told[3])) == sorted(taken)
+    assert told[2]
+    assert told[3]
+    assert sorted((*told[2], *told[3])) == sorted(taken)
     assert len(taken) >= 2
 
 
