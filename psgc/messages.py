@@ -101,7 +101,8 @@ class Kind(IntEnum):
     FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text before says how;
     #              attempt: the exit code with which the run must end, or 0 if another worker may do the chunk
     ALIVE = 14  # chunk, seconds: a sign of life: the current chunk, and for how long; chunk -1: none;
-    #             iteration, start: bytes of blocks of this iteration that this worker's link has carried
+    #             iteration, start: bytes of blocks of this iteration that this worker's link has carried;
+    #             role: 1 if the chunk is of an earlier iteration, and this one has to wait for its end
     GOODBYE = 15  # the last message of this worker
     STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text before names the line of code
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch); worker: the

@@ -47,6 +47,7 @@ class Alive:
     """A worker has been in a chunk for `seconds`. Chunk -1: it has nothing to do.
 
     carried: bytes of blocks of `iteration` that its link has carried (aggregation `allreduce`)
+    is_delayed: whether `iteration` has to wait for the end of that chunk, which is of an earlier one
     stuck_at: if the chunk takes very long, the line of code that runs, empty if unknown; else None
     """
 
@@ -55,6 +56,7 @@ class Alive:
     seconds: float
     iteration: int = 0
     carried: float = 0.0
+    is_delayed: bool = False
     stuck_at: str | None = None
 
 

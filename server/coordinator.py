@@ -9,7 +9,8 @@ and what is done again. The rules of both:
 1. A chunk is committed once, to the first `parts` distinct holders whose copies count, when the last of these copies
    counts. `psgc.server.verification` decides which copies have to agree before they count.
 2. A copy that comes too late is discarded. The worker that keeps it is told to free it.
-3. Events of an earlier iteration and events of a lost worker change nothing. Neither does a report that was handled
+3. Events of an earlier iteration and events of a lost worker change nothing, but the end of an earlier pass says that
+   its worker begins this iteration. Neither does a report that was handled
    before, nor a report of a copy that was done before its chunk was invalidated.
 4. An event that no correct worker can send (a chunk it does not hold, an iteration that has not begun) raises
    ProtocolError and changes nothing.
@@ -50,6 +51,7 @@ from psgc.server.events import (
     Begin,
     Compared,
     Deadline,
+    Delayed,
     Digested,
     Event,
     Lost,
@@ -146,6 +148,8 @@ class Coordinator:
         if may_follow is None and not late:
             raise self._illegal(event)
         self._events.append(event)
+        if late and isinstance(event, Report | Abandoned) and self.phase == WORKING:
+            return [*self._old_pass_ended(event)]
         if late or not may_follow:
             return []
         before = self.phase
@@ -173,6 +177,9 @@ class Coordinator:
                 possible = iteration > self.iteration
             case Lost(worker):
                 possible = worker in self.membership.live
+            case Delayed(worker, iteration):
+                late = iteration < self.iteration or worker not in self.membership.live
+                possible = 0 <= iteration <= self.iteration and worker in self.membership.workers
             case Compared(chunk):
                 possible = chunk in self._checks.comparing
             case Digested(worker):
@@ -208,6 +215,9 @@ class Coordinator:
             case Deadline():
                 self._may_miss = inf
                 return self._finalize() if self._is_enough() else []
+            case Delayed(worker, _, now):
+                self._schedule.delayed(worker)
+                return [*self._schedule.tick(now)]
             case Lost(worker, now):
                 held = self.membership.lose(worker)
                 return [] if self.phase == IDLE else self._lost(worker, held, now)
@@ -251,6 +261,10 @@ class Coordinator:
         for chunk in event.piece:
             instructions += self._counting.count(event.worker, chunk, is_told=chunk == event.chunk)
         return instructions + (self._finalize() if self._is_enough() else [*self._freed(event, done=True)])
+
+    def _old_pass_ended(self, event: Report | Abandoned) -> Sequence[Order]:
+        is_old = event.iteration < self.iteration and event.worker in self.membership.live
+        return self._schedule.begins_late(event.worker, event.now) if is_old else ()
 
     def _do_again(self, event: Report | Abandoned) -> list[Instruction]:
         """This pass does not count: have its needed chunks done again, except those that were invalidated since."""

@@ -16,6 +16,7 @@ from psgc.server.events import (
     Begin,
     Compared,
     Deadline,
+    Delayed,
     Digested,
     Event,
     Lost,
@@ -142,6 +143,8 @@ class Dispatcher(Target):
                 case Alive():
                     self._cluster.alive(arrival)
                     self.summing.alive(arrival)
+                    if arrival.is_delayed:
+                        self._bring_from_worker(Delayed(worker, arrival.iteration, self._links.now))
                 case BlockArrived():
                     self.summing.arrived(arrival)
                 case Moved():

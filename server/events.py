@@ -81,6 +81,15 @@ class Abandoned:
 
 
 @dataclass(frozen=True, slots=True)
+class Delayed:
+    """A worker is still in a pass of an earlier iteration. It begins this one when it reports or abandons that pass."""
+
+    worker: int
+    iteration: int
+    now: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Summed:
     """The server has the whole gradient, the sum of what was shared out (transfer `combined`)."""
 
@@ -140,7 +149,7 @@ class Digested:
         return self.chunk, *self.others
 
 
-Event = Begin | Report | Abandoned | Summed | Lost | Deadline | Tick | Compared | Digested
+Event = Begin | Delayed | Report | Abandoned | Summed | Lost | Deadline | Tick | Compared | Digested
 
 Phase = Literal["idle", "working", "collecting", "redoing"]
 IDLE: Final = "idle"  # between two iterations
@@ -152,6 +161,7 @@ REDOING: Final = "redoing"  # a contributor was lost meanwhile: what it kept is 
 # fmt: off
 TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
     Begin:     {IDLE: (WORKING,)},
+    Delayed:   {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: ()},
     Report:    {IDLE: (), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: (REDOING, COLLECTING)},
     Abandoned: {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
     Digested:  {IDLE: (IDLE,), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (COLLECTING,), REDOING: (REDOING,)},

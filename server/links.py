@@ -209,7 +209,7 @@ class Links:
         if kind == Kind.SKETCH:
             return Sketched(worker, iteration, chunk, (start, seconds, loss))
         stuck_at = self._text(worker) if kind == Kind.STUCK else None
-        return Alive(worker, chunk, seconds, iteration, start, stuck_at)
+        return Alive(worker, chunk, seconds, iteration, start, entry["role"] == 1, stuck_at)
 
     def _text(self, worker: int) -> str:
         return self._texts.pop(worker, b"").decode(errors="replace")

@@ -222,6 +222,9 @@ class WorkerLoop(Listener):
         match entry["kind"]:
             case Kind.BEGIN:
                 self._due, self._fraction = iteration, entry["start"]
+                if old := self._mailbox.delaying(iteration):
+                    chunk, seconds = old
+                    self._transport.send(SERVER, [record(Kind.ALIVE, iteration, chunk, seconds=seconds, role=1)])
             case Kind.COMMIT:
                 self._list.append(entry["worker"])
                 if entry["last"]:

@@ -216,6 +216,14 @@ class Mailbox:
                 return -1, 0.0
             return (-1 if self._evaluating else chunk), time.monotonic() - self._taken
 
+    def delaying(self, iteration: int) -> tuple[int, float] | None:
+        """As `running`, of a pass of an iteration before this one, whose end will be reported; None without one."""
+        with self._changed:
+            chunk = self._state.running
+            if chunk is None or self._state.is_check or self._trying is not None or self._state.iteration >= iteration:
+                return None
+            return chunk, time.monotonic() - self._taken
+
     @property
     def busy(self) -> bool:
         """Whether the compute thread is in a chunk, or will take one."""

@@ -77,7 +77,7 @@ class Config(Section):
     coding: Coding = key(Coding(), "chunks, who holds them, and how their gradients are coded")
     schedule: ScheduleName = key("dynamic", f"the order in which workers compute chunks: {either(SCHEDULES)}")
     aggregation: Literal["server", "allreduce", "auto"] = key(
-        "auto", "whether rank 0 sums the gradients, or all ranks do; auto: by the size of the parameters"
+        "auto", "whether rank 0 sums the gradients, or all ranks do; auto: all ranks, where nothing needs rank 0"
     )
     transfer: Literal["auto", "per_chunk", "per_pass", "combined"] = key(
         "auto",

@@ -29,7 +29,6 @@ REPORT = 1e-4  # seconds of rank 0 for a small report; measured: 0.08 ms, 0.1 ms
 MOST_REPORTS = 0.25  # of rank 0's time
 TIMED = (5, 0.2)  # a chunk is timed so many times, or until so many seconds have passed
 PER_PASS = 1 << 14, 1 << 20  # bytes of a vector, and in and out of the server, up to which `transfer: auto` is per_pass
-ALLREDUCE_BYTES = 32 << 20  # `aggregation: auto` is allreduce from so many bytes in and out of the server on
 
 
 def chosen_chunks(share: float, num_workers: int, report_bytes: int) -> int:
@@ -108,8 +107,8 @@ def without_auto(config: Config, num_workers: int, dim: int) -> Config:
         if text := config.transfer_conflict():
             raise UserError(f"{text} (transfer: auto chose {config.transfer})")
     if config.aggregation == "auto":
-        allreduce = through_server >= ALLREDUCE_BYTES and config.allreduce_conflict() is None
-        config = config.model_copy(update={"aggregation": "allreduce" if allreduce else "server"})
+        aggregation = "allreduce" if config.allreduce_conflict() is None else "server"
+        config = config.model_copy(update={"aggregation": aggregation})
     return config
 
 

@@ -52,7 +52,7 @@ class Decisions(Schedule):
             self._end_rest()
         for worker in self._to_pull:
             orders += self._pull(worker, now)
-            if worker.running is None and worker.told:
+            if worker.running is None and worker.told and not worker.is_delayed:
                 orders += self._start_next(worker, now)
         self._to_pull.clear()
         while self._next_alarm() <= now:
@@ -100,7 +100,7 @@ class Decisions(Schedule):
     def _pull(self, worker: WorkerView, now: float) -> list[Order]:
         """Take over chunks from holders that have more left to do, as long as `worker` would be through sooner."""
         pace, lag = worker.pace, self.learning.lag
-        if pace is None or pace == inf or worker.chosen:
+        if pace is None or pace == inf or worker.chosen or worker.is_delayed:
             return []
         limit = worker.through(now, lag) + 2 * lag
         ends: dict[WorkerView, float] = {}  # when others will be through
@@ -112,7 +112,7 @@ class Decisions(Schedule):
                 end = ends.get(other)
                 if end is None:
                     end = other.through(now, lag)
-                    if other.pace is None and other.elapsed(now, lag) <= (1 + LEAD) * pace:
+                    if other.pace is None and not other.is_delayed and other.elapsed(now, lag) <= (1 + LEAD) * pace:
                         end = 0.0  # it may be as fast as `worker`, and its report under way
                     ends[other] = end
                 if end > limit + pace * chunk.cost:
@@ -125,7 +125,7 @@ class Decisions(Schedule):
             if not offers[other]:
                 del offers[other]
             # before it starts: it may begin the first of its default queue before it reads that it need not
-            is_first = other.running is None and chunk is next(iter(other.told))
+            is_first = other.running is None and not other.is_delayed and chunk is next(iter(other.told))
             needed = 2 * pace * chunk.cost if is_first else pace * chunk.cost
             if chunk in worker.told or (is_first and len(other.told) > 1) or ends[other] <= limit + needed:
                 continue
@@ -140,7 +140,7 @@ class Decisions(Schedule):
         while self.bare:
             worker = next(iter(self.bare))
             del self.bare[worker]
-            if not worker.told:
+            if not worker.told and not worker.is_delayed:
                 orders += self._choose(worker, now)
         return orders
 

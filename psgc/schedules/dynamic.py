@@ -28,8 +28,9 @@ class DynamicSchedule(Decisions):
 
     * a worker needs its pace for each chunk: an exponentially weighted mean that lasts from iteration to iteration. A
       chunk that is overdue takes as much longer as it is late;
-    * a worker without a report needs UNKNOWN times what it has taken so far. Where workers do several chunks in one
-      pass, and paces jump, it has its pace of before if that differs by more than paces jump, else the usual one.
+    * a worker without a report, or in a pass of the iteration before (`delayed`), needs UNKNOWN times what it has taken
+      so far. Where workers do several chunks in one pass, and paces jump, it has its pace of before if that differs by
+      more than paces jump, else the usual one.
 
     The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
     that, and work changes hands only for a gain of twice the lag. Otherwise a server would take its own backlog of
@@ -119,6 +120,10 @@ class DynamicSchedule(Decisions):
         self.estimates.clear()  # begin as for the first time
         return self.estimates
 
+    def _idle(self) -> dict[WorkerView, None]:
+        """The workers that have nothing to do."""
+        return dict.fromkeys(w for w in self.workers.values() if w.running is None and not w.told and not w.is_delayed)
+
     def _second_shares(self, checked: Sequence[int]) -> Iterable[WorkerView]:
         """Give the additional copy of each checked chunk to another holder, in equal shares. Returns who got some."""
         more: dict[WorkerView, int] = {}
@@ -150,6 +155,22 @@ class DynamicSchedule(Decisions):
                         more[other] = None
         return more
 
+    def delayed(self, worker: int) -> None:
+        view = self.workers[worker]
+        if not view.reports and not view.is_delayed:
+            view.wait()
+            self._to_pull |= self._idle()
+
+    def begins_late(self, worker: int, now: float) -> list[Order]:
+        view = self.workers[worker]
+        if not view.is_delayed:
+            return []
+        view.is_delayed = False
+        if not view.told:
+            self.bare[view] = None
+            return []
+        return self._start_next(view, now)
+
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
         self.chunks[chunk].copies += 1
         return (chunk,)
@@ -169,7 +190,7 @@ class DynamicSchedule(Decisions):
         if it.is_done or by.pace is None or it.seconds > by.pace * by.cost_of(piece):
             self.estimates[it.worker] = self.learning.learn(by, piece, it.seconds, it.late)
         self._latest = now
-        running = by.running
+        by.is_delayed, running = False, by.running
         if running is piece[0]:
             by.reported(piece)
         if it.is_done:
@@ -200,7 +221,7 @@ class DynamicSchedule(Decisions):
             return []
         by.fraction = 0.0  # it does them one by one, and others may take them
         orders = [] if by.piece else self._start_next(by, now)
-        self._to_pull |= dict.fromkeys(w for w in self.workers.values() if w.running is None and not w.told)
+        self._to_pull |= self._idle()
         return [*orders, self._queue(by)]
 
     def lost(self, loss: Loss, now: float) -> list[Order]:

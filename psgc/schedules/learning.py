@@ -44,7 +44,7 @@ class Learning:
             before = None if worker.before is None else worker.before.pace(self.fixed)
             if worker.took.passes:  # the mean: single chunks of a worker that shares its processor differ much
                 worker.before = worker.took
-            elif before is not None and before < seconds:  # it was expected to report
+            elif before is not None and before < seconds and not worker.is_delayed:  # it was expected to report
                 worker.before = Took(seconds, 1.0)
             if before is not None and worker.before is not None:  # less than the lag is no difference
                 mean = worker.before.pace(self.fixed)

@@ -83,6 +83,7 @@ class WorkerView:
     ahead: the cost of `told`.
     running: the chunk that it is in, from `since` until `due`.
     piece: all chunks that it is in, in one pass.
+    is_delayed: whether it is still in a pass of an earlier iteration, and has begun nothing of what it was told.
     cost: the cost of that pass.
     fraction: the share of `told` that it does in one pass.
     fixed: the cost of a pass besides that of its chunks.
@@ -98,7 +99,7 @@ class WorkerView:
 
     __slots__ = (
         "ahead", "alarm", "before", "before_this", "chosen", "cost", "due", "expected", "fixed", "fraction", "held",
-        "left", "own", "pace", "piece", "rank", "reports", "running", "since", "told", "took",
+        "is_delayed", "left", "own", "pace", "piece", "rank", "reports", "running", "since", "told", "took",
     )  # fmt: skip
 
     def __init__(self, rank: int, own: list[ChunkView], backups: list[ChunkView]) -> None:
@@ -109,6 +110,7 @@ class WorkerView:
         self.reports, self.took = 0, Took()
         self.running: ChunkView | None = None
         self.piece: tuple[ChunkView, ...] = ()
+        self.is_delayed = False
         self.expected: float | None = None
         self.before_this: float | None = None
         self.fixed = self.since = self.cost = 0.0
@@ -118,6 +120,7 @@ class WorkerView:
         self.pace, self.fraction, self.fixed = pace, fraction, fixed
         self.expected = pace
         self.left = self.held
+        self.is_delayed = False
         self.told: dict[ChunkView, None] = {}
         self.ahead = 0.0
         self.running = None
@@ -159,6 +162,13 @@ class WorkerView:
         for chunk in self.piece:
             self._strike(chunk)
         self.began(now)
+
+    def wait(self) -> None:
+        """It has begun nothing: what it was believed to be in comes next, once it is through with an earlier pass."""
+        self.is_delayed = True
+        self.told = dict.fromkeys([*self.piece, *self.told])
+        self.ahead += sum(chunk.cost for chunk in self.piece)
+        self.running, self.piece, self.alarm = None, (), inf
 
     def began(self, now: float) -> None:
         """The worker has begun the chunk that it is in, or rests, since `now`."""
@@ -213,9 +223,9 @@ class WorkerView:
 
     def free(self, now: float, lag: float) -> float:
         """When it will have finished the chunk that it is in. A late chunk is expected to take as much longer."""
-        if self.running is None:
+        if self.running is None and not self.is_delayed:
             return now
-        if self.pace is None:
+        if self.pace is None or self.is_delayed:
             return now + UNKNOWN * max(0.0, now - self.since - lag)
         return self.due if self.due > now else now + max(0.0, now - self.due - lag)
 
@@ -270,11 +280,13 @@ class WorkerView:
             when = self.free(now, lag) - LEAD * self.pace
         else:  # when another worker is so late that this one could be sooner
             late = [
-                taker.since + lag + (gain / UNKNOWN if taker.pace is None else spread * gain + taker.pace * many)
+                taker.since
+                + lag
+                + (gain / UNKNOWN if taker.pace is None or taker.is_delayed else spread * gain + taker.pace * many)
                 for chunk in self.choices()
                 for taker in chunk.takers
-                if taker.running is not None
-                for many in [self.fixed + len(taker.piece)]
+                if taker.running is not None or taker.is_delayed
+                for many in [self.fixed + max(1, len(taker.piece))]
                 for gain in [self.pace * many + 2 * lag]
             ]
             when = max(min(late, default=inf), now + LEAD * self.pace)

@@ -144,6 +144,13 @@ class Schedule:
         self._substitutes = {}
         return []
 
+    def delayed(self, worker: int) -> None:
+        """`worker` is still in a pass of an earlier iteration, and has begun nothing of this one."""
+
+    def begins_late(self, worker: int, now: float) -> list[Order]:
+        """Orders when a pass of an earlier iteration ends: `worker` begins this iteration only now."""
+        return []
+
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
         """The chunks of `worker` whose copies count from now on, after it reported `chunk`."""
         return (chunk,)

@@ -154,10 +154,10 @@ class _CodedAllreduce(Target):
         self._ranks, self._all_own = range(len(self._rates)), most is not None
         self._map, self._most = self._make_map(entries, self._ranks[on == 1 :])
         many = most is not None and 2 * len(self._ranks) * self._blocks() > most
-        self._by_symmetry = many and self._links.slow == 1 and len(self._map.slices) == len(self._ranks)
+        self._by_symmetry = many and self._links.slow == 1
         if self._by_symmetry:
-            entries = -(-entries // len(self._ranks)) * len(self._ranks)  # for slices of one size
-            self._map, self._most = self._make_map(entries, self._ranks)
+            entries = -(-entries // len(self._ranks)) * len(self._ranks)  # for slices of one size, one for each rank
+            self._map, self._most = self._make_map(entries, self._ranks, least=1)
         self._per_slice = self._blocks() // len(self._map.slices)  # by symmetry
         simulated = self._ranks[:1] if self._by_symmetry else self._ranks
         self._exchanges = {rank: Exchange(rank, parts) for rank in simulated}
@@ -170,10 +170,10 @@ class _CodedAllreduce(Target):
             self._on[self._link[worker]].append(worker)
         self._missing = len(self._map.slices)  # at rank 0
 
-    def _make_map(self, entries: int, contributors: Iterable[int]) -> tuple[Map, int]:
+    def _make_map(self, entries: int, contributors: Iterable[int], least: int | None = None) -> tuple[Map, int]:
         itemsize = self._links.itemsize
         rates = {rank: self._rates[rank] if self._all_own or not rank else 0.0 for rank in self._ranks}
-        slices = make_slices(entries, self._parts, rates, least_slice(itemsize))
+        slices = make_slices(entries, self._parts, rates, least or least_slice(itemsize))
         own = tuple(Contributor(rank, rank, 0) for rank in contributors)
         return Map(0, 0, tuple(self._ranks), own, tuple(slices)), block_entries(slices, itemsize)
 

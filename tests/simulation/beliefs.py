@@ -24,7 +24,8 @@ def check_beliefs(world: Any) -> None:
         numbers = {chunk.number for chunk in does}
         assert numbers <= {*membership.held(rank)}
         assert not any(chunk.committed for chunk in worker.told)
-        assert worker.running is not None or not worker.told, "rests, but was told something"
+        assert worker.running is not None or worker.is_delayed or not worker.told, "rests, but was told something"
+        assert not (worker.running and worker.is_delayed)
         assert not worker.chosen or len(worker.told) == 1
         if watch.is_calm:
             assert all(worker in it.chunks[chunk].doers for w, chunk, _ in watch.heard if w == rank)

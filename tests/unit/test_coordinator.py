@@ -6,6 +6,7 @@ import re
 import traceback
 
 import pytest
+from coordinating import begun as begun_with
 from coordinating import commit
 from refusal import refused, snapshot
 
@@ -13,7 +14,7 @@ from psgc.errors import ProtocolError
 from psgc.schedules import SCHEDULES
 from psgc.schedules.schedule import Skip
 from psgc.server.coordinator import Coordinator
-from psgc.server.events import Abandoned, Begin, Deadline, Lost, Report, Summed, Tick
+from psgc.server.events import Abandoned, Begin, Deadline, Delayed, Lost, Report, Summed, Tick
 from psgc.server.instructions import Discard, Finish, Share
 from psgc.server.membership import Membership
 
@@ -166,3 +167,17 @@ def test_an_error_names_event_phase_and_iteration_and_its_traceback_shows_the_ev
     assert error.value.events == (Tick(1.0),) * 19 + (Report(2, 7, 1),)
     shown = "".join(traceback.format_exception(error.value))
     assert "\nEvents before it, oldest first:\n  Tick(now=1.0)\n" in shown
+
+
+def test_a_worker_that_is_late_to_begin_is_told_to_the_schedule_until_its_earlier_pass_ends():
+    schedule = SCHEDULES["dynamic"]({1: [0], 2: [1]}, {1: [1], 2: [0]}, [[1, 2], [2, 1]])
+    it = begun_with([[1, 2], [2, 1]], schedule=schedule, at=3)
+    assert it.handle(Delayed(2, 3, 0.1)) == []
+    assert schedule.workers[2].is_delayed
+    assert it.handle(Abandoned(2, 2, 1, now=0.5, seconds=9.0)) == []
+    assert not schedule.workers[2].is_delayed
+    assert it.handle(Delayed(2, 2, 0.6)) == []  # of an iteration that is over
+    assert not schedule.workers[2].is_delayed
+    for wrong in (Delayed(2, 4, 0.6), Delayed(5, 3, 0.6)):
+        with pytest.raises(ProtocolError, match="Delayed"):
+            it.handle(wrong)

@@ -302,3 +302,71 @@ def test_who_was_spared_a_chunk_before_it_began_is_in_the_next_but_one():
     assert done(schedule, 2, 0, 0.5, 0.5, [1]) == [Skip(1, 0, recovered=True)]
     assert done(schedule, 1, 1, 1.0, 1.0) == []
     assert schedule.wake == pytest.approx(1.9)  # shortly before the end of chunk 2, its last
+
+
+def with_a_late_start(pace=1.0):
+    """Worker 2 of two, with chunks 2 and 3 in one pass, is still in a pass of the iteration before."""
+    schedule = dynamic({1: [0, 1], 2: [2, 3]}, {1: [2, 3], 2: [0, 1]}, {1: 1.0, 2: pace})
+    schedule.join(True)
+    schedule.learning.fraction = lambda: 1.0
+    schedule.begin()
+    assert len(schedule.workers[2].piece) == 2
+    schedule.delayed(2)
+    return schedule
+
+
+def test_others_take_over_from_a_worker_that_is_still_in_an_earlier_pass():
+    """It has begun nothing, so none of its passes comes to nothing by that, and nobody waits until it is late."""
+    schedule = with_a_late_start()
+    for chunk in (0, 1):
+        schedule.counts(1, chunk)
+    orders = schedule.freed(Pass(1, (0, 1), 2.0, 2.0)) + schedule.tick(2.0)
+    assert orders == [*(Skip(2, chunk, recovered=False) for chunk in (3, 2)), Queue(1, (3, 2))]
+    assert schedule.begins_late(2, 3.0) == []
+    assert schedule.workers[2].running is None
+
+
+def test_a_worker_that_never_begins_is_not_waited_for():
+    """Nothing is known of any worker."""
+    schedule = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]})
+    schedule.begin()
+    schedule.delayed(2)
+    assert done(schedule, 1, 0, 1.0) == [Skip(2, 1, recovered=False), Queue(1, (1,))]
+
+
+def test_a_worker_begins_with_what_it_was_told_when_its_earlier_pass_has_ended():
+    schedule = with_a_late_start()
+    assert schedule.tick(0.5) == []
+    assert schedule.begins_late(2, 0.5) == []
+    worker = schedule.workers[2]
+    assert ([chunk.number for chunk in worker.piece], worker.since, worker.is_delayed) == ([2, 3], 0.5, False)
+    assert schedule.begins_late(2, 0.6) == []  # once
+    assert worker.since == 0.5
+
+
+def test_a_worker_whose_earlier_pass_lasted_until_nothing_was_left_rests():
+    schedule = with_a_late_start()
+    for chunk in (2, 3):
+        schedule.counts(1, chunk)
+        schedule.committed(chunk, [2])
+    assert schedule.tick(1.0) == []
+    assert schedule.begins_late(2, 1.5) == []
+    assert schedule.workers[2].running is None
+
+
+def test_that_a_worker_was_late_to_begin_says_nothing_about_its_pace():
+    schedule = with_a_late_start()
+    for chunk in range(4):
+        schedule.counts(1, chunk)
+    schedule.freed(Pass(1, (0, 1, 2, 3), 4.0, 4.0))
+    schedule.begin()
+    assert schedule.estimates == {1: 1.0, 2: 1.0}
+
+
+def test_a_report_shows_that_a_worker_is_not_delayed():
+    schedule = with_a_late_start()
+    schedule.counts(2, 2)
+    schedule.freed(Pass(2, (2,), 1.0, 1.0))
+    assert not schedule.workers[2].is_delayed
+    schedule.delayed(2)  # from before
+    assert not schedule.workers[2].is_delayed

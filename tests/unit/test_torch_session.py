@@ -51,9 +51,8 @@ def signals(one_process, monkeypatch):
 def begun(tmp_path):
     model = torch.nn.Linear(2, 1)
     loss = lambda model, batch: (model(batch[0]).sum(), len(batch[0]))  # noqa: E731
-    run = psgc.torch.init(
-        model, TensorDataset(torch.ones(8, 2)), loss, chunks=2, dedicated_server=True, output=str(tmp_path / "out")
-    )
+    settings = {"aggregation": "server", "dedicated_server": True, "output": str(tmp_path / "out")}
+    run = psgc.torch.init(model, TensorDataset(torch.ones(8, 2)), loss, chunks=2, **settings)
     run.attach(torch.optim.SGD(model.parameters(), 0.1))
     return run
 
@@ -116,9 +115,8 @@ def test_a_worker_of_a_run_that_begins_or_goes_on(one_process, monkeypatch, firs
 
     def begun():
         faults = {"inject": [{"kind": "stop", "rank": 1, "iteration": iteration} for iteration in (4, 7)]}
-        return psgc.torch.init(
-            torch.nn.Linear(2, 1), data, lambda *_: None, chunks=2, dedicated_server=True, faults=faults
-        )
+        settings = {"aggregation": "server", "dedicated_server": True, "faults": faults}
+        return psgc.torch.init(torch.nn.Linear(2, 1), data, lambda *_: None, chunks=2, **settings)
 
     class Program(TorchProgram):
         def __init__(self, *given):

@@ -202,6 +202,34 @@ def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(clock):
         assert (alive["kind"], alive["chunk"], alive["seconds"]) == (Kind.ALIVE, 0, 5.5)
 
 
+def test_a_worker_that_is_still_in_a_pass_of_the_iteration_before_says_so(clock):
+    worker = Worker(2)
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        work = worker.mailbox.take()
+        clock.now += 3.0
+        yield [map_of(0, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, 0, -1)), block_of(0, np.full(3, 5.0))]
+        yield [Control(0, record(Kind.BEGIN, 1))]
+        (alive,) = [entry for entry in worker.transport.records[0] if entry["kind"] == Kind.ALIVE]
+        assert [alive[name] for name in ("iteration", "chunk", "seconds", "role")] == [1, work.chunk, 3.0, 1]
+        worker.mailbox.gave_up(work, 0.0, 3.0)
+        yield []
+        assert worker.transport.records[0][-1]["kind"] == Kind.ABANDONED
+
+
+def test_a_worker_that_is_free_when_an_iteration_begins_says_nothing():
+    worker = Worker(2)
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        yield [map_of(0, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, 0, -1)), block_of(0, np.full(3, 5.0))]
+        yield [Control(0, record(Kind.BEGIN, 1))]
+        assert Kind.ALIVE not in [entry["kind"] for entry in worker.transport.records[0]]
+
+
 def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_twice_as_long(clock, monkeypatch):
     monkeypatch.setattr(worker_loop, "current_line", lambda thread: f"model.py:3, thread {thread}")
     worker = Worker(2, silence=5.0, long=30.0)
