@@ -28,6 +28,7 @@ from psgc.run.standby import wait_for_turn
 from psgc.terminal import say
 from psgc.transport import Transport
 
+WITHOUT_RUN = "it calls neither psgc.train nor psgc.torch.init; the class of a model is trained by a YAML that names it"
 PATIENCE = 2.0  # seconds after which an error is printed even if another rank may print the same error
 
 
@@ -96,8 +97,9 @@ def _end(script: Execution, rank: int) -> None:
             script.show()
         code = next((code for ending in endings if (code := int(ending.partition(" ")[0]))), 0)
         with suppress(OSError):
-            if serving:
-                launched.leave_summary(code)
+            if serving and launched.leave_summary(code) and not code:
+                name = os.path.basename(sys.modules["__main__"].__file__ or "the script")
+                say(f"psgc launch: {name} has ended without a run: {WITHOUT_RUN}", error=True)
     _flush()
     code = code if serving else 0
     leave_mpi(transport, in_order=True, has_failed=code != 0)

@@ -166,12 +166,17 @@ def leave_exit_code(code: int) -> None:
         write_text(Path(folder, EXITED), json.dumps({"exit_code": code}))
 
 
-def leave_summary(code: int) -> None:
-    """Rank 0 tells `psgc launch`, if that started it, how a script ends that leaves no other summary."""
+def leave_summary(code: int) -> bool:
+    """Rank 0 tells `psgc launch`, if that started it, how a script ends that leaves no other summary.
+
+    Returns whether it did.
+    """
     folder = os.environ.get(FOLDER)
-    if folder and not any(Path(folder, name).exists() for name in (ANSWER, "summary.json")):
-        status = "done" if not code else "interrupted" if _stopped_by else "failed"
-        summary: dict[str, Any] = {"status": status, "exit_code": code}
-        if status == "interrupted":
-            summary["reason"] = stopped(_stopped_by[0])
-        write_text(Path(folder, "summary.json"), json.dumps(summary))
+    if not folder or any(Path(folder, name).exists() for name in (ANSWER, "summary.json")):
+        return False
+    status = "done" if not code else "interrupted" if _stopped_by else "failed"
+    summary: dict[str, Any] = {"status": status, "exit_code": code}
+    if status == "interrupted":
+        summary["reason"] = stopped(_stopped_by[0])
+    write_text(Path(folder, "summary.json"), json.dumps(summary))
+    return True

@@ -65,7 +65,7 @@ def folder(tmp_path):
 
 CASES = [
     ("train", "all", 0, []),
-    ("return", "all", 0, []),
+    ("return", "all", 0, ["psgc launch: train.py has ended without a run: "]),
     ("exit", "all", 3, []),
     ("raise", "all", 1, ["\nhelper.Strange: no\ndata\n"]),
     ("refuse", "all", 2, ["psgc: chunks=0: expected more"]),
