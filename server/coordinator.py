@@ -9,9 +9,9 @@ and what is done again. The rules of both:
 1. A chunk is committed once, to the first `parts` distinct holders whose copies count, when the last of these copies
    counts. `psgc.server.verification` decides which copies have to agree before they count.
 2. A copy that comes too late is discarded. The worker that keeps it is told to free it.
-3. Events of an earlier iteration and events of a lost worker change nothing, but the end of an earlier pass says that
-   its worker begins this iteration. Neither does a report that was handled
-   before, nor a report of a copy that was done before its chunk was invalidated.
+3. Events of an earlier iteration and events of a lost worker change nothing. Neither does a report that was handled
+   before, nor a report of a copy that was done before its chunk was invalidated. But the schedule hears when a pass of
+   an earlier iteration ends, since its worker begins this iteration then.
 4. An event that no correct worker can send (a chunk it does not hold, an iteration that has not begun) raises
    ProtocolError and changes nothing.
 5. Copies that a lost worker keeps do not count. A chunk that is committed to one of them is *invalidated*: a live
@@ -148,10 +148,8 @@ class Coordinator:
         if may_follow is None and not late:
             raise self._illegal(event)
         self._events.append(event)
-        if late and isinstance(event, Report | Abandoned) and self.phase == WORKING:
-            return [*self._old_pass_ended(event)]
         if late or not may_follow:
-            return []
+            return [*self._old_pass_ended(event)]
         before = self.phase
         instructions = self._react(event)
         assert self.phase in may_follow, (event, self.phase)
@@ -262,9 +260,11 @@ class Coordinator:
             instructions += self._counting.count(event.worker, chunk, is_told=chunk == event.chunk)
         return instructions + (self._finalize() if self._is_enough() else [*self._freed(event, done=True)])
 
-    def _old_pass_ended(self, event: Report | Abandoned) -> Sequence[Order]:
-        is_old = event.iteration < self.iteration and event.worker in self.membership.live
-        return self._schedule.begins_late(event.worker, event.now) if is_old else ()
+    def _old_pass_ended(self, event: Event) -> Sequence[Order]:
+        """Orders for a worker that begins this iteration only now. `event` changes nothing else."""
+        if self.phase != WORKING or not isinstance(event, Report | Abandoned) or event.iteration >= self.iteration:
+            return ()
+        return self._schedule.begins_late(event.worker, event.now) if event.worker in self.membership.live else ()
 
     def _do_again(self, event: Report | Abandoned) -> list[Instruction]:
         """This pass does not count: have its needed chunks done again, except those that were invalidated since."""

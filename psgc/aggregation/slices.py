@@ -60,7 +60,8 @@ def make_slices(
     """One slice for each owner, in the order of ranks. Together they have all entries.
 
     rates: of the links of the live ranks, in any unit; a rank with rate 0 owns nothing
-    least: entries of a slice; if there are fewer for each rank, an equal share
+    least: entries of a slice; if there are fewer for each owner, an equal share. A link carries least / MESSAGES
+        entries in the time of a message
     hosts: as in a map
 
     Raises ValueError without an entry or an owner.
@@ -69,7 +70,7 @@ def make_slices(
     [Slice(owner=0, start=0, stop=4), Slice(owner=1, start=4, stop=8), Slice(owner=2, start=8, stop=12)]
     >>> make_slices(12, 1, {0: 1.0, 1: 1.0, 2: 1.0}, hosts=(5, 5, 6))
     [Slice(owner=0, start=0, stop=3), Slice(owner=1, start=3, stop=6), Slice(owner=2, start=6, stop=12)]
-    >>> make_slices(100, 1, dict.fromkeys(range(33), 1.0), least=1 << 15)  # 32 messages of 800 bytes
+    >>> make_slices(100, 1, dict.fromkeys(range(33), 1.0), least=32_000)  # few owners: a message takes as long as 1000
     [Slice(owner=0, start=0, stop=50), Slice(owner=1, start=50, stop=100)]
     """
     ranks = _owners(entries, rates, least, hosts)
@@ -101,8 +102,9 @@ def _owners(entries: int, rates: Mapping[int, float], least: int, hosts: Sequenc
     order: list[tuple[bool, float, int, int]] = []
     for rank in sorted(rates):
         if rates[rank] > 0:
-            order.append((rank != 0, -rates[rank], places[hosts[rank]] if hosts else 0, rank))
-            places[hosts[rank] if hosts else rank] += 1
+            host = hosts[rank] if hosts else rank
+            order.append((rank != 0, -rates[rank], places[host], rank))
+            places[host] += 1
     most = round(sqrt(max(0, len(rates) - 1) * entries * MESSAGES / least))
     return sorted(rank for *_, rank in sorted(order)[: max(1, most)])
 

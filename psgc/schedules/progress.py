@@ -166,9 +166,8 @@ class WorkerView:
     def wait(self) -> None:
         """It has begun nothing: what it was believed to be in comes next, once it is through with an earlier pass."""
         self.is_delayed = True
-        self.told = dict.fromkeys([*self.piece, *self.told])
-        self.ahead += sum(chunk.cost for chunk in self.piece)
-        self.running, self.piece, self.alarm = None, (), inf
+        self.reported(())
+        self.running, self.alarm = None, inf
 
     def began(self, now: float) -> None:
         """The worker has begun the chunk that it is in, or rests, since `now`."""

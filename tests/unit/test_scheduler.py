@@ -334,6 +334,19 @@ def test_a_worker_that_never_begins_is_not_waited_for():
     assert done(schedule, 1, 0, 1.0) == [Skip(2, 1, recovered=False), Queue(1, (1,))]
 
 
+def test_a_worker_that_is_late_to_begin_need_not_do_what_is_recovered_by_then():
+    schedule = dynamic({1: [0, 1], 2: [2, 3]}, {1: [2, 3], 2: [0, 1]}, {1: 1.0, 2: 1.0})
+    schedule.join(True)
+    schedule.learning.fraction = lambda: 1.0
+    schedule.begin()
+    schedule.counts(1, 2)
+    schedule.committed(2, [2])
+    schedule.delayed(2)
+    worker = schedule.workers[2]
+    assert ([chunk.number for chunk in worker.told], worker.ahead) == ([3], 1.0)
+    assert worker not in schedule.chunks[2].takers
+
+
 def test_a_worker_begins_with_what_it_was_told_when_its_earlier_pass_has_ended():
     schedule = with_a_late_start()
     assert schedule.tick(0.5) == []
