@@ -60,7 +60,7 @@ faults: .venv/installed
 
 chaos: .venv/installed
 	$(BIN)/python scripts/chaos.py --output runs/chaos/lost $(ARGS)
-	$(BIN)/python scripts/chaos.py --output runs/chaos/restored --restore $(ARGS)
+	$(BIN)/python scripts/chaos.py --output runs/chaos/restored --restore --undisturbed runs/chaos/lost/psgc_-1/params.npy $(ARGS)
 
 bench: .venv/installed data/flights-train.npz
 	$(BIN)/python scripts/bench_training.py $(if $(TRACE),--trace $(TRACE))

@@ -253,10 +253,11 @@ def experiment(options: argparse.Namespace) -> list[Found]:
     loop = [mpirun, "-n", str(setting.workers), "--oversubscribe", "--bind-to", "none"]
     loop += [sys.executable, str(HERE / "chaos_loop.py")]
     torchft = [sys.executable, str(HERE / "chaos_torchft.py"), "-n", str(setting.workers)]
-    run("psgc_-1", psgc, iter(()))
-    if results[0].end != "0":
-        sys.exit(f"chaos: the undisturbed run has failed, see {setting.folder / 'psgc_-1.log'}")
-    reference = np.load(setting.folder / "psgc_-1/params.npy")
+    if options.undisturbed is None:
+        run("psgc_-1", psgc, iter(()))
+        if results[0].end != "0":
+            sys.exit(f"chaos: the undisturbed run has failed, see {setting.folder / 'psgc_-1.log'}")
+    reference = np.load(options.undisturbed or setting.folder / "psgc_-1/params.npy")
     most_killed = inf if options.restore else setting.workers - LEFT_ALIVE
     for seed in range(options.first, options.first + options.seeds):
         ranks = range(0 if options.rank_zero else 1, setting.workers + 1)
@@ -295,6 +296,7 @@ def main() -> int:
     add("--hosts", type=int, default=0, help="so many, of network namespaces (root); link is one of the faults")
     add("--rank-zero", action="store_true", help="faults come to rank 0 as well")
     add("--beside", action="store_true", help="checkpoint-and-restart, and torchft, with the same faults")
+    add("--undisturbed", type=Path, help="params.npy of such a run with as many iterations, in place of one more")
     add("--output", type=Path, default=Path("runs/chaos"), help="folder for all of it")
     ours = [found for found in experiment(parser.parse_args()) if found.program == "psgc" and found.seed >= 0]
     goodput = np.mean([found.bound for found in ours]) if ours else float("nan")

@@ -10,5 +10,6 @@ except ImportError as error:
 from psgc.torch.begin import init
 from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import Batch
+from psgc.torch.streams import StreamBuffer
 
-__all__ = ["Batch", "ScriptRun", "init"]
+__all__ = ["Batch", "ScriptRun", "StreamBuffer", "init"]

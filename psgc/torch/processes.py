@@ -15,6 +15,7 @@ from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.processes import die_with_parent
 from psgc.torch.reading import Reader
+from psgc.torch.streams import StreamBuffer
 
 TAKEN = ("num_workers", "prefetch_factor", "pin_memory", "timeout", "multiprocessing_context")  # copied settings
 Collate = Callable[[list[Any]], Any]
@@ -26,12 +27,15 @@ def taken_apart(dataset: Any, collate: Collate | None) -> tuple[Any, Collate, "D
     dataset: a DataLoader, or a dataset, which is returned as it is
     collate: replaces the DataLoader's collate function; None: keep it
 
-    Raises UserError for a DataLoader without batches.
+    Raises UserError for a DataLoader without batches, or one with worker processes for a StreamBuffer.
     """
     if not isinstance(dataset, DataLoader):
         return dataset, collate or default_collate, None
     if dataset.batch_sampler is None:
         raise UserError("the DataLoader has no batches (batch_size=None); expected one with a batch_size")
+    if dataset.num_workers and isinstance(dataset.dataset, StreamBuffer):
+        number = dataset.num_workers
+        raise UserError(f"num_workers is {number}, but each rank reads a StreamBuffer itself; expected num_workers=0")
     return dataset.dataset, collate or dataset.collate_fn, dataset if dataset.num_workers else None
 
 

@@ -37,6 +37,7 @@ from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import CostFunction, length_of
 from psgc.torch.settings import by_name, check_resumed, settled
 from psgc.torch.state import About, load_state, state_of
+from psgc.torch.streams import StreamBuffer
 from psgc.torch.tensor_files import from_bytes, to_bytes
 from psgc.yaml_source import shown
 
@@ -103,7 +104,10 @@ class TorchProgram:
 
     def look_at_rows(self) -> None:
         """Sample the rows of the dataset, before the ranks meet."""
-        look = partial(sample, self._dataset, self._length, self.settings.seed, self.device)
+        length = self._length
+        if isinstance(self._dataset, StreamBuffer):  # without reading all of it
+            length = min(length, self._dataset.size)
+        look = partial(sample, self._dataset, length, self.settings.seed, self.device)
         self._rows = look() if self._like is None else elsewhere(look, self._like)
 
     def expected(self) -> bytes:

@@ -26,6 +26,7 @@ from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
 from psgc.torch.standing import Standing
 from psgc.torch.state import Stateful, check_savable
 from psgc.torch.steps import Steps
+from psgc.torch.streams import StreamBuffer
 from psgc.torch.tensor_files import from_bytes
 
 
@@ -117,6 +118,8 @@ class ScriptRun:
             )
         if isinstance(size, DataLoader) and size.dataset is not self._dataset:
             raise UserError("run.batches: the DataLoader has another dataset than psgc.torch.init; expected the same")
+        if isinstance(self._dataset, StreamBuffer):
+            self._dataset.check(size, shuffle)
         return self._batches(self._sampler.batches(size, epochs, shuffle, drop_last, self.standing.restore_generators))
 
     def _batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -249,8 +249,9 @@ def length_of(dataset: Any) -> int:
     if isinstance(dataset, IterableDataset):
         raise UserError(
             f"the dataset ({name}) is an IterableDataset, whose examples have no numbers, by which any worker could "
-            "get those of a chunk; expected a map-style dataset: list(dataset) if it fits into memory, else a file "
-            "that it is written to once, such as datasets.Dataset.from_generator makes"
+            "get those of a chunk; expected a map-style dataset: list(dataset) if it fits into memory, a file that it "
+            "is written to once, such as datasets.Dataset.from_generator makes, or psgc.torch.StreamBuffer(dataset, "
+            "length), for which each rank reads the whole stream"
         )
     wanted = "expected a map-style dataset, with __len__ and __getitem__"
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):

@@ -175,6 +175,7 @@ def test_a_dataset_without_length_is_refused_in_one_line(methods, text):
 def test_a_stream_is_refused_with_a_way_out():
     stream = type("Stream", (IterableDataset,), {"__iter__": lambda self: iter(range(9))})()
     with pytest.raises(
-        UserError, match=r"Stream\) is an IterableDataset.*; expected a map-style dataset: list\(dataset\) "
+        UserError,
+        match=r"Stream\) is an IterableDataset.*; expected a map-style dataset: list\(dataset\) .*StreamB",
     ):
         length_of(stream)
