@@ -21,8 +21,8 @@ REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
         "each worker has a part of the examples; leave it out",
     ),
     "train_sampling_strategy": (
-        lambda args: args.train_sampling_strategy not in ("random", "sequential"),
-        "use random or sequential, with cost_fn in psgc for examples of different length",
+        lambda args: args.train_sampling_strategy == "batch_rebalance",
+        "it deals examples out to ranks, which schedule=dynamic does; use random, sequential or group_by_length",
     ),
     "dataloader_drop_last": (
         lambda args: args.dataloader_drop_last and args.gradient_accumulation_steps > 1,

@@ -4,6 +4,7 @@ Its batches are those of `run.batches`, which contain no data. A training step i
 `compute_loss` for their chunks. An evaluation is `run.evaluate`: all workers call `prediction_step`.
 """
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from math import ceil
@@ -13,8 +14,9 @@ import torch
 import transformers
 import transformers.trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, Subset
 from transformers import EvalPrediction
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 import psgc.torch
@@ -90,11 +92,16 @@ class Trainer(transformers.Trainer):
         if dataset is None:
             raise UserError("psgc.transformers.Trainer: expected train_dataset")
         length_of(dataset)  # refuses it, if need be
-        loader = self._get_dataloader(dataset, "Training", 1)  # with its collator and worker processes
-        self._collate, own = loader.collate_fn, loader.dataset
+        chooses = self._get_train_sampler if dataset is self.train_dataset else None
+        loader = self._get_dataloader(dataset, "Training", 1, chooses)  # with its collator, as for one process
+        self._collate, own, self._order = loader.collate_fn, loader.dataset, loader.batch_sampler.sampler
         if args.dataloader_num_workers:
             own = DataLoader(own, num_workers=args.dataloader_num_workers, pin_memory=args.dataloader_pin_memory)
         of_init = {"seed": args.seed if args.data_seed is None else args.data_seed, **of_init}
+        self._seed = int(of_init["seed"])
+        if isinstance(self._order, LengthGroupedSampler):
+            lengths = self._order.lengths
+            of_init = {"cost_fn": lambda rows: len(rows) * max(lengths[row] for row in rows), **of_init}
         self.run = run = psgc.torch.init(self.model, own, self._loss, collate_fn=self._collate, **of_init)
         devices = run.engine.num_workers
         self._size = args.per_device_train_batch_size * devices * args.gradient_accumulation_steps
@@ -114,10 +121,14 @@ class Trainer(transformers.Trainer):
     # training
 
     def get_train_dataloader(self) -> Any:
-        number = len(self.train_dataset)
-        return EmptyLoader(
-            self.train_dataset, number // self._size if self.args.dataloader_drop_last else ceil(number / self._size)
-        )
+        return EmptyLoader(self.train_dataset, len(self._chosen()))
+
+    def _chosen(self) -> BatchSampler:
+        """The batches of an epoch, which transformers' own sampler chooses."""
+        order = copy.copy(self._order)  # each call of `train` begins with its first epoch
+        if isinstance(order, LengthGroupedSampler):
+            order.batch_size, order.generator = self._size, torch.Generator().manual_seed(self._seed)
+        return BatchSampler(order, self._size, self.args.dataloader_drop_last)
 
     def get_total_train_batch_size(self, args: transformers.TrainingArguments) -> int:
         return self._size
@@ -127,10 +138,8 @@ class Trainer(transformers.Trainer):
         run, steps = self._of_run, len(train_dataloader)
         found = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         run.attach(self.optimizer.optimizer, self.lr_scheduler, self._progress)
-        sampler = run._sampler
-        self._first_epoch = sampler.epochs
-        shuffle = self.args.train_sampling_strategy == "random"
-        self._batches = run.batches(self._size, ceil(max_steps / steps), shuffle, self.args.dataloader_drop_last)
+        self._first_epoch = run._sampler.epochs
+        self._batches = run.batches(self._chosen(), ceil(max_steps / steps))
         if resume_from_checkpoint is not None:
             super()._load_rng_state(resume_from_checkpoint)
             epoch, step = divmod(self.state.global_step, steps)

@@ -16,26 +16,27 @@ TOKENS = torch.arange(80).reshape(20, 4) % 11
 ROWS = [{"input_ids": row, "labels": row} for row in TOKENS]
 
 
-def trainer(package, folder, **settings):
+def trainer(package, folder, rows=ROWS, kind=None, **settings):
     """The Trainer of a package. Only the process that runs these tests imports transformers, which takes seconds."""
     from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
-    kind = importlib.import_module(package).Trainer
+    kind = kind or importlib.import_module(package).Trainer
     torch.manual_seed(0)
     size = {"vocab_size": 11, "n_positions": 4, "n_embd": 8, "n_layer": 1, "n_head": 2}
     model = GPT2LMHeadModel(
         GPT2Config(**size, bos_token_id=0, eos_token_id=0, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
     )
     usual = {"per_device_train_batch_size": 4, "train_sampling_strategy": "sequential", "num_train_epochs": 2}
+    usual["adam_epsilon"] = 1e-4  # else steps are made of roundings
     args = TrainingArguments(str(folder), report_to="none", disable_tqdm=True, **usual | settings)
-    return kind(model, args, train_dataset=ROWS)
+    return kind(model, args, train_dataset=rows)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"auto_find_batch_size": True}, "auto_find_batch_size: give the batch size"),
-        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy: use random or sequential"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy: it deals examples out to ranks"),
         (
             {"dataloader_drop_last": True, "gradient_accumulation_steps": 2},
             "dataloader_drop_last: not with gradient_acc",
@@ -47,6 +48,54 @@ def test_what_cannot_be_is_refused(settings, said, tmp_path, one_process):
         trainer("psgc.transformers", tmp_path, **settings)
 
 
+def close(one, other):
+    for its, others in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(its, others, rtol=1e-5, atol=1e-5)  # another order makes 1e-3
+
+
+@pytest.mark.parametrize("seeds", [{}, {"data_seed": 5}, {"seed": 7, "dataloader_drop_last": True}])
+def test_a_random_order_is_that_of_transformers_in_one_process(seeds, tmp_path, one_process):
+    settings = {"train_sampling_strategy": "random", "per_device_train_batch_size": 6, "save_strategy": "no", **seeds}
+    settings["learning_rate"] = 0.01
+    plain, own = (trainer(package, tmp_path, **settings) for package in ("transformers", "psgc.transformers"))
+    for _ in range(2):  # the second begins with the order of the first
+        plain.train(), own.train()
+        close(plain, own)
+
+
+def test_lengths_group_examples_and_are_the_costs_of_chunks(tmp_path, one_process):
+    lengths = [1 + row % 4 for row in range(256)]
+    rows = [{"input_ids": torch.arange(length), "labels": torch.arange(length)} for length in lengths]
+    own = trainer(
+        "psgc.transformers", tmp_path, rows, train_sampling_strategy="group_by_length", per_device_train_batch_size=16
+    )
+    batches = [[lengths[row] for row in batch] for batch in own._chosen()]
+    assert sorted(length for batch in batches for length in batch) == sorted(lengths)
+    padding = sum(len(batch) * max(batch) - sum(batch) for batch in batches)
+    assert padding < 80  # in a random order about 380
+    assert [*own._chosen()] == [*own._chosen()]  # on each rank
+    costs = own.run._gradient._costs.of(torch.arange(8).numpy(), 8)
+    assert costs == [length / 2.5 for length in lengths[:8]]
+
+
+def test_a_sampler_of_a_subclass_chooses_the_examples(tmp_path, one_process):
+    settings = {"learning_rate": 0.01, "save_strategy": "no"}
+    trained = []
+    for package in ("transformers", "psgc.transformers"):
+        kind = importlib.import_module(package).Trainer
+        weighted = torch.utils.data.SubsetRandomSampler(range(0, 20, 2), torch.Generator().manual_seed(1))
+        made = trainer(
+            package,
+            tmp_path,
+            kind=type("Own", (kind,), {"_get_train_sampler": lambda *_, own=weighted: own}),
+            **settings,
+        )
+        made.train()
+        trained.append(made)
+    assert trained[1].state.global_step == 6
+    close(*trained)
+
+
 def test_it_goes_on_from_a_checkpoint_of_transformers_within_an_epoch(tmp_path, one_process):
     saving = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 0.01}
     whole = trainer("transformers", tmp_path / "plain", **saving)
@@ -55,5 +104,4 @@ def test_it_goes_on_from_a_checkpoint_of_transformers_within_an_epoch(tmp_path, 
     again = trainer("psgc.transformers", tmp_path / "own", **saving)
     again.train(resume_from_checkpoint=str(tmp_path / "own/checkpoint-3"))
     assert (again.state.global_step, again.state.epoch) == (10, 2.0)
-    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    close(whole, again)

@@ -50,7 +50,6 @@ def begin(kind, batch, **more):
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=2,
         num_train_epochs=3,
-        train_sampling_strategy="sequential",
         learning_rate=0.01,
         adam_epsilon=1e-4,
         weight_decay=0.1,
