@@ -6,6 +6,7 @@ A line says what was wrong, where, and what would be right.
 import os
 import site
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -95,7 +96,7 @@ def _users_place(stack: Sequence[traceback.FrameSummary]) -> traceback.FrameSumm
 
     installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     installed.append(site.getusersitepackages())
-    others = [place for place in stack if not _lies_in(place.filename, [_PSGC])]
+    others = [p for p in stack if not _lies_in(p.filename, [_PSGC]) and p.filename != threading.__file__]
     users = [place for place in others if not (_lies_in(place.filename, installed) or place.filename.startswith("<"))]
     return users[-1] if users else others[0] if others else None
 

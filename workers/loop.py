@@ -44,6 +44,7 @@ LONGEST_SILENCE = 1.0  # seconds
 RECENT = 4  # iterations; rank 0 has written the rows of earlier ones
 LAST_WORD = 30.0  # seconds after goodbye in which the server says how to leave
 PATIENCE = 1e-3  # seconds that a step waits for a report, which tells the server the same
+LONGER = 2.0  # times what a pass was expected to take at most; after that it takes very long
 SWITCH_INTERVAL = 5e-4  # seconds; with Python's 5 ms a gradient in pure Python starves this loop
 
 
@@ -54,7 +55,8 @@ class Duties:
     sums: what the ranks sum
     alike: whether the replica begins the run in the state of rank 0
     silence: seconds without a message after which the server gets a sign of life
-    long: seconds in one chunk after which the server gets the line of code, then after twice as long, and so on
+    long: seconds in one pass after which the server gets the line of code, then after twice as long, and so on. It does
+        not before LONGER times what the pass was expected to take
     """
 
     sums: Sums
@@ -329,7 +331,7 @@ class WorkerLoop(Listener):
         if not records and (now - self._last_sent > self._duties.silence or self._unanswered >= UNHEARD // 2):
             chunk, seconds = self._mailbox.running()
             kind = Kind.ALIVE
-            if seconds > self._long:
+            if seconds > max(self._long, LONGER * self._mailbox.expected()):
                 self._long = 2 * seconds
                 self._transport.send_text(SERVER, current_line(self._compute.ident))
                 kind = Kind.STUCK

@@ -46,6 +46,7 @@ class Mailbox:
         self._trying: int | None = None  # the chunk that the compute thread does for the trial
         self._evaluating = False  # whether the compute thread is in held-out rows
         self._taken = 0.0  # when the compute thread took its chunk
+        self._slowest = 0.0  # seconds of a chunk, in the slowest pass so far
         self._outbox: deque[Message] = deque()
         self._wake = wake
 
@@ -98,6 +99,7 @@ class Mailbox:
     def finished(self, work: Work, result: Result) -> None:
         """Report a chunk, or abandon it if it is not wanted any more."""
         iteration, chunk = work.iteration, work.chunk
+        self._slowest = max(self._slowest, result.seconds / len(work.piece))
         coded, found, gradient, digest = None, None, result.gradient, 0
         if self._digester is not None and gradient is not None:
             digest = self._digester.digest(gradient, result.seconds, work.is_check)
@@ -215,6 +217,11 @@ class Mailbox:
             if chunk is None:
                 return -1, 0.0
             return (-1 if self._evaluating else chunk), time.monotonic() - self._taken
+
+    def expected(self) -> float:
+        """The most seconds that the pass takes which the compute thread is in, by what chunks took before."""
+        with self._changed:
+            return self._slowest * len(self._state.piece)
 
     def delaying(self, iteration: int) -> tuple[int, float] | None:
         """As `running`, of a pass of an iteration before this one, whose end will be reported; None without one."""

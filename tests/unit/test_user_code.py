@@ -3,11 +3,12 @@
 import json
 import site
 import threading
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from psgc import coding
+from psgc import coding, errors
 from psgc.errors import current_line, raised_at
 
 MODEL = """\
@@ -74,3 +75,13 @@ def test_the_line_that_a_thread_is_in(model):
     go_on.set()
     thread.join(20)
     assert [current_line(none) for none in (None, 1)] == ["", ""]
+
+
+def test_there_is_no_line_of_a_thread_that_is_in_psgc_alone(monkeypatch):
+    monkeypatch.setattr(errors, "_PSGC", str(Path(__file__).parent))  # psgc is where this test is
+    go_on = threading.Event()
+    thread = threading.Thread(target=lambda: go_on.wait(20))
+    thread.start()
+    assert current_line(thread.ident) == ""
+    go_on.set()
+    thread.join(20)

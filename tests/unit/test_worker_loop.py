@@ -7,6 +7,7 @@ from psgc.messages import TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length
 from psgc.transport import Control
 from psgc.workers import encoder as worker_encoder
 from psgc.workers import loop as worker_loop
+from psgc.workers.work import Result
 from tests.unit.given_states import block_of, map_of, state_of
 from tests.unit.looping import Worker, begin, said, told
 from tests.unit.looping import clock as clock
@@ -248,6 +249,26 @@ def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_tw
         assert {kind for kind, _ in told} == {Kind.ALIVE, Kind.STUCK}
         assert [(dest, text) for dest, text, _ in texts] == [(0, "model.py:3, thread 5")] * 2
         assert [before for *_, before in texts] == [place for place, (kind, _) in enumerate(told) if kind == Kind.STUCK]
+
+
+def test_a_pass_of_several_chunks_takes_very_long_when_each_of_them_does(clock):
+    worker = Worker(4, silence=5.0, long=30.0)
+    texts = []
+    worker.transport.send_text = lambda dest, text: texts.append(text)
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        work = worker.mailbox.take()
+        worker.mailbox.finished(work, Result(np.ones(3), loss=0.1, start=0.0, seconds=25.0))
+        worker.state.begin(1, fraction=1.0)
+        assert len(worker.mailbox.take(joins=True).piece) == 4
+        for _ in range(40):
+            clock.now += 6.0
+            yield []
+        told = [(int(entry["kind"]), float(entry["seconds"])) for entry in worker.transport.records[0]]
+        assert [seconds for kind, seconds in told if kind == Kind.STUCK] == [204.0]
+        assert texts == [""]
 
 
 def test_orders_in_one_message_with_the_beginning_of_their_iteration_are_followed():
