@@ -87,6 +87,9 @@ def train(
     """
     try:
         wait_for_turn(_load, lambda: interruption(stopped_by))
+    except RunFailed:  # the run before goes on, and `psgc launch` says that these ranks did not start
+        sys.exit(128 + stopped_by[0] if stopped_by else 1)
+    try:
         transport = Transport(interrupted=lambda: interruption(stopped_by))
     except RunFailed:
         if not stopped_by:

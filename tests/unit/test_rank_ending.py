@@ -171,3 +171,13 @@ def test_a_run_that_is_alone_is_over_when_another_begins(hooks):
     second.session = SimpleNamespace(goes_on=False)
     ScriptEnding().close()
     assert len(told) == 4  # a run with other ranks is not ended
+
+
+@pytest.mark.parametrize(("stopped_by", "code"), [([], 1), ([signal.SIGTERM], 143)])
+def test_ranks_on_standby_say_nothing_when_one_of_them_dies(stopped_by, code, monkeypatch, capsys):
+    """The earlier run goes on, and psgc launch has a line for all of them."""
+    monkeypatch.setattr(session, "wait_for_turn", Mock(side_effect=RunFailed("rank 1 died")))
+    with pytest.raises(SystemExit) as ended:
+        session.train("run.yaml", (), False, stopped_by)
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", "")
