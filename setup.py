@@ -49,7 +49,7 @@ setup(
         "lightning": [*TORCH, *LIGHTNING],
         "transformers": [*TORCH, *TRANSFORMERS],
         "examples": EXAMPLES,
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=1", "mike>=2.1"],
         "dev": [
             "axe-playwright-python>=0.1.4",
             "build>=1",

@@ -4,9 +4,13 @@
 """
 
 import functools
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +22,8 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no ax
 CHROMIUM = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium")
 
-SITE = Path(__file__).parents[2] / "build/site"
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "build/site"
 SEEN = ("index.html", "benchmarks.html", "settings.html", "api/psgc.html")  # of which screenshots are kept
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 CASES = {"wide": (WIDE, "light"), "narrow": (NARROW, "dark")}
@@ -30,13 +35,19 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def address():
-    """Where the site is served."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=SITE)) as server:
+@contextmanager
+def served(directory):
+    """The address at which a directory is served."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=directory)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address():
+    with served(SITE) as where:
+        yield where
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +124,37 @@ def test_the_search_works_from_the_disk(browser):
     assert heard == []
     assert [url for url in asked if not url.startswith("file:")] == []
     page.close()
+
+
+@needs_browser
+def test_readers_choose_among_versions(browser, tmp_path):
+    """That `mike` has published, as CONTRIBUTING.md says."""
+    if not (mike := Path(sys.executable).with_name("mike")).exists():
+        pytest.skip("no mike: make docs installs it")
+    for name in ("mkdocs.yml", "docs", "psgc", "server", "workers", "scripts"):
+        here = ROOT / name
+        if here.is_dir():
+            shutil.copytree(here, tmp_path / name, symlinks=True)
+        else:
+            shutil.copy(here, tmp_path)
+    identity = {f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    environ = {
+        **os.environ,
+        **identity,
+        "SITE_VERSIONS": "mike",
+        "PATH": f"{mike.parent}:{os.environ['PATH']}",
+        "NO_MKDOCS_2_WARNING": "1",
+    }
+    for command in (
+        *(["git", "init", "--quiet"], ["git", "commit", "--quiet", "--allow-empty", "--message", "first"]),
+        *([mike, "--quiet", "deploy", "0.1"], [mike, "--quiet", "deploy", "--update-aliases", "0.2", "latest"]),
+        ["git", "worktree", "add", "--quiet", "published", "gh-pages"],
+    ):
+        subprocess.run(command, cwd=tmp_path, env=environ, check=True, timeout=120)
+    with served(tmp_path / "published") as address:
+        page = browser.new_page(viewport=WIDE)
+        page.goto(address + "latest/reliability.html")
+        page.locator(".md-version__current").focus()
+        page.locator(".md-version__link", has_text="0.1").click()
+        page.wait_for_url(address + "0.1/")
+        page.close()
