@@ -55,6 +55,7 @@ class Given:
     config: the settings, None where rank 0 reads them from the YAML.
     problem: of a program, which has built it; dataset: its data in memory, None where the settings name the data.
     callbacks: of a program, called on rank 0 after each step, with the row and the parameters.
+    arguments: of a script.
     """
 
     source: str
@@ -63,6 +64,7 @@ class Given:
     dataset: Dataset | None = None
     callbacks: Sequence[Callback] = ()
     overrides: Sequence[str] = ()
+    arguments: Sequence[str] = ()
 
 
 def open_problem(

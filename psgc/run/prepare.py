@@ -1,20 +1,17 @@
 """What the server reads and checks before the run starts."""
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from psgc import __version__
 from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.checkpoints import load_newest
 from psgc.config import BatchSettings, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
-from psgc.machine import THREADS, carried
 from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.record.csv_files import restored
@@ -35,7 +32,6 @@ from psgc.run.inputs import (
     open_test,
     rows_in_iteration,
 )
-from psgc.run.launched import NOBODY_RESTORES, is_launched
 from psgc.run.memory import check_memory
 from psgc.run.problem_program import ProblemProgram
 from psgc.run.takeover import Beginning
@@ -176,27 +172,3 @@ def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> tu
     if not restored():
         say(f"resuming from iteration {found[1].iteration}, checkpoint in {directory}")
     return found
-
-
-def opening_lines(transport: Transport, run: PreparedRun) -> list[str]:
-    """What to print at the start: what the run lacks, if anything, and its settings."""
-    config, plan = run.config, run.plan
-    lacks = [] if is_launched() else ["started without psgc launch: exit codes are mpirun's"]
-    if config.faults.restore and not is_launched():
-        lacks.append(NOBODY_RESTORES)
-    if not transport.survives_deaths:  # print how to resume now: after a death MPICH leaves rank 0 no time for it
-        go_on = f"; resume it with: {run.go_on}" if config.checkpoint.every else ""
-        lacks.append(f"no fault tolerance: a dead rank ends this run{go_on}")
-    assignment = config.coding.assignment
-    name = assignment if isinstance(assignment, str) else assignment.path
-    hosts, workers = len(set(transport.hosts)), plan.num_workers
-    every = f"verify every {config.verify_every}, " if config.verify_every else ""
-    verify = "verify idle, " if config.verify_idle else every
-    threads = f"reproducible with {os.environ.get(THREADS[0], 'all')} threads of BLAS, " if config.reproducible else ""
-    what = (
-        f"psgc {__version__}: {workers} worker{'s' if workers > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}, "
-        f"{plan.num_chunks} chunks{run.chosen} in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
-        f"schedule {config.schedule}, aggregation {config.aggregation}, transfer {config.transfer}, {verify}{threads}"
-        f"{run.problem.dim} parameters, {run.backend.name} {config.dtype}, {transport.library}{carried(hosts)}"
-    )
-    return ["; ".join(lacks), what] if lacks else [what]

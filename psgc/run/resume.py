@@ -122,4 +122,5 @@ def command(given: Given, num_ranks: int) -> str:
     if given.problem is not None:
         return "psgc.train(..., resume=True)"
     settings = [argument for override in given.overrides for argument in ("--set", override)]
-    return shlex.join(["psgc", "launch", given.source, "-n", str(num_ranks), *settings, "--resume"])
+    after = ["--", *given.arguments] if given.arguments else []
+    return shlex.join(["psgc", "launch", given.source, "-n", str(num_ranks), *settings, "--resume", *after])

@@ -42,8 +42,9 @@ from psgc.run.inputs import (
 )
 from psgc.run.keeper import Callbacks, Keeper
 from psgc.run.meeting import Meeting
+from psgc.run.opening import opening_lines
 from psgc.run.outcome import FinalFigures, how_it_ended, summary_of
-from psgc.run.prepare import PreparedRun, opening_lines, prepare
+from psgc.run.prepare import PreparedRun, prepare
 from psgc.run.problem_program import ProblemProgram
 from psgc.run.terms import record_takeover
 from psgc.server.driver import ProblemDriver
@@ -137,8 +138,10 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     """Train, stop the workers, and write the results."""
     config, plan, directory, beginning = run.config, run.plan, Path(run.config.output), run.beginning
     recorder, loggers, best = record.recorder, record.loggers, record.best
-    for line in opening_lines(transport, run) if beginning is None and not restored() else ():
-        say(line)
+    if beginning is None and not restored():
+        computes = f"{run.problem.dim} parameters, {run.backend.name} {config.dtype}"
+        for line in opening_lines(transport, config, plan, computes, run.go_on, run.chosen):
+            say(line)
 
     began = time.monotonic() - _seconds_before(run)
     progress = RunProgress(run.iterations, run.first, epochs=run.epochs)

@@ -7,7 +7,7 @@ from psgc.config import Coding, Config
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.run import resume
-from psgc.run.launched import NOBODY_RESTORES, is_launched, resuming
+from psgc.run.launched import resuming
 from psgc.run.meeting import Meeting
 from psgc.terminal import say
 from psgc.torch.hand_over import ScriptState
@@ -85,8 +85,6 @@ def _beginning(agreed: Agreed, is_alike: bool) -> bytes:
     wanted, workers = config.coding.replication, plan.num_workers
     if wanted > workers and wanted != Coding().replication:
         say(f"replication is {wanted}, but there are {workers} workers: every worker may compute every chunk")
-    if config.faults.restore and not is_launched():
-        say(NOBODY_RESTORES)
     if state is not None:
         agreed.state = state
         return STATE + state.file.encode()

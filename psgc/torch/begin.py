@@ -13,6 +13,7 @@ from psgc.config import TorchConfig
 from psgc.errors import UserError
 from psgc.record.loggers import Loggers
 from psgc.run import launched
+from psgc.run.inputs import Given
 from psgc.run.script_ending import ScriptEnding, stopped_by
 from psgc.torch.calls import Single
 from psgc.torch.chunk_gradient import Buffers, Loss
@@ -82,8 +83,13 @@ def begin(
     given: Mapping[str, Any] | TorchConfig,
     collate_fn: Callable[[list[Any]], Any] | None,
     cost_fn: CostFunction | None,
+    source: Given | None = None,
 ) -> ScriptRun:
-    """Begin a run, as `init` does. given: the arguments of `init` that are settings, by name; or settings of a YAML."""
+    """Begin a run, as `init` does.
+
+    given: the arguments of `init` that are settings, by name; or settings of a YAML
+    source: the YAML; None: this script
+    """
     if launched.has_begun() and not ScriptEnding.another_may_follow():  # one of psgc.train
         raise UserError("psgc.torch.init: these ranks have a run of psgc.train already; expected one of both")
     ending = ScriptEnding()
@@ -92,7 +98,8 @@ def begin(
         if launched.has_dedicated_server() and not isinstance(given, TorchConfig):
             given = {**given, "dedicated_server": True}
         settings = given if isinstance(given, TorchConfig) else settings_of(given)
-        made = TorchProgram(model, dataset, loss, settings, collate_fn, cost_fn)
+        source = source or Given(sys.argv[0], arguments=sys.argv[1:])
+        made = TorchProgram(model, dataset, loss, settings, collate_fn, cost_fn, source)
     except UserError as error:
         made = error
     if launched.ranks() < 2:

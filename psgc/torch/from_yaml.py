@@ -20,6 +20,7 @@ from psgc.disk import expanded
 from psgc.errors import UserError
 from psgc.problems import call_object
 from psgc.run import launched
+from psgc.run.inputs import Given
 from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.checkpoints import load_initial
@@ -69,7 +70,8 @@ def train(path: str, overrides: Sequence[str] = ()) -> ScriptRun:
         raise wrong(source, ("scheduler",), f"is over after {most} steps, the run has {steps}")
 
     loss = _autocast(config, parts.model, parts.loss)
-    run = begin(parts.model, parts.dataset, loss, config, parts.collate_fn, parts.cost_fn)
+    given = Given(path, overrides=overrides)
+    run = begin(parts.model, parts.dataset, loss, config, parts.collate_fn, parts.cost_fn, given)
     run.attach(optimizer, *([scheduler] if scheduler else []))
     params = [param for param in parts.model.parameters() if param.requires_grad]
     for batch in run.batches(config.batch.size, config.batch.epochs, config.batch.shuffle):

@@ -20,8 +20,9 @@ from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.record.csv_files import restored
 from psgc.record.loggers import check_installed
-from psgc.run import launched
-from psgc.run.inputs import source_of
+from psgc.run import launched, resume
+from psgc.run.inputs import Given, source_of
+from psgc.run.opening import opening_lines
 from psgc.terminal import say
 from psgc.torch.checkpoints import read
 from psgc.torch.checks import check_model
@@ -39,6 +40,7 @@ from psgc.torch.settings import by_name, check_resumed, settled
 from psgc.torch.state import About, load_state, state_of
 from psgc.torch.streams import StreamBuffer
 from psgc.torch.tensor_files import from_bytes, to_bytes
+from psgc.transport import Transport
 from psgc.yaml_source import shown
 
 
@@ -62,7 +64,9 @@ class TorchProgram:
         settings: TorchRun,
         collate: Callable[[list[Any]], Any] | None,
         cost: CostFunction | None,
+        source: Given,
     ) -> None:
+        self._source = source
         self.output, buffers = settings.output or None, settings.buffers
         for name, is_given in (("log_with", settings.log), ("metrics", settings.metrics)):
             if is_given and self.output is None:
@@ -123,6 +127,13 @@ class TorchProgram:
                 return f"{name} is {shown(mine.get(name))}, not {shown(arguments.get(name))}"
         row = differing(self._rows, rows)
         return "" if row is None else f"row {row} of the dataset differs"
+
+    def opening_lines(self, transport: Transport, config: Config, plan: Plan) -> list[str]:
+        """What rank 0 prints at the start. It names a command that resumes the run where `psgc launch` can do that."""
+        is_known = isinstance(self.settings, TorchConfig) or self._source.source.endswith(".py")
+        go_on = resume.command(self._source, transport.size) if self.output is not None and is_known else ""
+        computes = f"{self.gradient} parameters, torch {config.dtype} on {self.device.type}"
+        return opening_lines(transport, config, plan, computes, go_on)
 
     def settle(self, num_workers: int) -> tuple[Config, Plan]:
         """The settings and the plan for this number of workers. Raises UserError."""

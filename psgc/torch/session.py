@@ -20,6 +20,7 @@ import torch
 
 from psgc.aggregation.replica import Follower, is_checked
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
+from psgc.record.csv_files import restored
 from psgc.run import launched
 from psgc.run.building import all_work, make_server, make_worker, share_memory
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
@@ -328,6 +329,9 @@ class Session:
                 beginning.has_begun()
             faults.at("begin", iteration)
 
+        if beginning is None and not restored():
+            for line in program.opening_lines(transport, self.config, self.plan):
+                say(line)
         if not self.config.dedicated_server:
             injector = faults if beginning else make_injector(self.config, transport.place + 1)
             self._work_too(transport, replica, beginning.first if beginning else first, injector)

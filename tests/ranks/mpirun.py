@@ -27,6 +27,7 @@ from tests.sweeper import processes_with, start_sweeper
 TOKEN, SESSION = "PSGC_TEST_TOKEN", "PSGC_TEST_SESSION"
 INHERITED = ("PMIX_", "PRTE_", "OMPI_COMM", "SLURM_")  # an outer mpirun or job must not leak in
 
+OPENING = re.compile(r"psgc \d\S*: \d+ workers? on |started without psgc launch: ")
 EPOLL_WARNING = r"^\[warn\] Epoll (ADD|MOD|DEL)\(\d+\) on fd \d+ failed\..*: Bad file descriptor\n"
 
 
@@ -46,6 +47,12 @@ class Finished:
     @property
     def said(self) -> str:
         return f"exit {self.returncode}, left {self.orphans}, after {self.seconds:.1f} s\n{self.stdout}\n{self.stderr}"
+
+    @property
+    def lines(self) -> list[str]:
+        """What was written, without the lines with which a run of several ranks begins."""
+        lines = [*self.stdout.splitlines(), *self.stderr.splitlines()]
+        return [line for line in lines if not OPENING.match(line)]
 
 
 class MpiRun:

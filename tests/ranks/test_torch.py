@@ -36,8 +36,7 @@ def results_of(command, folder, code=0, env=None):
     finished = run(command, folder, TIMEOUT, env=env, code=code)
     lines = [line.split() for line in finished.stdout.splitlines() if RESULT.match(line)]
     ended = {int(rank): (digest, float(right), [*map(float, losses)]) for _, rank, digest, right, *losses in lines}
-    others = [line for line in finished.stdout.splitlines() if not RESULT.match(line)]
-    return ended, others + finished.stderr.splitlines()
+    return ended, [line for line in finished.lines if not RESULT.match(line)]
 
 
 @pytest.fixture(scope="module")

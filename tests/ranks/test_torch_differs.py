@@ -55,12 +55,20 @@ for batch in run.batches(50, epochs=2):
 SCHEDULE, PARAMETERS = "the state of StepLR", "the parameters"
 OPTIMIZER, RANDOM = "the state of SGD", "the random numbers of the script \\(random\\)"
 
+OPENING = (
+    r"psgc \d\S*: 3 workers on 1 host, 6 chunks in 18 copies \(blocks\), parts 1, schedule dynamic, aggregation {}, "
+    "transfer combined, 115 parameters, torch float32 on cpu, Open MPI v5"
+)
+
 
 def said(folder, what, aggregation, code):
-    """The lines of a run that ends so."""
+    """The lines of a run that ends so, without the first ones, which say what it is."""
     (folder / "script.py").write_text(SCRIPT)
     finished = run(mpirun(3, ["script.py", what, aggregation], True, prepared(TORCH)), folder, 100, code=code)
-    return [*finished.stdout.splitlines(), *finished.stderr.splitlines()]
+    alone, what_it_is, *_ = finished.stdout.splitlines()
+    assert alone == "started without psgc launch: exit codes are mpirun's"
+    assert re.match(OPENING.format(aggregation), what_it_is)
+    return finished.lines
 
 
 faults = pytest.mark.faults

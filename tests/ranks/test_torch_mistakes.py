@@ -51,8 +51,7 @@ def said(folder, mistake, ranks=3):
     """The lines of a run that ends with exit code 2."""
     (folder / "script.py").write_text(SCRIPT)
     python, command = prepared(TORCH), ["script.py", mistake]
-    finished = run(mpirun(ranks, command, True, python) if ranks > 1 else [python, *command], folder, 100, code=2)
-    return [*finished.stdout.splitlines(), *finished.stderr.splitlines()]
+    return run(mpirun(ranks, command, True, python) if ranks > 1 else [python, *command], folder, 100, code=2).lines
 
 
 @pytest.mark.parametrize(

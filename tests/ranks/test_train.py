@@ -25,6 +25,10 @@ iterations: 5
 coding: {chunks_per_worker: 2, replication: 2}
 output: out
 """
+OPENING = (  # of a run of three workers
+    r"psgc \d\S*: 3 workers on 1 host, 6 chunks in 12 copies \(blocks\), parts 1, schedule dynamic, "
+    "aggregation allreduce, transfer combined, 18 parameters, numpy float64, Open MPI v5"
+)
 MODEL = '''
 import time
 import numpy as np
@@ -91,6 +95,9 @@ def test_a_run_leaves_a_whole_run_directory(folder):
     summary = json.loads((folder / "out/summary.json").read_text())
     assert (summary["status"], summary["iterations"], summary["chunks_used"]) == ("done", 5, 30)
     assert "training accuracy" in finished.stdout
+    opening = next(line for line in finished.stdout.splitlines() if line.startswith("psgc "))
+    assert re.match(OPENING, opening), opening  # it survives deaths, and psgc launch has started it: no other line
+    assert "no fault tolerance" not in finished.stdout
     timeline = np.load(folder / "out/timeline.npz")
     assert set(timeline["worker"]) <= {1, 2, 3}
 

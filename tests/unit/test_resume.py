@@ -172,6 +172,7 @@ def test_the_command_can_be_pasted():
     assert resume.command(Given("my run.yaml", overrides=["a.b=1", "c=[x, y]"]), 3) == (
         "psgc launch 'my run.yaml' -n 3 --set a.b=1 --set 'c=[x, y]' --resume"
     )
+    assert resume.command(Given("a.py", arguments=["--lr", "1"]), 3) == "psgc launch a.py -n 3 --resume -- --lr 1"
     assert resume.command(Given("program.py", problem=object()), 3) == "psgc.train(..., resume=True)"
 
 

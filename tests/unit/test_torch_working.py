@@ -12,6 +12,7 @@ from psgc.backend import Backend
 from psgc.errors import ModelError, UserError
 from psgc.messages import Kind, SumsReader, digest_in, entries, record, sums_records
 from psgc.run.ending import CalledOff
+from psgc.run.inputs import Given
 from psgc.torch import working
 from psgc.torch.calls import Call
 from psgc.torch.generators import Generators
@@ -62,7 +63,7 @@ class Rank:
             self.model[0].running_mean.fill_(5.0)
             self.model[0].num_batches_tracked.fill_(100)
         data = [(torch.randn(3), torch.randn(1)) for _ in range(64)]
-        self.program = TorchProgram(self.model, data, self.loss, settings_of(GIVEN), None, None)
+        self.program = TorchProgram(self.model, data, self.loss, settings_of(GIVEN), None, None, Given("train.py"))
         self.program.run.begin(self)
         self.hand_over = HandOver(0, wake=self.ask, state=self.program.state)
         self.replica = ScriptReplica(self.hand_over, np.float32, Backend())
