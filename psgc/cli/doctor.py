@@ -133,7 +133,7 @@ def _probe_mpi(
     command, additions = launch_command(placement, ["ranks"], environ, mpirun=mpirun, module="psgc.tools.probe")
     with Command(command, {**environ, **additions, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
         result = job.result()
-    found = [findings.mpirun_finding(mpirun), *findings.job_findings(mpirun, "--with-ft" in command, result, size)]
+    found = [findings.mpirun_finding(mpirun), *findings.job_findings(mpirun, result, size)]
     found += findings.pace_findings(result.found().get("paces", []))
     return found, bool(result.found().get("survived"))
 

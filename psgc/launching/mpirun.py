@@ -33,7 +33,7 @@ class Mpirun:
     path: str
     family: str  # a key of FAMILIES, or empty for any other MPI
     version: str  # such as 5.0.11
-    fault_tolerant: bool  # has the option --with-ft ulfm, and was built with it
+    with_ft: bool  # has Open MPI's option --with-ft ulfm, and was built with it
     cuda_aware: bool
 
     @property
@@ -85,18 +85,18 @@ def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> M
     matches = ((family, re.search(pattern, output)) for family, pattern in FAMILIES.items())
     family, version = next(((family, match[1]) for family, match in matches if match), ("", ""))
     if family != "Open MPI":
-        return Mpirun(path, family, version, fault_tolerant=False, cuda_aware=False)
+        return Mpirun(path, family, version, with_ft=False, cuda_aware=False)
     info = ""
     with suppress(UserError):  # ompi_info is missing or broken
         info = _output([str(Path(path).with_name("ompi_info")), "--parsable", "--all"], environ, seconds)
-    fault_tolerant = int(version.partition(".")[0]) >= 5
+    with_ft = int(version.partition(".")[0]) >= 5
     if found := re.search("options:ft_mpi_support:(yes|no)", info):
-        fault_tolerant = fault_tolerant and found[1] == "yes"
-    elif fault_tolerant:  # an mpirun that does not know the option refuses it before it prints its version
+        with_ft = with_ft and found[1] == "yes"
+    elif with_ft:  # an mpirun that does not know the option refuses it before it prints its version
         output = _output([path, "--with-ft", "ulfm", "--version"], environ, seconds)
-        fault_tolerant = bool(re.search(FAMILIES["Open MPI"], output))
+        with_ft = bool(re.search(FAMILIES["Open MPI"], output))
     cuda_aware = "mpi_built_with_cuda_support:value:true" in info
-    return Mpirun(path, family, version, fault_tolerant, cuda_aware)
+    return Mpirun(path, family, version, with_ft, cuda_aware)
 
 
 def launch_command(
@@ -110,7 +110,8 @@ def launch_command(
 ) -> tuple[list[str], dict[str, str]]:
     """The mpirun command that runs `psgc <arguments>` on each rank, and the variables to add to `environ`.
 
-    Fault tolerance needs Open MPI's ob1 layer. If OMPI_MCA_pml excludes it, the run is not fault tolerant. Python's -P
+    Open MPI is fault tolerant when mpirun is told so, and with its ob1 layer: if OMPI_MCA_pml excludes that, the run is
+    not. Other MPIs get no option for it; their ranks find out what they can do (`psgc.transport.survival`). Python's -P
     keeps files of the current directory from shadowing installed modules.
 
     environ: the present variables, which take precedence
@@ -137,7 +138,7 @@ def launch_command(
             # Ranks that know of too few cores give up theirs at each look at MPI, for milliseconds if others want it.
             # They need not: between two looks they sleep.
             additions["PRTE_MCA_prte_set_default_slots"] = str(placement.ranks)
-        if placement.fault_tolerance and mpirun.fault_tolerant and _allows_ob1(environ.get("OMPI_MCA_pml", "ob1")):
+        if placement.fault_tolerance and mpirun.with_ft and _allows_ob1(environ.get("OMPI_MCA_pml", "ob1")):
             flags += ["--with-ft", "ulfm"]
             additions["OMPI_MCA_pml"] = "ob1"  # with another default of the cluster the run would not start
             # mpirun ends the job when it notices that a host is gone. So its check is turned off: the workers of a

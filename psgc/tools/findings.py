@@ -33,12 +33,8 @@ def mpirun_finding(mpirun: Mpirun) -> Finding:
     return Finding("ok", "mpirun", f"{mpirun.path}, {mpirun.family} {mpirun.version}")
 
 
-def job_findings(mpirun: Mpirun, tolerant: bool, result: Finished, num_ranks: int) -> list[Finding]:
-    """MPI library, messages, transport, and the effect of a rank's death on the test job.
-
-    tolerant: whether the job was started with fault tolerance
-    num_ranks: number of ranks that were started
-    """
+def job_findings(mpirun: Mpirun, result: Finished, num_ranks: int) -> list[Finding]:
+    """MPI library, messages, transport, and the effect of a rank's death on a test job of `num_ranks` ranks."""
     started = [line for line in result.lines() if "size" in line]
     if not started:
         return [Finding("problem", "MPI library", f"a job of {num_ranks} ranks did not start: {_why(result)}")]
@@ -61,7 +57,7 @@ def job_findings(mpirun: Mpirun, tolerant: bool, result: Finished, num_ranks: in
         return [*findings, failed, _transport_finding(result, found)]
     rate = found["bytes"] / found["exchanged"] / 1e9
     text = f"8 MiB to each of {num_ranks - 1} workers and back, {rate:.2g} GB/s"
-    death = _death_finding(mpirun, tolerant, result, found)
+    death = _death_finding(mpirun, result, found)
     return [*findings, Finding("ok", "messages", text), _transport_finding(result, found), death]
 
 
@@ -79,7 +75,7 @@ def _transport_finding(result: Finished, found: Mapping[str, Any]) -> Finding:
     return Finding("note", "transport", f"this MPI does not say which transport it uses{devices}")
 
 
-def _death_finding(mpirun: Mpirun, tolerant: bool, result: Finished, found: Mapping[str, Any]) -> Finding:
+def _death_finding(mpirun: Mpirun, result: Finished, found: Mapping[str, Any]) -> Finding:
     name = "a dead rank"
     ended = f"mpirun exited with {result.code}" if result.code is not None else "mpirun did not end"
     if found.get("survived") and result.code == 0:
@@ -89,11 +85,11 @@ def _death_finding(mpirun: Mpirun, tolerant: bool, result: Finished, found: Mapp
         return Finding("note", name, f"the others noticed it and went on, but {ended}; psgc launch handles that")
     if "noticed" in found:
         return Finding("note", name, f"the server noticed it, but not all others did; {ended}")
-    if tolerant:
-        return Finding("note", name, f"NOT survived, although mpirun accepted --with-ft ulfm: {_why(result)}")
-    if mpirun.family != "Open MPI" or mpirun.major < 5:
-        reason = f"{mpirun.family or 'this MPI'} {mpirun.version}".strip() + " cannot survive it; Open MPI 5 can"
-    elif not mpirun.fault_tolerant:
+    if not (lacks := found["lacks"]):
+        return Finding("note", name, f"NOT survived, although MPI has all that is needed: {_why(result)}")
+    if "--with-ft" not in lacks:
+        reason = f"{lacks}; Open MPI 5 survives it"
+    elif not mpirun.with_ft:
         reason = "this Open MPI was built without fault tolerance"
     else:
         reason = "OMPI_MCA_pml excludes ob1, which fault tolerance needs"

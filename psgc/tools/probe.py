@@ -42,6 +42,7 @@ def ranks() -> None:
         say(
             size=transport.size,
             library=transport.library,
+            lacks=transport.lacks,
             threads=transport.thread_level,
             hosts=len(set(transport.hosts)),
         )

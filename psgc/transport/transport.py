@@ -19,6 +19,7 @@ from psgc.rendezvous import MPI, TIMEOUT, Deaths, Rendezvous, failed_ranks
 from psgc.transport.host_memory import Shared, share
 from psgc.transport.receives import Message, Receives
 from psgc.transport.sends import SMALL, Sending, Sends
+from psgc.transport.survival import lacks_for_survival
 from psgc.transport.terms import Term
 from psgc.transport.waiting import BELL, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, Backoff, Bell
 
@@ -49,6 +50,7 @@ class Transport:
     world: the ranks of the run, if they are not all of MPI's
     interrupted: as in `Rendezvous`; `broadcast` and `gather` raise what the Rendezvous raises, and so does this class
     is_woken: whether a rank that sends this process something rings its bell
+    lacks: what MPI lacks to survive the death of a rank (`survives_deaths`), or ""
     hear_outside: called by `poll` with each place and its records that come outside of all terms
     """
 
@@ -70,7 +72,8 @@ class Transport:
         self._is_second = False
         self.beside: Iterator[Pause] | None = None
         self.library = " ".join(MPI.Get_library_version().split(",")[0].split("\n")[0].split())
-        self.survives_deaths = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112  mpirun --with-ft ulfm's
+        self.lacks = lacks_for_survival()
+        self.survives_deaths = not self.lacks
         world.Set_errhandler(MPI.ERRORS_RETURN)
         self._rendezvous = Rendezvous(world, interrupted, timeout)
         self.be_patient, self.broadcast = self._rendezvous.be_patient, self._rendezvous.broadcast

@@ -12,7 +12,7 @@ from psgc.tools.probe import MARK
 from psgc.tools.timed_commands import Command, Finished
 
 JOB = [
-    {"size": 3, "library": "Open MPI v5.0.11", "threads": "funneled", "hosts": 1},
+    {"size": 3, "library": "Open MPI v5.0.11", "lacks": "", "threads": "funneled", "hosts": 1},
     {"exchanged": 0.01, "bytes": 1 << 25},
     {"noticed": 0.01},
     {"survived": True},

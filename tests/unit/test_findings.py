@@ -18,13 +18,13 @@ from psgc.tools.probe import MARK
 from psgc.tools.timed_commands import Finished
 
 OPEN_MPI, OPEN_MPI_4, NOT_BUILT, MPICH, UNKNOWN = (
-    Mpirun("/bin/mpirun", family, version, fault_tolerant, cuda_aware=False)
-    for family, version, fault_tolerant in (
+    Mpirun("/bin/mpirun", family, version, with_ft, cuda_aware=False)
+    for family, version, with_ft in (
         ("Open MPI", "5.0.11", True), ("Open MPI", "4.1.2", False), ("Open MPI", "5.0.11", False),
         ("MPICH", "5.0.2", False), ("", "", False),
     )
 )  # fmt: skip
-STARTED = {"size": 3, "library": "Open MPI v5.0.11", "threads": "funneled", "hosts": 1}
+STARTED = {"size": 3, "library": "Open MPI v5.0.11", "lacks": "", "threads": "funneled", "hosts": 1}
 EXCHANGED = {"exchanged": 0.01, "bytes": 1 << 25}
 NOTICED, SURVIVED = {"noticed": 0.0123}, {"survived": True}
 LAYERS = """\
@@ -51,7 +51,7 @@ def test_mpirun():
 
 def test_a_job_that_survives():
     given = answer(STARTED, EXCHANGED, NOTICED, SURVIVED, err=LAYERS)
-    library, *others = shown(*job_findings(OPEN_MPI, True, given, 3))
+    library, *others = shown(*job_findings(OPEN_MPI, given, 3))
     assert library.startswith("ok MPI library: Open MPI v5.0.11, 3 ranks on 1 host, thread level funneled")
     assert others == [
         "ok messages: 8 MiB to each of 2 workers and back, 3.4 GB/s",
@@ -81,7 +81,7 @@ START = "MPI library: a job of 3 ranks did not start"
     ],
 )  # fmt: skip
 def test_a_job_that_does_not_work(mpirun, given, expected):
-    (problem,) = (text for text in shown(*job_findings(mpirun, True, given, 3)) if text.startswith("problem"))
+    (problem,) = (text for text in shown(*job_findings(mpirun, given, 3)) if text.startswith("problem"))
     assert problem.endswith(expected) or expected in problem
 
 
@@ -96,28 +96,34 @@ def test_a_job_that_does_not_work(mpirun, given, expected):
 )  # fmt: skip
 def test_transports(err, out, expected):
     given = answer(STARTED, EXCHANGED, code=137, err=err, out=out)
-    assert expected in shown(*job_findings(OPEN_MPI, True, given, 3))
+    assert expected in shown(*job_findings(OPEN_MPI, given, 3))
     for opened, said in ([], "nothing"), (["uverbs0"], "uverbs0"):
         given = answer(STARTED, EXCHANGED | {"fabrics": ["mlx5_0"], "opened": opened}, code=137, err=err, out=out)
-        found = shown(*job_findings(OPEN_MPI, True, given, 3))
+        found = shown(*job_findings(OPEN_MPI, given, 3))
         assert f"{expected}; mlx5_0 is there, {said} was opened" in found
 
 
+NOT_TOLD, NO_ERROR, NO_FUNCTION = "started without --with-ft ulfm", "mpi4py knows no error", "no MPI_Comm_ack_failed"
+
+
 @pytest.mark.parametrize(
-    ("mpirun", "tolerant", "found", "code", "expected"),
+    ("mpirun", "lacks", "found", "code", "expected"),
     [
-        (OPEN_MPI, True, [NOTICED, SURVIVED], None, "the others noticed it and went on, but mpirun did not end"),
-        (OPEN_MPI, True, [NOTICED], 1, "the server noticed it, but not all others did"),
-        (OPEN_MPI, True, [], 1, "NOT survived, although mpirun accepted --with-ft ulfm: exit code 1"),
-        (OPEN_MPI, False, [], 137, "ends the job (mpirun exited with 137): OMPI_MCA_pml excludes ob1"),
-        (OPEN_MPI_4, False, [], 137, "ends the job (mpirun exited with 137): Open MPI 4.1.2 cannot survive it; Open"),
-        (NOT_BUILT, False, [], 137, "ends the job (mpirun exited with 137): this Open MPI was built without fault"),
-        (MPICH, False, [], 9, "ends the job (mpirun exited with 9): MPICH 5.0.2 cannot"),
-        (UNKNOWN, False, [], None, "ends the job (mpirun did not end): this MPI cannot"),
+        (OPEN_MPI, "", [NOTICED, SURVIVED], None, "the others noticed it and went on, but mpirun did not end"),
+        (OPEN_MPI, "", [NOTICED], 1, "the server noticed it, but not all others did"),
+        (OPEN_MPI, "", [], 1, "NOT survived, although MPI has all that is needed: exit code 1"),
+        (OPEN_MPI, NOT_TOLD, [], 137, "ends the job (mpirun exited with 137): OMPI_MCA_pml excludes ob1"),
+        (NOT_BUILT, NOT_TOLD, [], 137, "ends the job (mpirun exited with 137): this Open MPI was built without fault"),
+        (OPEN_MPI_4, NO_FUNCTION, [], 137, f"ends the job (mpirun exited with 137): {NO_FUNCTION}; Open MPI 5"),
+        (MPICH, NO_ERROR, [], 9, f"ends the job (mpirun exited with 9): {NO_ERROR}; Open MPI 5 survives it"),
+        (MPICH, "", [], 9, "NOT survived, although MPI has all that is needed: exit code 9"),
+        (MPICH, "", [NOTICED, SURVIVED], 9, "the others noticed it and went on, but mpirun exited with 9"),
+        (UNKNOWN, NO_ERROR, [], None, "ends the job (mpirun did not end): mpi4py knows"),
     ],
 )
-def test_a_dead_rank(mpirun, tolerant, found, code, expected):
-    *_, dead = shown(*job_findings(mpirun, tolerant, answer(STARTED, EXCHANGED, *found, code=code), 3))
+def test_a_dead_rank(mpirun, lacks, found, code, expected):
+    given = answer(STARTED | {"lacks": lacks}, EXCHANGED, *found, code=code)
+    *_, dead = shown(*job_findings(mpirun, given, 3))
     assert dead.startswith(f"note a dead rank: {expected}")
 
 
