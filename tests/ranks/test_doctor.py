@@ -1,5 +1,6 @@
 """`psgc doctor` as it is, with this machine's MPI."""
 
+import re
 import sys
 
 from tests.ranks.mpirun import run
@@ -16,6 +17,13 @@ main(sys.argv[1:])
 """
 DOCTOR = [sys.executable, "-P", "-c", PATIENT, "doctor"]
 
+TOLD = r"""  psgc \d\S*, mpi4py [\d.]+, Python [\d.]+, Linux \S+
+  MPI library: Open MPI v5\S*, 3 ranks on 1 host, thread level \w+ \(sufficient\)
+  messages: 8 MiB to each of 2 workers and back, \S+ GB/s
+  transport: pml ob1, btl .*
+  a dead rank: the others noticed it after \d+ ms and went on; mpirun exited with 0
+"""
+
 
 def test_this_machine_survives_a_dead_rank(tmp_path):
     folder, planted = tmp_path / "folder", tmp_path / "planted"
@@ -31,5 +39,7 @@ def test_this_machine_survives_a_dead_rank(tmp_path):
     assert "ok killed worker" in lines
     assert " x as long as " in lines.get("ok pace of", lines.get("note slow cores", ""))
     assert "1 in each rank" in lines["ok BLAS threads"]
+    told = finished.stdout.partition("(docs/fast-networks.md), copy this\n")[2]
+    assert re.fullmatch(TOLD, told), told
     assert set(folder.iterdir()) == there  # nothing is left where runs will write
     assert not list(planted.iterdir())  # and no file there was taken for a module
