@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from psgc.errors import UserError
+from psgc.run.inputs import Given
 from psgc.torch.program import TorchProgram
 from psgc.torch.settings import alone, settings_of, settled
 
@@ -66,7 +67,9 @@ def program(row=1.0, weight=1.0, **given):
         model.weight.fill_(weight)
         model.bias.fill_(0.0)
     data = [torch.tensor([0.0]), torch.tensor([row])]
-    made = TorchProgram(model, data, lambda model, batch: model(batch).mean(), settings_of(given), None, None)
+    made = TorchProgram(
+        model, data, lambda model, batch: model(batch).mean(), settings_of(given), None, None, Given("train.py")
+    )
     made.look_at_rows()
     return made
 
