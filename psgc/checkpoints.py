@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -135,15 +136,35 @@ class CheckpointStore:
         self._waiting: Content | None = None
         self._is_writing = self._is_failing = False
         self.no_room = False
+        self._last = inf  # states of later steps are not written
         self._whole: dict[Path, bool] = {}  # each file is checked at most once
 
     def write(self, content: Content) -> None:
-        """Write a checkpoint soon."""
+        """Write a checkpoint soon, unless it is one of the steps that were given up."""
         with self._changed:
+            if content.step > self._last:
+                return
             self._waiting = content
             if not self._is_writing:
                 self._is_writing = True
                 threading.Thread(target=self._run, name="psgc-checkpoint", daemon=True).start()
+
+    def give_up_after(self, step: int) -> int | None:
+        """Remove the checkpoints of steps after this one, and write no more of them.
+
+        Returns the step of the newest complete checkpoint that is left; None, and nothing is done, if there is none.
+        """
+        older = [p for p in newest_first(self._directory) if step_of(p) <= step]
+        newest = next((path for path in older if self._is_whole(path)), None)
+        if newest is None:
+            return None
+        with self._changed:
+            self._last = min(self._last, step)
+        self.flush()
+        for path in newest_first(self._directory):
+            if step_of(path) > step:
+                path.unlink(missing_ok=True)
+        return step_of(newest)
 
     def flush(self, timeout: float = TIMEOUT) -> bool:
         """Wait at most `timeout` seconds for all writes. Returns whether the newest checkpoint is on the disk."""

@@ -310,20 +310,23 @@ class Dispatcher(Target):
     def wrong(self, worker: int, chunk: int, others: tuple[int, ...], fate: Fate, before: int) -> None:
         self._cluster.strikes[worker] += 1
         reason = f"chunk {chunk}: its copy does not agree with those of workers {', '.join(map(str, sorted(others)))}"
+        iteration = self._coordinator.iteration - before
         if fate == "late":
             reason += "; this was found too late, during the step with this copy or after it"
-        self._observer.wrong(worker, self._cluster.hosts[worker], self._coordinator.iteration - before, reason)
+            reason += self._observer.spoiled(iteration)
+        self._observer.wrong(worker, self._cluster.hosts[worker], iteration, reason)
         if fate == "taken out":
             self._lose(worker, "its work of this iteration does not count, since one of its copies was wrong")
 
     def check(self, worker: int, piece: tuple[int, ...], at_once: bool) -> None:
         self._links.outbox.tell_list(worker, Kind.CHECK, piece, attempt=int(at_once))
 
-    def doubt(self, chunk: int, workers: tuple[int, ...], before: int) -> None:
+    def doubt(self, chunk: int, workers: tuple[int, ...], before: int, counts: bool) -> None:
+        iteration = self._coordinator.iteration - before
         self._observer.say(
-            f"iteration {self._coordinator.iteration - before}: the copies of chunk {chunk} by workers "
-            f"{' and '.join(map(str, workers))} differ; this was found too late to tell which copy is wrong, during "
-            "the step or after it"
+            f"iteration {iteration}: the copies of chunk {chunk} by workers {' and '.join(map(str, workers))} differ; "
+            "this was found too late to tell which copy is wrong, during the step or after it"
+            + (self._observer.spoiled(iteration) if counts else "")
         )
 
     def finish(self) -> None:

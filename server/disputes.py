@@ -57,7 +57,9 @@ class Disputes:
             if is_open:
                 instructions += self._repeat(piece)
             else:
-                instructions.append(Doubt(event.chunk, tuple(sorted(digests.workers)), before))
+                books = self._books_before if before else self._books
+                counts = any(_counts(worker, piece, books) for worker in digests.workers)
+                instructions.append(Doubt(event.chunk, tuple(sorted(digests.workers)), before, counts))
                 errors += idle.doubt(event.iteration, piece)
         for worker, others, is_reported in errors:
             counts = is_reported and _counts(worker, piece, self._books_before if before else self._books)

@@ -103,11 +103,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """The copies of `chunk` by these workers differ, and no worker can be asked any more. before: as in `Wrong`."""
+    """The copies of `chunk` by these workers differ, and no worker can be asked any more.
+
+    before: as in `Wrong`
+    counts: whether one of them is in the gradient
+    """
 
     chunk: int
     workers: tuple[int, ...]
     before: int
+    counts: bool
 
 
 Instruction = Commit | Discard | Share | Reassign | Invalidate | Finish | Compare | Wrong | Check | Doubt | Order
@@ -129,7 +134,7 @@ class Target:
     def compare(self, chunk: int, copies: Roles) -> None: ...
     def wrong(self, worker: int, chunk: int, others: tuple[int, ...], fate: Fate, before: int) -> None: ...
     def check(self, worker: int, piece: tuple[int, ...], at_once: bool) -> None: ...
-    def doubt(self, chunk: int, workers: tuple[int, ...], before: int) -> None: ...
+    def doubt(self, chunk: int, workers: tuple[int, ...], before: int, counts: bool) -> None: ...
     def finish(self) -> None: ...
 
 
@@ -159,7 +164,7 @@ def carry_out(instructions: Iterable[Instruction], target: Target) -> None:
                 target.wrong(worker, chunk, others, fate, before)
             case Check(worker, piece, at_once):
                 target.check(worker, piece, at_once)
-            case Doubt(chunk, workers, before):
-                target.doubt(chunk, workers, before)
+            case Doubt(chunk, workers, before, counts):
+                target.doubt(chunk, workers, before, counts)
             case Finish():
                 target.finish()

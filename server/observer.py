@@ -60,6 +60,9 @@ class Observer(Protocol):
 
     def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None: ...
 
+    def spoiled(self, iteration: int) -> str:
+        """The step of this iteration has a wrong gradient in it. Returns what is done about that, for people."""
+
     def returned(self, worker: int, iteration: int) -> None: ...
 
     def failure_text(self, worker: int, text: str) -> str: ...

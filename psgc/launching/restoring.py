@@ -5,6 +5,8 @@ all ranks once more. The new ranks get ready while the run still goes on (`psgc.
 signal of a scheduler's warning, writes a checkpoint and ends, and the new ranks continue. The same happens when the
 host file has more slots than the run has ranks. If the new ranks cannot start, the run goes on as it is.
 
+A run that has made a step with a wrong gradient ends by itself, and starts again from an older checkpoint.
+
 When a host is shut down, mpirun ends, and so does the run. It starts again on the hosts that answer, and with all ranks
 once all hosts answer.
 """
@@ -24,7 +26,7 @@ from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import MpirunProcess
 from psgc.launching.outcome import RunDirectory
 from psgc.record.csv_files import earlier_events
-from psgc.run.launched import READY, stamp
+from psgc.run.launched import READY, UNDO, stamp
 from psgc.terminal import say
 
 HOUR = 3600.0  # seconds
@@ -161,15 +163,38 @@ class Watch:
 
         code: the exit code of mpirun
         """
+        is_undone = self._is_undone()
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
             (process, *_), self._next, self._retries = self._next, None, 1
             self._before = stamp(self._restores_file)
             return process
+        if is_undone:
+            return self._from_older_checkpoint()
         if self._retries and not self._has_stepped():
             say("psgc launch: the run has not begun; trying once more", error=True)
             self._retries -= 1
             return self._start(self.placement, None)
         return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
+
+    def _is_undone(self) -> bool:
+        """Whether the run has ended to go on from an older checkpoint."""
+        try:
+            (self._left.directory / UNDO).unlink()
+        except OSError:
+            return False
+        return self._left.summary().get("status") == "interrupted"
+
+    def _from_older_checkpoint(self) -> MpirunProcess | None:
+        settings, now = self._settings or Restore(), time.monotonic()
+        if not self._restores.may_begin(settings, now):
+            often = f"it was started again {settings.per_hour} times in the last hour (faults.restore.per_hour)"
+            say(f"psgc launch: the run does not go on without the wrong step, since {often}", error=True)
+            return None
+        say("psgc launch: the run starts again from its checkpoint, to undo the step", error=True)
+        self.close()
+        self._restores.begins(now)
+        self._retries, self._before = 1, stamp(self._restores_file)
+        return self._start(self.placement, None)
 
     @property
     def _restores_file(self) -> Path:

@@ -14,10 +14,12 @@ class RunRecord:
 
     recorder: writes the run directory; None: there is no run directory
     progress: the progress bar, which then prints the lines; None: there is no progress
+    undo: undoes the step of an iteration, and says what is done (`psgc.run.undo`)
     """
 
     recorder: Recorder | None
     progress: RunProgress | None
+    undo: Callable[[int], str] = staticmethod(lambda iteration: "")
 
     def __init__(self, recorder: Recorder | None, progress: RunProgress | None) -> None:
         self.progress = progress
@@ -37,6 +39,9 @@ class RunRecord:
 
     def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
         self._happened(WorkerEvent(iteration, worker, host, "wrong", reason))
+
+    def spoiled(self, iteration: int) -> str:
+        return self.undo(iteration)
 
     def returned(self, worker: int, iteration: int) -> None:
         self._happened(WorkerEvent(iteration, worker, "", "returned", ""))

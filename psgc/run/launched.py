@@ -27,6 +27,7 @@ from psgc.disk import write_text
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 DEDICATED = "PSGC_DEDICATED_SERVER"
 STANDBY, READY = "PSGC_STANDBY", ".ready"  # READY is the name of the file, in the run directory
+UNDO = ".undo"  # in the run directory: the run has ended to go on from an older checkpoint (`psgc.run.undo`)
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # one of these has the number of ranks
 NUMBERS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # one of these has the number of this rank
 SETTINGS = "config.yaml"  # in the run directory
@@ -105,7 +106,7 @@ def has_dedicated_server() -> bool:
 
 def hands_over(directory: Path) -> bool:
     """Whether this interrupted run goes on at once in other ranks, so that nobody reads how it ended."""
-    return is_launched() and (directory / READY).exists()
+    return is_launched() and any((directory / name).exists() for name in (READY, UNDO))
 
 
 def debugging() -> bool:

@@ -47,6 +47,7 @@ from psgc.run.outcome import FinalFigures, how_it_ended, summary_of
 from psgc.run.prepare import PreparedRun, prepare
 from psgc.run.problem_program import ProblemProgram
 from psgc.run.terms import record_takeover
+from psgc.run.undo import Undo
 from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
 from psgc.terminal import say
@@ -165,6 +166,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         best,
         check_claim=record.claim.check if transport.survives_deaths else lambda: None,
     )
+    keeper.undo = Undo(directory, store.give_up_after).step
     if beginning is not None:
         record_takeover(keeper, beginning, transport)
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)

@@ -63,6 +63,10 @@ class Checkpoints:
             self._memory = state(self._memory)
             self._store.write(content_of(step, self._memory, self._model))
 
+    def give_up_after(self, step: int) -> int | None:
+        """As `CheckpointStore.give_up_after`."""
+        return None if self._store is None else self._store.give_up_after(step)
+
     def make_room(self) -> bool:
         """Remove the oldest checkpoint, but never the newest. Returns whether one was removed."""
         return self._store is not None and self._store.flush() and self._store.make_room()

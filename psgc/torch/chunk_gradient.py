@@ -88,7 +88,8 @@ class ChunkGradient:
 
         micro_batches: the micro-batches of the chunk
         seed: (seed, step, chunk); all random numbers of the chunk follow from it
-        wanted: whether the chunk is still wanted; asked after each micro-batch
+        wanted: whether the chunk is still wanted; asked before each micro-batch but the first. A vector that is
+            done is returned, since it may be compared
         rows: number of examples of the whole step
         scale: factor of the gradient (GradScaler). With it, a loss or a gradient that is not finite is a valid result;
             without it, an error. The sum of the loss is not scaled.
@@ -109,12 +110,12 @@ class ChunkGradient:
         try:
             with seeded(seed, flat.device), merging, torch.enable_grad():
                 before = places(flat.device)
-                for piece in micro_batches:
+                for number, piece in enumerate(micro_batches):
+                    if number and not wanted():
+                        return None
                     part, count = self._add(piece, factor, seed)
                     total, examples = total + part, examples + count
                     figures = [one + other for one, other in zip(figures, self._figures.newest, strict=True)]
-                    if not wanted():
-                        return None
                 self.draws = self.draws or places(flat.device) != before
             tail = [total, examples, *(chunks * is_unused for is_unused in flat.complete())]
         finally:

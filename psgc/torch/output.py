@@ -11,6 +11,7 @@ from torch import nn
 
 from psgc.config.torch import TorchRun
 from psgc.record.loggers import Loggers
+from psgc.run.undo import Undo
 from psgc.terminal import say
 from psgc.torch.checkpoints import Checkpoints
 from psgc.torch.record import Record
@@ -49,6 +50,10 @@ class Output:
         self._open_loggers()
         if record is not None:
             record.make_room, record.metrics = self.checkpoints.make_room, self._metrics
+            if self._directory:
+                undo = Undo(Path(self._directory), self.checkpoints.give_up_after)
+                # what is found wrong is of this step, or of the step before
+                record.undo = lambda _: undo.step(self._reached - 1)
             if self._steps:
                 record.expects(self._steps, self._reached)
         for path in self._saves:

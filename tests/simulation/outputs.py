@@ -53,6 +53,10 @@ class Observer:
     def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
         assert self.world.case.verify
 
+    def spoiled(self, iteration: int) -> str:
+        assert self.world.case.verify
+        return ""
+
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
         self.world.check_reason(worker, reason)
         self.world.counts["lost"] += 1

@@ -238,7 +238,7 @@ class Watch:
                 assert worker in membership.live
                 assert world.case.reassigning or all(worker in membership.holders[chunk] for chunk in piece)
                 world.counts["repeated at once"] += at_once
-            case Doubt(chunk, workers, before):
+            case Doubt(chunk, workers, before, _):
                 iterations = it.iteration - before
                 assert any((iterations, chunk, worker) in world.case.wrong for worker in workers)
                 world.counts["doubts"] += 1

@@ -69,6 +69,22 @@ def test_a_checkpoint_takes_the_place_of_those_of_its_step_and_of_later_ones(tmp
     assert [path.read_bytes() for path in newest_first(tmp_path)] == [b"of another state", b"of a state"]
 
 
+def test_later_steps_are_given_up_if_there_is_a_whole_checkpoint_from_before(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    assert store.give_up_after(7) is None
+    assert write(store, 8)
+    assert store.give_up_after(7) is None
+    for step in (10, 20, 30):
+        assert write(store, step)
+    next(tmp_path.glob("00000020*")).write_bytes(b"damaged")
+    damaged = CheckpointStore(tmp_path, keep=5)
+    assert damaged.give_up_after(25) == 10
+    assert write(damaged, 26)
+    assert numbers(tmp_path) == ["00000008", "00000010", "00000020"]
+    assert write(damaged, 25)
+    assert "00000025" in numbers(tmp_path)
+
+
 class Killed(BaseException):
     """The process ends: nothing is written any more."""
 

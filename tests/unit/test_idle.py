@@ -93,7 +93,7 @@ def test_what_comes_after_the_map_is_named_and_holds_nothing_up():
     it = begun([[1, 2, 3]], idle=(idle := IdleChecks()))
     say(it, 1, 0, RIGHT)
     assert it.phase == "collecting"
-    assert say(it, 2, 0, OTHER) == [Doubt(0, (1, 2), 0)]
+    assert say(it, 2, 0, OTHER) == [Doubt(0, (1, 2), 0, counts=True)]
     assert it.handle(Summed()) == [Finish()]
     it.handle(Begin(1))
     assert say(it, 3, 0, OTHER) == [Wrong(1, 0, (2, 3), "late", 1)]  # of the iteration before
@@ -108,8 +108,8 @@ def test_who_differs_from_two_others_in_doubt_is_in_the_wrong():
     it = begun([[1, 2, 3], [1, 2, 3]])
     for chunk, owner in ((0, 1), (1, 2)):
         say(it, owner, chunk, RIGHT)
-    assert say(it, 3, 0, OTHER) == [Doubt(0, (1, 3), 0)]
-    assert say(it, 3, 1, OTHER) == [Doubt(1, (2, 3), 0), Wrong(3, 1, (1, 2), "unused")]
+    assert say(it, 3, 0, OTHER) == [Doubt(0, (1, 3), 0, counts=True)]
+    assert say(it, 3, 1, OTHER) == [Doubt(1, (2, 3), 0, counts=True), Wrong(3, 1, (1, 2), "unused")]
 
 
 def idle_orders(it, end):

@@ -325,6 +325,31 @@ def test_ranks_that_cannot_begin_are_started_once_more(mpirun, capfd):
     assert how == "psgc launch: to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume"
 
 
+UNDOES = f"""
+echo "$*" >> started
+cp run.yaml new; mv new out/config.yaml
+{CHECKPOINT}
+[ $(wc -l < started) -gt TIMES ] && {{ {summary("done")}; exit 0; }}
+touch out/.undo; {summary("interrupted")}; exit 138
+"""
+
+
+@pytest.mark.parametrize(("times", "code"), [(1, 0), (7, 1)])
+def test_a_run_that_undoes_a_step_is_started_again_from_its_checkpoint_but_not_for_ever(mpirun, capfd, times, code):
+    mpirun(UNDOES.replace("TIMES", str(times)))
+    assert launch("run.yaml", 2) == code
+    first, *again = Path("started").read_text().splitlines()
+    assert not first.endswith("--resume")
+    assert [line.endswith("--resume") for line in again] == [True] * min(times, 6)
+    said = capfd.readouterr().err.splitlines()
+    assert said[: len(again)] == ["psgc launch: the run starts again from its checkpoint, to undo the step"] * len(
+        again
+    )
+    often = "it was started again 6 times in the last hour (faults.restore.per_hour)"
+    assert (f"psgc launch: the run does not go on without the wrong step, since {often}" in said) == (code == 1)
+    assert not Path("out/.undo").exists()
+
+
 def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun):
     mpirun(ONCE.replace('"interrupted"', '"failed"'))
     assert launch("run.yaml", 2) == 1

@@ -1,0 +1,132 @@
+"""A wrong gradient that is found when it is in a step already: the run goes back to the checkpoint before that."""
+
+import json
+
+import numpy as np
+import pytest
+
+from psgc.data import write_dense
+from psgc.record.csv_files import earlier_rows
+from tests.ranks.mpirun import psgc, run, sets
+from tests.ranks.prepared import TORCH, prepared
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
+# worker 2 does both chunks of an iteration, and worker 1 ends the second one when worker 2 is in the next iteration
+LATE = """
+import os, time
+from pathlib import Path
+
+begun = Path("begun")
+
+def wait():
+    count, rank = len(begun.read_bytes()), os.environ["PMIX_RANK"]
+    if rank == "2":
+        with begun.open("ab") as file:
+            file.write(b".")
+        time.sleep(0.05)
+    elif "PSGC_RESTORED" not in os.environ:
+        end = time.monotonic() + 5
+        while time.monotonic() < end and len(begun.read_bytes()) < count // 2 * 2 + 3:
+            time.sleep(0.001)
+"""
+MODEL = """
+from late import wait
+from psgc.problems.models import LeastSquares
+
+class Late(LeastSquares):
+    def __init__(self):
+        super().__init__(5)
+
+    def _row_losses(self, scores, y):
+        wait()
+        return super()._row_losses(scores, y)
+"""
+SETTINGS = """
+problem: {python: 'model:Late'}
+data: {path: data.npz}
+optimizer: {kind: momentum, lr: 0.1}
+iterations: 12
+coding: {chunks_per_worker: 1, replication: 2}
+schedule: full
+transfer: combined
+verify: {idle: true}
+trial: false
+checkpoint: {every: 2}
+dedicated_server: true
+"""
+SCRIPT = """
+import json, sys
+import torch
+import psgc.torch
+from late import wait
+
+torch.manual_seed(0)
+x = torch.randn(80, 6)
+model, has_stepped = torch.nn.Linear(6, 1), False
+
+class Waits(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        if has_stepped:  # in the first step the loss is called more often, to look at it
+            wait()
+        return gradient
+
+def loss(model, batch):
+    return (Waits.apply(model(batch[0]))[:, 0] - batch[1]).square().sum(), len(batch[1])
+
+output, inject = json.loads(sys.argv[1])
+run = psgc.torch.init(
+    model, torch.utils.data.TensorDataset(x, x[:, 0]), loss, chunks=2, replication=2, schedule="full", trial=False,
+    transfer="combined", verify={"idle": True}, checkpoint_every=2, dedicated_server=True, output=output,
+    faults={"inject": inject},
+)
+optimizer = torch.optim.Adam(model.parameters(), 0.1)
+run.attach(optimizer)
+for batch in run.batches(80, 12, shuffle=False):
+    run.backward(batch)
+    optimizer.step()
+    has_stepped = True
+"""
+FLIPS = [{"kind": "flip", "rank": 2, "iteration": 5, "step": "gradient", "error": 2}] * 2  # of both chunks
+UNDONE = [
+    "iteration 5: the copies of chunk 0 by workers 1 and 2 differ; this was found too late to tell which copy is "
+    "wrong, during the step or after it; so the run goes back to the checkpoint of step 4",
+    "psgc launch: the run starts again from its checkpoint, to undo the step",
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    write_dense(str(tmp_path / "data.npz"), rng.normal(size=(80, 5)), rng.normal(size=80))
+    for name, text in (("late.py", LATE), ("model.py", MODEL), ("run.yaml", SETTINGS), ("train.py", SCRIPT)):
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def launched(folder, what, output, inject):
+    """The final parameters, and what was said of the step."""
+    (folder / "begun").write_bytes(b"")
+    if what == "script":
+        after = ["train.py", "-n", "3", "--", json.dumps([output, inject])]
+    else:
+        after = ["run.yaml", "-n", "3", *sets(f"output={output}", f"faults.inject={json.dumps(inject)}")]
+    ended = run(psgc("launch", *after, python=prepared(TORCH) if what == "script" else None), folder, code=0)
+    params = np.load(folder / output / "params.npy")
+    return params, [line for line in ended.said.splitlines() if "step" in line and line in UNDONE], ended.said
+
+
+@pytest.mark.parametrize("what", ["problem", "script"])
+def test_a_wrong_step_is_undone(folder, what):
+    expected, undone, said = launched(folder, what, "healthy", [])
+    assert undone == [], said
+    found, undone, said = launched(folder, what, "flipped", FLIPS)
+    assert sorted(undone) == UNDONE, said
+    np.testing.assert_array_equal(found, expected)
+    assert [row.iteration for row in earlier_rows(folder / "flipped/iterations.csv")] == [*range(12)]
+    (restored,) = json.loads((folder / "flipped/summary.json").read_text())["restores"]
+    assert (restored["iteration"], restored["repeated"]) in ((4, 1), (4, 2))
