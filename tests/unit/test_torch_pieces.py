@@ -94,7 +94,7 @@ def test_a_parameter_without_a_gradient_in_a_piece_had_none_in_each_of_its_chunk
 
 
 def test_the_first_chunk_shows_that_chunks_may_be_joined():
-    call, _ = call_of()
+    call, _ = call_of(micro_batch=4)
     assert not call.joins()
     assert call.vector((0,), lambda: False) is None
     assert not call.joins()
