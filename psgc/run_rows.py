@@ -74,6 +74,19 @@ COUNTS = tuple(field.name for field in fields(IterationRow) if field.type is int
 MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}  # the largest values; the least is 0
 
 
+class EvaluationRow(NamedTuple):
+    """A row of evaluations.csv: a value of an evaluation by a script (`run.evaluate`).
+
+    iteration: that of the evaluation; of several calls the last
+    epoch: whole epochs before it
+    """
+
+    iteration: int
+    epoch: int
+    name: str
+    value: float
+
+
 class WorkerEvent(NamedTuple):
     """A row of lost.csv: a worker was lost ("lost"), sent a wrong copy ("wrong"), or came back ("returned").
 

@@ -40,7 +40,8 @@ import yaml
 from benching import machine
 
 from psgc.data.npz import write_dense
-from psgc.record.csv_files import earlier_events, earlier_rows
+from psgc.record.csv_files import earlier, earlier_rows
+from psgc.run_rows import WorkerEvent
 
 INPUTS, CLASSES, ROWS = 1000, 10, 1024
 KILLED_IN, AFTER, USUAL = 6, 1.0, 4  # iteration; seconds; iterations at least before the restore and after it
@@ -179,7 +180,7 @@ def watched(folder: Path, process: "subprocess.Popen[bytes]", slots: bool, worke
         (folder / "hosts").write_text(f"localhost slots={workers + 1}\n")
         decided = time.time() + AFTER
     else:
-        decided = when(lambda: any(event.event == "lost" for event in earlier_events(lost))) + AFTER
+        decided = when(lambda: any(event.event == "lost" for event in earlier(lost, WorkerEvent))) + AFTER
     met = when(ready.exists)
     before, old = number(), newest()
 

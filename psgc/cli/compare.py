@@ -16,7 +16,7 @@ from psgc.tools.comparison import ComparedRun, compared, shown
 from psgc.tools.run_directory import RecordedRun, read_run
 from psgc.yaml_source import printable
 
-MOST = 6  # settings that have a column of their own
+MOST = 6  # settings, and metrics, that have a column of their own
 NAME, SETTING = 50, 24  # characters after which a name or a setting is wrapped
 
 
@@ -75,19 +75,22 @@ def table_of(rows: Sequence[ComparedRun]) -> list[str]:
     for key in _short(keys):
         table.add_column(escape(visible(key)), overflow="fold", max_width=SETTING)
     table.add_column("status", no_wrap=True)
-    columns = _columns(rows)
-    for name in columns:
+    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    columns = _columns(rows, metrics[:MOST])
+    for name, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
     above = _common(rows)
     for place, row in enumerate(rows):
         name, settings = row["run"].removeprefix(above), [_cell(row["settings"][key]) for key in keys]
-        table.add_row(escape(visible(name)), *settings, row["status"], *(texts[place] for texts in columns.values()))
+        table.add_row(escape(visible(name)), *settings, row["status"], *(texts[place] for _, texts in columns))
     if above:
         say(f"in {above}")
     show(table)
     below = ["the least loss first; ms per iteration and T*/T (how near it came to the clairvoyant bound) are medians"]
+    if len(metrics) > MOST:
+        below.append(f"{len(metrics) - MOST} more metrics, which --json FILE has: {_listed(metrics[MOST:])}")
     if rest:
-        below.append(f"{len(rest)} more settings differ, which --json FILE has: {printable(', '.join(rest))}")
+        below.append(f"{len(rest)} more settings differ, which --json FILE has: {_listed(rest)}")
     if len(rows) > 1 and not keys:
         below.append("the settings are the same in all of them")
     return below
@@ -109,22 +112,31 @@ def _short(keys: Sequence[str]) -> list[str]:
     return [word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)]
 
 
-def _columns(rows: Sequence[ComparedRun]) -> dict[str, list[str]]:
-    """The texts of each column of numbers, without those of which nothing is known."""
-    columns = {
-        "iter-\nations": [str(row["iterations"]) for row in rows],
-        "loss": [_text(row["final_loss"], ".5g") for row in rows],
-        "held-out\nloss": [_text(row["test_loss"], ".5g") for row in rows],
-        "least\nof it": [
-            "" if row["best_test_loss"] == row["test_loss"] else _text(row["best_test_loss"], ".5g") for row in rows
-        ],
-        "accu-\nracy": [_text(row["test_accuracy"], ".4f") for row in rows],
-        "sec-\nonds": [_text(row["seconds"], ".1f") for row in rows],
-        "ms per\niter.": [_text(row["seconds_per_iteration"], ".1f", 1e3) for row in rows],
-        "T*/T": [_text(row["efficiency"], ".2f") for row in rows],
-        "lost": [str(row["lost"] or "") for row in rows],
-    }
-    return {name: texts for name, texts in columns.items() if any(texts)}
+def _columns(rows: Sequence[ComparedRun], metrics: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Name and texts of each column of numbers, without those of which nothing is known.
+
+    metrics: those that have a column
+    """
+    columns = [
+        ("iter-\nations", [str(row["iterations"]) for row in rows]),
+        ("loss", [_text(row["final_loss"], ".5g") for row in rows]),
+        ("held-out\nloss", [_text(row["test_loss"], ".5g") for row in rows]),
+        (
+            "least\nof it",
+            ["" if row["best_test_loss"] == row["test_loss"] else _text(row["best_test_loss"], ".5g") for row in rows],
+        ),
+        ("accu-\nracy", [_text(row["test_accuracy"], ".4f") for row in rows]),
+        *((escape(printable(name)), [_text(row["metrics"].get(name), ".4g") for row in rows]) for name in metrics),
+        ("sec-\nonds", [_text(row["seconds"], ".1f") for row in rows]),
+        ("ms per\niter.", [_text(row["seconds_per_iteration"], ".1f", 1e3) for row in rows]),
+        ("T*/T", [_text(row["efficiency"], ".2f") for row in rows]),
+        ("lost", [str(row["lost"] or "") for row in rows]),
+    ]
+    return [(name, texts) for name, texts in columns if any(texts)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return printable(", ".join(names))
 
 
 def _cell(value: object) -> str:

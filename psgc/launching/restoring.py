@@ -25,8 +25,9 @@ from psgc.launching.hosts import HostAnswers, slots_of, without
 from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import MpirunProcess
 from psgc.launching.outcome import RunDirectory
-from psgc.record.csv_files import earlier_events
+from psgc.record.csv_files import earlier
 from psgc.run.launched import READY, UNDO, stamp
+from psgc.run_rows import WorkerEvent
 from psgc.terminal import say
 
 HOUR = 3600.0  # seconds
@@ -258,7 +259,7 @@ class Watch:
         path = self._left.directory / "lost.csv"
         if self._has_changed(path):
             self._lost.clear()
-            for event in earlier_events(path):
+            for event in earlier(path, WorkerEvent):
                 if event.event == "lost" and event.worker:  # not rank 0; the worker that took over has its own row
                     self._lost.add(event.worker)
                 elif event.event == "returned":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from psgc.errors import UserError
 from psgc.torch.chunk_gradient import LoggedFigures
+from psgc.torch.evaluation import NOTHING
 
 Step = Callable[[Any], Any]  # (batch) -> what the step returns
 _LOG = inspect.signature(LightningModule.log)
@@ -119,7 +120,7 @@ class StepMetric:
         for name, logged in found.items():
             self.hows[name] = logged.how
             self.names[name] = name + (self._loader if logged.how.get("add_dataloader_idx", True) else "")
-        return {self.names[name]: (logged.total, logged.of) for name, logged in found.items()} or {"": (0.0, 1.0)}
+        return {self.names[name]: (logged.total, logged.of) for name, logged in found.items()} or {NOTHING: (0.0, 1.0)}
 
 
 def _lengths(module: LightningModule) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""iterations.csv, lost.csv and restores.csv: writing their rows, and reading them from files that may be damaged."""
+"""iterations.csv, evaluations.csv, lost.csv, restores.csv: writing their rows, and reading those of damaged files."""
 
 import csv
 import io
@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from psgc.disk import open_regular, write_text
-from psgc.run_rows import COLUMNS, COUNTS, MOST, OPTIONAL, IterationRow, WorkerEvent
+from psgc.disk import GrowingFile, open_regular, write_text
+from psgc.run_rows import COLUMNS, COUNTS, MOST, OPTIONAL, EvaluationRow, IterationRow, WorkerEvent
 
 RESTORED = "PSGC_RESTORED"  # the number of ranks before; `psgc launch` sets it when it starts a run again
 LONGEST = 1 << 20  # bytes of a line
-TEXTS = ("host", "event", "reason")  # columns of text; all others are numbers
+TEXTS = ("host", "event", "reason", "name")  # columns of text; all others are numbers
+WHOLE = (*COUNTS, "worker", "repeated", "epoch")  # columns of whole numbers
+Row = TypeVar("Row", EvaluationRow, WorkerEvent, "Restored")
 
 
 def csv_text(*rows: Iterable[Any]) -> str:
@@ -62,12 +64,46 @@ def earlier_rows(path: Path, end: float = math.inf) -> Iterator[IterationRow]:
                 yield IterationRow(**row)
 
 
-def earlier_events(path: Path) -> list[WorkerEvent]:
-    """The rows of a lost.csv. Damaged rows are left out."""
+def earlier(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows of another file, each as a `kind`. Damaged rows are left out."""
     try:
-        return [WorkerEvent(**row) for row in csv_rows(path, lambda _: None, WorkerEvent._fields)]
+        return [kind(**row) for row in csv_rows(path, lambda _: None, kind._fields)]
     except (OSError, csv.Error):
         return []
+
+
+class RowFile:
+    """Writes a file that is there from its first row on.
+
+    columns: its columns
+    rows: those that it begins with, after a resumption
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]] = ()) -> None:
+        self._path, self._before, self._new = path, csv_text(columns, *rows).encode(), b""
+        self._file: GrowingFile | None = None
+
+    def begin(self) -> None:
+        """Replace the file of the run before, now and not with the first row. Raises OSError."""
+        self._file = GrowingFile(self._path, self._before)
+
+    def write(self, *rows: Iterable[Any]) -> None:
+        """Write these rows, after those that could not be written before. Raises OSError."""
+        text = csv_text(*rows).encode()
+        if self._file is not None:
+            self._file.write(text)
+            return
+        self._new += text
+        if self._new:
+            self._file, self._new = GrowingFile(self._path, self._before + self._new), b""
+
+    def close(self) -> None:
+        """Close the file. Rows may still follow: they open it again."""
+        if self._file is not None:
+            with self._file.reader() as stream:
+                self._before = stream.read()
+            self._file.close()
+            self._file = None
 
 
 class Restored(NamedTuple):
@@ -105,8 +141,7 @@ class RestoreRecord:
         self._last_step: float | None = None
         if resume_at is None:
             return
-        with suppress(OSError, csv.Error):
-            self.rows = [Restored(**row) for row in csv_rows(self._path, lambda _: None, Restored._fields)]
+        self.rows = earlier(self._path, Restored)
         if restored():
             with suppress(OSError):
                 self._last_step = record.stat().st_mtime  # a row is written right after its step
@@ -126,7 +161,7 @@ def _value(column: str, text: str) -> float | str | None:
         return None
     if column in TEXTS:
         return text
-    if column in COUNTS or column in ("worker", "repeated"):
+    if column in WHOLE:
         if text.isdecimal() and len(text) < 19:
             return int(text)
         raise ValueError(f"{column}: expected a whole number, got {text[:40]!r}")

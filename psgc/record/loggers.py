@@ -84,7 +84,7 @@ class Loggers:
 
     def metrics(self, iteration: int, means: Mapping[str, float]) -> None:
         """Keep the means of an evaluation in this iteration. They are logged with its row."""
-        self._metrics[iteration] = {f"evaluate/{name}" if name else "evaluate": mean for name, mean in means.items()}
+        self._metrics[iteration] = {f"evaluate/{name}": mean for name, mean in means.items()}
 
     def row(self, row: IterationRow) -> None:
         values = of_row(row) | row.measures | self._metrics.pop(row.iteration, {})

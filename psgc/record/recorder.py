@@ -1,7 +1,7 @@
 """The recorder of a run: it writes the run directory.
 
-iterations.csv, lost.csv and the timeline grow row by row and can be read at any moment. The other files are written
-at once: config.yaml at the start, params.npy and summary.json when the run ends or fails.
+iterations.csv, evaluations.csv, lost.csv and the timeline grow row by row and can be read at any moment. The other
+files are written at once: config.yaml at the start, params.npy and summary.json when the run ends or fails.
 """
 
 import errno
@@ -17,12 +17,12 @@ import scipy.sparse
 
 from psgc.disk import NO_ROOM, GrowingFile, write_text, write_whole
 from psgc.errors import RunFailed, UserError
-from psgc.record.csv_files import RestoreRecord, csv_text, earlier_events, earlier_rows, row_text
+from psgc.record.csv_files import RestoreRecord, RowFile, csv_text, earlier, earlier_rows, row_text
 from psgc.record.files import finite
 from psgc.record.measures import slow_workers
 from psgc.record.tally import BoundSampler, Tally, seconds_per_chunk
 from psgc.record.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every
-from psgc.run_rows import COLUMNS, TIMELINE, IterationRow, Outcome, WorkerEvent
+from psgc.run_rows import COLUMNS, TIMELINE, EvaluationRow, IterationRow, Outcome, WorkerEvent
 from psgc.terminal import say
 
 
@@ -56,7 +56,6 @@ class Recorder:
         self._bounds = BoundSampler(assignment, parts)
         self.tally = Tally(np.asarray(own_chunks))
         self.events: list[WorkerEvent] = []  # the rows of lost.csv
-        self._lost_csv: GrowingFile | None = None
         self.timeline_every = recorded_every(iterations, assignment.nnz)
         self.lacks_room = False  # the disk has no room for params.npy or summary.json
         self._saved: np.ndarray | None = None  # the parameters that params.npy holds
@@ -73,21 +72,29 @@ class Recorder:
 
     def _start(self, resume_at: int | None, took: Mapping[int, float] | None) -> None:
         """Begin the files that grow, with the rows of the run before `resume_at`."""
-        path, text, earlier = self._directory / "iterations.csv", csv_text(COLUMNS), None
+        path, text, timeline = self._directory / "iterations.csv", csv_text(COLUMNS), None
+        lost, evaluations = self._directory / "lost.csv", self._directory / "evaluations.csv"
+        evaluated: list[EvaluationRow] = []
         if resume_at is not None:
             for row in _with_missing(earlier_rows(path, resume_at), resume_at, took):
                 self.tally.row(row)
                 text += row_text(row)
-            self.events = earlier_events(self._directory / "lost.csv")
+            self.events = earlier(lost, WorkerEvent)
+            evaluated = [found for found in earlier(evaluations, EvaluationRow) if found.iteration < resume_at]
             try:
-                earlier, _ = read_timeline(self._directory)
+                timeline, _ = read_timeline(self._directory)
             except UserError:
-                earlier = None
+                timeline = None
+        self._lost_csv = RowFile(lost, WorkerEvent._fields, self.events)
+        self._evaluations = RowFile(evaluations, EvaluationRow._fields, evaluated)
+        if resume_at is not None and evaluations.exists():
+            self._evaluations.begin()
+        self._evaluated = max((found.iteration for found in evaluated), default=-1)
         self._csv = GrowingFile(path, text.encode())
         if resume_at is not None and took is None:  # after a takeover, lost workers are still lost
             self._all_are_back(resume_at)
         self._timeline = TimelineWriter(self._directory, self._workers, self._num_chunks, self.timeline_every)
-        for piece in pieces(earlier) if earlier is not None else ():
+        for piece in pieces(timeline) if timeline is not None else ():
             kept = (piece["iteration"] < resume_at) & (piece["worker"] <= self._workers)
             entries = np.zeros(int(kept.sum()), ENTRY)
             for name in TIMELINE:
@@ -139,14 +146,14 @@ class Recorder:
     def event(self, event: WorkerEvent) -> None:
         """Record that a worker is lost, has returned, or has sent a copy that differs from the copies of the others."""
         self.events.append(event)
-        self._keep("lost.csv", self._write_event)
+        self._keep("lost.csv", lambda: self._lost_csv.write(event))
 
-    def _write_event(self) -> None:
-        if self._lost_csv is None:
-            text = csv_text(WorkerEvent._fields, *self.events)
-            self._lost_csv = GrowingFile(self._directory / "lost.csv", text.encode())
-        else:
-            self._lost_csv.write(csv_text(self.events[-1]).encode())
+    def evaluated(self, rows: Sequence[EvaluationRow]) -> None:
+        """Record evaluations, in order. Those that are recorded already are left out."""
+        new = [row for row in rows if row.iteration > self._evaluated]
+        if new:
+            self._evaluated = new[-1].iteration
+            self._keep("evaluations.csv", lambda: self._evaluations.write(*new))
 
     def failure_text(self, worker: int, text: str) -> str:
         """Save the text of a worker's error. Returns its first line, with the file of the traceback."""
@@ -188,14 +195,12 @@ class Recorder:
         self.tally.count(entries)
         self._keep("timeline.raw", lambda: self._timeline.finish(entries))
         self._keep("iterations.csv", self._csv.write)
-        if self._lost_csv is not None:
-            self._keep("lost.csv", self._lost_csv.write)
+        self._keep("lost.csv", self._lost_csv.write)
+        self._keep("evaluations.csv", self._evaluations.write)
         self._making_room(lambda: self._write_summary(summary))
         if not self.not_whole:
-            self._csv.close()
-            if self._lost_csv is not None:
-                self._lost_csv.close()
-                self._lost_csv = None
+            for file in (self._csv, self._lost_csv, self._evaluations):
+                file.close()
         return self._completed(summary)
 
     def _write_params(self, params: np.ndarray) -> None:

@@ -20,6 +20,7 @@ def compared(runs: Sequence[RecordedRun]) -> list[ComparedRun]:
     run: the run directory
     settings: the settings that differ, by dotted key, and `workers`; None if a run has no such key
     status: done, failed or interrupted; without a summary running or killed
+    metrics: the newest value of each metric of a script besides loss and accuracy, by name
 
     The other entries are numbers, None when unknown: iterations, final_loss, test_loss and test_accuracy (held-out, the
     newest), best_test_loss (the least), seconds (total), seconds_per_iteration (median), efficiency (T*/T, median),
@@ -61,8 +62,9 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> ComparedRun:
     summary, columns = run.summary or {}, run.iterations
     seconds = columns["seconds"]
     ratios = columns["bound"] / np.where(seconds > 0, seconds, np.nan)
-    metrics = summary.get("metrics", {})  # of a torch problem
+    metrics = run.metrics
     test_loss = _number(summary.get("test_loss", metrics.get("loss", _last(columns, "test_loss"))))
+    losses = [row.value for row in run.evaluated if row.name == "loss"]
     return {
         "run": str(run.path),
         "settings": settings,
@@ -70,13 +72,14 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> ComparedRun:
         "iterations": len(seconds),
         "final_loss": final_loss(run),
         "test_loss": test_loss,
-        "best_test_loss": _least([*columns.get("test_loss", ()), test_loss]),
+        "best_test_loss": _least([*columns.get("test_loss", ()), *losses, test_loss]),
         "test_accuracy": _number(
             summary.get("test_accuracy", metrics.get("accuracy", _last(columns, "test_accuracy")))
         ),
         "seconds": _number(summary.get("seconds", float(seconds.sum()))),
         "seconds_per_iteration": median(seconds),
         "efficiency": median(ratios),
+        "metrics": {name: value for name, value in metrics.items() if name not in ("loss", "accuracy")},
         "workers": run.workers or None,
         "lost": len({event.worker for event in run.events if event.event == "lost" and event.worker}),
     }

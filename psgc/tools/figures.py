@@ -1,5 +1,6 @@
 """The figures of a report, and their content in words. Importing this needs matplotlib (`psgc.tools.drawing`)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from psgc.tools.drawing import (
 )
 from psgc.tools.gantt import gantt
 from psgc.tools.run_directory import RecordedRun
+from psgc.yaml_source import printable
 
+PANELS = 8  # metrics that are drawn
 BINS = 800  # columns of a heat map; with more iterations, a column is the mean of several
 
 
@@ -33,6 +36,8 @@ def pictures(run: RecordedRun, iteration: int | None = None) -> list[Picture]:
     if not len(run.iterations["iteration"]):
         return []
     found = [_convergence(run)]
+    if names := [name for name in run.metrics if name != "loss" or "test_loss" not in run.iterations]:
+        found.append(_metrics(run, names))
     if run.in_timeline.any():
         found += [gantt(run, iteration), _heat_map(run)]
     found.append(_efficiency(run))
@@ -80,6 +85,37 @@ def _convergence(run: RecordedRun) -> Picture:
 
     caption = f"The loss before each step, against iterations and against the time that they took. {remark}".strip()
     return Picture("convergence", "Convergence", alt, caption, draw)
+
+
+def _metrics(run: RecordedRun, names: Sequence[str]) -> Picture:
+    points = {
+        name: np.array([(row.iteration, row.value) for row in run.evaluated if row.name == name])
+        for name in names[:PANELS]
+    }
+    titles = {name: printable(name) for name in points}
+    alt = " ".join(
+        f"{titles[name]} goes from {of[0, 1]:.4g} to {of[-1, 1]:.4g} in {len(of)} evaluations."
+        for name, of in points.items()
+    )
+
+    def draw(theme: Theme) -> Figure:
+        lines = -(-len(points) // 2)
+        figure = new_figure(WIDTH, 0.6 + 2.4 * lines)
+        panels = figure.subplots(lines, 2, sharex=True, squeeze=False).ravel()
+        for panel, (name, of) in zip(panels, points.items(), strict=False):
+            x, y = of[np.isfinite(of[:, 1])].T
+            panel.plot(x, y, **line(len(x)))
+            panel.set_title(titles[name][:40].replace("$", r"\$"))  # no mathematics
+        for panel in panels[len(points) :]:
+            panel.set_visible(False)
+        for panel in panels[max(0, len(points) - 2) : len(points)]:
+            _by_iteration(panel)
+            panel.tick_params(labelbottom=True)
+        return figure
+
+    more = f" evaluations.csv has {len(names) - PANELS} more." if names[PANELS:] else ""
+    caption = f"What the script has evaluated (run.evaluate), against iterations.{more}"
+    return Picture("metrics", "Metrics", alt, caption, draw)
 
 
 # every iteration

@@ -127,7 +127,7 @@ def _check_iteration(run: RecordedRun, iteration: int) -> None:
 
 
 def write_events(run: RecordedRun, directory: Path) -> None:
-    """Replace the event file in `directory` by one with `SCALARS` of each iteration, without nan. Raises UserError.
+    """Replace the event file in `directory` by one with `SCALARS` and metrics, without nan. Raises UserError.
 
     The times of events begin when the settings of the run were written.
     """
@@ -137,11 +137,15 @@ def write_events(run: RecordedRun, directory: Path) -> None:
     columns = {name: run.iterations[column] for name, column in SCALARS.items() if column in run.iterations}
     columns = {name: np.cumsum(column) if MEASURES[name].is_total else column for name, column in columns.items()}
 
+    evaluated: dict[int, dict[str, float]] = {}
+    for row in run.evaluated:
+        evaluated.setdefault(row.iteration, {})[f"evaluate/{row.name}"] = row.value
+
     def fill(stream: IO[bytes]) -> None:
         writer = RecordWriter(stream)
         writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
         for row, iteration in enumerate(run.iterations["iteration"].tolist()):
-            values = {name: float(column[row]) for name, column in columns.items()}
+            values = {name: float(column[row]) for name, column in columns.items()} | evaluated.get(iteration, {})
             known = [Summary.Value(tag=name, simple_value=x) for name, x in values.items() if np.isfinite(x)]
             event = Event(wall_time=times[row], step=iteration, summary=Summary(value=known))
             writer.write(event.SerializeToString())

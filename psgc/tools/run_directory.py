@@ -18,10 +18,10 @@ from psgc.config import Config, ScriptProblem
 from psgc.disk import open_regular
 from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
-from psgc.record.csv_files import csv_rows
+from psgc.record.csv_files import Row, csv_rows
 from psgc.record.files import reading
 from psgc.record.timeline import Columns, pieces, read_timeline
-from psgc.run_rows import COLUMNS, COUNTS, HELD_OUT, OPTIONAL, Outcome, WorkerEvent
+from psgc.run_rows import COLUMNS, COUNTS, HELD_OUT, OPTIONAL, EvaluationRow, Outcome, WorkerEvent
 
 MAX_CHUNKS = 2**31
 FEW = 1 << 22  # workers x iterations that always fit into memory
@@ -44,6 +44,7 @@ class RecordedRun:
     summary: summary.json; None until the run has ended
     events: the rows of lost.csv, also of workers that a resumed run does not have any more
     workers, chunks: the number of workers and of chunks; 0 when unknown
+    evaluated: the rows of evaluations.csv
     """
 
     path: Path
@@ -54,6 +55,7 @@ class RecordedRun:
     events: list[WorkerEvent]
     workers: int
     chunks: int
+    evaluated: Sequence[EvaluationRow] = ()
 
     @property
     def events_of_workers(self) -> list[WorkerEvent]:
@@ -73,6 +75,11 @@ class RecordedRun:
         """Which iterations are evaluations without a step, as of psgc.torch, (iterations,) bool. They have no loss."""
         unknown = np.full(len(self.iterations["iteration"]), np.nan)
         return isinstance(self.config.problem, ScriptProblem) & ~np.isfinite(self.iterations.get("loss", unknown))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest value of each metric of a script."""
+        return {row.name: row.value for row in self.evaluated}
 
     def seconds_per_chunk(self) -> np.ndarray:
         """The mean time of a worker's finished chunks in an iteration, nan without any.
@@ -104,7 +111,8 @@ def read_run(path: str | Path) -> RecordedRun:
     _check_directory(directory)
     iterations = _iterations(directory / "iterations.csv")
     config = _config(directory / "config.yaml")
-    events = _events(directory / "lost.csv")
+    events = _all(directory / "lost.csv", WorkerEvent)
+    evaluated = _all(directory / "evaluations.csv", EvaluationRow)
     summary = _summary(directory / "summary.json")
     timeline, about = read_timeline(directory)
     largest = 0 if timeline is None else int(timeline["worker"].max(initial=0))
@@ -115,7 +123,7 @@ def read_run(path: str | Path) -> RecordedRun:
         raise UserError(f"{directory}: damaged: {workers!s:.20} workers and {chunks!s:.20} chunks are no run")
     if largest > workers:
         raise UserError(f"{directory}: damaged: a run of {workers} workers has no worker {largest}")
-    run = RecordedRun(directory, config, iterations, timeline, summary, events, workers, chunks)
+    run = RecordedRun(directory, config, iterations, timeline, summary, events, workers, chunks, evaluated)
     rows, entries = int(run.in_timeline.sum()), 0 if timeline is None else len(timeline["worker"])
     if workers * rows > max(FEW, IDLE * entries):
         raise UserError(
@@ -165,8 +173,8 @@ def _iterations(path: Path) -> Columns:
     return columns
 
 
-def _events(path: Path) -> list[WorkerEvent]:
-    return [WorkerEvent(**row) for row in _rows(path, WorkerEvent._fields)] if path.exists() else []
+def _all(path: Path, kind: type[Row]) -> list[Row]:
+    return [kind(**row) for row in _rows(path, kind._fields)] if path.exists() else []
 
 
 def _summary(path: Path) -> dict[str, Any] | None:

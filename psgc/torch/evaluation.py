@@ -19,6 +19,7 @@ from psgc.torch.loader import ChunkLoader, MicroBatch
 from psgc.torch.outputs import OutputCalls, Outputs, figures_of
 
 AT_ONCE = 64  # examples of a batch without micro_batch; the same for any number of workers, so sums are the same too
+NOTHING = "_"  # the name of what a trainer evaluates where there is no metric; it is not recorded
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
 EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
 

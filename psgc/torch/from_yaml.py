@@ -7,7 +7,7 @@ rank computes.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.checkpoints import load_initial
 from psgc.torch.chunk_gradient import Loss
+from psgc.torch.evaluation import name_of
 from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import CostFunction, length_of
 from psgc.validation import wrong
@@ -126,6 +127,7 @@ def _autocast(config: TorchConfig, model: nn.Module, function: Any) -> Any:
         return function
     device = next(model.parameters()).device.type
 
+    @wraps(function)
     def under_autocast(model: nn.Module, batch: Any) -> Any:
         with torch.autocast(device, torch.bfloat16):
             return function(model, batch)
@@ -136,6 +138,6 @@ def _autocast(config: TorchConfig, model: nn.Module, function: Any) -> Any:
 def _evaluate(run: ScriptRun, config: TorchConfig, parts: Parts, epoch: int) -> None:
     if parts.test is None:
         return
-    found = run.evaluate(parts.test, _autocast(config, parts.model, parts.metrics or parts.loss))
-    name = getattr(parts.metrics, "__name__", "metric") if parts.metrics else "loss"
-    run.output.after_epoch(epoch, found if isinstance(found, dict) else {name: found})
+    metric = parts.metrics or (lambda model, batch: {"loss": parts.loss(model, batch)})
+    found = run.evaluate(parts.test, _autocast(config, parts.model, metric))
+    run.output.after_epoch(epoch, found if isinstance(found, dict) else {name_of(metric): found})

@@ -12,6 +12,7 @@ from torch import nn
 from psgc.config.torch import TorchRun
 from psgc.record.loggers import Loggers
 from psgc.run.undo import Undo
+from psgc.run_rows import EvaluationRow
 from psgc.terminal import say
 from psgc.torch.checkpoints import Checkpoints
 from psgc.torch.record import Record
@@ -40,6 +41,7 @@ class Output:
         self._record: Record | None = None
         self._steps = self._reached = 0  # steps at the end of the script's loop; the step of the newest batch
         self._metrics: dict[str, float] = {}
+        self._evaluated: list[EvaluationRow] = []  # evaluations that rank 0 may not have recorded yet
         self._saves: list[Path] = []  # files of the model that rank 0 may not have written yet
 
     def serve(self, record: Record | None) -> None:
@@ -56,6 +58,7 @@ class Output:
                 record.undo = lambda _: undo.step(self._reached - 1)
             if self._steps:
                 record.expects(self._steps, self._reached)
+            record.evaluated(self._evaluated)
         for path in self._saves:
             self.save(path)
 
@@ -68,8 +71,8 @@ class Output:
                 self._record.expects(steps, batch)
 
     def called(self) -> None:
-        """A call has its answer. So rank 0 has written all files that were due before the call."""
-        self._saves = []
+        """A call has its answer. So rank 0 has written all that was due before the call."""
+        self._saves, self._evaluated = [], []
 
     def save(self, path: Path) -> None:
         """Write the model, on rank 0. Another rank writes it if rank 0 dies before it has."""
@@ -79,11 +82,19 @@ class Output:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(path, self._model)
 
-    def evaluated(self, means: Mapping[str, float]) -> None:
-        """Take the results of an evaluation. The newest result of each name goes into the summary."""
+    def evaluated(self, means: Mapping[str, float], at: tuple[int, int] | None = None) -> None:
+        """Take the results of an evaluation. The newest result of each name goes into the summary.
+
+        at: iteration and epoch, see `EvaluationRow`; None: the results are recorded and logged already
+        """
         self._metrics = {**self._metrics, **means}
+        if at is not None:
+            self._evaluated += [EvaluationRow(*at, name, mean) for name, mean in means.items()]
         if self._record is not None:
             self._record.metrics = self._metrics
+            self._record.evaluated(self._evaluated)
+        if at is not None and self.loggers is not None:
+            self.loggers.metrics(at[0], means)
 
     def after_epoch(self, epoch: int, means: Mapping[str, float]) -> None:
         """After so many epochs these are the means of metrics, and all that the summary has of them."""

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from psgc.record.summary import lines, settings_of, summarise, takeovers_in
 from psgc.run import launched
 from psgc.run.claim import Claim
 from psgc.run.takeover import Beginning
-from psgc.run_rows import IterationRow
+from psgc.run_rows import EvaluationRow, IterationRow
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
 from psgc.torch.hand_over import ScriptState
@@ -104,6 +104,10 @@ class Record(RunRecord):
     def step(self, loss: float, seconds: float) -> None:
         if self.progress is not None:
             self.progress.update(loss, seconds)
+
+    def evaluated(self, rows: Sequence[EvaluationRow]) -> None:
+        if self.recorder is not None:
+            self.recorder.evaluated(rows)
 
     # called by the server
 

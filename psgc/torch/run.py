@@ -14,7 +14,7 @@ from psgc.run_rows import IterationRow
 from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.calls import Call, Engine
 from psgc.torch.chunk_gradient import ChunkGradient
-from psgc.torch.evaluation import Evaluator, name_of
+from psgc.torch.evaluation import NOTHING, Evaluator, name_of
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import preserved
 from psgc.torch.gradient import BatchGradient
@@ -208,21 +208,22 @@ class ScriptRun:
         Returns a number, or a mapping of names to numbers if the metric returns a mapping. A resumed run does not
         evaluate again what it has evaluated before: it returns the earlier result.
 
-        The newest result of each name is in summary.json (`metrics`); that of a single metric has the function's name.
-        Means that are called loss and accuracy are `test_loss` and `test_accuracy` in iterations.csv as well, which
-        `psgc report` and `psgc compare` show. Raises UserError.
+        Every result is a row of evaluations.csv, and the newest of each name is in summary.json (`metrics`); that of a
+        single metric has the function's name. `psgc report` draws them and `psgc compare` shows the newest. Means that
+        are called loss and accuracy are `test_loss` and `test_accuracy` in iterations.csv as well. Raises UserError.
         """
-        place = self._sampler.epochs, self._under_way
+        place, at = (self._sampler.epochs, self._under_way), None
         found = self._evaluator.asked(*place)
         if found() is None:
             self.standing.load_own()
         if found() is None and self.standing.pending is None and not self.standing.catches_up:
             self.give_rows()
             means = self._evaluator.evaluate(dataset, metric, outputs, self.engine.num_chunks, self._sum, place)
-            if means is not None and self.output.loggers is not None:
-                self.output.loggers.metrics(self.standing.iteration - 1, means)
+            if means is not None:
+                at = self.standing.iteration - 1, self._sampler.position.epoch
         shown = self._evaluator.shown(found())
-        self.output.evaluated(shown if isinstance(shown, dict) else {name_of(metric): shown})
+        named = shown if isinstance(shown, dict) else {name_of(metric): shown}
+        self.output.evaluated({name: mean for name, mean in named.items() if name != NOTHING}, at)
         return shown
 
     def _sum(self, call: Call) -> Tensor | None:

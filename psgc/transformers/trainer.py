@@ -24,6 +24,7 @@ from psgc.errors import UserError
 from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding
 from psgc.torch import Batch, ScriptRun
+from psgc.torch.evaluation import NOTHING
 from psgc.torch.sampling import length_of
 from psgc.transformers.arguments import check, of_rank
 from psgc.transformers.progress import LoopProgress
@@ -225,7 +226,7 @@ class Trainer(transformers.Trainer):
 
     def _load_best_model(self) -> None:
         """Load the best model after rank 0 has written it. The evaluation is a call, which waits for rank 0."""
-        self._of_run.evaluate(Subset(self.train_dataset, [0]), lambda *_: 0.0)
+        self._of_run.evaluate(Subset(self.train_dataset, [0]), lambda *_: {NOTHING: 0.0})
         super()._load_best_model()
 
     # evaluation
@@ -244,7 +245,7 @@ class Trainer(transformers.Trainer):
 
         def loss(_model: nn.Module, inputs: Any) -> dict[str, Any]:
             sums, count, _ = self._predicted(inputs, True, ignore_keys)
-            return {"loss": (sums, count)} if count else {"nothing": (0.0, 1.0)}
+            return {"loss": (sums, count)} if count else {NOTHING: (0.0, 1.0)}
 
         def outputs(_model: nn.Module, inputs: Any) -> dict[str, Tensor]:
             sums, count, found = self._predicted(inputs, False, ignore_keys)
@@ -266,7 +267,7 @@ class Trainer(transformers.Trainer):
         of_metric = (loss,) if only_loss else (metrics, outputs)
         found = self._of_run.evaluate(dataset, *of_metric)
         self._check_place()
-        figures = {name: value for name, value in found.items() if name not in ("nothing", "")}
+        figures = {name: value for name, value in found.items() if name != NOTHING}
         prefixed = {
             name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}": value
             for name, value in figures.items()

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from psgc.record.csv_files import earlier_events, earlier_rows
+from psgc.record.csv_files import earlier, earlier_rows
+from psgc.run_rows import WorkerEvent
 from tests.faults.matrix import CLOSE, FEATURES, Settings, config_text, write_data
 from tests.ranks.mpirun import MpiRun, mpirun, psgc, run, sets, wait_until
 from tests.ranks.test_torch import launched
@@ -75,7 +76,7 @@ def test_a_run_that_has_lost_a_worker_goes_on_with_everybody(folder, kind):
     begun = "psgc launch: worker 2 gone for 0.5 s: the run starts again from here, with 4 ranks (faults.restore)"
     assert ended.stderr.splitlines() == [begun], ended.said
     assert_whole(folder / kind, folder / "undisturbed")
-    events = earlier_events(folder / kind / "lost.csv")
+    events = earlier(folder / kind / "lost.csv", WorkerEvent)
     assert [(event.worker, event.event) for event in events] == [(2, "lost"), (2, "returned")]
     (restored,) = json.loads((folder / kind / "summary.json").read_text())["restores"]
     assert restored["iteration"] == events[1].iteration >= KILLED_IN

@@ -160,6 +160,7 @@ def test_the_longest_chunk_is_begun_first_where_the_script_says_what_examples_co
     assert recorded.evaluations.tolist() == [False] * len(alone[2]) + [True]
     assert recorded.iterations["test_accuracy"][-1] == pytest.approx(alone[1])
     assert np.isnan(recorded.iterations["test_accuracy"][:-1]).all()
+    assert recorded.evaluated == [(len(alone[2]), 2, "accuracy", pytest.approx(alone[1]))]
     tried = replay(tmp_path / "run", chunks=[6], schedule=["static"], parts=[1])
     assert tried["iterations"] == len(alone[2]) - 1  # without the first
     assert {row["chunks"] for row in tried["rows"]} == {6, 12}

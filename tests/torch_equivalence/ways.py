@@ -26,6 +26,9 @@ import torch
 from safetensors.torch import load_file
 
 from psgc.errors import PsgcError
+from psgc.record.csv_files import earlier
+from psgc.run_rows import EvaluationRow
+from psgc.torch.state import about_in
 from tests.ranks.mpirun import Finished, mpirun, run
 from tests.ranks.prepared import TORCH, prepared
 from tests.torch_equivalence.values import Values, difference, values
@@ -142,6 +145,7 @@ class Ranks:
             found.append("nothing befell a rank")
         if self._way.befalls == "taken over":
             found += self._wrong_record()
+        found += self._wrong_evaluations()
         results = {path.stem: load_file(path) for path in sorted(self._folder.glob("result-*.safetensors"))}
         first = "result-1" if self._way.befalls == "taken over" else "result-0"
         if first not in results:
@@ -161,6 +165,19 @@ class Ranks:
         numbers = [int(row.partition(",")[0]) for row in rows]
         is_right = (summary["status"], summary.get("takeovers")) == ("done", 1) and numbers == [*range(len(rows))]
         return [] if is_right else [f"its record: {summary}, iterations {numbers}"]
+
+    def _wrong_evaluations(self) -> list[str]:
+        """What is not as it has to be in evaluations.csv: each result once, and all those of the last state."""
+        states, path = [*self._folder.glob("run/checkpoints/*")], self._folder / "run/evaluations.csv"
+        if not states:
+            return []
+        kept = about_in(max(states).read_bytes(), "the checkpoint").evaluations
+        rows = earlier(path, EvaluationRow)
+        places = [(row.iteration, row.name) for row in rows]
+        left = iter([row.value for row in rows])
+        is_right = len({*places}) == len(places) and places == sorted(places, key=lambda place: place[0])
+        is_right &= all(value in left for result in kept for value in result.means.values())
+        return [] if is_right else [f"evaluations.csv: {rows}, expected {kept}"]
 
     def refusal(self) -> tuple[int, list[str]]:
         """The exit code, and the lines of errors."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from psgc.run_rows import EvaluationRow
 from psgc.tools.comparison import compared
 from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import changed, record, with_columns
@@ -58,13 +59,15 @@ def test_the_order_is_that_of_held_out_losses_then_of_losses(recorded):
     best = made("best", test_loss=0.9, final_loss=9.0)  # at its end; it was the least before
     worse = made("worse", test_loss=0.6, final_loss=0.1)
     nan = made("nan", test_loss="nan", final_loss=0.2)
-    epochs = made("epochs", metrics={"epoch": 3, "loss": 0.55, "accuracy": 0.9})
+    found = [("loss", 0.52), ("auc", 0.6), ("loss", 0.55), ("accuracy", 0.9), ("auc", 0.7)]
+    epochs = changed(made("epochs"), evaluated=[EvaluationRow(at, 1, *it) for at, it in enumerate(found)])
     without, diverged = made("without", final_loss=None), made("diverged", final_loss="nan")
     best = with_columns(best, test_loss=[np.nan, 0.4, np.nan, 0.9])
     slow = made("and slow", test_loss=0.5, final_loss=9.0, seconds=best.summary["seconds"] + 1)
     rows = compared([diverged, without, nan, slow, worse, epochs, best])
     assert [row["run"] for row in rows] == ["best", "and slow", "epochs", "worse", "nan", "diverged", "without"]
-    assert rows[2]["test_accuracy"] == 0.9
+    assert (rows[2]["test_loss"], rows[2]["best_test_loss"], rows[2]["test_accuracy"]) == (0.55, 0.52, 0.9)
+    assert rows[2]["metrics"] == {"auc": 0.7}
 
 
 def test_runs_that_have_not_ended(recorded):
@@ -113,6 +116,20 @@ def test_the_table_and_its_file(compare, tmp_path):
     assert rows[2].split()[1:6] == ["5", "3", "done", "5", "5"]
     assert below.startswith("the least loss first")
     assert [row["run"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["killed", "a", "b"]
+
+
+def test_metrics_of_scripts_have_columns(compare, recorded, tmp_path, monkeypatch):
+    names = ["auc", "lost", *(f"[b]{number}" for number in range(6))]
+    place = record(tmp_path / "script", workers=2, chunks_per_worker=2, iterations=3)
+    rows = ["iteration,epoch,name,value", *(f"2,1,{name},0.12345" for name in names)]
+    (place / "evaluations.csv").write_text("\n".join([*rows, ""]))
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = compare("script", str(recorded / "b"))
+    head, script = (line.split() for line in out.splitlines()[1:3])
+    assert code == 0
+    assert head[head.index("loss") + 1 :][:6] == names[:6]
+    assert script[head.index("loss") + 1 :][:6] == ["0.1235"] * 6
+    assert out.splitlines()[-1] == "2 more metrics, which --json FILE has: [b]4, [b]5"
 
 
 def test_a_wrong_directory_is_a_line_and_does_not_hide_the_others(compare):

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.run_rows import WorkerEvent
+from psgc.run_rows import EvaluationRow, WorkerEvent
 from psgc.tools.drawing import DARK, LIGHT, MANY, MARKED, SERIES, course, new_figure
-from psgc.tools.figures import pictures
+from psgc.tools.figures import PANELS, pictures
 from psgc.tools.gantt import gantt, slowest
 from psgc.tools.run_directory import read_run
 from tests.unit.colours import SEEN, contrast, distance
@@ -52,6 +52,21 @@ def test_held_out_losses_are_beside_those_of_the_training(run):
         training, held_out = panel.lines
         assert (len(training.get_xdata()), held_out.get_ydata().tolist()) == (6, [3.0, 1.5, 2.0])
         assert held_out.get_xdata() == pytest.approx(x)
+
+
+def test_metrics_of_a_script_have_a_panel_each(run):
+    assert "metrics" not in [picture.name for picture in pictures(run)]
+    rows = [EvaluationRow(at, 0, f"${name}$", at + name) for at in (1, 3, 5) for name in range(PANELS + 2)]
+    rows[0] = rows[0]._replace(value=np.nan)
+    picture = named(changed(run, evaluated=rows), "metrics")
+    panels = [panel for panel in picture.draw(LIGHT).axes if panel.get_visible()]
+    assert [panel.get_title() for panel in panels] == [rf"\${name}\$" for name in range(PANELS)]
+    assert panels[0].lines[0].get_xydata().tolist() == [[3, 3], [5, 5]]
+    assert panels[2].lines[0].get_xydata().tolist() == [[1, 3], [3, 5], [5, 7]]
+    assert "$2$ goes from 3 to 7 in 3 evaluations." in picture.alt
+    assert picture.caption.endswith(" evaluations.csv has 2 more.")
+    one = named(changed(run, evaluated=[EvaluationRow(1, 0, "auc", 0.5)]), "metrics")
+    assert [panel.get_visible() for panel in one.draw(LIGHT).axes] == [True, False]
 
 
 def test_a_problem_without_a_loss_and_a_loss_that_is_none_look_different(run):

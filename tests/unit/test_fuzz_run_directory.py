@@ -17,8 +17,8 @@ from tests.unit.fuzzed_files import NO_FILES, damaged, no_file, quietly
 from tests.unit.fuzzing import fuzzed
 from tests.unit.recorded_runs import record
 
-WHOLE = ["config.yaml", "iterations.csv", "lost.csv", "timeline.npz", "summary.json"]
-HALF = ["config.yaml", "iterations.csv", "lost.csv", "timeline.raw"]
+WHOLE = ["config.yaml", "iterations.csv", "evaluations.csv", "lost.csv", "timeline.npz", "summary.json"]
+HALF = ["config.yaml", "iterations.csv", "evaluations.csv", "lost.csv", "timeline.raw"]
 ODD = [b"", *b'nan inf -inf -1 0 1e308 1e-308 99999999999999999999 2 \xff " \0'.split()]
 
 
@@ -28,6 +28,7 @@ def runs(tmp_path_factory):
     made = {}
     for names, killed in ((WHOLE, False), (HALF, True)):
         directory = record(tmp_path_factory.mktemp("runs") / "out", 3, 2, 4, lost={2: 1}, killed=killed)
+        (directory / "evaluations.csv").write_text("iteration,epoch,name,value\n1,0,auc,0.5\n3,1,auc,0.75\n")
         made[tuple(names)] = (directory, {name: (directory / name).read_bytes() for name in names})
     return made
 
@@ -65,7 +66,7 @@ def test_damage(runs, names, data):
 @given(data=st.data())
 def test_odd_numbers(runs, data):
     directory, files = runs[tuple(WHOLE)]
-    name = data.draw(st.sampled_from(["iterations.csv", "lost.csv", "iterations.csv"]))
+    name = data.draw(st.sampled_from(["iterations.csv", "lost.csv", "evaluations.csv", "iterations.csv"]))
     lines = files[name].splitlines(keepends=True)
     at = data.draw(st.integers(0, len(lines) - 1))
     fields = lines[at].rstrip(b"\r\n").split(b",")

@@ -10,7 +10,7 @@ import pytest
 
 from psgc.record.recorder import Recorder
 from psgc.record.summary import summarise
-from psgc.run_rows import Outcome, WorkerEvent
+from psgc.run_rows import EvaluationRow, Outcome, WorkerEvent
 from tests.unit.recording import BOTH_HOLD_ALL, EVEN, add
 
 
@@ -158,6 +158,26 @@ def test_what_befalls_a_worker_is_told_and_written_down_at_once(recorder_in, tmp
         assert path.read_text().splitlines()[number:] == [line]
     assert path.read_text().startswith("iteration,worker,host,event,reason\n")
     assert recorder.events == [event for event, *_ in events]
+
+
+def test_evaluations_are_written_once_and_those_after_the_checkpoint_are_cut(recorder_in, tmp_path):
+    recorder, path = recorder_in(tmp_path / "out"), tmp_path / "out/evaluations.csv"
+    for iteration in range(6):
+        add(recorder, iteration, EVEN)
+    recorder.evaluated([])
+    assert not path.exists()
+    first = [EvaluationRow(1, 0, "auc", 0.1 + 0.2), EvaluationRow(1, 0, 'a, "b"', math.nan)]
+    recorder.evaluated(first)
+    recorder.evaluated([*first, EvaluationRow(4, 1, "auc", 0.75)])
+    lines = ["iteration,epoch,name,value", "1,0,auc,0.30000000000000004", '1,0,"a, ""b""",nan', "4,1,auc,0.75"]
+    assert path.read_text().splitlines() == lines
+    recorder.finish(np.zeros(1), {})
+    recorder.evaluated([EvaluationRow(5, 1, "auc", 0.8)])  # while the run is brought to its end
+    assert path.read_text().splitlines() == [*lines, "5,1,auc,0.8"]
+    resumed = going_on(tmp_path / "out", 4)
+    assert path.read_text().splitlines() == lines[:3]
+    resumed.evaluated([*first, EvaluationRow(4, 1, "auc", 0.5)])
+    assert path.read_text().splitlines() == [*lines[:3], "4,1,auc,0.5"]
 
 
 @pytest.mark.parametrize(("loss", "written"), [(None, ""), (math.nan, "nan"), (math.inf, "inf")])

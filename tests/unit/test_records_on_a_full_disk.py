@@ -12,7 +12,7 @@ from psgc.record import recorder, timeline
 from psgc.record.csv_files import earlier_rows
 from psgc.record.summary import lines, summarise
 from psgc.record.timeline import read_timeline
-from psgc.run_rows import WorkerEvent
+from psgc.run_rows import EvaluationRow, WorkerEvent
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 from tests.unit.recording import EVEN, add
 
@@ -32,8 +32,9 @@ def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, mon
         for iteration in (1, 2, 3):
             add(recorder, iteration, EVEN)
             recorder.event(WorkerEvent(iteration, 2, "n1", "lost", "killed"))
+            recorder.evaluated([EvaluationRow(iteration, 0, "auc", 0.5)])
     out = tmp_path / "out"
-    full = {"iterations.csv", "lost.csv", "timeline.raw"}
+    full = {"evaluations.csv", "iterations.csv", "lost.csv", "timeline.raw"}
     assert recorder.not_whole == dict.fromkeys(full, FULL)
     assert sorted(capfd.readouterr().err.splitlines()) == [
         f"psgc: {out / name}: {FULL}; the record is incomplete, the run goes on" for name in sorted(full)
@@ -41,10 +42,12 @@ def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, mon
     assert len(read_timeline(out)[0]["worker"]) == 6
     add(recorder, 4, EVEN)
     recorder.event(WorkerEvent(4, 2, "n1", "lost", "killed"))
+    recorder.evaluated([EvaluationRow(4, 0, "auc", 0.5)])
     assert recorder.not_whole == {}
     assert iterations(out) == [0, 1, 2, 3, 4]
     assert read_timeline(out)[0]["iteration"].tolist() == [i for i in range(5) for _ in range(3)]
-    assert len((out / "lost.csv").read_text().splitlines()) == 5
+    for name in ("lost.csv", "evaluations.csv"):
+        assert len((out / name).read_text().splitlines()) == 5
     summary = recorder.finish(np.zeros(1), summarise(recorder, 1.0, {}, "done", ""))
     assert "not_whole" not in summary
     assert not any("whole" in line for line in lines(summary))

@@ -15,11 +15,12 @@ pytest.importorskip("matplotlib")
 
 from psgc.errors import UserError
 from psgc.record.summary import lines
+from psgc.run_rows import EvaluationRow
 from psgc.tools.drawing import LIGHT, Picture, new_figure
 from psgc.tools.figures import pictures
 from psgc.tools.report import SCALARS, report, write_events
 from psgc.tools.run_directory import read_run
-from tests.unit.recorded_runs import record
+from tests.unit.recorded_runs import changed, record
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +189,12 @@ def test_tensorboard_reads_what_was_recorded(tmp_path, read_back):
 
     held_out = lambda i: {"test_loss": 0.5, "test_accuracy": 0.75} if i == 2 else {}  # noqa: E731
     run = read_run(record(tmp_path / "run", 3, 2, 5, lost={2: 1}, loss=loss, held_out=held_out))
+    run = changed(run, evaluated=[EvaluationRow(3, 1, "auc", 0.5), EvaluationRow(3, 1, "f1", np.nan)])
     for began in (1000, 2000):  # a report that is made again takes the place of the one before
         os.utime(run.path / "config.yaml", (began, began))
         write_events(run, tmp_path / "events")
     found = read_back(tmp_path / "events")
+    assert [(event.step, event.value) for event in found.pop("evaluate/auc")] == [(3, 0.5)]
     assert set(found) == set(SCALARS)
     for name, column in SCALARS.items():
         column = run.iterations[column]

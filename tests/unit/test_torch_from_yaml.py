@@ -236,6 +236,9 @@ def test_the_page_of_docs_trains(folder, one_process, capsys):
     metrics = json.loads(Path("runs/my_model/summary.json").read_text())["metrics"]
     assert (metrics.keys(), metrics["epoch"]) == ({"epoch", "accuracy"}, 2)
     assert f"\n  accuracy           {metrics['accuracy']:.4f}\n" in capsys.readouterr().out
+    rows = [row.split(",") for row in Path("runs/my_model/evaluations.csv").read_text().splitlines()[1:]]
+    assert [row[1:3] for row in rows] == [["1", "accuracy"], ["2", "accuracy"]]
+    assert float(rows[-1][3]) == metrics["accuracy"]
     assert isinstance(load("runs/my_model/config.yaml"), TorchConfig)
     assert load_file("runs/my_model/model.safetensors").keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
 

@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import psgc.torch
 from psgc.checkpoints import newest_first
 from psgc.errors import RunFailed, UserError
+from psgc.run_rows import EvaluationRow
 from psgc.tools.comparison import compared
 from psgc.tools.figures import pictures
 from psgc.tools.run_directory import read_run
 from psgc.torch import begin
 from psgc.torch.calls import Single
+from psgc.torch.evaluation import NOTHING
+from psgc.torch.output import Output
 from tests.simulation.network import Clock
 
 ROWS, SIZE = 50, 20
@@ -205,8 +209,8 @@ def trained(folder, epochs):
     end(run)
 
 
-def rows_in(folder):
-    with (folder / "iterations.csv").open() as stream:
+def rows_in(folder, name="iterations.csv"):
+    with (folder / name).open() as stream:
         return [*csv.DictReader(stream)]
 
 
@@ -248,8 +252,57 @@ def test_the_newest_results_of_evaluations_are_in_the_summary(tmp_path, capsys):
     np.testing.assert_allclose(recorded.iterations["test_accuracy"], [np.nan, np.nan, 0.5, np.nan])
     (row,) = compared([recorded])
     assert (row["test_loss"], row["test_accuracy"]) == (second, 0.5)
-    (convergence, *_) = pictures(recorded)
+    convergence, metrics, *_ = pictures(recorded)
     assert "The held-out loss is least" in convergence.alt
+    assert metrics.alt == (
+        "accuracy goes from 0.5 to 0.5 in 1 evaluations. metric goes from 0.25 to 0.25 in 1 evaluations."
+    )
+
+
+def test_every_result_is_recorded_once_also_where_a_run_goes_on(tmp_path, monkeypatch):
+    def evaluated(epochs):
+        _, data, run, optimizer = made(output=str(tmp_path), checkpoint_every=4)
+        run.attach(optimizer)
+        found = []
+        for _ in range(epochs):
+            for batch in run.batches(SIZE):
+                run.backward(batch)
+                optimizer.step()
+            found.append(run.evaluate(data, lambda found: {"auc": found.mean()}, lambda model, batch: model(batch[0])))
+            run.evaluate(data, lambda *_: {NOTHING: 0.0})  # of a trainer
+        end(run)
+        return [str(value["auc"]) for value in found]
+
+    def table(found):
+        written = rows_in(tmp_path, "evaluations.csv")
+        assert [(row["epoch"], row["name"], row["value"]) for row in written] == [
+            (str(epoch), "auc", value) for epoch, value in enumerate(found, start=1)
+        ]
+        return [int(row["iteration"]) for row in written]
+
+    first = evaluated(3)
+    at = table(first)
+    newest_first(tmp_path / "checkpoints")[0].unlink()  # as if it had been killed in the third epoch, after step 8
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    again = evaluated(4)
+    assert again[:3] == first
+    assert table(again)[:3] == at
+    without_loss = [int(row["iteration"]) for row in rows_in(tmp_path) if not row["loss"]]
+    assert {*table(again)} < {*without_loss}
+    assert json.loads((tmp_path / "summary.json").read_text())["metrics"] == {"auc": float(again[3])}
+    (row,) = compared([read_run(tmp_path)])
+    assert row["metrics"] == {"auc": float(again[3])}
+
+
+def test_who_takes_over_records_what_rank_0_may_not_have_recorded():
+    _, _, run, _ = made()
+    other, record = Output(run._settings, run._model, run.standing, lambda: None), mock.Mock()
+    other.evaluated({"auc": 0.5}, (3, 1))
+    other.called()  # rank 0 has recorded that, since it has made another call
+    other.evaluated({"auc": 0.6}, (7, 2))
+    other.serve(record)
+    record.evaluated.assert_called_once_with([EvaluationRow(7, 2, "auc", 0.6)])
+    assert record.metrics == {"auc": 0.6}
 
 
 def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path, monkeypatch):
