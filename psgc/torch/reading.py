@@ -99,8 +99,10 @@ class Reader:
             raise self._failed([row], error) from error
 
     def _failed(self, rows: Sequence[int], error: Exception) -> UserError:
-        of = f"of the dataset ({type(self._dataset).__name__}, {self.length} examples)"
-        return UserError(f"{_shown(rows)} {of}: {one_line(error)}{raised_at(error)}")
+        name = type(self._dataset).__name__
+        return UserError(
+            f"{_shown(rows)} of the dataset ({name}, {self.length} examples): {one_line(error)}{raised_at(error)}"
+        )
 
 
 def _shown(rows: Sequence[int]) -> str:
