@@ -14,8 +14,8 @@ def lacks_for_survival(environ: Mapping[str, str] = os.environ) -> str:
 
     It is asked what it can do, not what it is called, so that another MPI that can do it is used as it is:
 
-    1. mpi4py has an error of its own for a dead rank. It has none if it was built with an MPI that has none. Then its
-       functions are stand-ins that find nobody dead, whatever the library can do.
+    1. mpi4py has an error of its own for a dead rank. Without one its functions are stand-ins that find nobody dead,
+       whatever the library can do. mpi4py 4.1 has it for Open MPI alone, and leaves out the extensions of MPICH.
     2. The library has the functions of mpi-forum/mpi-issues#581 that psgc calls, with the prefix MPI_ or MPIX_. MPICH
        5.0 has the first one alone, and Open MPI 4 none.
     3. They are not switched off. The standard lets an MPI have them without effect, and has no way to ask. Open MPI is
