@@ -4,12 +4,17 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
 from psgc.errors import UserError
+from psgc.run import launched
 
 REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
     "fp16": (lambda args: args.fp16, "use bf16, or psgc.torch with a GradScaler"),
+    "fp16_full_eval": (lambda args: args.fp16_full_eval, "it would convert the parameters; use bf16"),
+    "bf16_full_eval": (lambda args: args.bf16_full_eval, "it would convert the parameters; use bf16"),
     "deepspeed": (lambda args: bool(args.deepspeed), "psgc keeps the whole model on every rank"),
     "fsdp": (lambda args: bool(args.fsdp), "psgc keeps the whole model on every rank"),
     "torch_compile": (lambda args: args.torch_compile, "compile the forward of the model before it is given"),
@@ -31,6 +36,13 @@ REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
     "n_gpu": (lambda args: args.n_gpu > 1, "each rank has one GPU; set CUDA_VISIBLE_DEVICES before torch is imported"),
     "world_size": (lambda args: args.world_size > 1, "psgc launch starts the ranks, not torchrun or accelerate"),
 }
+
+
+def _backend(state: PartialState, *others: Any, own: Any = PartialState._prepare_backend) -> Any:
+    return (None, DistributedType.NO) if launched.ranks() > 1 else own(state, *others)
+
+
+PartialState._prepare_backend = _backend  # else accelerate joins the ranks of mpirun itself when use_cpu is True
 
 
 def check(args: TrainingArguments) -> None:

@@ -98,6 +98,7 @@ class Trainer(transformers.Trainer):
         self._collate, own, self._order = loader.collate_fn, loader.dataset, loader.batch_sampler.sampler
         if args.dataloader_num_workers:
             own = DataLoader(own, num_workers=args.dataloader_num_workers, pin_memory=args.dataloader_pin_memory)
+        self.accelerator.prepare_model(self.model, evaluation_mode=True)  # autocast also before training
         of_init = {"seed": args.seed if args.data_seed is None else args.data_seed, **of_init}
         self._seed = int(of_init["seed"])
         if isinstance(self._order, LengthGroupedSampler):
@@ -220,7 +221,7 @@ class Trainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self.state.best_global_step:  # rank 0 may not have written it yet
+        if self.state.best_global_step == self.state.global_step:  # rank 0 may not have written it yet
             folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.best_global_step}")
             self.state.best_model_checkpoint = folder
 

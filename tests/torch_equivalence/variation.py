@@ -53,10 +53,10 @@ def quiet(function):
     """Without the warnings of other packages, which are errors in tests."""
 
     @wraps(function)
-    def wrapped(**settings):
+    def wrapped(*given, **settings):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return function(**settings)
+            return function(*given, **settings)
 
     return wrapped
 

@@ -35,7 +35,11 @@ from tests.torch_equivalence.values import Values, difference, values
 from tests.torch_equivalence.variation import Variation
 from tests.torch_equivalence.variations import data, losses, models, steps
 
-NEEDS = {"lightning_classifier": "lightning", "transformers_gpt": "transformers"}  # imported only where they run
+NEEDS = {  # imported only where they run
+    "lightning_classifier": "lightning",
+    "transformers_by_length": "transformers",
+    "transformers_gpt": "transformers",
+}
 ABSENT = {name: package for name, package in NEEDS.items() if importlib.util.find_spec(package) is None}
 FILES = [path.stem for path in Path(__file__).with_name("scripts").glob("[a-z]*.py") if path.stem not in ABSENT]
 VARIATIONS = {

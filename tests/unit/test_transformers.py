@@ -1,6 +1,7 @@
-"""psgc.transformers: what is refused, and going on from a checkpoint of transformers."""
+"""psgc.transformers: what is refused, the order of examples, bfloat16, checkpoints of transformers."""
 
 import importlib
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -36,6 +37,7 @@ def trainer(package, folder, rows=ROWS, kind=None, **settings):
     ("settings", "said"),
     [
         ({"auto_find_batch_size": True}, "auto_find_batch_size: give the batch size"),
+        ({"bf16_full_eval": True, "use_cpu": True}, "bf16_full_eval: it would convert the parameters"),
         ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy: it deals examples out to ranks"),
         (
             {"dataloader_drop_last": True, "gradient_accumulation_steps": 2},
@@ -96,8 +98,35 @@ def test_a_sampler_of_a_subclass_chooses_the_examples(tmp_path, one_process):
     close(*trained)
 
 
+def test_bf16_computes_under_autocast_also_before_training(tmp_path, one_process):
+    settings = {"bf16": True, "use_cpu": True, "optim": "sgd", "learning_rate": 0.3, "save_strategy": "no"}
+    made, losses = [], []
+    for package in ("transformers", "psgc.transformers"):
+        kind = partial(importlib.import_module(package).Trainer, eval_dataset=ROWS)
+        made.append(trainer(package, tmp_path, kind=kind, per_device_eval_batch_size=20, **settings))
+        losses.append(made[-1].evaluate()["eval_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)  # float32 makes 3e-5
+    dtypes = set()
+    made[1].model.transformer.h[0].mlp.c_fc.register_forward_hook(lambda *_: dtypes.add(_[2].dtype))
+    for one in made:
+        one.train()
+    assert dtypes == {torch.bfloat16}
+    for its, others in zip(*(one.model.parameters() for one in made), strict=True):
+        torch.testing.assert_close(its, others, rtol=0, atol=0.01)  # roundings of bfloat16, in another order
+
+
+def test_the_best_checkpoint_is_one_that_was_saved(tmp_path, one_process):
+    settings = {"eval_strategy": "epoch", "metric_for_best_model": "loss", "save_steps": 7}
+    for package in ("transformers", "psgc.transformers"):
+        kind = partial(importlib.import_module(package).Trainer, eval_dataset=ROWS)
+        made = trainer(package, tmp_path, kind=kind, **settings)
+        made.train()
+        assert made.state.best_metric is not None
+        assert made.state.best_model_checkpoint is None
+
+
 def test_it_goes_on_from_a_checkpoint_of_transformers_within_an_epoch(tmp_path, one_process):
-    saving = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 0.01}
+    saving = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 0.01, "train_sampling_strategy": "random"}
     whole = trainer("transformers", tmp_path / "plain", **saving)
     whole.train()
     trainer("psgc.transformers", tmp_path / "own", **saving).train()

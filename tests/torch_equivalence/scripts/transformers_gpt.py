@@ -35,16 +35,24 @@ class Sentences(torch.utils.data.Dataset):
         return {"input_ids": tokens, "labels": labels}
 
 
-def begin(kind, batch, **more):
+def sentences():
+    """(88, 12) tokens."""
     torch.manual_seed(0)
     rows = [torch.randint(0, 11, (88,)), torch.randint(0, 11, (88,))]
     while len(rows) < 12:
         rows.append((rows[-1] + rows[-2]) % 11)
-    data = torch.stack(rows, 1)
-    # without dropout, whose random numbers are those of a chunk
+    return torch.stack(rows, 1)
+
+
+def small_gpt():
+    """Without dropout, whose random numbers are those of a chunk."""
     size = {"vocab_size": 11, "n_positions": 12, "n_embd": 16, "n_layer": 2, "n_head": 2}
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    config = GPT2Config(**size, **dropout, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(GPT2Config(**size, **dropout, bos_token_id=0, eos_token_id=0))
+
+
+def begin(kind, batch, **more):
+    data = sentences()
     args = TrainingArguments(
         "trained",
         per_device_train_batch_size=batch,
@@ -72,7 +80,7 @@ def begin(kind, batch, **more):
         return {"right": float((found.predictions[:, :-1].argmax(2) == found.label_ids[:, 1:]).mean())}
 
     return kind(
-        GPT2LMHeadModel(config),
+        small_gpt(),
         args,
         train_dataset=Sentences(data[:76]),
         eval_dataset=Sentences(data[76:]),
@@ -82,14 +90,11 @@ def begin(kind, batch, **more):
     )
 
 
-def result(trainer):
+def result(trainer, without=()):
+    """What comes of a training. without: ends of names in its log that differ between the two trainers."""
+    without = ("_runtime", "_per_second", "flos", "_preparation_time", *without)
     logs = [
-        {
-            name: value
-            for name, value in one.items()
-            if not name.endswith(("_runtime", "_per_second", "flos", "eval_loss", "epoch"))
-        }
-        for one in trainer.state.log_history
+        {name: value for name, value in one.items() if not name.endswith(without)} for one in trainer.state.log_history
     ]
     return trainer.model.state_dict(), logs, trainer.state.global_step, trainer.state.best_global_step
 
@@ -98,7 +103,7 @@ def result(trainer):
 def with_torch():
     trainer = begin(transformers.Trainer, BATCH)
     trainer.train()
-    return result(trainer)
+    return result(trainer, ("eval_loss", "epoch"))  # those of transformers are means and parts of small batches
 
 
 @quiet
@@ -107,4 +112,4 @@ def with_psgc(**of_run):
     of_run |= {"chunks": 6, "dedicated_server": True}
     trainer = begin(psgc.transformers.Trainer, BATCH // workers, psgc=of_run)
     trainer.train()
-    return result(trainer)
+    return result(trainer, ("eval_loss", "epoch"))  # those of transformers are means and parts of small batches
