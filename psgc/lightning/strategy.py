@@ -137,10 +137,8 @@ class PsgcStrategy(SingleDeviceStrategy):
         rank_zero_only.rank = run.rank
         share = self._loss.share = module.trainer.accumulate_grad_batches
         self._others, self._progress.in_batch = others, True
-        try:
-            mean = run.backward(batch, accumulate=share > 1)
-        finally:
-            self._progress.in_batch = False
+        mean = run.backward(batch, accumulate=share > 1)  # if the run ends here, it is still in the batch
+        self._progress.in_batch = False
         self._gradients = [param.grad for param in module.parameters()]
         means = self._loss.means()
         for name, (value, count) in means.items():

@@ -57,4 +57,4 @@ def test_a_worker_dies_under_a_trainer(name, tmp_path):
         found = load_file(tmp_path / f"result-{rank}.safetensors")
         if checkpoint:  # the mean over the steps since then
             found |= {key: expected[key] for key in found if key.endswith("train_loss")}
-        assert difference(found, expected) <= CLOSE
+        assert difference(found, expected if rank == 0 else {key: expected[key] for key in found}) <= CLOSE

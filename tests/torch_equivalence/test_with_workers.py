@@ -19,6 +19,7 @@ def turn(name, place):
     ("name", "way"),
     [
         *((name, turn(name, place)) for place, name in enumerate(TRAINED)),
+        ("lightning_schedules", Way("allreduce", "resumed")),  # before the last batch of an epoch
         ("several_runs", Way("server", "nothing")),
         ("several_runs", Way("allreduce", "nothing")),
     ],

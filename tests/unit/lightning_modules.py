@@ -3,8 +3,9 @@
 import lightning
 import torch
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import CSVLogger
 
-__all__ = ["Collects", "Manual", "Maximum", "Module", "Skips", "Timer", "Whole"]
+__all__ = ["CSVLogger", "Collects", "Manual", "Maximum", "Module", "Skips", "Timer", "Whole"]
 
 
 class Module(lightning.LightningModule):

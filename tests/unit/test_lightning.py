@@ -6,9 +6,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from psgc.errors import UserError
+from psgc.run import launched
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -59,6 +60,18 @@ def test_what_cannot_be_is_refused(modules, fit, module, data, settings, said, o
         settings["callbacks"] = [modules.Timer()]
     with pytest.raises(UserError, match=said):
         fit(getattr(modules, module)(), DataLoader(data, batch_size=5), DataLoader(ROWS, batch_size=5), **settings)
+
+
+def test_a_logger_that_would_choose_its_version_is_refused_on_several_ranks(modules, fit, monkeypatch, one_process):
+    monkeypatch.setattr(launched, "ranks", lambda: 2)
+    with pytest.raises(UserError, match="CSVLogger: each rank would choose another version; give it one"):
+        fit(modules.Module(), DataLoader(ROWS), epochs=1, logger=modules.CSVLogger("logs"))
+
+
+def test_a_sampler_that_deals_examples_out_to_ranks_is_refused(modules, fit, one_process):
+    loader = DataLoader(ROWS, 5, sampler=DistributedSampler(ROWS, 2, 0))
+    with pytest.raises(UserError, match="DistributedSampler deals the examples out to ranks"):
+        fit(modules.Module(), loader, epochs=1, enable_progress_bar=False)
 
 
 def test_a_batch_that_is_uneven_counts_by_its_examples(modules, fit, one_process):

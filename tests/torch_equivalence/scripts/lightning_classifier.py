@@ -3,7 +3,10 @@
 Lightning's own Trainer trains it, and psgc.lightning. What a user changes is the call of fit.
 """
 
+import csv
+import os
 import warnings
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +83,21 @@ class Means(lightning.Callback):
         self.found = state["found"]
 
 
-def begin():
+def logger(folder):
+    """Each process has a file of its own. It writes each row at once, since it may be killed."""
+    return CSVLogger(folder, name="", version=str(os.getpid()), flush_logs_every_n_steps=1)
+
+
+def logged(trainer, folder):
+    """What the loggers of all processes got, by step and name."""
+    found = {}
+    for path in sorted(Path(folder).glob("*/metrics.csv"), key=os.path.getmtime):
+        for row in csv.DictReader(path.open()):
+            found |= {f"{row['step']} {name}": float(value) for name, value in row.items() if value}
+    return {"logged": found} if trainer.is_global_zero else None
+
+
+def begin(folder):
     torch.manual_seed(0)
     model, means = Classifier(), Means()
     callbacks = [
@@ -94,21 +111,22 @@ def begin():
         means,
         {
             "callbacks": callbacks,
-            "logger": CSVLogger("logs", version=0),
+            "logger": logger(folder),
+            "log_every_n_steps": 1,
             "gradient_clip_val": 0.5,
             "accumulate_grad_batches": 2,
         },
     )
 
 
-def result(model, means, trainer):
+def result(model, means, trainer, folder):
     best = int(trainer.checkpoint_callback.best_model_path.split("epoch=")[1][0])  # there may be -v1 after it
-    return model.state_dict(), means.found, best, trainer.global_step, trainer.current_epoch
+    return model.state_dict(), means.found, best, trainer.global_step, trainer.current_epoch, logged(trainer, folder)
 
 
 @quiet
 def with_torch():
-    model, means, settings = begin()
+    model, means, settings = begin("logs of torch")
     trainer = lightning.Trainer(
         max_epochs=6,
         enable_progress_bar=False,
@@ -118,12 +136,13 @@ def with_torch():
         **settings,
     )
     trainer.fit(model, Pictures())
-    return result(model, means, trainer)
+    return result(model, means, trainer, "logs of torch")
 
 
 @quiet
 def with_psgc(**of_run):
-    model, means, settings = begin()
+    folder = f"logs of {of_run.get('output')}"
+    model, means, settings = begin(folder)
     settings |= {"enable_progress_bar": False, "enable_model_summary": False}
     trainer = psgc.lightning.fit(model, Pictures(), epochs=6, chunks=6, **settings, **of_run)
-    return result(model, means, trainer)
+    return result(model, means, trainer, folder)
