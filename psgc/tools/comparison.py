@@ -64,7 +64,7 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> ComparedRun:
     ratios = columns["bound"] / np.where(seconds > 0, seconds, np.nan)
     metrics = run.metrics
     test_loss = _number(summary.get("test_loss", metrics.get("loss", _last(columns, "test_loss"))))
-    losses = [row.value for row in run.evaluated if row.name == "loss"]
+    losses = [row.value for row in run.evaluated if row.name == "loss"]  # that of the column is rounded
     return {
         "run": str(run.path),
         "settings": settings,
@@ -72,7 +72,7 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> ComparedRun:
         "iterations": len(seconds),
         "final_loss": final_loss(run),
         "test_loss": test_loss,
-        "best_test_loss": _least([*columns.get("test_loss", ()), *losses, test_loss]),
+        "best_test_loss": _least([*(losses or columns.get("test_loss", [])), test_loss]),
         "test_accuracy": _number(
             summary.get("test_accuracy", metrics.get("accuracy", _last(columns, "test_accuracy")))
         ),
