@@ -34,6 +34,7 @@ class ScriptRun:
     """A training run. `psgc.torch.init` makes it; every rank makes the same calls."""
 
     engine: Engine  # computes the sums; `begin` sets it
+    may_save_last = True  # whether a run that ends now can go on from its state
 
     def __init__(
         self,
@@ -328,7 +329,8 @@ class ScriptRun:
 
     def _write_last(self) -> None:
         position = self._steps.next
-        if position is not None and self._steps.is_complete and not self._is_broken and self.standing.pending is None:
+        is_whole = self.may_save_last and not self._is_broken and self.standing.pending is None
+        if position is not None and self._steps.is_complete and is_whole:
             check_savable(self.attached)
             self.standing.is_at(position)
             self.output.write_checkpoint(position.iteration, self.standing.iteration)
