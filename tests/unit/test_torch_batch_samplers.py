@@ -69,7 +69,7 @@ def steps(run, loader, is_one_call):
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_run_that_goes_on_later_has_the_same_batches(name, is_one_call):
     whole = [*steps(begin(), LOADERS[name](), is_one_call)]
-    for done in range(len(whole)):
+    for done in range(0, len(whole), max(1, len(whole) // 10)):
         run = begin()
         run.load_state_dict(whole[done][2])
         rest = [*steps(run, LOADERS[name](), is_one_call)]
