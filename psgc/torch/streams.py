@@ -17,7 +17,7 @@ READERS = 2  # of two epochs: the last examples of one may be wanted after the f
 
 
 @dataclass
-class _Reader:
+class _StreamPass:
     """A pass over the stream. at: number of the next example; random: states of the generators for it."""
 
     examples: Iterator[Any]
@@ -60,7 +60,7 @@ class StreamBuffer(Dataset[Any]):
             raise UserError(f"StreamBuffer: a {name} cannot be read more than once; expected an IterableDataset")
         self.stream, self.length, self.size = stream, length, size
         self._kept: OrderedDict[int, Any] = OrderedDict()
-        self._readers: list[_Reader] = []
+        self._readers: list[_StreamPass] = []
 
     def __len__(self) -> int:
         return self.length
@@ -98,7 +98,10 @@ class StreamBuffer(Dataset[Any]):
         reader = max((reader for reader in self._readers if reader.at <= row), key=lambda r: r.at, default=None)
         if reader is None:
             reseed(("stream",), CPU)
-            self._readers = [*self._readers[1 - READERS :], reader := _Reader(iter(self.stream), Generators.now(CPU))]
+            self._readers = [
+                *self._readers[1 - READERS :],
+                reader := _StreamPass(iter(self.stream), Generators.now(CPU)),
+            ]
         reader.random.set(CPU)
         try:
             while reader.at <= row:

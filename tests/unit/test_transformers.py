@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+import psgc.torch
 from psgc.errors import UserError
 
 pytestmark = [
@@ -65,19 +66,34 @@ def test_a_random_order_is_that_of_transformers_in_one_process(seeds, tmp_path, 
         close(plain, own)
 
 
-def test_lengths_group_examples_and_are_the_costs_of_chunks(tmp_path, one_process):
+def padded(examples):
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    tokens = [example["input_ids"] for example in examples]
+    return {"input_ids": pad(tokens), "labels": pad(tokens, padding_value=-100)}
+
+
+def test_lengths_group_examples_and_are_the_costs_of_chunks(tmp_path, one_process, monkeypatch):
     lengths = [1 + row % 4 for row in range(256)]
     rows = [{"input_ids": torch.arange(length), "labels": torch.arange(length)} for length in lengths]
-    own = trainer(
-        "psgc.transformers", tmp_path, rows, train_sampling_strategy="group_by_length", per_device_train_batch_size=16
-    )
-    batches = [[lengths[row] for row in batch] for batch in own._chosen()]
-    assert sorted(length for batch in batches for length in batch) == sorted(lengths)
-    padding = sum(len(batch) * max(batch) - sum(batch) for batch in batches)
+    init, given, trained = psgc.torch.init, {}, []
+    monkeypatch.setattr(psgc.torch, "init", lambda *its, **more: given.update(more) or init(*its, **more))
+
+    def step(self, model, batch, *others):
+        trained[-1].append(batch.rows.tolist())
+        return super(type(self), self).training_step(model, batch, *others)
+
+    kind = importlib.import_module("psgc.transformers").Trainer
+    kind = partial(type("Own", (kind,), {"training_step": step}), data_collator=padded)
+    settings = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 16, "num_train_epochs": 1}
+    for _ in range(2):
+        trained.append([])
+        trainer("psgc.transformers", tmp_path, rows, kind, **settings).train()
+    first, again = trained
+    assert sorted(row for batch in first for row in batch) == [*range(256)]
+    padding = sum(len(batch) * max(its) - sum(its) for batch in first for its in [[lengths[row] for row in batch]])
     assert padding < 80  # in a random order about 380
-    assert [*own._chosen()] == [*own._chosen()]  # on each rank
-    costs = own.run._gradient._costs.of(torch.arange(8).numpy(), 8)
-    assert costs == [length / 2.5 for length in lengths[:8]]
+    assert first == again  # so it is on each rank
+    assert given["cost_fn"]([0, 1, 6]) == 3 * 3  # as long as the longest
 
 
 def test_a_sampler_of_a_subclass_chooses_the_examples(tmp_path, one_process):
