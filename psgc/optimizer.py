@@ -131,7 +131,7 @@ class Optimizer(ABC):
         """
         self._vectors = {name: state[name] for name in self._vectors}
         self._numbers = {name: int(state[name]) for name in self._numbers}
-        self._is_shared = not is_own
+        self._is_shared = not is_own or any(isinstance(vector, float) for vector in self._vectors.values())
 
 
 def _is_only_there(array: list[Any]) -> bool:

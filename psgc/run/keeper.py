@@ -133,7 +133,7 @@ class Keeper(RunRecord):
                 say(line, error=True)
         return super().failure_text(worker, text)
 
-    def save_last(self) -> None:
+    def save(self) -> None:
         """Write a checkpoint of the state after the last good step, unless there is one.
 
         A state whose loss is not finite is of no use, and must not take the place of a better one.

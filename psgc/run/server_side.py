@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -198,9 +198,9 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         run.checkpoint = None
     try:
         try:
-            outcome = _outcome_of(server, run, faults, ending.stopped_by)
+            outcome = _outcome_of(server, run, faults, ending.stopped_by, keeper.save)
         finally:
-            keeper.save_last()  # its thread writes while the rest is finished
+            keeper.save()  # its thread writes while the rest is finished
             progress.close()
         seconds = time.monotonic() - began
         if keeper.enough and outcome.status == "done":
@@ -259,10 +259,14 @@ def _work_too(transport: Transport, run: PreparedRun, replica: Replica, chunks: 
     transport.beside = make_worker(transport.second(), config, run.plan, program, run.first, injector).turns()
 
 
-def _outcome_of(server: Server, run: PreparedRun, faults: Injector, stopped_by: Sequence[int]) -> RunOutcome:
+def _outcome_of(
+    server: Server, run: PreparedRun, faults: Injector, stopped_by: Sequence[int], save: Callable[[], object]
+) -> RunOutcome:
     def begins(iteration: int) -> None:
         if run.beginning is not None and iteration == run.first:
             run.beginning.has_begun()
+        elif iteration == run.first and run.config.verify_idle and run.config.checkpoint.every:
+            save()  # so that the steps before the next checkpoint can be undone
         faults.at("begin", iteration)
 
     try:

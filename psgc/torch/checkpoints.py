@@ -29,13 +29,14 @@ class Checkpoints:
     """The checkpoints of a run. Until `open`, none is written, but `is_due` says when one would be.
 
     every: number of steps between two checkpoints; 0: only one, at the end
+    at_begin: whether there is one before the first step, too, so that each step can be undone
     keep: number of checkpoints that are kept
     model: the model; a checkpoint is only kept if its parameters and the state of optimizers are finite
     """
 
-    def __init__(self, every: int, keep: int, model: nn.Module) -> None:
+    def __init__(self, every: int, at_begin: bool, keep: int, model: nn.Module) -> None:
         self._store: CheckpointStore | None = None
-        self._every, self._keep, self._model = every, keep, model
+        self._every, self._at_begin, self._keep, self._model = every, at_begin, keep, model
         self._memory: bytearray | None = None  # the content of the newest file; used again for the next one
         self._newest: int | None = None  # the step of the newest checkpoint, or the first step of this process
         self._is_abandoned = False
@@ -51,7 +52,7 @@ class Checkpoints:
     def is_due(self, step: int) -> bool:
         """Whether to write a checkpoint before `step`, if the state is whole there."""
         if self._newest is None:
-            self._newest = step
+            self._newest = -1 if self._at_begin and not step else step
         every = self._every
         return every > 0 and (self._is_abandoned or step // every > self._newest // every)
 

@@ -36,7 +36,7 @@ class Output:
         self, settings: TorchRun, model: nn.Module, standing: Standing, open_loggers: Callable[[], object]
     ) -> None:
         self._directory, self._model, self._standing = settings.output, model, standing
-        self.checkpoints = Checkpoints(settings.checkpoint.every, settings.checkpoint.keep, model)
+        self.checkpoints = Checkpoints(settings.checkpoint.every, settings.verify_idle, settings.checkpoint.keep, model)
         self._open_loggers, self._is_first = open_loggers, False
         self._record: Record | None = None
         self._steps = self._reached = 0  # steps at the end of the script's loop; the step of the newest batch

@@ -51,7 +51,6 @@ schedule: full
 transfer: combined
 verify: {idle: true}
 trial: false
-checkpoint: {every: 2}
 dedicated_server: true
 """
 SCRIPT = """
@@ -78,10 +77,10 @@ class Waits(torch.autograd.Function):
 def loss(model, batch):
     return (Waits.apply(model(batch[0]))[:, 0] - batch[1]).square().sum(), len(batch[1])
 
-output, inject = json.loads(sys.argv[1])
+output, every, inject = json.loads(sys.argv[1])
 run = psgc.torch.init(
     model, torch.utils.data.TensorDataset(x, x[:, 0]), loss, chunks=2, replication=2, schedule="full", trial=False,
-    transfer="combined", verify={"idle": True}, checkpoint_every=2, dedicated_server=True, output=output,
+    transfer="combined", verify={"idle": True}, checkpoint_every=every, dedicated_server=True, output=output,
     faults={"inject": inject},
 )
 optimizer = torch.optim.Adam(model.parameters(), 0.1)
@@ -94,7 +93,7 @@ for batch in run.batches(80, 12, shuffle=False):
 FLIPS = [{"kind": "flip", "rank": 2, "iteration": 5, "step": "gradient", "error": 2}] * 2  # of both chunks
 UNDONE = [
     "iteration 5: the copies of chunk 0 by workers 1 and 2 differ; this was found too late to tell which copy is "
-    "wrong, during the step or after it; so the run goes back to the checkpoint of step 4",
+    "wrong, during the step or after it; so the run goes back to the checkpoint of step {newest}",
     "psgc launch: the run starts again from its checkpoint, to undo the step",
 ]
 
@@ -108,25 +107,27 @@ def folder(tmp_path):
     return tmp_path
 
 
-def launched(folder, what, output, inject):
+def launched(folder, what, output, every, inject):
     """The final parameters, and what was said of the step."""
     (folder / "begun").write_bytes(b"")
     if what == "script":
-        after = ["train.py", "-n", "3", "--", json.dumps([output, inject])]
+        after = ["train.py", "-n", "3", "--", json.dumps([output, every, inject])]
     else:
-        after = ["run.yaml", "-n", "3", *sets(f"output={output}", f"faults.inject={json.dumps(inject)}")]
+        settings = f"output={output}", f"checkpoint.every={every}", f"faults.inject={json.dumps(inject)}"
+        after = ["run.yaml", "-n", "3", *sets(*settings)]
     ended = run(psgc("launch", *after, python=prepared(TORCH) if what == "script" else None), folder, code=0)
-    params = np.load(folder / output / "params.npy")
-    return params, [line for line in ended.said.splitlines() if "step" in line and line in UNDONE], ended.said
+    said = [line for line in ended.said.splitlines() if "the checkpoint of step" in line or "to undo" in line]
+    return np.load(folder / output / "params.npy"), said
 
 
 @pytest.mark.parametrize("what", ["problem", "script"])
 def test_a_wrong_step_is_undone(folder, what):
-    expected, undone, said = launched(folder, what, "healthy", [])
-    assert undone == [], said
-    found, undone, said = launched(folder, what, "flipped", FLIPS)
-    assert sorted(undone) == UNDONE, said
-    np.testing.assert_array_equal(found, expected)
-    assert [row.iteration for row in earlier_rows(folder / "flipped/iterations.csv")] == [*range(12)]
-    (restored,) = json.loads((folder / "flipped/summary.json").read_text())["restores"]
-    assert (restored["iteration"], restored["repeated"]) in ((4, 1), (4, 2))
+    expected, said = launched(folder, what, "healthy", 2, [])
+    assert said == []
+    for every, newest in ((2, 4), (100, 0)):
+        found, said = launched(folder, what, output := f"flipped-{every}", every, FLIPS)
+        assert sorted(said) == [line.format(newest=newest) for line in UNDONE]
+        np.testing.assert_array_equal(found, expected)
+        assert [row.iteration for row in earlier_rows(folder / output / "iterations.csv")] == [*range(12)]
+        (restored,) = json.loads((folder / output / "summary.json").read_text())["restores"]
+        assert (restored["iteration"], restored["repeated"]) in ((newest, 5 - newest), (newest, 6 - newest))

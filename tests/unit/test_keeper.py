@@ -57,7 +57,7 @@ def checkpoints(heard):
 def test_every_so_often_and_at_the_end(every, first, end, expected):
     keeper, heard, _ = kept(every=every, done=first, saved=first > 0)
     train(keeper, first, end)
-    keeper.save_last()
+    keeper.save()
     assert checkpoints(heard) == expected
 
 
@@ -68,11 +68,11 @@ def test_only_when_the_loss_of_its_parameters_is_known_and_finite(loss):
         train(keeper, 0, 4)
         assert heard[expected[0] : expected[0] + 2] == [("row", expected[0]), ("checkpoint", expected[0])]
         keeper.iteration(IterationRecord(4, loss=loss))
-        keeper.save_last()
+        keeper.save()
         assert (checkpoints(heard), heard[-1]) == (expected, ("row", 4))
     keeper, heard, _ = kept(every=2, done=4, saved=True)
     keeper.iteration(IterationRecord(4, loss=loss))
-    keeper.save_last()
+    keeper.save()
     assert heard == [("row", 4)]
 
 
@@ -80,7 +80,7 @@ def test_a_run_that_fails_before_the_row_is_closed_saves_the_step_it_made():
     keeper, heard, _ = kept(every=2)
     train(keeper, 0, 1)
     keeper.stepped(2, IterationRecord(1), np.zeros(1))  # and then something breaks
-    keeper.save_last()
+    keeper.save()
     assert checkpoints(heard) == [2]
 
 
@@ -116,7 +116,7 @@ def test_callbacks_get_the_row_and_the_parameters_and_can_end_the_run():
     assert keeper.stepped(2, IterationRecord(1, 0.4), np.zeros(2))
     assert told == [(0, 0.7, [1, 1]), (1, 0.4, [0, 0])]
     assert keeper.enough == "callback least said so"
-    keeper.save_last()
+    keeper.save()
     assert checkpoints(heard) == [2]
     keeper.best = SimpleNamespace(enough="no better for 3 evaluations")
     assert keeper.stepped(3, IterationRecord(2, 0.6), np.ones(2))

@@ -70,14 +70,15 @@ LONG = 24 * HOST_BLOCK // 4 + 5  # entries of float32
 @ALL
 @pytest.mark.parametrize("before", [0, 3])
 @pytest.mark.parametrize(("dtype", "length"), [("float64", 3), ("float32", LONG)])
-def test_going_on_from_a_state_is_going_on_and_changes_nothing_of_it(kind, before, dtype, length):
+@pytest.mark.parametrize("is_own", [False, True])
+def test_going_on_from_a_state_is_going_on_and_changes_nothing_of_it(kind, before, dtype, length, is_own):
     gradients = np.random.default_rng(1).standard_normal((6, length), dtype)
     descent, other = made(kind), made(kind)
     params = run(descent, np.ones(length, dtype), gradients[:before])
     state = descent.state()
     kept = copy.deepcopy(state)
     run(other, np.ones(length, dtype), gradients[:1])  # a rank that fell behind has made steps
-    other.load(state)
+    other.load(copy.deepcopy(state) if is_own else state, is_own)
     found, expected = (run(optimizer, params, gradients[before:]) for optimizer in (other, descent))
     assert found.tobytes() == expected.tobytes()
     assert found.dtype == dtype
