@@ -232,6 +232,10 @@ class Recorder:
         path = self._directory / "best.npy"
         self._keep(path.name, lambda: write_whole(path, lambda stream: np.save(stream, params, allow_pickle=False)))
 
+    def drop_best(self) -> None:
+        """Remove the best parameters: they are wrong."""
+        (self._directory / "best.npy").unlink(missing_ok=True)
+
     def drop_timeline(self) -> None:
         """Remove the timeline from the disk, to make room for a checkpoint."""
         if not self._timeline.is_dropped:

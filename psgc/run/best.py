@@ -72,6 +72,14 @@ class Best:
             self.figures = figures
         return is_better
 
+    def forget_after(self, iteration: int) -> bool:
+        """Parameters after this iteration are wrong, so none are kept. Returns whether the best figures were theirs."""
+        self.keep = None
+        self._evaluated.clear()  # so that the run does not end before it goes back
+        if is_wrong := self.figures is not None and self.figures.iteration > iteration:
+            self.figures = None
+        return is_wrong
+
     def is_of(self, iteration: int) -> bool:
         """Whether the best figures are those of this iteration."""
         return self.figures is not None and self.figures.iteration == iteration

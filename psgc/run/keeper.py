@@ -119,6 +119,11 @@ class Keeper(RunRecord):
         self.enough = self.callbacks.stepped(row, params) or self.best.enough
         return bool(self.enough)
 
+    def spoiled(self, iteration: int) -> str:
+        if (said := super().spoiled(iteration)) and self.best.forget_after(iteration):
+            self.recorder.drop_best()
+        return said
+
     def tell(self, event: WorkerEvent) -> None:
         if event.event == "lost" and event.worker in self._raised:
             self.progress.hold(event.line)  # a wrong model fails on the others too: then one line at the end says so

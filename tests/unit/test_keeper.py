@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from psgc.errors import RunFailed
+from psgc.run.best import Best, Figures
 from psgc.run.keeper import Callbacks, Keeper
 from psgc.server.observer import IterationRecord
 
@@ -101,6 +102,20 @@ def test_losses_are_shown():
         "worker 3 is back in iteration 15",
         "worker 3 on n1 sent a wrong copy in iteration 16: chunk 2: ...",
     ]
+
+
+@pytest.mark.parametrize(("wrong", "drops"), [(5, True), (10, False), (12, False)])
+def test_the_best_parameters_go_when_their_step_is_undone(wrong, drops):
+    dropped, stored = [], []
+    best = Best(1, stored.append)
+    keeper, _, _ = kept(every=0, best=best)
+    keeper.recorder.drop_best = lambda: dropped.append(True)
+    best.add(Figures(10, 2.0, None))
+    keeper.undo = lambda iteration: ""
+    assert (keeper.spoiled(5), dropped) == ("", [])  # it cannot be undone
+    keeper.undo = lambda iteration: "so it goes back"
+    assert (keeper.spoiled(wrong), bool(dropped)) == ("so it goes back", drops)
+    assert (best.figures is None, best.enough, best.keep) == (drops, "", None)
 
 
 def test_callbacks_get_the_row_and_the_parameters_and_can_end_the_run():
