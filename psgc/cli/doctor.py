@@ -47,26 +47,16 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> int:
-    return doctor(options.output, options.ranks, options.host, options.hostfile)
-
-
-def doctor(
-    output: str = "runs", num_ranks: int | None = None, host: str | None = None, hostfile: str | None = None
-) -> int:
-    """Tests this machine and prints the findings, in less than 20 s. Returns 0 when training can run, else 1.
-
-    output: the directory that runs will write to; num_ranks: of the planned run; host, hostfile: where it runs.
-    Raises UserError: no rank, no such host file.
-    """
+    """Test this machine and print the findings, in less than 20 s. Returns 0 when training can run, else 1."""
     deadline = time.monotonic() + LIMIT
     environ = {name: value for name, value in os.environ.items() if name != "PSGC_TERMINAL"}
-    ranks = num_ranks if num_ranks is not None else default_ranks(environ, usable_cores())
-    placement = Placement(ranks, host, hostfile)
+    ranks = options.ranks if options.ranks is not None else default_ranks(environ, usable_cores())
+    placement = Placement(ranks, options.host, options.hostfile)
     say(f"psgc {__version__} on {socket.gethostname()}, Python {sys.version.split()[0]}")
     line, survived = "", False
     with (
         Command([*PROBE, "gpu"], environ, GPU_LIMIT) as gpu,
-        Command([*PROBE, "files", output], environ, FILES_LIMIT) as files,
+        Command([*PROBE, "files", options.output], environ, FILES_LIMIT) as files,
         Command(["sinfo", "-h", "-o", "%P %a %D"], environ, SLURM_LIMIT) as partitions,
     ):
         try:
@@ -82,7 +72,7 @@ def doctor(
                 found += findings.core_findings(ranks, usable_cores(), threads)
         files_tested, slurm = files.result(), partitions.result()
         found += findings.gpu_findings(gpu.result(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
-        found += [findings.slurm_finding(slurm, environ), findings.output_finding(output, files_tested)]
+        found += [findings.slurm_finding(slurm, environ), findings.output_finding(options.output, files_tested)]
     _report(found)
     if any(finding.level == "problem" for finding in found):
         say()

@@ -1,9 +1,13 @@
 """`psgc launch`: train, with the right mpirun command for this machine. Also what `psgc sweep` and `submit` share."""
 
+import shlex
+
 from psgc.cli import Options, Parser, add_dedicated_server, add_hosts, add_resume, add_settings, whole
-from psgc.launching.launch import launch, print_command
-from psgc.launching.mpirun import Placement
+from psgc.config import TorchConfig, load
+from psgc.launching.launch import command_for, environ_for, launch
+from psgc.launching.mpirun import Placement, find_mpirun
 from psgc.launching.script import Program, is_script, mpirun_options
+from psgc.terminal import say
 
 
 def add_arguments(parser: Parser) -> None:
@@ -17,7 +21,25 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Options) -> int:
     program, placement = program_of(options), placement_of(options)
-    return print_command(program, placement) if options.print_only else launch(program, placement, options.requeue)
+    if not options.print_only:
+        return launch(program, placement, options.requeue)
+    print_command(program, placement)
+    return 0
+
+
+def print_command(program: Program, placement: Placement) -> None:
+    """Print the command that `launch` runs, and on stderr the memory that each rank will need, if known."""
+    config = None if program.is_script else load(program.path, program.overrides)
+    environ = environ_for(program.told)
+    command, additions = command_for(program, placement, environ, find_mpirun(environ))
+    shown = (f"{name}={shlex.quote(value)}" for name, value in {**program.told, **additions}.items())
+    say(" ".join([*shown, shlex.join(command)]))
+    if config is not None and not isinstance(config, TorchConfig) and not program.resume:
+        from psgc.run.memory import expected_memory  # with NumPy, which nothing else here needs
+
+        num_workers = config.workers(placement.ranks)
+        if memory := expected_memory(config, program.path, program.overrides, num_workers):
+            say(memory, error=True)  # stdout has only the command
 
 
 def add_program(parser: Parser) -> None:

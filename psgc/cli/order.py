@@ -10,7 +10,7 @@ from psgc.cli import Options, Parser, whole
 from psgc.errors import UserError
 from psgc.library.advice import ordered
 from psgc.plan import read_assignment
-from psgc.record.files import write_output
+from psgc.record.files import check_file, write_output
 from psgc.terminal import say
 
 
@@ -22,19 +22,14 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> int:
-    return order(options.assignment, options.parts, options.output)
-
-
-def order(path: str, parts: int | None = None, output: str | None = None) -> int:
-    """Prints Q_max, bound and gap (see `psgc.coding`) for this l, or for each possible l. Returns 0.
-
-    output: the file (.npy or .npz) to write the ordering to. Raises UserError.
-    """
+    """Print Q_max, bound and gap (see `psgc.coding`) for this l, or for each possible l."""
+    path, output = options.assignment, options.output
     assignment = read_assignment(path)
-    if output is not None:
-        _check_output(output)
+    if output is not None and Path(output).suffix not in (".npy", ".npz"):
+        raise UserError(f"--output {output}: name a file that ends in .npy (dense) or .npz (sparse)")
+    check_file("--output", output)
     try:
-        ordering, rows = ordered(assignment, parts)
+        ordering, rows = ordered(assignment, options.parts)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -59,15 +54,6 @@ def order(path: str, parts: int | None = None, output: str | None = None) -> int
 def _range(counts: Any) -> str:
     least, most = int(counts.min()), int(counts.max())
     return f"{least}" if least == most else f"{least} to {most}, mean {counts.mean():.4g}"
-
-
-def _check_output(output: str) -> None:
-    """Refuse now what would fail after the computation."""
-    path = Path(output)
-    if path.suffix not in (".npy", ".npz"):
-        raise UserError(f"--output {output}: name a file that ends in .npy (dense) or .npz (sparse)")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {output}: there is no directory {path.parent}")
 
 
 def _write(output: str, ordering: scipy.sparse.csr_array) -> None:

@@ -30,17 +30,9 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> int:
-    return replay(options.directory, {name: getattr(options, name) for name in GRID}, options.json)
-
-
-def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | None) -> int:
-    """Predict the times of a recorded run with other settings, and recommend some of them. Returns 0.
-
-    wanted: lists with commas, by the fields of `Grid`; json_file: where to write all rows. Raises UserError.
-    """
-    grid = read_grid(wanted)
-    check_file("--json", json_file)
-    result = predict(run_directory, grid)
+    grid = read_grid({name: getattr(options, name) for name in GRID})
+    check_file("--json", options.json)
+    result = predict(options.directory, grid)
     for line in [*_told(result.replay), *result.remarks, ""]:
         say(line)
     show(_table(result.replay, result.predictions, result.advised))
@@ -48,12 +40,12 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     say(f"* recommended   > this run, and what it has recorded   chunks: {whose}   repl.: replication")
     say("ms, redundant computing time, bytes into and out of the server: means per iteration")
     if len(result.predictions) > SHOWN:
-        where = f"all of them are in {json_file}" if json_file else "--json FILE writes all of them"
+        where = f"all of them are in {options.json}" if options.json else "--json FILE writes all of them"
         say(f"{len(result.predictions)} settings were tried; {where}")
     for line in ["", result.sentence, "", *result.yaml.splitlines()]:
         say(line)
-    if json_file is not None:
-        write_json(Path(json_file), result.plain())
+    if options.json is not None:
+        write_json(Path(options.json), result.plain())
     return 0
 
 

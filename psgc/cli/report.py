@@ -1,6 +1,18 @@
 """`psgc report`: figures and an HTML page about a run."""
 
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+
 from psgc.cli import Options, Parser, whole
+from psgc.errors import UserError
+from psgc.terminal import say
+from psgc.tools.run_directory import RecordedRun, read_run
+
+PAUSE = 1.0  # seconds between two checks of a run that goes on
 
 
 def add_arguments(parser: Parser) -> None:
@@ -13,6 +25,46 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> int:
-    from psgc.tools.report import report  # needs matplotlib, which the help can do without
+    from psgc.tools.report import event_classes, write_events, write_report  # with matplotlib
 
-    return report(options.directory, options.iteration, options.output, options.tensorboard, options.watch)
+    recorded, iteration, output = read_run(options.directory), options.iteration, options.output
+    if iteration is not None:
+        _check_iteration(recorded, iteration)
+    if options.tensorboard:
+        event_classes()  # raises now if TensorBoard is missing, not after the figures
+    index = write_report(recorded, output, iteration, options.watch)
+    if options.watch and recorded.goes_on:
+        say(f"{index}: written again while the run goes on; Ctrl-C ends that")
+        with suppress(KeyboardInterrupt):
+            recorded = _watched(recorded, partial(write_report, output=output, iteration=iteration, watch=True))
+    say(f"report written to {index}, with its figures beside it")
+    if options.tensorboard:
+        events = index.with_name("tensorboard")
+        write_events(recorded, events if output is None else events.parent.resolve() / events.name)
+        say(f"scalars written to {events}; see them with: tensorboard --logdir {events}")
+    return 0
+
+
+def _watched(run: RecordedRun, write: Callable[[RecordedRun], object]) -> RecordedRun:
+    """Write the report whenever the record has grown. Returns the run when it has ended."""
+    took = 0.0
+    while run.goes_on:
+        time.sleep(max(PAUSE, 3 * took))  # leaves most of a core to the run
+        before, run = run, read_run(run.path)
+        if len(before.iterations["iteration"]) != len(run.iterations["iteration"]) or not run.goes_on:
+            began = time.monotonic()
+            write(run)
+            took = time.monotonic() - began
+    return run
+
+
+def _check_iteration(recorded: RecordedRun, iteration: int) -> None:
+    known = recorded.iterations["iteration"][recorded.in_timeline]
+    if not len(known):
+        raise UserError(f"--iteration {iteration}: this run has no timeline; leave it out")
+    if iteration not in known:
+        first, last = known.min(), known.max()
+        nearest = known[np.abs(known - iteration).argmin()]
+        hint = f", such as {nearest}" if first < iteration < last else ""  # not every iteration may be recorded
+        expected = f"expected one of {first} to {last}{hint}"
+        raise UserError(f"--iteration {iteration}: the timeline does not have it, {expected}")

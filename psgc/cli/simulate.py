@@ -27,30 +27,25 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> int:
-    return simulate(options.config, options.overrides, options.json, options.plot)
-
-
-def simulate(config: str, overrides: Sequence[str], json_file: str | None, plot_file: str | None) -> int:
-    """Run the simulation of the YAML file `config`, print its table, write the files. Returns 0. Raises UserError."""
-    settings = load(config, overrides)
-    check_file("--json", json_file)
+    settings = load(options.config, options.overrides)
+    check_file("--json", options.json)
     if isinstance(settings, NetworkSettings):
-        if plot_file is not None:
+        if options.plot is not None:
             raise UserError("--plot: expected a simulation of schedules; one of a network has a table only")
         sends = _with_progress(len(programs.wanted(settings)), lambda step: [*programs.run(settings, step)])
         _show_network(settings, sends)
         rows: Sequence[NetworkRow | ScheduleRow] = sends
     else:
-        check_plot(plot_file)
-        if plot_file is not None:
+        check_plot(options.plot)
+        if options.plot is not None:
             from psgc.tools.drawing import save  # needs matplotlib
         times = _with_progress(experiment.steps(settings), lambda step: experiment.run(settings, step))
         _show_schedules(settings, times)
-        if plot_file is not None:
-            save(figure_of(times, settings.deadlines), Path(plot_file))
+        if options.plot is not None:
+            save(figure_of(times, settings.deadlines), Path(options.plot))
         rows = times
-    if json_file is not None:
-        write_json(Path(json_file), [asdict(row) for row in rows])
+    if options.json is not None:
+        write_json(Path(options.json), [asdict(row) for row in rows])
     return 0
 
 

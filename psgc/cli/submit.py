@@ -13,7 +13,7 @@ from psgc.launching.mpirun import check_extra
 from psgc.launching.points import check_runs, data_files, sweep_points
 from psgc.launching.scheduler import Job
 from psgc.launching.schedulers import SCHEDULERS, Slurm, usual
-from psgc.launching.script import Program, check_script
+from psgc.launching.script import check_script
 from psgc.record.files import write_output_text
 from psgc.terminal import say
 from psgc.yaml_source import printable
@@ -51,28 +51,8 @@ def run(options: Options) -> int:
     options.scheduler = SCHEDULERS[options.scheduler or usual()]
     options.name = options.name or job_name(options.config)
     job = Job(**{field.name: getattr(options, field.name) for field in fields(Job)})
-    where = {"local_dir": options.local_dir, "output": options.output}
-    return submit(program_of(options), job, options.sweeps, ["psgc", *options.given], **where, go=options.go)
-
-
-def submit(
-    program: Program,
-    job: Job,
-    sweeps: Sequence[str],
-    written_by: Sequence[str],
-    *,
-    local_dir: str | None = None,
-    output: str | None = None,
-    go: bool = False,
-) -> int:
-    """Writes the batch script and, with `go`, submits it. Returns 0.
-
-    sweeps: such as "optimizer.lr=0.1,0.3"; every combination is a run, with its own directory in the run directory;
-    written_by: the command to name in the script; local_dir: a directory on each node's own disk, such as $TMPDIR, to
-    copy the data to first; output: the file to write, by default named for the run directory.
-    Raises UserError for wrong settings or scripts and for what the scheduler refuses, RunFailed when it does not work.
-    """
-    path, overrides, scheduler = program.path, program.overrides, job.scheduler
+    program, scheduler = program_of(options), job.scheduler
+    path, overrides, local_dir = program.path, program.overrides, options.local_dir
     check_extra(program.for_mpirun)
     if local_dir is not None and not isinstance(scheduler, Slurm):
         raise UserError("--local-dir: copies with SLURM's sbcast; with other schedulers, set data.path to a local copy")
@@ -80,17 +60,17 @@ def submit(
     data: dict[str, str] = {}
     if program.is_script:
         check_script(program)
-        if wrong := "--sweep" if sweeps else "--local-dir" if local_dir is not None else "":
+        if wrong := "--sweep" if options.sweeps else "--local-dir" if local_dir is not None else "":
             raise UserError(f"{wrong}: for runs of a YAML file, {printable(path)} is a script")
         name = Path(path).stem
     else:
         config = load(path, overrides)
-        points = sweep_points(sweeps, config.output.replace("$", "$$"))  # its variables are expanded already
+        points = sweep_points(options.sweeps, config.output.replace("$", "$$"))  # its variables are expanded already
         check_runs(path, overrides, points, job.ranks, ELSEWHERE)  # not after the job has waited in the queue
-        data = _data_to_copy(config, sweeps) if local_dir is not None else {}
+        data = _data_to_copy(config, options.sweeps) if local_dir is not None else {}
         name = config.output.rstrip("/")
-    script = Path(output or f"{name}{scheduler.suffix}")
-    text = batch_script(program, job, points, local_dir, data, written_by, script)
+    script = Path(options.output or f"{name}{scheduler.suffix}")
+    text = batch_script(program, job, points, local_dir, data, ["psgc", *options.given], script)
     try:
         script.parent.mkdir(parents=True, exist_ok=True)
         write_output_text(script, text)
@@ -98,7 +78,7 @@ def submit(
         raise UserError(f"{printable(str(script))}: cannot be written: {error.strerror}") from None
     runs = f"{len(points)} runs" if points else "a run"
     what = f"{runs} on {job.nodes} x {job.ranks_per_node} ranks"
-    if not go:
+    if not options.go:
         say(f"{script}: {what}; submit it with: {scheduler.by_hand(script, len(points))}")
         return 0
     number = scheduler.submit(script, len(points))

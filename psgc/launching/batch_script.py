@@ -30,9 +30,10 @@ def batch_script(
     """The text of the script. Raises UserError for an invalid local_dir.
 
     points: the overrides of each run of an array; empty for a single run
-    data: the files that each node copies to `local_dir` first, by their YAML keys
+    local_dir: a directory on each node's own disk, such as $TMPDIR, to copy the data to first
+    data: the files that each node copies there, by their YAML keys
+    written_by: the command to name in the script
     script: the path of the script
-    program, job, local_dir, written_by: see `submit`
     """
     scheduler = job.scheduler
     lines = ["#!/bin/bash", f"# Written by: {' '.join(shlex.join(written_by).split())}"]

@@ -55,7 +55,7 @@ def launch(
     if requeue is not None and not job:
         raise UserError("--requeue: not inside a job of SLURM, PBS or LSF; `psgc submit` writes one")
     config = None if program.is_script else load(program.path, program.overrides)
-    environ = _environ({**program.told, LAUNCHED: "1"})
+    environ = environ_for({**program.told, LAUNCHED: "1"})
     if sys.stdout.isatty():
         environ[TERMINAL] = str(shutil.get_terminal_size().columns)
     several_hosts = bool(placement.hosts()) or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
@@ -125,7 +125,7 @@ class _Starts:
             self._left = partial(RunDirectory, Path(self._config.output), program.resume)
         self._found = None if standby is not None else self._left()
         self._mpirun = self._mpirun or find_mpirun(environ)
-        command, additions = _command(program, placement, environ, self._mpirun)
+        command, additions = command_for(program, placement, environ, self._mpirun)
         return MpirunProcess(command, {**environ, **additions}, self._heard)
 
     def left(self) -> RunDirectory:
@@ -134,23 +134,7 @@ class _Starts:
         return self._found or self._left()
 
 
-def print_command(program: Program, placement: Placement) -> int:
-    """Print the command that `launch` runs, and on stderr the memory that each rank will need, if known. Returns 0."""
-    config = None if program.is_script else load(program.path, program.overrides)
-    environ = _environ(program.told)
-    command, additions = _command(program, placement, environ, find_mpirun(environ))
-    shown = (f"{name}={shlex.quote(value)}" for name, value in {**program.told, **additions}.items())
-    say(" ".join([*shown, shlex.join(command)]))
-    if config is not None and not isinstance(config, TorchConfig) and not program.resume:
-        from psgc.run.memory import expected_memory  # with NumPy, which nothing else here needs
-
-        num_workers = config.workers(placement.ranks)
-        if memory := expected_memory(config, program.path, program.overrides, num_workers):
-            say(memory, error=True)  # stdout has only the command
-    return 0
-
-
-def _environ(told: Mapping[str, str]) -> dict[str, str]:
+def environ_for(told: Mapping[str, str]) -> dict[str, str]:
     """This process's variables, without those that only psgc sets, and with the variables `told`."""
     return {name: value for name, value in os.environ.items() if name not in OURS} | dict(told)
 
@@ -163,7 +147,7 @@ def _check_ranks(program: Program, ranks: int) -> None:
         check_runs(program.path, program.overrides, [], ranks)
 
 
-def _command(
+def command_for(
     program: Program, placement: Placement, environ: Mapping[str, str], mpirun: Mpirun
 ) -> tuple[list[str], dict[str, str]]:
     """The mpirun command, and the variables to add to `environ`. Raises UserError."""

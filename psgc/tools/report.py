@@ -1,10 +1,6 @@
-"""`psgc report RUN_DIR`: figures of a run, a page with them and with the slow workers, scalars for TensorBoard."""
+"""The report of a run: figures, a page with them and with the slow workers, scalars for TensorBoard."""
 
-import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,75 +12,28 @@ from psgc.record.files import writing
 from psgc.record.measures import MEASURES
 from psgc.record.summary import TOLD, duration
 from psgc.run_rows import HELD_OUT, Outcome
-from psgc.terminal import say
 from psgc.tools.drawing import DARK, LIGHT, image
 from psgc.tools.figures import pictures
 from psgc.tools.page import page
-from psgc.tools.run_directory import RecordedRun, read_run
+from psgc.tools.run_directory import RecordedRun
 from psgc.validation import either
 
 # the scalars of event files: columns of iterations.csv, by their names in `psgc.record.measures`
 SCALARS = {name: name for name in ("loss", "seconds", "efficiency", "error_measure", "bytes", *HELD_OUT)}
 SCALARS |= {"lost_workers": "lost", "redundant_chunks": "redundant"}
-PAUSE = 1.0  # seconds between two checks of a run that goes on
 SLOW = 1.2  # a worker is slow if a chunk takes this many times as long as on the median worker
 NAMED = 4  # slow workers that are named
-
-
-def report(
-    path: str,
-    iteration: int | None = None,
-    output: str | None = None,
-    tensorboard: bool = False,
-    watch: bool = False,
-) -> int:
-    """Write the report of the run in `path`, and print its place. Returns 0. Raises UserError.
-
-    iteration: the iteration of the Gantt chart; None: the slowest
-    output: the directory to write to; None: `report` in `path`
-    tensorboard: write event files as well
-    watch: write the report again whenever the record has grown, until the run ends
-    """
-    run = read_run(path)
-    if iteration is not None:
-        _check_iteration(run, iteration)
-    if tensorboard:
-        _tensorboard()  # raises now if TensorBoard is missing, not after the figures
-    index = write_report(run, output, iteration, watch)
-    if watch and _goes_on(run):
-        say(f"{index}: written again while the run goes on; Ctrl-C ends that")
-        with suppress(KeyboardInterrupt):
-            run = _watched(run, partial(write_report, output=output, iteration=iteration, watch=True))
-    say(f"report written to {index}, with its figures beside it")
-    if tensorboard:
-        events = index.with_name("tensorboard")
-        write_events(run, events if output is None else events.parent.resolve() / events.name)
-        say(f"scalars written to {events}; see them with: tensorboard --logdir {events}")
-    return 0
-
-
-def _goes_on(run: RecordedRun) -> bool:
-    return run.summary is None or bool(run.summary.get("evaluating"))
-
-
-def _watched(run: RecordedRun, write: Callable[[RecordedRun], object]) -> RecordedRun:
-    """Write the report whenever the record has grown. Returns the run when it has ended. Raises UserError."""
-    took = 0.0
-    while _goes_on(run):
-        time.sleep(max(PAUSE, 3 * took))  # leaves most of a core to the run
-        now = read_run(run.path)
-        if len(now.iterations["iteration"]) != len(run.iterations["iteration"]) or not _goes_on(now):
-            began = time.monotonic()
-            write(now)
-            took = time.monotonic() - began
-        run = now
-    return run
 
 
 def write_report(
     run: RecordedRun, output: str | None = None, iteration: int | None = None, watch: bool = False
 ) -> Path:
-    """Write the report of `run`, with arguments as for `report`. Returns the path of its page. Raises UserError."""
+    """Write the report of `run`. Returns the path of its page. Raises UserError.
+
+    output: the directory to write to; None: `report` in the run directory
+    iteration: the iteration of the Gantt chart; None: the slowest
+    watch: whether the page is written again while the run goes on
+    """
     directory = Path(output) if output is not None else run.path / "report"
     place = _make(directory, output is not None)
     images = []
@@ -92,7 +41,7 @@ def write_report(
         light, dark = (image(picture.draw(theme)) for theme in (LIGHT, DARK))
         _write(place / f"{picture.name}.png", light)
         images.append((picture, light, dark))
-    _write(place / "index.html", page(run, sentences(run), images, reload=watch and _goes_on(run)).encode())
+    _write(place / "index.html", page(run, sentences(run), images, reload=watch and run.goes_on).encode())
     return directory / "index.html"
 
 
@@ -113,25 +62,12 @@ def _write(path: Path, content: bytes) -> None:
         write_whole(path, lambda stream: stream.write(content))
 
 
-def _check_iteration(run: RecordedRun, iteration: int) -> None:
-    recorded = run.iterations["iteration"][run.in_timeline]
-    if not len(recorded):
-        raise UserError(f"--iteration {iteration}: this run has no timeline; leave it out")
-    if iteration not in recorded:
-        first, last = recorded.min(), recorded.max()
-        nearest = recorded[np.abs(recorded - iteration).argmin()]
-        hint = f", such as {nearest}" if first < iteration < last else ""  # not every iteration may be recorded
-        raise UserError(
-            f"--iteration {iteration}: the timeline does not have it, expected one of {first} to {last}{hint}"
-        )
-
-
 def write_events(run: RecordedRun, directory: Path) -> None:
     """Replace the event file in `directory` by one with `SCALARS` and metrics, without nan. Raises UserError.
 
     The times of events begin when the settings of the run were written.
     """
-    Event, Summary, RecordWriter = _tensorboard()
+    Event, Summary, RecordWriter = event_classes()
     began = (run.path / "config.yaml").stat().st_mtime
     times = (began + np.cumsum(run.iterations["seconds"])).tolist()
     columns = {name: run.iterations[column] for name, column in SCALARS.items() if column in run.iterations}
@@ -157,7 +93,7 @@ def write_events(run: RecordedRun, directory: Path) -> None:
         write_whole(directory / f"events.out.tfevents.{int(began):010d}.psgc", fill)
 
 
-def _tensorboard() -> tuple[Any, Any, Any]:
+def event_classes() -> tuple[Any, Any, Any]:
     """The classes that write event files. Raises UserError without TensorBoard (the extra `tensorboard`)."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event

@@ -62,6 +62,11 @@ class RecordedRun:
         """The events of the present workers."""
         return [event for event in self.events if 0 < event.worker <= self.workers]
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run has not ended, as far as the record says."""
+        return self.summary is None or bool(self.summary.get("evaluating"))
+
     @cached_property
     def in_timeline(self) -> np.ndarray:
         """Whether the timeline has chunks of each iteration, (iterations,)."""

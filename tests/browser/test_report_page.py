@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from psgc.tools.drawing import DARK, LIGHT
-from psgc.tools.report import report
+from psgc.tools.report import write_report
+from psgc.tools.run_directory import read_run
 from tests.unit.colours import colour
 from tests.unit.recorded_runs import record
 
@@ -34,7 +35,7 @@ def pages(tmp_path_factory):
         directory = tmp_path_factory.mktemp("runs") / f"with-{workers}-workers"
         chunks = 8 if workers == 8 else 2
         record(directory, workers, chunks, 200, slow, lost={5: 120})
-        report(str(directory))
+        write_report(read_run(directory))
         made[workers] = directory / "report" / "index.html"
     return made
 

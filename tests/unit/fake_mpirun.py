@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from psgc.cli.launch import print_command
 from psgc.launching import launch as launching
 from psgc.launching.mpirun import Placement
 from psgc.launching.script import Program
@@ -91,5 +92,6 @@ def launch(
     """`psgc launch` with these options. more: as of `Program`."""
     program, placement = Program(path, overrides, **more), Placement(number, host, None, fault_tolerance)
     if print_only:
-        return launching.print_command(program, placement)
+        print_command(program, placement)
+        return 0
     return launching.launch(program, placement, requeue, hints=hints)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from psgc.cli.doctor import default_ranks, doctor
+from psgc.cli.doctor import default_ranks
 from psgc.tools.probe import MARK
 from psgc.tools.timed_commands import Command, Finished
 
@@ -35,11 +35,10 @@ def levels(said):
     return {line[11:27].strip(): line[2:9].strip() for line in lines}
 
 
-def test_a_machine_where_all_is_well(mpirun, capsys):
+def test_a_machine_where_all_is_well(mpirun, psgc_command):
     mpirun(f'echo "$*" >> arguments; env >> environment\n{SAY}')
-    assert doctor("out", 3) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
+    code, out, err = psgc_command("doctor", "out", "-n", 3)
+    assert (code, err) == (0, "")
     assert "\x1b" not in out
     found = levels(out)
     assert "problem" not in found.values()
@@ -68,37 +67,38 @@ def test_named_hosts_get_all_ranks(mpirun, psgc_command):
     assert "cores" not in levels(out)  # this host's say nothing about theirs
 
 
-def test_no_mpirun(tmp_path, monkeypatch, capsys):
+def test_no_mpirun(tmp_path, monkeypatch, psgc_command):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("psgc.launching.mpirun.sys.executable", str(tmp_path / "python"))
-    assert doctor("out") == 1
-    out = capsys.readouterr().out
+    code, out, _ = psgc_command("doctor", "out")
+    assert code == 1
     assert levels(out)["mpirun"] == "problem"
     assert "no mpirun on the PATH" in out
     assert "Launch" not in out
     assert levels(out)["output"] in ("ok", "note")  # the rest is looked at all the same
 
 
-def test_an_mpirun_that_never_ends(mpirun, monkeypatch, capsys):
+def test_an_mpirun_that_never_ends(mpirun, monkeypatch, psgc_command):
     monkeypatch.setattr("psgc.cli.doctor.LIMIT", 3.0)
     mpirun("echo $$ > pid; exec sleep 60")
     began = time.monotonic()
-    assert doctor("out") == 1
+    code, out, _ = psgc_command("doctor", "out")
+    assert code == 1
     assert time.monotonic() - began < 20
-    assert "did not start: timed out after" in capsys.readouterr().out
+    assert "did not start: timed out after" in out
     assert gone(Path("pid"))
 
 
-def test_everything_that_hangs_is_given_up(mpirun, monkeypatch, capsys):
+def test_everything_that_hangs_is_given_up(mpirun, monkeypatch, psgc_command):
     monkeypatch.setattr("psgc.cli.doctor.PROBE", ["sh", "-c", "exec sleep 60"])
     for limit in ("GPU_LIMIT", "FILES_LIMIT", "SLURM_LIMIT"):
         monkeypatch.setattr(f"psgc.cli.doctor.{limit}", 0.5)
     mpirun(SAY)
     Path("bin/sinfo").write_text("#!/bin/sh\nexec sleep 60\n")
     began = time.monotonic()
-    assert doctor("out") == 1
+    code, out, _ = psgc_command("doctor", "out")
+    assert code == 1
     assert time.monotonic() - began < 20
-    out = capsys.readouterr().out
     assert "SLURM             is installed, but its controller does not answer" in out
     assert "out: timed out after" in out  # the output directory: no run could write there
     assert levels(out)["GPU"] == "note"

@@ -105,9 +105,9 @@ def test_too_many_parts(run, uneven):
 def test_outputs_that_cannot_be(run, uneven):
     folder = uneven.parent
     assert "ends in .npy (dense) or .npz (sparse)" in refusal(run, uneven, "--output", folder / "O.txt")
-    assert "there is no directory" in refusal(run, uneven, "--output", folder / "none" / "O.npy")
+    assert "expected a file in a directory that exists" in refusal(run, uneven, "--output", folder / "none" / "O.npy")
     (folder / "D.npy").mkdir()
-    assert "is a directory" in run(uneven, "--output", folder / "D.npy")[2]
+    assert "expected a file" in refusal(run, uneven, "--output", folder / "D.npy")
     assert sorted(path.name for path in folder.iterdir()) == ["A.npy", "D.npy"]
 
 

@@ -13,12 +13,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.errors import UserError
 from psgc.record.summary import lines
 from psgc.run_rows import EvaluationRow
 from psgc.tools.drawing import LIGHT, Picture, new_figure
 from psgc.tools.figures import pictures
-from psgc.tools.report import SCALARS, report, write_events
+from psgc.tools.report import SCALARS, write_events
 from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import changed, record
 
@@ -58,7 +57,7 @@ def test_a_killed_run_is_reported_elsewhere_and_of_one_iteration(report_of, tmp_
     assert (tmp_path / "a/b/gantt.png").exists()
 
 
-def test_a_timeline_that_leaves_iterations_out(tmp_path, monkeypatch):
+def test_a_timeline_that_leaves_iterations_out(report_of, tmp_path, monkeypatch):
     """12 chunks on each of 4 workers are at most 48 entries an iteration, and there is room for 3 of 7 iterations."""
     monkeypatch.setattr("psgc.record.timeline.MOST_BYTES", 29 * 48 * 3)
     run = read_run(record(tmp_path / "run", workers=4, chunks_per_worker=3, iterations=7))
@@ -70,8 +69,8 @@ def test_a_timeline_that_leaves_iterations_out(tmp_path, monkeypatch):
     (cells,) = heat_map.draw(LIGHT).axes[0].images
     assert cells.get_array().shape == (4, 3)
     assert not np.ma.is_masked(cells.get_array())
-    with pytest.raises(UserError, match=r"--iteration 4: the timeline does not have it, .* 0 to 6, such as 3"):
-        report(str(run.path), iteration=4)
+    refused = report_of(run.path, "--iteration", 4)[2]
+    assert re.search("--iteration 4: the timeline does not have it, .* 0 to 6, such as 3", refused)
 
 
 def test_a_run_that_was_killed_before_its_first_iteration(report_of, tmp_path):
@@ -157,7 +156,7 @@ def test_a_run_that_goes_on_is_watched(report_of, whole, tmp_path, monkeypatch):
         if len(seen) == 3:
             shutil.copy(whole / "summary.json", directory)
 
-    monkeypatch.setattr("psgc.tools.report.time.sleep", sleep)
+    monkeypatch.setattr("psgc.cli.report.time.sleep", sleep)
     code, out, err = report_of(directory, "--watch")
     assert (code, err) == (0, "")
     assert seen == [(True, False, True), (True, False, True), (False, True, True)]
@@ -167,7 +166,7 @@ def test_a_run_that_goes_on_is_watched(report_of, whole, tmp_path, monkeypatch):
         f"report written to {page}, with its figures beside it",
     ]
     (directory / "summary.json").unlink()
-    monkeypatch.setattr("psgc.tools.report.time.sleep", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("psgc.cli.report.time.sleep", mock.Mock(side_effect=KeyboardInterrupt))
     assert report_of(directory, "--watch")[0] == 0
 
 
@@ -213,12 +212,10 @@ def test_a_problem_without_a_loss_has_no_scalars_of_it(tmp_path, read_back):
     assert set(read_back(tmp_path / "events")) == set(SCALARS) - {"loss", "test_loss", "test_accuracy"}
 
 
-def test_the_command_says_where_they_are(tmp_path, capsys, monkeypatch, read_back):
+def test_the_command_says_where_they_are(report_of, tmp_path, monkeypatch, read_back):
     monkeypatch.setattr("psgc.tools.report.pictures", lambda run, iteration: [])  # they take their time
     record(tmp_path / "run", 3, 2, 5)
-    assert report(str(tmp_path / "run"), tensorboard=True) == 0
+    out = report_of(tmp_path / "run", "--tensorboard")[1]
     place = tmp_path / "run/report/tensorboard"
-    assert capsys.readouterr().out.splitlines()[1] == (
-        f"scalars written to {place}; see them with: tensorboard --logdir {place}"
-    )
+    assert out.splitlines()[1] == (f"scalars written to {place}; see them with: tensorboard --logdir {place}")
     assert set(read_back(place)) == set(SCALARS) - {"test_loss", "test_accuracy"}
