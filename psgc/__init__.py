@@ -29,18 +29,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "PsgcError",
-    "Run",
-    "RunFailed",
-    "UserError",
-    "compare",
-    "launch",
-    "load",
-    "order",
-    "replay",
-    "simulate",
-    "train",
-]
+    "PsgcError", "Run", "RunFailed", "UserError", "compare", "launch", "load", "order", "replay", "simulate", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

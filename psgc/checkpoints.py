@@ -27,16 +27,11 @@ Read = TypeVar("Read")
 
 
 class Content(NamedTuple):
-    """A checkpoint to write. Nobody may change it any more.
+    """A checkpoint to write. Nobody may change it any more."""
 
-    step: the next iteration or step to do
-    pieces: the bytes of the file
-    vectors: the arrays that must be finite, by names for people
-    """
-
-    step: int
-    pieces: Sequence[bytes | memoryview]
-    vectors: Mapping[str, np.ndarray | float]
+    step: int  # the next iteration or step to do
+    pieces: Sequence[bytes | memoryview]  # the bytes of the file
+    vectors: Mapping[str, np.ndarray | float]  # the arrays that must be finite, by names for people
 
 
 def step_of(path: Path) -> int:

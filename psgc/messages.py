@@ -20,7 +20,7 @@ A *role* is a row of the coding matrix: a worker's own rank, or the rank of a lo
 import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum, unique
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -224,20 +224,13 @@ def unbundled(message: Any) -> list[tuple[Any, int, int]]:
 
 
 class BlockName(NamedTuple):
-    """The name of a block.
+    """The name of a block."""
 
-    attempt: the map of the iteration that it belongs to
-    block: its number in the slices of that map
-    role, serial: of the accumulator; a block of a gradient has role 0
-    is_state: whether it is a block of a replica's state; then the role is the number of the vector, 0 for the
-        parameters
-    """
-
-    attempt: int
-    serial: int
-    role: int
-    block: int
-    is_state: bool = False
+    attempt: int  # the map of the iteration that it belongs to
+    serial: int  # of the accumulator, as the role
+    role: int  # 0 for a block of a gradient; for one of a state the number of the vector, 0 for the parameters
+    block: int  # its number in the slices of that map
+    is_state: bool = False  # whether it is a block of a replica's state
 
 
 def pack_block(name: BlockName) -> int:
@@ -267,25 +260,12 @@ def unpack_block(what: int) -> BlockName:
     return BlockName(**values | {"is_state": bool(values["is_state"])})
 
 
-class Fields(TypedDict, total=False):
-    """The fields of `RECORD` that not every message uses."""
-
-    worker: int
-    role: int
-    attempt: int
-    start: float
-    seconds: float
-    loss: float
-    test_loss: float
-    test_accuracy: float
-
-
-def record(kind: Kind, iteration: int = 0, chunk: int = 0, *, last: bool = True, **fields: Unpack[Fields]) -> Records:
-    """One record, as an array of length 1. Fields that are not given are 0."""
+def record(kind: Kind, iteration: int = 0, chunk: int = 0, *, last: bool = True, **fields: float) -> Records:
+    """One record, as an array of length 1. fields: others of `RECORD`, which are 0 unless they are given."""
     return np.array([(kind, last, iteration, chunk, *(UNSAID | fields).values())], RECORD)
 
 
-def piece_records(kind: Kind, iteration: int, piece: Sequence[int], **fields: Unpack[Fields]) -> Records:
+def piece_records(kind: Kind, iteration: int, piece: Sequence[int], **fields: float) -> Records:
     """A record for each chunk of a piece, with the same fields, and `last` on the last one.
 
     >>> [(entry["chunk"], entry["last"], entry["loss"]) for entry in entries(piece_records(Kind.REPORT, 3, (4, 5)))]

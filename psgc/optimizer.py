@@ -23,14 +23,12 @@ DEVICE_BLOCK = 1 << 26  # on a GPU, where each operation costs some microseconds
 class Rules:
     """What a step does besides its own formula.
 
-    factor: of the learning rate in an iteration; clip_norm: the gradient is scaled down to this Euclidean norm;
-    weight_decay: lr * weight_decay * theta is subtracted as well, and moments know nothing of it. Source: Loshchilov
-    and Hutter, "Decoupled weight decay regularization" (ICLR 2019).
+    Source of weight_decay: Loshchilov and Hutter, "Decoupled weight decay regularization" (ICLR 2019).
     """
 
-    factor: Callable[[int], float] = lambda iteration: 1.0
-    clip_norm: float | None = None
-    weight_decay: float = 0.0
+    factor: Callable[[int], float] = lambda iteration: 1.0  # of the learning rate in an iteration
+    clip_norm: float | None = None  # the gradient is scaled down to this Euclidean norm
+    weight_decay: float = 0.0  # lr * weight_decay * theta is subtracted as well, and moments know nothing of it
 
 
 class Optimizer(ABC):

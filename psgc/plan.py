@@ -25,20 +25,13 @@ MAX_WORKERS = 1_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What each worker holds and does.
+    """What each worker holds and does."""
 
-    assignment: (num_chunks, num_workers) 0/1
-    coding_matrix: (num_workers, parts)
-    queues: by rank, the default queue: the chunks that the worker does, in order
-    backups: by rank, the other chunks that the worker holds, in order of preference (schedule `dynamic`)
-    own_chunks: (num_workers,) how many chunks each worker would do if no chunk were done more than `parts` times
-    """
-
-    assignment: scipy.sparse.csr_array
-    queues: Queues
-    coding_matrix: np.ndarray
-    own_chunks: np.ndarray
-    backups: Queues = field(default_factory=dict)
+    assignment: scipy.sparse.csr_array  # (num_chunks, num_workers) 0/1
+    queues: Queues  # by rank, the default queue: the chunks that the worker does, in order
+    coding_matrix: np.ndarray  # (num_workers, parts)
+    own_chunks: np.ndarray  # (num_workers,): how many each would do if none were done more than `parts` times
+    backups: Queues = field(default_factory=dict)  # by rank: other chunks that it holds, by preference (`dynamic`)
 
     @property
     def num_chunks(self) -> int:

@@ -31,17 +31,12 @@ class RunningTime:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A process, told apart from every other one that had or will have its pid.
-
-    machine: equal for processes that can see each other's pids
-    started: clock ticks from the boot of the machine; empty if unknown, and then the process is never killed, nor taken
-        for another one
-    """
+    """A process, told apart from every other one that had or will have its pid."""
 
     host: str
-    machine: str
+    machine: str  # equal for processes that can see each other's pids
     pid: int
-    started: str
+    started: str  # clock ticks from the boot of the machine; empty: unknown, and it is never killed, nor another one
 
     @classmethod
     def own(cls) -> "Identity":

@@ -75,26 +75,19 @@ MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}  # the large
 
 
 class EvaluationRow(NamedTuple):
-    """A row of evaluations.csv: a value of an evaluation by a script (`run.evaluate`).
+    """A row of evaluations.csv: a value of an evaluation by a script (`run.evaluate`)."""
 
-    iteration: that of the evaluation; of several calls the last
-    epoch: whole epochs before it
-    """
-
-    iteration: int
-    epoch: int
+    iteration: int  # that of the evaluation; of several calls the last
+    epoch: int  # whole epochs before it
     name: str
     value: float
 
 
 class WorkerEvent(NamedTuple):
-    """A row of lost.csv: a worker was lost ("lost"), sent a wrong copy ("wrong"), or came back ("returned").
-
-    worker: 0 for a rank 0 that was lost
-    """
+    """A row of lost.csv: a worker was lost ("lost"), sent a wrong copy ("wrong"), or came back ("returned")."""
 
     iteration: int
-    worker: int
+    worker: int  # 0 for a rank 0 that was lost
     host: str
     event: str
     reason: str

@@ -126,13 +126,10 @@ def blocks(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -
 
 @dataclass(frozen=True)
 class AssignmentKind:
-    """An assignment that can be chosen by name.
-
-    make: the function; others: workers that cannot hold a chunk, whatever the replication.
-    """
+    """An assignment that can be chosen by name."""
 
     make: Callable[[int, int, int, int], Assignment]
-    others: int = 0
+    others: int = 0  # workers that cannot hold a chunk, whatever the replication
 
 
 ASSIGNMENTS = {

@@ -44,22 +44,17 @@ def bounds(i: int, length: int, num_chunks: int) -> tuple[int, int]:
 class Epochs:
     """The batches of a run, a pure function of these numbers and the iteration.
 
-    num_rows: number of rows of the data
-    size: number of rows of a batch; the last batch of an epoch may have fewer
-    count: number of epochs of the run
-    seed: the seed of the run
-    shuffle: see `rows_of`
 
     >>> epochs = Epochs(num_rows=7, size=3, count=2, seed=0)
     >>> epochs.iterations, [epochs.rows_in(iteration) for iteration in range(6)]
     (6, [3, 3, 1, 3, 3, 1])
     """
 
-    num_rows: int
-    size: int
-    count: int
-    seed: int
-    shuffle: bool = True
+    num_rows: int  # number of rows of the data
+    size: int  # number of rows of a batch; the last batch of an epoch may have fewer
+    count: int  # number of epochs of the run
+    seed: int  # the seed of the run
+    shuffle: bool = True  # see `rows_of`
 
     @property
     def iterations_each(self) -> int:

@@ -43,18 +43,12 @@ class Mpirun:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The number of ranks and their hosts.
+    """The number of ranks and their hosts."""
 
-    ranks: the number of ranks
-    host: the hosts, as in a:5,b:5; None: see hostfile
-    hostfile: a file that names the hosts; None: mpirun chooses them
-    fault_tolerance: whether MPI should survive the death of a rank
-    """
-
-    ranks: int
-    host: str | None = None
-    hostfile: str | None = None
-    fault_tolerance: bool = True
+    ranks: int  # the number of ranks
+    host: str | None = None  # the hosts, as in a:5,b:5; None: see hostfile
+    hostfile: str | None = None  # a file that names the hosts; None: mpirun chooses them
+    fault_tolerance: bool = True  # whether MPI should survive the death of a rank
 
     def __post_init__(self) -> None:
         """Raises UserError."""

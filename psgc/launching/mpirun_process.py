@@ -20,12 +20,7 @@ from typing import IO
 from psgc.errors import UserError
 from psgc.processes import die_with_parent, kill_tree
 
-STOPPERS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-)  # SIGUSR1 is the warning of a scheduler, if the job asked for one
+STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last one: a scheduler's warning
 STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # (signal, seconds that the run has to react)
 UNHURRIED = 120.0  # seconds to react to SIGUSR1 when the run will start again
 HEARD = 100  # lines that are kept
@@ -34,16 +29,11 @@ LATE = 2.0  # seconds to wait for the last lines after the end of mpirun
 
 @dataclass
 class Heard:
-    """The output of a run, for callers in Python.
+    """The output of a run, for callers in Python."""
 
-    lines: the last lines on stderr
-    why: the reason that `psgc launch` itself gives for a failed run
-    stopped_by: the signal that stopped the run, or None
-    """
-
-    lines: deque[str] = field(default_factory=lambda: deque(maxlen=HEARD))
-    why: str = ""
-    stopped_by: int | None = None
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=HEARD))  # the last lines on stderr
+    why: str = ""  # the reason that `psgc launch` itself gives for a failed run
+    stopped_by: int | None = None  # the signal that stopped the run, or None
 
     @property
     def reason(self) -> str:

@@ -28,24 +28,19 @@ _NOISE = r"^\w+: (?:error|fatal): |Batch job submission failed: |^(?:sbatch|qsub
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job's requests to its scheduler. Raises UserError for the first invalid value.
-
-    time: the time limit, such as 2:00:00
-    warning: seconds before the time limit at which the job is warned
-    options: further options, as the scheduler writes them
-    """
+    """A job's requests to its scheduler. Raises UserError for the first invalid value."""
 
     scheduler: "Scheduler"
     nodes: int
     ranks_per_node: int
-    time: str
+    time: str  # the time limit, such as 2:00:00
     name: str
     cpus_per_rank: int = 1
     gpus_per_rank: int = 0
     partition: str | None = None
     account: str | None = None
-    warning: int = 60
-    options: Sequence[str] = ()
+    warning: int = 60  # seconds before the time limit at which the job is warned
+    options: Sequence[str] = ()  # further options, as the scheduler writes them
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -92,30 +87,18 @@ class Job:
 
 
 class Scheduler(ABC):
-    """The differences between schedulers.
+    """The differences between schedulers."""
 
-    title: the name of the scheduler
-    suffix: the suffix of its scripts
-    prefix: the beginning of a directive
-    commands: its commands; the first one submits
-    index: the number of this run in a sweep, from 0, in shell
-    resume: --resume if the job has run before, in shell
-    own: options that the script sets, or that would contradict it
-    form: a pattern for other options
-    example: another option
-    reads_stdin: whether the command that submits reads the script from stdin
-    """
-
-    title: ClassVar[str]
-    suffix: ClassVar[str]
-    prefix: ClassVar[str]
-    commands: ClassVar[tuple[str, ...]]
-    index: ClassVar[str]
-    resume: ClassVar[str] = "${again:+--resume}"
-    own: ClassVar[tuple[str, ...]]
-    form: ClassVar[str] = rf"-[A-Za-z_]+( {VALUE})?"
-    example: ClassVar[str]
-    reads_stdin: ClassVar[bool] = False
+    title: ClassVar[str]  # the name of the scheduler
+    suffix: ClassVar[str]  # the suffix of its scripts
+    prefix: ClassVar[str]  # the beginning of a directive
+    commands: ClassVar[tuple[str, ...]]  # its commands; the first one submits
+    index: ClassVar[str]  # the number of this run in a sweep, from 0, in shell
+    resume: ClassVar[str] = "${again:+--resume}"  # --resume if the job has run before, in shell
+    own: ClassVar[tuple[str, ...]]  # options that the script sets, or that would contradict it
+    form: ClassVar[str] = rf"-[A-Za-z_]+( {VALUE})?"  # a pattern for other options
+    example: ClassVar[str]  # another option
+    reads_stdin: ClassVar[bool] = False  # whether the command that submits reads the script from stdin
 
     @abstractmethod
     def directives(self, job: Job, num_runs: int) -> list[str]:

@@ -16,21 +16,14 @@ MPIRUN_ONLY = ("--map-by", "--bind-to", "--rank-by", "--mca", "--oversubscribe",
 
 @dataclass(frozen=True)
 class Program:
-    """A YAML file or a script, and how to run it.
-
-    overrides: the values of --set
-    arguments: the arguments of a script
-    for_mpirun: further arguments of mpirun, such as --map-by core
-    resume: continue from the newest checkpoint
-    debug: show the traceback of an error
-    """
+    """A YAML file or a script, and how to run it."""
 
     path: str
-    overrides: Sequence[str] = ()
-    arguments: Sequence[str] = ()
-    for_mpirun: Sequence[str] = ()
-    resume: bool = False
-    debug: bool = False
+    overrides: Sequence[str] = ()  # the values of --set
+    arguments: Sequence[str] = ()  # the arguments of a script
+    for_mpirun: Sequence[str] = ()  # further arguments of mpirun, such as --map-by core
+    resume: bool = False  # continue from the newest checkpoint
+    debug: bool = False  # show the traceback of an error
 
     @property
     def is_script(self) -> bool:

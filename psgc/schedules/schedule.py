@@ -50,18 +50,14 @@ Order = Skip | Queue | Next
 
 
 class Pass(NamedTuple):
-    """What `worker` has finished or abandoned: a chunk, or several, in so many seconds.
-
-    is_done: False when it does not count, so that the worker may have to repeat it; late: seconds between its end and
-    `now`, when the server hears of it.
-    """
+    """What `worker` has finished or abandoned: a chunk, or several, in so many seconds."""
 
     worker: int
     chunks: tuple[int, ...]
-    now: float
+    now: float  # when the server hears of it
     seconds: float
-    is_done: bool = True
-    late: float = 0.0
+    is_done: bool = True  # False when it does not count, so that the worker may have to repeat it
+    late: float = 0.0  # seconds between its end and `now`
 
 
 @dataclass(frozen=True)

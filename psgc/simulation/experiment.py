@@ -103,18 +103,14 @@ def simulate(settings: Settings, step: Told = lambda what: None) -> Iterator[Tri
 
 @dataclass(frozen=True, eq=False)
 class _Comparison:
-    """All schedules on the same workers and chunks.
-
-    seconds: seconds per chunk of the workers, (trials, m)
-    costs: costs of the chunks, (trials, N); None if all are equal
-    """
+    """All schedules on the same workers and chunks."""
 
     settings: Settings
     assignment: Any
     ordering: Any
     parts: int
-    seconds: Seconds
-    costs: Seconds | None
+    seconds: Seconds  # seconds per chunk of the workers, (trials, m)
+    costs: Seconds | None  # costs of the chunks, (trials, N); None if all are equal
     step: Told
 
     @cached_property

@@ -34,16 +34,11 @@ class Simulated:
 
 
 class Passes(NamedTuple):
-    """The passes of workers.
+    """The passes of workers."""
 
-    joins: whether workers can do several chunks in one pass (transfer `combined`)
-    cost: the cost of a pass besides its chunks, in average chunks
-    pause: seconds between two passes of a worker
-    """
-
-    joins: bool = False
-    cost: float = 0.0
-    pause: float = 0.0
+    joins: bool = False  # whether workers can do several chunks in one pass (transfer `combined`)
+    cost: float = 0.0  # the cost of a pass besides its chunks, in average chunks
+    pause: float = 0.0  # seconds between two passes of a worker
 
 
 ALONE = Passes()

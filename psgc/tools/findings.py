@@ -15,16 +15,11 @@ BOUND = "-- --bind-to core:overload-allowed"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report.
+    """One line of the report."""
 
-    level: ok; note: training works, but something could be better; problem: training does not work
-    name: what was tested
-    text: the result
-    """
-
-    level: Literal["ok", "note", "problem"]
-    name: str
-    text: str
+    level: Literal["ok", "note", "problem"]  # note: training works, but could be better; problem: it does not work
+    name: str  # what was tested
+    text: str  # the result
 
 
 def mpirun_finding(mpirun: Mpirun) -> Finding:

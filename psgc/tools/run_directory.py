@@ -35,27 +35,21 @@ MAX_LOCK = 1000  # bytes
 class RecordedRun:
     """The record of a run, finished or not.
 
-    path: the run directory
-    config: the settings
     iterations: the columns of iterations.csv (`psgc.run_rows.IterationRow`), counts as int64 and others as float64;
         without losses and held-out figures if there are none
     timeline: the columns of the timeline (`psgc.run_rows.TIMELINE`), and `outcomes`, the names of its outcomes; None
         without a timeline. It may lack iterations, and have iterations without a row.
-    summary: summary.json; None until the run has ended
-    events: the rows of lost.csv, also of workers that a resumed run does not have any more
-    workers, chunks: the number of workers and of chunks; 0 when unknown
-    evaluated: the rows of evaluations.csv
     """
 
-    path: Path
+    path: Path  # the run directory
     config: Config
     iterations: Columns
     timeline: Columns | None
-    summary: dict[str, Any] | None
-    events: list[WorkerEvent]
-    workers: int
+    summary: dict[str, Any] | None  # None until the run has ended
+    events: list[WorkerEvent]  # lost.csv, also of workers that a resumed run does not have any more
+    workers: int  # how many, as chunks; 0 when unknown
     chunks: int
-    evaluated: Sequence[EvaluationRow] = ()
+    evaluated: Sequence[EvaluationRow] = ()  # evaluations.csv
 
     @property
     def events_of_workers(self) -> list[WorkerEvent]:

@@ -15,14 +15,9 @@ from psgc.tools.probe import MARK
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The result of a command.
+    """The result of a command, with its output."""
 
-    code: the exit code; negative: the signal that ended it; None: it was killed by `Command`, or could not be started
-    out, err: its output
-    seconds: its time
-    """
-
-    code: int | None
+    code: int | None  # the exit code; negative: the signal that ended it; None: killed by `Command`, or not started
     out: str
     err: str
     seconds: float
