@@ -260,12 +260,12 @@ def unpack_block(what: int) -> BlockName:
     return BlockName(**values | {"is_state": bool(values["is_state"])})
 
 
-def record(kind: Kind, iteration: int = 0, chunk: int = 0, *, last: bool = True, **fields: float) -> Records:
+def record(kind: Kind, iteration: int = 0, chunk: int = 0, *, last: bool = True, **fields: Any) -> Records:
     """One record, as an array of length 1. fields: others of `RECORD`, which are 0 unless they are given."""
     return np.array([(kind, last, iteration, chunk, *(UNSAID | fields).values())], RECORD)
 
 
-def piece_records(kind: Kind, iteration: int, piece: Sequence[int], **fields: float) -> Records:
+def piece_records(kind: Kind, iteration: int, piece: Sequence[int], **fields: Any) -> Records:
     """A record for each chunk of a piece, with the same fields, and `last` on the last one.
 
     >>> [(entry["chunk"], entry["last"], entry["loss"]) for entry in entries(piece_records(Kind.REPORT, 3, (4, 5)))]

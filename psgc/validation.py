@@ -73,10 +73,11 @@ def one_of(names: Collection[str]) -> BeforeValidator:
 
 
 def by(model_of: Callable[[Any], type[BaseModel]]) -> BeforeValidator:
-    """Reads a mapping as the model that `model_of` chooses."""
+    """Reads a mapping as the model that `model_of` chooses. None stays."""
 
     def check(value: Any, info: ValidationInfo) -> Any:
-        return value if isinstance(value, BaseModel) else model_of(value).model_validate(value, context=info.context)
+        is_read = value is None or isinstance(value, BaseModel)
+        return value if is_read else model_of(value).model_validate(value, context=info.context)
 
     return BeforeValidator(check)
 
@@ -244,7 +245,6 @@ def wrong(source: YamlSource, key: Key, text: str) -> UserError:
 
 def _text(error: Any) -> str:
     """The text of one of pydantic's errors."""
-
     if error["type"] == "psgc":
         return str(error["ctx"]["text"])
     if error["type"] == "literal_error":

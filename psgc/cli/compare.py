@@ -113,10 +113,7 @@ def _short(keys: Sequence[str]) -> list[str]:
 
 
 def _columns(rows: Sequence[ComparedRun], metrics: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Name and texts of each column of numbers, without those of which nothing is known.
-
-    metrics: those that have a column
-    """
+    """Name and texts of each column of numbers, of these metrics as well; columns without a number are left out."""
     columns = [
         ("iter-\nations", [str(row["iterations"]) for row in rows]),
         ("loss", [_text(row["final_loss"], ".5g") for row in rows]),

@@ -23,7 +23,7 @@ from psgc.machine import NETWORK, usable_cores
 from psgc.terminal import say
 from psgc.tools import findings
 from psgc.tools.findings import Finding
-from psgc.tools.timed_commands import Command
+from psgc.tools.timed_commands import running
 
 LIMIT = 16.0  # seconds for everything, except killing what is late
 MPIRUN_LIMIT = 3.0  # for each of the three commands that tell which MPI it is
@@ -55,9 +55,9 @@ def run(options: Options) -> int:
     say(f"psgc {__version__} on {socket.gethostname()}, Python {sys.version.split()[0]}")
     line, survived = "", False
     with (
-        Command([*PROBE, "gpu"], environ, GPU_LIMIT) as gpu,
-        Command([*PROBE, "files", options.output], environ, FILES_LIMIT) as files,
-        Command(["sinfo", "-h", "-o", "%P %a %D"], environ, SLURM_LIMIT) as partitions,
+        running([*PROBE, "gpu"], environ, GPU_LIMIT) as gpu,
+        running([*PROBE, "files", options.output], environ, FILES_LIMIT) as files,
+        running(["sinfo", "-h", "-o", "%P %a %D"], environ, SLURM_LIMIT) as partitions,
     ):
         try:
             mpirun = find_mpirun(environ, MPIRUN_LIMIT)
@@ -70,8 +70,8 @@ def run(options: Options) -> int:
             if not placement.hosts() and environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
                 threads = {**additions, **environ}["OMP_NUM_THREADS"]
                 found += findings.core_findings(ranks, usable_cores(), threads)
-        files_tested, slurm = files.result(), partitions.result()
-        found += findings.gpu_findings(gpu.result(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
+        files_tested, slurm = files(), partitions()
+        found += findings.gpu_findings(gpu(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
         found += [findings.slurm_finding(slurm, environ), findings.output_finding(options.output, files_tested)]
     _report(found)
     if any(finding.level == "problem" for finding in found):
@@ -114,15 +114,12 @@ def default_ranks(environ: Mapping[str, str], cores: int) -> int:
 def _probe_mpi(
     mpirun: Mpirun, placement: Placement, environ: Mapping[str, str], deadline: float
 ) -> tuple[list[Finding], bool]:
-    """Run a test job in the way of `psgc launch`, with all ranks of the run when hosts are named.
-
-    Returns the findings, and whether the job survived the death of a rank.
-    """
+    """The findings of a test job, with all ranks of the run when hosts are named; and whether it survived a death."""
     size = max(PROBE_RANKS, placement.ranks) if placement.hosts() else PROBE_RANKS
     placement = replace(placement, ranks=size)
     command, additions = launch_command(placement, ["ranks"], environ, mpirun=mpirun, module="psgc.tools.probe")
-    with Command(command, {**environ, **additions, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
-        result = job.result()
+    with running(command, {**environ, **additions, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
+        result = job()
     found = [findings.mpirun_finding(mpirun), *findings.job_findings(mpirun, result, size)]
     found += findings.pace_findings(result.found().get("paces", []))
     return found, bool(result.found().get("survived"))

@@ -71,12 +71,6 @@ class TorchProblem(ScriptProblem):
     script: str = Field(default="", exclude=True)
 
 
-def _index_base(value: Any) -> Any:
-    if isinstance(value, bool) or value not in ("auto", 0, 1):
-        raise refuse(f"expected auto, 0 or 1, got {shown(value)}")
-    return value
-
-
 class Data(Section):
     """Files."""
 
@@ -86,7 +80,7 @@ class Data(Section):
     labels: PathText | None = key(None, "a .npy file with the labels, where path is one with X")
     test: PathText | None = key(None, "a file with held-out rows, as path")
     test_labels: PathText | None = key(None, "a .npy file with the labels of test")
-    index_base: Annotated[Literal["auto", 0, 1], BeforeValidator(_index_base)] = key(
+    index_base: Annotated[Literal["auto", 0, 1], expect("auto, 0 or 1")] = key(
         "auto", "the first index of LIBSVM text; auto: 0 when there is an index 0, else 1"
     )
 
@@ -188,7 +182,6 @@ class _WithArguments(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the class."""
         return dict(self.model_extra or {})
 
 
@@ -221,12 +214,8 @@ def problem_of(value: Any) -> type[Section]:
     return PythonProblem if is_python else BuiltinProblem
 
 
-def data_of(value: Any, info: ValidationInfo) -> Any:
-    """The data of a YAML, or None."""
-    if value is None or isinstance(value, Section):
-        return value
-    model = PythonData if isinstance(value, dict) and "python" in value else Data
-    return model.model_validate(value, context=info.context)
+def data_of(value: Any) -> type[Section]:
+    return PythonData if isinstance(value, dict) and "python" in value else Data
 
 
 def optimizer_of(value: Any) -> type[Section]:

@@ -60,7 +60,7 @@ class Config(Section):
     problem: Annotated[BuiltinProblem | PythonProblem | ScriptProblem, by(problem_of)] = Field(
         description="a mapping, for example {kind: logistic}"
     )
-    data: Annotated[Data | PythonData | None, BeforeValidator(data_of)] = key(
+    data: Annotated[Data | PythonData | None, by(data_of)] = key(
         None, "where the rows come from; a model of the user's may have none"
     )
     optimizer: Annotated[OptimizerSettings | ScriptOptimizer, by(optimizer_of)] = Field(
@@ -138,9 +138,8 @@ class Config(Section):
             if isinstance(coding.assignment, str) and coding.replication <= coding.parts:
                 text = f"replication {coding.replication} with parts {coding.parts} leaves no copy to compare with"
                 raise refuse(f"{text}, expected replication >= {coding.parts + 1}", "verify")
-        if self.reproducible and (conflict := self._reproducible_conflict()):
-            name, text = conflict
-            raise refuse(text, "reproducible", name)
+        if self.reproducible:
+            self._check_reproducible()
         if self.aggregation == "allreduce" and (conflict := self.allreduce_conflict()):
             name, text = conflict
             raise refuse(text, "aggregation", name)
@@ -156,18 +155,16 @@ class Config(Section):
             raise refuse(text, "faults", "transfer")
         return self
 
-    def _reproducible_conflict(self) -> tuple[str, str] | None:
-        """A key with which the bits would depend on chance, and what would be right; None if there is none."""
-        coding = self.coding
-        if coding.parts > 1:
-            text = f"with parts {coding.parts} the rounding depends on which workers were fast; use parts: 1"
-            return "coding", text
+    def _check_reproducible(self) -> None:
+        if (parts := self.coding.parts) > 1:
+            text = f"with parts {parts} the rounding depends on which workers were fast; use parts: 1"
+            raise refuse(text, "reproducible", "coding")
         if self.recovery.mode != "exact":
-            return "recovery", "approximate leaves out what is late; use recovery: {mode: exact}"
-        if coding.chunks_per_worker == "auto":
+            text = "approximate leaves out what is late; use recovery: {mode: exact}"
+            raise refuse(text, "reproducible", "recovery")
+        if self.coding.chunks_per_worker == "auto":
             text = "chunks_per_worker auto follows from times, and the sum from the number of chunks; give a number"
-            return "coding", text
-        return None
+            raise refuse(text, "reproducible", "coding")
 
     @property
     def joins(self) -> bool:

@@ -54,8 +54,8 @@ def batch_script(
         lines += ["set -eu", f'local="{local_dir}/psgc-$SLURM_JOB_ID"']
         lines += [f'sbcast --force {shlex.quote(path)} "{local[key]}"' for key, path in data.items()]
         lines += [""]
-    begins, where = scheduler.launch(job)
-    launch = [begins, shlex.quote(program.path), f"-n {job.ranks}", *where, _settings(program.overrides)]
+    launch = [scheduler.launch(job), shlex.quote(program.path), f"-n {job.ranks}", scheduler.hosts]
+    launch += [_settings(program.overrides)]
     launch += [f"--set \"{key}='{copy}'\"" for key, copy in local.items()]
     launch += ['"${run[@]}"' if points else "", f"--requeue {job.warned()}"]
     launch += ["--resume" if program.resume else scheduler.resume]

@@ -98,6 +98,7 @@ class Scheduler(ABC):
     own: ClassVar[tuple[str, ...]]  # options that the script sets, or that would contradict it
     form: ClassVar[str] = rf"-[A-Za-z_]+( {VALUE})?"  # a pattern for other options
     example: ClassVar[str]  # another option
+    hosts: ClassVar[str] = '--host "$hosts"'  # arguments of `psgc launch`, in shell; see `_find_hosts`
     reads_stdin: ClassVar[bool] = False  # whether the command that submits reads the script from stdin
 
     @abstractmethod
@@ -108,9 +109,9 @@ class Scheduler(ABC):
     def begin(self, job: Job, num_runs: int, script: Path) -> list[str]:
         """The first commands of the script."""
 
-    @abstractmethod
-    def launch(self, job: Job) -> tuple[str, list[str]]:
-        """The beginning of the last command, and arguments of `psgc launch`, in shell."""
+    def launch(self, job: Job) -> str:
+        """The beginning of the last command, in shell."""
+        return "exec psgc launch"
 
     def submit_command(self, script: Path, num_runs: int) -> list[str]:
         return [self.commands[0], str(script)]

@@ -27,6 +27,7 @@ class Slurm(Scheduler):
         "--partition", "--account", "--array", "--output", "--signal", "--open-mode", "--requeue", "--no-requeue",
     )  # fmt: skip
     form, example = rf"--[a-z][a-z-]*(={VALUE})?", "--qos=long"
+    hosts = ""  # mpirun asks SLURM
 
     def _is(self, own: str, option: str) -> bool:
         return own.startswith(option.partition("=")[0])  # sbatch takes abbreviations
@@ -54,9 +55,6 @@ class Slurm(Scheduler):
 
     def begin(self, job: Job, num_runs: int, script: Path) -> list[str]:
         return ["trap '' USR1 # SLURM's warning is for psgc launch"]
-
-    def launch(self, job: Job) -> tuple[str, list[str]]:
-        return "exec psgc launch", []
 
     def log(self, name: str, number: str, is_array: bool) -> str:
         return f"{name}-{number}{'_*' if is_array else ''}.log"
@@ -112,9 +110,9 @@ class Pbs(Scheduler):
             self._find_hosts(job, "PBS_NODEFILE"),
         ]
 
-    def launch(self, job: Job) -> tuple[str, list[str]]:
+    def launch(self, job: Job) -> str:
         warn = f"timeout --foreground --preserve-status --signal=USR1 {job.limit() - job.warned()}"
-        return f"exec {warn} psgc launch", ['--host "$hosts"']
+        return f"exec {warn} psgc launch"
 
     def submit_command(self, script: Path, num_runs: int) -> list[str]:
         # not in the script, which a job submits for its own run alone; an array has at least two jobs
@@ -177,9 +175,6 @@ class Lsf(Scheduler):
             "trap '' USR1 # LSF's warning is for psgc launch",
             self._find_hosts(job, "LSB_DJOB_HOSTFILE"),
         ]
-
-    def launch(self, job: Job) -> tuple[str, list[str]]:
-        return "exec psgc launch", ['--host "$hosts"']
 
     def log(self, name: str, number: str, is_array: bool) -> str:
         element = "" if not is_array else "_$LSB_JOBINDEX" if "$" in number else "_*"

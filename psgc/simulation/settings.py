@@ -16,6 +16,7 @@ from psgc.schedules import SCHEDULES
 from psgc.validation import (
     MOST,
     Count,
+    Flag,
     Fraction,
     Natural,
     NotNegative,
@@ -46,6 +47,7 @@ def _failed(value: Any) -> Any:
 
 
 Shape: TypeAlias = tuple[int, int]
+Counts = Annotated[list[Count], Field(min_length=1), expect("a list of at least one whole number >= 1")]
 Exponent = Annotated[float, Field(ge=0.25, le=MOST, allow_inf_nan=False), expect("a number >= 0.25")]
 FailedWorkers = Annotated[int | str, BeforeValidator(_failed)]
 
@@ -173,7 +175,7 @@ class Settings(Section):
         BuiltAssignment | AssignmentFile,
         by_kind(dict.fromkeys(ASSIGNMENTS, BuiltAssignment) | {"file": AssignmentFile}),
     ] = Field(description="a mapping, for example {kind: cyclic, chunks: 200, workers: 200, load: 8}")
-    parts: Annotated[list[Count], expect("a list of at least one whole number >= 1")] = Field([1], min_length=1)
+    parts: Counts = Field([1])
     schedules: Annotated[list[ScheduleName], expect("a list of at least one schedule")] = Field(
         [name for name, schedule in SCHEDULES.items() if schedule.tried_by_default], min_length=1
     )
@@ -184,22 +186,18 @@ class Settings(Section):
     known_speeds: RelativeError | None = None
     trials: Count = 1000
     # trials are iterations of one run, from which the schedules learn
-    consecutive: Annotated[bool, expect("true or false")] = False
+    consecutive: Flag = False
     # what a pass costs besides its chunks, in chunks: workers do several in one; None: one by one, and without a cost
     pass_cost: NotNegative | None = None
     clock: Positive | None = None  # completion times are rounded up to its multiples; None: they are not
     deadlines: Annotated[list[Positive], expect("a list of numbers > 0")] = Field([])
-    bound: Annotated[bool, expect("true or false")] = False  # also T* and T / T*
+    bound: Flag = False  # also T* and T / T*
     seed: Natural = 0
 
     @model_validator(mode="after")
-    def _passes_of_one_part(self) -> Self:
+    def _keys_agree(self) -> Self:
         if self.pass_cost is not None and max(self.parts) > 1:
             raise refuse("several chunks are done in one pass with parts 1 alone", "pass_cost", "parts")
-        return self
-
-    @model_validator(mode="after")
-    def _known_to_somebody(self) -> Self:
         if self.known_speeds is not None and not any(SCHEDULES[name].is_adaptive for name in self.schedules):
             adaptive = either(name for name, schedule in SCHEDULES.items() if schedule.is_adaptive)
             raise refuse(f"only the schedule {adaptive} uses it", "known_speeds", "schedules")
@@ -222,18 +220,16 @@ class NetworkSettings(Section):
     network: LinkSettings = Field(
         description="a mapping, for example {rate: 25e6, latency: 1e-4, dim: 1000000, itemsize: 4}"
     )
-    workers: Annotated[list[Count], expect("a list of at least one whole number >= 1")] = Field(
-        min_length=1, description="a list of numbers of workers, for example [8, 64]"
-    )
+    workers: Counts = Field(description="a list of numbers of workers, for example [8, 64]")
     programs: Annotated[list[ProgramName], expect("a list of at least one program")] = Field(
         [*get_args(ProgramName)], min_length=1
     )
-    parts: Annotated[list[Count], expect("a list of at least one whole number >= 1")] = Field([1], min_length=1)
+    parts: Counts = Field([1])
     chunks_per_worker: Count = 8
     per_host: Count = 1  # workers that share a link, and sum in memory what leaves their host
 
     @model_validator(mode="after")
-    def _whole_hosts(self) -> Self:
+    def _keys_agree(self) -> Self:
         if self.per_host > 1 and ("server" in self.programs or max(self.parts) > 1):
             text = "several workers of a host sum with parts 1, and with the programs allreduce and coded_allreduce"
             raise refuse(text, "per_host", "programs", "parts")
@@ -242,10 +238,6 @@ class NetworkSettings(Section):
                 raise refuse(f"{workers} workers are no whole hosts of {self.per_host}", "workers", "per_host")
             if self.network.slow > 1 and workers > MOST_ONE_BY_ONE * self.per_host:
                 raise refuse(f"expected <= {MOST_ONE_BY_ONE} links when they differ", "workers", "network.slow")
-        return self
-
-    @model_validator(mode="after")
-    def _enough_workers(self) -> Self:
         parts, fewest, most = max(self.parts), min(self.workers), max(self.workers)
         if set(self.programs) != {"allreduce"} and parts > fewest:
             raise refuse(f"{parts} parts need as many workers, got {fewest}", "parts", "workers")

@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Any
 
 from psgc.processes import die_with_parent, kill_tree
@@ -17,7 +17,7 @@ from psgc.tools.probe import MARK
 class Finished:
     """The result of a command, with its output."""
 
-    code: int | None  # the exit code; negative: the signal that ended it; None: killed by `Command`, or not started
+    code: int | None  # the exit code; negative: the signal that ended it; None: killed by `running`, or not started
     out: str
     err: str
     seconds: float
@@ -34,47 +34,46 @@ class Finished:
         return {name: value for line in self.lines() for name, value in line.items()}
 
 
-class Command:
-    """A command that runs in the background, at most until the end of the `with` block.
+@contextmanager
+def running(command: Sequence[str], environ: Mapping[str, str], seconds: float) -> Iterator[Callable[[], Finished]]:
+    """A command that runs in the background, at most until the end of the `with` block. Gives a call for its result.
 
     Its output goes to files, because a grandchild might keep a pipe open.
     """
-
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str], seconds: float) -> None:
-        self._start, self._seconds = time.monotonic(), seconds
-        self._files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  stdout, stderr; closed on leaving
-        self._process: subprocess.Popen[bytes] | None = None
-        self._reason = ""  # why it could not be started
-        streams: Any = dict(zip(("stdout", "stderr"), self._files, strict=True), stdin=subprocess.DEVNULL)
+    began = time.monotonic()
+    with TemporaryFile() as out, TemporaryFile() as err:
         try:
-            self._process = subprocess.Popen(
-                command, env=environ, start_new_session=True, preexec_fn=die_with_parent, **streams
+            process = subprocess.Popen(
+                command,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
             )
         except OSError as error:
-            self._reason = f"{command[0]}: {error.strerror}"
+            not_started = Finished(None, "", f"{command[0]}: {error.strerror}", 0.0)
+            yield lambda: not_started
+            return
 
-    def __enter__(self) -> "Command":
-        return self
+        def result() -> Finished:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, began + seconds - time.monotonic()))
+            code, took = process.poll(), time.monotonic() - began
+            _kill(process)
+            out.seek(0)
+            err.seek(0)
+            return Finished(code, out.read().decode(errors="replace"), err.read().decode(errors="replace"), took)
 
-    def __exit__(self, *_: object) -> None:
-        self._kill()
-        for file in self._files:
-            file.close()
+        try:
+            yield result
+        finally:
+            _kill(process)
 
-    def result(self) -> Finished:
-        if self._process is None:
-            return Finished(None, "", self._reason, 0.0)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.0, self._start + self._seconds - time.monotonic()))
-        code, seconds = self._process.poll(), time.monotonic() - self._start
-        self._kill()
-        for file in self._files:
-            file.seek(0)
-        out, err = (file.read().decode(errors="replace") for file in self._files)
-        return Finished(code, out, err, seconds)
 
-    def _kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            kill_tree(self._process.pid)
-            with suppress(subprocess.TimeoutExpired):  # SIGKILL does not end a process that waits for a file server
-                self._process.wait(1.0)
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        kill_tree(process.pid)
+        with suppress(subprocess.TimeoutExpired):  # SIGKILL does not end a process that waits for a file server
+            process.wait(1.0)

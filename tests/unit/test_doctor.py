@@ -9,7 +9,7 @@ import pytest
 
 from psgc.cli.doctor import default_ranks
 from psgc.tools.probe import MARK
-from psgc.tools.timed_commands import Command, Finished
+from psgc.tools.timed_commands import Finished, running
 
 JOB = [
     {"size": 3, "library": "Open MPI v5.0.11", "lacks": "", "threads": "funneled", "hosts": 1},
@@ -116,7 +116,7 @@ def test_ranks_to_look_after(environ, cores, expected):
 
 
 def shell(script, seconds=20.0):
-    return Command(["sh", "-c", script], os.environ, seconds)
+    return running(["sh", "-c", script], os.environ, seconds)
 
 
 def gone(file):
@@ -131,15 +131,15 @@ def gone(file):
 
 def test_an_answer_or_none():
     with shell("echo yes; echo no >&2; exit 3") as question:
-        answer = question.result()
+        answer = question()
         assert (answer.code, answer.out, answer.err) == (3, "yes\n", "no\n")
-    with Command(["/nowhere/sinfo"], {}, 1.0) as question:
-        assert question.result() == Finished(None, "", "/nowhere/sinfo: No such file or directory", 0.0)
+    with running(["/nowhere/sinfo"], {}, 1.0) as question:
+        assert question() == Finished(None, "", "/nowhere/sinfo: No such file or directory", 0.0)
 
 
 def test_who_is_late_is_killed_with_all_that_it_started(tmp_path):
     with shell(f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' & echo begun; wait", 3.0) as question:
-        answer = question.result()
+        answer = question()
     assert (answer.code, answer.out) == (None, "begun\n")
     assert gone(tmp_path / "pid")
 
@@ -147,7 +147,7 @@ def test_who_is_late_is_killed_with_all_that_it_started(tmp_path):
 def test_who_keeps_the_pipe_open_keeps_nobody_waiting():
     began = time.monotonic()
     with shell("setsid sleep 30 & echo done") as question:
-        assert question.result().out == "done\n"
+        assert question().out == "done\n"
     assert time.monotonic() - began < 20
 
 
