@@ -95,11 +95,7 @@ class NewFile:
             with contextlib.suppress(OSError):  # some file systems have no permissions
                 os.fchmod(descriptor, mode)  # restores permissions that the umask removed
         self.stream: IO[bytes] = _Stream(io.FileIO(descriptor, "w"))
-        self._descriptor = descriptor
-
-    def duplicate(self) -> int:
-        """A descriptor of the file that stays open, to write more to it."""
-        return os.dup(self._descriptor)
+        self.descriptor = descriptor
 
     def keep(self, name: str) -> None:
         """Close the file and give it its name, in place of the regular file that has it now, if any."""
@@ -112,7 +108,7 @@ class NewFile:
     def keep_on_disk(self, name: str) -> None:
         """As `keep`. When this returns, file and name survive a crash of the machine."""
         self.stream.flush()
-        os.fsync(self._descriptor)
+        os.fsync(self.descriptor)
         self.keep(name)
         descriptor = os.open(".", os.O_RDONLY, dir_fd=self._directory)
         try:
@@ -160,7 +156,7 @@ class GrowingFile:
         with naming(path), NewFile(path.parent, path.name) as file:
             file.stream.write(content)
             file.stream.flush()
-            self._descriptor = file.duplicate()
+            self._descriptor = os.dup(file.descriptor)  # stays open, to write more
             try:
                 file.keep(path.name)
             except BaseException:

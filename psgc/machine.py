@@ -47,16 +47,13 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(cores, round(quota)))
 
 
-def local_ranks() -> int:
-    """How many ranks mpirun has started on this machine: 1 without mpirun, one for each core if it gives no number."""
-    ranks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or "1"
-    return max(1, int(ranks)) if ranks.isdigit() else os.cpu_count() or 1
-
-
 def limit_threads() -> None:
     """Limit BLAS to this rank's share of the cores. BLAS uses all by default, and reads the limit when it is loaded."""
-    share = (os.cpu_count() or 1) // local_ranks()
-    share = max(1, min(share, len(os.sched_getaffinity(0))))  # SLURM and mpirun may have bound this rank to fewer cores
+    cores = os.cpu_count() or 1
+    ranks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or "1"
+    here = max(1, int(ranks)) if ranks.isdigit() else cores  # ranks on this machine
+    bound = len(os.sched_getaffinity(0))  # SLURM and mpirun may have bound this rank to fewer cores
+    share = max(1, min(cores // here, bound))
     for name in THREADS:
         os.environ.setdefault(name, str(share))
 

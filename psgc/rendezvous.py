@@ -234,12 +234,10 @@ class Rendezvous:
             self._forgive(error)
 
     def _sending(self) -> list[int]:
-        """The ranks that have not received a message."""
         self._sends = [sent for sent in self._sends if not sent[0].Test()]
         return [rank for _, _, rank in self._sends]
 
     def _hear(self, doing: str) -> bytes:
-        """The next message of rank 0."""
         found: list[tuple[int, int, bytes]] = []
 
         def hear() -> bool:

@@ -244,7 +244,6 @@ def wrong(source: YamlSource, key: Key, text: str) -> UserError:
 
 
 def _text(error: Any) -> str:
-    """The text of one of pydantic's errors."""
     if error["type"] == "psgc":
         return str(error["ctx"]["text"])
     if error["type"] == "literal_error":

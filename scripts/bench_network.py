@@ -22,19 +22,17 @@ server. Messages come out of the quota as well, as on a slow machine.
 
 import argparse
 import importlib.util
-import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benching import machine
+from benching import publish
 from hosts import impossible
 from network_runs import MEGABITS, PROGRAMS, SITUATIONS, Measured, measure
 
 from psgc.errors import PsgcError
-from psgc.record.files import write_output_text
 
 MEMORY_DIM = 10_000_000
 ALLREDUCE = tuple(name for name, program in PROGRAMS.items() if program.library)
@@ -81,10 +79,7 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    text = report(rows)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_output_text(options.out, text)
-    print(f"\n{text}")
+    publish(report(rows), options.out)
     return 0
 
 
@@ -155,11 +150,9 @@ def traffic(rows: Rows) -> str:
 
 
 def report(rows: Rows) -> str:
-    """The whole Markdown text: what ran where, the tables, how to read them."""
+    """The tables as Markdown, and how to read them."""
     return f"""\
-Links of {MEGABITS:g} Mbit/s, float32; {machine()}:
-
-    {shlex.join(["python", *sys.argv])}
+Links of {MEGABITS:g} Mbit/s, float32.
 
 {table(rows)}
 

@@ -16,7 +16,6 @@ The grid as it stands takes an hour. The shortest that shows something: --worker
 
 import argparse
 import itertools
-import shlex
 import statistics
 import sys
 import tempfile
@@ -26,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benching import machine, train, train_with_allreduce
+from benching import publish, train, train_with_allreduce
 from virtual_overhead import measure_virtual, virtual_table
 
 from psgc.data import write_dense
-from psgc.record.files import write_output_text
 
 SCHEDULES = ("uncoded", "static", "skipping", "dynamic")
 LOOP, REFERENCE = "`Allreduce` loop", "`uncoded`"
@@ -69,13 +67,10 @@ def main() -> int:
                     return 1
                 measured.setdefault((case, program), []).append(took)
                 print(f"{case} {program}: {1e3 * took.seconds:.2f} ms", file=sys.stderr, flush=True)
-    what = f"{options.iterations} iterations, {options.rounds} rounds; {machine()}"
-    text = f"{what}:\n\n    {shlex.join(['python', *sys.argv])}\n\n{table(medians(measured))}\n"
+    text = f"{options.iterations} iterations, {options.rounds} rounds.\n\n{table(medians(measured))}\n"
     if options.virtual:
         text += "\n" + virtual_table([measure_virtual(workers) for workers in options.virtual]) + "\n"
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_output_text(options.out, text)
-    print(text)
+    publish(text, options.out)
     return 0
 
 

@@ -27,7 +27,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import shlex
 import signal
 import statistics
 import subprocess
@@ -40,13 +39,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benching import machine
+from benching import publish
 from cpu_quotas import CpuQuotas, has_quotas
 from stop_and_go import StopAndGo
 
 from psgc.errors import RunFailed, UserError
 from psgc.machine import THREADS
-from psgc.record.files import write_output_text
 
 DDP, TORCHFT, PSGC = "DDP, gloo", "torchft, gloo", "psgc"
 PROGRAMS = {"ddp": DDP, "torchft": TORCHFT, "psgc": PSGC}
@@ -121,10 +119,7 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    text = report(rows, how)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_output_text(options.out, text)
-    print(f"\n{text}")
+    publish(report(rows, how), options.out)
     if wrong := disagreeing(rows):
         print(f"bench_torch: losses differ: {wrong}", file=sys.stderr)
     return 1 if wrong else 0
@@ -252,14 +247,12 @@ def disagreeing(rows: Rows) -> str:
 
 
 def report(rows: Rows, how: str) -> str:
-    """The whole Markdown text: what ran where, the table, how to read it."""
+    """The table as Markdown, and how to read it."""
     lines = ["| run | program | per step | ratio | last loss |", "|---|---|---|---|---|"]
     lines += [line(rows, name, program) for name, program in rows]
     table = "\n".join(lines)
     return f"""\
-{machine()}, PyTorch {importlib.metadata.version("torch")}; slow processors: {how}:
-
-    {shlex.join(["python", *sys.argv])}
+PyTorch {importlib.metadata.version("torch")}; slow processors: {how}.
 
 {table}
 

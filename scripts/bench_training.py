@@ -26,7 +26,6 @@ products (training_quotas.py), and every row once in each round. The situations:
 """
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,12 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import training_quotas
-from benching import SCHEDULES, SLOW, WORKERS, Run, equal, machine, one_slow, traced, train, train_with_allreduce
+from benching import SCHEDULES, SLOW, WORKERS, Run, equal, one_slow, publish, traced, train, train_with_allreduce
 from cpu_quotas import has_quotas
 from training_quotas import LOOP, SITUATIONS
 
 from psgc.errors import PsgcError, RunFailed
-from psgc.record.files import write_output_text
 
 NONE_SLOW, KILLED = "none slow", "one killed"
 PROGRAMS: dict[str, dict[str, Any]] = {
@@ -84,10 +82,7 @@ def main() -> int:
     except PsgcError as error:
         print(f"bench_training: {error}", file=sys.stderr)
         return error.exit_code
-    text = f"{machine()}:\n\n    {shlex.join(['python', *sys.argv])}\n\n" + "\n".join(texts)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_output_text(options.out, text)
-    print(f"\n{text}")
+    publish("\n".join(texts), options.out)
     if wrong:
         print(f"bench_training: final losses differ: {wrong}", file=sys.stderr)
     return 1 if wrong else 0

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 from psgc import schedules
 from psgc.launching.mpirun import Placement, find_mpirun, launch_command
 from psgc.machine import usable_cores
+from psgc.record.files import write_output_text
 
 WORKERS, SLOW = 8, 3
 SCHEDULES = tuple(name for name, schedule in schedules.SCHEDULES.items() if schedule.tried_by_default)
@@ -103,6 +105,14 @@ def traced(trace: Path, chunk: float) -> tuple[str, np.ndarray]:
     rounds = np.load(trace, allow_pickle=False).astype(float)[:, :WORKERS]
     scale = chunk / float(np.median(rounds))
     return f"{{kind: trace, path: {trace.resolve()}, scale: {scale}}}", scale * rounds
+
+
+def publish(text: str, out: Path) -> None:
+    """Write a table, below what ran where, to a file and to the screen."""
+    text = f"{machine()}:\n\n    {shlex.join(['python', *sys.argv])}\n\n{text}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_output_text(out, text)
+    print(f"\n{text}")
 
 
 def machine() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benching import overrides, read
+from benching import overrides, python_path, read
 from cpu_quotas import CpuQuotas
 from hosts import Hosts
 from network_ranks import TOLERANCE
@@ -156,9 +156,7 @@ def processors(workers: Sequence[str], slow: bool, cores: int) -> dict[str, floa
 def environment(hosts: Hosts) -> dict[str, str]:
     """Of every run: what mpirun needs to start on these hosts, one BLAS thread a rank, Python's path to this folder."""
     found = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    found |= hosts.environment | dict.fromkeys(THREADS, "1")
-    path = [str(Path(__file__).parent), *found.get("PYTHONPATH", "").split(os.pathsep)]
-    return found | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    return found | hosts.environment | dict.fromkeys(THREADS, "1") | python_path()
 
 
 def loop(

@@ -122,7 +122,7 @@ def _parse(arguments: Sequence[str], options: Options) -> None:
         parser.error(f"unrecognized arguments: {shlex.join(unknown)}{hint}")
 
 
-# arguments that several commands have
+# what several commands have
 
 
 def whole(text: str) -> int:
@@ -164,3 +164,8 @@ def add_json(parser: Parser) -> None:
 def add_plot(parser: Parser, what: str) -> None:
     text = f"draw the {what} to FILE (.png, .pdf, .svg; needs matplotlib)"
     parser.add_argument("--plot", metavar="FILE", help=text)
+
+
+def cell(number: float | None, how: str, scale: float = 1.0) -> str:
+    """The text of a number in a table; empty when it is unknown."""
+    return "" if number is None else format(scale * number, how)

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from psgc.cli import Options, Parser, add_json, add_plot
+from psgc.cli import Options, Parser, add_json, add_plot, cell
 from psgc.disk import expanded
 from psgc.errors import UserError, visible
 from psgc.record.files import check_file, check_plot, finite, write_json
@@ -116,17 +116,17 @@ def _columns(rows: Sequence[ComparedRun], metrics: Sequence[str]) -> list[tuple[
     """Name and texts of each column of numbers, of these metrics as well; columns without a number are left out."""
     columns = [
         ("iter-\nations", [str(row["iterations"]) for row in rows]),
-        ("loss", [_text(row["final_loss"], ".5g") for row in rows]),
-        ("held-out\nloss", [_text(row["test_loss"], ".5g") for row in rows]),
+        ("loss", [cell(row["final_loss"], ".5g") for row in rows]),
+        ("held-out\nloss", [cell(row["test_loss"], ".5g") for row in rows]),
         (
             "least\nof it",
-            ["" if row["best_test_loss"] == row["test_loss"] else _text(row["best_test_loss"], ".5g") for row in rows],
+            ["" if row["best_test_loss"] == row["test_loss"] else cell(row["best_test_loss"], ".5g") for row in rows],
         ),
-        ("accu-\nracy", [_text(row["test_accuracy"], ".4f") for row in rows]),
-        *((escape(printable(name)), [_text(row["metrics"].get(name), ".4g") for row in rows]) for name in metrics),
-        ("sec-\nonds", [_text(row["seconds"], ".1f") for row in rows]),
-        ("ms per\niter.", [_text(row["seconds_per_iteration"], ".1f", 1e3) for row in rows]),
-        ("T*/T", [_text(row["efficiency"], ".2f") for row in rows]),
+        ("accu-\nracy", [cell(row["test_accuracy"], ".4f") for row in rows]),
+        *((escape(printable(name)), [cell(row["metrics"].get(name), ".4g") for row in rows]) for name in metrics),
+        ("sec-\nonds", [cell(row["seconds"], ".1f") for row in rows]),
+        ("ms per\niter.", [cell(row["seconds_per_iteration"], ".1f", 1e3) for row in rows]),
+        ("T*/T", [cell(row["efficiency"], ".2f") for row in rows]),
         ("lost", [str(row["lost"] or "") for row in rows]),
     ]
     return [(name, texts) for name, texts in columns if any(texts)]
@@ -138,7 +138,3 @@ def _listed(names: Sequence[str]) -> str:
 
 def _cell(value: object) -> str:
     return escape(visible("" if value is None else shown(value)))
-
-
-def _text(number: float | None, how: str, scale: float = 1.0) -> str:
-    return "" if number is None else format(scale * number, how)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from psgc.cli import Options, Parser, add_json, add_plot, add_settings
+from psgc.cli import Options, Parser, add_json, add_plot, add_settings, cell
 from psgc.errors import UserError
 from psgc.record.files import check_file, check_plot, write_json
 from psgc.record.progress import progress_bar, show
@@ -84,10 +84,10 @@ def _show_schedules(settings: Settings, rows: Iterable[ScheduleRow]) -> None:
         table.add_row(
             str(row.parts),
             row.schedule,
-            *(_shown(number, ".4g") for number in (row.mean_time, row.std_time, row.mean_bound, row.mean_ratio)),
-            _shown(row.mean_computed, ".1f"),
+            *(cell(number, ".4g") for number in (row.mean_time, row.std_time, row.mean_bound, row.mean_ratio)),
+            cell(row.mean_computed, ".1f"),
             str(row.impossible or ""),
-            *(_shown(error, ".3f") for error in row.mean_errors),
+            *(cell(error, ".3f") for error in row.mean_errors),
         )
     say(f"{settings.trials} trials, means over those that recover; seconds")
     show(table)
@@ -98,10 +98,6 @@ def _table(*columns: str) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name in ("schedule", "program", "") else "right")
     return table
-
-
-def _shown(number: float | None, how: str) -> str:
-    return "" if number is None else format(number, how)
 
 
 # the figure

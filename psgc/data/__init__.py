@@ -1,8 +1,7 @@
 """Training data: files opened as memory maps, or arrays, and cut into chunks."""
 
-from psgc.data.arrays import from_arrays
 from psgc.data.chunks import Chunk, ChunkSource
-from psgc.data.dataset import Dataset, open_data
+from psgc.data.dataset import Dataset, from_arrays, open_data
 from psgc.data.epochs import Epochs
 from psgc.data.npz import write_dense, write_sparse
 

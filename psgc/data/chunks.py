@@ -197,8 +197,10 @@ class ChunkSource:
         return Chunk(i, X, None if labels is None else self._backend.asarray(labels), weight)
 
     def _dtype_of(self, features: np.ndarray) -> np.dtype[Any]:
+        """The dtype of X for a model: the run's; of whole numbers that are kept the file's, in native byte order."""
         assert self._dataset is not None
-        return feature_dtype(features, self._dtype, self._dataset.keeps_integers and not self._dataset.sparse)
+        is_kept = self._dataset.keeps_integers and not self._dataset.sparse and features.dtype.kind in "iub"
+        return features.dtype.newbyteorder("=") if is_kept else self._dtype
 
     def _check(self, chunk: Chunk, rows: Rows) -> None:
         """Raises UserError unless all numbers of `chunk` are finite. rows: its rows, for the error."""
@@ -239,11 +241,6 @@ def in_place(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 def label_dtype(stored: np.ndarray, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of labels for a model: int64 for whole numbers, which it may index with, else the run's."""
     return np.dtype(np.int64) if stored.dtype.kind in "iub" else dtype
-
-
-def feature_dtype(stored: np.ndarray, dtype: np.dtype[Any], keeps_integers: bool) -> np.dtype[Any]:
-    """The dtype of X for a model: the run's; for whole numbers that are kept, the file's, in native byte order."""
-    return stored.dtype.newbyteorder("=") if keeps_integers and stored.dtype.kind in "iub" else dtype
 
 
 def changed(stored: np.ndarray, converted: np.ndarray) -> np.ndarray | None:

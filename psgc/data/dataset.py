@@ -1,4 +1,4 @@
-"""A data set: rows of features and a label each, in one of four file formats.
+"""A data set: rows of features and a label each, in arrays or in one of four file formats.
 
 | file | content |
 |---|---|
@@ -14,7 +14,7 @@ later, chunk by chunk.
 import math
 import os
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +22,13 @@ import scipy.sparse
 
 from psgc.data.libsvm import read_libsvm
 from psgc.data.npz import map_npy, map_npz
-from psgc.errors import UserError
+from psgc.errors import UserError, one_line
 
 _SPARSE = ("data", "indices", "indptr", "shape")
 _LARGEST_INT32 = np.iinfo(np.int32).max
+
+_KEYS = ("X", "y", "X_test", "y_test")
+EXPECTED_ARRAYS = f"expected (X, y), X, or a mapping with some of {', '.join(_KEYS)}"
 
 IndexBase = Literal["auto", 0, 1]
 
@@ -251,3 +254,56 @@ def _check_numbers(path: str, name: str, array: np.ndarray, kinds: str) -> None:
     if array.dtype.kind not in kinds:
         expected = "numbers" if "f" in kinds else "whole numbers"
         raise UserError(f"{path}: expected {expected} in {name}, found dtype {array.dtype}")
+
+
+# what a user's function returns
+
+
+def from_arrays(where: str, returned: Any) -> Dataset:
+    """A data set of the rows in `returned`, which are not copied. `held_out` has X_test and y_test. Raises UserError.
+
+    where: the name of the function, for errors
+    returned: (X, y), X, or a mapping with X and perhaps y, X_test, y_test. X is an array (rows, features), or with more
+        dimensions, or a sparse matrix of SciPy; y (rows,) contains numbers.
+    """
+    if isinstance(returned, tuple) and len(returned) == 2:
+        returned = {"X": returned[0], "y": returned[1]}
+    elif not isinstance(returned, Mapping):
+        if not hasattr(returned, "shape"):
+            size = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
+            raise UserError(f"{where} returned a {type(returned).__name__}{size}; {EXPECTED_ARRAYS}")
+        returned = {"X": returned}
+    given = {name: value for name, value in returned.items() if value is not None}
+    if unknown := [str(name) for name in given if name not in _KEYS]:
+        raise UserError(f"{where} returned a mapping with {', '.join(unknown)[:200]}; {EXPECTED_ARRAYS}")
+    if "X" not in given:
+        raise UserError(f"{where} returned a mapping without X; {EXPECTED_ARRAYS}")
+    dataset = _of_arrays(where, given["X"], given.get("y"))
+    if "X_test" not in given:
+        if "y_test" in given:
+            raise UserError(f"{where} returned a mapping with y_test, but without X_test")
+        return dataset
+    if ("y" in given) != ("y_test" in given):
+        one, other = ("y", "y_test") if "y" in given else ("y_test", "y")
+        raise UserError(f"{where} returned a mapping with {one}, but without {other}")
+    test = _of_arrays(f"{where}, the test data", given["X_test"], given.get("y_test"))
+    return replace(dataset, held_out=checked_like(test, dataset))
+
+
+def _of_arrays(where: str, X: Any, y: Any) -> Dataset:
+    labels = None if y is None else _read_only(where, "y", y)
+    is_sparse: bool = scipy.sparse.issparse(X)
+    if not is_sparse:
+        return dense(where, _read_only(where, "X", X), labels)
+    csr = scipy.sparse.csr_array(X)
+    return sparse(where, csr.data, csr.indices, csr.indptr, np.array(csr.shape), labels)
+
+
+def _read_only(where: str, name: str, value: Any) -> np.ndarray:
+    """`value` as a read-only array; a view if it is an array or a memory map."""
+    try:
+        array = np.asarray(value).view()
+    except Exception as error:  # a user's class may raise anything
+        raise UserError(f"{where}: {name} is a {type(value).__name__}, no array: {one_line(error)}") from error
+    array.setflags(write=False)
+    return array

@@ -135,7 +135,6 @@ def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.Z
 
 
 def _map(path: str, file: BinaryIO, start: int, end: int, kinds: str = KINDS) -> np.ndarray:
-    """The .npy array between two offsets of a file."""
     file.seek(start)
     shape, fortran, dtype, size = _header(file, kinds)
     offset = file.tell()

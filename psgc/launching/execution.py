@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from psgc.errors import PsgcError, one_line
@@ -12,18 +13,13 @@ from psgc.run import launched
 from psgc.terminal import say_together
 
 
+@dataclass
 class Execution:
-    """Runs a script and records how it ended, unless it called psgc.torch.init.
+    """Runs a script and records how it ended, unless it called psgc.torch.init."""
 
-    code: the exit code
-    reason: why it ended, one line
-    shown: the lines of its error for the user
-    """
-
-    def __init__(self) -> None:
-        self.code = 0
-        self.reason = "without an error"
-        self.shown: list[str] = []
+    code: int = 0  # the exit code
+    reason: str = "without an error"  # why it ended, one line
+    shown: list[str] = field(default_factory=list)  # the lines of its error for the user
 
     def run(self, work: Callable[[], object]) -> None:
         """Call `work`. An error after psgc.torch.init ends the process as in any Python program."""

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,49 +88,45 @@ def launch(
         return _conclude(left, code, stopped_by, to_requeue, again if hints else [], hint)
 
 
+@dataclass
 class _Starts:
     """Starts mpirun for a program: first as the user asked, and later to resume from its checkpoints."""
 
-    def __init__(
-        self,
-        program: Program,
-        config: Config | TorchConfig | None,
-        environ: Mapping[str, str],
-        several_hosts: bool,
-        heard: Heard | None,
-        at_end: ExitStack,
-    ) -> None:
-        self._program, self._config, self._environ = program, config, dict(environ)
-        self._several_hosts, self._heard, self._at_end = several_hosts, heard, at_end
-        self._mpirun: Mpirun | None = None  # after the first start
-        self._ranks = 0  # number of ranks of the run
+    program: Program
+    config: Config | None
+    environ: dict[str, str]
+    several_hosts: bool
+    heard: Heard | None
+    at_end: ExitStack
+    mpirun: Mpirun | None = None  # after the first start
+    ranks: int = 0  # number of ranks of the run
 
     def start(self, placement: Placement, standby: Path | None = None) -> MpirunProcess:
         """Start ranks. Raises UserError.
 
         standby: a file that the ranks write when they are ready; they then wait until it is removed
         """
-        program, environ = self._program, self._environ
-        if self._mpirun is not None:
+        program, environ = self.program, self.environ
+        if self.mpirun is not None:
             program = replace(program, resume=True)
-            environ = {**environ, **program.told, RESTORED: str(self._ranks)}
+            environ = {**environ, **program.told, RESTORED: str(self.ranks)}
         self._starting = placement.ranks
         if standby is not None:  # in a SLURM job the ranks share the processors of the present run
             environ = {**environ, STANDBY: str(standby.absolute()), "SLURM_OVERLAP": "1"}
-        if self._config is None:
-            folder = self._at_end.enter_context(folder_for_answers(self._several_hosts))
+        if self.config is None:
+            folder = self.at_end.enter_context(folder_for_answers(self.several_hosts))
             environ = {**environ, FOLDER: str(folder)}
             self._left = partial(RunDirectory, folder, program.resume, of_script=True)
         else:
-            self._left = partial(RunDirectory, Path(self._config.output), program.resume)
+            self._left = partial(RunDirectory, Path(self.config.output), program.resume)
         self._found = None if standby is not None else self._left()
-        self._mpirun = self._mpirun or find_mpirun(environ)
-        command, additions = command_for(program, placement, environ, self._mpirun)
-        return MpirunProcess(command, {**environ, **additions}, self._heard)
+        self.mpirun = self.mpirun or find_mpirun(environ)
+        command, additions = command_for(program, placement, environ, self.mpirun)
+        return MpirunProcess(command, {**environ, **additions}, self.heard)
 
     def left(self) -> RunDirectory:
         """The run directory of the run that was started last. Call it when the run before has ended."""
-        self._ranks = self._starting
+        self.ranks = self._starting
         return self._found or self._left()
 
 

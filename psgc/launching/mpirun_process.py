@@ -100,28 +100,23 @@ class MpirunProcess:
         patience: seconds that the run has after a SIGUSR1 to this process, if more than usual
         is_asked: whether the run must end so that it can start again
         """
-        try:
-            return self._watch(is_over, received, patience, is_asked)
-        except BaseException:  # raised by a signal handler of the program: nothing would watch the run any more
-            kill_tree(self._process.pid)
-            self._process.wait()
-            raise
-
-    def _watch(
-        self, is_over: Callable[[], bool], received: Sequence[int], patience: float, is_asked: Callable[[], bool]
-    ) -> int:
         process = self._process
-        ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
-        begins_again = not ended and not received and is_asked()
-        for number, seconds in STOP_SEQUENCE if received or begins_again else STOP_SEQUENCE[1:]:
-            if not ended:
-                process.send_signal(number)
-                if number == signal.SIGUSR1 and begins_again:
-                    seconds = UNHURRIED
-                elif received[:1] == [number] == [signal.SIGUSR1]:
-                    seconds = max(seconds, patience)
-                deadline, seen = time.monotonic() + seconds, len(received)
-                ended = _wait(process, lambda: len(received) > seen or _is_past(deadline))  # noqa: B023  called now
+        try:
+            ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
+            begins_again = not ended and not received and is_asked()
+            for number, seconds in STOP_SEQUENCE if received or begins_again else STOP_SEQUENCE[1:]:
+                if not ended:
+                    process.send_signal(number)
+                    if number == signal.SIGUSR1 and begins_again:
+                        seconds = UNHURRIED
+                    elif received[:1] == [number] == [signal.SIGUSR1]:
+                        seconds = max(seconds, patience)
+                    deadline, seen = time.monotonic() + seconds, len(received)
+                    ended = _wait(process, lambda: len(received) > seen or _is_past(deadline))  # noqa: B023  called now
+        except BaseException:  # raised by a signal handler of the program: nothing would watch the run any more
+            kill_tree(process.pid)
+            process.wait()
+            raise
         if not ended:
             kill_tree(process.pid)
         code = process.wait()

@@ -107,7 +107,6 @@ def _end(script: Execution, rank: int) -> None:
 
 
 def _leave(transport: Transport | None, code: int) -> NoReturn:
-    """End this process after the death of another rank."""
     _flush()
     if transport is None:
         os._exit(code)

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from psgc.config import load
@@ -74,37 +74,25 @@ class Restores:
         self._since = {}
 
 
+@dataclass
 class Watch:
-    """Watches a run, and starts new ranks when it should start again.
+    """Watches a run, and starts new ranks when it should start again."""
 
-    placement: the placement of the run's ranks; once `is_asked`, of the new ranks
-    start: (placement, file) -> starts ranks, which write the file when they are ready and wait until it is removed
-    refuses: raises UserError when the run cannot have this number of ranks
-    needs_checkpoint: the run may end without writing a checkpoint, so there must already be one
-    answers: checks the hosts of the run
+    placement: Placement  # of the run's ranks; once `is_asked`, of the new ranks
+    start: Callable[[Placement, Path | None], MpirunProcess]  # the ranks write the file and wait until it is removed
+    refuses: Callable[[int], object]  # raises UserError when the run cannot have this number of ranks
+    needs_checkpoint: bool  # the run may end without writing a checkpoint, so there must already be one
+    answers: HostAnswers  # of the hosts of the run
+    is_asked: bool = False  # whether the run must end, because the new ranks are ready
+    _has_warned: bool = False  # whether a line said that the run was started again too often
+    _retries: int = 0  # how often a start may be tried again
+    _before: object = None  # the stamp of restores.csv before the start
+    _next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
 
-    is_asked: whether the run must end, because the new ranks are ready
-    """
-
-    def __init__(
-        self,
-        placement: Placement,
-        start: Callable[[Placement, Path | None], MpirunProcess],
-        refuses: Callable[[int], object],
-        needs_checkpoint: bool,
-        answers: HostAnswers,
-    ) -> None:
-        self.placement = self._whole = placement  # _whole: includes hosts that do not answer
-        self._answers = answers
-        self.is_asked = False
-        self._start, self._refuses, self._needs_checkpoint = start, refuses, needs_checkpoint
-        self._restores = Restores()
+    def __post_init__(self) -> None:
+        self._whole, self._restores = self.placement, Restores()  # _whole: includes hosts that do not answer
         # _slots: slots of the host file; _most: up to this number, nothing has to be done
-        self._most = self._slots = sum(slots_of(placement).values()) if placement.hostfile else 0
-        self._has_warned = False  # whether a line said that the run was started again too often
-        self._retries = 0  # how often a start may be tried again
-        self._before: object = None  # the stamp of restores.csv before the start
-        self._next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
+        self._most = self._slots = sum(slots_of(self.placement).values()) if self.placement.hostfile else 0
 
     def begin(self, left: RunDirectory) -> None:
         """The run begins, or begins again: let the new ranks continue. left: the run directory."""
@@ -128,7 +116,7 @@ class Watch:
         now, settings, before = time.monotonic(), self._settings, self.placement.ranks
         self._restores.lacks(self._missing(), now)
         due = self._restores.due(settings, before + self._more, now)
-        if not due or (self._needs_checkpoint and not self._left.can_resume()):
+        if not due or (self.needs_checkpoint and not self._left.can_resume()):
             return False
         placement = replace(self.placement, ranks=max(before, due[-1] + 1 - self._more))
         if due[-1] < before + self._more:
@@ -137,24 +125,21 @@ class Watch:
             why, placement = "all hosts answer", self._whole
         else:
             why = f"{self.placement.hostfile} has more slots"
-        if not self._answers.all_answer(slots_of(placement)):
+        if not self.answers.all_answer(slots_of(placement)):
             return False
         if self._restores.may_begin(settings, now):
             self._restores.begins(now)
             self._has_warned = False
-            self._begin_next(placement, why, now + START)
+            try:
+                self._ready_file(self._left).unlink(missing_ok=True)
+                self._next = self.start(placement, self._ready_file(self._left)), placement, why, now + START
+            except (UserError, OSError) as error:  # the host file is gone, for example
+                say(f"psgc launch: {why}; the run goes on: {error}", error=True)
         elif not self._has_warned:
             often = f"it was started again {settings.per_hour} times in the last hour (faults.restore.per_hour)"
             say(f"psgc launch: {why}; the run goes on, since {often}", error=True)
             self._has_warned = True
         return False
-
-    def _begin_next(self, placement: Placement, why: str, until: float) -> None:
-        try:
-            self._ready_file(self._left).unlink(missing_ok=True)
-            self._next = self._start(placement, self._ready_file(self._left)), placement, why, until
-        except (UserError, OSError) as error:  # the host file is gone, for example
-            say(f"psgc launch: {why}; the run goes on: {error}", error=True)
 
     def take_next(self, code: int) -> MpirunProcess | None:
         """After the end of the run: the ranks that continue it, which have been started. None: nothing continues.
@@ -174,11 +159,10 @@ class Watch:
         if self._retries and not self._has_stepped():
             say("psgc launch: the run has not begun; trying once more", error=True)
             self._retries -= 1
-            return self._start(self.placement, None)
+            return self.start(self.placement, None)
         return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
 
     def _is_undone(self) -> bool:
-        """Whether the run has ended to go on from an older checkpoint."""
         try:
             (self._left.directory / UNDO).unlink()
         except OSError:
@@ -195,7 +179,7 @@ class Watch:
         self.close()
         self._restores.begins(now)
         self._retries, self._before = 1, stamp(self._restores_file)
-        return self._start(self.placement, None)
+        return self.start(self.placement, None)
 
     @property
     def _restores_file(self) -> Path:
@@ -211,7 +195,7 @@ class Watch:
         hosts, now, settings = slots_of(self._whole), time.monotonic(), self._settings
         if not hosts or settings is None or self._left.summary() or not self._left.can_resume():
             return None
-        gone = self._answers.silent(hosts)
+        gone = self.answers.silent(hosts)
         placement = without(self._whole, gone) if gone else self._whole
         if placement is None or not self._restores.may_begin(settings, now):
             return None
@@ -219,7 +203,7 @@ class Watch:
         say(f"psgc launch: {why}: the run starts again, with {placement.ranks} ranks (faults.restore)", error=True)
         self._restores.begins(now)
         self.placement, self._retries, self._before = placement, 1, stamp(self._restores_file)
-        return self._start(placement, None)
+        return self.start(placement, None)
 
     def close(self) -> None:
         """End the new ranks that wait to continue."""
@@ -247,7 +231,6 @@ class Watch:
         return self.is_asked
 
     def _read_settings(self) -> None:
-        """Read the settings of this run, once it has written them."""
         if not self._is_known and (path := self._left.settings_file()) is not None:
             self._is_known = True
             with suppress(UserError):  # an old run may have written the settings of another version
@@ -269,14 +252,14 @@ class Watch:
             self._slots = sum(slots_of(self.placement).values())
             if self._slots > max(self._most, ranks):
                 try:
-                    self._refuses(self._slots)
+                    self.refuses(self._slots)
                 except UserError as error:
                     why = f"{hostfile} has {self._slots} slots, but the run keeps its ranks: {error}"
                     say(f"psgc launch: {why}", error=True)
                     self._most = self._slots
         end, more = ranks + self._more, self._more
         new = range(end, self._slots + more) if hostfile and self._slots > self._most else range(0)
-        if self.placement != self._whole and self._answers.all_answer(slots_of(self._whole)):
+        if self.placement != self._whole and self.answers.all_answer(slots_of(self._whole)):
             new = range(end, self._whole.ranks + more)
         return {worker for worker in self._lost if worker < end} | set(new)
 

@@ -84,7 +84,6 @@ def _is_wrong(slope: float, noise: float, expected: float, length: float) -> boo
 def _wrong(
     at: Function, params: np.ndarray, gradient: np.ndarray, found: list[tuple[float, float, float]], loss: float
 ) -> str:
-    """What is wrong, in a line."""
     slopes, expected = np.array([of[0] for of in found]), np.array([of[2] for of in found])
     factor = float(slopes @ expected / (slopes @ slopes)) if slopes.any() else 0.0
     if np.abs(expected - factor * slopes).max() <= SAME_FACTOR * np.abs(expected).max():

@@ -49,7 +49,6 @@ class _Model(ABC):
         return weight * float(loss + self.l2 / 2 * (params @ params) if self.l2 else loss)
 
     def _table(self, params: Array) -> Array:
-        """The table of the scores."""
         return params
 
     def _forward(self, params: Array, X: Any) -> tuple[Array, Array]:

@@ -121,7 +121,6 @@ class DynamicSchedule(Decisions):
         return self.estimates
 
     def _idle(self) -> dict[WorkerView, None]:
-        """The workers that have nothing to do."""
         return dict.fromkeys(w for w in self.workers.values() if w.running is None and not w.told and not w.is_delayed)
 
     def _second_shares(self, checked: Sequence[int]) -> Iterable[WorkerView]:

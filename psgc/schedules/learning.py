@@ -1,6 +1,7 @@
 """What `dynamic` learns from reports."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from statistics import fmean, median
 
 from psgc.schedules.progress import ChunkView, Took, WorkerView
@@ -18,22 +19,16 @@ LAG_RATE = 0.25  # weight of the newest report in the lag
 LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice the lag
 
 
+@dataclass
 class Learning:
-    """What lasts from one iteration to the next. The paces themselves are with the workers.
+    """What lasts from one iteration to the next. The paces themselves are with the workers."""
 
-    lag: seconds from the end of a chunk until the server handles its report, smoothed.
-    fixed: what a pass costs besides the chunks that are in it, in average chunks; 0 until passes have differed.
-    spread: how many times as long as expected the longest chunks take, of workers that are no slower than before.
-    late: by which share of the expected time the slowest worker of an iteration is late, a weighted mean.
-    """
-
-    def __init__(self) -> None:
-        self.lag = 0.0
-        self.fixed = 0.0
-        self._knows_fixed = False
-        self.spread = 1.0
-        self._surprise: float | None = None  # a weighted mean
-        self.late = 0.0
+    lag: float = 0.0  # seconds from the end of a chunk until the server handles its report, smoothed
+    fixed: float = 0.0  # what a pass costs besides its chunks, in average chunks; 0 until passes have differed
+    spread: float = 1.0  # how many times as long as expected the longest chunks take, of workers no slower than before
+    late: float = 0.0  # by which share of the expected time the slowest worker of an iteration is late, a weighted mean
+    _knows_fixed: bool = False
+    _surprise: float | None = None  # a weighted mean
 
     def trusts_paces(self, workers: Collection[WorkerView], seconds: float) -> bool:
         """Whether the paces of the iteration that is over are a guide for the next; seconds: until its last report."""

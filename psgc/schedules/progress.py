@@ -6,6 +6,7 @@ All times are seconds since the iteration began; for `lag` and `spread` see `psg
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
 from typing import NamedTuple
@@ -17,24 +18,22 @@ SOON = 0.5  # share of a chunk's time: two workers that would end a chunk within
 UNKNOWN = 5.0  # a worker without a report, after e seconds: expected to need this times e more
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class ChunkView:
-    """A chunk in one iteration.
+    """A chunk in one iteration."""
 
-    cost: relative to an average chunk; wanted: copies that it needs; copies: those that count; takers: workers that
-    were told it or are in it; doers: workers that have done it.
-    """
-
-    __slots__ = ("committed", "copies", "cost", "doers", "number", "takers", "wanted")
-
-    def __init__(self, number: int, cost: float) -> None:
-        self.number = number
-        self.cost = cost
+    number: int
+    cost: float  # relative to an average chunk
+    wanted: int = 0  # copies that it needs
+    copies: int = 0  # those that count
+    committed: bool = False
+    takers: tuple[WorkerView, ...] = ()  # workers that were told it or are in it
+    doers: tuple[WorkerView, ...] = ()  # workers that have done it
 
     def begin(self, wanted: int) -> None:
         """A new iteration, in which the chunk needs so many copies."""
         self.wanted, self.copies, self.committed = wanted, 0, False
-        self.takers: tuple[WorkerView, ...] = ()
-        self.doers: tuple[WorkerView, ...] = ()
+        self.takers = self.doers = ()
 
     def expected(self, now: float, lag: float) -> float:
         """When its takers will have recovered it; infinite when they are too few."""
@@ -73,62 +72,45 @@ class Took(NamedTuple):
         return self.seconds / (self.chunks + fixed * self.passes)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class WorkerView:
-    """A worker in one iteration. Paces are in seconds per average chunk.
+    """A worker in one iteration. Paces are in seconds per average chunk."""
 
-    own: its own share.
-    held: all chunks that it holds, in order of preference.
-    left: those of `held` that may have to be done.
-    told: what it does next, in order.
-    ahead: the cost of `told`.
-    running: the chunk that it is in, from `since` until `due`.
-    piece: all chunks that it is in, in one pass.
-    is_delayed: whether it is still in a pass of an earlier iteration, and has begun nothing of what it was told.
-    cost: the cost of that pass.
-    fraction: the share of `told` that it does in one pass.
-    fixed: the cost of a pass besides that of its chunks.
-    chosen: whether it was told one chunk that may still be changed.
-    pace: the pace that is expected of it now, None before the first report.
-    expected: the pace that was expected when the iteration began.
-    before_this: the mean pace of the iterations before.
-    before: what it took in the iteration before, or the least that it can have taken.
-    took: what it took in this iteration.
-    reports: how many passes it has finished or left.
-    alarm: when to choose for it again.
-    """
+    rank: int
+    own: list[ChunkView]  # its own share
+    backups: list[ChunkView]  # the other chunks that it holds
+    held: list[ChunkView] = field(init=False)  # all chunks that it holds, in order of preference
+    left: list[ChunkView] = field(default_factory=list)  # those of `held` that may have to be done
+    told: dict[ChunkView, None] = field(default_factory=dict)  # what it does next, in order
+    ahead: float = 0.0  # the cost of `told`
+    chosen: bool = False  # whether it was told one chunk that may still be changed
+    running: ChunkView | None = None  # the chunk that it is in, from `since` until `due`
+    since: float = 0.0
+    due: float = 0.0
+    piece: tuple[ChunkView, ...] = ()  # all chunks that it is in, in one pass
+    cost: float = 0.0  # of that pass
+    is_delayed: bool = False  # it is still in a pass of an earlier iteration, and has begun nothing that it was told
+    fraction: float = 0.0  # the share of `told` that it does in one pass
+    fixed: float = 0.0  # the cost of a pass besides that of its chunks
+    pace: float | None = None  # the pace that is expected of it now, None before the first report
+    expected: float | None = None  # the pace that was expected when the iteration began
+    before_this: float | None = None  # the mean pace of the iterations before
+    before: Took | None = None  # what it took in the iteration before, or the least that it can have taken
+    took: Took = field(default_factory=Took)  # what it took in this iteration
+    reports: int = 0  # how many passes it has finished or left
+    alarm: float = inf  # when to choose for it again
 
-    __slots__ = (
-        "ahead", "alarm", "before", "before_this", "chosen", "cost", "due", "expected", "fixed", "fraction", "held",
-        "is_delayed", "left", "own", "pace", "piece", "rank", "reports", "running", "since", "told", "took",
-    )  # fmt: skip
-
-    def __init__(self, rank: int, own: list[ChunkView], backups: list[ChunkView]) -> None:
-        self.rank = rank
-        self.own = own
-        self.held = own + backups
-        self.before: Took | None = None
-        self.reports, self.took = 0, Took()
-        self.running: ChunkView | None = None
-        self.piece: tuple[ChunkView, ...] = ()
-        self.is_delayed = False
-        self.expected: float | None = None
-        self.before_this: float | None = None
-        self.fixed = self.since = self.cost = 0.0
+    def __post_init__(self) -> None:
+        self.held = self.own + self.backups
 
     def begin(self, pace: float | None, fraction: float = 0.0, fixed: float = 0.0) -> None:
         """A new iteration: the worker is told its own share."""
         self.pace, self.fraction, self.fixed = pace, fraction, fixed
-        self.expected = pace
-        self.left = self.held
-        self.is_delayed = False
-        self.told: dict[ChunkView, None] = {}
-        self.ahead = 0.0
-        self.running = None
-        self.piece = ()
+        self.expected, self.left = pace, self.held
+        self.told, self.ahead, self.chosen = {}, 0.0, False
+        self.running, self.piece, self.is_delayed = None, (), False
         self.since = self.due = self.cost = 0.0
-        self.chosen = False
-        self.reports, self.took = 0, Took()
-        self.alarm = inf
+        self.reports, self.took, self.alarm = 0, Took(), inf
         for chunk in self.own:
             self.tell(chunk)
 

@@ -87,7 +87,11 @@ def simulate(settings: Settings, step: Told = lambda what: None) -> Iterator[Tri
     assignment = _assignment(settings)
     for parts in settings.parts:
         coding.check(assignment, parts)
-    everybody = _speeds(settings, assignment.shape[1])
+    if (numbers := settings.trials * assignment.shape[1]) > MAX_TIMES:
+        sizes = f"{settings.trials} x {assignment.shape[1]} workers are {numbers} times"
+        raise UserError(f"trials: {sizes}, expected <= {MAX_TIMES}")
+    rng = np.random.default_rng([settings.seed, 0])
+    everybody = settings.speeds.draw(rng, (settings.trials, assignment.shape[1]))
     costs = settings.speeds.of_chunks(settings.trials, assignment.shape[0])
     failed = {parts: _failed(settings, assignment, parts) for parts in settings.parts}
     ordering = coding.ordering(assignment)
@@ -211,12 +215,6 @@ def _assignment(settings: Settings) -> Any:
         copies = f"load {load} x {workers} workers = {load * workers} copies"
         raise UserError(f"assignment: {copies} cannot be shared equally by {chunks} chunks")
     return coding.ASSIGNMENTS[wanted.kind].make(chunks, workers, replication, settings.seed)
-
-
-def _speeds(settings: Settings, workers: int) -> Seconds:
-    if (numbers := settings.trials * workers) > MAX_TIMES:
-        raise UserError(f"trials: {settings.trials} x {workers} workers are {numbers} times, expected <= {MAX_TIMES}")
-    return settings.speeds.draw(np.random.default_rng([settings.seed, 0]), (settings.trials, workers))
 
 
 def _failed(settings: Settings, assignment: Any, parts: int) -> int:

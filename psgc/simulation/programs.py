@@ -195,12 +195,10 @@ class _CodedAllreduce(Target):
         self._network.tell(self._link[source], self._link[dest], RECORD.itemsize, then)
 
     def _report(self, worker: int) -> None:
-        """The worker has done all its chunks."""
         for chunk in self._queues[worker]:
             self._tell(worker, 0, partial(self._bring, events.Report(worker, 0, chunk)))
 
     def _bring(self, event: events.Event) -> None:
-        """An event at rank 0."""
         carry_out(self._coordinator.handle(event), self)
 
     # what the coordinator wants done

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from psgc.launching.mpirun import Mpirun
 from psgc.machine import FLEETING, NETWORK
-from psgc.tools.paces import BEHIND, Pace, ratio
+from psgc.tools.probe import BEHIND, Pace, ratio
 from psgc.tools.timed_commands import Finished
 
 BOUND = "-- --bind-to core:overload-allowed"

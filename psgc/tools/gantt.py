@@ -1,6 +1,5 @@
 """The Gantt chart of one iteration: a row for each worker, and each pass in the colour of its outcome."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,48 +57,40 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
         more = f" and {len(away) - MARKED} more" if len(away) > MARKED else ""
         caption += f" Lost by then: {'worker' if len(away) == 1 else 'workers'} {', '.join(named)}{more}."
     moments = {ended: total} | ({"T*": bound} if np.isfinite(bound) else {})
-    draw = partial(_draw, run.workers, columns, counts, moments, away)
+
+    def draw(theme: Theme) -> Figure:
+        ran, few = passes(columns), run.workers <= NAMED_ROWS
+        start, end = ran["start"], ran["end"]
+        longest = max(end.max(initial=0.0), *moments.values())
+        scale, unit = unit_of(longest)
+        figure = new_figure(WIDTH, min(1.8 + 0.32 * run.workers, 9.0))
+        axes = figure.subplots()
+        handles: list[Any] = []
+        for outcome, name in enumerate(OUTCOMES):
+            if not counts[outcome]:
+                continue
+            here = ran["outcome"] == outcome
+            left, right, middle = scale * start[here], scale * end[here], ran["worker"][here]
+            half = 0.4 if few else 0.5
+            corners = [(left, middle - half), (left, middle + half), (right, middle + half), (right, middle - half)]
+            hatch = HATCHES[outcome] if few else None
+            style: dict[str, Any] = {"facecolor": theme.outcomes[outcome], "edgecolor": theme.paper, "hatch": hatch}
+            bars = PolyCollection(list(np.array(corners).transpose(2, 0, 1)), linewidth=0.8 if few else 0, **style)
+            bars.set_antialiased(few)
+            axes.add_collection(bars)
+            handles.append(Patch(linewidth=0, label=f"{name} ({counts[outcome]})", **style))
+        for name, value in moments.items():
+            line: dict[str, Any] = {"color": theme.ink, "linestyle": "--" if name == "T*" else "-", "linewidth": 1.5}
+            axes.axvline(scale * value, **line)
+            handles.append(Line2D([], [], label=f"{name}: {duration(value)}", **line))
+        for worker, iteration in away.items() if few else ():
+            last = end[ran["worker"] == worker].max(initial=0.0)
+            axes.text(scale * (last + 0.005 * longest), worker, f"✕ lost in iteration {iteration}", va="center")
+        axes.set_xlim(0, 1.02 * scale * longest)
+        axes.set_xlabel(f"{unit} after the worker had the parameters")
+        axes.grid(axis="y", visible=False)
+        rows(axes, run.workers)
+        figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize="small", **NARROW)
+        return figure
+
     return Picture("gantt", f"Iteration {numbers[row]}, worker by worker", alt, caption, draw)
-
-
-def _draw(
-    workers: int,
-    columns: dict[str, Any],
-    counts: list[int],
-    moments: dict[str, float],
-    away: dict[int, int],
-    theme: Theme,
-) -> Figure:
-    ran, few = passes(columns), workers <= NAMED_ROWS
-    start, end = ran["start"], ran["end"]
-    longest = max(end.max(initial=0.0), *moments.values())
-    scale, unit = unit_of(longest)
-    figure = new_figure(WIDTH, min(1.8 + 0.32 * workers, 9.0))
-    axes = figure.subplots()
-    handles: list[Any] = []
-    for outcome, name in enumerate(OUTCOMES):
-        if not counts[outcome]:
-            continue
-        here = ran["outcome"] == outcome
-        left, right, middle = scale * start[here], scale * end[here], ran["worker"][here]
-        half = 0.4 if few else 0.5
-        corners = [(left, middle - half), (left, middle + half), (right, middle + half), (right, middle - half)]
-        hatch = HATCHES[outcome] if few else None
-        style: dict[str, Any] = {"facecolor": theme.outcomes[outcome], "edgecolor": theme.paper, "hatch": hatch}
-        bars = PolyCollection(list(np.array(corners).transpose(2, 0, 1)), linewidth=0.8 if few else 0, **style)
-        bars.set_antialiased(few)
-        axes.add_collection(bars)
-        handles.append(Patch(linewidth=0, label=f"{name} ({counts[outcome]})", **style))
-    for name, value in moments.items():
-        line: dict[str, Any] = {"color": theme.ink, "linestyle": "--" if name == "T*" else "-", "linewidth": 1.5}
-        axes.axvline(scale * value, **line)
-        handles.append(Line2D([], [], label=f"{name}: {duration(value)}", **line))
-    for worker, iteration in away.items() if few else ():
-        last = end[ran["worker"] == worker].max(initial=0.0)
-        axes.text(scale * (last + 0.005 * longest), worker, f"✕ lost in iteration {iteration}", va="center")
-    axes.set_xlim(0, 1.02 * scale * longest)
-    axes.set_xlabel(f"{unit} after the worker had the parameters")
-    axes.grid(axis="y", visible=False)
-    rows(axes, workers)
-    figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize="small", **NARROW)
-    return figure

@@ -68,7 +68,7 @@ def page(
         *(f"<p>{_text(sentence)}</p>" for sentence in said),
         *(_figure(picture, light, dark) for picture, light, dark in images),
         _lost(run),
-        _table("Summary", ("what", "value"), _values(_shown_summary(run))) if run.summary else "",
+        _table("Summary", ("what", "value"), _values(_shown_summary(run.summary))) if run.summary else "",
         _table("Settings", ("setting", "value"), _values(run.config.model_dump())),
     ]
     if not len(run.iterations["iteration"]):
@@ -168,10 +168,9 @@ def _lost(run: RecordedRun) -> str:
     return "\n".join(parts)
 
 
-def _shown_summary(run: RecordedRun) -> dict[str, Any]:
+def _shown_summary(summary: dict[str, Any]) -> dict[str, Any]:
     left_out = ("lost", "evaluating")  # these have a table of their own; true until the run has ended
-    empty: tuple[Any, ...] = ("", {}, [])
-    return {name: value for name, value in (run.summary or {}).items() if name not in left_out and value not in empty}
+    return {name: value for name, value in summary.items() if name not in left_out and value not in ("", {}, [])}
 
 
 def _values(tree: dict[str, Any]) -> list[tuple[str, str]]:

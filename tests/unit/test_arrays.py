@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 
 from psgc.data import from_arrays
-from psgc.data.arrays import EXPECTED
+from psgc.data.dataset import EXPECTED_ARRAYS
 from psgc.errors import UserError
 
 X = np.arange(24.0).reshape(6, 4)
@@ -51,11 +51,11 @@ def test_a_sparse_matrix_of_any_layout():
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
-        (None, f"returned a NoneType; {EXPECTED}"),
-        ([X, y], f"returned a list of 2; {EXPECTED}"),
-        ((X, y, X, y), f"returned a tuple of 4; {EXPECTED}"),
-        ({"x": X}, f"returned a mapping with x; {EXPECTED}"),
-        ({"X": None, "y": y}, f"returned a mapping without X; {EXPECTED}"),
+        (None, f"returned a NoneType; {EXPECTED_ARRAYS}"),
+        ([X, y], f"returned a list of 2; {EXPECTED_ARRAYS}"),
+        ((X, y, X, y), f"returned a tuple of 4; {EXPECTED_ARRAYS}"),
+        ({"x": X}, f"returned a mapping with x; {EXPECTED_ARRAYS}"),
+        ({"X": None, "y": y}, f"returned a mapping without X; {EXPECTED_ARRAYS}"),
         ({"X": X, "y_test": y}, "returned a mapping with y_test, but without X_test"),
         ({"X": X, "y": y, "X_test": X}, "returned a mapping with y, but without y_test"),
         ({"X": X, "X_test": X, "y_test": y}, "returned a mapping with y_test, but without y"),

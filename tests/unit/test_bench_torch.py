@@ -42,7 +42,7 @@ def test_the_table_is_relative_to_ddp_with_nobody_slow():
         "| small, one process | torch | 2 ms | 1.00 | 3.00000 |",
         "| small, 4 workers | psgc | 3 ms | 1.50 | 3.00000 |",
     ]
-    assert "slow processors: CPU quotas:" in bench_torch.report(rows, "CPU quotas")
+    assert "slow processors: CPU quotas." in bench_torch.report(rows, "CPU quotas")
 
 
 @pytest.mark.parametrize("loss", [1.0002, float("nan")])

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from psgc.tools.findings import pace_findings
-from psgc.tools.paces import measured, ratio, summarised
+from psgc.tools.probe import measured, ratio, summarised
 
 MANY = dict.fromkeys(range(64), 1e-4)
 
@@ -73,7 +73,7 @@ def test_a_core_that_takes_longer_is_found(monkeypatch):
         spent += 3.0 if os.sched_getaffinity(0) == {slow} else 1.0
 
     monkeypatch.setattr(time, "thread_time", lambda: spent)
-    monkeypatch.setattr("psgc.tools.paces.SECONDS", 0.0)
+    monkeypatch.setattr("psgc.tools.probe.SECONDS", 0.0)
     taken = measured(work)
     assert taken[quick] == (1.0, 1.0)
     assert ratio(taken[slow], taken[quick]) == 3.0
