@@ -1,6 +1,6 @@
 """How fast encode and decode move memory, beside a NumPy copy of the same number of bytes in the same run.
 
-    python scripts/bench_encode.py [--dim 8000000] [--repeat 15]
+    python scripts/bench_encode.py
 
 Bytes are those that have to move, each counted once: encode reads the gradient (dim entries) and reads and writes
 the accumulator (dim / parts); decode reads `sources` coded gradients and reads and writes the sum (dim). The copy reads
@@ -8,7 +8,6 @@ half of the same number of bytes and writes the other half. Ratios above 1 are p
 as it reads, encode reads more than it writes.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,8 @@ import numpy as np
 
 from psgc.backend import Backend, decode, encode, part_length
 
+DIM, REPEAT = 8_000_000, 15  # entries of a gradient; pairs of measurements
+
 
 def seconds(action: Callable[[], object]) -> float:
     began = time.perf_counter()
@@ -24,12 +25,12 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(name: str, moved: int, action: Callable[[], object], dtype: str, repeat: int) -> float:
+def measure(name: str, moved: int, action: Callable[[], object], dtype: str) -> float:
     """Print one row, and give the median over the pairs of (this action's rate) / (the copy's rate)."""
     source = np.ones(moved // 2 // np.dtype(dtype).itemsize, dtype)
     target = np.empty_like(source)
     pairs = []
-    for _ in range(repeat + 1):  # the first pair warms up
+    for _ in range(REPEAT + 1):  # the first pair warms up
         copy = seconds(lambda: np.copyto(target, source))
         pairs.append((copy, seconds(action)))
     copy, own = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
@@ -41,40 +42,36 @@ def measure(name: str, moved: int, action: Callable[[], object], dtype: str, rep
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dim", type=int, default=8_000_000, help="entries of a gradient")
-    parser.add_argument("--repeat", type=int, default=15, help="pairs of measurements")
-    options = parser.parse_args()
     backend, rng = Backend(), np.random.default_rng(0)
     worst = np.inf
     for dtype in ("float64", "float32"):
         size = np.dtype(dtype).itemsize
         for parts in (1, 2, 3):
-            length = part_length(options.dim, parts)
-            gradient = rng.random(options.dim).astype(dtype)
+            length = part_length(DIM, parts)
+            gradient = rng.random(DIM).astype(dtype)
             coded = np.zeros(length, dtype)
             vector, inverse = rng.random(parts), rng.random((parts, parts))
-            copies = rng.random((parts, options.dim // parts)).astype(dtype)
-            rest = rng.random((parts, length - options.dim // parts)).astype(dtype)
+            copies = rng.random((parts, DIM // parts)).astype(dtype)
+            rest = rng.random((parts, length - DIM // parts)).astype(dtype)
             rows = [
                 (
                     f"encode, parts {parts}",
-                    (options.dim + 2 * length) * size,
+                    (DIM + 2 * length) * size,
                     lambda c=coded, v=vector, g=gradient: encode(backend, c, v, g),
                 ),
                 (
                     f"decode combined, parts {parts}",
-                    (length + 2 * options.dim) * size,
+                    (length + 2 * DIM) * size,
                     lambda g=gradient, v=vector, c=copies, r=rest: decode(backend, g, v[:, None], c[:1], r[:1]),
                 ),
                 (
                     f"decode per_chunk, parts {parts}",
-                    (parts * length + 2 * options.dim) * size,
+                    (parts * length + 2 * DIM) * size,
                     lambda g=gradient, i=inverse, c=copies, r=rest: decode(backend, g, i, c, r),
                 ),
             ]
             for name, moved, action in rows:
-                worst = min(worst, measure(name, moved, action, dtype, options.repeat))
+                worst = min(worst, measure(name, moved, action, dtype))
     print(f"worst ratio {worst:.2f}")
 
 

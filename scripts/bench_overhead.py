@@ -1,7 +1,7 @@
 """What an iteration costs besides the gradients: time per iteration when chunks take next to nothing.
 
-    python scripts/bench_overhead.py [--workers 2 4 8] [--chunks 1 8 16] [--chunk-ms 0 1 5] [--schedules ...]
-        [--transfers ...] [--factor 1] [--iterations 100] [--rounds 1] [--out runs/bench/overhead.md]
+    python scripts/bench_overhead.py [--workers 2 4 8] [--chunks 1 8 16] [--chunk-ms 0 1 5]
+        [--factor 1] [--iterations 100] [--rounds 1] [--out runs/bench/overhead.md]
 
 Every row of the table is a setting of psgc, or the same under a plain mpi4py loop (scripts/allreduce_loop.py), and
 every run a real mpirun. The gradient of a chunk takes some 30 us; --chunk-ms makes chunks as long as that by sleeping.
@@ -32,6 +32,11 @@ from psgc.data import write_dense
 
 SCHEDULES = ("uncoded", "static", "skipping", "dynamic")
 LOOP, REFERENCE = "`Allreduce` loop", "`uncoded`"
+PROGRAMS: dict[str, dict[str, Any]] = {  # settings by what the table calls them; those of the loop are empty
+    LOOP: {},
+    **{f"`{name}`": {"schedule": name, "transfer": "per_chunk"} for name in SCHEDULES},
+    **{f"`{name}`, `combined`": {"schedule": name, "transfer": "combined"} for name in SCHEDULES},
+}
 WARM_UP = 5  # iterations that are not counted
 ROWS, FEATURES = 2048, 10
 
@@ -60,7 +65,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         config = _prepare(Path(name))
         for _, case in itertools.product(range(options.rounds), cases):
-            for program, settings in programs(options.schedules, options.transfers).items():
+            for program, settings in PROGRAMS.items():
                 took = measure(config, case, program, settings, options)
                 if took is None:
                     print(f"bench_overhead: {program}, {case}: the run failed", file=sys.stderr)
@@ -79,8 +84,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 8, 16], help="chunks for each worker")
     parser.add_argument("--chunk-ms", type=float, nargs="+", default=[0.0, 1.0, 5.0])
-    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=SCHEDULES)
-    parser.add_argument("--transfers", nargs="+", default=["per_chunk", "combined"])
     parser.add_argument("--virtual", type=int, nargs="*", default=[64, 512, 4096], help="workers on a virtual clock")
     parser.add_argument("--factor", type=float, default=1.0, help="how much slower the last worker is")
     parser.add_argument("--iterations", type=int, default=100)
@@ -100,15 +103,6 @@ def _prepare(folder: Path) -> Path:
         "iterations: 1\ncheckpoint: {every: 0}\noutput: out\n"
     )
     return config
-
-
-def programs(schedules: Sequence[str], transfers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Settings by what the table calls them; those of the loop are empty."""
-    found: dict[str, dict[str, Any]] = {LOOP: {}}
-    for transfer, schedule in itertools.product(transfers, schedules):
-        name = f"`{schedule}`" if transfer == "per_chunk" else f"`{schedule}`, `{transfer}`"
-        found[name] = {"schedule": schedule, "transfer": transfer}
-    return found
 
 
 def measure(

@@ -9,7 +9,6 @@ share that is left when the time until the first report is taken off, the delay.
 and the time of `finish`. Chunks take 5 ms.
 """
 
-import argparse
 import re
 import tempfile
 import time
@@ -22,17 +21,18 @@ from psgc.record.recorder import Recorder
 from psgc.run_rows import IterationRow, Outcome
 
 SECONDS = 0.005  # a chunk
+ROWS = 50  # iterations that are recorded
 
 
-def measure(workers: int, chunks_per_worker: int, replication: int, rows: int) -> tuple[float, float, float, float]:
+def measure(workers: int, chunks_per_worker: int) -> tuple[float, float, float, float]:
     """Mean seconds of the calls for one row and of the row; megabytes for all rows; seconds of `finish`."""
-    assignment = coding.blocks(workers * chunks_per_worker, workers, replication, seed=0)
+    assignment = coding.blocks(workers * chunks_per_worker, workers, 3, seed=0)
     rng = np.random.default_rng(0)
     calls = closing = 0.0
     with tempfile.TemporaryDirectory() as directory:
-        recorder = Recorder(Path(directory), "seed: 0\n", assignment, 1, [chunks_per_worker] * workers, rows)
+        recorder = Recorder(Path(directory), "seed: 0\n", assignment, 1, [chunks_per_worker] * workers, ROWS)
         before = memory()
-        for iteration in range(rows):
+        for iteration in range(ROWS):
             seconds = (SECONDS * rng.lognormal(0, 0.1, workers)).tolist()
             began = time.process_time()
             for worker, each in enumerate(seconds, start=1):
@@ -46,7 +46,7 @@ def measure(workers: int, chunks_per_worker: int, replication: int, rows: int) -
         grown = memory() - before
         began = time.process_time()
         recorder.finish(np.zeros(1), {})
-        return calls / rows, closing / rows, grown, time.process_time() - began
+        return calls / ROWS, closing / ROWS, grown, time.process_time() - began
 
 
 def memory() -> float:
@@ -57,12 +57,9 @@ def memory() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rows", type=int, default=50, metavar="K", help="iterations that are recorded (50)")
-    options = parser.parse_args()
     print("workers x chunks   calls ms    row ms  iteration ms   share   delay   memory MB   finish ms")
     for workers, chunks in ((8, 8), (256, 16), (512, 16)):
-        calls, row, megabytes, finish = measure(workers, chunks, 3, options.rows)
+        calls, row, megabytes, finish = measure(workers, chunks)
         iteration = 1.1 * SECONDS * chunks
         share, delay = (calls + row) / iteration, max(0.0, calls + row - SECONDS) / iteration
         print(

@@ -203,8 +203,6 @@ def watched(folder: Path, process: "subprocess.Popen[bytes]", slots: bool, worke
     seconds = {row.iteration: row.seconds for row in earlier_rows(rows)}
     usual = statistics.median(took for iteration, took in seconds.items() if 1 <= iteration < first)
     last = known["last"]
-    if "TIMES" in os.environ:
-        print({"met": met, **known, "loaded": loaded, "first": last + whole})
     written, ended = known.get("written", last), known["ended"]
     asked = max(met, last)
     steps = [met - decided, asked - last, written - asked, ended - written, loaded - ended, last + whole - loaded]

@@ -1,9 +1,9 @@
 """What the coordinator and the dynamic schedule cost per report, as the cluster grows, on a virtual clock.
 
-    python scripts/bench_scheduler.py [--workers 100 1000 10000 100000] [--chunks-per-worker 10]
+    python scripts/bench_scheduler.py [--workers 100 1000 10000 100000]
 
-One iteration of `blocks` with replication 3 and exponential speeds: nobody is like anybody else, so that the schedule
-has all its work to do. The time includes the simulated workers' own state machines.
+One iteration of `blocks` with 10 chunks a worker, replication 3 and exponential speeds: nobody is like anybody else, so
+that the schedule has all its work to do. The time includes the simulated workers' own state machines.
 """
 
 import argparse
@@ -18,11 +18,13 @@ from psgc.plan import default_queues
 from psgc.schedules import SCHEDULES
 from psgc.simulation.virtual import VirtualCluster
 
+CHUNKS = 10  # of each worker
 
-def measure(workers: int, chunks_per_worker: int) -> None:
+
+def measure(workers: int) -> None:
     """One iteration; prints a row."""
     began = time.perf_counter()
-    assignment = coding.blocks(workers * chunks_per_worker, workers, 3, seed=0)
+    assignment = coding.blocks(workers * CHUNKS, workers, 3, seed=0)
     ordering = coding.ordering(assignment)
     primary = coding.primary_copies(assignment, ordering, 1)
     queues, backups = default_queues("dynamic", ordering, primary, 0, range(1, workers + 1))
@@ -46,11 +48,10 @@ def measure(workers: int, chunks_per_worker: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000])
-    parser.add_argument("--chunks-per-worker", type=int, default=10)
     options = parser.parse_args()
     print(" workers    chunks   reports    per report   iteration        plan      memory        T")
     for workers in options.workers:
-        measure(workers, options.chunks_per_worker)
+        measure(workers)
 
 
 if __name__ == "__main__":
