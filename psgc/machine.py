@@ -59,10 +59,7 @@ def limit_threads() -> None:
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes of memory and swap that programs can still use, limited by this container's limit.
-
-    None if the system does not say.
-    """
+    """Bytes of memory and swap that programs of this container can still use; None if the system does not say."""
     try:
         lines = [line.split() for line in meminfo.read_text().splitlines()]
         amounts = {words[0]: 1024 * int(words[1]) for words in lines if words[2:] == ["kB"]}

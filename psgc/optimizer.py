@@ -191,10 +191,7 @@ class Adam(Optimizer):
 
 
 def make_optimizer(settings: config.OptimizerSettings | config.ScriptOptimizer, iterations: int = 1) -> Optimizer:
-    """The optimizer that the configuration names. iterations: of the run, over which its rate decays.
-
-    Raises UserError when it is a script's own.
-    """
+    """The optimizer of a run of so many iterations. Raises UserError when it is a script's own."""
     if isinstance(settings, config.ScriptOptimizer):
         raise UserError("optimizer: a script makes the steps itself; start it with: psgc launch SCRIPT.py -n 8")
     optimizer: Optimizer

@@ -68,14 +68,11 @@ def failed_ranks(comm: MPI.Intracomm) -> list[int]:
 
 
 class Deaths:
-    """The deaths that MPI reports.
-
-    dead: the dead ranks of `comm`, in the order in which MPI learnt of them
-    """
+    """The deaths that MPI reports."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
-        self.dead: dict[int, None] = {}
+        self.dead: dict[int, None] = {}  # ranks of `comm`, in the order in which MPI learnt of their deaths
 
     def forgive(self, error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> None:
         """Note the deaths that caused `error`, and let receives on `comm` go on. Raises any other error."""

@@ -104,9 +104,6 @@ def head(tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mappin
 
 
 def header_of(content: bytes | bytearray) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file: its tensors and its `__metadata__`; and the offset of the first tensor.
-
-    Raises ValueError when the file has no such header.
-    """
+    """The header of a safetensors file, and the offset of its first tensor. Raises ValueError when there is none."""
     start = 8 + int.from_bytes(content[:8], "little")
     return dict(json.loads(content[8:start])), start

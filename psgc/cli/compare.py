@@ -31,10 +31,7 @@ def run(options: Options) -> int:
 
 
 def compare(paths: Sequence[str], json_file: str | None = None, plot_file: str | None = None) -> int:
-    """Print a table of the runs in these directories, and write it and a figure of their losses to files.
-
-    Returns 2 when a directory has no run, which is said, else 0. Raises UserError: no run at all, or no such file.
-    """
+    """Print a table of these runs, and write it and their losses to files. Returns 2 when a directory has no run."""
     check_file("--json", json_file)
     check_plot(plot_file)
     if plot_file is not None:

@@ -71,10 +71,7 @@ class ChunkSource:
         self._checked: set[int] = set()
 
     def costs(self) -> list[float] | None:
-        """The cost of each chunk's gradient relative to an average one, by its rows (sparse: by its stored entries).
-
-        None without a data set.
-        """
+        """The cost of each chunk relative to an average one, by its rows or stored entries; None without a data set."""
         if self._dataset is None:
             return None
         ends = np.arange(self.num_chunks + 1) * self._dataset.num_rows // self.num_chunks

@@ -178,10 +178,7 @@ def _from_npz(path: str, labels: str | None, copies: int) -> Dataset:
 
 
 def of_csr(path: str, arrays: Mapping[str, np.ndarray], y: np.ndarray | None = None) -> Dataset:
-    """The data set of the arrays that scipy.sparse.save_npz writes of a CSR matrix. path: for errors.
-
-    Raises UserError.
-    """
+    """The data set of the arrays that scipy.sparse.save_npz writes of a CSR matrix, as `dense`."""
     layout = arrays.get("format", np.array(b"csr"))
     if layout.nbytes > 100 or layout.tobytes() != b"csr":
         raise UserError(f"{path}: expected sparse format csr, found {layout.ravel()[:1].tobytes()[:20]!r}")

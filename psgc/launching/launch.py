@@ -203,10 +203,7 @@ def _conclude(
 
 
 def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], proof: str) -> tuple[int, str]:
-    """The true exit code of a run after which mpirun exited with `code`; and why, unless a rank has printed it.
-
-    proof: what is missing when the run has not ended in order
-    """
+    """The true exit code of a run after which mpirun exited with `code`; and why, unless a rank has printed it."""
     status = summary.get("status")
     if status in ("done", "failed"):
         return int(summary.get("exit_code", status == "failed")), ""

@@ -51,10 +51,7 @@ class Heard:
 
 
 class MpirunProcess:
-    """A running mpirun. Raises UserError when it cannot be started.
-
-    heard: gets the lines on stderr, which are printed as well
-    """
+    """A running mpirun, whose stderr `heard` gets as well. Raises UserError when it cannot be started."""
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], heard: Heard | None = None) -> None:
         sys.stdout.flush()

@@ -94,10 +94,7 @@ class RunDirectory:
 
 @contextmanager
 def folder_for_answers(several_hosts: bool) -> Iterator[Path]:
-    """A temporary folder that rank 0 can write to. For several hosts it is in the current directory, probably shared.
-
-    Raises UserError when it cannot be made.
-    """
+    """A temporary folder for rank 0; of several hosts in the current directory, probably shared. Raises UserError."""
     try:
         folder = tempfile.mkdtemp(prefix=".psgc-launch-", dir=os.getcwd() if several_hosts else None)
     except OSError as error:

@@ -62,10 +62,7 @@ def is_script(path: str) -> bool:
 
 
 def check_script(script: Program) -> str:
-    """The path of the script for the ranks.
-
-    Raises UserError: no such file, not Python, or arguments that are not for a script.
-    """
+    """The path for the ranks. Raises UserError: no such file, not Python, or arguments that are not for a script."""
     name, arguments = printable(script.path), script.arguments
     if refused := [override for override in script.overrides if override != OF_SCRIPTS]:
         raise UserError(f"--set {printable(refused[0])}: {name} is no YAML file; its own arguments come after --")

@@ -110,10 +110,7 @@ def _load_object(where: str, target: str, folder: str | None) -> Any:
 
 
 def call_object(where: str, target: str, options: Mapping[str, Any], folder: str | None) -> Any:
-    """What the user's function named "module:function" returns for these keyword arguments. Raises UserError.
-
-    where, folder: as for `_load_object`.
-    """
+    """What the user's function "module:function" returns for these keyword arguments. Otherwise as `load_python`."""
     function = _load_object(where, target, folder)
     if not callable(function):
         raise UserError(f"{where}: is a {type(function).__name__}, expected a function")

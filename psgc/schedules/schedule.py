@@ -125,10 +125,7 @@ class Schedule:
         return False
 
     def join(self, may: bool) -> bool:
-        """Whether workers may do several chunks in one pass in the next iteration (`fractions`).
-
-        Returns whether orders should come before a worker begins.
-        """
+        """Let workers do several chunks in one pass from now on (`fractions`), or not. Returns as `know_costs`."""
         return False
 
     def rest(self, workers: Set[int]) -> None:
@@ -176,10 +173,7 @@ class Schedule:
         return self._substitute(chunk, 1, able)
 
     def free_until(self, worker: int, is_over: Callable[[int], bool]) -> float:
-        """Until when a worker has nothing to do, as far as is known; 0 while it has.
-
-        is_over: whether nothing of a chunk is left to do for it.
-        """
+        """Until when a worker has nothing to do, as far as is known; 0 unless all its chunks are over."""
         return inf if all(map(is_over, (*self._queues[worker], *self._substitutes.get(worker, ())))) else 0.0
 
     @property

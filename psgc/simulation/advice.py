@@ -221,10 +221,7 @@ def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str
 
 
 def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> str:
-    """The YAML lines for this choice; of a script's run the arguments. The rows of an iteration stay the same.
-
-    num_chunks: the number of chunks of the recorded run
-    """
+    """The YAML lines, or a script's arguments, for this choice, with as many rows in an iteration. num_chunks: now."""
     if isinstance(config.problem, ScriptProblem) and not isinstance(config, TorchConfig):
         given = {**choice.coding(), "schedule": choice.schedule, "transfer": config.transfer}
         return f"psgc.torch.init(..., {', '.join(f'{name}={value!r}' for name, value in given.items())})"

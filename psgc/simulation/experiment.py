@@ -75,10 +75,7 @@ def steps(settings: Settings) -> int:
 
 
 def run(settings: Settings, step: Told = lambda what: None) -> list[ScheduleRow]:
-    """The rows of a simulation. step: is called with a description after each trial that takes long.
-
-    Raises UserError when the settings do not fit each other, or the files that they name.
-    """
+    """The rows of a simulation. step: called with a description after each trial that takes long. Raises UserError."""
     return [trials.row() for trials in simulate(settings, step)]
 
 
@@ -160,10 +157,7 @@ class _Comparison:
         return np.empty(trials), np.empty(trials), np.empty((trials, len(self.settings.deadlines)))
 
     def event_by_event(self, schedule: str) -> tuple[Seconds, Seconds, Seconds]:
-        """The same, with the production coordinator and schedule.
-
-        A schedule keeps what it has learnt only if the trials are consecutive.
-        """
+        """The same, with the production coordinator and schedule, which learns only if the trials are consecutive."""
         held = self.assignment if SCHEDULES[schedule].holds_backups else self.primary
         holders = [(row + 1).tolist() for row in np.split(held.indices, held.indptr[1:-1])]
         queues, backups = self._queues(schedule)

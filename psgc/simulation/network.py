@@ -37,15 +37,10 @@ class VirtualLinks:
 
 
 class VirtualNetwork:
-    """A virtual clock, and the links of all ranks.
-
-    rates: bytes per second of each link
-    latency: seconds
-    now: the time, in seconds
-    """
+    """A virtual clock, and the links of all ranks with their rates, in bytes per second."""
 
     def __init__(self, rates: Sequence[float], latency: float) -> None:
-        self.now = 0.0
+        self.now = 0.0  # seconds
         self.vectors, self.control = VirtualLinks(len(rates)), VirtualLinks(len(rates))
         self._rates, self._latency = rates, latency
         self._events: list[tuple[float, int, Then]] = []  # (when, number, what)

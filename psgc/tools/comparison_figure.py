@@ -16,10 +16,7 @@ LONGEST = 70  # characters of a line of the legend
 
 
 def draw(rows: Sequence[ComparedRun], runs: Sequence[RecordedRun]) -> tuple[Figure, str]:
-    """The loss of each run against iterations and seconds, and a line of text about the figure.
-
-    rows: the rows of `runs`, in the order of the legend; the first `NAMED` differ by colour and dashes
-    """
+    """The loss of each run against iterations and seconds, in the order of `rows`; and a line about the figure."""
     by_path = {str(run.path): run for run in runs}
     drawn = [(label, by_path[row["run"]]) for label, row in zip(labels(rows), rows, strict=True)]
     drawn = [(label, run) for label, run in drawn if np.isfinite(run.iterations.get("loss", np.array([]))).any()]

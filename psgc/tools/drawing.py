@@ -150,10 +150,7 @@ def loss_panels(figure: Figure) -> Any:
 
 
 def scale_for(axes: Any, values: np.ndarray, times: float) -> bool:
-    """Make a y axis logarithmic if all values are > 0 and the largest is more than `times` times the median.
-
-    Returns whether it is logarithmic.
-    """
+    """Make a y axis logarithmic if values are > 0 and the largest is over `times` the median. Returns whether it is."""
     logarithmic = bool(len(values)) and bool(values.min() > 0) and bool(values.max() > times * np.median(values))
     if logarithmic:
         axes.set_yscale("log")

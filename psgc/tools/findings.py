@@ -152,11 +152,7 @@ def _times(slow: Pace, fast: Pace) -> str:
 
 
 def gpu_findings(result: Finished, cuda_aware: bool, driver: bool) -> list[Finding]:
-    """GPUs, and how messages reach their memory.
-
-    cuda_aware: whether MPI says that it is CUDA-aware
-    driver: whether nvidia-smi is installed
-    """
+    """GPUs, and how messages reach their memory. driver: whether nvidia-smi is installed."""
     found = result.found()
     if "cupy" not in found:
         return [Finding("note", "GPU", f"CuPy does not start: {_why(result)}; backend numpy works")]

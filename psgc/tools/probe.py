@@ -112,11 +112,9 @@ def ranks() -> None:
 
 
 def measured(work: Callable[[], object] | None = None) -> dict[int, Pace]:
-    """The pace of each core that this process may use.
+    """The pace of each core that this process may use, in turns, for `work` or a small matrix product.
 
-    The cores take turns. CPU seconds do not depend on other processes or on a quota.
-
-    work: the work to measure; by default a small matrix product
+    CPU seconds do not depend on other processes or on a quota.
     """
     work = work or _product()
     allowed = os.sched_getaffinity(0)

@@ -81,10 +81,7 @@ class RecordedRun:
         return {row.name: row.value for row in self.evaluated}
 
     def seconds_per_chunk(self) -> np.ndarray:
-        """The mean time of a worker's finished chunks in an iteration, nan without any.
-
-        Shape (iterations in the timeline, workers).
-        """
+        """The mean time of finished chunks, (iterations in the timeline, workers); nan without any."""
         place = np.cumsum(self.in_timeline) - 1
         total = np.zeros((int(self.in_timeline.sum()), self.workers))
         count = np.zeros(total.shape, np.int32)
