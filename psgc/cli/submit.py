@@ -8,10 +8,9 @@ from psgc.cli import Options, Parser, whole
 from psgc.cli.launch import add_program, program_of
 from psgc.config import Config, Data, load
 from psgc.errors import UserError
-from psgc.launching.batch_script import batch_script, job_name
 from psgc.launching.mpirun import check_extra
 from psgc.launching.points import check_runs, data_files, sweep_points
-from psgc.launching.scheduler import Job
+from psgc.launching.scheduler import Job, batch_script, job_name
 from psgc.launching.schedulers import SCHEDULERS, Slurm, usual
 from psgc.launching.script import check_script
 from psgc.record.files import write_output_text

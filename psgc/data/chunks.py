@@ -129,10 +129,8 @@ class ChunkSource:
         """Whether rows are used in place, in the memory of a map."""
         if self._dataset is None or self._backend.xp is not np:
             return False
-        X, y = _read(self._dataset, range(0, 1))
-        features = X.data if self._dataset.sparse else X
-        labels = () if y is None else ((y, label_dtype(y, self._dtype)),)
-        return all(in_place(array, kind) is array for array, kind in ((features, self._dtype_of(features)), *labels))
+        _, arrays = _stored(self._dataset, range(0, 1), self._dtype)
+        return all(in_place(array, dtype) is array for array, dtype in arrays)
 
     def each(self) -> Iterator[Chunk]:
         """All chunks in order, each read when it is taken. Chunks that are not in memory yet are not kept."""
@@ -178,26 +176,14 @@ class ChunkSource:
     def _load(self, i: int, rows: Rows, weight: float) -> Chunk:
         if self._dataset is None:
             return Chunk(i, None, None, weight)
-        X, y = _read(self._dataset, rows)
-        features = X.data if self._dataset.sparse else X
-        values, labels = in_place(features, self._dtype_of(features)), None
-        wrong = changed(features, values) is not None
-        if y is not None:
-            labels = in_place(y, label_dtype(y, self._dtype))
-            wrong = wrong or changed(y, labels) is not None
-        if wrong:
+        X, arrays = _stored(self._dataset, rows, self._dtype)
+        converted = [in_place(array, dtype) for array, dtype in arrays]
+        if any(changed(array, new) is not None for (array, _), new in zip(arrays, converted, strict=True)):
             raise self._refusal(self._dataset, rows)
+        values, *labels = map(self._backend.asarray, converted)
         if self._dataset.sparse:
-            X = self._backend.csr(self._backend.asarray(values), in_place(X.indices), in_place(X.indptr), X.shape)
-        else:
-            X = self._backend.asarray(values)
-        return Chunk(i, X, None if labels is None else self._backend.asarray(labels), weight)
-
-    def _dtype_of(self, features: np.ndarray) -> np.dtype[Any]:
-        """The dtype of X for a model: the run's; of whole numbers that are kept the file's, in native byte order."""
-        assert self._dataset is not None
-        is_kept = self._dataset.keeps_integers and not self._dataset.sparse and features.dtype.kind in "iub"
-        return features.dtype.newbyteorder("=") if is_kept else self._dtype
+            values = self._backend.csr(values, in_place(X.indices), in_place(X.indptr), X.shape)
+        return Chunk(i, values, labels[0] if labels else None, weight)
 
     def _check(self, chunk: Chunk, rows: Rows) -> None:
         """Raises UserError unless all numbers of `chunk` are finite. rows: its rows, for the error."""
@@ -209,35 +195,38 @@ class ChunkSource:
 
     def _refusal(self, dataset: Dataset, rows: Rows) -> UserError:
         """The error for the first wrong number in these rows; there must be one."""
-        X, y = _read(dataset, rows)
-        features = X.data if dataset.sparse else X
-        if (wrong := first_wrong(features, self._dtype_of(features))) is not None:
+        X, (features, *labels) = _stored(dataset, rows, self._dtype)
+        if (wrong := first_wrong(*features)) is not None:
             (first, *rest), what = wrong
             if dataset.sparse:
                 first, rest = int(np.searchsorted(X.indptr, first, side="right")) - 1, [int(X.indices[first])]
             column = f"column {rest[0]}" if len(rest) == 1 else f"place {tuple(rest)}"
             return UserError(f"{dataset.path}: row {rows[first]}, {column} of X (counted from 0) {what}")
-        assert y is not None
-        wrong = first_wrong(y, label_dtype(y, self._dtype))
+        wrong = first_wrong(*labels[0])
         assert wrong is not None
         (row,), what = wrong
         return UserError(f"{dataset.path}: the label of row {rows[row]} (counted from 0) {what}")
 
 
-def _read(dataset: Dataset, rows: Rows) -> tuple[Any, np.ndarray | None]:
-    """X and y: views of consecutive rows, else copies."""
-    return dataset.rows(rows.start, rows.stop) if isinstance(rows, range) else dataset.take(rows)
+def _stored(dataset: Dataset, rows: Rows, dtype: np.dtype[Any]) -> tuple[Any, list[tuple[np.ndarray, np.dtype[Any]]]]:
+    """X of these rows, a view if they are consecutive; and its numbers and the labels, each with its dtype for a model.
+
+    That is the run's. But labels that are whole numbers become int64, since a model may index with them, and whole
+    numbers in X that are kept have the file's, in native byte order.
+    """
+    X, y = dataset.rows(rows.start, rows.stop) if isinstance(rows, range) else dataset.take(rows)
+    numbers = X.data if dataset.sparse else X
+    is_kept = dataset.keeps_integers and not dataset.sparse and numbers.dtype.kind in "iub"
+    arrays = [(numbers, numbers.dtype.newbyteorder("=") if is_kept else dtype)]
+    if y is not None:
+        arrays.append((y, np.dtype(np.int64) if y.dtype.kind in "iub" else dtype))
+    return X, arrays
 
 
 def in_place(array: np.ndarray, dtype: Any = None) -> np.ndarray:
     """`array` as BLAS and SciPy can use it without copying: aligned, C-contiguous, of `dtype`; a copy if it is not."""
     with np.errstate(all="ignore"):  # `ChunkSource` looks for infinite numbers itself
         return np.require(np.asarray(array), dtype, ["C", "A"])
-
-
-def label_dtype(stored: np.ndarray, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of labels for a model: int64 for whole numbers, which it may index with, else the run's."""
-    return np.dtype(np.int64) if stored.dtype.kind in "iub" else dtype
 
 
 def changed(stored: np.ndarray, converted: np.ndarray) -> np.ndarray | None:

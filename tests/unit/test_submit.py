@@ -374,7 +374,7 @@ def test_the_examples_are_what_psgc_submit_writes(example, monkeypatch, psgc_com
     Path("data").mkdir()
     for name in ("flights-train", "flights-test", "digits-train", "digits-test"):
         Path(f"data/{name}.npz").touch()
-    monkeypatch.setattr("psgc.launching.batch_script.PROGRAM", Path(".venv/bin/psgc"))
+    monkeypatch.setattr("psgc.launching.scheduler.PROGRAM", Path(".venv/bin/psgc"))
     assert len(EXAMPLES) == 5
     text = example.read_text()
     arguments = shlex.split(text.splitlines()[1].removeprefix("# Written by: psgc "))
