@@ -10,7 +10,7 @@ from psgc.cli import Options, Parser, whole
 from psgc.errors import UserError
 from psgc.library.advice import ordered
 from psgc.plan import read_assignment
-from psgc.record.files import check_file, write_output
+from psgc.record.files import check_file, write_output, writing
 from psgc.terminal import say
 
 
@@ -45,7 +45,7 @@ def run(options: Options) -> int:
         optimal = "" if row["gap"] else "  optimal"
         say(f"{row['parts']:>5} {row['q_max']:>12} {row['bound']:>12} {row['gap']:>8}{optimal}")
     if output is not None:
-        _write(output, ordering)
+        _write(Path(output), ordering)
         say()
         say(f"ordering written to {output}")
     return 0
@@ -56,14 +56,12 @@ def _range(counts: Any) -> str:
     return f"{least}" if least == most else f"{least} to {most}, mean {counts.mean():.4g}"
 
 
-def _write(output: str, ordering: scipy.sparse.csr_array) -> None:
+def _write(path: Path, ordering: scipy.sparse.csr_array) -> None:
     def fill(stream: Any) -> None:
-        if Path(output).suffix == ".npz":
+        if path.suffix == ".npz":
             scipy.sparse.save_npz(stream, ordering)
         else:
             np.save(stream, ordering.toarray())
 
-    try:
-        write_output(Path(output), fill)
-    except OSError as error:
-        raise UserError(f"--output {output}: {(error.strerror or str(error)).lower()}") from None
+    with writing(path):
+        write_output(path, fill)

@@ -13,7 +13,7 @@ from psgc.launching.points import check_runs, data_files, sweep_points
 from psgc.launching.scheduler import Job, batch_script, job_name
 from psgc.launching.schedulers import SCHEDULERS, Slurm, usual
 from psgc.launching.script import check_script
-from psgc.record.files import write_output_text
+from psgc.record.files import write_output_text, writing
 from psgc.terminal import say
 from psgc.yaml_source import printable
 
@@ -70,11 +70,9 @@ def run(options: Options) -> int:
         name = config.output.rstrip("/")
     script = Path(options.output or f"{name}{scheduler.suffix}")
     text = batch_script(program, job, points, local_dir, data, ["psgc", *options.given], script)
-    try:
+    with writing(script):
         script.parent.mkdir(parents=True, exist_ok=True)
         write_output_text(script, text)
-    except OSError as error:
-        raise UserError(f"{printable(str(script))}: cannot be written: {error.strerror}") from None
     runs = f"{len(points)} runs" if points else "a run"
     what = f"{runs} on {job.nodes} x {job.ranks_per_node} ranks"
     if not options.go:

@@ -4,8 +4,6 @@ The coded gradients of one chunk are y_j = sum_k R[j, k] g[k]: l = `parts` of th
 further one has to fit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any

@@ -10,8 +10,6 @@ The functions in ASSIGNMENTS take N, m, gamma and a seed. They return A, shape (
 UserError when the numbers do not fit together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias

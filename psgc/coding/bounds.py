@@ -1,7 +1,5 @@
 """Flows from workers, which hand out copies, to chunks, which take them: behind orderings, and the bound T*."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any

@@ -9,8 +9,6 @@ To decode a chunk the server inverts R[S], S the l workers that did it. So R[S] 
    random candidates. What is lowered is the sum over meeting sets of ||R[S]^-1||_F^32, in which only the worst count.
 """
 
-from __future__ import annotations
-
 from itertools import combinations, count, islice
 from math import comb
 from typing import Any, TypeAlias

@@ -9,8 +9,6 @@ share where every worker holds it. For a square regular A the rounds are perfect
 (`psgc.coding.ordering_search`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -92,7 +90,7 @@ def queues(ordering: Ordering) -> list[list[int]]:
 
 def positions(
     queues: Sequence[Sequence[int]], num_chunks: int, whole_loads: bool = False, costs: Any = None
-) -> csr_array[Any, tuple[int, int]]:
+) -> "csr_array[Any, tuple[int, int]]":
     """The inverse of `queues`, shape (num_chunks, m).
 
     whole_loads: each copy gets the last position in its queue, since it counts only when the whole queue is done.

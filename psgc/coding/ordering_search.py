@@ -8,8 +8,6 @@ While all other queues stay fixed, V_i(l) depends only on the u that a worker gi
 queue solves an assignment problem: which chunk gets which u.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A few numbers that compare copies of a gradient without sending the copies."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias

@@ -1,7 +1,5 @@
 """Weights that make an approximate gradient unbiased over which workers are late."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

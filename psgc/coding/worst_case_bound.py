@@ -1,7 +1,5 @@
 """A bound that no ordering can beat: the smallest Q_max that any ordering of an assignment might have."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
