@@ -209,9 +209,8 @@ def validated(model: type[Model], source: YamlSource, by_hand: bool = True) -> M
 
 
 def checked(model: type[Model], values: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Model:
-    """A `model` of these values, the arguments of a Python function. Raises UserError for the first error.
+    """A `model` of these values, the arguments of the function `where`. Raises UserError for the first error.
 
-    where: the function
     names: dotted key -> argument, where the argument is not the last part of the key
     """
     try:

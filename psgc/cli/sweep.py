@@ -37,10 +37,8 @@ def run(options: Options) -> int:
 
 
 def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
-    """Makes the runs, and prints a table of them at the end. A run that fails does not end the sweep.
+    """Make a run for each combination of the program's settings, and print a table. again: the command to go on.
 
-    program: where an override has several values, such as "optimizer.lr=0.1,0.3", every combination is a run, with a
-    directory of its own in the run directory; `resume` leaves out those that are done. again: the command to go on.
     Returns 0 when all runs are done, 1 when some failed, 128 + the number of a signal that stopped it.
     Raises UserError before the first run: a script, no value to vary, or what a run would refuse.
     """

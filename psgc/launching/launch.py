@@ -102,10 +102,7 @@ class _Starts:
     ranks: int = 0  # number of ranks of the run
 
     def start(self, placement: Placement, standby: Path | None = None) -> MpirunProcess:
-        """Start ranks. Raises UserError.
-
-        standby: a file that the ranks write when they are ready; they then wait until it is removed
-        """
+        """Start ranks, which with `standby` write this file and wait until it is removed. Raises UserError."""
         program, environ = self.program, self.environ
         if self.mpirun is not None:
             program = replace(program, resume=True)

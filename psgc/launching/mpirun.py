@@ -65,10 +65,7 @@ class Placement:
 
 
 def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> Mpirun:
-    """The mpirun on `environ`'s PATH, else the one beside this Python. Raises UserError when none works.
-
-    seconds: time limit of each of up to three commands
-    """
+    """The mpirun on `environ`'s PATH, else beside this Python. seconds: of each of three commands. Raises UserError."""
     beside = Path(sys.executable).parent
     path = shutil.which("mpirun", path=environ.get("PATH", os.defpath)) or shutil.which("mpirun", path=str(beside))
     if path is None:

@@ -52,9 +52,7 @@ class Restores:
         self._since = {rank: self._since.get(rank, now) for rank in ranks}
 
     def due(self, settings: Restore, num_ranks: int, now: float) -> list[int]:
-        """The ranks for which the run should start again; empty if it should not.
-
-        At least `settings.lost` workers, or one new rank, must be missing for long enough.
+        """The ranks that have been missing for long enough; empty unless they are `settings.lost` workers or new ones.
 
         num_ranks: number of ranks of the run; higher ranks are new
         """
@@ -142,12 +140,10 @@ class Watch:
         return False
 
     def take_next(self, code: int) -> MpirunProcess | None:
-        """After the end of the run: the ranks that continue it, which have been started. None: nothing continues.
+        """After mpirun has ended with `code`: the ranks that continue the run, which have been started; or None.
 
         Ranks that have made no step are started once more: one may have died meanwhile, and Open MPI fails to start
         once in some hundred times.
-
-        code: the exit code of mpirun
         """
         is_undone = self._is_undone()
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":

@@ -21,9 +21,7 @@ ADDS_UP = 1e-6  # relative difference of a chunk's gradient from the sum over it
 
 
 def check_gradient(problem: Problem, params: np.ndarray, chunk: Chunk) -> str:
-    """A line that says how well the gradient of a chunk agrees with its loss, and with the sum over its halves.
-
-    params: (dim,) float64; the gradient is checked near them
+    """A line that says how well the gradient of a chunk, near `params`, agrees with its loss and with its halves.
 
     Raises UserError: the gradient is wrong, or there is nothing to compare it with.
     """

@@ -128,11 +128,7 @@ def _filled(paces: np.ndarray, least: np.ndarray, here: np.ndarray) -> np.ndarra
 
 
 def _pass_cost(done: Columns, work: np.ndarray) -> float:
-    """The cost of a pass besides its work, from the largest and the smallest pass of a worker in an iteration.
-
-    done: the passes (`psgc.record.timeline.passes`), by worker and iteration
-    work: (passes,), the work of each pass
-    """
+    """The cost of a pass besides its `work`, from the largest and the smallest pass of a worker in an iteration."""
     seconds, place = done["end"] - done["start"], done["worker"]
     by_work = np.lexsort((work, place))
     changes = np.diff(place[by_work], prepend=-1, append=-1) != 0

@@ -201,12 +201,11 @@ def output_finding(output: str, result: Finished) -> Finding:
 
 
 def survival(survived: bool, shared: bool, scheduled: bool, launch: str) -> list[Finding]:
-    """The failures that a run here survives.
+    """The failures that a run survives, which starts with the command `launch`.
 
     survived: whether the test job survived the death of a rank
     shared: whether the run directory is on a network file system
     scheduled: whether there is SLURM, PBS or LSF
-    launch: the command that starts the run
     """
     ends = f"ends the run; {launch} --resume continues from the last checkpoint"
     timeout = "faults.collect_timeout seconds"
