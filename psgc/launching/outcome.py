@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -96,13 +95,12 @@ class RunDirectory:
 def folder_for_answers(several_hosts: bool) -> Iterator[Path]:
     """A temporary folder for rank 0; of several hosts in the current directory, probably shared. Raises UserError."""
     try:
-        folder = tempfile.mkdtemp(prefix=".psgc-launch-", dir=os.getcwd() if several_hosts else None)
+        where = os.getcwd() if several_hosts else None
+        folder = tempfile.TemporaryDirectory(prefix=".psgc-launch-", dir=where, ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; a script needs this folder for its exit code") from None
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with folder as path:
+        yield Path(path)
 
 
 def _newest(checkpoints: frozenset[tuple[int, tuple[int, int] | None]]) -> int:

@@ -63,7 +63,10 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> ComparedRun:
     seconds = columns["seconds"]
     ratios = columns["bound"] / np.where(seconds > 0, seconds, np.nan)
     metrics = run.metrics
-    test_loss = _number(summary.get("test_loss", metrics.get("loss", _last(columns, "test_loss"))))
+    test_loss, test_accuracy = (
+        _number(summary.get(f"test_{name}", metrics.get(name, _last(columns, f"test_{name}"))))
+        for name in ("loss", "accuracy")
+    )
     losses = [row.value for row in run.evaluated if row.name == "loss"]  # that of the column is rounded
     return {
         "run": str(run.path),
@@ -73,9 +76,7 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> ComparedRun:
         "final_loss": final_loss(run),
         "test_loss": test_loss,
         "best_test_loss": _least([*(losses or columns.get("test_loss", [])), test_loss]),
-        "test_accuracy": _number(
-            summary.get("test_accuracy", metrics.get("accuracy", _last(columns, "test_accuracy")))
-        ),
+        "test_accuracy": test_accuracy,
         "seconds": _number(summary.get("seconds", float(seconds.sum()))),
         "seconds_per_iteration": median(seconds),
         "efficiency": median(ratios),
