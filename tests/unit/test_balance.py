@@ -71,3 +71,16 @@ def test_two_workers_that_may_do_any_chunk_come_near_the_best_plan(costs):
 def test_a_worker_without_a_pace_counts_as_the_usual_one():
     _, workers = planned([1.0] * 6, [[0, 1]] * 6, [0] * 6, [2.0, None])
     assert [len(worker.told) for worker in workers] == [3, 3]
+
+
+def test_a_new_iteration_begins_with_the_own_share_alone():
+    chunks = [ChunkView(number, 1.0) for number in range(3)]
+    worker = WorkerView(1, chunks[:1], chunks[1:])
+    for _ in range(2):
+        for chunk in chunks:
+            chunk.begin(1)
+        worker.begin(2.0)
+        assert (list(worker.told), worker.ahead, worker.running, worker.reports) == (chunks[:1], 1.0, None, 0)
+        worker.start_next(0.0)
+        worker.tell(chunks[1])
+        worker.reports = 1
