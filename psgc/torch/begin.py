@@ -137,7 +137,7 @@ def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding
             ending.closed = loggers.close
 
     ending.session = engine
-    run.begin(engine, log)
+    run.begin(engine, log, ending.close)
     takes_over = True  # whoever is rank 0 from now on
     ending.last, ending.rows = run.end, run.give_rows
     return run

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from psgc.config.torch import TorchRun
 from psgc.errors import ModelError, PsgcError, UserError
 from psgc.run_rows import IterationRow
+from psgc.terminal import say
 from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.calls import Call, Engine
 from psgc.torch.chunk_gradient import ChunkGradient
@@ -135,6 +136,9 @@ class ScriptRun:
             self.output.reaches(batch.iteration, steps() if is_empty or standing.has_moved else None)
             is_empty = False
             standing.begin(batch)
+            jump = self._dataset.jump(batch.epoch, batch.rows) if isinstance(self._dataset, StreamBuffer) else ""
+            if jump and self.is_first:
+                say(jump, error=True)
             began = time.monotonic()
             self._steps.loops, outer, self._under_way = self._steps.loops + 1, self._under_way, batch.iteration
             try:

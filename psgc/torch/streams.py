@@ -61,6 +61,7 @@ class StreamBuffer(Dataset[Any]):
         self.stream, self.length, self.size = stream, length, size
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._readers: list[_StreamPass] = []
+        self._epoch, self._furthest, self._has_jumped = -1, -1, False  # of the batches so far (`jump`)
 
     def __len__(self) -> int:
         return self.length
@@ -92,6 +93,19 @@ class StreamBuffer(Dataset[Any]):
                 f"run.batches: size is {size}, and the StreamBuffer keeps {self.size} examples; expected "
                 f"StreamBuffer(..., size={size}) or more"
             )
+
+    def jump(self, epoch: int, rows: np.ndarray) -> str:
+        """What to say of the first batch for which the stream is begun anew within an epoch; empty for all others."""
+        self._furthest = max(int(rows.max()), self._furthest if epoch == self._epoch else -1)
+        self._epoch, first = epoch, int(rows.min())
+        if self._has_jumped or first > self._furthest - self.size:
+            return ""
+        self._has_jumped = True
+        return (
+            f"psgc: epoch {epoch}: a batch takes example {first} after example {self._furthest}, and the StreamBuffer "
+            f"keeps {self.size}: for each such jump the stream is read again from its beginning; expected examples in "
+            "order, shuffled only within the buffer, or StreamBuffer(..., size=...) with a larger size"
+        )
 
     def _read(self, row: int) -> Any:
         """Read on as far as this row."""

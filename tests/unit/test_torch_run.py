@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import sys
 from contextlib import nullcontext
 from unittest import mock
 
@@ -15,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import psgc.torch
 from psgc.checkpoints import newest_first
 from psgc.errors import RunFailed, UserError
+from psgc.run.script_ending import ScriptEnding
 from psgc.run_rows import EvaluationRow
 from psgc.tools.comparison import compared
 from psgc.tools.figures import pictures
@@ -394,3 +396,20 @@ def test_a_wrong_argument_is_named(settings, text):
     with pytest.raises(UserError) as refused:
         made(**settings)
     assert str(refused.value).replace("'", "").startswith(text.replace("'", ""))
+
+
+def test_close_ends_the_run_with_its_checkpoint_and_its_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr(begin, "ScriptEnding", ScriptEnding)
+    monkeypatch.setattr(ScriptEnding, "_earlier", None)
+    monkeypatch.setattr(ScriptEnding, "catch_signals", lambda ending: None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    _, data, run, optimizer = made(output=str(tmp_path / "run"))
+    run.attach(optimizer)
+    for batch in run.batches(SIZE):
+        run.backward(batch)
+        optimizer.step()
+    run.close()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "done"
+    assert newest_first(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=r"this run has ended, by run\.close or another psgc\.torch\.init"):
+        run.evaluate(data, loss)

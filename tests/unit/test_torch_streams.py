@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, default_collate
 
 import psgc.torch
 from psgc.errors import UserError
@@ -137,3 +137,35 @@ def test_a_run_reads_it_in_order_and_says_what_it_cannot_do():
         UserError, match="num_workers is 2, but each rank reads a StreamBuffer itself; expected num_wor"
     ):
         psgc.torch.init(model, DataLoader(data, 4, num_workers=2), loss)
+
+
+def within_the_buffer(size):
+    """Rows in order, shuffled among as many as the buffer keeps."""
+    rows = np.arange(LENGTH).reshape(-1, size)
+    return [row for part in rows for row in np.random.default_rng(0).permutation(part).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("order", "size", "begun"),
+    [
+        (range(LENGTH), 8, 2),
+        (within_the_buffer(8), 8, 2),
+        (RandomSampler(range(LENGTH)), LENGTH, 1),
+        (RandomSampler(range(LENGTH)), 8, None),
+        ([*range(20), *range(4), *range(20, LENGTH)], 12, None),
+    ],
+)
+def test_a_batch_sampler_that_jumps_back_beyond_the_buffer_is_spoken_of_once(order, size, begun, capsys):
+    stream, model = Counting(), nn.Linear(1, 1)
+    data = StreamBuffer(stream, LENGTH, size)
+    run = psgc.torch.init(model, data, lambda model, batch: model(batch.float()[:, None]).mean(), chunks=2)
+    for batch in run.batches(BatchSampler(order, 4, drop_last=False), epochs=2):
+        run.backward(batch)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "StreamBuffer" in line]
+    if begun is not None:
+        assert (stream.begun, lines) == (begun, [])
+        return
+    assert stream.begun > 2
+    (line,) = lines
+    assert f"and the StreamBuffer keeps {size}: for each such jump the stream is read again from its beginning" in line
+    assert "expected examples in order, shuffled only within the buffer, or StreamBuffer(..., size=...)" in line
