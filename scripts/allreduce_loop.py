@@ -25,7 +25,7 @@ from psgc.data import ChunkSource
 from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.problems import evaluate
-from psgc.run.initial import initial_params
+from psgc.run.checkpoint import initial_params
 from psgc.run.inputs import emulated_chunks, emulated_seconds, make_injector, open_problem
 from psgc.workers.emulation import Emulation
 

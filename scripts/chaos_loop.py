@@ -21,7 +21,7 @@ from psgc.data import ChunkSource
 from psgc.optimizer import make_optimizer
 from psgc.problems import evaluate
 from psgc.record.csv_files import csv_text, row_text
-from psgc.run.initial import initial_params
+from psgc.run.checkpoint import initial_params
 from psgc.run.inputs import open_problem
 from psgc.run_rows import COLUMNS, IterationRow
 

@@ -51,7 +51,7 @@ def _check_gradient(options: Options) -> None:
     from psgc.backend import Backend
     from psgc.data import ChunkSource
     from psgc.problems import check_gradient
-    from psgc.run.initial import initial_params
+    from psgc.run.checkpoint import initial_params
     from psgc.run.inputs import open_problem
 
     config = configuration.load(options.config, options.overrides)

@@ -23,8 +23,7 @@ from psgc.processes import die_with_parent
 from psgc.rendezvous import MPI
 from psgc.run import launched
 from psgc.run.ending import leave_mpi
-from psgc.run.meeting import NotAllCame, meet
-from psgc.run.standby import wait_for_turn
+from psgc.run.meeting import NotAllCame, meet, wait_for_turn
 from psgc.terminal import say
 from psgc.transport import Transport
 

@@ -1,7 +1,7 @@
 """Decides when `psgc launch` starts a run again with all workers (`faults.restore`).
 
 A run goes on without its lost workers, which lost.csv names. When they have been gone long enough, `psgc launch` starts
-all ranks once more. The new ranks get ready while the run still goes on (`psgc.run.standby`). Then the run gets the
+all ranks once more. The new ranks get ready while the run still goes on (`psgc.run.meeting`). Then the run gets the
 signal of a scheduler's warning, writes a checkpoint and ends, and the new ranks continue. The same happens when the
 host file has more slots than the run has ranks. If the new ranks cannot start, the run goes on as it is.
 

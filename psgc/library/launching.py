@@ -92,11 +92,7 @@ def _processes(workers: int, path: str, overrides: Sequence[str]) -> int:
 
 
 def _written(
-    problem: Any,
-    options: Mapping[str, Any] | None,
-    data: Any,
-    set: Mapping[str, Any] | None,
-    more: Mapping[str, Any],
+    problem: Any, options: Mapping[str, Any] | None, data: Any, set: Mapping[str, Any] | None, more: Mapping[str, Any]
 ) -> str:
     """Write the YAML file of a run, and its data if it is in memory. Returns the path. Raises UserError."""
     where = "psgc.launch"

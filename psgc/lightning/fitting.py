@@ -1,21 +1,45 @@
-"""`psgc.lightning.fit`: trains with Lightning's Trainer and psgc as its strategy."""
+"""`psgc.lightning.fit`: trains with Lightning's Trainer and psgc as its strategy.
+
+Features that cannot work when any worker may compute any examples are refused, with what to use instead.
+"""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, Timer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import psgc.torch
 from psgc.errors import UserError
-from psgc.lightning.refusals import check_arguments, check_trainer
 from psgc.lightning.strategy import PsgcStrategy
 from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding
+
+ARGUMENTS = {  # of Trainer
+    "strategy": "psgc is the strategy",
+    "devices": "each rank has one; psgc launch -n sets the number of ranks",
+    "num_nodes": "psgc launch and psgc submit choose the hosts of the ranks",
+    "sync_batchnorm": 'use buffers="chunk"',
+    "max_time": "the clocks of ranks differ; use epochs, or max_steps",
+    "limit_train_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
+    "limit_val_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
+    "overfit_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
+    "reload_dataloaders_every_n_epochs": "a run has one dataset; let its rows depend on the epoch",
+    "ckpt_path": "psgc launch --resume goes on from the newest checkpoint in output",
+    "max_epochs": "use epochs",
+}
+HOOKS = {  # of the module
+    "backward": "psgc computes the gradient of the loss of training_step; use torch's hooks of parameters",
+    "on_before_batch_transfer": "use on_after_batch_transfer, or collate_fn of the DataLoader",
+    "on_validation_epoch_end": "each worker has a part of the examples: log means in validation_step; for metrics "
+    "that are not a mean use run.evaluate with outputs",
+}
 
 
 def fit(module: LightningModule, data: Any = None, val: Any = None, *, epochs: int, **given: Any) -> Trainer:
@@ -36,11 +60,11 @@ def fit(module: LightningModule, data: Any = None, val: Any = None, *, epochs: i
     strategy = None
     try:
         of_init = {name: given.pop(name) for name in psgc.torch.init.__kwdefaults__ or {} if name in given}
-        check_arguments(given, epochs)
+        _check_arguments(given, epochs)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         strategy = PsgcStrategy(device, of_init)
         trainer = _trainer(strategy, epochs, of_init, given)
-        check_trainer(trainer, module)
+        _check_trainer(trainer, module)
         trainer.fit(module, data, val)
     except UserError:
         if strategy is None or strategy.run is None:
@@ -69,3 +93,45 @@ def _trainer(strategy: PsgcStrategy, epochs: int, of_init: dict[str, Any], given
 
 def _listed(given: Any) -> list[Any]:
     return [] if given is None else [*given] if isinstance(given, list) else [given]
+
+
+def _check_arguments(given: Mapping[str, Any], epochs: object) -> None:
+    """Raises UserError for arguments of Trainer that psgc does not support."""
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"psgc.lightning.fit: epochs is {epochs!r:.40}, expected a whole number >= 1")
+    for name, instead in ARGUMENTS.items():
+        if given.get(name) is not None:
+            raise UserError(f"psgc.lightning.fit: {name}: {instead}")
+
+
+def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
+    """Raises UserError for a module, callbacks or loggers that psgc does not support.
+
+    It also makes ModelCheckpoint choose the same file names on all ranks.
+    """
+    kind = type(module).__name__
+    if not isinstance(module, LightningModule):
+        raise UserError(f"psgc.lightning.fit: {kind} is no LightningModule of the package lightning.pytorch")
+    if not module.automatic_optimization:
+        raise UserError(f"{kind}: automatic_optimization is False; write the loop with psgc.torch instead")
+    for hook, instead in HOOKS.items():
+        if is_overridden(hook, module):
+            raise UserError(f"{kind}.{hook}: {instead}")
+    if trainer.scaler is not None:
+        raise UserError(
+            f"precision {trainer.precision}: expected bf16-mixed, bf16-true, 32-true or 64-true; psgc.torch scales"
+        )
+    for callback in trainer.callbacks:
+        if isinstance(callback, Timer):
+            raise UserError(f"Timer: {ARGUMENTS['max_time']}")
+        if isinstance(callback, StochasticWeightAveraging):
+            raise UserError("StochasticWeightAveraging: use torch.optim.swa_utils with psgc.torch")
+        if isinstance(callback, ModelCheckpoint):
+            if callback._train_time_interval is not None:
+                raise UserError("ModelCheckpoint: train_time_interval: use every_n_train_steps or every_n_epochs")
+            callback._enable_version_counter = False  # the files in the folder may differ between ranks
+    for logger in trainer.loggers:
+        if launched.ranks() > 1 and getattr(logger, "_version", "") is None:
+            raise UserError(
+                f"{type(logger).__name__}: each rank would choose another version; give it one, such as version=0"
+            )

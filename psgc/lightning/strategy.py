@@ -26,7 +26,7 @@ from psgc.torch import Batch, ScriptRun
 from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.evaluation import evaluation_mode
 from psgc.torch.generators import preserved
-from psgc.torch.sampling import length_of
+from psgc.torch.reading import length_of
 
 
 class TrainingLoader:

@@ -14,7 +14,7 @@ class RunRecord:
 
     recorder: writes the run directory; None: there is no run directory
     progress: the progress bar, which then prints the lines; None: there is no progress
-    undo: undoes the step of an iteration, and says what is done (`psgc.run.undo`)
+    undo: undoes the step of an iteration, and says what is done (`psgc.run.launched.undo`)
     """
 
     recorder: Recorder | None

@@ -18,7 +18,7 @@ from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError, one_line, raised_at
 from psgc.messages import MESSAGE
 from psgc.problems import Problem, evaluate
-from psgc.run.initial import initial_params
+from psgc.run.checkpoint import initial_params
 from psgc.run.inputs import rows_in_iteration
 from psgc.workers.compute import gradient_of
 

@@ -25,7 +25,6 @@ class Figures:
 
     @classmethod
     def of(cls, row: IterationRow) -> "Figures":
-        """The figures in a row."""
         return cls(row.iteration, row.test_loss, row.test_accuracy)
 
     @property
@@ -35,7 +34,6 @@ class Figures:
 
     @property
     def value(self) -> float:
-        """The figure of that name."""
         return self.test_loss if self.test_loss is not None else self.test_accuracy or 0.0
 
     def is_better(self, other: "Figures | None") -> bool:

@@ -1,19 +1,23 @@
-"""Makes server and workers for a NumPy problem or a script's model."""
+"""The beginning of a run: its first lines, and server and workers, for a NumPy problem or a script's model."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from psgc.aggregation.replica import Stepping
+from psgc import __version__
+from psgc.aggregation.replica import Follower, Stepping
 from psgc.aggregation.shared import memory_bytes
 from psgc.backend import Backend
 from psgc.config import Config
+from psgc.machine import THREADS, carried
 from psgc.plan import Plan
 from psgc.record.csv_files import were_tried
-from psgc.run.inputs import make_emulation, tried_chunks
-from psgc.run.launched import interruption
+from psgc.run.inputs import make_emulation, make_injector, tried_chunks
+from psgc.run.launched import NOBODY_RESTORES, interruption, is_launched
+from psgc.run.takeover import Beginning
 from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.settings import ServerSettings
@@ -45,14 +49,43 @@ class WorkerProgram(Protocol):
     last: int
     is_alike: bool
     successor: str
+    replica: Stepping
 
-    @property
-    def replica(self) -> Stepping: ...
     @property
     def loop(self) -> Callable[..., WorkerLoop]: ...
 
     def computing(self, mailbox: Mailbox, runner: ChunkRunner) -> Computing:
         """The thread that does the chunks of the mailbox, as `runner` has them done."""
+
+
+def opening_lines(
+    transport: Transport, config: Config, plan: Plan, computes: str, go_on: str, chosen: str = ""
+) -> list[str]:
+    """What to print at the start.
+
+    computes: the number of parameters and what computes, as in "10 parameters, numpy float64"
+    go_on: the command that resumes the run, or ""
+    chosen: text about the number of chunks that `auto` chose, or ""
+    """
+    lacks = [] if is_launched() else ["started without psgc launch: exit codes are mpirun's"]
+    if config.faults.restore and not is_launched():
+        lacks.append(NOBODY_RESTORES)
+    if not transport.survives_deaths:  # print how to resume now: after a death MPICH leaves rank 0 no time for it
+        resume_it = f"; resume it with: {go_on}" if go_on and config.checkpoint.every else ""
+        lacks.append(f"no fault tolerance: a dead rank ends this run{resume_it}")
+    assignment = config.coding.assignment
+    name = assignment if isinstance(assignment, str) else assignment.path
+    hosts, workers = len(set(transport.hosts)), plan.num_workers
+    every = f"verify every {config.verify_every}, " if config.verify_every else ""
+    verify = "verify idle, " if config.verify_idle else every
+    threads = f"reproducible with {os.environ.get(THREADS[0], 'all')} threads of BLAS, " if config.reproducible else ""
+    what = (
+        f"psgc {__version__}: {workers} worker{'s' if workers > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}, "
+        f"{plan.num_chunks} chunks{chosen} in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
+        f"schedule {config.schedule}, aggregation {config.aggregation}, transfer {config.transfer}, {verify}{threads}"
+        f"{computes}, {transport.library}{carried(hosts)}"
+    )
+    return ["; ".join(lacks), what] if lacks else [what]
 
 
 def all_work(transport: Transport, config: Config) -> None:
@@ -77,12 +110,7 @@ def share_memory(transport: Transport, config: Config, backend: Backend, dim: in
 
 
 def make_worker(
-    transport: Transport,
-    config: Config,
-    plan: Plan,
-    program: WorkerProgram,
-    first: int,
-    injector: Injector,
+    transport: Transport, config: Config, plan: Plan, program: WorkerProgram, first: int, injector: Injector
 ) -> WorkerLoop:
     """The worker of this rank, with the settings of the server, in a term that begins with iteration `first`."""
     transport.start(from_everybody=config.aggregation == "allreduce")
@@ -102,6 +130,25 @@ def make_worker(
     return program.loop(transport, mailbox, encoder, computing, backend, program.replica, injector, duties)
 
 
+def work_beside(
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    program: WorkerProgram,
+    replica: Stepping,
+    first: int,
+    injector: Injector | None,
+) -> None:
+    """Have this process, which is rank 0, be a worker as well whenever rank 0 waits.
+
+    replica: that of rank 0, which the worker follows
+    injector: of a process that has been a worker before
+    """
+    program.replica = Follower(replica)
+    injector = injector or make_injector(config, transport.place + 1)
+    transport.beside = make_worker(transport.second(), config, plan, program, first, injector).turns()
+
+
 def make_server(
     transport: Transport,
     config: Config,
@@ -109,11 +156,14 @@ def make_server(
     backend: Backend,
     observer: Observer,
     stopped_by: Sequence[int],
+    beginning: Beginning | None = None,
     **known: Any,
 ) -> Server:
-    """The server. known: the driver, and other fields of `ServerSettings`."""
+    """The server. beginning: of its term, after a takeover; known: the driver, and other fields of `ServerSettings`."""
     transport.start(from_everybody=config.aggregation == "allreduce")
     has_been = transport.term.number or were_tried(transport.term.size)
+    if beginning is not None:
+        known |= {"alike": beginning.alike, "away": beginning.away}
     if not config.dedicated_server:  # the worker of this process has the state of rank 0
         known["alike"] = {transport.place + 1, *known.get("alike", ())}
     settings = ServerSettings(
@@ -124,3 +174,14 @@ def make_server(
         **known,
     )
     return Server(transport, backend, observer, settings)
+
+
+def at_begin(faults: Injector, first: int, begun: Callable[[], object] | None) -> Callable[[int], None]:
+    """What the server calls when an iteration begins. begun: is called when iteration `first` does."""
+
+    def begins(iteration: int) -> None:
+        if iteration == first and begun is not None:
+            begun()
+        faults.at("begin", iteration)
+
+    return begins

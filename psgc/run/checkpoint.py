@@ -1,4 +1,6 @@
-"""The checkpoint of a NumPy problem: the state between two iterations, as a safetensors file.
+"""The checkpoint of a NumPy problem, and the parameters that a run begins with.
+
+A checkpoint is the state between two iterations, as a safetensors file.
 
 Its tensors are `params` and the vectors of the optimizer, such as `optimizer.velocity`. Everything else is JSON in the
 metadata (`psgc.state_files`). Nothing is pickled.
@@ -14,8 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 
 from psgc.backend import Backend
-from psgc.checkpoints import Content, is_finite, step_of
-from psgc.errors import UserError, visible
+from psgc.checkpoints import Content, is_finite, load_newest, step_of
+from psgc.config import Config
+from psgc.data.npz import map_npy
+from psgc.errors import UserError, one_line, visible
+from psgc.problems import Problem
 from psgc.state_files import decode, encode, pieces
 
 FORMAT = 2  # of the file; others are refused
@@ -103,3 +108,50 @@ def _of_safetensors(path: Path) -> dict[str, Any]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
         texts = file.metadata()
     return {name: decode(text, tensors) for name, text in texts.items() if name != "format"}
+
+
+def initial_params(config: Config, problem: Problem) -> np.ndarray:
+    """The initial parameters, (dim,) of the run's dtype, as a copy: the problem's own, or those of another run.
+
+    Rank 0 alone reads them. The workers get them from it, as those of any iteration. Raises UserError.
+    """
+    if config.initial is not None:
+        return _left_by_a_run(Path(config.initial), problem.dim, config.dtype)
+    try:
+        params = np.array(problem.initial_params(), config.dtype)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything; --debug shows where
+        raise UserError(f"problem: initial_params() failed: {one_line(error)}") from error
+    if params.shape != (problem.dim,):
+        raise UserError(f"problem: initial_params() gave the shape {params.shape}, expected ({problem.dim},)")
+    if not np.isfinite(params).all():
+        raise UserError("problem: initial_params() gave NaN or infinity, expected finite numbers")
+    return params
+
+
+def _left_by_a_run(path: Path, dim: int, dtype: Any) -> np.ndarray:
+    found, where = _found(path)
+    if found.shape != (dim,) or found.dtype.kind not in "fiu":
+        raise UserError(
+            f"initial: {where} holds {found.dtype} of shape {found.shape}, but the problem has parameters of shape "
+            f"({dim},)"
+        )
+    with np.errstate(over="ignore"):  # looked for below
+        params = np.array(found, dtype)
+    if not np.isfinite(params).all():
+        first = int(np.flatnonzero(~np.isfinite(params))[0])
+        raise UserError(f"initial: {where}: parameter {first} is {found[first]}, expected finite numbers of {dtype}")
+    return params
+
+
+def _found(path: Path) -> tuple[np.ndarray, str]:
+    directory = path / "checkpoints"
+    try:
+        if not path.is_dir() or (path / "params.npy").exists():
+            file = path / "params.npy" if path.is_dir() else path
+            return map_npy(str(file)), str(file)
+        checkpoint = load_newest(directory, read, "initial: ")
+    except UserError as error:
+        raise UserError(f"initial: {error}; expected a .npy file with the parameters, or a run directory") from None
+    if checkpoint is None:
+        raise UserError(f"initial: {path}: expected a run directory, but it holds neither params.npy nor a checkpoint")
+    return checkpoint.params, f"the checkpoint of iteration {checkpoint.iteration} in {directory}"

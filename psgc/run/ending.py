@@ -110,7 +110,6 @@ class Ending:
 
     @property
     def code(self) -> int:
-        """The exit code of this process."""
         if self.raised is None or isinstance(self.raised, CalledOff):
             return 0
         if self.stopped_by:

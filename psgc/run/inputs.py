@@ -28,15 +28,7 @@ from psgc.errors import UserError
 from psgc.iteration import trial_chunks
 from psgc.machine import THREADS
 from psgc.plan import Plan
-from psgc.problems import (
-    EVALUATION_ROWS,
-    Problem,
-    call_object,
-    check_labels,
-    load_python,
-    make_problem,
-    measures_of,
-)
+from psgc.problems import EVALUATION_ROWS, Problem, call_object, check_labels, load_python, make_problem, measures_of
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
 
@@ -251,7 +243,6 @@ def rows_taken(config: Config, num_rows: int | None) -> int | Epochs | None:
 
 
 def iterations_of(config: Config, num_rows: int | None) -> int:
-    """How many iterations the run has."""
     rows = rows_taken(config, num_rows)
     if isinstance(rows, Epochs):
         return rows.iterations

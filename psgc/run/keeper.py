@@ -24,35 +24,6 @@ LATER = ("bound", "efficiency", "actual_error", "redundant")  # columns that are
 KNOWN = tuple(name for name in COLUMNS if name not in LATER)
 
 
-class Callbacks:
-    """Calls the functions of the program (`Given`)."""
-
-    def __init__(self, functions: Sequence[Callback] = ()) -> None:
-        self._functions = functions
-
-    def stepped(self, row: IterationRow, params: Array) -> str:
-        """An iteration is over, with these parameters after its step. Why it is enough, empty when the run goes on.
-
-        Raises RunFailed when a function does not return.
-        """
-        if not self._functions:
-            return ""
-        told = {name: getattr(row, name) for name in KNOWN}
-        shown = params.view()
-        if hasattr(shown, "setflags"):  # CuPy has no read-only arrays
-            shown.setflags(write=False)
-        enough = ""
-        for function in self._functions:
-            name = getattr(function, "__name__", type(function).__name__)
-            try:
-                answer = function(dict(told), shown)
-                if isinstance(answer, bool | np.bool_) and answer:
-                    enough = enough or f"callback {name} said so"
-            except Exception as error:  # of the user's code
-                raise RunFailed(f"callback {name} raised {one_line(error)}{raised_at(error)}") from error
-        return enough
-
-
 @dataclass
 class Keeper(RunRecord):
     """The observer of a run (`psgc.server.observer.Observer`).
@@ -63,7 +34,7 @@ class Keeper(RunRecord):
     saved: whether there is a checkpoint of them already.
     gradient_error: is told what approximate gradients lack.
     debug: whether to show the tracebacks of gradients that failed.
-    callbacks: are told each step, and say when it is enough; loggers: are told each row.
+    callbacks: of a program, are told each step, and say when it is enough; loggers: are told each row.
     best: which parameters are the best.
     enough: why the run ends before its last iteration, empty as long as it does not.
     check_claim: raises RunFailed when another rank has taken over and writes from now on.
@@ -78,7 +49,7 @@ class Keeper(RunRecord):
     saved: InitVar[bool]
     gradient_error: GradientErrorEstimator
     debug: bool = False
-    callbacks: Callbacks = field(default_factory=Callbacks)
+    callbacks: Sequence[Callback] = ()
     loggers: Loggers | None = None
     best: Best = field(default_factory=Best)
     enough: str = ""
@@ -116,8 +87,27 @@ class Keeper(RunRecord):
             self._pending.append(self.snapshot(done))
         if row.is_evaluated and not self.best.add(Figures.of(row)):
             row.params = None
-        self.enough = self.callbacks.stepped(row, params) or self.best.enough
+        self.enough = self._called_back(row, params) or self.best.enough
         return bool(self.enough)
+
+    def _called_back(self, row: IterationRow, params: Array) -> str:
+        """Call the functions of the program. Returns why it is enough, empty when the run goes on."""
+        if not self.callbacks:
+            return ""
+        told = {name: getattr(row, name) for name in KNOWN}
+        shown = params.view()
+        if hasattr(shown, "setflags"):  # CuPy has no read-only arrays
+            shown.setflags(write=False)
+        enough = ""
+        for function in self.callbacks:
+            name = getattr(function, "__name__", type(function).__name__)
+            try:
+                answer = function(dict(told), shown)
+                if isinstance(answer, bool | np.bool_) and answer:
+                    enough = enough or f"callback {name} said so"
+            except Exception as error:  # of the user's code
+                raise RunFailed(f"callback {name} raised {one_line(error)}{raised_at(error)}") from error
+        return enough
 
     def spoiled(self, iteration: int) -> str:
         if (said := super().spoiled(iteration)) and self.best.forget_after(iteration):

@@ -7,7 +7,7 @@
     PSGC_RESUME    the run goes on from the newest checkpoint in its directory
     PSGC_DEBUG     errors are shown with their tracebacks
     PSGC_FOLDER    a folder in which rank 0 leaves the path of the run directory (`name_directory`)
-    PSGC_STANDBY   a file by which ranks say that they are ready before the earlier run has ended (`psgc.run.standby`)
+    PSGC_STANDBY   a file by which ranks say that they are ready before the earlier run has ended (`psgc.run.meeting`)
 
 Ranks whose script ends before psgc.torch.init meet the others too (`psgc.run.meeting`), so that nobody waits for them.
 """
@@ -16,7 +16,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from psgc.disk import write_text
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 DEDICATED = "PSGC_DEDICATED_SERVER"
 STANDBY, READY = "PSGC_STANDBY", ".ready"  # READY is the name of the file, in the run directory
-UNDO = ".undo"  # in the run directory: the run has ended to go on from an older checkpoint (`psgc.run.undo`)
+UNDO = ".undo"  # in the run directory: the run has ended to go on from an older checkpoint (`undo`)
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # one of these has the number of ranks
 NUMBERS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # one of these has the number of this rank
 SETTINGS = "config.yaml"  # in the run directory
@@ -50,7 +50,6 @@ class Found:
 
     @classmethod
     def now(cls, directory: Path) -> "Found":
-        """The content now."""
         names = {
             path: re.match(r"(\d+)(-[^.]*)?\.\w+$", path.name) for path in (directory / "checkpoints").glob("[0-9]*")
         }
@@ -66,7 +65,6 @@ class Found:
         return cls(Path(directory), summary, settings, frozenset(pairs))
 
     def text(self) -> str:
-        """The content as JSON."""
         return json.dumps([str(self.directory), self.summary, self.settings, sorted(self.checkpoints)])
 
 
@@ -95,7 +93,6 @@ def is_launched() -> bool:
 
 
 def resuming() -> bool:
-    """Whether the run must go on from its newest checkpoint."""
     return RESUME in os.environ
 
 
@@ -110,7 +107,6 @@ def hands_over(directory: Path) -> bool:
 
 
 def debugging() -> bool:
-    """Whether errors are to be shown with their tracebacks."""
     return DEBUG in os.environ
 
 
@@ -149,7 +145,6 @@ def begin(stopped_by: Sequence[int] = ()) -> None:
 
 
 def has_begun() -> bool:
-    """Whether `begin` was called."""
     return _begun
 
 
@@ -181,3 +176,19 @@ def leave_summary(code: int) -> bool:
         summary["reason"] = stopped(_stopped_by[0])
     write_text(Path(folder, "summary.json"), json.dumps(summary))
     return True
+
+
+def undo(directory: Path, give_up_after: Callable[[int], int | None], step: int) -> str:
+    """Undo this step and all later ones, since a gradient was wrong (`verify: {idle: true}`).
+
+    The run ends in order, and `psgc launch` starts it again from a checkpoint from before. Returns what to say of that;
+    empty when it cannot be undone: without `psgc launch`, or without such a checkpoint.
+
+    directory: the run directory
+    give_up_after: removes the checkpoints of later steps, and says which one is the newest (`CheckpointStore`)
+    """
+    if not is_launched() or (newest := give_up_after(step)) is None:
+        return ""
+    write_text(directory / UNDO, "")
+    os.kill(os.getpid(), signal.SIGUSR1)  # as a scheduler's warning: the run ends in order
+    return f"; so the run goes back to the checkpoint of step {newest}"

@@ -9,13 +9,21 @@ A mistake on one rank ends the run on every rank. All ranks know of it, so that 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
+from psgc.disk import write_text
 from psgc.errors import RunFailed, UserError
+from psgc.rendezvous import MPI, Rendezvous
 from psgc.run.ending import CalledOff, Ending
+from psgc.run.launched import STANDBY
+from psgc.transport import Transport
 
+PAUSE = 0.01  # seconds between two looks at the file for which ranks on standby wait
 ENDED = "ended "  # before the exit code and the reason of a rank whose script has ended
 WRONG = "wrong "  # before the reason of a rank that cannot take part
 
@@ -24,17 +32,7 @@ class NotAllCame(RunFailed):
     """The scripts of some ranks have ended. All ranks know that, so all can leave through MPI's Finalize."""
 
 
-class Gathering(Protocol):
-    """The part of psgc.transport.Transport that a meeting needs."""
-
-    rank: int
-    hosts: list[str]
-
-    def gather(self, text: str, doing: str = "starting") -> list[str]: ...
-    def broadcast(self, data: bytes | None, doing: str = "starting") -> bytes: ...
-
-
-def meet(transport: Gathering, ended: str = "", wrong: str = "") -> list[str]:
+def meet(transport: Transport, ended: str = "", wrong: str = "") -> list[str]:
     """All ranks meet, before any other message. Collective.
 
     ended: if the script of this rank has ended without a run, the exit code, a blank, and the reason
@@ -69,7 +67,7 @@ class Meeting:
     Each step raises UserError on all ranks when it finds a mistake, and RunFailed when a rank is lost.
     """
 
-    def __init__(self, transport: Gathering, ending: Ending, doing: str) -> None:
+    def __init__(self, transport: Transport, ending: Ending, doing: str) -> None:
         self._transport, self._ending, self._doing = transport, ending, doing
 
     def come(self, wrong: str = "") -> None:
@@ -149,3 +147,31 @@ def check_alike(differences: Sequence[str], hosts: Sequence[str], same: str) -> 
                 f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: {difference}; "
                 f"all ranks need the same {same}"
             )
+
+
+def wait_for_turn(load: Callable[[], object], interrupted: Callable[[], str | None] | None = None) -> None:
+    """Ranks on standby, which `psgc launch` starts while an earlier run still goes on, wait for its end. Collective.
+
+    They import what they need and meet, and rank 0 creates a file. When the earlier run has ended, `psgc launch`
+    removes the file, and the ranks go on. Code of the user, a script or a model, is loaded only then. Returns at once
+    unless this rank is on standby.
+
+    load: imports what will be needed
+
+    Raises RunFailed as `Rendezvous`, and OSError when rank 0 cannot write.
+    """
+    if STANDBY not in os.environ:
+        return
+    file = Path(os.environ[STANDBY])
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_FUNNELED)
+    with suppress(ImportError):  # the error comes again when the module is needed
+        load()
+    MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)
+    ranks = Rendezvous(MPI.COMM_WORLD, interrupted)
+    is_first = MPI.COMM_WORLD.Get_rank() == 0
+    if is_first:
+        write_text(file, "")
+        while file.exists() and not (interrupted and interrupted()):
+            time.sleep(PAUSE)
+    ranks.broadcast(b"go" if is_first else None, "waiting for its turn")

@@ -55,7 +55,6 @@ def _waiting(config: Config, num_chunks: int, num_workers: int) -> int:
 
 
 def _load(config: Config, num_chunks: int, num_workers: int) -> int:
-    """How many chunks a worker holds."""
     if isinstance(config.coding.assignment, AssignmentFile):
         return num_chunks
     return max(1, min(num_chunks, -(-num_chunks * config.coding.replication // num_workers)))

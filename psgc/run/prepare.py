@@ -2,24 +2,26 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from psgc import __version__
 from psgc import config as configuration
-from psgc.backend import Backend, open_backend
+from psgc.backend import Array, Backend, open_backend
 from psgc.checkpoints import load_newest
 from psgc.config import BatchSettings, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
+from psgc.optimizer import Optimizer
 from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.record.csv_files import restored
 from psgc.record.summary import duration
 from psgc.run import resume
 from psgc.run.auto import chosen_chunks, chosen_transfer, seconds_of_share, vector_bytes, without_auto
-from psgc.run.checkpoint import Checkpoint, read
-from psgc.run.initial import initial_params
+from psgc.run.checkpoint import Checkpoint, initial_params, read
 from psgc.run.inputs import (
     Callback,
     Given,
@@ -33,8 +35,8 @@ from psgc.run.inputs import (
     rows_in_iteration,
 )
 from psgc.run.memory import check_memory
-from psgc.run.problem_program import ProblemProgram
 from psgc.run.takeover import Beginning
+from psgc.run.worker_side import ProblemProgram
 from psgc.terminal import say
 from psgc.transport import Transport
 from psgc.workers.injection import Injector
@@ -79,6 +81,34 @@ class PreparedRun:
     def epochs(self) -> int | None:
         """The number of epochs, None for a run without epochs."""
         return self.config.batch.epochs if isinstance(self.config.batch, BatchSettings) else None
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken before it begins here."""
+        return self.checkpoint.seconds if self.checkpoint else 0.0
+
+    @cached_property
+    def _data(self) -> str:
+        return fingerprint(self.dataset)
+
+    def state_after(
+        self, done: int, params: Array, optimizer: Optimizer, estimates: dict[int, float], seconds: float
+    ) -> Checkpoint:
+        """The state of the run after so many iterations. seconds: that it has taken."""
+        to_host = self.backend.to_host
+        return Checkpoint(
+            iteration=done,
+            params=to_host(params),
+            optimizer={k: to_host(v) if getattr(v, "ndim", 0) else v for k, v in optimizer.state().items()},
+            estimates=estimates,
+            num_chunks=self.plan.num_chunks,
+            num_workers=self.plan.num_workers,
+            seed=self.config.seed,
+            seconds=seconds,
+            data=self._data,
+            config=self.config.to_yaml(),
+            version=__version__,
+        )
 
 
 def prepare(transport: Transport, config: Config, given: Given, resuming: bool) -> PreparedRun:

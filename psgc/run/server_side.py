@@ -2,57 +2,45 @@
 
 import math
 import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from psgc import __version__
 from psgc import config as configuration
-from psgc.aggregation.replica import Follower, Replica
-from psgc.backend import Array
+from psgc.aggregation.replica import Replica
 from psgc.checkpoints import CheckpointStore
 from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, UserError
-from psgc.optimizer import Optimizer, make_optimizer
+from psgc.optimizer import make_optimizer
 from psgc.problems import has_loss, measures_of
-from psgc.record.csv_files import restored
+from psgc.record.csv_files import RESTORED, restored
 from psgc.record.loggers import Loggers, check_installed
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.summary import lines
 from psgc.run import launched, resume
 from psgc.run.best import Best, best_so_far, know_last
-from psgc.run.building import all_work, make_server, make_worker, share_memory
-from psgc.run.checkpoint import Checkpoint
+from psgc.run.building import all_work, at_begin, make_server, opening_lines, share_memory, work_beside
+from psgc.run.checkpoint import initial_params
 from psgc.run.claim import Claim
 from psgc.run.ending import Ending, RunOutcome
 from psgc.run.gradient_error import GradientErrorEstimator
-from psgc.run.inputs import (
-    SAME,
-    Given,
-    check_data,
-    description,
-    fingerprint,
-    known_costs,
-    make_injector,
-    rows_taken,
-)
-from psgc.run.keeper import Callbacks, Keeper
+from psgc.run.inputs import SAME, Given, check_data, description, known_costs, make_injector, rows_taken
+from psgc.run.keeper import Keeper
 from psgc.run.meeting import Meeting
-from psgc.run.opening import opening_lines
 from psgc.run.outcome import FinalFigures, how_it_ended, summary_of
 from psgc.run.prepare import PreparedRun, prepare
-from psgc.run.problem_program import ProblemProgram
-from psgc.run.terms import record_takeover
-from psgc.run.undo import Undo
+from psgc.run.takeover import Beginning
+from psgc.run.terms import claim_after, record_takeover
+from psgc.run.worker_side import ProblemProgram
 from psgc.server.driver import ProblemDriver
 from psgc.server.loop import Server
 from psgc.terminal import say
 from psgc.transport import Transport
-from psgc.workers.injection import Injector
 
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 
@@ -121,7 +109,7 @@ class Writers:
 
 def _tell_workers(meeting: Meeting, run: PreparedRun) -> None:
     """What is to be done. Raises UserError when a worker cannot do it, or has other code or data."""
-    about = f"{run.first} {_seconds_before(run)} {run.file}"
+    about = f"{run.first} {run.seconds} {run.file}"
     for content in (run.config.to_yaml().encode(), run.plan.to_bytes(), about.encode()):
         meeting.tell(content)
     meeting.agree()
@@ -130,9 +118,36 @@ def _tell_workers(meeting: Meeting, run: PreparedRun) -> None:
         run.alike = meeting.have(True)
 
 
-def _seconds_before(run: PreparedRun) -> float:
-    """What the run has taken before it is begun here."""
-    return run.checkpoint.seconds if run.checkpoint else 0.0
+def serve_on(
+    transport: Transport, run: PreparedRun, beginning: Beginning, seconds: float, ending: Ending, debug: bool
+) -> None:
+    """Be rank 0 until the end of the run, on a rank that was a worker. How the run has ended is in `ending` then.
+
+    run: without checkpoint and initial parameters; seconds: that it has taken so far
+
+    Raises CalledOff, UserError and RunFailed.
+    """
+    if signal.alarm(0):  # SIGTERM came before: now it is for this rank to end the run
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.environ.pop(RESTORED, None)  # nobody has started the run again
+    config, directory = run.config, Path(run.config.output)
+    claim = claim_after(directory, directory / "summary.json", transport, beginning)
+    assert claim is not None
+    assert run.program is not None
+    replica = run.program.own
+    with ExitStack() as at_end:
+        at_end.callback(claim.release)
+        if not beginning.is_alike:  # nobody has a state: then it is the first
+            replica.start(beginning.first, run.backend.asarray(initial_params(config, run.problem)))
+        run.initial = run.backend.to_host(replica.params)
+        run.checkpoint = run.state_after(run.first, replica.params, replica.optimizer, {}, seconds)
+        best = Best(config.evaluate.patience if config.evaluate else None)
+        best_so_far(best, directory, config.evaluate, run.first)
+        if best.enough:
+            run.iterations = run.first
+        record = Writers.of(run, claim, best)
+        at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
+        train(transport, run, record, ending, debug)
 
 
 def train(transport: Transport, run: PreparedRun, record: Writers, ending: Ending, debug: bool) -> None:
@@ -144,29 +159,28 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         for line in opening_lines(transport, config, plan, computes, run.go_on, run.chosen):
             say(line)
 
-    began = time.monotonic() - _seconds_before(run)
+    began = time.monotonic() - run.seconds
     progress = RunProgress(run.iterations, run.first, epochs=run.epochs)
     store = CheckpointStore(directory / "checkpoints", config.checkpoint.keep)
-    data = fingerprint(run.dataset)
     gradient_error = GradientErrorEstimator(run.backend.to_host)
     keeper = Keeper(
         recorder,
         progress,
         store,
         config.checkpoint.every,
-        lambda done: state_after(
-            done, run, server.params, optimizer, server.cluster.estimates, time.monotonic() - began, data
+        lambda done: run.state_after(
+            done, server.params, optimizer, server.cluster.estimates, time.monotonic() - began
         ).content(),
         run.first,
         run.checkpoint is not None and beginning is None,
         gradient_error,
         debug,
-        Callbacks(run.callbacks),
+        run.callbacks,
         loggers,
         best,
         check_claim=record.claim.check if transport.survives_deaths else lambda: None,
     )
-    keeper.undo = Undo(directory, store.give_up_after).step
+    keeper.undo = partial(launched.undo, directory, store.give_up_after)
     if beginning is not None:
         record_takeover(keeper, beginning, transport)
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
@@ -175,11 +189,16 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     if isinstance(rows, Epochs) and not is_traced:
         known = partial(rows.costs, num_chunks=plan.num_chunks)
     faults = run.injector or make_injector(config, rank=0)
+    begun: Callable[[], object] | None = None
+    if beginning is not None:
+        begun = beginning.has_begun
+    elif config.verify_idle and config.checkpoint.every:
+        begun = keeper.save  # so that the steps before the next checkpoint can be undone
     optimizer = make_optimizer(config.optimizer, run.iterations)
     optimizer.undoes = True  # after a step that failed, the checkpoint has the state of its parameters
     replica = Replica(optimizer, run.backend, transport.wake)
     server = make_server(
-        *(transport, config, plan, run.backend, keeper, ending.stopped_by),
+        *(transport, config, plan, run.backend, keeper, ending.stopped_by, beginning),
         driver=ProblemDriver(replica),
         costs=None if rows or is_traced else chunks.costs(),
         known_costs=known,
@@ -187,18 +206,24 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         held_out=[f"test_{what}" for what in measures_of(run.problem)],
         check_data=partial(check_data, chunks, rows),
         moment=faults.at,
-        alike=beginning.alike if beginning else {transport.term.rank(place) for place in run.alike if place},
-        away=beginning.away if beginning else {},
+        alike={transport.term.rank(place) for place in run.alike if place},
     )
     if not config.dedicated_server:
-        _work_too(transport, run, replica, chunks)
+        test = run.test if config.evaluate else None
+        program = run.program or ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, test)
+        program.is_alike = True
+        work_beside(transport, config, plan, program, replica, run.first, run.injector)
     if run.checkpoint:
         optimizer.load(run.checkpoint.optimizer_in(run.backend), is_own=True)
         server.cluster.estimates = resume.estimates_for(plan, run.checkpoint)
         run.checkpoint = None
     try:
         try:
-            outcome = _outcome_of(server, run, faults, ending.stopped_by, keeper.save)
+            initial, run.initial = [run.backend.asarray(run.initial)], None  # nobody else is to hold their memory
+            server.run(initial.pop(), run.iterations, run.first, at_begin(faults, run.first, begun))
+            outcome = RunOutcome()
+        except (RunFailed, UserError) as error:  # the latter: wrong data
+            outcome = RunOutcome.of(error, ending.stopped_by)
         finally:
             keeper.save()  # its thread writes while the rest is finished
             progress.close()
@@ -248,64 +273,6 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         say(f"  run directory      {config.output}")
     if outcome.status == "failed":
         ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
-
-
-def _work_too(transport: Transport, run: PreparedRun, replica: Replica, chunks: ChunkSource) -> None:
-    """This rank is a worker as well, whenever rank 0 waits."""
-    config, test = run.config, run.test if run.config.evaluate else None
-    program = run.program or ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, test)
-    program.replica, program.is_alike = Follower(replica), True
-    injector = run.injector or make_injector(config, transport.place + 1)
-    transport.beside = make_worker(transport.second(), config, run.plan, program, run.first, injector).turns()
-
-
-def _outcome_of(
-    server: Server, run: PreparedRun, faults: Injector, stopped_by: Sequence[int], save: Callable[[], object]
-) -> RunOutcome:
-    def begins(iteration: int) -> None:
-        if run.beginning is not None and iteration == run.first:
-            run.beginning.has_begun()
-        elif iteration == run.first and run.config.verify_idle and run.config.checkpoint.every:
-            save()  # so that the steps before the next checkpoint can be undone
-        faults.at("begin", iteration)
-
-    try:
-        server.run(_taken_initial(run), run.iterations, run.first, begins)
-    except (RunFailed, UserError) as error:  # the latter: wrong data
-        return RunOutcome.of(error, stopped_by)
-    return RunOutcome()
-
-
-def _taken_initial(run: PreparedRun) -> Array:
-    """The initial parameters, whose memory only the caller holds from now on."""
-    initial, run.initial = run.initial, None
-    return run.backend.asarray(initial)
-
-
-def state_after(
-    done: int,
-    run: PreparedRun,
-    params: Array,
-    optimizer: Optimizer,
-    estimates: dict[int, float],
-    seconds: float,
-    data: str,
-) -> Checkpoint:
-    """The state of the run after so many iterations. seconds: that it has taken; data: its fingerprint."""
-    to_host = run.backend.to_host
-    return Checkpoint(
-        iteration=done,
-        params=to_host(params),
-        optimizer={k: to_host(v) if getattr(v, "ndim", 0) else v for k, v in optimizer.state().items()},
-        estimates=estimates,
-        num_chunks=run.plan.num_chunks,
-        num_workers=run.plan.num_workers,
-        seed=run.config.seed,
-        seconds=seconds,
-        data=data,
-        config=run.config.to_yaml(),
-        version=__version__,
-    )
 
 
 def _stop(server: Server, ending: Ending, timeout: float = STOP_TIMEOUT) -> None:

@@ -22,9 +22,8 @@ from psgc.run import launched
 from psgc.run.ending import CalledOff, Ending, leave_mpi
 from psgc.run.inputs import PREPARING, Given
 from psgc.run.launched import interruption
-from psgc.run.meeting import Meeting, NotAllCame, meet
+from psgc.run.meeting import Meeting, NotAllCame, meet, wait_for_turn
 from psgc.run.script_ending import STOPPERS, ScriptEnding, leave
-from psgc.run.standby import wait_for_turn
 from psgc.terminal import say, say_together, say_traceback
 from psgc.transport import Transport
 
@@ -73,7 +72,6 @@ def take_part(
 
 
 def _load() -> None:
-    """What this rank needs for its part."""
     import_module("psgc.run.worker_side" if MPI.COMM_WORLD.Get_rank() else "psgc.run.server_side")
 
 
@@ -125,7 +123,6 @@ class RunOfProgram:
 
     @property
     def rank(self) -> int:
-        """Of the program, which may have become another one in the run."""
         return self._transport.rank
 
     @property

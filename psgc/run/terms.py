@@ -11,13 +11,14 @@ from importlib import import_module
 from pathlib import Path
 
 from psgc.config import Config
-from psgc.errors import RunFailed, UserError
+from psgc.errors import PsgcError, RunFailed, UserError
 from psgc.plan import Plan
 from psgc.processes import RunningTime
 from psgc.record.run_record import RunRecord
 from psgc.run.building import WorkerProgram, make_worker
 from psgc.run.claim import Claim
 from psgc.run.ending import CalledOff, Ending
+from psgc.run.inputs import make_injector
 from psgc.run.takeover import CALLED_OFF, Beginning, Takeover
 from psgc.run_rows import WorkerEvent
 from psgc.terminal import say
@@ -33,16 +34,17 @@ def work_in_terms(
     plan: Plan,
     program: WorkerProgram,
     first: int,
-    injector: Injector,
-    takeover: Takeover,
     ending: Ending,
-) -> Beginning | None:
-    """Work as a worker. Returns None when the run is over, and sets `ending`; or the term that this rank must serve.
+    serve: Callable[[Beginning, Injector], object],
+) -> None:
+    """Work as a worker until the run is over, which sets `ending`, or until this rank must serve a term.
 
     first: the first iteration of the run
+    serve: serves a term that begins so, with the injected faults of this rank
 
-    Raises CalledOff and RunFailed.
+    Raises CalledOff and RunFailed, and what `serve` raises, of which the others hear.
     """
+    takeover, injector = Takeover(transport, config.faults.collect_timeout), make_injector(config, transport.rank)
     beginning = Beginning(first=first, is_alike=program.is_alike)
     with watching(transport, lambda: takeover.awaited, config.faults.collect_timeout):
         while transport.rank:
@@ -54,7 +56,7 @@ def work_in_terms(
             in_order = loop.run()
             if not (loop.is_orphaned and transport.survives_deaths):
                 ending.in_order = in_order
-                return None
+                return
             host = transport.hosts[0]
             beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left)
             beginning.took = loop.took
@@ -64,7 +66,11 @@ def work_in_terms(
                 if first:
                     raise RunFailed(f"rank 0 on {host} died before any other rank had the state of its checkpoint")
                 beginning.first = 0
-    return beginning
+    try:
+        serve(beginning, injector)
+    except (PsgcError, CalledOff):
+        takeover.call_off()
+        raise
 
 
 @contextmanager
@@ -122,7 +128,6 @@ def claim_after(
 
 
 def _is_final(summary: Path) -> bool:
-    """Whether the run has written its last summary."""
     try:
         content = json.loads(summary.read_text())
         return "status" in content and not content.get("evaluating")

@@ -1,31 +1,77 @@
-"""A worker of a run of a NumPy problem: sets it up and runs it."""
+"""A worker of a run of a NumPy problem: what it computes, and how it is set up."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from psgc import config as configuration
-from psgc.backend import open_backend
+from psgc.aggregation.replica import Replica, Stepping
+from psgc.backend import Backend, open_backend
 from psgc.checkpoints import load_same
-from psgc.data import ChunkSource
-from psgc.errors import PsgcError, UserError
+from psgc.config import BuiltinProblem, Config
+from psgc.data import ChunkSource, Dataset
+from psgc.errors import UserError
+from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
+from psgc.problems import ChunkCheck, Problem, evaluate
+from psgc.record.csv_files import were_tried
+from psgc.run import resume
 from psgc.run.building import all_work, share_memory
 from psgc.run.checkpoint import read
-from psgc.run.ending import CalledOff, Ending
-from psgc.run.inputs import (
-    SAME,
-    Given,
-    description,
-    make_injector,
-    open_held_out,
-    open_problem,
-)
+from psgc.run.ending import Ending
+from psgc.run.inputs import SAME, Given, description, iterations_of, open_held_out, open_problem, rows_taken
+from psgc.run.launched import ranks
 from psgc.run.meeting import Meeting
 from psgc.run.memory import check_memory
-from psgc.run.problem_program import ProblemProgram
-from psgc.run.takeover import Takeover
+from psgc.run.takeover import Beginning
 from psgc.run.terms import work_in_terms
 from psgc.transport import Transport
+from psgc.workers.chunk_runner import ChunkRunner
+from psgc.workers.compute import ComputeThread, Gradients
+from psgc.workers.held_out import HeldOut
+from psgc.workers.injection import Injector
+from psgc.workers.input_guard import InputGuard
+from psgc.workers.loop import WorkerLoop
+from psgc.workers.mailbox import Mailbox
+
+
+class ProblemProgram:
+    """A NumPy problem on a worker (`psgc.run.building.WorkerProgram`). test: rows that are evaluated during the run.
+
+    own: the replica, unless that of rank 0 is taken.
+    """
+
+    is_alike, successor = False, "psgc.run.server_side"
+    loop = WorkerLoop
+    _thread: ComputeThread | None = None
+
+    def __init__(
+        self,
+        config: Config,
+        backend: Backend,
+        problem: Problem,
+        chunks: ChunkSource,
+        wake: Callable[[], object],
+        test: Dataset | None = None,
+    ) -> None:
+        self._config, self._problem, self._chunks, self._test = config, problem, chunks, test
+        self.dim, self.backend, self.last = problem.dim, backend, iterations_of(config, chunks.num_rows)
+        self.own = Replica(make_optimizer(config.optimizer, self.last), backend, wake)
+        self.replica: Stepping = self.own
+
+    def computing(self, mailbox: Mailbox, runner: ChunkRunner) -> ComputeThread:
+        config, problem, chunks, backend = self._config, self._problem, self._chunks, self.backend
+        gradients = Gradients(
+            *(mailbox, InputGuard(evaluate(problem), backend), chunks, backend),
+            *(problem.dim, config.dtype, config.seed, rows_taken(config, chunks.num_rows)),
+        )
+        if config.evaluate and self._test is not None:
+            rows = ChunkSource(self._test, min(chunks.num_chunks, self._test.num_rows), config.dtype, backend)
+            gradients.held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
+        if not isinstance(config.problem, BuiltinProblem) and not were_tried(ranks()):
+            gradients.halves = ChunkCheck(problem)
+        self._thread = ComputeThread(runner, gradients, self._thread)
+        return self._thread
 
 
 def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, debug: bool = False) -> None:
@@ -59,16 +105,29 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
         program.own.optimizer.load(checkpoint.optimizer_in(backend), is_own=True)
         program.own.start(int(first), backend.asarray(checkpoint.params))
         program.is_alike, checkpoint = True, None
-    takeover, injector = Takeover(transport, config.faults.collect_timeout), make_injector(config, transport.rank)
-    beginning = work_in_terms(transport, config, plan, program, int(first), injector, takeover, ending)
-    if beginning is None:
-        return
-    from psgc.run.successor import Known, serve_on  # only a server needs these modules
 
-    seconds = time.monotonic() - began
-    known = Known(config, plan, problem, dataset, test, backend, program, given, injector, seconds)
-    try:
-        serve_on(transport, known, beginning, ending, debug)
-    except (PsgcError, CalledOff):
-        takeover.call_off()
-        raise
+    def serve(beginning: Beginning, injector: Injector) -> None:
+        from psgc.run.prepare import PreparedRun  # only a server needs these modules
+        from psgc.run.server_side import serve_on
+
+        run = PreparedRun(
+            config=config,
+            plan=plan,
+            problem=problem,
+            dataset=dataset,
+            test=test or open_held_out(config, dataset),
+            backend=backend,
+            checkpoint=None,
+            first=beginning.first,
+            iterations=program.last,
+            initial=None,
+            go_on=resume.command(given, transport.term.size),
+            chosen="",
+            callbacks=given.callbacks,
+            beginning=beginning,
+            program=program,
+            injector=injector,
+        )
+        serve_on(transport, run, beginning, time.monotonic() - began, ending, debug)
+
+    work_in_terms(transport, config, plan, program, int(first), ending, serve)

@@ -26,7 +26,6 @@ class Drawn(NamedTuple):
     ends: np.ndarray
 
     def ends_after(self, start: int) -> np.ndarray:
-        """The ends of the batches that come after `start` examples."""
         return self.ends[np.searchsorted(self.ends, start, "right") :]
 
     def saved(self) -> dict[str, Any]:

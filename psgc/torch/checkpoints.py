@@ -1,8 +1,7 @@
-"""Checkpoints of a script, and loading the model that a run begins with (`initial`)."""
+"""The files of checkpoints of a script, and loading the model that a run begins with (`initial`)."""
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from psgc.checkpoints import CheckpointStore, Content, newest_first, step_of
+from psgc.checkpoints import Content, newest_first, step_of
 from psgc.disk import open_regular
 from psgc.errors import UserError, one_line
 from psgc.state_files import header_of
@@ -25,60 +24,8 @@ OPTIMIZER = re.compile(r"optimizer(_\d+)?\.state\.")
 EXPECTED = "expected a safetensors file of the model, or a run directory"
 
 
-class Checkpoints:
-    """The checkpoints of a run. Until `open`, none is written, but `is_due` says when one would be.
-
-    every: number of steps between two checkpoints; 0: only one, at the end
-    at_begin: whether there is one before the first step, too, so that each step can be undone
-    keep: number of checkpoints that are kept
-    model: the model; a checkpoint is only kept if its parameters and the state of optimizers are finite
-    """
-
-    def __init__(self, every: int, at_begin: bool, keep: int, model: nn.Module) -> None:
-        self._store: CheckpointStore | None = None
-        self._every, self._at_begin, self._keep, self._model = every, at_begin, keep, model
-        self._memory: bytearray | None = None  # the content of the newest file; used again for the next one
-        self._newest: int | None = None  # the step of the newest checkpoint, or the first step of this process
-        self._is_abandoned = False
-
-    def open(self, output: str) -> None:
-        """Write into this run directory from now on."""
-        self._store = CheckpointStore(Path(output) / "checkpoints", self._keep, "step")
-
-    def abandon(self) -> None:
-        """Call when the script has loaded another state: then a checkpoint is due."""
-        self._is_abandoned = True
-
-    def is_due(self, step: int) -> bool:
-        """Whether to write a checkpoint before `step`, if the state is whole there."""
-        if self._newest is None:
-            self._newest = -1 if self._at_begin and not step else step
-        every = self._every
-        return every > 0 and (self._is_abandoned or step // every > self._newest // every)
-
-    def write(self, step: int, state: Callable[[bytearray | None], bytearray]) -> None:
-        """Begin to write the state before `step`. state: makes the content, in the memory it gets if that fits."""
-        self._newest, self._is_abandoned = step, False
-        if self._store is not None:
-            self._store.flush()
-            self._memory = state(self._memory)
-            self._store.write(content_of(step, self._memory, self._model))
-
-    def give_up_after(self, step: int) -> int | None:
-        """As `CheckpointStore.give_up_after`."""
-        return None if self._store is None else self._store.give_up_after(step)
-
-    def make_room(self) -> bool:
-        """Remove the oldest checkpoint, but never the newest. Returns whether one was removed."""
-        return self._store is not None and self._store.flush() and self._store.make_room()
-
-    def close(self) -> None:
-        """Wait until all checkpoints are on the disk."""
-        if self._store is not None:
-            self._store.close()
-
-
 def content_of(step: int, blob: bytearray, model: nn.Module) -> Content:
+    """A checkpoint before `step`. It is only kept if the parameters and the state of the optimizers are finite."""
     params = {f"{MODEL}.{name}" for name, param in model.named_parameters() if param.requires_grad}
     header, start = header_of(blob)
     vectors = {}

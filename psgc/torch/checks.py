@@ -118,7 +118,6 @@ class Schedules:
         self._settings[optimizer] = _settings_of(optimizer)
 
     def _is_by_attached(self, optimizer: Optimizer) -> bool:
-        """Whether an attached schedule has set the optimizer's present rates."""
         rates = [group["lr"] for group in optimizer.param_groups]
         its = [it for it in self._attached if isinstance(it, LRScheduler) and it.optimizer is optimizer]
         return any(getattr(it, "_last_lr", None) == rates for it in its)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from psgc.errors import ModelError, UserError
 from psgc.torch.checks import check_leaves, check_model
 from psgc.torch.flat import FlatModel
-from psgc.torch.generators import places, seeded
+from psgc.torch.generators import Seed, places, seeded
 from psgc.torch.loader import MicroBatch
 from psgc.torch.statistics import RunningStatistics
 
@@ -78,7 +78,7 @@ class ChunkGradient:
     def vector(
         self,
         micro_batches: Iterable[MicroBatch],
-        seed: tuple[int, int, int],
+        seed: Seed,
         wanted: Callable[[], bool],
         rows: int,
         scale: float | None = None,
@@ -162,7 +162,7 @@ class ChunkGradient:
             self._statistics.update(total[self._of_buffers])
         return loss / examples
 
-    def _add(self, piece: MicroBatch, factor: "_Factor | None", seed: tuple[int, int, int]) -> tuple[float, float]:
+    def _add(self, piece: MicroBatch, factor: "_Factor | None", seed: Seed) -> tuple[float, float]:
         """Add the gradient of a micro-batch to the vector. Returns the sum of its loss and its number of examples."""
         try:
             returned = self.loss(self._model, piece.batch)
@@ -189,7 +189,6 @@ class ChunkGradient:
         return value, count
 
     def _check_finite(self, vector: Tensor) -> None:
-        """Raise ModelError when the gradient has an entry that is not finite."""
         if isfinite(float(vector[: self._flat.dim].sum())):  # one pass over the memory, no copy
             return
         for name, gradient in zip(self._flat.names, self._flat.views(vector), strict=True):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,10 +20,14 @@ from psgc.torch.loader import MicroBatch
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of a gradient's length; rounding errors stay far below
 BLOCK = 1 << 16  # entries
+ARRAYS = "__array__", "__array_interface__"  # what has one of these can be an array, such as a picture
 SHARE = 0.01  # of the computing time that may be spent on second computations, after the first chunk
 EVERY = 16  # steps; all ranks compute chunks twice in the same steps, so that they rarely wait for each other
 TWICE = "two computations of the same chunk with the same parameters"
 SEEDED = "psgc seeds torch, numpy.random and random for each chunk; draw from these alone"
+
+Load: TypeAlias = Callable[[], Iterable[MicroBatch]]  # loads the micro-batches of a chunk, anew each time
+Compute: TypeAlias = Callable[[Iterable[MicroBatch]], Tensor | None]  # -> the vector; None: not wanted
 
 
 class Seen(NamedTuple):
@@ -46,12 +50,7 @@ class Sampled:
         self._model, self._dim = model, dim
         self._computing = self._checking = 0.0  # seconds
 
-    def compute(
-        self,
-        step: int,
-        load: Callable[[], Iterable[MicroBatch]],
-        compute: Callable[[Iterable[MicroBatch]], Tensor | None],
-    ) -> Tensor | None:
+    def compute(self, step: int, load: Load, compute: Compute) -> Tensor | None:
         """What `compute` returns for the micro-batches of a chunk of this step. Raises ModelError as `computed_twice`.
 
         At most one vector is in memory at a time.
@@ -84,17 +83,10 @@ class Sampled:
         return sketch(gradient.cpu().numpy()) if isfinite(float(gradient.sum())) else None
 
 
-def computed_twice(
-    model: nn.Module,
-    dim: int,
-    load: Callable[[], Iterable[MicroBatch]],
-    compute: Callable[[Iterable[MicroBatch]], Tensor | None],
-) -> Tensor | None:
+def computed_twice(model: nn.Module, dim: int, load: Load, compute: Compute) -> Tensor | None:
     """What `compute` returns for the micro-batches of a chunk, if it returns the same a second time.
 
     dim: number of entries of the gradient, at the beginning of the vector
-    load: loads the micro-batches, anew each time
-    compute: (micro-batches) -> the vector; None when it is no longer wanted
 
     Raises ModelError: the loss or the model writes to the batch, to parameters or to buffers; or the second time the
     rows or the results differ. The text names what differs first.
@@ -218,17 +210,21 @@ def digest(value: Any) -> bytes:
 
 
 def leaves(value: Any, where: str) -> Iterator[tuple[str, Tensor | np.ndarray]]:
-    """The tensors, arrays and numbers in a value, each with its place in the value."""
+    """The tensors, arrays, pictures, numbers and texts in a value, each with its place in the value."""
     if isinstance(value, Tensor | np.ndarray):
         yield where, value
-    elif isinstance(value, float | int):
-        yield where, np.asarray(value)
+    elif isinstance(value, str | bytes):
+        yield where, np.frombuffer(value if isinstance(value, bytes) else value.encode(), np.uint8)
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from leaves(item, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple) and not all(isinstance(item, int | float) for item in value):
         for number, item in enumerate(value):
             yield from leaves(item, f"{where}[{number}]")
+    elif isinstance(value, int | float | list | tuple) or any(hasattr(value, name) for name in ARRAYS):
+        array = np.asarray(value)
+        if array.dtype != object:
+            yield where, array
 
 
 def _bytes(leaf: Tensor | np.ndarray) -> memoryview:

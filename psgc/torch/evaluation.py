@@ -9,18 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from psgc.config.torch import TorchRun
-from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.calls import Call, means_of, signature
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import seeded
 from psgc.torch.loader import ChunkLoader, MicroBatch
-from psgc.torch.outputs import OutputCalls, Outputs, figures_of
+from psgc.torch.outputs import OutputCalls, Outputs, figures_of, parts_of
 
 AT_ONCE = 64  # examples of a batch without micro_batch; the same for any number of workers, so sums are the same too
 NOTHING = "_"  # the name of what a trainer evaluates where there is no metric; it is not recorded
-Metric: TypeAlias = Callable[[nn.Module, Any], Any]
+Metric: TypeAlias = Callable[..., Any]  # of (model, batch), or of the outputs of all examples
+Means: TypeAlias = dict[str, float]  # by name; the name is empty for a single metric
+Ask: TypeAlias = Callable[[Call], Tensor | None]  # makes a call of the run; None when this rank has fallen behind
 EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
 
 
@@ -29,12 +30,12 @@ class Evaluation(NamedTuple):
 
     epochs: total number of epochs of all loops that the script had begun
     step: the step of the current batch; -1 between loops
-    means: the mean of each metric, by name
+    means: the mean of each metric
     """
 
     epochs: int
     step: int
-    means: dict[str, float]
+    means: Means
 
 
 class Evaluator:
@@ -54,7 +55,7 @@ class Evaluator:
         self.results: Sequence[Evaluation] = ()
         self._asked = Counter[tuple[int, int]]()
 
-    def asked(self, epochs: int, step: int) -> Callable[[], dict[str, float] | None]:
+    def asked(self, epochs: int, step: int) -> Callable[[], Means | None]:
         """Count an evaluation at this place of the script. Returns a function that returns its means, or None.
 
         The means are known at once if a resumed script repeats an evaluation that was made before.
@@ -64,26 +65,18 @@ class Evaluator:
         before = self._asked[epochs, step]
         self._asked[epochs, step] += 1
 
-        def found() -> dict[str, float] | None:
+        def found() -> Means | None:
             here = [result.means for result in self.results if result[:2] == (epochs, step)]
             return here[before] if before < len(here) else None
 
         return found
 
     def evaluate(
-        self,
-        dataset: Any,
-        metric: Callable[..., Any],
-        outputs: Outputs | None,
-        num_chunks: int,
-        total_of: Callable[[Call], Tensor | None],
-        place: tuple[int, int],
-    ) -> dict[str, float] | None:
+        self, dataset: Any, metric: Metric, outputs: Outputs | None, num_chunks: int, ask: Ask, place: tuple[int, int]
+    ) -> Means | None:
         """The means of a metric, or the metric of all outputs, by name; None when a call had no result.
 
-        metric: a Metric; with `outputs`, a function of the outputs of all examples
         outputs: (model, batch) -> the outputs of its examples; None for a mean over examples
-        total_of: makes a call of the run; None when this rank has fallen behind
         place: (epochs, step), see Evaluation
 
         Raises UserError.
@@ -98,9 +91,9 @@ class Evaluator:
         loader.seed = (*seed, "evaluation")
         try:
             if outputs is None:
-                means = self._means(loader, metric, num_chunks, total_of, seed)
+                means = self._means(loader, metric, num_chunks, ask, seed)
             else:
-                means = self._of_outputs(loader, metric, outputs, num_chunks, total_of, seed)
+                means = self._of_outputs(loader, metric, outputs, num_chunks, ask, seed)
         finally:
             loader.close()
         if means is not None:
@@ -108,66 +101,47 @@ class Evaluator:
         return means
 
     def _means(
-        self,
-        loader: ChunkLoader,
-        metric: Metric,
-        num_chunks: int,
-        total_of: Callable[[Call], Tensor | None],
-        seed: tuple[int, int],
-    ) -> dict[str, float] | None:
-        length = loader.length
-        batches = -(-length // self._at_once)  # as in a plain loop; with few batches, some chunks are empty
-
-        def rows(chunk: int) -> range:
-            first, end = bounds(chunk, batches, num_chunks)
-            return range(first * length // batches, end * length // batches)
-
+        self, loader: ChunkLoader, metric: Metric, num_chunks: int, ask: Ask, seed: tuple[int, int]
+    ) -> Means | None:
+        parts = parts_of(range(loader.length), self._at_once, num_chunks)
         with seeded(seed, self._device), evaluation_mode(self._model), torch.no_grad():
             first = next(loader.micro_batches([0]))
             names = sorted(sums_of(metric(self._model, first.batch), first.rows))
 
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
             (chunk,) = chunks
-            if not rows(chunk):
+            if not parts[chunk]:
                 return torch.zeros(2 * len(names), dtype=torch.float64, device="cpu")
             with seeded((*seed, chunk), self._device):
-                return sums_of_chunk(self._model, metric, names, loader.micro_batches(rows(chunk)), wanted)
+                return sums_of_chunk(self._model, metric, names, loader.micro_batches(parts[chunk]), wanted)
 
-        made = signature("evaluate", seed[1], length, names)
-        costs = [float(len(rows(chunk))) for chunk in range(num_chunks)]
-        expect, num_sums = lambda chunks: loader.expect(rows(chunks[0])), 2 * len(names)
+        made = signature("evaluate", seed[1], loader.length, names)
+        expect, costs = lambda chunks: loader.expect(parts[chunks[0]]), lambda: [*map(len, parts)]
         called = [name or name_of(metric) for name in names]
-        total = total_of(Call(vector, expect, lambda _: None, made, False, lambda: costs, num_sums, called))
+        total = ask(Call(vector, expect, lambda _: None, made, False, costs, 2 * len(names), called))
         return None if total is None else means_of(names, total.tolist())
 
     def _of_outputs(
-        self,
-        loader: ChunkLoader,
-        metric: Callable[[Any], Any],
-        outputs: Outputs,
-        num_chunks: int,
-        total_of: Callable[[Call], Tensor | None],
-        seed: tuple[int, int],
-    ) -> dict[str, float] | None:
+        self, loader: ChunkLoader, metric: Metric, outputs: Outputs, num_chunks: int, ask: Ask, seed: tuple[int, int]
+    ) -> Means | None:
         vector, totals = (self._dim, self._flat.dtype, self._device), list[Tensor]()
         with evaluation_mode(self._model), torch.no_grad():
             collecting = OutputCalls(self._model, outputs, loader, self._at_once, vector, self._flat.dim, seed)
             for call in collecting.calls(num_chunks, seed[1]):
-                if (total := total_of(call)) is None:
+                if (total := ask(call)) is None:
                     return None
                 totals.append(collecting.numbers(total))
         found = collecting.tensors(totals)
         return figures_of(metric(found[""] if [*found] == [""] else found))
 
-    def shown(self, means: dict[str, float] | None) -> Any:
+    def shown(self, means: Means | None) -> Any:
         """The means as the script gets them: a number for a single metric, else a mapping. None: the newest means."""
         if means is None:
             means = self.results[-1].means if self.results else {"": float("nan")}
         return means[""] if "" in means else dict(means)
 
 
-def name_of(metric: Callable[..., Any]) -> str:
-    """The name of a single metric: that of its function."""
+def name_of(metric: Metric) -> str:
     return getattr(metric, "__name__", "<").partition("<")[0] or "metric"  # of a lambda it is <lambda>
 
 
@@ -198,11 +172,7 @@ def sums_of(returned: Any, rows: int) -> dict[str, tuple[float, float]]:
 
 
 def sums_of_chunk(
-    model: nn.Module,
-    metric: Metric,
-    names: list[str],
-    micro_batches: Iterable[MicroBatch],
-    wanted: Callable[[], bool],
+    model: nn.Module, metric: Metric, names: list[str], micro_batches: Iterable[MicroBatch], wanted: Callable[[], bool]
 ) -> Tensor | None:
     """Sum and number of examples of each metric over a chunk, (2 * metrics,); None when it is no longer wanted."""
     totals = dict.fromkeys(names, (0.0, 0.0))

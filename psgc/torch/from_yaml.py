@@ -26,8 +26,9 @@ from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.checkpoints import load_initial
 from psgc.torch.chunk_gradient import Loss
 from psgc.torch.evaluation import name_of
+from psgc.torch.reading import length_of
 from psgc.torch.run import ScriptRun
-from psgc.torch.sampling import CostFunction, length_of
+from psgc.torch.sampling import CostFunction
 from psgc.validation import wrong
 
 EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and also collate_fn, cost_fn, test, metrics"

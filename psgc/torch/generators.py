@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import string_at
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from psgc.errors import UserError, one_line
 
 WORDS = 4 * 625  # bytes of the state of NumPy's usual generator: 624 words, and the number of used ones
 NAMES = "random", "numpy.random", "torch"
+Seed: TypeAlias = tuple[int, int, int]  # (seed of the run, step, chunk)
 
 
 class Generators(NamedTuple):

@@ -18,8 +18,7 @@ from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice
 from psgc.torch.halves import Halves, NotFinite
-from psgc.torch.loader import ChunkLoader, MicroBatch
-from psgc.torch.processes import Loading
+from psgc.torch.loader import ChunkLoader, Loading, MicroBatch
 from psgc.torch.sampling import Batch, ChunkCosts
 
 

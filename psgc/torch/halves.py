@@ -8,7 +8,7 @@ examples, or a loss in which examples are compared with each other. Then the hal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import isfinite
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from psgc.errors import UserError
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import agree, leaves, open_modules
 from psgc.torch.evaluation import evaluation_mode
-from psgc.torch.generators import seeded
+from psgc.torch.generators import Seed, seeded
 from psgc.torch.loader import MicroBatch
 
+Mode: TypeAlias = Callable[[], AbstractContextManager[Any]]
 HALF = (torch.float16, torch.bfloat16)
 LOSS, GRADIENT = 1e-3, 1e-2  # relative differences that count as rounding errors
 IN_HALF = 30  # factor of these limits if the model seems to compute in half precision
@@ -46,7 +47,7 @@ class Halves:
     def __init__(self, model: nn.Module, compute: ChunkGradient, load: Callable[[Sequence[int]], MicroBatch]) -> None:
         self._model, self._compute, self._load = model, compute, load
 
-    def check(self, rows: Sequence[int], seed: tuple[int, int, int], of: int, scale: float | None) -> None:
+    def check(self, rows: Sequence[int], seed: Seed, of: int, scale: float | None) -> None:
         """Compare in evaluation mode, and if the halves differ there, in training mode as well.
 
         In evaluation mode most models draw no random numbers, and batch normalisation does not depend on the other
@@ -62,7 +63,7 @@ class Halves:
         norms = [module for module in self._model.modules() if isinstance(module, _BatchNorm)]
         if any(norm.running_mean is None for norm in norms):
             return  # it depends on the other examples in evaluation mode, too
-        modes: list[Callable[[], AbstractContextManager[Any]]] = [lambda: evaluation_mode(self._model)]
+        modes: list[Mode] = [lambda: evaluation_mode(self._model)]
         if not norms:
             modes.append(nullcontext)
         wrong = None
@@ -75,17 +76,10 @@ class Halves:
             with wrong():
                 raise UserError(self._explanation(rows, seed))
 
-    def _differs(
-        self,
-        mode: Callable[[], AbstractContextManager[Any]],
-        rows: Sequence[int],
-        seed: tuple[int, int, int],
-        of: int,
-        scale: float | None,
-    ) -> bool | None:
+    def _differs(self, mode: Mode, rows: Sequence[int], seed: Seed, of: int, scale: float | None) -> bool | None:
         """Whether the whole and the halves differ; None when it cannot be decided."""
 
-        def vector(*parts: Sequence[int], seed: tuple[int, int, int] = seed) -> Tensor:
+        def vector(*parts: Sequence[int], seed: Seed = seed) -> Tensor:
             found = self._compute.vector(map(self._load, parts), seed, lambda: True, of, scale)
             assert found is not None
             if not isfinite(float(found.sum())):
@@ -116,7 +110,7 @@ class Halves:
         same = _close(loss, its, tolerance * LOSS)
         return same and agree(one[:dim], other[:dim], min(tolerance, 10) * GRADIENT)
 
-    def _explanation(self, rows: Sequence[int], seed: tuple[int, int, int]) -> str:
+    def _explanation(self, rows: Sequence[int], seed: Seed) -> str:
         """The text of the error: what the loss returned, and what is expected."""
         first, second = _halves(rows)
         values, counts = [], []

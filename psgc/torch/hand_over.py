@@ -13,13 +13,13 @@ script makes: a digest before a call, a state between two chunks or while it wai
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
-
-from psgc.aggregation.replica import Snapshot
-from psgc.backend import Array, Backend
+from psgc.backend import Array
 
 COUNT = 8  # bytes of the length before a state
 DIGESTS = 8  # digests that are kept, of the newest calls with one
@@ -68,7 +68,7 @@ class HandOver:
     """
 
     def __init__(
-        self, first: int, wake: Callable[[], object] = lambda: None, state: Callable[[], bytes] = bytes
+        self, first: int, wake: Callable[[], object] = lambda: None, state: Callable[[], bytes | bytearray] = bytes
     ) -> None:
         self._wake, self._make_state = wake, state
         self.alert: Callable[[], object] = lambda: None
@@ -118,7 +118,6 @@ class HandOver:
         self._wake()
 
     def is_answered(self) -> bool:
-        """Whether the newest call has its answer."""
         return self.called in self._sums or self._state is not None or self._error is not None
 
     def is_due(self) -> bool:
@@ -229,76 +228,44 @@ class HandOver:
         self.alert()
 
     def stop(self, error: BaseException) -> None:
-        """Let the script's call raise this error."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
         self.alert()
 
 
-class ScriptReplica:
-    """The script of a rank as its replica (`psgc.aggregation.replica`).
+@cache
+def _todo() -> "SimpleQueue[Callable[[], object]]":
+    """What the MPI thread of this process still has to do, for one run after another."""
+    todo: SimpleQueue[Callable[[], object]] = SimpleQueue()
 
-    A snapshot is the state of the script, as a vector in the memory of the host. It can only be made in a whole call.
+    def work() -> None:
+        while True:
+            todo.get()()
 
-    dtype: the dtype of vectors
-    backend: the backend whose arrays the gradients are
-    """
-
-    gives_back = False  # the script keeps a gradient as `.grad`
-    params: Array = np.empty(0)  # the parameters are in the script's model
-
-    def __init__(self, hand_over: HandOver, dtype: Any, backend: Backend) -> None:
-        self._hand_over, self._backend = hand_over, backend
-        self._dtype = np.dtype(dtype)
-        self._snapshot: Snapshot | None = None  # the snapshot at `steps`, if one was needed
-        self.steps = -1
-        self.is_stepping = False  # the script was given the sum of `steps`, and has not made the step
-
-    def start(self, steps: int, params: Array) -> None:
-        if steps != self.steps:
-            self.steps, self._snapshot = steps, None
-
-    def load(self, snapshot: Snapshot) -> None:
-        self.steps, self._snapshot = snapshot.steps, None
-        self._hand_over.bring(ScriptState(snapshot.steps, blob_of(self._backend.to_host(snapshot.vectors[0]))))
-
-    def snapshot(self) -> Snapshot | None:
-        if self.is_stepping or self._hand_over.called != self.steps or not self._hand_over.is_whole:
-            return None
-        if self._snapshot is None and (blob := self._hand_over.state(self.steps)) is not None:
-            self._snapshot = Snapshot(self.steps, (vector_of(blob, self._dtype),), {})
-        return self._snapshot
-
-    def step(self, gradient: Array, digest: bool = False) -> None:
-        self.is_stepping, self._snapshot = True, None
-        self._hand_over.give(self.steps, gradient)  # it may be overwritten: blocks to other ranks are copies
-
-    def poll(self, wait: bool = False) -> bool:
-        """Whether the script has made the step. wait: count the step as made as soon as the script has the sum."""
-        if not self.is_stepping or not (wait or self._hand_over.has_come_back(self.steps)):
-            return False
-        self.is_stepping = False
-        self.steps += 1
-        return True
-
-    def digest(self) -> bytes:
-        """The digest of everything that decides the next step; empty until the script has made its call."""
-        return b"" if self.is_stepping else self._hand_over.digest(self.steps)
+    threading.Thread(target=work, name="psgc-mpi", daemon=True).start()
+    return todo
 
 
-def vector_of(blob: bytes | bytearray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Bytes as a vector, with their length in front and padding at the end.
-
-    >>> blob_of(vector_of(b"some bytes", np.dtype(np.float32)))
-    b'some bytes'
-    """
-    memory = np.zeros(-(-(COUNT + len(blob)) // dtype.itemsize) * dtype.itemsize, np.uint8)
-    memory[:COUNT] = np.frombuffer(len(blob).to_bytes(COUNT, "little"), np.uint8)
-    memory[COUNT : COUNT + len(blob)] = np.frombuffer(blob, np.uint8)
-    return memory.view(dtype)
+def begin_in_mpi_thread(what: Callable[[], object]) -> None:
+    """Have the MPI thread do this after all that was begun before. `what` must not raise."""
+    _todo().put(what)
 
 
-def blob_of(vector: np.ndarray) -> bytes:
-    whole = np.ascontiguousarray(vector).view(np.uint8)
-    return whole[COUNT : COUNT + int.from_bytes(whole[:COUNT].tobytes(), "little")].tobytes()
+def do_in_mpi_thread(what: Callable[[], object]) -> None:
+    """Return when the MPI thread has done this; an error that it raises is dropped."""
+    done = threading.Event()
+
+    def do() -> None:
+        with suppress(Exception):
+            what()
+        done.set()
+
+    begin_in_mpi_thread(do)
+    wait(done)
+
+
+def wait(event: threading.Event) -> None:
+    """Wait for the event. With a timeout, since otherwise no signal would be handled meanwhile."""
+    while not event.wait(3600.0):
+        pass

@@ -1,12 +1,69 @@
 """Loads the examples of a chunk, in micro-batches. Worker processes of a DataLoader load the next ones meanwhile."""
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, default_collate
 
-from psgc.torch.processes import Loading, Processes, taken_apart
+from psgc.data.epochs import bounds
+from psgc.errors import UserError, one_line
+from psgc.processes import die_with_parent
 from psgc.torch.reading import Reader
+from psgc.torch.streams import StreamBuffer
+
+TAKEN = ("num_workers", "prefetch_factor", "pin_memory", "timeout", "multiprocessing_context")  # copied settings
+Collate = Callable[[list[Any]], Any]
+
+
+def taken_apart(dataset: Any, collate: Collate | None) -> tuple[Any, Collate, "DataLoader[Any] | None"]:
+    """The dataset of a DataLoader, its collate function, and the DataLoader itself if it has worker processes.
+
+    dataset: a DataLoader, or a dataset, which is returned as it is
+    collate: replaces the DataLoader's collate function; None: keep it
+
+    Raises UserError for a DataLoader without batches, or one with worker processes for a StreamBuffer.
+    """
+    if not isinstance(dataset, DataLoader):
+        return dataset, collate or default_collate, None
+    if dataset.batch_sampler is None:
+        raise UserError("the DataLoader has no batches (batch_size=None); expected one with a batch_size")
+    if dataset.num_workers and isinstance(dataset.dataset, StreamBuffer):
+        number = dataset.num_workers
+        raise UserError(f"num_workers is {number}, but each rank reads a StreamBuffer itself; expected num_workers=0")
+    return dataset.dataset, collate or dataset.collate_fn, dataset if dataset.num_workers else None
+
+
+class Loading:
+    """The rows of a pass, divided into batches.
+
+    rows: (n,) int64
+    size: largest number of rows of a batch
+    seed: (seed, epoch), for the random numbers of rows
+    batches: number of batches
+    begun: number of batches that have been begun
+    """
+
+    def __init__(self, rows: Sequence[int] | np.ndarray = (), size: int = 1, seed: tuple[object, ...] = (0, 0)) -> None:
+        self.rows, self.size, self.seed = np.asarray(rows, np.int64), size, seed
+        self.batches = -(-len(self.rows) // size)
+        self.begun = 0
+
+    def rows_of(self, at: int) -> np.ndarray:
+        return self.rows[slice(*bounds(at, len(self.rows), self.batches))]
+
+    def left(self) -> Iterator[np.ndarray]:
+        """The rows of each batch that was not begun."""
+        return (self.rows_of(at) for at in range(self.begun, self.batches))
+
+    def is_like(self, other: "Loading") -> bool:
+        same = self.batches == other.batches and self.seed == other.seed
+        return same and np.array_equal(self.rows, other.rows)
 
 
 class MicroBatch(NamedTuple):
@@ -94,3 +151,134 @@ class ChunkLoader:
 
     def _load(self, rows: np.ndarray, seed: tuple[object, ...]) -> Any:
         return (self._reader if self._processes is None else self._processes).load(rows, seed)
+
+
+class Wanted(NamedTuple):
+    """A batch to load. rows: bytes of int64; seed: (seed, epoch), for the random numbers of rows."""
+
+    rows: bytes
+    seed: tuple[object, ...]
+
+
+class Processes:
+    """Loads batches in worker processes, which start with the first batch.
+
+    A DataLoader asks its sampler for the next batch each time it has returned one. The answer is the batch that is
+    needed next. If none is known the answer is None, which comes back at once.
+
+    reader: loads a batch
+    like: the DataLoader whose settings the processes have
+    ahead: largest number of batches that are loaded ahead
+    mixes: see Reader
+    """
+
+    def __init__(self, reader: Reader, like: "DataLoader[Any]") -> None:
+        self.mixes = False
+        self.ahead = like.num_workers * (like.prefetch_factor or 1)
+        self._needed: deque[Wanted] = deque()  # batches that the DataLoader was not asked for yet, in order
+        self._asked: deque[Wanted | None] = deque()  # batches that it was asked for; answers come in this order
+        self._there: dict[Wanted, Any] = {}  # batches that are loaded
+        answers: Any = _Answers(reader)
+        how = {name: getattr(like, name) for name in TAKEN}
+        generator = torch.Generator()  # without it the DataLoader draws a number from the script's generator
+        how |= {"collate_fn": _as_it_is, "worker_init_fn": _InProcess(like.worker_init_fn), "generator": generator}
+        self._begun = partial(DataLoader[Any], answers, None, sampler=self, **how)
+        self._answers: Iterator[Any] | None = None
+
+    def __iter__(self) -> Iterator[Wanted | None]:
+        return self
+
+    def __next__(self) -> Wanted | None:
+        self._asked.append(self._needed.popleft() if self._needed else None)
+        return self._asked[-1]
+
+    def need(self, passes: Iterable[Loading]) -> None:
+        """Set the passes that are needed next, in order. They replace those of the call before."""
+        batches = (Wanted(rows.tobytes(), one.seed) for one in passes for rows in one.left())
+        wanted = dict.fromkeys(islice(batches, self.ahead))
+        self._there = {one: found for one, found in self._there.items() if one in wanted}
+        self._needed = deque(one for one in wanted if one not in self._there and one not in self._asked)
+        self._ask()
+
+    def load(self, rows: np.ndarray, seed: tuple[object, ...]) -> Any:
+        """The batch of these rows. Raises UserError as `Reader.load` does, and when a process has died."""
+        wanted = Wanted(rows.tobytes(), seed)
+        if wanted not in self._there and wanted not in self._asked:
+            self._needed = deque([wanted, *(one for one in self._needed if one != wanted)])
+            self._ask()
+        while wanted not in self._there:
+            self._receive()
+        found = self._there.pop(wanted)
+        self._ask()
+        if isinstance(found, UserError):
+            raise found
+        batch, mixes = found
+        self.mixes = self.mixes or mixes
+        return batch
+
+    def close(self) -> None:
+        """End the processes. May be called again; loading another batch starts new ones."""
+        self._answers = None
+        self._asked.clear()
+        self._needed.clear()
+
+    def _ask(self) -> None:
+        """Let the DataLoader load what is needed: receive the None answers, since it then asks again."""
+        if self._needed and self._answers is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # more processes than cores; `like` has given this warning
+                self._answers = iter(self._begun())
+        while self._needed and self._asked[0] is None:
+            self._receive()
+
+    def _receive(self) -> None:
+        assert self._answers is not None
+        try:
+            answer = next(self._answers)
+        except RuntimeError as error:
+            raise UserError(f"a worker process of the DataLoader: {one_line(error)}") from error
+        if (wanted := self._asked.popleft()) is not None:
+            self._there[wanted] = answer
+
+
+def elsewhere(function: Callable[[], str], like: "DataLoader[Any]") -> str:
+    """Call the function in a worker process of a DataLoader, since a dataset may only work in such a process."""
+    functions: Any = [function]
+    how = {"num_workers": 1, "multiprocessing_context": like.multiprocessing_context, "generator": torch.Generator()}
+    return str(next(iter(DataLoader[Any](functions, None, collate_fn=_called, **how))))
+
+
+class _Answers:
+    """The dataset of the worker processes. Errors are returned as values, which keeps their one line with the row."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, wanted: Wanted | None) -> Any:
+        if wanted is None:
+            return None
+        try:
+            rows = np.frombuffer(wanted.rows, np.int64).copy()
+            return self._reader.load(rows, wanted.seed), self._reader.mixes
+        except UserError as error:
+            return UserError(str(error))
+
+
+class _InProcess:
+    """Initialises a worker process, so that it dies with this process. own: the user's initialisation, or None."""
+
+    def __init__(self, own: Callable[[int], object] | None) -> None:
+        self._own = own
+
+    def __call__(self, number: int) -> None:
+        die_with_parent()
+        if self._own is not None:
+            self._own(number)
+
+
+def _called(function: Any) -> Any:
+    return function()
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer

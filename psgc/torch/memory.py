@@ -36,7 +36,6 @@ class Memory:
         return tensor.cpu().numpy()
 
     def tensor(self, array: Array) -> Tensor:
-        """An array as a tensor on the device of the model."""
         return torch.from_numpy(array).to(self.device)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from torch import nn
 
+from psgc.checkpoints import CheckpointStore
 from psgc.config.torch import TorchRun
 from psgc.record.loggers import Loggers
-from psgc.run.undo import Undo
+from psgc.run.launched import undo
 from psgc.run_rows import EvaluationRow
 from psgc.terminal import say
-from psgc.torch.checkpoints import Checkpoints
+from psgc.torch.checkpoints import content_of
 from psgc.torch.record import Record
 from psgc.torch.standing import Standing
 from psgc.torch.tensor_files import save_model
@@ -23,20 +24,24 @@ from psgc.torch.tensor_files import save_model
 class Output:
     """The output of a run.
 
-    settings, model, standing: the run's
     open_loggers: makes the loggers; called when this rank becomes rank 0
 
-    checkpoints: the checkpoints of the run
+    has_moved: the script has loaded another state, so that a checkpoint is due
     loggers: the loggers, on rank 0; None without loggers
     """
 
     loggers: Loggers | None = None
+    has_moved = False
 
     def __init__(
         self, settings: TorchRun, model: nn.Module, standing: Standing, open_loggers: Callable[[], object]
     ) -> None:
         self._directory, self._model, self._standing = settings.output, model, standing
-        self.checkpoints = Checkpoints(settings.checkpoint.every, settings.verify_idle, settings.checkpoint.keep, model)
+        self._every, self._keep = settings.checkpoint.every, settings.checkpoint.keep
+        self._at_begin = settings.verify_idle  # one before the first step too, so that each step can be undone
+        self._store: CheckpointStore | None = None  # on rank 0
+        self._memory: bytearray | None = None  # the content of the newest checkpoint; used again for the next one
+        self._newest: int | None = None  # the step of the newest checkpoint, or the first step of this process
         self._open_loggers, self._is_first = open_loggers, False
         self._record: Record | None = None
         self._steps = self._reached = 0  # steps at the end of the script's loop; the step of the newest batch
@@ -48,14 +53,14 @@ class Output:
         """This rank is rank 0, from the beginning or from now on. record: the record of the run, if any."""
         self._is_first, self._record = True, record
         if self._directory:
-            self.checkpoints.open(self._directory)
+            self._store = CheckpointStore(Path(self._directory) / "checkpoints", self._keep, "step")
         self._open_loggers()
         if record is not None:
-            record.make_room, record.metrics = self.checkpoints.make_room, self._metrics
-            if self._directory:
-                undo = Undo(Path(self._directory), self.checkpoints.give_up_after)
-                # what is found wrong is of this step, or of the step before
-                record.undo = lambda _: undo.step(self._reached - 1)
+            record.metrics = self._metrics
+            if self._directory and self._store is not None:
+                record.make_room = self._make_room
+                of_run = partial(undo, Path(self._directory), self._store.give_up_after)
+                record.undo = lambda _: of_run(self._reached - 1)  # what is found wrong is of this step, or of the last
             if self._steps:
                 record.expects(self._steps, self._reached)
             record.evaluated(self._evaluated)
@@ -103,10 +108,28 @@ class Output:
         if self._record is not None:
             say(f"epoch {epoch}  " + "  ".join(f"{name} {mean:.6g}" for name, mean in means.items()))
 
+    def is_due(self, step: int) -> bool:
+        """Whether to write a checkpoint before `step`, if the state is whole there. The last one is always written."""
+        if self._newest is None:
+            self._newest = -1 if self._at_begin and not step else step
+        return self._every > 0 and (self.has_moved or step // self._every > self._newest // self._every)
+
     def write_checkpoint(self, step: int, calls: int) -> None:
-        """Write the state before `step`. calls: number of calls before it. Raises as `Record.check_claim`."""
+        """Begin to write the state before `step`. calls: number of calls before it. Raises as `Record.check_claim`."""
         seconds = 0.0
         if self._record is not None:
             self._record.check_claim()
             seconds = self._record.seconds
-        self.checkpoints.write(step, partial(self._standing.checkpoint, calls, seconds))
+        self._newest, self.has_moved = step, False
+        if self._store is not None:
+            self._store.flush()
+            self._memory = self._standing.state(calls, seconds, self._memory)
+            self._store.write(content_of(step, self._memory, self._model))
+
+    def _make_room(self) -> bool:
+        """Remove the oldest checkpoint, but never the newest. Returns whether one was removed."""
+        return self._store is not None and self._store.flush() and self._store.make_room()
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()

@@ -80,19 +80,15 @@ class OutputCalls:
         return found
 
     def _call(self, rows: range, num_chunks: int, number: int) -> Call:
-        batches = -(-len(rows) // self._at_once)
-
-        def rows_of(chunk: int) -> range:
-            first, end = bounds(chunk, batches, num_chunks)
-            return rows[first * len(rows) // batches : end * len(rows) // batches]
+        parts = parts_of(rows, self._at_once, num_chunks)
 
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
             dim, dtype, device = self._vector
             found = torch.zeros(dim, dtype=dtype, device=device)
             for chunk in chunks:
-                at = (rows_of(chunk).start - rows.start) * self._width
+                at = (parts[chunk].start - rows.start) * self._width
                 with seeded((*self._seed, rows.start, chunk), device):
-                    for piece in self._loader.micro_batches(rows_of(chunk)):
+                    for piece in self._loader.micro_batches(parts[chunk]):
                         numbers = self._packed(piece)
                         found[at : at + len(numbers)] = numbers.to(dtype).to(device)
                         at += len(numbers)
@@ -101,9 +97,8 @@ class OutputCalls:
             return found
 
         made = signature("outputs", number, rows.start, self._loader.length, [*self._kinds.items()])
-        costs = [float(len(rows_of(chunk))) for chunk in range(num_chunks)]
-        expect = lambda chunks: self._loader.expect(rows_of(chunks[0]))  # noqa: E731
-        return Call(vector, expect, lambda _: None, made, False, lambda: costs, joins=lambda: True)
+        expect = lambda chunks: self._loader.expect(parts[chunks[0]])  # noqa: E731
+        return Call(vector, expect, lambda _: None, made, False, lambda: [*map(len, parts)], joins=lambda: True)
 
     def _packed(self, piece: MicroBatch) -> Tensor:
         """The outputs of a batch as numbers of 16 bits, (rows * width,) int16 on the CPU."""
@@ -116,6 +111,13 @@ class OutputCalls:
         parts = [_bytes_of(found[name].detach().cpu()).view(piece.rows, -1) for name in self._kinds]
         missing = 2 * self._width - sum(part.shape[1] for part in parts)
         return torch.cat([*parts, torch.zeros(piece.rows, missing, dtype=torch.uint8)], 1).view(-1).view(torch.int16)
+
+
+def parts_of(rows: range, at_once: int, num_chunks: int) -> list[range]:
+    """The rows of each chunk of an evaluation: whole batches, as in a plain loop. With few batches, some are empty."""
+    batches = -(-len(rows) // at_once)
+    ends = [bounds(chunk, batches, num_chunks)[1] * len(rows) // batches for chunk in range(num_chunks)]
+    return [rows[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

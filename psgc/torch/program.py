@@ -1,9 +1,13 @@
-"""The program of a rank with PyTorch: its model, its dataset, its loss and its settings."""
+"""The program of a rank with PyTorch: its model, its dataset, its loss and its settings.
+
+Before the run all ranks check that they agree, and rank 0 sends its parameters and random states to the others.
+"""
 
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +18,16 @@ from torch import Tensor, nn
 
 from psgc import __version__
 from psgc.checkpoints import load_newest, load_same
-from psgc.config import Config, TorchConfig
+from psgc.config import Coding, Config, TorchConfig
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.record.csv_files import restored
 from psgc.record.loggers import check_installed
 from psgc.run import launched, resume
+from psgc.run.building import opening_lines
 from psgc.run.inputs import Given, source_of
-from psgc.run.opening import opening_lines
+from psgc.run.meeting import Meeting
 from psgc.terminal import say
 from psgc.torch.checkpoints import read
 from psgc.torch.checks import check_model
@@ -31,17 +36,22 @@ from psgc.torch.determinism import digest as checksum
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import Generators
 from psgc.torch.hand_over import ScriptState
-from psgc.torch.processes import elsewhere, taken_apart
+from psgc.torch.loader import elsewhere, taken_apart
+from psgc.torch.reading import length_of
 from psgc.torch.record import Record
 from psgc.torch.rows import differing, sample
 from psgc.torch.run import ScriptRun
-from psgc.torch.sampling import CostFunction, length_of
+from psgc.torch.sampling import CostFunction
 from psgc.torch.settings import by_name, check_resumed, settled
 from psgc.torch.state import About, load_state, state_of
 from psgc.torch.streams import StreamBuffer
 from psgc.torch.tensor_files import from_bytes, to_bytes
 from psgc.transport import Transport
 from psgc.yaml_source import shown
+
+SAME = "script, arguments, data and versions"
+# the first byte of rank 0's message says how the others begin: as they are, with a model, or from a state
+ALIKE, MODEL, STATE = b"=", b"M", b"S"
 
 
 class TorchProgram:
@@ -51,9 +61,7 @@ class TorchProgram:
     gradient: number of entries of the gradient in it
     device: the device of the model
     settings: the settings of the run
-    faults: the settings `faults`
     run: the run, as the script gets it
-    attached: the objects that the script attaches to the run
     """
 
     def __init__(
@@ -85,10 +93,8 @@ class TorchProgram:
         self._flat = FlatModel(model)
         compute = ChunkGradient(self._flat, model, loss, buffers, settings.coding.chunks)
         self.dim, self.gradient, self.device = compute.dim, self._flat.dim, self._flat.device
-        self.faults = settings.faults
         self.settings = settings.model_copy(update={"dtype": str(self._flat.dtype).removeprefix("torch.")})
         self.run = ScriptRun(model, dataset, self._length, compute, self._flat, settings, collate, cost)
-        self.attached: Sequence[object] = self.run.attached
 
     def description(self) -> dict[str, Any]:
         """Values that must be equal on all ranks, by name; at most 512 bytes as JSON."""
@@ -135,30 +141,22 @@ class TorchProgram:
         computes = f"{self.gradient} parameters, torch {config.dtype} on {self.device.type}"
         return opening_lines(transport, config, plan, computes, go_on)
 
-    def settle(self, num_workers: int) -> tuple[Config, Plan]:
-        """The settings and the plan for this number of workers. Raises UserError."""
-        return settled(self.settings, num_workers, self.dim)
-
     def prepare(self, columns: int | None = None) -> tuple[Record, ScriptState | None]:
         """On rank 0, before the run: the record, and the state to resume from or None. Raises UserError."""
         check_installed(self.settings)
         record = Record(self.output, columns)
-        return record, self.resumed()
-
-    def resumed(self) -> ScriptState | None:
-        """The state to resume from; None for a new run. Raises UserError."""
         if self.output is None or not launched.resuming():
-            return None
+            return record, None
         directory = Path(self.output) / "checkpoints"
         found = load_newest(directory, read)
         if found is None:
             say(f"no checkpoint in {directory}: starting from the beginning")
-            return None
+            return record, None
         if isinstance(self.settings, TorchConfig):
             check_resumed(self.settings, directory.parent)
         if not restored():
             say(f"resuming from step {found[0]}, checkpoint in {directory}")
-        return found[1]
+        return record, found[1]
 
     def same(self, file: str) -> ScriptState | None:
         """The state in the checkpoint that rank 0 goes on from; None where this rank does not see it."""
@@ -185,17 +183,81 @@ class TorchProgram:
     def set_generators(self, content: bytes) -> None:
         Generators.of(from_bytes(content, "the random numbers of rank 0")["random"]).set(self.device)
 
-    def state(self) -> bytes:
-        """The state at the present call, from which another rank can continue."""
-        return self.run.standing.state()
-
-    def digest(self) -> bytes:
-        """16 bytes of everything that decides the next step (`psgc.torch.fingerprint`)."""
-        return self.run.standing.digest()
-
     def params(self) -> np.ndarray:
         return self._flat.params.detach().cpu().to(self._flat.dtype).numpy()
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
+
+
+@dataclass
+class Agreed:
+    """What all ranks have agreed on.
+
+    state: the state to resume from; None for a new run
+    record: the record of the run, which has begun; only on rank 0
+    reached: the iteration that the run had reached before; injected faults before it are not repeated; only on rank 0
+    """
+
+    program: TorchProgram
+    config: Config
+    plan: Plan
+    record: Record | None = None
+    state: ScriptState | None = None
+    reached: int = 0
+
+
+def agree(transport: Transport, meeting: Meeting, program: TorchProgram | UserError) -> Agreed:
+    """Collective. Raises UserError, RunFailed and CalledOff.
+
+    program: the program of this rank, or the error because of which the rank cannot take part
+    """
+    is_first = transport.rank == 0
+    meeting.come(str(program) if isinstance(program, UserError) else "")
+    assert not isinstance(program, UserError)
+    if is_first:
+        faults = program.settings.faults
+        transport.be_patient(faults.setup_timeout, faults.collect_timeout)
+    meeting.compare(program.description(), SAME)
+    is_new = not launched.resuming()  # else a checkpoint is loaded, most probably
+    fingerprints = transport.gather(program.fingerprint(), "preparing the script") if is_new else ()
+    meeting.differs(program.difference(meeting.tell(program.expected() if is_first else None)), SAME)
+    with meeting.known_to_all():
+        agreed = Agreed(program, *settled(program.settings, program.settings.workers(transport.size), program.dim))
+    begin: bytes | None = None
+    if is_first:
+        with meeting.preparing():
+            begin = _beginning(agreed, is_alike=len(set(fingerprints)) == 1)
+    begin = meeting.tell(begin)
+    kind, content = begin[:1], begin[1:]
+    if kind == STATE:
+        own = agreed.state or program.same(content.decode())
+        if len(meeting.have(own is not None)) < transport.size:
+            content = meeting.tell(agreed.state.to_bytes() if agreed.state else None)
+        agreed.state = own or ScriptState.from_bytes(content)
+    if kind == MODEL and not is_first:
+        program.load_model(content)
+    drawn = meeting.tell(program.generators() if is_first else None)
+    if not is_first:
+        program.set_generators(drawn)
+    if kind == STATE:
+        reached = meeting.tell(str(agreed.reached).encode() if is_first else None)
+        agreed.config = resume.with_faults_from(agreed.config, int(reached))
+    return agreed
+
+
+def _beginning(agreed: Agreed, is_alike: bool) -> bytes:
+    """Rank 0's message to the others, which says how all ranks begin. Raises UserError."""
+    config, plan = agreed.config, agreed.plan
+    agreed.record, state = agreed.program.prepare()
+    if state is not None:
+        agreed.reached = resume.reached(Path(config.output), state.iteration)
+    agreed.record.begin(config, plan, state)
+    wanted, workers = config.coding.replication, plan.num_workers
+    if wanted > workers and wanted != Coding().replication:
+        say(f"replication is {wanted}, but there are {workers} workers: every worker may compute every chunk")
+    if state is not None:
+        agreed.state = state
+        return STATE + state.file.encode()
+    return ALIKE if is_alike else MODEL + agreed.program.model()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from psgc.coding.sketch import relative_difference, sketch
+from psgc.torch.determinism import leaves
 from psgc.torch.generators import preserved, seeded
 
 MOST, LEAST = 64, 5  # number of rows: at least LEAST, and up to MOST until SECONDS have passed
@@ -65,7 +65,8 @@ def _places(length: int) -> list[int]:
 def _described(row: Any) -> tuple[str, list[list[float]]]:
     """A checksum of a row's structure, integers and texts, and a sketch of each array of real or complex numbers."""
     exact, sketches = hashlib.blake2b(digest_size=8), []
-    for where, values in _arrays(row, ""):
+    for where, leaf in leaves(row, ""):
+        values = _array(leaf)
         exact.update(f"{where}{values.dtype}{values.shape}".encode())
         if values.dtype.kind in "fc":
             sketches.append(_sketch(values))
@@ -82,26 +83,8 @@ def _sketch(values: np.ndarray) -> list[float]:
     return [*sketch(np.nan_to_num(some.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0))]
 
 
-def _arrays(value: Any, where: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors, arrays, pictures, numbers and texts in a row, also within lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        plain = (
-            (value if value.layout == torch.strided else value.to_dense()).detach().cpu().resolve_conj().resolve_neg()
-        )
-        yield where, (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
-    elif isinstance(value, str | bytes):
-        yield where, np.frombuffer(value if isinstance(value, bytes) else value.encode(), np.uint8)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _arrays(item, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple) and not all(isinstance(item, int | float) for item in value):
-        for number, item in enumerate(value):
-            yield from _arrays(item, f"{where}[{number}]")
-    elif (
-        isinstance(value, int | float | list | tuple)
-        or hasattr(value, "__array__")
-        or hasattr(value, "__array_interface__")
-    ):
-        array = np.asarray(value)
-        if array.dtype != object:
-            yield where, array
+def _array(leaf: Tensor | np.ndarray) -> np.ndarray:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    plain = (leaf if leaf.layout == torch.strided else leaf.to_dense()).detach().cpu().resolve_conj().resolve_neg()
+    return (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()

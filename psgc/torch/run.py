@@ -182,7 +182,7 @@ class ScriptRun:
             scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         self.give_rows()
         standing.is_at(batch.position)
-        is_due = self.output.checkpoints.is_due(batch.iteration) and is_whole
+        is_due = self.output.is_due(batch.iteration) and is_whole
         call = self._gradient.call(batch, self.engine, scale, is_whole, standing.loaded)
         if due:
             self._flat.keep(due)
@@ -285,7 +285,7 @@ class ScriptRun:
         self.standing.load_own()
         if self.standing.pending is None:  # else another rank has loaded it
             self.standing.load(state_dict, "run.load_state_dict")
-            self.output.checkpoints.abandon()
+            self.output.has_moved = True
 
     def close(self) -> None:
         """End the run, as the end of the script does: with a last checkpoint and the summary. All ranks call it.
@@ -317,7 +317,7 @@ class ScriptRun:
         self.output.serve(self.engine.record)
         if self._is_over:
             self._write_last()
-            self.output.checkpoints.close()
+            self.output.close()
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless the script has raised, maybe in the middle of a step."""
@@ -326,7 +326,7 @@ class ScriptRun:
             self.give_rows()
             self._write_last()
         finally:
-            self.output.checkpoints.close()
+            self.output.close()
         self._steps.close()
         self._loader.close()
         self._is_over = True

@@ -11,7 +11,6 @@ from math import inf
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from torch.utils.data import IterableDataset
 
 from psgc.data.epochs import bounds, rows_of
 from psgc.errors import UserError, one_line
@@ -238,33 +237,6 @@ def check_whole(name: str, value: object) -> None:
     """Raises UserError unless the argument `name` of run.batches is a whole number >= 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise UserError(f"run.batches: {name} is {value!r:.40}, expected a whole number >= 1")
-
-
-def length_of(dataset: Any) -> int:
-    """The number of examples of a map-style dataset.
-
-    Raises UserError: it has no length or no __getitem__, or it is empty.
-    """
-    name = type(dataset).__name__
-    if isinstance(dataset, IterableDataset):
-        raise UserError(
-            f"the dataset ({name}) is an IterableDataset, whose examples have no numbers, by which any worker could "
-            "get those of a chunk; expected a map-style dataset: list(dataset) if it fits into memory, a file that it "
-            "is written to once, such as datasets.Dataset.from_generator makes, or psgc.torch.StreamBuffer(dataset, "
-            "length), for which each rank reads the whole stream"
-        )
-    wanted = "expected a map-style dataset, with __len__ and __getitem__"
-    if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
-        raise UserError(f"the dataset ({name}) has no __getitem__; {wanted}")
-    try:
-        length = len(dataset)
-    except Exception as error:  # the user's code
-        if not hasattr(dataset, "__len__") or isinstance(error, NotImplementedError):
-            raise UserError(f"the dataset ({name}) has no length; {wanted}") from None
-        raise UserError(f"the dataset ({name}): __len__ failed: {one_line(error)}; {wanted}") from error
-    if length == 0:
-        raise UserError(f"the dataset ({name}) is empty, expected at least one example")
-    return length
 
 
 class ChunkCosts:

@@ -1,19 +1,90 @@
-"""Rank 0 of a script: the script as the server sees it, and the errors of scripts on other ranks."""
+"""A script as its rank sees it: as a replica, which takes sums and states, and on rank 0 as the server's driver."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from psgc.aggregation.replica import Stepping
+import numpy as np
+
+from psgc.aggregation.replica import Snapshot, Stepping
 from psgc.backend import Array, Backend
 from psgc.data.epochs import LEAST
 from psgc.errors import RunFailed, UserError
 from psgc.server.events import Report
 from psgc.torch.calls import held_out
 from psgc.torch.fingerprint import differing
-from psgc.torch.hand_over import HandOver, ScriptReplica
+from psgc.torch.hand_over import COUNT, HandOver, ScriptState
 
 WAITING_BYTES = 1 << 20  # bytes of sums that may wait for a script, which only steps between (long) chunks
 MOST_WAITING = 64  # sums that may wait; others keep the messages that a stopped rank does not receive
+
+
+class ScriptReplica:
+    """The script of a rank as its replica (`psgc.aggregation.replica`).
+
+    A snapshot is the state of the script, as a vector in the memory of the host. It can only be made in a whole call.
+
+    dtype: the dtype of vectors
+    backend: the backend whose arrays the gradients are
+    """
+
+    gives_back = False  # the script keeps a gradient as `.grad`
+    params: Array = np.empty(0)  # the parameters are in the script's model
+
+    def __init__(self, hand_over: HandOver, dtype: Any, backend: Backend) -> None:
+        self._hand_over, self._backend = hand_over, backend
+        self._dtype = np.dtype(dtype)
+        self._snapshot: Snapshot | None = None  # the snapshot at `steps`, if one was needed
+        self.steps = -1
+        self.is_stepping = False  # the script was given the sum of `steps`, and has not made the step
+
+    def start(self, steps: int, params: Array) -> None:
+        if steps != self.steps:
+            self.steps, self._snapshot = steps, None
+
+    def load(self, snapshot: Snapshot) -> None:
+        self.steps, self._snapshot = snapshot.steps, None
+        self._hand_over.bring(ScriptState(snapshot.steps, blob_of(self._backend.to_host(snapshot.vectors[0]))))
+
+    def snapshot(self) -> Snapshot | None:
+        if self.is_stepping or self._hand_over.called != self.steps or not self._hand_over.is_whole:
+            return None
+        if self._snapshot is None and (blob := self._hand_over.state(self.steps)) is not None:
+            self._snapshot = Snapshot(self.steps, (vector_of(blob, self._dtype),), {})
+        return self._snapshot
+
+    def step(self, gradient: Array, digest: bool = False) -> None:
+        self.is_stepping, self._snapshot = True, None
+        self._hand_over.give(self.steps, gradient)  # it may be overwritten: blocks to other ranks are copies
+
+    def poll(self, wait: bool = False) -> bool:
+        """Whether the script has made the step. wait: count the step as made as soon as the script has the sum."""
+        if not self.is_stepping or not (wait or self._hand_over.has_come_back(self.steps)):
+            return False
+        self.is_stepping = False
+        self.steps += 1
+        return True
+
+    def digest(self) -> bytes:
+        """The digest of everything that decides the next step; empty until the script has made its call."""
+        return b"" if self.is_stepping else self._hand_over.digest(self.steps)
+
+
+def vector_of(blob: bytes | bytearray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Bytes as a vector, with their length in front and padding at the end.
+
+    >>> blob_of(vector_of(b"some bytes", np.dtype(np.float32)))
+    b'some bytes'
+    """
+    memory = np.zeros(-(-(COUNT + len(blob)) // dtype.itemsize) * dtype.itemsize, np.uint8)
+    memory[:COUNT] = np.frombuffer(len(blob).to_bytes(COUNT, "little"), np.uint8)
+    memory[COUNT : COUNT + len(blob)] = np.frombuffer(blob, np.uint8)
+    return memory.view(dtype)
+
+
+def blob_of(vector: np.ndarray) -> bytes:
+    whole = np.ascontiguousarray(vector).view(np.uint8)
+    return whole[COUNT : COUNT + int.from_bytes(whole[:COUNT].tobytes(), "little")].tobytes()
 
 
 class ScriptDriver:

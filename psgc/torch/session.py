@@ -18,29 +18,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from psgc.aggregation.replica import Follower, is_checked
+from psgc.aggregation.replica import is_checked
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.record.csv_files import restored
 from psgc.run import launched
-from psgc.run.building import all_work, make_server, make_worker, share_memory
+from psgc.run.building import all_work, at_begin, make_server, share_memory, work_beside
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
 from psgc.run.inputs import known_costs, make_injector
 from psgc.run.launched import interruption
 from psgc.run.meeting import Meeting
-from psgc.run.takeover import Beginning, Takeover
+from psgc.run.takeover import Beginning
 from psgc.run.terms import claim_after, record_takeover, work_in_terms
 from psgc.terminal import say, say_together, say_traceback
-from psgc.torch.agreement import agree
 from psgc.torch.calls import Call
-from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState
+from psgc.torch.hand_over import HandOver, ScriptState, begin_in_mpi_thread, do_in_mpi_thread, wait
 from psgc.torch.memory import Memory, memory_of, settle
-from psgc.torch.mpi_thread import begin_in_mpi_thread, do_in_mpi_thread, wait
-from psgc.torch.program import TorchProgram
+from psgc.torch.program import TorchProgram, agree
 from psgc.torch.record import Record
-from psgc.torch.serving import ScriptDriver
+from psgc.torch.serving import ScriptDriver, ScriptReplica
 from psgc.torch.settings import OPEN_END
 from psgc.torch.state import about_in
-from psgc.torch.working import ScriptWorker
+from psgc.torch.working import ScriptLoop, ScriptWorker
 from psgc.transport import Transport
 from psgc.workers.injection import Injector
 
@@ -65,9 +63,17 @@ class Session:
     """
 
     goes_on = True
+    num_workers: int
+    num_chunks: int
+    _transport: Transport
+    _program: TorchProgram  # once the ranks have agreed
+    _memory: Memory
+    _worker: ScriptWorker | None = None  # None on a dedicated server
+    _is_serving = False
+    _stays = False  # in MPI after the end of the run
 
     def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int]) -> None:
-        self._program, self._stopped_by = program, stopped_by
+        self._given, self._stopped_by = program, stopped_by
         self.iteration, self.rank = 0, 0
         self._began = time.monotonic()  # less the time that the run had taken before it was resumed
         self.state: bytes | bytearray | None = None
@@ -81,11 +87,7 @@ class Session:
         self._text, self._code = "", 1  # the script's error, and its exit code
         self.is_cut_short = False
         self._outcome = RunOutcome()  # on rank 0
-        self._transport: Transport | None = None
-        self._hand_over: HandOver | None = None
-        self._worker: ScriptWorker | None = None  # None on a dedicated server
-        self._is_serving = False
-        self._stays = False  # in MPI after the end of the run
+        self._hand_over = HandOver(0, lambda: self._transport.wake(), lambda: self._program.run.standing.state())
         self._script = threading.get_ident()
         begin_in_mpi_thread(self._run)
         wait(self._ready)
@@ -98,26 +100,22 @@ class Session:
         """Whether all ranks leave through MPI's Finalize."""
         return self._ending.in_order
 
-    @property
-    def num_workers(self) -> int:
-        return self.plan.num_workers
-
-    @property
-    def num_chunks(self) -> int:
-        return self.plan.num_chunks
-
     # called by the script's thread
 
     @property
     def reports(self) -> bool:
         """Whether rank 0 prints the user's mistake (`psgc.run.script_ending`): `end` reports it, or rank 0 has one."""
-        loop = None if self._is_serving or self._worker is None else self._worker.current
+        loop = self._loop
         return loop is not None and (loop.calls is None or not self._over.is_set())
+
+    @property
+    def _loop(self) -> ScriptLoop | None:
+        """The loop of a worker that is not rank 0."""
+        return None if self._is_serving or self._worker is None else self._worker.current
 
     def sum(self, iteration: int, call: Call) -> torch.Tensor | ScriptState:
         """The sum of the call. If rank 0 dies meanwhile, the call is made again in the next term."""
-        assert not isinstance(self._program, UserError)
-        digest = self._program.digest() if is_checked(iteration, self.iteration) else b""
+        digest = self._program.run.standing.digest() if is_checked(iteration, self.iteration) else b""
         self._is_in_call = True
         answer = None
         while answer is None:
@@ -129,23 +127,21 @@ class Session:
 
     def _called(self, iteration: int, call: Call, digest: bytes) -> Any | ScriptState | None:
         """The sum of the call; None when another term began first."""
-        hand_over, is_whole, signature = self._hand_over, call.is_whole, call.signature
-        assert hand_over is not None
         term, worker = self._term()
         costs = call.costs() if self._is_serving else ()
-        hand_over.call(iteration, is_whole, signature, costs, digest, call.num_sums, call.names, term)
+        about = call.is_whole, call.signature, costs, digest, call.num_sums, call.names
+        self._hand_over.call(iteration, *about, term)
         if worker is not None:
             with self._computing:
                 worker.answer(call)
         try:
-            return hand_over.answer()
+            return self._hand_over.answer()
         except CalledOff:
             self.is_cut_short = True
             raise
 
     def _term(self) -> tuple[int, ScriptWorker | None]:
         """The present term, and the worker of this process, if any."""
-        assert self._hand_over is not None
         term, worker = self._hand_over.term, self._worker  # in this order: the MPI thread replaces the worker first
         if self._is_serving and not self._has_served:
             self._has_served = True
@@ -181,7 +177,6 @@ class Session:
         if not self.in_order:
             self.is_cut_short = self.rank > 0
             raise CalledOff if self.rank else RunFailed(LOST)
-        assert self._transport is not None
         do_in_mpi_thread(self._transport.close)
 
     def _leave_after_the_run(self, text: str, code: int) -> None:
@@ -192,13 +187,12 @@ class Session:
         if text:
             with suppress(OSError):
                 launched.leave_exit_code(code)
-        assert self._transport is not None
         do_in_mpi_thread(partial(leave_mpi, self._transport, self.in_order, bool(text)))
 
     def _end(self, text: str = "", code: int = 1) -> None:
         self._text, self._code = text, code
         hand_over, is_said = self._hand_over, False
-        while hand_over is not None and not (is_said or self._over.is_set()):
+        while not (is_said or self._over.is_set()):
             settle(self._memory.device)  # the MPI thread reads the parameters
             try:
                 term, worker = self._term()
@@ -216,130 +210,107 @@ class Session:
     # called by the MPI thread
 
     def _run(self) -> None:
+        transport = None
         try:
-            transport = Transport(interrupted=lambda: interruption(self._stopped_by))
-            self._transport = self._ending.transport = transport
-            self.rank = transport.rank
+            transport = self._transport = Transport(interrupted=lambda: interruption(self._stopped_by))
+            self._ending.transport, self.rank = transport, transport.rank
             self._has_served = self._is_serving = self.rank == 0
-            program = self._meet(transport)
-            hand_over = self._hand_over = HandOver(self.iteration, transport.wake, program.state)
-            memory = self._open_memory(program)
+            self._meet()
             all_work(transport, self.config)
-            share_memory(transport, self.config, memory.backend, program.dim)
+            share_memory(transport, self.config, self._memory.backend, self._program.dim)
             if transport.rank == 0:
-                replica = ScriptReplica(hand_over, self.config.dtype, memory.backend)
-                self._serve(transport, program, replica, make_injector(self.config, rank=0))
+                replica = ScriptReplica(self._hand_over, self.config.dtype, self._memory.backend)
+                self._serve(replica, make_injector(self.config, rank=0))
             else:
-                self._work(transport, program, memory)
+                self._work()
         except (PsgcError, CalledOff) as error:
             self._ending.failed(error)
         except BaseException as error:  # a defect
             say_traceback()
             self._ending.failed(RunFailed(one_line(error)))
         finally:
-            if self._hand_over is not None and self._ending.raised is not None:
+            if self._ending.raised is not None:
                 self._hand_over.stop(self._ending.raised)
             self._stays = self._stays and self._ending.error is None and not self._outcome.code
-            if self._transport is not None and not self._stays:
+            if transport is not None and not self._stays:
                 with suppress(Exception):
                     has_failed = self._ending.error is not None or self._outcome.code or self._text
-                    leave_mpi(self._transport, self.in_order, bool(has_failed))
-            if self._hand_over is not None:
-                self._hand_over.stop(self._last_word())
+                    leave_mpi(transport, self.in_order, bool(has_failed))
+            self._hand_over.stop(self._last_word())
             self._over.set()
             self._ready.set()
         if not self._computing.acquire(timeout=STOP_TIMEOUT):  # a chunk that nobody waits for hangs
             os._exit(self._outcome.code)
         self._computing.release()
 
-    def _meet(self, transport: Transport) -> TorchProgram:
+    def _meet(self) -> None:
         """Agree with the other ranks on the beginning."""
-        agreed = agree(transport, Meeting(transport, self._ending, "preparing the script"), self._program)
-        self.config, self.plan, self.record = agreed.config, agreed.plan, agreed.record
+        meeting = Meeting(self._transport, self._ending, "preparing the script")
+        agreed = agree(self._transport, meeting, self._given)
+        self._program, self.config, self.plan, self.record = agreed.program, agreed.config, agreed.plan, agreed.record
+        self.num_workers, self.num_chunks = self.plan.num_workers, self.plan.num_chunks
         if agreed.state is not None:
             self.iteration, self.state = agreed.state.iteration, agreed.state.blob
             self._began -= about_in(agreed.state.blob, "the checkpoint").seconds
-        return agreed.program
-
-    def _open_memory(self, program: TorchProgram) -> Memory:
-        """The memory of vectors. Rank 0 prints a line if a model is on a GPU and its vectors go through the host."""
-        self._memory, trouble = memory_of(program.device)
+        self._hand_over.called = self._hand_over.given = self.iteration - 1
+        device = self._program.device
+        self._memory, trouble = memory_of(device)
         if trouble and not self.rank:
-            say(f"the model is on {program.device}, but {trouble}: all vectors go through the memory of the host")
-        return self._memory
+            say(f"the model is on {device}, but {trouble}: all vectors go through the memory of the host")
 
-    def _work(self, transport: Transport, program: TorchProgram, memory: Memory) -> None:
+    def _new_worker(self, begins: Callable[[], object]) -> ScriptWorker:
+        about = self._program.dim, self.config.dtype, self._hand_over, self._memory, self._script
+        return ScriptWorker(*about, begins)
+
+    def _work(self) -> None:
         """Run a worker, and then the server if this rank takes over from rank 0."""
-        assert self._hand_over is not None
-        config, about = self.config, (program.dim, self.config.dtype, self._hand_over, memory, self._script)
-        worker = self._worker = ScriptWorker(*about, begins=self._begin_term)
-        takeover, injector = Takeover(transport, config.faults.collect_timeout), make_injector(config, transport.rank)
-        beginning = work_in_terms(
-            *(transport, config, self.plan, worker, self.iteration, injector, takeover, self._ending)
-        )
-        if beginning is None:
-            return
-        try:
+        transport, program = self._transport, self._program
+        worker = self._worker = self._new_worker(self._begin_term)
+
+        def serve(beginning: Beginning, injector: Injector) -> None:
             folder = Path(program.output) if program.output else None
             summary_in = folder or launched.name_directory(None)
             claim = claim_after(folder, summary_in and summary_in / SUMMARY, transport, beginning)
             self.record = record = Record(program.output, beginning=beginning, claim=claim)
             seconds = time.monotonic() - self._began
-            record.begin(config, self.plan, ScriptState(beginning.first, b"", seconds))
+            record.begin(self.config, self.plan, ScriptState(beginning.first, b"", seconds))
             record_takeover(record, beginning, transport)
             self.rank, self._worker, self._is_serving = 0, None, True
-            self._serve(transport, program, worker.own, injector, beginning)
-        except (PsgcError, CalledOff):
-            takeover.call_off()
-            raise
+            self._serve(worker.own, injector, beginning)
+
+        work_in_terms(transport, self.config, self.plan, worker, self.iteration, self._ending, serve)
 
     def _begin_term(self) -> None:
-        assert self._hand_over is not None
         self._hand_over.begin_term()
         self._ready.set()
 
-    def _serve(
-        self,
-        transport: Transport,
-        program: TorchProgram,
-        replica: ScriptReplica,
-        faults: Injector,
-        beginning: Beginning | None = None,
-    ) -> None:
+    def _serve(self, replica: ScriptReplica, faults: Injector, beginning: Beginning | None = None) -> None:
         """Run the server. beginning: the beginning of the term, after a takeover."""
         assert self.record is not None
-        assert self._hand_over is not None
-        hand_over, backend, first = self._hand_over, self._memory.backend, self.iteration
-        about = program.gradient, transport.hosts, backend, program.attached
+        transport, program, hand_over, backend = self._transport, self._program, self._hand_over, self._memory.backend
+        first = beginning.first if beginning else self.iteration
+        about = program.gradient, transport.hosts, backend, program.run.attached
         self.record.may_lose = transport.survives_deaths
         driver = ScriptDriver(hand_over, replica, *about, is_alike=beginning is None)
         costs = known_costs(self.config, self.plan.num_chunks) or partial(driver.costs, num_chunks=self.plan.num_chunks)
         server = make_server(
-            *(transport, self.config, self.plan, backend, self.record, self._stopped_by),
+            *(transport, self.config, self.plan, backend, self.record, self._stopped_by, beginning),
             has_loss=False,
             driver=driver,
             known_costs=costs,
             moment=faults.at,
-            alike=beginning.alike if beginning else (),
-            away=beginning.away if beginning else {},
         )
-
-        def begins(iteration: int) -> None:
-            if beginning is not None and iteration == beginning.first:
-                beginning.has_begun()
-            faults.at("begin", iteration)
-
         if beginning is None and not restored():
             for line in program.opening_lines(transport, self.config, self.plan):
                 say(line)
         if not self.config.dedicated_server:
-            injector = faults if beginning else make_injector(self.config, transport.place + 1)
-            self._work_too(transport, replica, beginning.first if beginning else first, injector)
+            self._work_too(self.record, replica, first, faults if beginning else None)
         self._begin_term()
         try:
             with np.errstate(all="ignore"):  # sums of scaled gradients need not be finite
                 zeros = backend.xp.zeros(program.dim, self.config.dtype)
-                server.run(zeros, OPEN_END, beginning.first if beginning else first, begins)
+                begun = beginning.has_begun if beginning else None
+                server.run(zeros, OPEN_END, first, at_begin(faults, first, begun))
         except BaseException as error:
             self._outcome = RunOutcome.of(error, self._stopped_by)
             if not isinstance(error, PsgcError):
@@ -354,14 +325,10 @@ class Session:
             done = -1 if code else hand_over.called + 1  # the others do not get the reason
             self._ending.in_order = server.stop_workers(patience, done)
 
-    def _work_too(self, transport: Transport, replica: ScriptReplica, first: int, injector: Injector) -> None:
+    def _work_too(self, record: Record, replica: ScriptReplica, first: int, injector: Injector | None) -> None:
         """Make rank 0 a worker as well. The script computes in its calls; the worker's loop runs while rank 0 waits."""
-        assert self._hand_over is not None
-        assert not isinstance(self._program, UserError)
-        about = self._program.dim, self.config.dtype, self._hand_over, self._memory, self._script
-        worker = ScriptWorker(*about)
-        worker.replica = Follower(replica)
-        transport.beside = make_worker(transport.second(), self.config, self.plan, worker, first, injector).turns()
+        transport, worker = self._transport, self._new_worker(lambda: None)
+        work_beside(transport, self.config, self.plan, worker, replica, first, injector)
         self._worker, own = worker, transport.place + 1
 
         def lost(lost: int, reason: str) -> None:
@@ -373,16 +340,13 @@ class Session:
                     os.kill(os.getpid(), signal.SIGKILL)  # so that another rank takes over
                 raise RunFailed(text)
 
-        assert self.record is not None
-        self.record.on_lost = lost
+        record.on_lost = lost
 
     def _last_word(self) -> BaseException:
         """The error that a call of the script raises after the end of the run."""
-        loop = None if self._is_serving or self._worker is None else self._worker.current
-        transport = self._transport
-        if loop is None or loop.calls is None or transport is None:
+        loop = self._loop
+        if loop is None or loop.calls is None:
             return CalledOff()
-        return RunFailed(
-            f"rank {transport.rank} on {transport.hosts[transport.rank]}: the script of rank 0 has ended after "
-            f"{loop.calls} calls, this one makes another"
-        )
+        rank, hosts = self._transport.rank, self._transport.hosts
+        ended = f"the script of rank 0 has ended after {loop.calls} calls, this one makes another"
+        return RunFailed(f"rank {rank} on {hosts[rank]}: {ended}")

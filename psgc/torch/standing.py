@@ -15,7 +15,7 @@ from psgc.torch.generators import Generators, preserved
 from psgc.torch.sampling import Batch, Position, Sampler
 from psgc.torch.state import About, Stateful, about_in, about_of, load_state, state_of
 from psgc.torch.steps import Steps
-from psgc.torch.tensor_files import from_bytes, to_bytes, to_memory
+from psgc.torch.tensor_files import from_bytes, to_memory
 
 
 class Standing:
@@ -152,27 +152,20 @@ class Standing:
             generators = Generators.now(self._flat.device)
         self._position, self._generators = position, self._to_set or generators
 
-    def state(self, calls: int | None = None) -> bytes:
-        """The state from which another rank continues. calls: number of calls before it; None: at the present call."""
-        return to_bytes(self._state(self.iteration if calls is None else calls, 0.0))
+    def state(self, calls: int | None = None, seconds: float = 0.0, memory: bytearray | None = None) -> bytearray:
+        """The state from which another rank continues, or another run from a checkpoint.
 
-    def checkpoint(self, calls: int, seconds: float, memory: bytearray | None) -> bytearray:
-        """The content of a checkpoint.
-
-        calls: number of calls before it
-        seconds: the time that the run has taken
+        calls: number of calls before it; None: at the present call
+        seconds: the time that the run has taken, in a checkpoint
         memory: see `to_memory`
         """
-        return to_memory(self._state(calls, seconds), memory)
-
-    def _state(self, calls: int, seconds: float) -> dict[str, Any]:
         about = About(
-            *(calls, self._position, self._seed, self.loss),
+            *(self.iteration if calls is None else calls, self._position, self._seed, self.loss),
             *(self._evaluator.results, self.loaded, self._generators.saved()),
             seconds=seconds,
             drawn=self._sampler.drawn_at(self._position),
         )
-        return state_of(self._model, self._attached, about)
+        return to_memory(state_of(self._model, self._attached, about), memory)
 
     def digest(self) -> bytes:
         """16 bytes of everything that decides the next step, at present."""

@@ -12,8 +12,9 @@ from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.messages import stepped_record
 from psgc.run.ending import CalledOff
 from psgc.torch.calls import Call
-from psgc.torch.hand_over import HandOver, ScriptReplica
+from psgc.torch.hand_over import HandOver
 from psgc.torch.memory import Memory
+from psgc.torch.serving import ScriptReplica
 from psgc.torch.settings import OPEN_END
 from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.loop import SERVER, WorkerLoop

@@ -25,7 +25,7 @@ from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding
 from psgc.torch import Batch, ScriptRun
 from psgc.torch.evaluation import NOTHING
-from psgc.torch.sampling import length_of
+from psgc.torch.reading import length_of
 from psgc.transformers.arguments import check, of_rank
 from psgc.transformers.progress import LoopProgress
 

@@ -11,7 +11,8 @@ from psgc.backend import Backend
 from psgc.errors import PsgcError, RunFailed
 from psgc.messages import Kind, record
 from psgc.run.ending import CalledOff
-from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState
+from psgc.torch.hand_over import HandOver, ScriptState
+from psgc.torch.serving import ScriptReplica
 from psgc.torch.working import ScriptLoop
 from psgc.workers.loop import SERVER
 from psgc.workers.work import Work

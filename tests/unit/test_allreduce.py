@@ -17,7 +17,8 @@ from psgc.backend import Backend
 from psgc.config import OptimizerSettings
 from psgc.messages import BlockName, entries, joined, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
-from psgc.torch.hand_over import HandOver, ScriptReplica, vector_of
+from psgc.torch.hand_over import HandOver
+from psgc.torch.serving import ScriptReplica, vector_of
 from psgc.transport import SMALL, Shared, Vector
 from tests.unit.list_transport import ListTransport
 

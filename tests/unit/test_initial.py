@@ -10,8 +10,7 @@ from psgc.checkpoints import write_file
 from psgc.config import from_yaml_text
 from psgc.errors import UserError
 from psgc.problems import LeastSquares
-from psgc.run.checkpoint import Checkpoint
-from psgc.run.initial import initial_params
+from psgc.run.checkpoint import Checkpoint, initial_params
 
 RUN = """\
 problem: {kind: least_squares}

@@ -7,7 +7,7 @@ import pytest
 
 from psgc.errors import RunFailed
 from psgc.run.best import Best, Figures
-from psgc.run.keeper import Callbacks, Keeper
+from psgc.run.keeper import Keeper
 from psgc.server.observer import IterationRecord
 
 
@@ -126,7 +126,7 @@ def test_callbacks_get_the_row_and_the_parameters_and_can_end_the_run():
         return row["loss"] < 0.5
 
     others = [lambda row, params: row.clear(), lambda row, params: row["loss"]]  # only True ends a run
-    keeper, heard, _ = kept(every=0, callbacks=Callbacks([least, *others]))
+    keeper, heard, _ = kept(every=0, callbacks=[least, *others])
     assert not keeper.stepped(1, IterationRecord(0, 0.7), np.ones(2))
     assert keeper.stepped(2, IterationRecord(1, 0.4), np.zeros(2))
     assert told == [(0, 0.7, [1, 1]), (1, 0.4, [0, 0])]
@@ -142,7 +142,7 @@ def test_a_callback_that_raises_or_writes_to_the_parameters_ends_the_run():
     def wrong(row, params):
         params[0] = 1
 
-    keeper, _, _ = kept(every=0, callbacks=Callbacks([wrong]))
+    keeper, _, _ = kept(every=0, callbacks=[wrong])
     with pytest.raises(RunFailed, match=r"callback wrong raised ValueError: .*read-only, .*test_keeper.py:\d+"):
         keeper.stepped(1, IterationRecord(0), params := np.zeros(1))
     assert (params[0], keeper.done) == (0, 1)

@@ -13,8 +13,8 @@ from psgc.errors import RunFailed, UserError
 from psgc.messages import Kind
 from psgc.run.building import make_server
 from psgc.server.events import Report
-from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState, blob_of, vector_of
-from psgc.torch.serving import ScriptDriver
+from psgc.torch.hand_over import HandOver, ScriptState
+from psgc.torch.serving import ScriptDriver, ScriptReplica, blob_of, vector_of
 from psgc.torch.settings import settings_of, settled
 from tests.unit.scripted import Transport, said
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from psgc.run.inputs import Given
 from psgc.torch.program import TorchProgram
-from psgc.torch.settings import settings_of
+from psgc.torch.settings import settings_of, settled
 
 LACKS = "started without psgc launch: exit codes are mpirun's; no fault tolerance: a dead rank ends this run"
 IT = "; resume it with: psgc launch train.py -n 4 --resume -- --epochs 3"
@@ -17,7 +17,7 @@ RESTORE = "faults.restore: without psgc launch nobody starts the run again, it g
 def opening(source, survives=False, hosts="aabb", **settings):
     program = TorchProgram(nn.Linear(3, 2), [0] * 9, len, settings_of({"chunks": 8, **settings}), None, None, source)
     transport = SimpleNamespace(survives_deaths=survives, hosts=list(hosts), size=len(hosts), library="Some MPI 1")
-    return program.opening_lines(transport, *program.settle(len(hosts)))
+    return program.opening_lines(transport, *settled(program.settings, len(hosts), program.dim))
 
 
 @pytest.mark.parametrize(

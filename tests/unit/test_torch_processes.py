@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import psgc.torch
 from psgc.errors import UserError
-from psgc.torch.loader import ChunkLoader
-from psgc.torch.processes import Loading, taken_apart
+from psgc.torch.loader import ChunkLoader, Loading, taken_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 ROWS = 48

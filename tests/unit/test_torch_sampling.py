@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from psgc.data import Epochs
 from psgc.data.epochs import rows_of
 from psgc.errors import UserError
-from psgc.torch.sampling import Batch, Position, Sampler, length_of
+from psgc.torch.reading import length_of
+from psgc.torch.sampling import Batch, Position, Sampler
 
 LENGTH = 103
 

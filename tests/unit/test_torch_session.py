@@ -12,7 +12,7 @@ import psgc.torch
 from psgc.errors import RunFailed
 from psgc.messages import Kind, record, sums_records
 from psgc.run import launched
-from psgc.torch import agreement, begin, session
+from psgc.torch import begin, program, session
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.program import TorchProgram
 from psgc.transport import Control
@@ -121,7 +121,7 @@ def test_a_worker_of_a_run_that_begins_or_goes_on(one_process, monkeypatch, firs
     class Program(TorchProgram):
         def __init__(self, *given):
             super().__init__(*given)
-            begin = [agreement.STATE + b"not-here.safetensors", state.to_bytes()] if first else [agreement.ALIKE]
+            begin = [program.STATE + b"not-here.safetensors", state.to_bytes()] if first else [program.ALIKE]
             words = iter([self.expected, *(partial(bytes, said) for said in begin), self.generators, lambda: b"5"])
             monkeypatch.setattr(session, "Transport", lambda **_: workers.append(Worker(first, words)) or workers[0])
 

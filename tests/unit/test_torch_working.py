@@ -16,9 +16,10 @@ from psgc.run.inputs import Given
 from psgc.torch import working
 from psgc.torch.calls import Call
 from psgc.torch.generators import Generators
-from psgc.torch.hand_over import HandOver, ScriptReplica, ScriptState, blob_of, vector_of
+from psgc.torch.hand_over import HandOver, ScriptState
 from psgc.torch.memory import Memory
 from psgc.torch.program import TorchProgram
+from psgc.torch.serving import ScriptReplica, blob_of, vector_of
 from psgc.torch.settings import settings_of
 from psgc.torch.tensor_files import from_bytes
 from psgc.torch.working import LAST_SUM, ScriptLoop, ScriptThread, ScriptWorker
@@ -65,7 +66,7 @@ class Rank:
         data = [(torch.randn(3), torch.randn(1)) for _ in range(64)]
         self.program = TorchProgram(self.model, data, self.loss, settings_of(GIVEN), None, None, Given("train.py"))
         self.program.run.begin(self)
-        self.hand_over = HandOver(0, wake=self.ask, state=self.program.state)
+        self.hand_over = HandOver(0, wake=self.ask, state=self.program.run.standing.state)
         self.replica = ScriptReplica(self.hand_over, np.float32, Backend())
         self.replica.start(0, np.empty(0))
         self.worker, self.mailbox = computing(self.program.dim, self.hand_over)
