@@ -29,6 +29,9 @@ run: .venv/installed data/digits-train.npz
 	$$line --print 2>/dev/null | grep -q -e --with-ft || line="$$line --set faults.inject=[]"; \
 	echo "$$line"; $$line
 
+# else each of the many processes that tests start would compile psgc, and pytest the tests, once more
+unexport PYTHONDONTWRITEBYTECODE
+
 # processes of mpirun wait much, so that three tests at once keep two cores busy; the longest come first
 BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
 # tests of clusters and browsers mostly wait

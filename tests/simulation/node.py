@@ -105,9 +105,8 @@ class Node(WorkerLoop):
         self.joins = fraction > 0
         named = plan.num_chunks if self.joins and not combined else 0
         self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64", reproducible, named)
-        self.mailbox = NotedMailbox(self.state, self.encoder)
-        if verify and verify.idle:
-            self.mailbox._digester = Digester(np.asarray)
+        digester = Digester(np.asarray) if verify and verify.idle else None
+        self.mailbox = NotedMailbox(self.state, self.encoder, digester=digester)
         self.mailbox.begun = self.begun
         nodes = end_of_nodes(plan.num_chunks) if reproducible else 0
         sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", first, last, nodes)

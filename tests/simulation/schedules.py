@@ -6,7 +6,7 @@ from typing import Any
 
 from psgc import schedules as production
 from psgc.schedules import Schedule
-from psgc.schedules.schedule import Loss, Order, Queue, Skip
+from psgc.schedules.schedule import Loss, Order, Queue, Queues, Skip
 
 FIXED = tuple(name for name, schedule in production.SCHEDULES.items() if schedule.keeps_queues)
 SCHEDULES = (*production.SCHEDULES, "reordering")
@@ -52,13 +52,13 @@ def make(name: str, *arguments: Any) -> Schedule:
     """The schedule, with `recipe`, which makes another one from the same arguments."""
     schedule = Reordering(*arguments) if name == "reordering" else production.SCHEDULES[name](*arguments)
     if name in ("static", "random", "skipping", "reordering"):  # only here: passes that do not count are frequent then
-        schedule.join = partial(_join, schedule)  # type: ignore[method-assign]
+        schedule.join = partial(_join, schedule, arguments[0])  # type: ignore[method-assign]
     schedule.recipe = lambda: make(name, *arguments)  # type: ignore[attr-defined]
     return schedule
 
 
-def _join(schedule: Schedule, may: bool) -> bool:
-    schedule.fractions = dict.fromkeys(schedule._queues, FRACTION if may else 0.0)
+def _join(schedule: Schedule, queues: Queues, may: bool) -> bool:
+    schedule.fractions = dict.fromkeys(queues, FRACTION if may else 0.0)
     return False
 
 

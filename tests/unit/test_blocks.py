@@ -14,7 +14,7 @@ from psgc.aggregation import pool, slices
 from psgc.aggregation.allreduce import AllReduce, Listener
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor, Map
-from psgc.aggregation.shared import GENERATIONS, memory_bytes
+from psgc.aggregation.shared import GENERATIONS, HostMemory, memory_bytes
 from psgc.aggregation.slices import Slice, make_slices
 from psgc.backend import Backend
 from psgc.transport import Shared
@@ -235,7 +235,7 @@ def test_who_reads_from_the_memory_of_its_host_when_it_has_been_written_again_is
     world.deliver(but=(1, 2))
     for it in world.all:
         it.closed(0, {})
-    assert world.all[1].blocks._memory.begin(1, GENERATIONS)
+    assert HostMemory(range(3), world.ends[1].shared.memory, 30, "f8").begin(1, GENERATIONS)
     world.deliver()
     assert [it.is_behind for it in world.all] == [False, False, True]
     assert not hasattr(world.replicas[2], "made")

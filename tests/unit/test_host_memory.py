@@ -112,7 +112,8 @@ def test_no_mixture_of_two_iterations_is_taken_for_one_of_them(file, size):
     try:
         until = time.monotonic() + 20.0
         while (right < 20 or late < 20) and time.monotonic() < until:
-            newest = int(memory._begun[1].max()) - 2  # whose sums are written, if its rank is not at the next one
+            firsts = [memory.sums(5, generation)[0] for generation in range(GENERATIONS)]
+            newest = int(max(firsts)) - 1  # whose sums are written, if its rank is not two further by now
             np.copyto(own, memory.sums(5, newest))
             if memory.is_of(5, newest):
                 right += 1

@@ -1,8 +1,9 @@
 """The models, data and losses of scripts/torch; tests/ranks runs the one of digits."""
 
-import sys
+import importlib
 from pathlib import Path
 
+import pytest
 import torch
 
 from psgc.torch.chunk_gradient import ChunkGradient
@@ -10,11 +11,12 @@ from psgc.torch.determinism import computed_twice
 from psgc.torch.flat import FlatModel
 from psgc.torch.loader import MicroBatch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts/torch"))
-import characters
-import digits
 
-sys.path.pop(0)
+@pytest.fixture
+def script(monkeypatch):
+    """Imports one of them; that of digits imports scikit-learn, which takes a second."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts/torch")
+    return importlib.import_module
 
 
 def vector(model, loss, pieces):
@@ -26,7 +28,8 @@ def vector(model, loss, pieces):
     )
 
 
-def test_digits():
+def test_digits(script):
+    digits = script("digits")
     train, test = digits.datasets()
     assert (len(train), len(test)) == (1437, 360)
     model = digits.network()
@@ -36,7 +39,8 @@ def test_digits():
     assert 0 <= right <= count == 20
 
 
-def test_functions_of_the_standard_library():
+def test_functions_of_the_standard_library(script):
+    characters = script("characters")
     found = characters.functions(60)
     texts = [bytes(function.tolist()).decode() for function in found]
     assert [len(text) for text in characters.functions(60)] == [len(text) for text in texts]  # each time the same
@@ -47,7 +51,8 @@ def test_functions_of_the_standard_library():
     assert not any((function == characters.PADDING).any() for function in found)
 
 
-def test_padding_changes_no_loss():
+def test_padding_changes_no_loss(script):
+    characters = script("characters")
     torch.manual_seed(0)
     model = characters.Transformer().eval()
     rows = sorted(characters.functions(8), key=len)

@@ -22,8 +22,9 @@ from tests.unit.scripted import Following, Transport, said
 class Ranks(Following):
     """Workers that do nothing until they are told to end."""
 
-    def __init__(self, **_):
+    def __init__(self):
         super().__init__(3, self._words())
+        self.signals = []
 
     def _words(self):
         while True:
@@ -38,14 +39,15 @@ class Ranks(Following):
 
 
 @pytest.fixture
-def signals(one_process, monkeypatch):
-    """This process is rank 0 of three; the signals that have come."""
+def ranks(one_process, monkeypatch):
+    """This process is rank 0 of these three; signals: that have come."""
+    made = Ranks()
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
-    monkeypatch.setattr(session, "Transport", Ranks)
+    monkeypatch.setattr(session, "Transport", lambda **_: made)
     for name, value in (("_begun", False), ("_stopped_by", ())):
         monkeypatch.setattr(launched, name, value)
-    monkeypatch.setattr(begin, "stopped_by", come := [])
-    return come
+    monkeypatch.setattr(begin, "stopped_by", made.signals)
+    return made
 
 
 def begun(tmp_path):
@@ -57,19 +59,18 @@ def begun(tmp_path):
     return run
 
 
-def test_workers_are_told_how_many_sums_there_are_for_their_last_steps(signals, tmp_path):
+def test_workers_are_told_how_many_sums_there_are_for_their_last_steps(ranks, tmp_path):
     run = begun(tmp_path)
-    ranks = run.engine._transport
     run.end(False)
     run.engine.end()
     ends = [entry["iteration"] for worker in (1, 2) for entry in ranks.records[worker] if entry["kind"] == Kind.STOP]
     assert ends == [0, 0]  # none, and nothing has failed
 
 
-def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(signals, tmp_path):
+def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(ranks, tmp_path):
     run = begun(tmp_path)
     batch = next(iter(run.batches(4)))
-    signals.append(signal.SIGUSR1)
+    ranks.signals.append(signal.SIGUSR1)
     with pytest.raises(RunFailed, match="stopped by SIGUSR1"):
         run.backward(batch)
     run.end(False)

@@ -12,12 +12,6 @@ from tests.unit.documents import ROOT
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()
 FILLED = "\n"  # stands for what is filled in
 LEAST = 10  # letters of a text that is a message by itself; others only put a name before one
-SOURCES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
-    for package in ("psgc", "server", "workers")
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
-
 # Whose lines name a wrong argument, key, file or function of the user, in words that say what would be right.
 SAY_IT = (
     *("psgc/cli/", "psgc/config/", "psgc/launching/", "psgc/library/", "psgc/yaml_source.py", "psgc/validation.py"),
@@ -26,6 +20,13 @@ SAY_IT = (
     *("psgc/lightning/", "psgc/transformers/", "psgc/torch/from_yaml.py"),
 )
 SAYS_IT = re.compile("expect|(;|; ?\n) ?(without|do|give|call|let|move|start|use|leave) ")  # so does a line with this
+
+
+@functools.cache
+def sources() -> dict[str, ast.Module]:
+    """By module."""
+    paths = [path for package in ("psgc", "server", "workers") for path in sorted((ROOT / package).rglob("*.py"))]
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in paths}
 
 
 def text_of(node: ast.AST, names: dict[str, str]) -> str:
@@ -46,7 +47,7 @@ def text_of(node: ast.AST, names: dict[str, str]) -> str:
 
 def texts() -> Iterator[str]:
     """All texts in the source."""
-    for tree in SOURCES.values():
+    for tree in sources().values():
         yield from (text_of(node, {}) for node in ast.walk(tree) if isinstance(node, ast.Constant | ast.JoinedStr))
 
 
@@ -119,10 +120,10 @@ def test_a_message_that_is_nowhere_is_found() -> None:
 
 
 def test_every_error_says_what_to_do_or_is_on_the_page() -> None:
-    assert sum(len([*errors(tree)]) for tree in SOURCES.values()) > 350
-    assert {module: found for module, tree in SOURCES.items() if (found := unexplained(module, tree))} == {}
+    assert sum(len([*errors(tree)]) for tree in sources().values()) > 350
+    assert {module: found for module, tree in sources().items() if (found := unexplained(module, tree))} == {}
     for module in SAY_IT:
-        assert any(name.startswith(module) for name in SOURCES), module
+        assert any(name.startswith(module) for name in sources()), module
 
 
 @pytest.mark.parametrize(
