@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
     for name, text in named_files().items():
         (folder / name).write_text(text)
     np.save(folder / "assignment.npy", np.ones((6, 3)))
-    for name, iterations in {"quickstart": 11, "mine": 3, "mine/0": 3, "mine/1": 3, "sweep/0": 3, "sweep/1": 3}.items():
+    for name, iterations in {"quickstart": 5, "mine": 3, "mine/0": 3, "mine/1": 3, "sweep/0": 3, "sweep/1": 3}.items():
         record(folder / "runs" / name, workers=4, chunks_per_worker=4, iterations=iterations)
     return folder
 

@@ -152,7 +152,7 @@ class Unruly(ReplicatedWorld):
                 yield it, lambda chunk=chunk: it.commit(now, chunk)
 
 
-@settings(deadline=None, max_examples=18)
+@settings(deadline=None, max_examples=12)
 @given(case=cases())
 def test_every_interleaving_gives_the_exact_gradient(case: Case) -> None:
     world = Unruly(case, thorough=True)

@@ -123,7 +123,7 @@ def fails():
     [
         (
             DataLoader(DATA, 4, sampler=DistributedSampler(DATA, 2, 0)),
-            "DistributedSampler deals the examples out to ranks",
+            r"DistributedSampler deals the examples out to ranks.* which DataLoader\(\.\.\., shuffle=True\) has$",
         ),
         (BatchSampler(DistributedSampler(DATA, 2, 1), 4, False), "DistributedSampler deals the examples out to ranks"),
         (DataLoader(DATA, None), "the DataLoader has no batches"),

@@ -70,6 +70,10 @@ class TrainsOnly(nn.Module):
 
 
 PENALTY = 0.1
+NO_MEAN = (
+    "not the mean over the examples. For a mean over something else, such as tokens that are not ignored, return (sum, "
+    "how many they are). Where the loss of an example depends on others of the batch"
+)
 EITHER = "; expected (sum, number of examples), or the mean over the examples"
 
 
@@ -81,8 +85,8 @@ EITHER = "; expected (sum, number of examples), or the mean over the examples"
          "a mean with a count; expected (sum, count), or the mean over the examples alone"),
         (small, lambda model, batch: (total(model, batch)[0], 1), (X, Y),
          "the counts do not add up; expected (sum over the examples, number of examples)"),
-        (of_tokens, over_tokens, (TOKENS, LABELS), "not the mean over the examples. For a mean over something else"),
-        (small, contrastive, (X, Y), "not the mean over the examples. For a mean over something else"),
+        (of_tokens, over_tokens, (TOKENS, LABELS), NO_MEAN),
+        (small, contrastive, (X, Y), NO_MEAN),
         (small, lambda model, batch: (contrastive(model, batch) * len(batch[1]), len(batch[1])), (X, Y),
          "the sums do not add up. A term that is there once in each call, such as weight decay, must be mu"),
         (small, lambda model, batch: (total(model, batch)[0] + PENALTY * model[0].weight.square().sum(), len(batch[1])),

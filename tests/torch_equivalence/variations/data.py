@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import (
     DataLoader,
     Dataset,
-    DistributedSampler,
     Sampler,
     SubsetRandomSampler,
     TensorDataset,
@@ -199,15 +198,6 @@ class PaddingIgnored(Variation):
         return [torch.optim.AdamW(model.parameters(), 1e-2)]
 
 
-class PaddingMean(PaddingIgnored):
-    """A loss that is the mean over tokens, which is no mean over examples."""
-
-    REFUSED = "return (sum, how many they are)"
-
-    def loss(self, model, batch):
-        return self.mean(model, batch)
-
-
 class SamplerWeighted(Variation):
     """Rare classes come more often: a sampler with replacement, which draws from torch's default generator."""
 
@@ -231,15 +221,6 @@ class SamplerOfDataLoader(Variation):
 
     def loader(self, data):
         return DataLoader(data, 20, shuffle=True)
-
-
-class SamplerOfRank(Variation):
-    """A part of the examples for each rank, as with DistributedDataParallel."""
-
-    REFUSED = "DataLoader(..., shuffle=True)"
-
-    def loader(self, data):
-        return DataLoader(data, 24, sampler=DistributedSampler(data, 2, 0))
 
 
 class LengthBuckets(PaddingIgnored):

@@ -26,16 +26,6 @@ class AnnealedLoss(Variation):
     loss = mean
 
 
-class BareSum(Variation):
-    """A loss that is the sum over the examples, without their number."""
-
-    REFUSED = "a sum; expected (sum, number of examples)"
-
-    def loss(self, model, batch):
-        x, y = batch
-        return F.cross_entropy(model(x), y, reduction="sum")
-
-
 class MeanWithCount(Variation):
     """A mean over the examples, and their number beside it."""
 
@@ -77,13 +67,6 @@ class ContrastiveOneChunk(Variation):
 
     def attached(self, model):
         return [torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)]
-
-
-class Contrastive(ContrastiveOneChunk):
-    """The same where the others of the batch are in other chunks."""
-
-    REFUSED = "depends on others of the batch"
-    chunks, micro_batch = 6, 64
 
 
 class Distillation(Variation):

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from tests.torch_equivalence.variation import Variation
 
@@ -78,20 +78,6 @@ class TensorRate(SchedulePerStep):
     def attached(self, model):
         optimizer = torch.optim.AdamW(model.parameters(), torch.tensor(1e-2))
         return optimizer, ExponentialLR(optimizer, 0.8)
-
-
-class ScheduleNotAttached(Variation):
-    """A schedule that is not attached, which would begin again in a run that is resumed."""
-
-    REFUSED = "run.attach"
-
-    def attached(self, model):
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-        self.schedule = CosineAnnealingLR(optimizer, 12)
-        return [optimizer]
-
-    def after_step(self, model):
-        self.schedule.step()
 
 
 class SchedulePerEpoch(Variation):
