@@ -9,6 +9,8 @@ from psgc.schedules.decisions import LEAST_REST, LONG_REST, Decisions, balance, 
 from psgc.schedules.progress import WorkerView
 from psgc.schedules.schedule import Loss, Order, Pass, Queue, Queues, split
 
+RETRY = 16  # iterations without work after which a worker is taken for one of which nothing is known
+
 
 class DynamicSchedule(Decisions):
     """Own shares first, evened out as the workers' paces show; then backups of what is predicted to be recovered last.
@@ -30,7 +32,8 @@ class DynamicSchedule(Decisions):
       chunk that is overdue takes as much longer as it is late;
     * a worker without a report, or in a pass of the iteration before (`delayed`), needs UNKNOWN times what it has taken
       so far. Where workers do several chunks in one pass, and paces jump, it has its pace of before if that differs by
-      more than paces jump, else the usual one.
+      more than paces jump, else the usual one;
+    * a worker that has had nothing to do in RETRY iterations in a row is one without a report: it may be quick again.
 
     The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
     that, and work changes hands only for a gain of twice the lag. Otherwise a server would take its own backlog of
@@ -100,6 +103,12 @@ class DynamicSchedule(Decisions):
     def _paces_to_expect(self) -> Mapping[int, float]:
         """By worker, from the iterations before. Sets `fractions`, how much of its queue each does in one pass."""
         workers, learning = self.workers.values(), self.learning
+        for worker in workers:
+            has_worked = worker.reports or worker.running is not None or worker.is_delayed
+            worker.spared = 0 if has_worked else worker.spared + 1
+            if worker.spared >= RETRY:
+                worker.spared, worker.before = 0, None
+                self.estimates.pop(worker.rank, None)
         for worker in workers:  # of a pass that is not finished it is known how long it takes at least
             if len(worker.piece) > 1 and worker.rank in self.estimates:
                 least = worker.least_pace(self._latest, learning.lag) - learning.lag

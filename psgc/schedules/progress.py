@@ -98,6 +98,7 @@ class WorkerView:
     before: Took | None = None  # what it took in the iteration before, or the least that it can have taken
     took: Took = field(default_factory=Took)  # what it took in this iteration
     reports: int = 0  # how many passes it has finished or left
+    spared: int = 0  # iterations in a row in which it had nothing to do
     alarm: float = inf  # when to choose for it again
 
     def __post_init__(self) -> None:
@@ -116,7 +117,7 @@ class WorkerView:
 
     def inherit(self, other: WorkerView) -> None:
         """Know what `other`, the same worker in another schedule, has shown in the iteration that is over."""
-        for name in ("before", "took", "reports", "expected", "fixed", "running", "piece", "since", "cost"):
+        for name in ("before", "took", "reports", "spared", "expected", "fixed", "running", "piece", "since", "cost"):
             setattr(self, name, getattr(other, name))
 
     # what it does
