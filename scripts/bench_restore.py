@@ -99,7 +99,7 @@ def command(folder: Path, program: str, options: argparse.Namespace) -> list[str
     hidden = round(options.million * 1e6 / (INPUTS + CLASSES + 1))
     faults: dict[str, Any] = {"restore": {"lost": 1, "after": AFTER, "per_hour": 100}}
     if not options.slots:
-        faults["inject"] = [{"kind": "kill", "rank": 2, "iteration": KILLED_IN}]
+        faults["inject"] = [{"kind": "kill", "rank": 2, "iteration": KILLED_IN, "step": "begin"}]
     if program == "numpy":
         config = {
             "problem": {"kind": "mlp", "hidden": hidden},
