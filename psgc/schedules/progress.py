@@ -117,7 +117,8 @@ class WorkerView:
 
     def inherit(self, other: WorkerView) -> None:
         """Know what `other`, the same worker in another schedule, has shown in the iteration that is over."""
-        for name in ("before", "took", "reports", "spared", "expected", "fixed", "running", "piece", "since", "cost"):
+        of_passes = ("before", "took", "reports", "expected", "fixed", "running", "piece", "since", "cost")
+        for name in (*of_passes, "spared", "is_delayed"):
             setattr(self, name, getattr(other, name))
 
     # what it does
