@@ -29,7 +29,12 @@ class Decisions(Schedule):
             for rank, own in self._queues.items()
         }
         self.learning = Learning()
+        self._know_holders()
         self._forget_plans()
+
+    def _know_holders(self) -> None:
+        for chunk, ranks in zip(self.chunks, self._holders, strict=True):
+            chunk.holders = tuple(self.workers[rank] for rank in ranks)
 
     def _forget_plans(self) -> None:
         self._latest = 0.0  # when something was last heard in this iteration

@@ -40,7 +40,8 @@ class DynamicSchedule(Decisions):
     reports for slowness, and order copies that make it longer.
 
     A late chunk may be a long one, of which a copy would take as long. So it is copied only once it is later than
-    chunks usually are: the *spread*. And what is done in one pass is copied as a whole, or not before the pass is late.
+    chunks usually are: the *spread*. What is done in one pass is copied as a whole, or not before the pass is late. All
+    workers that rest copy it together, and begin when it is as late as their share of it takes.
     """
 
     is_adaptive = True
@@ -130,7 +131,7 @@ class DynamicSchedule(Decisions):
         return self.estimates
 
     def _idle(self) -> dict[WorkerView, None]:
-        return dict.fromkeys(w for w in self.workers.values() if w.running is None and not w.told and not w.is_delayed)
+        return dict.fromkeys(worker for worker in self.workers.values() if worker.rests)
 
     def _second_shares(self, checked: Sequence[int]) -> Iterable[WorkerView]:
         """Give the additional copy of each checked chunk to another holder, in equal shares. Returns who got some."""
@@ -235,6 +236,7 @@ class DynamicSchedule(Decisions):
     def lost(self, loss: Loss, now: float) -> list[Order]:
         self._holders = loss.holders
         lost = self.workers.pop(loss.worker)
+        self._know_holders()
         self._to_pull.pop(lost, None)
         self.bare.pop(lost, None)
         for worker in (lost, *(self.workers.values() if loss.collected else ())):  # everybody has dropped everything

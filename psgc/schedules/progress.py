@@ -29,6 +29,7 @@ class ChunkView:
     committed: bool = False
     takers: tuple[WorkerView, ...] = ()  # workers that were told it or are in it
     doers: tuple[WorkerView, ...] = ()  # workers that have done it
+    holders: tuple[WorkerView, ...] = ()  # workers that can do it
 
     def begin(self, wanted: int) -> None:
         """A new iteration, in which the chunk needs so many copies."""
@@ -53,8 +54,16 @@ class ChunkView:
         piece = next((taker.piece for taker in self.takers if self in taker.piece), ())
         return [self, *(it for it in piece if it is not self and not it.committed and len(it.takers) == 1)]
 
-    def lengths(self, now: float, lag: float, spread: float) -> float:
-        return sum(chunk.length(now, lag, spread) for chunk in self.with_others())
+    def share(self, now: float, lag: float, spread: float) -> float:
+        """The cost of a copy, with all it is of no use without, for each of those who would do it together."""
+        chunks = self.with_others()
+        lengths = [chunk.length(now, lag, spread) for chunk in chunks]
+        return max(*lengths, sum(lengths) / num_resting(chunks))
+
+
+def num_resting(chunks: Collection[ChunkView]) -> int:
+    """The number of workers that rest and can do some of these chunks, at least 1."""
+    return max(1, len({worker for chunk in chunks for worker in chunk.holders if worker.rests}))
 
 
 class Took(NamedTuple):
@@ -200,6 +209,10 @@ class WorkerView:
         return max(self.took.pace(self.fixed) if self.took.passes else 0.0, self.elapsed(now, lag))
 
     @property
+    def rests(self) -> bool:
+        return self.running is None and not self.told and not self.is_delayed
+
+    @property
     def is_unwanted(self) -> bool:
         """Whether the pass that it is in cannot count any more."""
         return any(chunk.committed for chunk in self.piece)
@@ -237,7 +250,7 @@ class WorkerView:
                 continue
             gain = end - start - (0.0 if pace is None else pace * (self.fixed + chunk.cost))
             if gain >= 0 and pace is not None:  # its length takes long to find out, and is its cost at least
-                gain = end - start - pace * (self.fixed + chunk.lengths(now, lag, spread))
+                gain = end - start - pace * (self.fixed + chunk.share(now, lag, spread))
             if gain < 0 and not is_untried:
                 continue
             running = any(chunk in taker.piece for taker in chunk.takers)
@@ -270,7 +283,8 @@ class WorkerView:
                 for taker in chunk.takers
                 if taker.running is not None or taker.is_delayed
                 for many in [self.fixed + max(1, len(taker.piece))]
-                for gain in [self.pace * many + 2 * lag]
+                for share in [self.fixed + max(1, len(taker.piece) / num_resting(taker.piece))]
+                for gain in [self.pace * share + 2 * lag]
             ]
             when = max(min(late, default=inf), now + LEAD * self.pace)
         return when if when > now else inf

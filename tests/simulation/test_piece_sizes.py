@@ -80,6 +80,13 @@ def test_when_another_worker_becomes_the_slow_one_that_is_known_soon(fixed):
     assert np.mean([took for took, _ in found]) < 1.25 * (60 / 3.2 + fixed)
 
 
+@pytest.mark.parametrize(("fixed", "limit"), [(0.0, 1.9), (FIXED, 2.4)])
+def test_the_pass_of_a_worker_that_stops_is_copied_by_all_who_rest(fixed, limit):
+    """One that copied all of it would wait until the pass is as late as that takes, another share."""
+    stops = times("dynamic", [1] * 8, noise=0.02, fixed=fixed, then=[1] * 7 + [np.inf])[6][0]
+    assert stops < limit * 60 / 8
+
+
 def test_a_pass_that_was_left_before_its_end_does_not_show_that_its_worker_is_quick():
     plan = make_plan(Coding(chunks_per_worker=4, replication=2), "dynamic", 2, seed=0)
     schedule = SCHEDULES["dynamic"](plan.queues, plan.backups, plan.holders(), 1)

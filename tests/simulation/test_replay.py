@@ -72,7 +72,9 @@ def test_so_does_a_run_of_torch_whose_chunks_are_no_multiple_of_the_workers(own,
     assert replay.own.data == 1.0  # any worker can do any chunk
 
 
-@pytest.mark.parametrize(("schedule", "wavers"), [("dynamic", 0.01), ("dynamic", 0.05), ("uncoded", 0.01)])
+@pytest.mark.parametrize(
+    ("schedule", "wavers"), [*(("dynamic", wavers) for wavers in (0.01, 0.02, 0.05)), ("uncoded", 0.01)]
+)
 def test_what_a_pass_costs_is_seen_where_passes_differ_and_is_the_same_with_other_chunks(schedule, wavers):
     """`uncoded` does all in one pass: what that costs cannot be told from its chunks."""
     config = settings(schedule, chunks_per_worker=16, replication=3).model_copy(update={"transfer": "combined"})
@@ -81,10 +83,12 @@ def test_what_a_pass_costs_is_seen_where_passes_differ_and_is_the_same_with_othe
     passes = Passes(joins=True, cost=0.75, pause=0.03125)  # by which passes are told apart
     replay = Replay(record(config, seconds, passes=passes), None, None, most=100)
     assert replay.recording.joins
-    np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-9 if schedule == "uncoded" else 0.03)
+    assert replay.own.times.mean() == pytest.approx(np.mean(replay.took), rel=0.01)
+    if wavers < 0.05:  # else passes are left before their end, and how long they would have taken is not recorded
+        np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-9)
     if schedule == "dynamic":
         assert replay.recording.pass_cost == pytest.approx(0.75, abs=0.05)
-        np.testing.assert_allclose(replay.recording.seconds[5:], seconds[5:], rtol=0.01)
+        np.testing.assert_allclose(replay.recording.seconds[5:], seconds[5:], rtol=0.01 if wavers < 0.05 else 0.2)
         scaled = [[2 * second for second in row] for row in seconds]
         expected = truth(Choice("dynamic", 8, 3, 1), scaled, passes=passes._replace(cost=0.375))
         assert replay.predict(Choice("dynamic", 8, 3, 1)).times.mean() == pytest.approx(np.mean(expected), rel=0.05)

@@ -274,12 +274,12 @@ def test_a_copy_of_a_chunk_of_a_piece_is_of_no_use_without_those_of_the_others()
     slow.begin(1.0, 1.0)
     fast.begin(1.0)
     slow.start_next(0.0)
-    assert [chunk.lengths(0.0, 0.0, 1.0) for chunk in chunks] == [4.0] * 4
+    assert [chunk.share(0.0, 0.0, 1.0) for chunk in chunks] == [4.0] * 4
     assert fast.best(2.0, 0.0, 1.0) is None  # the piece is due before it would have done all four
     assert fast.best(9.0, 0.0, 1.0) is chunks[0]  # the piece is late by five, and expected to take as long again
     chunks[1].committed = True
     fast.tell(chunks[2])
-    assert chunks[0].lengths(0.0, 0.0, 1.0) == 2.0  # one is recovered, another one is copied anyway
+    assert chunks[0].share(0.0, 0.0, 1.0) == 2.0  # one is recovered, another one is copied anyway
 
 
 def test_a_piece_that_is_not_late_is_copied_as_a_whole_or_not_at_all():
