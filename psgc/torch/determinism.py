@@ -230,7 +230,11 @@ def leaves(value: Any, where: str) -> Iterator[tuple[str, Tensor | np.ndarray]]:
 def _bytes(leaf: Tensor | np.ndarray) -> memoryview:
     if isinstance(leaf, Tensor):
         strided = leaf.detach() if leaf.layout == torch.strided else leaf.detach().to_dense()
-        leaf = strided.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = strided.cpu().contiguous().reshape(-1).view(torch.uint8)
+        try:
+            leaf = flat.numpy()
+        except RuntimeError:  # within torch.func.vmap or grad, whose tensors have no memory
+            return memoryview(b"")
     return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
 
 

@@ -30,12 +30,13 @@ class FlatModel:
     names: the names of the parameters, in their order in `params`
 
     Raises UserError: no trainable parameter, several dtypes or devices, a dtype other than those of DTYPES, a parameter
-    without memory (lazy modules, the device "meta").
+    without memory (lazy modules, the device "meta"), or one whose memory is that of another tensor of the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         named = {name: param for name, param in model.named_parameters() if param.requires_grad}
         dtype, self.device = _common(model, named)
+        _check_alone(model, named)
         self.dtype, self._rounds = DTYPES[dtype], DTYPES[dtype] != dtype
         self._model = model
         self.names = tuple(named)
@@ -209,7 +210,7 @@ class FlatModel:
         self._grad_views[place] = None
 
     def check(self) -> None:
-        """Make the parameters views of `params` again if their memory was replaced (by `param.data = ...`).
+        """Make parameters and gradients views again where they were replaced (by `param.data = ...`, `.grad = ...`).
 
         Raises UserError when parameters were added, replaced, removed, unfrozen, moved or converted since.
         """
@@ -229,6 +230,9 @@ class FlatModel:
                     f"parameter {name} is {param.dtype} on {param.device}, and was {self.params.dtype} on {self.device}"
                     " in psgc.torch.init; move or convert the model before"
                 )
+        for param, view in zip(self._parameters, self._grad_views, strict=True):
+            if view is not None and param.grad is not None and param.grad is not view:
+                view.copy_(param.grad)
         self._adopt()
 
     def _adopt(self) -> None:
@@ -255,6 +259,19 @@ def _alone(view: Tensor) -> Tensor:
 def _call(method: WeakMethod[Any], place: int, param: Tensor) -> None:
     if (called := method()) is not None:
         called(place, param)
+
+
+def _check_alone(model: nn.Module, named: dict[str, nn.Parameter]) -> None:
+    """Raises UserError where another tensor of the model has a parameter's memory, which would be two from then on."""
+    known = {param.data_ptr(): name for name, param in named.items() if param.numel()}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        is_there = tensor.layout == torch.strided and not isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        other = known.get(tensor.data_ptr(), name) if is_there and tensor.numel() else name
+        if other != name:
+            raise UserError(
+                f"{other} and {name} have the same memory, but are not the same parameter; expected one parameter in "
+                "both places (tied weights; a transpose is taken in forward), or a copy (clone())"
+            )
 
 
 def _common(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[torch.dtype, torch.device]:

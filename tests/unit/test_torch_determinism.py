@@ -203,6 +203,19 @@ def test_what_differs_or_is_written_to_is_named(model, loss, load, told):
     assert str(caught.value).startswith(told)
 
 
+def per_example(model, batch):
+    """Of each example alone: its modules see tensors of torch.func, which have no memory."""
+    params = dict(model.named_parameters())
+    one = lambda x: torch.func.grad(lambda x: torch.func.functional_call(model, params, x).sum())(x)  # noqa: E731
+    return torch.func.vmap(one)(batch[0]).square().sum(), len(batch[1])
+
+
+def test_a_model_within_torch_func():
+    assert twice(small(), per_example) is not None
+    with pytest.raises(ModelError, match="^the gradients of two computations of the same chunk .* differ"):
+        twice(small(Noise(counter()), nn.Tanh()), per_example)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, when it compiles
 @pytest.mark.parametrize(
     "compiled", [lambda m: torch.compile(m, backend="eager"), lambda m: m.compile(backend="eager")]

@@ -63,6 +63,32 @@ def test_buffers_that_share_memory_get_some_of_their_own():
     assert model.shared.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def tied_by_memory():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
+    model[1].weight.data = model[0].weight.data.t()
+    return model
+
+
+def tied_to_buffer():
+    model = small()
+    model.register_buffer("twin", model[0].weight.detach())
+    return model
+
+
+def tied_to_frozen():
+    model = tied_by_memory()
+    model[1].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("made", "other"), [(tied_by_memory, "1.weight"), (tied_to_buffer, "twin"), (tied_to_frozen, "1.weight")]
+)
+def test_tensors_that_would_not_share_memory_any_more_are_refused(made, other):
+    with pytest.raises(UserError, match=f"0.weight.*{other}|{other}.*0.weight"):
+        FlatModel(made())
+
+
 def test_a_model_is_collected_and_works_without_psgc():
     model = small()
     flat = FlatModel(model)

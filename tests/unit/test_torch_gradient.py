@@ -131,3 +131,19 @@ def test_what_a_script_does_with_gradients_in_bfloat16_counts_when_others_are_ad
     assert [gradient.dtype for gradient in seen] == [torch.bfloat16]
     assert torch.equal(flat(model)[-3:], before[-3:] / 2)
     assert not torch.equal(flat(model)[:-3], before[:-3] / 2)
+
+
+def test_a_gradient_that_a_script_replaces_counts_when_others_are_added():
+    """`param.grad = param.grad * 0.5` makes another tensor, unlike `param.grad *= 0.5`."""
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(24, 4), torch.randn(24))
+    model = torch.nn.Linear(4, 1)
+    plain = copy.deepcopy(model)
+    run = psgc.torch.init(model, data, loss, chunks=2)
+    for batch in run.batches(8):
+        run.backward(batch, accumulate=True)
+        total, count = loss(plain, data[batch.rows])
+        (total / count).backward()
+        for one in model, plain:
+            one.weight.grad = one.weight.grad * 0.5 + 1
+    torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
