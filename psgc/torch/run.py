@@ -57,7 +57,7 @@ class ScriptRun:
         self._sampler = Sampler(length, settings.seed)
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings, costs, self._sampler.following)
         self.attached: list[Stateful] = []
-        self._steps = Steps(model, flat, self.attached)
+        self._steps = Steps(model, self.attached)
         self.standing = Standing(model, self.attached, flat, settings.seed, self._sampler, self._steps, self._evaluator)
         self._functions: list[Callable[[IterationRow], object]] = []  # the functions of `on`
         self._under_way = -1  # the step of the current batch; -1 between loops
@@ -220,7 +220,7 @@ class ScriptRun:
         place, at = (self._sampler.epochs, self._under_way), None
         found = self._evaluator.asked(*place)
         if found() is None:
-            self.standing.load_own()
+            self.standing.begins_evaluation()
         if found() is None and self.standing.pending is None and not self.standing.catches_up:
             self.give_rows()
             means = self._evaluator.evaluate(dataset, metric, outputs, self.engine.num_chunks, self._sum, place)

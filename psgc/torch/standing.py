@@ -105,6 +105,19 @@ class Standing:
             self._fingerprint.generators, self._to_set = self._to_set, None
             self._fingerprint.generators.set(self._flat.device)
 
+    def begins_evaluation(self) -> None:
+        """An evaluation begins that the loaded state does not know, after the loops that were done before the state.
+
+        So the state was made at this call, when the run was asked to end: what the script has done before it since was
+        done already, and what it does after it was not.
+        """
+        self.load_own()
+        if self._latest is not None and not self.is_behind and not self.is_past:
+            self.pending = self._latest
+            self._load_pending()
+            self._latest = None
+            self.restore_generators()
+
     @property
     def is_past(self) -> bool:
         """Whether the state is one of a later batch than all batches of the script's loops so far."""

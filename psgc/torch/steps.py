@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 
 from psgc.errors import UserError
 from psgc.torch.checks import Schedules
-from psgc.torch.flat import FlatModel
 from psgc.torch.sampling import Batch, Position
 
 # the code that torch wraps around each `step`; looked up on the stack, because a step that raises calls no post hook
@@ -27,14 +26,13 @@ class Steps:
     script changes parameters by hand. Then a step was made if the parameters have changed.
 
     model: the model whose trainable parameters count
-    flat: its flat parameters
     attached: the objects attached to the run; other optimizers are refused with UserError
     loops: number of open loops over batches
     has_begun: whether run.backward was called
     """
 
-    def __init__(self, model: nn.Module, flat: FlatModel, attached: Sequence[object]) -> None:
-        self._flat, self._attached = flat, attached
+    def __init__(self, model: nn.Module, attached: Sequence[object]) -> None:
+        self._attached = attached
         self._params = {id(param): param for param in model.parameters() if param.requires_grad}
         self.loops, self.has_begun = 0, False
         self._due: set[int] = set()  # ids of parameters
@@ -130,9 +128,9 @@ class Steps:
         return self._scale is not None and self._scaler.get_scale() < self._scale
 
     def _checksum_now(self) -> int:
-        params = self._flat.params.detach()
-        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[params.itemsize]
-        return int(params.view(bits).sum(dtype=torch.int64))
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+        params = [param.detach() for param in self._params.values()]  # whose memory the script may have replaced
+        return sum(int(param.view(bits[param.itemsize]).sum(dtype=torch.int64)) for param in params)
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         is_watched = self.loops > 0 or not self._is_made  # after its loops the script may train without the run

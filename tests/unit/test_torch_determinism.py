@@ -212,7 +212,7 @@ def per_example(model, batch):
 
 def test_a_model_within_torch_func():
     assert twice(small(), per_example) is not None
-    with pytest.raises(ModelError, match="^the gradients of two computations of the same chunk .* differ"):
+    with pytest.raises(ModelError, match=r"^the gradients of two computations of the same chunk .* differ"):
         twice(small(Noise(counter()), nn.Tanh()), per_example)
 
 

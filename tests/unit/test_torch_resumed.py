@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 import psgc.torch
 from psgc.checkpoints import load_newest
-from psgc.errors import UserError
+from psgc.errors import RunFailed, UserError
 from psgc.torch.calls import Single
 from psgc.torch.checkpoints import read
 from psgc.torch.hand_over import ScriptState
@@ -193,6 +193,49 @@ def test_metrics_before_the_first_batch_of_a_resumed_run_are_computed():
     first = resumed.run.evaluate(resumed.data, metric)
     next(resumed.run.batches(8, epochs=3))
     assert resumed.run.evaluate(resumed.data, metric) == first > 0
+
+
+class Evaluated(Script):
+    """Counts before and after the evaluation of each epoch, and is asked to end in one of them."""
+
+    def __init__(self, stop=99, **settings):
+        super().__init__(**settings)
+        self.average = torch.optim.swa_utils.AveragedModel(self.model)
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, patience=0, threshold=9)
+        self.run.attach(self.average, self.plateau)
+        self.stop, self.values = stop, []
+
+    def metric(self, model, batch):
+        if len(self.values) == self.stop:
+            raise RunFailed("interrupted by SIGTERM")
+        return loss(self.average, batch)
+
+    def train(self):
+        for _ in range(4):
+            for batch in self.run.batches(8):
+                self.run.backward(batch)
+                self.optimizer.step()
+            drawn()
+            self.average.update_parameters(self.model)
+            self.values.append(self.run.evaluate(self.data, self.metric))
+            self.plateau.step(self.values[-1])
+            self.schedule.step()
+        return self.values, drawn(), self.plateau.state_dict(), [*self.model.state_dict().values()]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")  # torch's: in the resumed script no optimizer has stepped yet
+@pytest.mark.parametrize("stop", [0, 2, 3])
+def test_a_script_that_was_stopped_in_an_evaluation_after_a_loop_goes_on_there(tmp_path, stop):
+    expected = Evaluated().train()
+    ended = Evaluated(stop, output=str(tmp_path))
+    with suppress(RunFailed):
+        ended.train()
+    ended.run.end(has_raised=False)
+    resumed = Evaluated()
+    resumed.run.begin(Single(4, load_newest(tmp_path / "checkpoints", read)[1]))
+    found = resumed.train()
+    assert found[:3] == expected[:3]
+    torch.testing.assert_close(found[3], expected[3], rtol=0, atol=0)
 
 
 def test_a_loop_that_is_left_has_made_its_step():

@@ -196,7 +196,7 @@ def test_parameters_that_are_changed_by_hand_are_in_a_last_checkpoint(tmp_path, 
             break
         with torch.no_grad():
             for param in model.parameters():
-                param -= 0.1 * param.grad
+                param.data = param - 0.1 * param.grad
         assert run.state_dict()["psgc"]["position"] == list(batch.after)
     run.end(False)
     run.engine.end()
