@@ -265,7 +265,7 @@ def _check_alone(model: nn.Module, named: dict[str, nn.Parameter]) -> None:
     """Raises UserError where another tensor of the model has a parameter's memory, which would be two from then on."""
     known = {param.data_ptr(): name for name, param in named.items() if param.numel()}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        is_there = tensor.layout == torch.strided and not isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        is_there = tensor.layout == torch.strided and not nn.parameter.is_lazy(tensor)
         other = known.get(tensor.data_ptr(), name) if is_there and tensor.numel() else name
         if other != name:
             raise UserError(
