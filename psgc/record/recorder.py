@@ -62,9 +62,9 @@ class Recorder:
         self.not_whole: dict[str, str] = {}  # incomplete files, and why
         try:
             (directory / "summary.json").unlink(missing_ok=True)  # it would say that the run has ended
-            write_text(directory / "config.yaml", config_text)
             self.restores = RestoreRecord(directory, resume_at)
             self._start(resume_at, took)
+            write_text(directory / "config.yaml", config_text)  # after iterations.csv, which shows that a run was here
         except OSError as error:
             raise unwritable(self._named, error) from None
         # record one chunk; called for each chunk of each worker, so it is the writer's method itself

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from psgc import disk
+from psgc.errors import UserError
 from psgc.record import recorder, timeline
 from psgc.record.csv_files import earlier_rows
 from psgc.record.summary import lines, summarise
 from psgc.record.timeline import read_timeline
+from psgc.run.claim import Claim
 from psgc.run_rows import EvaluationRow, WorkerEvent
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 from tests.unit.recording import EVEN, add
@@ -51,6 +53,14 @@ def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, mon
     summary = recorder.finish(np.zeros(1), summarise(recorder, 1.0, {}, "done", ""))
     assert "not_whole" not in summary
     assert not any("whole" in line for line in lines(summary))
+
+
+def test_a_run_without_room_to_begin_leaves_its_directory_to_the_next_one(recorder_in, tmp_path):
+    with no_file_longer_than(20), pytest.raises(UserError, match="out/iterations.csv: File too large"):
+        recorder_in(tmp_path / "out")
+    claim = Claim(tmp_path / "out")
+    claim.make_room(resuming=False)
+    claim.release()
 
 
 def test_what_lacks_at_the_end_is_in_the_summary(recorder_in, tmp_path, monkeypatch):
