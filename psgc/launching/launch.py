@@ -167,13 +167,15 @@ def _conclude(
     """
     summary = left.summary()
     status, too_few_workers = summary.get("status"), bool(summary.get("too_few_workers"))
-    why = ""
+    why, corrected = "", {name: value for name, value in summary.items() if name != "starts_again"}
     if stopped_by is not None and status not in ("done", "failed"):
         reason = stopped(stopped_by)
         why = f"{reason}; "
-        if status == "interrupted" and summary.get("reason") != reason:  # the ranks only got our SIGUSR1
-            with suppress(OSError):
-                write_text(left.summary_file, json.dumps({**summary, "reason": reason}, indent=2) + "\n")
+        if status == "interrupted":  # the ranks only got our SIGUSR1
+            corrected["reason"] = reason
+    if corrected != summary:
+        with suppress(OSError):
+            write_text(left.summary_file, json.dumps(corrected, indent=2) + "\n")
     # SIGUSR1 ended the run, or the loss of ranks or hosts did (then mpirun returns 0, 1 or a rank's code)
     cut_off = stopped_by in (None, signal.SIGUSR1) and (status in (None, "interrupted") or too_few_workers)
     if job and cut_off:
@@ -206,6 +208,10 @@ def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], pr
         return int(summary.get("exit_code", status == "failed")), ""
     if stopped_by is not None:
         return 128 + stopped_by, ""
+    if summary.get("starts_again"):  # but it does not, and `Watch` has printed why
+        return 1, ""
+    if status == "interrupted" and code == summary.get("exit_code"):  # by a signal to rank 0 alone
+        return code, f"the run was {summary.get('reason')}"
     if status is None and code in (1, 2):  # rank 0, or mpirun, has printed why
         return code, ""
     number = -code if code < 0 else code - 128

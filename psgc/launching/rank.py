@@ -20,7 +20,7 @@ from typing import NoReturn
 from psgc.errors import RunFailed
 from psgc.launching.execution import Execution
 from psgc.processes import die_with_parent
-from psgc.rendezvous import MPI
+from psgc.rendezvous import MPI, start_mpi
 from psgc.run import launched
 from psgc.run.ending import leave_mpi
 from psgc.run.meeting import NotAllCame, meet, wait_for_turn
@@ -42,7 +42,7 @@ def main() -> None:
 def run(work: Callable[[], object], needs_torch: bool) -> None:
     """Do this rank's work, which calls psgc.torch.init or ends before that. needs_torch: it will import torch."""
     die_with_parent()
-    MPI.Init_thread(MPI.THREAD_SERIALIZED)  # serialized: psgc.torch makes its MPI calls in another thread
+    start_mpi(MPI.THREAD_SERIALIZED)  # serialized: psgc.torch makes its MPI calls in another thread
     try:
         wait_for_turn(_load_torch if needs_torch else lambda: None)
     except RunFailed:  # the run before goes on, and `psgc launch` prints why

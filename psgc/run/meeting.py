@@ -18,7 +18,7 @@ from typing import Any
 
 from psgc.disk import write_text
 from psgc.errors import RunFailed, UserError
-from psgc.rendezvous import MPI, Rendezvous
+from psgc.rendezvous import MPI, Rendezvous, start_mpi
 from psgc.run.ending import CalledOff, Ending
 from psgc.run.launched import STANDBY
 from psgc.transport import Transport
@@ -164,7 +164,7 @@ def wait_for_turn(load: Callable[[], object], interrupted: Callable[[], str | No
         return
     file = Path(os.environ[STANDBY])
     if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_FUNNELED)
+        start_mpi(MPI.THREAD_FUNNELED)
     with suppress(ImportError):  # the error comes again when the module is needed
         load()
     MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)

@@ -234,6 +234,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         summary = summary_of(server, recorder, seconds, run, outcome, best)
         params = run.backend.to_host(server.params)
         goes_on = outcome.status == "interrupted" and launched.hands_over(directory)
+        summary |= {"starts_again": True} if goes_on else {}
         # first, since a run that is interrupted may be killed soon; "evaluating" makes `psgc launch` wait
         with suppress(OSError):  # a checkpoint that is being written may take the room: what counts comes below
             recorder.finish(None if goes_on else params, summary | {"evaluating": True})

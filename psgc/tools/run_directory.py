@@ -58,8 +58,8 @@ class RecordedRun:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the run has not ended, as far as the record says."""
-        return self.summary is None or bool(self.summary.get("evaluating"))
+        """Whether the run has not ended, or starts again at once, as far as the record says."""
+        return self.summary is None or any(self.summary.get(name) for name in ("evaluating", "starts_again"))
 
     @cached_property
     def in_timeline(self) -> np.ndarray:

@@ -136,6 +136,7 @@ class Record(RunRecord):
             settings |= takeovers_in(self.recorder, self._beginning.lost if self._beginning else None)
             summary = summarise(self.recorder, self.seconds, settings, status, reason)
             goes_on = status == "interrupted" and launched.hands_over(Path(self._output or ""))
+            summary |= {"starts_again": True} if goes_on else {}
             summary = self._written(self.recorder, None if goes_on else params, summary)
             for line in [] if goes_on else [*lines(summary), f"  run directory      {self._output}"]:
                 say(line)

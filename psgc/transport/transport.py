@@ -15,7 +15,7 @@ import numpy as np
 from psgc.backend import Array
 from psgc.messages import BATCH, MESSAGE, OF_WORKERS_RECORD, RECORD, Kind, Records, bundle, joined, mark, record
 from psgc.processes import Identity, die_with_parent, keep_freed_memory, sleep_precisely
-from psgc.rendezvous import MPI, TIMEOUT, Deaths, Rendezvous, failed_ranks
+from psgc.rendezvous import MPI, TIMEOUT, Deaths, Rendezvous, failed_ranks, start_mpi
 from psgc.transport.host_memory import Shared, share
 from psgc.transport.receives import Message, Receives
 from psgc.transport.sends import SMALL, Sending, Sends
@@ -64,7 +64,7 @@ class Transport:
         sleep_precisely()
         keep_freed_memory()
         if not MPI.Is_initialized():
-            MPI.Init_thread(MPI.THREAD_FUNNELED)
+            start_mpi(MPI.THREAD_FUNNELED)
         world = self._world = world or MPI.COMM_WORLD
         self.place, self.size = world.Get_rank(), world.Get_size()
         self.rank, self.term = self.place, Term(0, self.size)

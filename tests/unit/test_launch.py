@@ -137,6 +137,7 @@ def test_warnings_of_the_script_are_its_own(script, capsys):
 
 FAILED = "psgc launch: the run failed: "
 LOST = f"{FAILED}rank 0 or a host was lost: mpirun ended, but "
+SIGNALLED = """echo '{"status": "interrupted", "exit_code": 143, "reason": "stopped by SIGTERM"}'"""
 EARLY = """echo '{"status": "%s", "exit_code": %s}' > $PSGC_FOLDER/summary.json; """
 
 
@@ -156,6 +157,7 @@ EARLY = """echo '{"status": "%s", "exit_code": %s}' > $PSGC_FOLDER/summary.json;
         ('echo \'{"status": "failed", "exit_code": 2}\' > out/summary.json; exit 0', 2, ""),
         # not us, but mpirun has asked rank 0 to stop, since another was killed
         (summary("interrupted") + "; exit 137", 1, f"{FAILED}mpirun exited with 137: a rank was killed by SIGKILL\n"),
+        (SIGNALLED + " > out/summary.json; exit 143", 143, "psgc launch: the run was stopped by SIGTERM\n"),
         ("echo [ > out/summary.json; exit 3", 1, f"{FAILED}mpirun exited with 3\n"),
     ],
 )

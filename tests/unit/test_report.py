@@ -1,5 +1,6 @@
 """`psgc report`: what it writes where, and one line for a mistake."""
 
+import json
 import os
 import re
 import shutil
@@ -151,7 +152,12 @@ def test_a_run_that_goes_on_is_watched(report_of, whole, tmp_path, monkeypatch):
     def sleep(seconds):
         text = page.read_text()
         seen.append(("recorded 2 iterations" in text, "recorded 3 iterations" in text, 'http-equiv="refresh"' in text))
+        if len(seen) == 1:  # `psgc launch` starts it again
+            summary = json.loads((whole / "summary.json").read_text())
+            summary |= {"status": "interrupted", "starts_again": True}
+            (directory / "summary.json").write_text(json.dumps(summary))
         if len(seen) == 2:
+            (directory / "summary.json").unlink()
             shutil.copy(whole / "iterations.csv", directory)
         if len(seen) == 3:
             shutil.copy(whole / "summary.json", directory)

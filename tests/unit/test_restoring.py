@@ -1,5 +1,6 @@
 """When `psgc launch` starts a run again: the decision, what it looks at, and the runs that follow one another."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -330,7 +331,7 @@ echo "$*" >> started
 cp run.yaml new; mv new out/config.yaml
 {CHECKPOINT}
 [ $(wc -l < started) -gt TIMES ] && {{ {summary("done")}; exit 0; }}
-touch out/.undo; {summary("interrupted")}; exit 138
+touch out/.undo; echo '{{"status": "interrupted", "starts_again": true}}' > out/summary.json; exit 138
 """
 
 
@@ -346,7 +347,12 @@ def test_a_run_that_undoes_a_step_is_started_again_from_its_checkpoint_but_not_f
         again
     )
     often = "it was started again 6 times in the last hour (faults.restore.per_hour)"
-    assert (f"psgc launch: the run does not go on without the wrong step, since {often}" in said) == (code == 1)
+    if code:
+        end = f"psgc launch: the run does not go on without the wrong step, since {often}"
+        assert [line.partition(": psgc launch run.yaml")[0] for line in said[-2:]] == [
+            *(end, "psgc launch: to resume from the last checkpoint"),
+        ]
+        assert json.loads(Path("out/summary.json").read_text()) == {"status": "interrupted"}
     assert not Path("out/.undo").exists()
 
 
