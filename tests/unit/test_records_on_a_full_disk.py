@@ -56,7 +56,7 @@ def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, mon
 
 
 def test_a_run_without_room_to_begin_leaves_its_directory_to_the_next_one(recorder_in, tmp_path):
-    with no_file_longer_than(20), pytest.raises(UserError, match="out/iterations.csv: File too large"):
+    with no_file_longer_than(20), pytest.raises(UserError, match=r"out/iterations\.csv: File too large"):
         recorder_in(tmp_path / "out")
     claim = Claim(tmp_path / "out")
     claim.make_room(resuming=False)
