@@ -11,7 +11,8 @@ from pathlib import Path
 
 from psgc.launching.mpirun import AGENTS, Placement
 
-SLOTS = re.compile(r"\s*([^\s#:]+)(?::(\d+))?(?:\s+slots\s*=\s*(\d+))?")  # a host, as MPICH and Open MPI write it
+# a host, as MPICH and Open MPI write it; there may be other keys, such as max_slots
+SLOTS = re.compile(r"\s*([^\s#:]+)(?::(\d+))?(?:\s[^#]*?(?<![\w-])slots\s*=\s*(\d+))?")
 PATIENCE = 5.0  # seconds within which a host must answer
 EVERY = 5.0  # seconds between two checks
 

@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -136,7 +135,7 @@ class RestoreRecord:
     """
 
     def __init__(self, directory: Path, resume_at: int | None) -> None:
-        self._path, record = directory / "restores.csv", directory / "iterations.csv"
+        self._path, self._record = directory / "restores.csv", directory / "iterations.csv"
         self.rows: list[Restored] = []
         self._last_step: float | None = None
         if resume_at is None:
@@ -144,14 +143,15 @@ class RestoreRecord:
         self.rows = earlier(self._path, Restored)
         if restored():
             with suppress(OSError):
-                self._last_step = record.stat().st_mtime  # a row is written right after its step
-                self._repeated = sum(row.iteration >= resume_at for row in earlier_rows(record))
+                self._last_step = self._record.stat().st_mtime  # a row is written right after its step
+                self._repeated = sum(row.iteration >= resume_at for row in earlier_rows(self._record))
 
     def stepped(self, iteration: int) -> None:
-        """Call after the step of this iteration. Raises OSError when the file cannot be written."""
+        """Call when the row of this iteration is written. Raises OSError when the file cannot be written."""
         if self._last_step is not None:
-            seconds, self._last_step = round(time.time() - self._last_step, 3), None
-            self.rows.append(Restored(iteration, seconds, self._repeated))
+            # both times are by the clock of the file system, which may be another host's
+            seconds, self._last_step = self._record.stat().st_mtime - self._last_step, None
+            self.rows.append(Restored(iteration, round(max(0.0, seconds), 3), self._repeated))
             write_text(self._path, csv_text(Restored._fields, *self.rows))
 
 
