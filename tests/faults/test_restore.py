@@ -17,7 +17,7 @@ RESTORE = "faults.restore={after: 0.5}"
 SLOW = "problem={{python: 'model:Slow', options: {{after: {}}}}}"  # slow once there is this file, until started again
 THEN = "problem={{python: 'model:Slow', options: {{after: {0}/lost.csv, then: {1}, rank: {2}}}}}"
 MODEL = f"""
-import os, signal, sys, time
+import os, shutil, signal, sys, time
 from pathlib import Path
 from psgc.problems.models import LeastSquares
 
@@ -25,6 +25,8 @@ class Slow(LeastSquares):
     def __init__(self, after, then="", rank=0):
         super().__init__({FEATURES})
         self.after, once = Path(after), Path(after + ".once").absolute()
+        if "PSGC_RESTORED" in os.environ and os.environ["PMIX_RANK"] == "0":
+            shutil.copy(self.after.with_name("summary.json"), self.after.with_name("before.json"))
         if "PSGC_RESTORED" in os.environ and os.environ["PMIX_RANK"] == str(rank) and then and not once.exists():
             if then == "elsewhere":
                 once.touch()
@@ -78,7 +80,9 @@ def test_a_run_that_has_lost_a_worker_goes_on_with_everybody(folder, kind):
     assert_whole(folder / kind, folder / "undisturbed")
     events = earlier(folder / kind / "lost.csv", WorkerEvent)
     assert [(event.worker, event.event) for event in events] == [(2, "lost"), (2, "returned")]
-    (restored,) = json.loads((folder / kind / "summary.json").read_text())["restores"]
+    before, summary = (json.loads((folder / kind / name).read_text()) for name in ("before.json", "summary.json"))
+    assert (before["starts_again"], "starts_again" in summary) == (True, False)
+    (restored,) = summary["restores"]
     assert restored["iteration"] == events[1].iteration >= KILLED_IN
     assert 0 < restored["seconds"] < 30
     assert restored["repeated"] == 0

@@ -54,7 +54,7 @@ def test_of_ranks_that_end_alike_one_says_why(monkeypatch, capsys, errors, shown
     codes, hooks = [], []
     monkeypatch.setattr(launched, "_begun", False)
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    for name in ("MPI", "die_with_parent", "leave_mpi"):
+    for name in ("MPI", "start_mpi", "die_with_parent", "leave_mpi"):
         monkeypatch.setattr(rank, name, MagicMock())
     monkeypatch.setattr(rank.MPI, "Is_finalized", lambda: False)
     monkeypatch.setattr(rank.MPI.COMM_WORLD, "Get_rank", lambda: Ranks.rank)
