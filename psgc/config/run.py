@@ -213,5 +213,9 @@ class Config(Section):
         return ranks - self.dedicated_server
 
     def to_yaml(self) -> str:
-        """All settings, including defaults, as text for `from_yaml_text`."""
-        return to_text(self.model_dump())
+        """All settings, including defaults, as text for `from_yaml_text`.
+
+        Not a replication that was not given: its default depends on the number of workers.
+        """
+        is_given = "replication" in self.coding.model_fields_set
+        return to_text(self.model_dump(exclude=None if is_given else {"coding": {"replication"}}))

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from psgc import config as configuration
-from psgc.config import Config
+from psgc.config import BuiltinProblem, Config
 from psgc.data import Dataset, from_arrays
 from psgc.errors import UserError
+from psgc.validation import validated
 from psgc.yaml_source import YamlSource
 
 ARRAYS = "expected (X, y), X, a mapping with X, y, X_test and y_test, the path of a file, or data as in a YAML"
@@ -66,6 +67,14 @@ def data_section(data: Any) -> dict[str, Any] | None:
     if isinstance(data, Mapping):
         return dict(data)
     return None if data is None else {"path": os.fspath(data)}
+
+
+def built_in(where: str, problem: str | Mapping[str, Any]) -> BuiltinProblem:
+    """The built-in problem of this name, or of this section of a YAML. Raises UserError for any other."""
+    section = {"kind": problem} if isinstance(problem, str) else dict(problem)
+    if "python" in section or ":" in str(section.get("kind")):
+        raise UserError(f"{where}: problem: expected the problem itself, such as Ridge(20), and not its name")
+    return validated(BuiltinProblem, YamlSource(_yaml(where, section), f"{where}: problem", has_lines=False))
 
 
 def named(problem: Any, options: Mapping[str, Any] | None) -> dict[str, Any]:

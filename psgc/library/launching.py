@@ -9,13 +9,13 @@ from typing import Any
 
 from psgc import config as configuration
 from psgc.data import Dataset, write_dense, write_sparse
-from psgc.disk import make_directory, write_text
+from psgc.disk import expanded, make_directory, write_text
 from psgc.errors import RunFailed, UserError
 from psgc.launching import launch as command
 from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.script import Program, is_script
-from psgc.library.arguments import arrays_of, data_section, named, overrides_of, settings_of
+from psgc.library.arguments import arrays_of, built_in, data_section, named, overrides_of, settings_of
 from psgc.library.run import Run, load
 from psgc.problems import check_labels, make_problem
 from psgc.run import launched
@@ -100,7 +100,7 @@ def _written(
         raise UserError(f"{where}: this process is a rank of a run; put the call under: if __name__ == '__main__':")
     section = named(problem, options)
     name = section["python"].rpartition(":")[2] if "python" in section else str(section.get("kind", "problem"))
-    output = os.fspath(more.get("output") or Path("runs", name.lower()))
+    output = os.fspath((set or {}).get("output") or more.get("output") or Path("runs", name.lower()))
     dataset, held_out = arrays_of(where, data), None
     if dataset is None:
         files = data_section(data)
@@ -112,7 +112,7 @@ def _written(
         make_directory(Path(config.output).parent)
         for rows, key in ((dataset, "path"), (held_out, "test")):
             if rows is not None and files is not None:
-                _write_data(Path(files[key]), rows)
+                _write_data(Path(expanded(files[key])), rows)
         path = f"{config.output}.yaml"
         write_text(Path(path), config.to_yaml())
     except OSError as error:
@@ -193,18 +193,17 @@ def _given(
     section = None if dataset is not None else data_section(data)
     in_yaml = {"kind": "script", "script": Path(program).name}
     config = settings_of(where, in_yaml, section, set, more)
-    if not all(callable(callback) for callback in callbacks):
-        raise UserError(f"{where}: callbacks: expected functions (row, params), got {list(callbacks)!r:.80}")
+    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+        raise UserError(f"{where}: callbacks: expected a list of functions (row, params), got {callbacks!r:.80}")
     if isinstance(problem, str | Mapping):
         if dataset is None:
             raise UserError(f"{where}: a built-in problem needs data in memory here; with files use psgc.launch")
-        built_in: dict[str, Any] = {"kind": problem} if isinstance(problem, str) else dict(problem)
-        try:
-            problem = make_problem(**built_in, dataset=dataset, seed=config.seed)
-            if dataset.held_out is not None:
-                check_labels(built_in["kind"], dataset.held_out, getattr(problem, "num_classes", None))
-        except TypeError as error:
-            raise UserError(f"{where}: problem: {error}") from None
+        of = built_in(where, problem)
+        problem = make_problem(of.kind, dataset=dataset, l2=of.l2, hidden=of.hidden, seed=config.seed)
+        if dataset.held_out is not None:
+            check_labels(of.kind, dataset.held_out, getattr(problem, "num_classes", None))
+    if isinstance(problem, type):
+        raise UserError(f"{where}: problem: expected an object, such as {problem.__name__}(...), and not the class")
     for name in ("dim", "initial_params", "gradient"):
         if not hasattr(problem, name):
             raise UserError(

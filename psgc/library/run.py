@@ -55,8 +55,8 @@ class Run:
         """The columns of iterations.csv, (iterations,) each: whole numbers as int64, others as float64.
 
         Among them `iteration`, `loss` (if the problem has one), `seconds`, `bound` (T*, seconds, nan if it was not
-        computed), `bytes` and `lost` (workers); with `evaluate` also `test_loss` and `test_accuracy`, nan in iterations
-        that did not evaluate.
+        computed), `bytes` and `lost` (workers); with `evaluate`, from the first evaluation on, also `test_loss` and
+        `test_accuracy`, nan in iterations that did not evaluate.
         """
         return self._recorded.iterations
 

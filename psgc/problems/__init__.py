@@ -7,8 +7,10 @@ from psgc.problems.halves import ChunkCheck
 from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
 from psgc.problems.quality import EVALUATION_ROWS, change_of, measures_of, part_of, quality
 
+BUILT_IN = (LeastSquares, Logistic, Mlp, Softmax)  # a class below one of them is a user's
+
 __all__ = [
-    "EVALUATION_ROWS", "ChunkCheck", "LeastSquares", "Logistic", "Mlp", "Problem", "Softmax", "call_object",
+    "BUILT_IN", "EVALUATION_ROWS", "ChunkCheck", "LeastSquares", "Logistic", "Mlp", "Problem", "Softmax", "call_object",
     "change_of", "check_gradient", "check_labels", "evaluate", "has_loss", "load_python", "make_problem", "measures_of",
     "part_of", "prepare_evaluation", "quality",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from psgc.disk import GrowingFile, open_regular, write_text
-from psgc.run_rows import COLUMNS, COUNTS, MOST, OPTIONAL, EvaluationRow, IterationRow, WorkerEvent
+from psgc.run_rows import COLUMNS, COUNTS, HELD_OUT, MOST, OPTIONAL, EvaluationRow, IterationRow, WorkerEvent
 
 RESTORED = "PSGC_RESTORED"  # the number of ranks before; `psgc launch` sets it when it starts a run again
 LONGEST = 1 << 20  # bytes of a line
@@ -26,9 +26,14 @@ def csv_text(*rows: Iterable[Any]) -> str:
 
 
 def row_text(row: IterationRow) -> str:
-    """One line of iterations.csv, with nine digits of each number."""
-    values = (getattr(row, column) for column in COLUMNS)
-    return csv_text([f"{value:.9g}" if isinstance(value, float) else value for value in values])
+    """One line of iterations.csv, with nine digits of each number, and all of the held-out figures.
+
+    A resumed run compares its own held-out figures with these. Of rounded ones an equal one might be better.
+    """
+    values = ((column, getattr(row, column)) for column in COLUMNS)
+    return csv_text(
+        [f"{value:.9g}" if isinstance(value, float) and column not in HELD_OUT else value for column, value in values]
+    )
 
 
 def csv_rows(path: Path, refuse: Callable[[str], object], known: Sequence[str]) -> Iterator[dict[str, Any]]:

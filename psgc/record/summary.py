@@ -158,10 +158,11 @@ def advice(summary: Mapping[str, Any]) -> str | None:
     if share is None or share <= MUCH:
         return None
     seconds, in_one, own = summary["seconds_per_chunk"], summary["chunks_per_pass"], summary.get("chunks_per_worker")
+    fewer_workers = [] if summary["workers"] == 1 else ["fewer workers (psgc launch -n)"]
     if in_one > SEVERAL:  # with fewer chunks there would be as many passes
-        larger = "larger batches, or " if own is None or summary.get("batch") else ""
+        larger = ["larger batches"] if own is None or summary.get("batch") else []
         each = f"a pass over {in_one:.0f} chunks takes {duration(in_one * seconds)}"
-        return f"{each}; try {larger}fewer workers (psgc launch -n)"
+        return "; try ".join([each, *filter(None, [", or ".join(larger + fewer_workers)])])
     each = f"a chunk takes {duration(seconds)}"
     if own is None:
         return f"{each}; try fewer chunks"
@@ -169,7 +170,7 @@ def advice(summary: Mapping[str, Any]) -> str | None:
     while fewer > 1 and _share(summary, fewer / own) > MUCH:
         fewer //= 2
     if _share(summary, fewer / own) > 0.9 * share:  # there is one chunk already, or few messages are about chunks
-        return f"{each}; try fewer workers (psgc launch -n)"
+        return "; try ".join([each, *fewer_workers])
     batch = summary.get("batch")
     rows = f", batch: {batch * own // fewer}" if isinstance(batch, int) else ""  # rows of each chunk
     return f"{each}; try coding.chunks_per_worker: {fewer}{rows}"

@@ -28,7 +28,16 @@ from psgc.errors import UserError
 from psgc.iteration import trial_chunks
 from psgc.machine import THREADS
 from psgc.plan import Plan
-from psgc.problems import EVALUATION_ROWS, Problem, call_object, check_labels, load_python, make_problem, measures_of
+from psgc.problems import (
+    BUILT_IN,
+    EVALUATION_ROWS,
+    Problem,
+    call_object,
+    check_labels,
+    load_python,
+    make_problem,
+    measures_of,
+)
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
 
@@ -74,7 +83,8 @@ def open_problem(
         )
     if given is not None and given.problem is not None:
         in_file = None if data is None else _opened(data, config_path, copies)
-        return _with_integers(given.dataset or in_file), given.problem
+        rows, is_built_in = given.dataset or in_file, type(given.problem) in BUILT_IN
+        return rows if is_built_in else _with_integers(rows), given.problem
     if isinstance(problem, ScriptProblem):
         raise UserError(f"problem: {problem.script} is a script; start it with: psgc launch {problem.script} -n 8")
     dataset = None if data is None else _opened(data, config_path, copies)

@@ -126,6 +126,9 @@ def prepare(transport: Transport, config: Config, given: Given, resuming: bool) 
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:
         say(remark)
+    if isinstance(config.coding.assignment, str):  # the default of replication is for any number of workers
+        copies = int(np.diff(plan.assignment.indptr).min())
+        config = config.model_copy(update={"coding": config.coding.model_copy(update={"replication": copies})})
     emulated_chunks(config, plan.num_chunks)  # refuses another number of chunks
     if config.verify_every:
         _check_copies(config, plan)
@@ -179,15 +182,15 @@ def _with_chunks(
 
 
 def _check_copies(config: Config, plan: Plan) -> None:
-    """Raises UserError when `verify` needs more copies of a chunk than an assignment file has."""
-    copies = np.diff(plan.assignment.indptr)
+    """Raises UserError when `verify` needs more copies of a chunk than the workers or an assignment file have."""
+    copies, assignment = np.diff(plan.assignment.indptr), config.coding.assignment
     chunk = int(copies.argmin())
     if copies[chunk] <= plan.parts:
-        assert not isinstance(config.coding.assignment, str)
+        file = "" if isinstance(assignment, str) else f"{assignment.path}: "
         holders = f"{copies[chunk]} worker{'s' if copies[chunk] > 1 else ''}"
         raise UserError(
-            f"verify: {config.coding.assignment.path}: chunk {chunk} is held by {holders}; to check it with "
-            f"parts {plan.parts} takes {plan.parts + 1}"
+            f"verify: {file}chunk {chunk} is held by {holders}; to check it with parts {plan.parts} takes "
+            f"{plan.parts + 1}"
         )
 
 

@@ -76,6 +76,16 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_been_killed(directory):
     assert best.enough
 
 
+@pytest.mark.parametrize("loss", [1 / 3, 2 / 3])  # one is rounded down to nine digits, the other up
+def test_an_equal_figure_is_no_better_one_after_a_resumption(directory, loss):
+    rows = "".join(row_text(IterationRow(i, test_loss=loss)) for i in (10, 20))
+    (directory / "iterations.csv").write_text(csv_text(COLUMNS) + rows)
+    best = resumed(directory, keep_best=True)
+    assert best.figures == Figures(10, loss, None)
+    assert not best.add(Figures(30, loss, None))
+    assert best.enough
+
+
 def test_without_best_npy_the_best_is_sought_anew(directory):
     (directory / "best.npy").unlink()
     best = resumed(directory, keep_best=True)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from psgc.backend import Backend
 from psgc.config import from_yaml_text
-from psgc.data import Dataset, from_arrays, open_data, write_dense, write_sparse
+from psgc.data import ChunkSource, Dataset, from_arrays, open_data, write_dense, write_sparse
 from psgc.errors import UserError
+from psgc.problems import Logistic
 from psgc.run import inputs
-from psgc.run.inputs import description, fingerprint, open_held_out
+from psgc.run.inputs import Given, description, fingerprint, open_held_out, open_problem
 from psgc.run.meeting import check_same
 
 SAME = "problem: {KIND}\noptimizer: {kind: sgd, lr: 1}\niterations: 1\noutput: out\ndata: {path: d.npz}\n"
@@ -46,6 +48,19 @@ def model(tmp_path, monkeypatch):
         return True
 
     return make
+
+
+def test_whole_numbers_reach_a_users_model_as_they_are_and_a_built_in_one_as_floats():
+    class Own(Logistic):
+        pass
+
+    config = from_yaml_text(
+        "problem: {kind: script, script: a.py}\niterations: 1\noptimizer: {kind: sgd, lr: 1}\noutput: o"
+    )
+    pixels = of(np.arange(6, dtype=np.uint8))
+    for problem, kind in ((Own(1), "uint8"), (Logistic(1), "float32")):
+        dataset, _ = open_problem(config, "a.py", given=Given("a.py", config, problem, pixels))
+        assert ChunkSource(dataset, 2, "float32", Backend()).chunk(0).X.dtype == kind
 
 
 WHAT = "psgc, model and data"

@@ -154,6 +154,11 @@ def test_a_run_of_a_problem_and_data_in_memory(mpirun, whole, monkeypatch):
     for path, rows in ((config.data.path, 6), (config.data.test, 2)):
         found = open_data(path)
         assert (found.features.tolist(), found.y.tolist()) == (X[:rows].tolist(), y[:rows].tolist())
+    mpirun(f"cp -r {whole}/. here/mine")
+    Path("here/mine").mkdir(parents=True)
+    monkeypatch.setenv("SCRATCH", "here")
+    psgc.launch(data=(X[:3], y[:3]), set={"output": "$SCRATCH/mine"}, **given)
+    assert (open_data(load("here/mine.yaml").data.path).num_rows, open_data(config.data.path).num_rows) == (3, 6)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
     with pytest.raises(psgc.UserError, match="this process is a rank of a run; put the call under: if __name__"):
         psgc.launch(data=data, **given)

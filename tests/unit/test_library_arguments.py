@@ -7,8 +7,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import psgc
 from psgc.errors import UserError
-from psgc.library.arguments import arrays_of, data_section, named, settings_of
+from psgc.library.arguments import arrays_of, built_in, data_section, named, settings_of
 
 
 class Line:
@@ -38,6 +39,19 @@ def test_problems_that_ranks_can_import_are_named():
     assert named("module:Line", {"dim": 2}) == {"python": "module:Line", "options": {"dim": 2}}
     assert named("mlp", {"hidden": 8}) == {"kind": "mlp", "hidden": 8}
     assert named({"kind": "softmax", "l2": 0.1}, None) == {"kind": "softmax", "l2": 0.1}
+
+
+def test_a_built_in_problem_is_checked_as_in_a_yaml():
+    assert built_in("it", {"kind": "mlp", "hidden": np.int64(8), "l2": np.float32(0.5)}).hidden == 8
+    for problem, text in [
+        ("sofmax", "it: problem: kind: expected least_squares, logistic, softmax, mlp, .*, got 'sofmax'"),
+        ({"kind": "softmax", "l2": -1}, "it: problem: l2: expected a number >= 0, got -1"),
+        ({"kind": "softmax", "hidden": 3}, "it: problem: hidden: kind softmax does not use it"),
+        ("module:Line", "it: problem: expected the problem itself"),
+        ({"python": "module:Line"}, "it: problem: expected the problem itself"),
+    ]:
+        with pytest.raises(UserError, match=text):
+            built_in("it", problem)
 
 
 def test_a_class_of_the_program_itself_is_named_by_its_file(monkeypatch):
@@ -101,3 +115,17 @@ def test_settings_are_those_of_a_yaml():
         settings_of("it", problem, None, None, {"lr": 0.1, "iteration": 3, "output": "out"})
     with pytest.raises(UserError, match=r"^it: expected numbers, text, lists and mappings, got "):
         settings_of("it", problem, None, None, more | {"lr": 0.1, "seed": object()})
+
+
+def test_arguments_of_psgc_train_that_cannot_be_used(monkeypatch):
+    given = []
+    monkeypatch.setattr("psgc.run.session.train_in_program", lambda *arguments: given.append(str(arguments[0])))
+    data = np.ones((4, 2)), np.arange(4) % 2
+    for problem, more, text in [
+        ("sofmax", {}, "psgc.train: problem: kind: expected least_squares, "),
+        (Line, {}, "psgc.train: problem: expected an object, such as Line(...), and not the class"),
+        ("softmax", {"callbacks": print}, "psgc.train: callbacks: expected a list of functions (row, params), got <"),
+        ("softmax", {"callbacks": [3]}, "psgc.train: callbacks: expected a list of functions (row, params), got [3]"),
+    ]:
+        psgc.train(problem, data, lr=0.1, iterations=1, **more)
+        assert given.pop().startswith(text)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
-from psgc.config import load
+from psgc.config import from_yaml_text, load
 from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.plan import make_plan
@@ -99,6 +99,19 @@ def test_settings_that_do_not_fit_the_run(overrides, message, monkeypatch):
     with pytest.raises(UserError, match=re.escape(message)):
         train(iter([]), *overrides, ranks=4)
     assert not Path("out").exists()
+
+
+def test_copies_are_compared_where_there_are_some():
+    Path("run.yaml").write_text(Path("run.yaml").read_text().replace(", replication: 2", ""))
+    with pytest.raises(UserError, match=r"verify: chunk 0 is held by 1 worker; to check it with parts 1 takes 2"):
+        train(iter([]), "verify={every: 1}", ranks=2)
+
+
+def test_the_record_has_the_replication_that_the_workers_allow():
+    Path("run.yaml").write_text(Path("run.yaml").read_text().replace(", replication: 2", ""))
+    assert "replication" not in load("run.yaml").to_yaml()  # psgc.launch writes it for any number of workers
+    config = prepare(Transport(3), load("run.yaml"), YAML, False).config
+    assert from_yaml_text(config.to_yaml()).coding.replication == 2  # psgc replay makes a plan of it
 
 
 def test_a_server_alone_is_told_what_it_lacks():

@@ -221,6 +221,8 @@ SUMMARY = {
         (0.5, {"batch": {"size": 10, "epochs": 3}}, "a chunk takes 1.6 ms; try coding.chunks_per_worker: 2"),
         (0.5, {"batch": 10}, "a chunk takes 1.6 ms; try coding.chunks_per_worker: 2, batch: 40"),
         (0.5, {"chunks_per_worker": 1, "chunks_used": 80}, "a chunk takes 1.6 ms; try fewer workers (psgc launch -n)"),
+        (0.5, {"chunks_per_worker": 1, "chunks_used": 80, "workers": 1}, "a chunk takes 1.6 ms"),
+        (0.5, {"chunks_per_pass": 5.0, "workers": 1}, "a pass over 5 chunks takes 8.2 ms"),
         (0.5, {"chunks_per_worker": None}, "a chunk takes 1.6 ms; try fewer chunks"),
         (0.5, {"transfer": "combined"}, "a chunk takes 1.6 ms; try coding.chunks_per_worker: 2"),
         (0.5, {"transfer": "combined", "bytes": 10 << 30}, "a chunk takes 1.6 ms; try fewer workers (psgc launch -n)"),
