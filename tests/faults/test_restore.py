@@ -25,8 +25,9 @@ class Slow(LeastSquares):
     def __init__(self, after, then="", rank=0):
         super().__init__({FEATURES})
         self.after, once = Path(after), Path(after + ".once").absolute()
-        if "PSGC_RESTORED" in os.environ and os.environ["PMIX_RANK"] == "0":
-            shutil.copy(self.after.with_name("summary.json"), self.after.with_name("before.json"))
+        summary = self.after.with_name("summary.json")  # gone when a start is tried once more
+        if "PSGC_RESTORED" in os.environ and os.environ["PMIX_RANK"] == "0" and summary.exists():
+            shutil.copy(summary, self.after.with_name("before.json"))
         if "PSGC_RESTORED" in os.environ and os.environ["PMIX_RANK"] == str(rank) and then and not once.exists():
             if then == "elsewhere":
                 once.touch()
