@@ -210,6 +210,7 @@ class WorkerView:
 
     @property
     def rests(self) -> bool:
+        """Whether it is in no pass, and was told nothing."""
         return self.running is None and not self.told and not self.is_delayed
 
     @property
@@ -279,8 +280,7 @@ class WorkerView:
                 taker.since
                 + lag
                 + (gain / UNKNOWN if taker.pace is None or taker.is_delayed else spread * gain + taker.pace * many)
-                for chunk in self.choices()
-                for taker in chunk.takers
+                for taker in {taker for chunk in self.choices() for taker in chunk.takers}
                 if taker.running is not None or taker.is_delayed
                 for many in [self.fixed + max(1, len(taker.piece))]
                 for share in [self.fixed + max(1, len(taker.piece) / num_resting(taker.piece))]

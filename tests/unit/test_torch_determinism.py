@@ -206,7 +206,7 @@ def test_what_differs_or_is_written_to_is_named(model, loss, load, told):
 def per_example(model, batch):
     """Of each example alone: its modules see tensors of torch.func, which have no memory."""
     params = dict(model.named_parameters())
-    one = lambda x: torch.func.grad(lambda x: torch.func.functional_call(model, params, x).sum())(x)  # noqa: E731
+    one = torch.func.grad(lambda x: torch.func.functional_call(model, params, x).sum())
     return torch.func.vmap(one)(batch[0]).square().sum(), len(batch[1])
 
 
