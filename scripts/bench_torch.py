@@ -143,7 +143,7 @@ def measure(setting: Setting, program: str, steps: int, batch: int, quotas: bool
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         options: dict[str, Any] = {"task": setting.task, "steps": steps, "batch": setting.batch or batch}
-        options |= {"folder": str(folder), "groups": ""}
+        options |= {"folder": str(folder), "groups": "", "workers": setting.workers}
         options["kill"] = [VICTIM, steps // 2] if setting.killed else None
         if setting.shares:
             shares = {f"worker{number}": share for number, share in enumerate(setting.shares, 1)}
@@ -182,7 +182,7 @@ def start(
     elif workers == 1:
         commands = [[sys.executable, script, "psgc"]]
     else:
-        launch = ["-P", "-m", "psgc", "launch", script, "-n", str(workers + 1), "--dedicated-server"]
+        launch = ["-P", "-m", "psgc", "launch", script, "-n", str(workers)]
         commands = [[sys.executable, *launch, "--", "psgc"]]
     started = []
     for rank, command in enumerate(commands):

@@ -112,7 +112,7 @@ def measure(program: Program, situation: Situation, dim: int, iterations: int) -
     Raises UserError: no such hosts, links or quotas here; RunFailed: the run takes more than LIMIT seconds, ends with
     an error, or adds up wrongly.
     """
-    placed = situation.places(with_server=not program.library)
+    placed = situation.places(with_server=False)
     workers, ranks = [name for name in placed if name != SERVER], sum(placed.values())
     work = {"dim": dim, "seconds": 0.0, "groups": ""}
     with ExitStack() as stack:
@@ -182,19 +182,19 @@ def training(
 ) -> list[str]:
     """The command of psgc, whose YAML and data are written to `folder`. Without computing a worker has one chunk."""
     chunks = CHUNKS if work["seconds"] else 1
-    rows = chunks * (ranks - 1)
+    rows = chunks * ranks
     write_dense(str(folder / "data.npz"), np.zeros((rows, 1)), np.zeros(rows))
     config = {
         "problem": {"python": "network_ranks:Constant", "options": dict(work)},
         "data": {"path": str(folder / "data.npz")},
         "optimizer": {"kind": "sgd", "lr": 1.0},
         "iterations": iterations,
-        "coding": {"chunks_per_worker": chunks, "replication": min(3, ranks - 1)},
+        "coding": {"chunks_per_worker": chunks, "replication": min(3, ranks)},
         "dtype": "float32",
         "trial": False,
         "faults": {"collect_timeout": LIMIT},
         "checkpoint": {"every": 0},
-        "dedicated_server": True,
+        "dedicated_server": False,
         "output": str(folder / OUTPUT),
     }
     (folder / "run.yaml").write_text(json.dumps(config))

@@ -2,7 +2,7 @@
 
     python torch_ranks.py ddp OPTIONS           # with RANK and WORLD_SIZE in the environment; alone it is torch's model
     python torch_ranks.py torchft OPTIONS       # with the address of its lighthouse in TORCHFT_LIGHTHOUSE besides
-    psgc launch torch_ranks.py -n 5 --dedicated-server -- psgc OPTIONS
+    psgc launch torch_ranks.py -n 4 -- psgc OPTIONS
     python torch_ranks.py psgc OPTIONS          # one process
 
 OPTIONS is a JSON object: task (of torch_tasks.py), steps, batch (examples of a step), folder (for results), groups (the
@@ -169,7 +169,7 @@ def with_psgc(task: Task, options: dict[str, Any]) -> None:
     optimizer = task.optimizer(task.model.parameters())
     run.attach(optimizer)
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
-    progress = Progress(rank, options)
+    progress = Progress(rank + 1 if options["workers"] > 1 else 0, options)
     epochs = -(-options["steps"] * task.batch // len(task.dataset))
     for step, batch in enumerate(run.batches(task.batch, epochs)):
         progress.begin(step)

@@ -179,11 +179,12 @@ class Server:
         self.links.outbox.send()
         it = self.summing.allreduce
         nap = it.nap if it.is_busy or self.coordinator.is_combined else 0.0
-        self._transport.wait(nap=nap, exchanging=it.needs_looks)
+        deadline = inf if is_evaluated(self.coordinator.iteration, self._every) else self._deadline.seconds
+        rest = min(self.coordinator.wake, deadline) - self.links.now
+        self._transport.wait(nap=nap, exchanging=it.needs_looks, rest=rest)
         for arrival in self.links.poll():
             self._dispatcher.hear(arrival)
-        is_evaluated_now = is_evaluated(self.coordinator.iteration, self._every)
-        self._dispatcher.tick(inf if is_evaluated_now else self._deadline.seconds)
+        self._dispatcher.tick(deadline)
         self.cluster.tick()
         if (reason := self._settings.interrupted()) is not None:
             raise RunFailed(reason)

@@ -61,6 +61,7 @@ class Summing(Listener):
         self._workers, self._outbox = ranks[1:], outbox
         self.allreduce = AllReduce(transport, backend, sums, driver.replica, self)
         self._all_own, hosts = config.aggregation == "allreduce", transport.shared.hosts
+        self._here = transport.term.ranks_at(transport.term.server)  # rank 0, and the worker of its process
         self._owners = Owners(ranks, sums.entries, sums.parts, sums.dtype.itemsize, timeout, hosts, sums.nodes > 0)
         self._contributions = Contributions()
         self._driver = driver
@@ -132,9 +133,9 @@ class Summing(Listener):
     def _share(self, contributors: Sequence[Contributor], now: float, own: Accumulators) -> Map | None:
         """Send the ranks a map, and return it; None when rank 0 has every slice already."""
         receivers = self.receivers()
-        workers = receivers[1:] if self._all_own else ()
-        at_it = [worker for worker in workers if self._replicas.is_at(worker, self._iteration)]
-        made = self._owners.share(contributors, receivers, [0, *at_it], now)
+        others = [rank for rank in receivers if rank not in self._here] if self._all_own else ()
+        at_it = [worker for worker in others if self._replicas.is_at(worker, self._iteration)]
+        made = self._owners.share(contributors, receivers, [0, *at_it], now)  # a process owns one slice
         self._send(made, own)
         return made
 

@@ -253,7 +253,7 @@ class AllReduce:
                 case protocol.Relay(key):
                     self.blocks.relay(key, self.exchange.routes(key))
                 case protocol.Place(key):
-                    if not self.blocks.place(key, self.exchange.routes(key)):
+                    if not self.blocks.place(key, self.exchange.routes(key), self.replica.reads_gradients):
                         missed = key.iteration
                 case protocol.Drop(key):
                     self.blocks.release(key)

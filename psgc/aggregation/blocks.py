@@ -215,8 +215,15 @@ class Blocks:
         if shared is not None:  # else the ranks that still need it are too late (`place`)
             shared[:] = self._buffers[key][: shared.size]
 
-    def place(self, key: BlockKey, routes: Routes) -> bool:
-        """Copy a block into the gradient, and free it if another rank summed it. Returns whether it was still there."""
+    def place(self, key: BlockKey, routes: Routes, is_read: bool = True) -> bool:
+        """Copy a block into the gradient, and free it if another rank summed it. Returns whether it was still there.
+
+        is_read: whether anybody reads the gradient; otherwise nothing is copied
+        """
+        if not is_read:
+            if routes.blocks[key.number].owner != self._rank:
+                self.release(key)
+            return True
         block, source = routes.blocks[key.number], routes.source(key.number, self._rank)
         shared = self._shared(source, key, routes) if key not in self._buffers else None
         buffer = self._buffers[key] if shared is None else shared

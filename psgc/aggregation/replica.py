@@ -43,9 +43,11 @@ class Snapshot(NamedTuple):
 class Stepping(Protocol):
     """Makes the steps of a rank: a `Replica`, whose docstrings describe this interface, or a script (`psgc.torch`).
 
+    reads_gradients: whether steps need the gradients; False for a replica that follows another one of its process
     gives_back: whether the memory of a gradient is free again after its step
     """
 
+    reads_gradients: bool
     gives_back: bool
     is_stepping: bool
     steps: int
@@ -72,7 +74,7 @@ class Replica:
 
     params: Array
     steps: int
-    gives_back = True
+    reads_gradients = gives_back = True
 
     def __init__(self, optimizer: Optimizer, backend: Backend, wake: Callable[[], object]) -> None:
         self.optimizer, self._backend, self._wake = optimizer, backend, wake
@@ -176,11 +178,11 @@ class Replica:
 class Follower:
     """The replica of a worker in the process of rank 0, which is the replica of rank 0 (`leader`).
 
-    Rank 0 makes the steps. The worker drops the gradients that it gets, which are the same, and follows the leader. It
-    may be late: then rank 0 has closed the iteration, and the worker's work on it does not count.
+    Rank 0 makes the steps. The worker drops the blocks of the gradient, which rank 0 has too, and follows the leader.
+    It may be late: then rank 0 has closed the iteration, and the worker's work on it does not count.
     """
 
-    gives_back = True
+    reads_gradients, gives_back = False, True
     is_stepping, steps = False, -1
 
     def __init__(self, leader: Stepping) -> None:

@@ -28,6 +28,7 @@ class ScriptReplica:
     backend: the backend whose arrays the gradients are
     """
 
+    reads_gradients = True
     gives_back = False  # the script keeps a gradient as `.grad`
     params: Array = np.empty(0)  # the parameters are in the script's model
 

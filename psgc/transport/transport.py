@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from copy import copy
+from math import inf
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -25,7 +26,7 @@ from psgc.transport.waiting import BELL, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTES
 
 TEXT_LIMIT = 1 << 16
 NAP = 5e-4  # seconds between two polls when ranks share cores, which the others need
-REST = 4e-3  # seconds after which `wait` returns at the latest, at a worker without bell and while blocks are exchanged
+REST = 4e-3  # seconds after which `wait` returns at the latest, without a bell and while blocks are exchanged
 PATIENCE = 2.0  # seconds for steps that should take none: the last processes of a run
 
 
@@ -163,7 +164,7 @@ class Transport:
             return
         senders = range(self.size) if self.rank == 0 or from_everybody else [0]
         self.is_woken = self._bell.works and all(map(self._is_near, senders))
-        self._rest = LONGEST if self.rank == 0 else BELL if self.is_woken else REST
+        self._rest = BELL if self.is_woken else REST
         if self.is_woken:
             self._backoff = Backoff(self._rest)
         crowded = sum(map(self._is_near, range(self.size))) > len(os.sched_getaffinity(0))
@@ -263,7 +264,9 @@ class Transport:
         """End the `wait` of the communication thread. The only method that other threads may call."""
         self._bell.ring()
 
-    def wait(self, busy: bool = False, nap: float = 0.0, exchanging: bool = False, more: bool = False) -> bool:
+    def wait(
+        self, busy: bool = False, nap: float = 0.0, exchanging: bool = False, more: bool = False, rest: float = inf
+    ) -> bool:
         """Pause until there may be something to poll, for some milliseconds at most. Returns whether there may be.
 
         The answer is no if a thread of this process ended the pause, and every other rank would have rung the bell.
@@ -273,6 +276,7 @@ class Transport:
         nap: least seconds between two polls
         exchanging: `nap` is also the most, and the end of a send is something to poll
         more: something is to be sent once a send has ended; otherwise small sends need no polls, unless MPI has no room
+        rest: seconds after which the caller has something to do
         """
         ends = (self,) if self._second is None else (self, self._second)
         if self.beside is not None:
@@ -280,6 +284,7 @@ class Transport:
             busy, nap, exchanging = busy or other.busy, min(nap, other.nap), exchanging or other.exchanging
             more = more or other.more
         self.wake_others()
+        rest = max(LONGEST, min(rest, self._rest))
         for end in ends:
             end._receives.repost()
             if not exchanging:  # otherwise the end of a send must be returned
@@ -293,15 +298,15 @@ class Transport:
         if nap:
             nap, large = max(nap, self._least_nap), False
         elif large and self._least_nap:  # polling without a pause would take the core that the transfer needs
-            nap = self._rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
+            nap = rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
             large, looks = False, True
         elif self._rest == BELL and size and not large and not busy:  # no bell rings when a send can go on
             nap, looks = until, True
         if self._second is not None and any(end._receives.stirs() for end in ends):
             return True  # messages between the two ranks of this process
-        over = time.monotonic() + (REST if looks else self._rest)
+        over = time.monotonic() + (REST if looks else rest)
         while True:
-            if rung := self._bell.sleep(nap if looks else self._backoff.next(large, busy, nap)):
+            if rung := self._bell.sleep(nap if looks else min(rest, self._backoff.next(large, busy, nap))):
                 self._backoff.rung() if NEIGHBOUR in rung else self._backoff.reset()
                 if rung != {OWN} or not self.is_woken or exchanging:
                     return True

@@ -13,7 +13,7 @@ import numpy as np
 
 from psgc.aggregation.shared import memory_bytes
 from psgc.messages import Kind, Records, stamp_length, stamp_of
-from psgc.transport import Control, Died, Shared, Text, Vector
+from psgc.transport import Control, Died, Shared, Term, Text, Vector
 from tests.simulation.network import Clock
 
 ALIVE = int(Kind.ALIVE)
@@ -95,7 +95,7 @@ class MeshEnd:
     """
 
     survives_deaths = is_woken = True
-    shared = Shared()
+    shared, term = Shared(), Term()
     local_rank = bytes_sent = bytes_received = 0
 
     def __init__(

@@ -1,7 +1,7 @@
 """Transports over a list: what is sent lies in the sender's memory until it is delivered, as with MPI."""
 
 from psgc.messages import entries, stamp_length, stamp_of
-from psgc.transport import Shared, Vector
+from psgc.transport import Shared, Term, Vector
 
 
 class Handle:
@@ -14,7 +14,7 @@ class Handle:
 
 
 class ListTransport:
-    shared = Shared()
+    shared, term = Shared(), Term()
     is_woken = True
     hosts = ("one", "another")
 

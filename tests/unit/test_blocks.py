@@ -39,7 +39,7 @@ class CountingBackend(Backend):
 class Steps:
     """Stands in for a replica: keeps the gradients of its steps, which end when `ends` says so."""
 
-    params, ends, gives_back, is_stepping = np.zeros(1), False, True, False
+    params, ends, reads_gradients, gives_back, is_stepping = np.zeros(1), False, True, True, False
 
     def start(self, steps, params):
         self.steps = steps
@@ -161,6 +161,20 @@ def test_every_rank_gets_the_sum_over_the_accumulators(workers, dim, parts, dtyp
         it.closed(0, {})
     world.check_gradients()
     world.check_nothing_is_left()
+
+
+def test_who_follows_the_replica_of_its_process_copies_nothing():
+    world = World(workers=3, dim=12, parts=1, dtype="f8", seed=0, hosts=(1, 1, 1, 2))
+    world.replicas[1].reads_gradients = False
+    unread = world.all[1].blocks.gradient(0)
+    unread[:] = 7.0
+    world.map()
+    world.deliver()
+    for it in world.all:
+        it.closed(0, {})
+    assert (unread == 7.0).all()
+    del world.replicas[1]
+    world.check_gradients()
 
 
 @settings(deadline=None, max_examples=60)

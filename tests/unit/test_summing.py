@@ -9,6 +9,7 @@ from psgc.aggregation import slices
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor
 from psgc.aggregation.map_messages import MapReader
+from psgc.aggregation.protocol import BlockKey
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.config import Coding, OptimizerSettings
@@ -23,7 +24,7 @@ from psgc.server.outbox import Outbox
 from psgc.server.replicas import WAITING
 from psgc.server.summing import Summing
 from psgc.torch.serving import MOST_WAITING, WAITING_BYTES, ScriptDriver
-from psgc.transport import Vector
+from psgc.transport import Term, Vector
 from tests.unit.list_transport import ListTransport
 from tests.unit.scripted import config_of
 
@@ -31,8 +32,9 @@ FIRST, TIMEOUT, WORKERS = 10, 5.0, [1, 2, 3]
 
 
 class Rank0:
-    def __init__(self, dim=4, aggregation="allreduce", transfer="combined"):
+    def __init__(self, dim=4, aggregation="allreduce", transfer="combined", term=None):
         self.end = ListTransport(0, [])
+        self.end.term = term or self.end.term
         self.outbox = Outbox(self.end)
         plan = make_plan(Coding(chunks_per_worker=1), "static", len(WORKERS), seed=0)
         replica = Replica(make_optimizer(OptimizerSettings(kind="sgd", lr=0.1)), Backend(), lambda: None)
@@ -74,6 +76,15 @@ class Rank0:
 @pytest.fixture
 def rank_0():
     return Rank0()
+
+
+@pytest.mark.parametrize("server", [0, 2])
+def test_a_process_that_is_rank_0_and_a_worker_owns_one_slice(server):
+    rank_0 = Rank0(dim=1 << 20, term=Term(size=3, is_dedicated=False).following(server))
+    rank_0.begin(10)
+    rank_0.it.share([(worker, worker, 0) for worker in WORKERS], 0.0)
+    slices = rank_0.it.allreduce.exchange.routes(BlockKey(10, 0, 0, None)).map.slices
+    assert [part.owner for part in slices] == [0, *({1, 2, 3} - {server + 1})]
 
 
 def test_who_comes_back_is_told_who_is_away(rank_0):

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -99,6 +100,13 @@ def test_while_blocks_are_exchanged_the_end_of_a_send_ends_the_wait():
     it = Waiting([set()], sending=100, ends=[True])
     assert Transport.wait(it, nap=NAP, exchanging=True)
     assert it.slept == [NAP]
+
+
+@pytest.mark.parametrize(("rest", "slept"), [(inf, waiting.BELL), (1.0, waiting.BELL), (5e-3, 5e-3), (-1.0, LONGEST)])
+def test_who_has_something_to_do_later_sleeps_until_then(rest, slept):
+    it = Waiting([set(), {NEIGHBOUR}])
+    assert Transport.wait(it, rest=rest)
+    assert it.slept[0] == slept
 
 
 @pytest.mark.parametrize("size", [0, SMALL, SMALL + 1, LARGE, MESSAGE, MESSAGE + 1])
