@@ -1,6 +1,6 @@
 """What a step takes with DistributedDataParallel over gloo, torchft and psgc.torch: one table, every row a real run.
 
-    python scripts/bench_torch.py [--rows perceptron defaults ...] [--programs ddp torchft psgc] [--steps 40]
+    python scripts/bench_torch.py [--rows perceptron defaults ...] [--programs ddp torchft psgc dedicated] [--steps 40]
         [--batch 10240] [--turns] [--out runs/bench/torch.md]
 
 The same model, data, batches and optimizer (torch_tasks.py); losses that differ by more than 1e-4 are an error.
@@ -19,7 +19,8 @@ The same model, data, batches and optimizer (torch_tasks.py); losses that differ
 A share of a core is a CPU quota (cpu_quotas.py), or where there are none, or with --turns, the worker is stopped and
 continued in turns (stop_and_go.py). The examples of a step are dealt out to DDP's ranks as DistributedSampler does it,
 and to those of torchft, of which each is a replica group. torchft is left out where it is not installed, and in one
-process. psgc's server and torchft's lighthouse come on top of the workers and have no quota.
+process. The first worker of psgc is the server as well, within its quota. A dedicated server and torchft's lighthouse
+come on top of the workers and have no quota.
 """
 
 import argparse
@@ -46,8 +47,8 @@ from stop_and_go import StopAndGo
 from psgc.errors import RunFailed, UserError
 from psgc.machine import THREADS
 
-DDP, TORCHFT, PSGC = "DDP, gloo", "torchft, gloo", "psgc"
-PROGRAMS = {"ddp": DDP, "torchft": TORCHFT, "psgc": PSGC}
+DDP, TORCHFT, PSGC, DEDICATED = "DDP, gloo", "torchft, gloo", "psgc", "psgc, dedicated server"
+PROGRAMS = {"ddp": DDP, "torchft": TORCHFT, "psgc": PSGC, "dedicated": DEDICATED}
 AGREE = 1e-4  # relative difference of losses
 LIMIT, AFTER_FAILURE = 300.0, 60.0  # seconds of a run, and of what is left of it after a process has failed
 SHARE, SLOW_SHARE, SLOW, VICTIM = 0.35, 0.07, 2, 3  # of a core; workers, from 1 on
@@ -110,7 +111,7 @@ def main() -> int:
         for name in options.rows:
             steps = max(WARM + 1, 2 * round(options.steps * SETTINGS[name].steps / 2))  # an epoch has two
             for program in (PROGRAMS[word] for word in options.programs):
-                if program == TORCHFT and SETTINGS[name].workers == 1:
+                if program in (TORCHFT, DEDICATED) and SETTINGS[name].workers == 1:
                     continue
                 rows[name, program] = measure(SETTINGS[name], program, steps, options.batch, how == "CPU quotas")
                 print(line(rows, name, program), flush=True)
@@ -143,7 +144,8 @@ def measure(setting: Setting, program: str, steps: int, batch: int, quotas: bool
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         options: dict[str, Any] = {"task": setting.task, "steps": steps, "batch": setting.batch or batch}
-        options |= {"folder": str(folder), "groups": "", "workers": setting.workers}
+        options |= {"folder": str(folder), "groups": ""}
+        options["first"] = int(program == PSGC and setting.workers > 1)  # the worker that is rank 0 of MPI
         options["kill"] = [VICTIM, steps // 2] if setting.killed else None
         if setting.shares:
             shares = {f"worker{number}": share for number, share in enumerate(setting.shares, 1)}
@@ -161,7 +163,9 @@ def measure(setting: Setting, program: str, steps: int, batch: int, quotas: bool
         stack.callback(kill_all, processes := start(program, setting.workers, options, environ))
         codes = wait(processes)
         errors = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("stderr*")))
-        if any(codes) and setting.killed and program != PSGC:  # torchft 0.2.0: by an assertion in its ddp.py
+        if (
+            any(codes) and setting.killed and program not in (PSGC, DEDICATED)
+        ):  # torchft 0.2.0: by an assertion in its ddp.py
             return Row("ends")
         if any(codes) or not (folder / "result.json").exists():
             raise RunFailed(f"the run failed with exit code {max(codes)}: {' '.join(errors.split())[-500:]}")
@@ -177,12 +181,13 @@ def start(
     script = str(Path(__file__).with_name("torch_ranks.py"))
     environ = {**os.environ, **dict.fromkeys(THREADS, "1"), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": str(workers)}
     environ |= more
-    if program != PSGC:
+    if program in (DDP, TORCHFT):
         commands = [[sys.executable, script, "ddp" if program == DDP else "torchft"]] * workers
     elif workers == 1:
         commands = [[sys.executable, script, "psgc"]]
     else:
-        launch = ["-P", "-m", "psgc", "launch", script, "-n", str(workers)]
+        ranks = [str(workers)] if program == PSGC else [str(workers + 1), "--dedicated-server"]
+        launch = ["-P", "-m", "psgc", "launch", script, "-n", *ranks]
         commands = [[sys.executable, *launch, "--", "psgc"]]
     started = []
     for rank, command in enumerate(commands):
@@ -237,7 +242,7 @@ def disagreeing(rows: Rows) -> str:
     """The first step in which the programs' losses of a setting differ, in words; empty when they agree."""
     for name in dict.fromkeys(name for name, _ in rows):
         where = SETTINGS[name].undisturbed if SETTINGS[name].killed else name  # DDP has ended
-        for program in TORCHFT, PSGC:
+        for program in TORCHFT, PSGC, DEDICATED:
             pair = (rows.get((where, DDP)), rows.get((name, program)))
             losses = [row.losses if row else () for row in pair]
             for step, (ddp, other) in enumerate(zip(*losses, strict=False)):

@@ -34,7 +34,7 @@ FOREIGN = ("PMIX_", "PRTE_", "OMPI_COMM", "SLURM_")  # variables of an mpirun or
 @dataclass(frozen=True)
 class Program:
     """text: as in the table; library: what the loop of network_ranks.py calls. Without one it is psgc with these
-    settings, and a server."""
+    settings, and across links with a dedicated server."""
 
     text: str
     library: str = ""
@@ -112,7 +112,7 @@ def measure(program: Program, situation: Situation, dim: int, iterations: int) -
     Raises UserError: no such hosts, links or quotas here; RunFailed: the run takes more than LIMIT seconds, ends with
     an error, or adds up wrongly.
     """
-    placed = situation.places(with_server=False)
+    placed = situation.places(with_server=not program.library and not situation.one_host)
     workers, ranks = [name for name in placed if name != SERVER], sum(placed.values())
     work = {"dim": dim, "seconds": 0.0, "groups": ""}
     with ExitStack() as stack:
@@ -131,7 +131,8 @@ def measure(program: Program, situation: Situation, dim: int, iterations: int) -
         if program.library:
             command, additions = loop(program.library, work, iterations + 1, ranks, places, environ, folder)
         else:
-            command, additions = training(program.settings, work, iterations + 1, ranks, places, folder), {}
+            workers = situation.workers
+            command, additions = training(program.settings, work, iterations + 1, ranks, workers, places, folder), {}
         run_on(hosts, command, environ | additions, folder)
         carried = list(hosts.link_bytes().values())
         run = read(folder / OUTPUT)
@@ -178,23 +179,29 @@ def loop(
 
 
 def training(
-    settings: Mapping[str, Any], work: Mapping[str, Any], iterations: int, ranks: int, places: str, folder: Path
+    settings: Mapping[str, Any],
+    work: Mapping[str, Any],
+    iterations: int,
+    ranks: int,
+    workers: int,
+    places: str,
+    folder: Path,
 ) -> list[str]:
     """The command of psgc, whose YAML and data are written to `folder`. Without computing a worker has one chunk."""
     chunks = CHUNKS if work["seconds"] else 1
-    rows = chunks * ranks
+    rows = chunks * workers
     write_dense(str(folder / "data.npz"), np.zeros((rows, 1)), np.zeros(rows))
     config = {
         "problem": {"python": "network_ranks:Constant", "options": dict(work)},
         "data": {"path": str(folder / "data.npz")},
         "optimizer": {"kind": "sgd", "lr": 1.0},
         "iterations": iterations,
-        "coding": {"chunks_per_worker": chunks, "replication": min(3, ranks)},
+        "coding": {"chunks_per_worker": chunks, "replication": min(3, workers)},
         "dtype": "float32",
         "trial": False,
         "faults": {"collect_timeout": LIMIT},
         "checkpoint": {"every": 0},
-        "dedicated_server": False,
+        "dedicated_server": workers < ranks,
         "output": str(folder / OUTPUT),
     }
     (folder / "run.yaml").write_text(json.dumps(config))

@@ -2,12 +2,13 @@
 
     python torch_ranks.py ddp OPTIONS           # with RANK and WORLD_SIZE in the environment; alone it is torch's model
     python torch_ranks.py torchft OPTIONS       # with the address of its lighthouse in TORCHFT_LIGHTHOUSE besides
-    psgc launch torch_ranks.py -n 4 -- psgc OPTIONS
+    psgc launch torch_ranks.py -n 4 -- psgc OPTIONS     # or -n 5 --dedicated-server
     python torch_ranks.py psgc OPTIONS          # one process
 
 OPTIONS is a JSON object: task (of torch_tasks.py), steps, batch (examples of a step), folder (for results), groups (the
-folder of the CPU quotas, empty for none), kill (rank and step, or null). All take the same examples in every step.
-Rank 0 leaves FOLDER/result.json: the loss and the seconds of each step.
+folder of the CPU quotas, empty for none), kill (worker and step, or null), first (with psgc: 1 if its rank 0 is worker
+1, 0 if it is a server). All take the same examples in every step. Rank 0 leaves FOLDER/result.json: the loss and the
+seconds of each step.
 """
 
 import json
@@ -169,7 +170,7 @@ def with_psgc(task: Task, options: dict[str, Any]) -> None:
     optimizer = task.optimizer(task.model.parameters())
     run.attach(optimizer)
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
-    progress = Progress(rank + 1 if options["workers"] > 1 else 0, options)
+    progress = Progress(rank + options["first"], options)
     epochs = -(-options["steps"] * task.batch // len(task.dataset))
     for step, batch in enumerate(run.batches(task.batch, epochs)):
         progress.begin(step)

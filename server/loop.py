@@ -27,6 +27,7 @@ from psgc.server.verification import Checks
 from psgc.transport import SMALL, Transport
 
 SETTLED = 0.003  # seconds after which workers that have made their step have begun the iteration
+LONGER, LONGEST_REST = 2.0, 30.0  # times a usual iteration, and seconds, that an interrupted run may go on
 
 
 class Server:
@@ -45,6 +46,7 @@ class Server:
         self._trial = TrialComparison(settings.tried, settings.tolerance)
         self._deadline = TimeLimit(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
+        self._interrupted_at, self._usual = inf, 0.0  # when that was seen; seconds of the newest iteration
         self._every = every = config.evaluate.every if config.evaluate else 0
         self.log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)
         self.cluster = Cluster(settings, transport.hosts, observer)
@@ -93,6 +95,8 @@ class Server:
             for iteration in range(first, iterations):
                 if not self._may_begin(iteration):
                     break
+                if (reason := self._settings.interrupted()) is not None:
+                    raise RunFailed(reason)
                 begins(iteration)
                 if not self._sum(iteration):
                     break
@@ -136,7 +140,8 @@ class Server:
         self._moved = transport.bytes_sent, transport.bytes_received  # later bytes belong to the next iteration
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
-        self.log.complete(time.monotonic() - began, self.coordinator.books.recovered, missing)
+        self._usual = time.monotonic() - began
+        self.log.complete(self._usual, self.coordinator.books.recovered, missing)
         if gradient is not None and (loss := self._driver.loss(iteration, gradient)) is not None:
             row.loss = loss
         if row.is_evaluated:
@@ -186,8 +191,15 @@ class Server:
             self._dispatcher.hear(arrival)
         self._dispatcher.tick(deadline)
         self.cluster.tick()
-        if (reason := self._settings.interrupted()) is not None:
+        if (reason := self._settings.interrupted()) is not None and not self._ends_soon():
             raise RunFailed(reason)
+
+    def _ends_soon(self) -> bool:
+        """Whether a run that is interrupted may complete the iteration under way."""
+        now = time.monotonic()
+        self._interrupted_at = min(self._interrupted_at, now)
+        patience = min(LONGER * self._usual, LONGEST_REST)
+        return not self._settings.hurries() and now - self._interrupted_at < patience
 
     def _step(self) -> Array:
         """Have every rank make the step. Returns this rank's parameters after it."""

@@ -28,6 +28,7 @@ class ServerSettings:
     away: by worker that is lost from the beginning, whether its process has died
     moment: called at the steps of the exchange at which faults can be injected
     interrupted: gives a reason to end early, or None
+    hurries: whether such a reason ends the iteration under way too, however soon it is over
     check_data: called with the iteration and the chunk of a gradient that failed; raises UserError if the data is wrong
     """
 
@@ -43,6 +44,7 @@ class ServerSettings:
     away: Mapping[int, bool] = field(default_factory=dict)
     moment: Callable[[Moment, int], object] = lambda moment, iteration: None
     interrupted: Callable[[], str | None] = lambda: None
+    hurries: Callable[[], bool] = lambda: True
     check_data: Callable[[int, int], object] = lambda iteration, chunk: None
 
     @property

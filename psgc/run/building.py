@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from psgc.machine import THREADS, carried
 from psgc.plan import Plan
 from psgc.record.csv_files import were_tried
 from psgc.run.inputs import make_emulation, make_injector, tried_chunks
-from psgc.run.launched import NOBODY_RESTORES, interruption, is_launched
+from psgc.run.launched import NOBODY_RESTORES, interruption, is_awaited, is_launched
 from psgc.run.takeover import Beginning
 from psgc.server.loop import Server
 from psgc.server.observer import Observer
@@ -156,10 +157,17 @@ def make_server(
     backend: Backend,
     observer: Observer,
     stopped_by: Sequence[int],
+    directory: Path,
     beginning: Beginning | None = None,
     **known: Any,
 ) -> Server:
-    """The server. beginning: of its term, after a takeover; known: the driver, and other fields of `ServerSettings`."""
+    """The server.
+
+    stopped_by: the signals that have asked this process to end
+    directory: of the run
+    beginning: of its term, after a takeover
+    known: the driver, and other fields of `ServerSettings`
+    """
     transport.start(from_everybody=config.aggregation == "allreduce")
     has_been = transport.term.number or were_tried(transport.term.size)
     if beginning is not None:
@@ -171,6 +179,7 @@ def make_server(
         plan=plan,
         tried={} if has_been else tried_chunks(config, plan),
         interrupted=lambda: interruption(stopped_by),
+        hurries=lambda: len(stopped_by) > 1 or not is_awaited(directory),
         **known,
     )
     return Server(transport, backend, observer, settings)

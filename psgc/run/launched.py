@@ -106,6 +106,11 @@ def hands_over(directory: Path) -> bool:
     return is_launched() and any((directory / name).exists() for name in (READY, UNDO))
 
 
+def is_awaited(directory: Path) -> bool:
+    """Whether new ranks are ready to continue this run. They wait until it has ended."""
+    return is_launched() and (directory / READY).exists()
+
+
 def debugging() -> bool:
     return DEBUG in os.environ
 

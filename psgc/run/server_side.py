@@ -198,7 +198,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     optimizer.undoes = True  # after a step that failed, the checkpoint has the state of its parameters
     replica = Replica(optimizer, run.backend, transport.wake)
     server = make_server(
-        *(transport, config, plan, run.backend, keeper, ending.stopped_by, beginning),
+        *(transport, config, plan, run.backend, keeper, ending.stopped_by, directory, beginning),
         driver=ProblemDriver(replica),
         costs=None if rows or is_traced else chunks.costs(),
         known_costs=known,

@@ -63,16 +63,16 @@ class Record(RunRecord):
         if beginning is None and output is not None:
             self._claim = Claim(Path(output))
         self._summary_in = launched.name_directory(output if beginning is None else None)
-        self._output, self._columns = output, columns
+        self.output, self._columns = output, columns
         self._began = time.monotonic()
 
     def begin(self, config: Config, plan: Plan, state: ScriptState | None) -> None:
         """Begin the record, or continue it from this state. Raises UserError."""
         self._config, self._plan = config, plan
         resume_at = None if state is None else state.iteration
-        if self._claim is not None and self._output is not None:
+        if self._claim is not None and self.output is not None:
             self._claim.make_room(resume_at is not None)
-            directory, own_chunks = Path(self._output), plan.own_chunks.tolist()
+            directory, own_chunks = Path(self.output), plan.own_chunks.tolist()
             about = directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, 100_000
             took = self._beginning.took if self._beginning else None
             self.record_in(Recorder(*about, resume_at, took))
@@ -135,10 +135,10 @@ class Record(RunRecord):
             settings |= compared
             settings |= takeovers_in(self.recorder, self._beginning.lost if self._beginning else None)
             summary = summarise(self.recorder, self.seconds, settings, status, reason)
-            goes_on = status == "interrupted" and launched.hands_over(Path(self._output or ""))
+            goes_on = status == "interrupted" and launched.hands_over(Path(self.output or ""))
             summary |= {"starts_again": True} if goes_on else {}
             summary = self._written(self.recorder, None if goes_on else params, summary)
-            for line in [] if goes_on else [*lines(summary), f"  run directory      {self._output}"]:
+            for line in [] if goes_on else [*lines(summary), f"  run directory      {self.output}"]:
                 say(line)
         elif self._summary_in is not None:
             summary = {"version": __version__, "status": status, "reason": reason, "exit_code": code}

@@ -294,7 +294,8 @@ class Session:
         driver = ScriptDriver(hand_over, replica, *about, is_alike=beginning is None)
         costs = known_costs(self.config, self.plan.num_chunks) or partial(driver.costs, num_chunks=self.plan.num_chunks)
         server = make_server(
-            *(transport, self.config, self.plan, backend, self.record, self._stopped_by, beginning),
+            *(transport, self.config, self.plan, backend, self.record, self._stopped_by),
+            *(Path(self.record.output or ""), beginning),
             has_loss=False,
             driver=driver,
             known_costs=costs,

@@ -53,7 +53,7 @@ def test_the_gradients_of_all_chunks_add_up_to_one():
 def test_psgc_runs_as_its_row_says_with_one_chunk_a_worker_unless_there_is_something_to_compute(tmp_path):
     for name, program in network_runs.PROGRAMS.items():
         if not program.library:
-            network_runs.training(program.settings, {"seconds": 0.0}, 5, 9, "a:9", tmp_path)
+            network_runs.training(program.settings, {"seconds": 0.0}, 5, 9, 8, "a:9", tmp_path)
             words = [f"{key}={value}" for key, value in program.settings.items()]
             config = load(str(tmp_path / "run.yaml"), words)
             shown = "allreduce" if config.aggregation == "allreduce" else config.transfer
@@ -62,7 +62,7 @@ def test_psgc_runs_as_its_row_says_with_one_chunk_a_worker_unless_there_is_somet
 
     for seconds, chunks in ((0.0, 1), (0.002, network_runs.CHUNKS)):
         work = {"dim": 7, "seconds": seconds, "groups": ""}
-        command = network_runs.training({"coding.parts": 2}, work, 5, 9, "server:1,a:8", tmp_path)
+        command = network_runs.training({"coding.parts": 2}, work, 5, 9, 8, "server:1,a:8", tmp_path)
         config = json.loads((tmp_path / "run.yaml").read_text())
         assert config["coding"]["chunks_per_worker"] == chunks
         assert config["problem"]["options"] == work

@@ -92,10 +92,16 @@ def chunk_by_chunk(events):
 def trained(make_run, monkeypatch):
     """What happens in what order in a run of so many iterations, at a time when `interrupted` says nothing."""
 
-    def train(settled, iterations, interrupted=lambda events: None):
+    def train(settled, iterations, interrupted=lambda events: None, hurries=True, takes=0.0):
+        """takes: seconds of a poll"""
         events = []
+
+        def looks():
+            run.clock.now += takes
+            return interrupted(events)
+
         monkeypatch.setattr(loop, "SETTLED", settled)
-        run = make_run(replication=WORKERS, given={"interrupted": lambda: interrupted(events)})
+        run = make_run(replication=WORKERS, given={"interrupted": looks, "hurries": lambda: hurries})
         observer = run.server.cluster.observer
         observer.iteration = lambda row: events.append(f"row {row.iteration}, {row.redundant} redundant")
         observer.stepped = lambda done, row, params: events.append(f"step {done}")
@@ -119,6 +125,15 @@ def test_a_row_is_written_when_the_workers_have_begun_the_next_iteration(trained
 def test_a_run_that_ends_early_has_the_row_of_the_last_whole_iteration(trained):
     events = trained(60, 2, lambda events: "asked to stop" if "step 1" in events else None)
     assert events[-3:] == ["step 1", "row 0, 0 redundant", "asked to stop"]
+
+
+@pytest.mark.parametrize("hurries", [True, False])
+@pytest.mark.parametrize("takes", [1.0, 0.0])
+def test_a_run_that_other_ranks_continue_completes_its_iteration_if_that_is_as_short_as_usual(trained, hurries, takes):
+    events = trained(60, 3, lambda events: "asked to stop" if "chunk of 1" in events else None, hurries, takes)
+    assert events[-1] == "asked to stop"
+    assert ("step 2" in events) == (takes > 0 and not hurries)
+    assert "chunk of 2" not in events
 
 
 def test_a_run_that_has_had_enough_ends_as_after_its_last_iteration(make_run):
