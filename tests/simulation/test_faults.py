@@ -103,7 +103,7 @@ ALLREDUCE_DEFECTS = [
     (Iteration, "let_go", lambda *_: [], "exchanges are left over"),
     (Pool, "sent", lambda *_: None, "a vector has changed while it was being sent"),
     # seen in the gradient or in a replica, as it lies in memory that nothing has been written to
-    (Blocks, "place", lambda self, key, block: key.number or PLACE(self, key, block), "AssertionError"),
+    (Blocks, "place", lambda self, key, *of: key.number or PLACE(self, key, *of), "AssertionError"),
     (AllReduce, "chosen", lambda *_: None, "the server has read another gradient"),
     (Replica, "load", lambda self, state: self.start(state.steps, state.vectors[0]), "differs at"),
     (summing, "COLLECTING", "redoing", "a map while something is done again"),

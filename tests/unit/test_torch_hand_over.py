@@ -1,6 +1,7 @@
 """Between the thread of a script and the one that does MPI: sums and states reach the call that they are for."""
 
 import threading
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -304,7 +305,7 @@ def test_a_run_that_fails_before_its_first_iteration_ends_in_order():
     config, plan = settled(settings_of({"chunks": 4, "replication": 2, "dedicated_server": True}), 2, DIM)
     transport = Transport(3, goodbyes())
     script = script_of(HandOver(0))
-    server = make_server(transport, config, plan, Backend(), Mock(), (), has_loss=False, driver=script)
+    server = make_server(transport, config, plan, Backend(), Mock(), (), Path(), has_loss=False, driver=script)
     with pytest.raises(MemoryError):
         server.run(TooLarge(), 9)
     assert not server.compared
