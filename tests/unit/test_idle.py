@@ -1,5 +1,7 @@
 """Copies that cost nothing are compared by digests (`verify: {idle: true}`): who is asked, who is in the wrong."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -139,6 +141,11 @@ def test_a_digest_that_nobody_asked_for_or_of_no_chunk_is_refused():
         say(it, 1, 0, RIGHT)
     with pytest.raises(ProtocolError):
         say(begun([[1, 2]]), 1, 5, RIGHT)
+
+
+def test_the_time_in_which_the_processor_does_something_else_is_not_that_of_a_digest():
+    digester = Digester(lambda vector: (threading.Event().wait(0.02), vector)[1])
+    assert all(digester.digest(np.ones(3), seconds=0.1) for _ in range(3))
 
 
 def test_digests_take_a_small_share_of_the_time(monkeypatch):
