@@ -163,9 +163,7 @@ def measure(setting: Setting, program: str, steps: int, batch: int, quotas: bool
         stack.callback(kill_all, processes := start(program, setting.workers, options, environ))
         codes = wait(processes)
         errors = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("stderr*")))
-        if (
-            any(codes) and setting.killed and program not in (PSGC, DEDICATED)
-        ):  # torchft 0.2.0: by an assertion in its ddp.py
+        if any(codes) and setting.killed and program in (DDP, TORCHFT):  # torchft 0.2.0: by an assertion in its ddp.py
             return Row("ends")
         if any(codes) or not (folder / "result.json").exists():
             raise RunFailed(f"the run failed with exit code {max(codes)}: {' '.join(errors.split())[-500:]}")

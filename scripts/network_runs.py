@@ -131,8 +131,8 @@ def measure(program: Program, situation: Situation, dim: int, iterations: int) -
         if program.library:
             command, additions = loop(program.library, work, iterations + 1, ranks, places, environ, folder)
         else:
-            workers = situation.workers
-            command, additions = training(program.settings, work, iterations + 1, ranks, workers, places, folder), {}
+            about = iterations + 1, ranks, situation.workers, places, folder
+            command, additions = training(program.settings, work, *about), {}
         run_on(hosts, command, environ | additions, folder)
         carried = list(hosts.link_bytes().values())
         run = read(folder / OUTPUT)
