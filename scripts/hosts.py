@@ -26,6 +26,7 @@ from psgc.errors import UserError
 DOOR = str(Path(__file__).with_name("door.py"))
 SWITCH = "switch"
 NETWORK = "10.213.7"  # inside the namespaces only
+LIMIT = 60.0  # seconds for a command that takes milliseconds: a shared machine may stand still for ten
 NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid")
 
 
@@ -61,7 +62,7 @@ class Hosts:
         for maker in self._makers:
             maker.kill()
             maker.wait()
-        self._remover.communicate(timeout=20)
+        self._remover.communicate(timeout=LIMIT)
 
     def _build(self) -> None:
         addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(self.names, start=1)}
@@ -89,7 +90,7 @@ class Hosts:
         self._inits[name] = int(children.read_text())
 
     def _ip(self, name: str, words: str) -> None:
-        subprocess.run(self._on_network_of(name, f"ip {words}"), check=True, timeout=10)
+        subprocess.run(self._on_network_of(name, f"ip {words}"), check=True, timeout=LIMIT)
 
     def _on_network_of(self, name: str, words: str) -> list[str]:
         return ["nsenter", "--target", str(self._inits[name]), "--net", *words.split()]
@@ -111,14 +112,14 @@ class Hosts:
         """
         for end, device in ((name, "eth0"), (SWITCH, name)):
             words = f"tc qdisc add dev {device} root tbf rate {megabits:g}mbit burst 512k latency 200ms"
-            done = subprocess.run(self._on_network_of(end, words), capture_output=True, text=True, timeout=10)
+            done = subprocess.run(self._on_network_of(end, words), capture_output=True, text=True, timeout=LIMIT)
             if done.returncode:
                 raise UserError(f"no links with a rate: {words}: {' '.join(done.stderr.split())}")
 
     def link_bytes(self) -> dict[str, int]:
         """Bytes that the link of each host has carried so far, both directions together, headers included."""
         command = self._on_network_of(SWITCH, "ip -json -statistics link show")
-        found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout
+        found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout
         return {name: carried for name, carried in carried_bytes(found).items() if name in self.names}
 
     def unplug(self, name: str) -> None:
@@ -132,7 +133,7 @@ class Hosts:
     def make_impatient(self, name: str) -> None:
         """Have the kernel of a host give up a connection after 3 s without an answer, not the usual 15 minutes."""
         command = self.command(name, ["sh", "-c", "echo 3 > /proc/sys/net/ipv4/tcp_retries2"])
-        subprocess.run(command, check=True, timeout=10)
+        subprocess.run(command, check=True, timeout=LIMIT)
 
     def crash(self, name: str) -> None:
         """A power cut: nothing on the host lives, and the others are not told."""
@@ -169,9 +170,9 @@ def impossible() -> str:
     make = "ip link add name a type veth peer name b && ip link add name c type bridge && mount -t tmpfs none /dev/shm"
     command = ["unshare", *NAMESPACES, "--fork", "--mount-proc", "sh", "-c", make]
     try:
-        tried = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        return "network namespaces: no answer in 10 s"
+        return f"network namespaces: no answer in {LIMIT:g} s"
     return "" if tried.returncode == 0 else f"no network namespaces for this user: {' '.join(tried.stderr.split())}"
 
 
