@@ -32,7 +32,8 @@ class Backoff:
 
     def __init__(self, first: float) -> None:
         self._first = first
-        self.came()
+        self._expected, self._has_more = 0, False
+        self.reset()
 
     def reset(self) -> None:
         """Something was sent, or another thread of this process has a message."""
@@ -44,9 +45,9 @@ class Backoff:
         self._expected = SPINS
 
     def came(self) -> None:
-        """A message has come."""
+        """A message has come. One poll does not move everything: MPI may have more."""
         self.reset()
-        self._expected = 0
+        self._expected, self._has_more = 0, True
 
     def next(self, large: bool, busy: bool, least: float = 0.0) -> float:
         """Seconds to sleep before the next poll: `least` or more.
@@ -54,6 +55,9 @@ class Backoff:
         large: a large transfer is under way; without help from the kernel its data moves only in MPI calls
         busy: another thread of this process needs the core
         """
+        if self._has_more:
+            self._has_more = False
+            return 0.0
         self._looks += 1
         spins = HOT_SPINS if large else SPINS if self._first == SHORTEST and not busy else 0
         if self._looks <= spins and not least:
