@@ -3,7 +3,8 @@
 A contributor sends each block of its accumulators to the owner of the block. The owner sums a block (decodes it, with
 several parts) and sends the block of the gradient, `parts` times as long, to all other receivers. The rules:
 
-1. At most WINDOW sends of an attempt are under way, since many senders to one receiver are slow.
+1. At most WINDOW blocks of an attempt are under way, or as many shorter ones as have their entries, since many senders
+   to one receiver are slow.
 2. Sends are staggered: each rank begins with the rank after itself, so that all ranks receive from different ranks at
    any time. The first blocks of all slices go first, then the second blocks, and so on.
 3. Blocks of accumulators go before blocks of the gradient, since owners wait for accumulators to sum.
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from psgc.aggregation.map import Contributor, Routes
 from psgc.aggregation.protocol import WHOLE, Arrived, BlockKey, Forget, Have, Instruction, Phase, Place, SendBlock
 
-WINDOW = 2  # sends under way: one is on the link, and the next is ready
+WINDOW = 2  # blocks under way: one is on the link, and the next is ready
 
 
 class Attempt:
@@ -163,11 +164,11 @@ class Attempt:
             if waiting and dest not in busy:
                 busy.add(dest)
                 due.append(waiting.popleft())
-        in_window = sum(map(self._is_in_window, self.under_way))
-        while self._notes or (self._queue and in_window < WINDOW):
+        room = WINDOW * self.routes.most - sum(map(self._entries_in_window, self.under_way))
+        while self._notes or (self._queue and self._entries_in_window(self._queue[0]) <= room):
             send = (self._notes or self._queue).popleft()
             if (waiting_for := self._waiting.get(send.dest)) is None:
-                in_window += self._is_in_window(send)
+                room -= self._entries_in_window(send)
                 due.append(send)
             elif waiting_for or send.dest in busy:
                 waiting_for.append(send)
@@ -177,8 +178,11 @@ class Attempt:
         self.under_way += due
         return due
 
-    def _is_in_window(self, send: SendBlock) -> bool:
-        return send.dest not in self._waiting and send.dest not in self.of_host
+    def _entries_in_window(self, send: SendBlock) -> int:
+        if send.dest in self._waiting or send.dest in self.of_host:
+            return 0
+        _, start, stop = self.routes.blocks[send.key.number]
+        return stop - start
 
     def hold(self, dest: int) -> None:
         """Sends to `dest` are slow."""

@@ -68,6 +68,7 @@ class Routes:
     """Which rank sends what to which rank for one map; the same on all ranks.
 
     blocks: of the coded vector, in the order of their entries, with at most `most` entries each
+    most: entries of a block
     slice_of: by block, the place of its slice in the map
     slots: by contributor, the place of its accumulator in the memory of its host; the first place is for the rank's own
         role, whose accumulator may be there before the map comes
@@ -119,6 +120,7 @@ class Routes:
                 rounds.setdefault(place, []).append(len(self.blocks))
                 self.blocks.append(block)
                 self.slice_of.append(number)
+        self.most = most
         self._rounds = [sorted(numbers, key=lambda number: self.blocks[number].owner) for numbers in rounds.values()]
 
     def of(self, map: Map, most: int) -> "Routes":

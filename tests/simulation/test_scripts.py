@@ -10,7 +10,7 @@ from tests.simulation import faults
 
 @pytest.mark.parametrize("hosts", [[], ["--hosts"]])
 def test_every_script_has_the_right_sums_or_a_right_state_in_between(capsys, hosts):
-    assert faults.main(["--scripts", "--schedules", "15", "--seed", "100000", *hosts]) == 0
+    assert faults.main(["--scripts", "--schedules", "25", "--seed", "100000", *hosts]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
     assert counts.keys() >= {

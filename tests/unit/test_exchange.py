@@ -82,7 +82,7 @@ class Ranks:
         for exchange in self.exchanges.values():
             exchange.handle(Loaded(0))
         self.possible = [(rank, Mapped(map, most)) for rank in map.receivers]
-        self.sending = Counter()
+        self.most, self.sending = most, Counter()  # entries of a block, and by rank the entries under way
         self.held = {rank: set() for rank in map.receivers}  # keys of accumulators' blocks that it could sum
         self.gradient = {rank: Counter() for rank in map.receivers}  # how often it got a block
         self.begun = set()
@@ -102,8 +102,8 @@ class Ranks:
             case Arrived(_, what) if what.contributor:
                 assert what not in self.held[rank]
                 self.held[rank].add(what)
-            case Sent():
-                self.sending[rank] -= 1
+            case Sent(send):
+                self.sending[rank] -= self.length(send)
         for instruction in self.exchanges[rank].handle(event):
             match instruction:
                 case SumBlock(what, (contributors,)):
@@ -114,15 +114,19 @@ class Ranks:
                     self.gradient[rank][what.number] += 1
                 case SendBlock():
                     self.send(rank, instruction)
-        assert self.sending[rank] <= WINDOW
+        assert self.sending[rank] <= WINDOW * self.most
 
     def send(self, rank, send):
         assert rank in self.begun
         assert rank != send.dest in self.map.receivers
         has = send.key in self.held[rank] if send.key.contributor else self.gradient[rank][send.key.number]
         assert has, "sends what it does not have"
-        self.sending[rank] += 1
+        self.sending[rank] += self.length(send)
         self.possible += [(rank, Sent(send)), (send.dest, Arrived(rank, send.key))]
+
+    def length(self, send):
+        _, start, stop = self.blocks[send.key.number]
+        return stop - start
 
     def illegal(self, rank):
         """Everything that cannot happen at this rank now is refused, and changes nothing."""
