@@ -47,7 +47,7 @@ class Cluster:
         self.failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed, while nobody has done it
         self._raised: set[int] = set()  # workers on which a gradient failed
         self.strikes = Counter[int]()  # wrong copies of each worker (`verify`)
-        self._joins: set[int] = set()  # workers that can do several chunks in one pass
+        self._joins: dict[int, bool] = {}  # by worker that has said so, whether it can do several chunks in one pass
         self._stuck = Stuck()
 
     def _make_schedule(self, backups: Queues) -> Schedule:
@@ -108,7 +108,7 @@ class Cluster:
 
     def can_join(self, worker: int, can: bool) -> None:
         """Note whether a worker can do several chunks in one pass."""
-        (self._joins.add if can else self._joins.discard)(worker)
+        self._joins[worker] = can
 
     def join(self, iteration: int, num_sums: int) -> bool:
         """Let workers do several chunks in one pass, in an iteration whose only result is one gradient.
@@ -120,7 +120,9 @@ class Cluster:
         config = self._config
         is_plain = config.transfer != "per_chunk" and config.joins and self._plan.parts == 1
         has_figures = num_sums > 0 or is_evaluated(iteration, config.evaluate.every if config.evaluate else 0)
-        return self.schedule.join(is_plain and not has_figures and self._joins.issuperset(self.membership.live))
+        # a slow worker may say nothing for many iterations, since others do its chunks
+        said = [self._joins[worker] for worker in self.membership.live if worker in self._joins]
+        return self.schedule.join(is_plain and not has_figures and bool(said) and all(said))
 
     def weights(
         self, iteration: int, reports: Iterable[tuple[int, int, int]], incomplete: Container[int]

@@ -14,6 +14,7 @@ LATE, LEAST = 2.5, 0.5  # weight of the lateness in the fraction that is one pas
 LATE_RATE, PACE_RATE = 0.3, 0.4  # weight of the newest iteration in the lateness, and in a pace where there are pieces
 LEARNING_RATE = 0.25  # weight of a worker's newest chunk in its pace
 MOST_FIXED = 10.0  # chunks: what a pass may cost besides those that are in it
+FIXED_RATE, FEW = 0.1, 4  # weight of the newest pass in that cost, and how many passes say little about it
 RISE, FALL = 0.25, 0.02  # weight of a chunk in the spread, when it took longer and when not
 LAG_RATE = 0.25  # weight of the newest report in the lag
 LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice the lag
@@ -27,7 +28,8 @@ class Learning:
     fixed: float = 0.0  # what a pass costs besides its chunks, in average chunks; 0 until passes have differed
     spread: float = 1.0  # how many times as long as expected the longest chunks take, of workers no slower than before
     late: float = 0.0  # by which share of the expected time the slowest worker of an iteration is late, a weighted mean
-    _knows_fixed: bool = False
+    _fixed_seen: int = 0  # passes that it was learnt from
+    _fixed_sums: tuple[float, float] = (0.0, 0.0)  # weighted means, of which `fixed` is the ratio
     _surprise: float | None = None  # a weighted mean
 
     def trusts_paces(self, workers: Collection[WorkerView], seconds: float) -> bool:
@@ -58,7 +60,7 @@ class Learning:
         """
         if self._surprise is None:
             return 0.0
-        if self._knows_fixed and self.fixed < CHEAP:
+        if self._fixed_seen > FEW and self.fixed < CHEAP:
             return next((part for limit, part in CHEAP_PIECES if self._surprise <= limit), 0.0)
         return max(LEAST, 1.0 / (1.0 + LATE * self.late))
 
@@ -91,7 +93,12 @@ class Learning:
         if not before.passes or before.chunks < 2 * chunks * before.passes:
             return
         many, took = before.chunks / before.passes, before.seconds / before.passes
-        if took > seconds:
-            fixed = min(max((many * seconds - chunks * took) / (took - seconds), 0.0), MOST_FIXED)
-            self.fixed += (LEARNING_RATE if self._knows_fixed else 1.0) * (fixed - self.fixed)
-            self._knows_fixed = True
+        pace = took / many  # workers of any pace count alike
+        sample = (many * seconds - chunks * took) / pace, (took - seconds) / pace
+        self._fixed_seen += 1
+        rate = max(FIXED_RATE, 1 / self._fixed_seen)
+        # single passes differ much, and so would the mean of their ratios
+        above, below = (old + rate * (new - old) for old, new in zip(self._fixed_sums, sample, strict=True))
+        self._fixed_sums = above, below
+        if below > 0:
+            self.fixed = min(max(above / below, 0.0), MOST_FIXED)
