@@ -245,7 +245,7 @@ class Coordinator:
         for counted in self._schedule.counts(event.worker, event.chunk):
             instructions += self._counting.count(event.worker, counted)
         if self._is_enough():
-            return instructions + self._finalize()
+            return instructions + self._finalize(event)
         instructions += self._freed(event, done=True)
         return instructions + [Compare(due, self._copies[due].there) for due in self._checks.comparing]
 
@@ -258,7 +258,7 @@ class Coordinator:
             self._schedule.counts(event.worker, chunk)
         for chunk in event.piece:
             instructions += self._counting.count(event.worker, chunk, is_told=chunk == event.chunk)
-        return instructions + (self._finalize() if self._is_enough() else [*self._freed(event, done=True)])
+        return instructions + (self._finalize(event) if self._is_enough() else [*self._freed(event, done=True)])
 
     def _old_pass_ended(self, event: Event) -> Sequence[Order]:
         """Orders for a worker that begins this iteration only now. `event` changes nothing else."""
@@ -279,7 +279,10 @@ class Coordinator:
         return [*instructions, *self._freed(event, done=False), *self._schedule.again(worker, needed, event.now)]
 
     def _freed(self, event: Report | Abandoned, done: bool) -> Sequence[Order]:
-        return self._schedule.freed(Pass(event.worker, event.piece, event.now, event.seconds, done, event.late))
+        return self._schedule.freed(self._pass(event, done))
+
+    def _pass(self, event: Report | Abandoned, done: bool) -> Pass:
+        return Pass(event.worker, event.piece, event.now, event.seconds, done, event.late)
 
     def _lost(self, worker: int, held: Sequence[int], now: float) -> list[Instruction]:
         collected = self.phase == COLLECTING
@@ -306,7 +309,10 @@ class Coordinator:
             for chunk, copies in enumerate(self._copies)
         )
 
-    def _finalize(self) -> list[Instruction]:
+    def _finalize(self, last: Report | None = None) -> list[Instruction]:
+        """last: the report that ends the iteration, of which the schedule has not heard."""
+        if last is not None:
+            self._schedule.ended(self._pass(last, done=True))
         instructions: list[Instruction] = []
         if self.phase == WORKING and self.books.missing:
             for chunk in self.books.incomplete():

@@ -213,8 +213,9 @@ def _move(chunk: ChunkView, worker: WorkerView, holders: Sequence[WorkerView], p
     others = [other for other in holders if other not in chunk.takers]
     if not others:
         return False
-    other = min(others, key=lambda w: paces[w] * (w.ahead + chunk.cost))
-    if paces[other] * (other.ahead + chunk.cost) >= paces[worker] * worker.ahead * (1 - 1e-9):
+    other = min(others, key=lambda w: w.start + paces[w] * (w.ahead + chunk.cost))
+    end = other.start + paces[other] * (other.ahead + chunk.cost)
+    if end >= (worker.start + paces[worker] * worker.ahead) * (1 - 1e-9):
         return False
     worker.forget(chunk)
     other.tell(chunk)

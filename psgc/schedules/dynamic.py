@@ -193,12 +193,23 @@ class DynamicSchedule(Decisions):
                 self.bare[worker] = None
         return self._withdraw(it, workers)
 
-    def freed(self, it: Pass) -> list[Order]:
-        by, piece, now = self.workers[it.worker], [self.chunks[number] for number in it.chunks], it.now
+    def _learn(self, it: Pass) -> None:
+        by, piece = self.workers[it.worker], [self.chunks[number] for number in it.chunks]
+        by.learn_start(it.now - it.seconds - self.learning.lag)
         # an abandoned pass may have been left before its end: it can only show that the worker is slower
         if it.is_done or by.pace is None or it.seconds > by.pace * by.cost_of(piece):
             self.estimates[it.worker] = self.learning.learn(by, piece, it.seconds, it.late)
-        self._latest = now
+        self._latest = it.now
+
+    def ended(self, it: Pass) -> None:
+        by = self.workers[it.worker]
+        self._learn(it)
+        by.reports += 1
+        by.running, by.piece = None, ()
+
+    def freed(self, it: Pass) -> list[Order]:
+        by, piece, now = self.workers[it.worker], [self.chunks[number] for number in it.chunks], it.now
+        self._learn(it)
         by.is_delayed, running = False, by.running
         if running is piece[0]:
             by.reported(piece)

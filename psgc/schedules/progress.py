@@ -9,12 +9,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
+from statistics import median
 from typing import NamedTuple
 
 from psgc.iteration import piece_length
 
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is chosen once more
 SOON = 0.5  # share of a chunk's time: two workers that would end a chunk within this of each other would both begin it
+STARTS = 3  # iterations whose median says when a worker begins: one late start is no rule
 UNKNOWN = 5.0  # a worker without a report, after e seconds: expected to need this times e more
 
 
@@ -108,6 +110,8 @@ class WorkerView:
     took: Took = field(default_factory=Took)  # what it took in this iteration
     reports: int = 0  # how many passes it has finished or left
     spared: int = 0  # iterations in a row in which it had nothing to do
+    starts: tuple[float, ...] = ()  # in the last iterations, seconds until it began its first pass
+    start: float = 0.0  # the same, as expected in this iteration
     alarm: float = inf  # when to choose for it again
 
     def __post_init__(self) -> None:
@@ -121,12 +125,13 @@ class WorkerView:
         self.running, self.piece, self.is_delayed = None, (), False
         self.since = self.due = self.cost = 0.0
         self.reports, self.took, self.alarm = 0, Took(), inf
+        self.start = median(self.starts) if len(self.starts) == STARTS else 0.0
         for chunk in self.own:
             self.tell(chunk)
 
     def inherit(self, other: WorkerView) -> None:
         """Know what `other`, the same worker in another schedule, has shown in the iteration that is over."""
-        of_passes = ("before", "took", "reports", "expected", "fixed", "running", "piece", "since", "cost")
+        of_passes = ("before", "took", "reports", "expected", "fixed", "running", "piece", "since", "cost", "starts")
         for name in (*of_passes, "spared", "is_delayed"):
             setattr(self, name, getattr(other, name))
 
@@ -163,8 +168,8 @@ class WorkerView:
         self.running, self.alarm = None, inf
 
     def began(self, now: float) -> None:
-        """The worker has begun the chunk that it is in, or rests, since `now`."""
-        self.since = self.due = now
+        """The worker has begun the chunk that it is in, or rests, since `now`, or begins once it is there."""
+        self.since = self.due = max(now, self.start)
         self.cost = self.cost_of(self.piece)
         if self.pace is not None:
             self.due += self.pace * self.cost
@@ -200,6 +205,11 @@ class WorkerView:
 
     # what is expected of it
 
+    def learn_start(self, begun: float) -> None:
+        """It began at `begun` the pass that it has just reported. Later passes say nothing."""
+        if not (self.reports or self.is_delayed) and self.since == self.start:
+            self.starts = (*self.starts, max(0.0, begun))[-STARTS:]
+
     def elapsed(self, now: float, lag: float) -> float:
         """Seconds per average chunk that it has spent on its pass so far: its pace cannot be less."""
         return 0.0 if self.running is None else max(0.0, now - self.since - lag) / self.cost
@@ -221,14 +231,14 @@ class WorkerView:
     def free(self, now: float, lag: float) -> float:
         """When it will have finished the chunk that it is in. A late chunk is expected to take as much longer."""
         if self.running is None and not self.is_delayed:
-            return now
+            return max(now, self.start)
         if self.pace is None or self.is_delayed:
             return now + UNKNOWN * max(0.0, now - self.since - lag)
         return self.due if self.due > now else now + max(0.0, now - self.due - lag)
 
     def through(self, now: float, lag: float) -> float:
         pace = (1 + UNKNOWN) * self.elapsed(now, lag) if self.pace is None else self.pace
-        return self.free(now, lag) + pace * self.ahead
+        return self.free(now, lag) + pace * (self.ahead + self.fixed * bool(self.told))
 
     def choices(self) -> list[ChunkView]:
         """The chunks that it could do besides what it was told."""

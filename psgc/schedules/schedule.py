@@ -154,8 +154,12 @@ class Schedule:
 
     def freed(self, it: Pass) -> list[Order]:
         """Orders when a worker is through with a pass; `counts` comes first."""
-        self._paces[it.worker] = it.seconds / len(it.chunks)
+        self.ended(it)
         return []
+
+    def ended(self, it: Pass) -> None:
+        """Learn from the pass whose report ends the iteration, after which there are no orders."""
+        self._paces[it.worker] = it.seconds / len(it.chunks)
 
     def again(self, worker: int, chunks: Sequence[int], now: float) -> list[Order]:
         """Orders for these chunks, of a pass of `worker` that does not count; `freed` comes first."""
