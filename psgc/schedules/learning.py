@@ -90,7 +90,7 @@ class Learning:
 
     def _learn_fixed(self, before: Took, chunks: int, seconds: float) -> None:
         """A pass of so many chunks took so long, after larger ones in the same iteration."""
-        if not before.passes or before.chunks < 2 * chunks * before.passes:
+        if not before.seconds or before.chunks < 2 * chunks * before.passes:
             return
         many, took = before.chunks / before.passes, before.seconds / before.passes
         pace = took / many  # workers of any pace count alike

@@ -97,6 +97,29 @@ def test_a_pass_that_was_left_before_its_end_does_not_show_that_its_worker_is_qu
         assert schedule.estimates[1] == pace
 
 
+def test_the_worker_whose_report_ends_an_iteration_is_learnt_of():
+    """A slow worker is always the last."""
+    plan = make_plan(Coding(chunks_per_worker=1, replication=2), "dynamic", 2, seed=0)
+    schedule = SCHEDULES["dynamic"](plan.queues, plan.backups, plan.holders(), 1)
+    cluster = VirtualCluster(plan.holders(), plan.queues, 1, schedule)
+    for seconds in (1.5, 1.7):
+        cluster.recover({1: 1.0, 2: seconds})
+    assert 1.5 < schedule.estimates[2] <= 1.7
+
+
+def test_a_worker_that_always_begins_late_has_less_to_do_but_one_late_start_is_no_rule():
+    plan = make_plan(Coding(chunks_per_worker=6, replication=2), "dynamic", 2, seed=0)
+    schedule = SCHEDULES["dynamic"](plan.queues, plan.backups, plan.holders(), 1)
+    slow, shares = schedule.workers[2], []
+    for start in (0.0, 3.0, 0.0, 3.0, 3.0):
+        schedule.estimates.update({1: 1.0, 2: 1.0})
+        schedule.begin()
+        shares.append(len(slow.told) + len(slow.piece))
+        schedule.freed(Pass(2, (slow.running.number,), start + 1.0, 1.0, is_done=True))
+    assert shares == [6, 6, 6, 6, 5]
+    assert slow.starts == (0.0, 3.0, 3.0)
+
+
 def test_what_a_pass_costs_besides_its_chunks_is_learnt():
     learning, worker = Learning(), WorkerView(1, [], [])
     chunks = [ChunkView(number, 1.0) for number in range(9)]
@@ -107,3 +130,18 @@ def test_what_a_pass_costs_besides_its_chunks_is_learnt():
     assert learning.fixed == pytest.approx(FIXED)
     worker.begin(2.0, 0.5, learning.fixed)
     assert learning.learn(worker, chunks[:4], 2.0 * (4 + FIXED), 0.0) == pytest.approx(2.0)
+
+
+def test_what_a_pass_costs_is_learnt_from_passes_that_differ_by_a_third():
+    """As under a CPU quota. The mean of what the single passes say would be 0.4 or 1.2 in turns."""
+    learning, rng, found = Learning(), np.random.default_rng(0), []
+    chunks = [ChunkView(number, 1.0) for number in range(17)]
+    for _ in range(400):
+        worker = WorkerView(1, [], [])
+        worker.begin(2.0)
+        for piece in (chunks[:16], chunks[16:]):
+            seconds = 2.0 * (len(piece) + FIXED) * rng.uniform(0.67, 1.33)
+            learning.learn(worker, piece, seconds, 0.0)
+        found.append(learning.fixed)
+    assert np.std(found[50:]) < 0.2
+    assert np.mean(found[50:]) == pytest.approx(FIXED, abs=0.1)

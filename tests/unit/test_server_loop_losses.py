@@ -184,3 +184,12 @@ def test_whose_loss_leaves_too_few_workers_for_the_next_iteration_is_named(make_
     with pytest.raises(TooFewWorkers, match=r"^worker 2 on h2, iteration 0: its process died; 1 worker is left"):
         run.follow(iter([[*run.queues(0, (1, 2)), Died(2)]]), 2, dim=2)
     assert run.steps == 1
+
+
+def test_a_slow_worker_that_has_said_nothing_yet_keeps_nobody_from_doing_several_chunks_in_one_pass(make_run):
+    cluster = make_run("dynamic", combined=True).server.cluster
+    assert not cluster.join(0, 0)
+    cluster.can_join(1, True)
+    assert cluster.join(1, 0)
+    cluster.can_join(2, False)
+    assert not cluster.join(2, 0)
