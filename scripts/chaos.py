@@ -93,7 +93,6 @@ class Setting:
             "iterations": self.iterations,
             "coding": {"chunks_per_worker": self.chunks, "replication": min(3, self.workers)},
             "aggregation": self.aggregation,
-            "transfer": "combined",
             "stragglers": {"kind": "slow", "seconds": {"all": self.seconds / self.chunks}},
             "faults": {"collect_timeout": COLLECT_TIMEOUT, "restore": restore},
             "output": str(self.folder / output),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.aggregation.attempts import WINDOW
+from psgc.aggregation.attempts import WINDOW, Iteration
 from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.map import Contributor, Map, Routes
 from psgc.aggregation.protocol import (
@@ -169,6 +169,18 @@ def test_sends_are_staggered_and_first_blocks_go_first():
     order = [(routes.blocks[number].owner, number) for number, _ in routes.coded_sends(2)]
     assert order == [(3, 6), (0, 0), (1, 2), (3, 7), (0, 1), (1, 3)]
     assert routes.others(0, 2) == [3, 0, 1]
+
+
+def test_short_blocks_go_to_everybody_at_once():
+    """Two at a time, each would wait until the one before is taken."""
+    everything = equal_map(range(6), [own(rank) for rank in range(6)], entries=6)
+    one = Map(0, 0, everything.receivers, everything.contributors, (Slice(0, 0, 6),))
+    attempt = Iteration().add(Routes(one, most=6), 0, ())
+    attempt.pass_on(0)
+    assert len(attempt.due()) == WINDOW
+    attempt = Iteration().add(Routes(one, most=15), 0, ())
+    attempt.pass_on(0)
+    assert [send.dest for send in attempt.due()] == [1, 2, 3, 4, 5]
 
 
 def test_sends_are_staggered_by_owner_wherever_the_slices_lie():
