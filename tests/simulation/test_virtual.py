@@ -184,7 +184,7 @@ def test_a_worker_that_changes_speed_is_followed():
 
 @pytest.mark.parametrize("passes", [Passes(), Passes(joins=True, cost=0.3)])
 def test_a_slow_start_is_no_reason_to_leave_a_worker_without_work_for_ever(passes):
-    """One chunk each. Three begin slowly, so the fourth would be through with three chunks before they have done one."""
+    """One chunk each. Three begin slowly, so the fourth does three chunks before they have done one."""
     plan = make_plan(Coding(chunks_per_worker=1, replication=3), "dynamic", 4, seed=0)
     rules = SCHEDULES["dynamic"](plan.queues, plan.backups, plan.holders(), 1)
     virtual = VirtualCluster(plan.holders(), plan.queues, 1, rules, breaks_off=False, passes=passes)
