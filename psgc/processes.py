@@ -62,6 +62,10 @@ class Identity:
         state, started = _state_and_start(self.pid)
         return bool(self.started) and (started != self.started or state in "ZX")
 
+    def is_reaped(self) -> bool:
+        """Whether a process of this machine has ended and its parent has taken note; True only if that is certain."""
+        return bool(self.started) and _state_and_start(self.pid)[1] != self.started
+
     def is_stopped(self) -> bool:
         """Whether a process of this machine was stopped (SIGSTOP)."""
         state, started = _state_and_start(self.pid)

@@ -16,6 +16,7 @@ from psgc.machine import THREADS, fabrics, usable_cores
 
 AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # suffixes of the variables that make Open MPI use another ssh
 RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks; the first one counts
+KERNELS = ("ATEN_", "DNNL_", "MKL_", "NPY_", "ONEDNN_", "OPENBLAS_")  # of libraries: with others, last bits may differ
 PASSED_ON = (
     "PSGC_CUDA_AWARE", "PSGC_DEBUG", "PSGC_DEDICATED_SERVER", "PSGC_FOLDER", "PSGC_LAUNCHED", "PSGC_RESTORED",
     "PSGC_RESUME", "PSGC_STANDBY", "PSGC_TERMINAL", "PYTHONPATH",
@@ -145,7 +146,8 @@ def launch_command(
             additions["PSGC_CUDA_AWARE"] = "1"
         if "PSGC_TERMINAL" in environ and mpirun.major >= 5:
             flags += ["--stream-buffering", "0"]  # otherwise mpirun delays the progress bar
-        for name in (*THREADS, *PASSED_ON):
+        kernels = sorted(name for name in environ if name.startswith(KERNELS) and name not in THREADS)
+        for name in (*THREADS, *PASSED_ON, *kernels):
             if name in additions or name in environ:
                 flags += ["-x", name]  # other nodes receive only OMPI_ variables by default
     else:

@@ -368,22 +368,22 @@ class Transport:
         os._exit(code)
 
     def outlast(self, others: Collection[int]) -> None:
-        """On rank 0: wait up to 2 s for the processes of these ranks to end, so that mpirun's exit code is rank 0's."""
+        """On rank 0: wait up to 2 s until mpirun knows that these ranks have ended. Then its exit code is rank 0's."""
         end = time.monotonic() + PATIENCE
-        while self.rank == 0 and not self._all_gone(others) and time.monotonic() < end:
+        while self.rank == 0 and not self._all_gone(others, Identity.is_reaped) and time.monotonic() < end:
             with suppress(MPI.Exception):
                 if not MPI.Is_finalized():
                     self._world.Iprobe(self.place)  # moves messages that are still under way
             time.sleep(LONGEST)
 
-    def _all_gone(self, ranks: Collection[int]) -> bool:
+    def _all_gone(self, ranks: Collection[int], is_gone: Callable[[Identity], bool] = Identity.is_gone) -> bool:
         places = {self.term.place(rank): rank for rank in ranks}
         places.pop(self.place, None)
         if MPI.Is_finalized():
-            return all(self._processes[rank].is_gone() for rank in places.values() if self._is_near(rank))
+            return all(is_gone(self._processes[rank]) for rank in places.values() if self._is_near(rank))
         dead = failed_ranks(self._world)
         left = [rank for place, rank in places.items() if place not in dead]
-        return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
+        return all(self._is_near(rank) and is_gone(self._processes[rank]) for rank in left)
 
     def neighbours(self, place: int) -> dict[int, Identity]:
         """The live processes of this host, by place, if the one at `place` is on this host. For any thread."""

@@ -141,3 +141,15 @@ def test_data_are_known_by_what_they_are(tmp_path):
     os.rename(tmp_path / "0.npz", tmp_path / "moved.npz")
     assert fingerprint(open_data(str(tmp_path / "moved.npz"))) in prints
     assert fingerprint(None) == "none"
+
+
+def test_with_reproducible_ranks_that_round_in_another_way_differ(monkeypatch):
+    settings = SAME.replace("KIND", "kind: logistic") + "\nreproducible: true"
+    first, second = (description(from_yaml_text(settings), of(np.arange(20.0)), Problem(3), None) for _ in range(2))
+    assert first == second
+    exp = np.exp
+    monkeypatch.setattr(np, "exp", lambda values: np.nextafter(exp(values), np.inf))
+    other = description(from_yaml_text(settings), of(np.arange(20.0)), Problem(3), None)
+    assert [name for name in first if first[name] != other[name]] == [
+        "rounding of NumPy (processor or OPENBLAS_CORETYPE)"
+    ]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_open_mpi_line(mpirun, tmp_path, monkeypatch):
     ]
     tolerant = {"OMPI_MCA_pml": "ob1", KEEPALIVE: "0"}
     assert additions == {**dict.fromkeys(THREADS, "3"), "OMPI_MCA_btl": "^ofi", SLOTS: "5", **tolerant}
+
+
+def test_what_chooses_the_kernels_of_blas_reaches_all_hosts(line):
+    """Else ranks on other hosts compute other last bits."""
+    words = line(environ={"OPENBLAS_CORETYPE": "Haswell", "MKL_CBWR": "AVX2", "OPENBLAS_NUM_THREADS": "1"})[0].split()
+    passed = [name for flag, name in pairwise(words) if flag == "-x"]
+    assert passed == [*THREADS, "MKL_CBWR", "OPENBLAS_CORETYPE"]
 
 
 def test_ofi_is_left_out_only_where_there_is_no_fast_network(line, monkeypatch):

@@ -66,8 +66,10 @@ def test_a_process_is_known_to_be_stopped_killed_and_known_to_be_gone():
     os.waitpid(process.pid, os.WUNTRACED)
     assert identity.is_stopped()
     assert identity.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its parent has not taken note
+    assert (identity.is_gone(), identity.is_reaped()) == (True, False)
     assert process.wait(10) == -signal.SIGKILL
-    assert identity.is_gone()
+    assert (identity.is_gone(), identity.is_reaped()) == (True, True)
     assert identity.kill()
 
 
