@@ -58,7 +58,7 @@ def assert_equal(ended, ranks, alone):
 @pytest.mark.parametrize("steps", [1, 9], ids=["nine steps", "the last step"])
 def test_the_others_have_ended_when_a_worker_has_done_its_chunk(tmp_path, alone, steps):
     """Its script makes the steps that it has the sums for, or ends at the next call. Nobody kills it."""
-    what = {**dict.fromkeys([0, 1], ["waits in a chunk", steps, 2]), 2: ["pauses in a chunk", steps, 5]}
+    what = {**dict.fromkeys([0, 1], ("waits in a chunk", steps, 2)), 2: ["pauses in a chunk", steps, 5]}
     ended, said = trained(tmp_path, 3, aggregation="allreduce", what=what)
     assert_equal(ended, {0, 1, 2} if steps == 9 or 2 in ended else {0, 1}, alone)
     assert not said
@@ -67,7 +67,7 @@ def test_the_others_have_ended_when_a_worker_has_done_its_chunk(tmp_path, alone,
 
 @pytest.mark.faults
 def test_a_worker_that_hangs_in_the_last_chunk_keeps_nobody(tmp_path, alone):
-    what = {**dict.fromkeys([0, 1], ["waits in a chunk", 9, 2]), 2: ["pauses in a chunk", 9, 1000]}
+    what = {**dict.fromkeys([0, 1], ("waits in a chunk", 9, 2)), 2: ["pauses in a chunk", 9, 1000]}
     ended, said = trained(tmp_path, 3, aggregation="server", transfer="per_chunk", what=what)
     assert ended == dict.fromkeys([0, 1], alone)
     assert not said
