@@ -17,7 +17,7 @@ Without --restore two workers are left alive in any case. With it the run is sta
 The table says, for each seed:
 
     T*/T      of the whole time, restarts and all: the sum of the clairvoyant bounds T* of the iterations, which follow
-              from what each worker did in them, over the seconds from the first step to the end
+              from what each worker did in them, over the seconds from the end of the first step to the end of the run
     time      of the workers' time: the seconds of chunks that counted, over those in which workers were not dead or
               stopped
     starts    1, and how often the run was started again; repeated: steps that were made twice
@@ -199,13 +199,14 @@ def judge(setting: Setting, output: str, found: Found, reference: np.ndarray | N
     directory, summary = setting.folder / output, {}
     # of the last iterations before a takeover the new rank 0 knows only the seconds
     rows = [row for row in earlier_rows(directory / "iterations.csv") if row.recovered]
+    steps = found.steps - 1  # `took` begins with the first row, at the end of its step
     bounds = [row.bound for row in rows if np.isfinite(row.bound)]
     if bounds:
-        found.bound = float(np.mean(bounds)) * found.steps / found.took
+        found.bound = float(np.mean(bounds)) * steps / found.took
     if rows:
         counted = float(np.mean([row.recovered for row in rows])) / (setting.workers * setting.chunks)
         found.lost = 1 - counted
-        worked = counted * found.steps * setting.workers * setting.seconds
+        worked = counted * steps * setting.workers * setting.seconds
         found.time = worked / (setting.workers * found.took - found.away)
     with suppress(OSError, ValueError):
         summary = json.loads((directory / "summary.json").read_text())
