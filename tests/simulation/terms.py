@@ -25,6 +25,7 @@ from psgc.server.settings import ServerSettings
 from psgc.torch.serving import ScriptDriver
 from psgc.transport import Term
 from tests.simulation.case import Case
+from tests.simulation.node import Killed
 from tests.simulation.outputs import Observer
 from tests.simulation.script_node import Script
 from tests.simulation.scripts import TAIL, WRONG, ScriptWorld
@@ -294,7 +295,8 @@ class History:
             node.mailbox.stop()
             node.work = None
             end.dead[world.term.server] = None
-            self._leave(place, node.end_term(), [*node.allreduce.exchange.left])
+            with suppress(Killed):  # it may die at a step of the protocol
+                self._leave(place, node.end_term(), [*node.allreduce.exchange.left])
         elif place in self.entered and end.term.server in end.dead:
             self._leave(place, self.entered[place].first if self.entered[place].is_alike else -1, [])
         if place in self.waiting and takeover.is_named(self.clock.now):
