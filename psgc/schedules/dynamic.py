@@ -30,8 +30,8 @@ class DynamicSchedule(Decisions):
 
     * a worker needs its pace for each chunk: an exponentially weighted mean that lasts from iteration to iteration. A
       chunk that is overdue takes as much longer as it is late;
-    * a worker begins its first pass as long after the others as in most of the last iterations: a slow one hears late
-      that the iteration has begun, and makes its step late;
+    * a worker begins its first pass when it did in the last iterations, in the median of STARTS: a slow one makes its
+      step late, and hears late that the next iteration has begun;
     * a worker without a report, or in a pass of the iteration before (`delayed`), needs UNKNOWN times what it has taken
       so far. Where workers do several chunks in one pass, and paces jump, it has its pace of before if that differs by
       more than paces jump, else the usual one;
