@@ -289,7 +289,7 @@ def main() -> int:
     add("--iterations", type=int, default=1000)
     add("--seconds", type=float, default=0.05, help="of a worker in an iteration")
     add("--chunks", type=int, default=4, help="of each worker")
-    add("--aggregation", choices=("server", "allreduce"), default="allreduce")
+    add("--aggregation", choices=("auto", "server", "allreduce"), default="auto")
     add("--restore", action="store_true", help="start the run again when workers are gone")
     add("--after", type=float, default=2.0, help="seconds, of faults.restore")
     add("--lost", type=int, default=1, help="workers, of faults.restore")

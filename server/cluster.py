@@ -33,9 +33,8 @@ class Cluster:
         self.observer = observer
         config, plan = self._config, self._plan
         workers = range(1, plan.num_workers + 1)
-        self._everybody = Membership(
-            plan.holders(), plan.parts, config.faults.adopt, workers, checking=config.verify_every > 0
-        )
+        checking, renewing = config.verify_every > 0, bool(plan.backups)
+        self._everybody = Membership(plan.holders(), plan.parts, config.faults.adopt, workers, checking, renewing)
         self.membership = self._everybody.without([])
         self.queues = plan.queues
         self.schedule = self._make_schedule(plan.backups)

@@ -19,6 +19,7 @@ class Membership:
     reassigning: whether a live worker may take a chunk that it does not hold, and read it from the data source
     workers: all ranks, if some of them hold nothing
     checking: whether each chunk needs one more holder (`verify`)
+    renewing: whether lost holders are replaced between two iterations, so that other workers can back up what is left
 
     >>> membership = Membership([[1, 2], [2, 3], [1, 3]], parts=2)
     >>> membership.lose(2)
@@ -34,12 +35,13 @@ class Membership:
         reassigning: bool = True,
         workers: Collection[int] | None = None,
         checking: bool = False,
+        renewing: bool = False,
     ) -> None:
         self.planned = planned
         self.workers = {worker for of in planned for worker in of} if workers is None else workers
         self.parts = parts
         self.reassigning = reassigning
-        self._checking = checking
+        self._checking, self._renewing = checking, renewing and reassigning
         self._needed = parts + checking  # live holders of a chunk
         self._code = f"parts {parts}{' with verify' if checking else ''}"
         self.holders = [list(workers) for workers in planned]  # live holders, with new ones
@@ -57,6 +59,8 @@ class Membership:
     def without(self, lost: Iterable[int]) -> "Membership":
         """A copy of this membership without the workers `lost`, in which each chunk has enough live holders.
 
+        If lost holders are replaced, it has as many as planned, or all workers that are left.
+
         Only for a membership that has lost nobody. Raises TooFewWorkers.
         """
         membership = copy(self)
@@ -66,7 +70,8 @@ class Membership:
         for worker in lost:
             membership.lose(worker)
         for chunk, workers in enumerate(membership.holders):
-            while len(workers) < self._needed:
+            planned = min(len(self.planned[chunk]), len(membership.live)) if self._renewing else 0
+            while len(workers) < max(self._needed, planned):
                 membership.reassign(chunk)
         return membership
 

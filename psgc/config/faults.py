@@ -69,7 +69,7 @@ class Faults(Section):
         "null: 10 times the slowest so far, and at least collect_timeout",
     )
     setup_timeout: Positive = key(600.0, "seconds that ranks wait for each other before the run starts")
-    adopt: Flag = key(True, "whether chunks are reassigned to other workers when too few of their holders remain")
+    adopt: Flag = key(True, "whether other workers take the chunks of lost ones, which they did not hold")
     restore: Restore | None = key(
         None, "when psgc launch starts the run again, with all workers, from a checkpoint; null: never"
     )

@@ -159,21 +159,22 @@ class Decisions(Schedule):
         if worker.is_unwanted and worker.pace is not None and now > worker.due:
             worker.forget_all()  # it heard that the chunk is recovered before it began it, and reports nothing
         best = worker.best(now, lag, spread)
-        rested = worker.running is None
-        if rested and best is not None:
-            worker.copy(best)
-            orders += self._start_next(worker, now)
+        begun: list[WorkerView] = []
+        if worker.running is None and best is not None:
+            begun = copy_together(worker, best)
+            for one in begun:
+                orders += self._start_next(one, now)
             best = None if worker.told else worker.best(now, lag, spread)
         if best is not None:
             worker.copy(best)
             worker.chosen = True
-        worker.alarm = worker.next_alarm(now, lag, spread)
-        if worker.alarm < inf:
-            heappush(self._alarms, (worker.alarm, worker.rank))
-        begun = rested and worker.running is not None
-        if begun or tuple(worker.told) != before:
-            orders.append(self._queue(worker))
-        return orders
+        for one in dict.fromkeys([worker, *begun]):
+            one.alarm = one.next_alarm(now, lag, spread)
+            if one.alarm < inf:
+                heappush(self._alarms, (one.alarm, one.rank))
+        if tuple(worker.told) != before and worker not in begun:
+            begun.append(worker)
+        return [*orders, *map(self._queue, begun)]
 
     def _queue(self, worker: WorkerView) -> Queue:
         """What `worker` is in, which it may not have begun by then, and all that it was told."""
@@ -184,6 +185,23 @@ class Decisions(Schedule):
 def uneven(costs: Sequence[float]) -> bool:
     """Whether a plan pays: the costs, each > 0, differ by more than the factor UNEVEN."""
     return max(costs, default=1.0) > UNEVEN * min(costs, default=1.0)
+
+
+def copy_together(worker: WorkerView, chunk: ChunkView) -> list[WorkerView]:
+    """`worker` is to copy `chunk`, and the workers that rest what a copy of it is of no use without. Returns who copies.
+
+    Each gets as much, so that they are through at the same time.
+    """
+    _, *others = chunk.with_others()
+    able = {one: [other for other in one.holders if other.rests and one in other.choices()] for one in others}
+    worker.tell(chunk)
+    copying = {worker: None}
+    for one in sorted(others, key=lambda one: len(able[one])):
+        if able[one]:
+            other = min(able[one], key=lambda other: other.ahead)
+            other.tell(one)
+            copying[other] = None
+    return [*copying]
 
 
 def balance(

@@ -115,6 +115,7 @@ class DynamicSchedule(Decisions):
         for worker in workers:  # of a pass that is not finished it is known how long it takes at least
             if len(worker.piece) > 1 and worker.rank in self.estimates:
                 least = worker.least_pace(self._latest, learning.lag) - learning.lag
+                worker.is_guessed = worker.is_guessed or least > self.estimates[worker.rank]
                 self.estimates[worker.rank] = max(self.estimates[worker.rank], least)
         is_steady = learning.trusts_paces(workers, self._latest)
         # a worker of which nothing is known may be slow: others take its chunks one by one
@@ -198,6 +199,8 @@ class DynamicSchedule(Decisions):
     def _learn(self, it: Pass) -> None:
         by, piece = self.workers[it.worker], [self.chunks[number] for number in it.chunks]
         by.learn_start(it.now - it.seconds - self.learning.lag)
+        if it.is_done and by.is_guessed:  # it may have stood still for a while, and be as quick as before
+            by.is_guessed, by.pace, by.before_this = False, None, None
         # an abandoned pass may have been left before its end: it can only show that the worker is slower
         if it.is_done or by.pace is None or it.seconds > by.pace * by.cost_of(piece):
             self.estimates[it.worker] = self.learning.learn(by, piece, it.seconds, it.late)

@@ -106,6 +106,7 @@ class WorkerView:
     pace: float | None = None  # the pace that is expected of it now, None before the first report
     expected: float | None = None  # the pace that was expected when the iteration began
     before_this: float | None = None  # the mean pace of the iterations before
+    is_guessed: bool = False  # whether `pace` is only the least that a pass which was not finished can have had
     before: Took | None = None  # what it took in the iteration before, or the least that it can have taken
     took: Took = field(default_factory=Took)  # what it took in this iteration
     reports: int = 0  # how many passes it has finished or left
@@ -132,7 +133,7 @@ class WorkerView:
     def inherit(self, other: WorkerView) -> None:
         """Know what `other`, the same worker in another schedule, has shown in the iteration that is over."""
         of_passes = ("before", "took", "reports", "expected", "fixed", "running", "piece", "since", "cost", "starts")
-        for name in (*of_passes, "spared", "is_delayed"):
+        for name in (*of_passes, "spared", "is_delayed", "is_guessed"):
             setattr(self, name, getattr(other, name))
 
     # what it does

@@ -145,7 +145,9 @@ class Replay:
         seconds, joins = recording.seconds * rows, recording.joins and plan.parts == 1
         costs = self._costs(plan.num_chunks)
         ranks = np.arange(1, plan.num_workers + 1)
-        everybody = Membership(plan.holders(), plan.parts, config.faults.adopt, ranks.tolist())
+        everybody = Membership(
+            plan.holders(), plan.parts, config.faults.adopt, ranks.tolist(), renewing=bool(plan.backups)
+        )
         here: np.ndarray | None = None
         rules: Schedule | None = None
         trials = {}

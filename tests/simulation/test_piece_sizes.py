@@ -80,11 +80,50 @@ def test_when_another_worker_becomes_the_slow_one_that_is_known_soon(fixed):
     assert np.mean([took for took, _ in found]) < 1.25 * (60 / 3.2 + fixed)
 
 
-@pytest.mark.parametrize(("fixed", "limit"), [(0.0, 1.9), (FIXED, 2.4)])
-def test_the_pass_of_a_worker_that_stops_is_copied_by_all_who_rest(fixed, limit):
-    """One that copied all of it would wait until the pass is as late as that takes, another share."""
-    stops = times("dynamic", [1] * 8, noise=0.02, fixed=fixed, then=[1] * 7 + [np.inf])[6][0]
-    assert stops < limit * 60 / 8
+def cluster_of(workers, chunks, fixed=0.0, breaks_off=True):
+    plan = even_plan(Coding(replication=3), "dynamic", workers, chunks * workers, 0)
+    made = SCHEDULES["dynamic"](plan.queues, plan.backups, plan.holders(), 1)
+    passes = Passes(True, fixed)
+    return VirtualCluster(plan.holders(), plan.queues, 1, made, breaks_off=breaks_off, passes=passes)
+
+
+def paces(rng, workers, **others):
+    """Seconds per chunk by rank, which differ by 0.3 %. others: factors, by r and a rank."""
+    usual = {rank: float(np.exp(0.003 * rng.standard_normal())) for rank in range(1, workers + 1)}
+    return {rank: each * others.get(f"r{rank}", 1.0) for rank, each in usual.items()}
+
+
+@pytest.mark.parametrize(("fixed", "limit"), [(0.0, 1.55), (FIXED, 1.85)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_pass_of_a_worker_that_stops_is_copied_by_all_who_rest_at_once(fixed, limit, seed):
+    """Each of them does one of its chunks. All begin when the pass is as late as that takes."""
+    cluster, rng = cluster_of(8, 4, fixed), np.random.default_rng(seed)
+    usual = [cluster.recover(paces(rng, 8)).time for _ in range(8)][-1]
+    assert cluster.recover(paces(rng, 8, r3=np.inf)).time < limit * usual
+    copies = [(rank, when) for rank, _, when in cluster.begun if when > 0]
+    assert len({rank for rank, _ in copies}) == 4
+    assert max(when for _, when in copies) - min(when for _, when in copies) < 0.1
+
+
+def test_when_many_can_copy_a_pass_each_does_as_much_though_not_all_can_do_each_chunk():
+    cluster, rng = cluster_of(4, 8), np.random.default_rng(0)
+    for _ in range(8):
+        cluster.recover(paces(rng, 4))
+    cluster.recover(paces(rng, 4, r2=np.inf))
+    copies = [rank for rank, _, when in cluster.begun if when > 0]
+    assert sorted(copies.count(rank) for rank in set(copies)) == [2, 3, 3]
+
+
+def test_a_worker_that_has_stood_still_has_its_whole_share_again_after_its_next_report():
+    """What its pass showed, which was not finished, is the least that a chunk took, and no measure of its pace."""
+    cluster, rng, shares = cluster_of(8, 4, breaks_off=False), np.random.default_rng(1), []
+    for iteration in range(16):
+        cluster.recover(paces(rng, 8, r3=3.5 if iteration == 8 else 1.0))
+        shares.append(sum(rank == 3 for rank, _, when in cluster.begun))
+    fewer = [share for share in shares[9:] if share < 4]
+    assert len(fewer) <= 2
+    assert shares[-4:] == [4] * 4
+    assert shares[9 + len(fewer) :] == [4] * (7 - len(fewer))
 
 
 def test_a_pass_that_was_left_before_its_end_does_not_show_that_its_worker_is_quick():

@@ -84,18 +84,19 @@ def test_no_worker_takes_over_without_reassignment_or_twice():
 
 @st.composite
 def losses(draw):
-    """planned, parts, who is lost, and whether others may reassign."""
+    """planned, parts, who is lost, whether others may reassign, all workers, and whether lost holders are replaced."""
     num_workers = draw(st.integers(1, 6))
     parts = draw(st.integers(1, min(3, num_workers)))
     holders = st.lists(st.integers(1, num_workers), min_size=parts, unique=True)
     planned = draw(st.lists(holders, min_size=1, max_size=6))
-    return planned, parts, draw(st.sets(st.integers(1, num_workers))), draw(st.booleans()), range(1, num_workers + 1)
+    workers = range(1, num_workers + 1)
+    return planned, parts, draw(st.sets(st.sampled_from(workers))), draw(st.booleans()), workers, draw(st.booleans())
 
 
 @given(losses())
 def test_without_the_lost_every_chunk_has_enough_holders_in_roles_of_its_own(case):
-    planned, parts, lost, reassigning, workers = case
-    everybody = Membership(planned, parts, reassigning, workers)
+    planned, parts, lost, reassigning, workers, renewing = case
+    everybody = Membership(planned, parts, reassigning, workers, renewing=renewing)
     live = set(workers) - lost
     enough = len(live) >= parts and (reassigning or all(len(live & set(of)) >= parts for of in planned))
     if not enough:
@@ -108,7 +109,8 @@ def test_without_the_lost_every_chunk_has_enough_holders_in_roles_of_its_own(cas
             holders = membership.holders[chunk]
             kept = [worker for worker in of if worker in live]
             assert holders[: len(kept)] == kept
-            assert len(holders) == len(set(holders)) == max(parts, len(kept))
+            least = min(len(of), len(live)) if renewing and reassigning else 0
+            assert len(holders) == len(set(holders)) == max(parts, len(kept), least)
             roles = [membership.role(worker, chunk) for worker in holders]
             assert roles[: len(kept)] == kept
             assert len(set(roles)) == len(roles)
@@ -117,6 +119,17 @@ def test_without_the_lost_every_chunk_has_enough_holders_in_roles_of_its_own(cas
             assert all((chunk in membership.held(worker)) == (worker in holders) for worker in live)
     assert everybody.holders == planned
     assert set(everybody.live) == set(workers)
+
+
+def test_lost_holders_are_replaced_by_those_who_hold_least_and_come_back_to_what_was_planned():
+    planned = [[1, 2, 3], [2, 3, 4], [3, 4, 1], [4, 1, 2]]
+    everybody = Membership(planned, parts=1, renewing=True)
+    membership = everybody.without([2])
+    assert membership.holders == [[1, 3, 4], [3, 4, 1], [3, 4, 1], [4, 1, 3]]
+    assert membership.role(4, 0) == 2
+    assert [len(of) for of in everybody.without([2, 3]).holders] == [2, 2, 2, 2]
+    assert everybody.without([]).holders == planned
+    assert [len(of) for of in Membership(planned, parts=1).without([2]).holders] == [2, 2, 3, 2]
 
 
 # a chunk that is checked needs one more

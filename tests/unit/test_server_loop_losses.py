@@ -105,6 +105,24 @@ def test_after_a_loss_the_schedule_knows_what_it_has_learnt_and_what_chunks_cost
     assert run.server.cluster.estimates == pytest.approx(paces)
 
 
+@pytest.mark.parametrize("schedule", ["dynamic", "static"])
+def test_from_the_next_iteration_on_others_back_up_what_a_lost_worker_held(make_run, schedule):
+    """Not where every worker does all that it holds."""
+    run, found = make_run(schedule), []
+    planned = [len(of) for of in run.plan.holders()]
+
+    def script():
+        yield [Died(4)]
+        yield []
+        for iteration in range(2):
+            found.append([len(of) for of in run.server.cluster.membership.holders])
+            yield from ([done(w, iteration, chunk, 1.0)] for chunk, (w, *_) in enumerate(run.plan.holders()) if w < 4)
+            yield from ([done(1, iteration, chunk, 1.0)] for chunk, (w, *_) in enumerate(run.plan.holders()) if w == 4)
+
+    run.follow(script(), 2)
+    assert [sum(planned) - sum(of) for of in found] == [len(run.plan.holders()) // 2, 0 if schedule == "dynamic" else 4]
+
+
 # memory
 
 
