@@ -188,9 +188,9 @@ def uneven(costs: Sequence[float]) -> bool:
 
 
 def copy_together(worker: WorkerView, chunk: ChunkView) -> list[WorkerView]:
-    """`worker` is to copy `chunk`, and the workers that rest what a copy of it is of no use without. Returns who copies.
+    """`worker` is to copy `chunk`, and all workers that rest what that copy is of no use without. Returns who copies.
 
-    Each gets as much, so that they are through at the same time.
+    Each is to do about as much, so that they are through at the same time.
     """
     _, *others = chunk.with_others()
     able = {one: [other for other in one.holders if other.rests and one in other.choices()] for one in others}
