@@ -41,7 +41,8 @@ class Cluster:
         self.detector = FailureDetector(workers, config.faults.collect_timeout, config.faults.chunk_timeout)
         self._running = RunningTime()
         self._next_check = 0.0
-        self.changed = False  # since the last rebalance a worker was lost or came back, or a chunk was reassigned
+        # since the last rebalance a worker was lost or came back, or a chunk was reassigned (with `verify` at once)
+        self.changed = any(map(self.membership.reassigned, workers))
         self.left_out: set[int] = set()  # workers that are not lost, but take no part
         self.failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed, while nobody has done it
         self._raised: set[int] = set()  # workers on which a gradient failed

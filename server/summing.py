@@ -87,7 +87,9 @@ class Summing(Listener):
 
     def without_state(self, iteration: int, live: Collection[int]) -> Collection[int]:
         """The workers that lack a state which no rank can give in this iteration, in the middle of a script's call."""
-        return () if self._has_state(iteration) else self._replicas.lack_a_state(live)
+        if self._has_state(iteration):
+            return ()
+        return self._replicas.lack_a_state(live) | self.allreduce.owed.intersection(live)
 
     def _has_state(self, iteration: int) -> bool:
         """Whether rank 0 can give its state of `iteration`. If not, no other rank can either."""

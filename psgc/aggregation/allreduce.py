@@ -203,6 +203,11 @@ class AllReduce:
         """Send `dest` the state of the replica at the beginning of `iteration` or a later one, once it is there."""
         self._to_give[dest] = iteration
 
+    @property
+    def owed(self) -> frozenset[int]:
+        """The ranks that are to get a state of this rank, which has not begun to send it."""
+        return frozenset(self._to_give)
+
     def drop(self) -> None:
         """The replica of this rank is wrong: only the state of another rank helps it."""
         self._bring(protocol.Dropped())

@@ -204,8 +204,9 @@ class ReplicatedWorld(World):
         self.naps.clear()
         try:
             for _ in range(STEPS):
+                lost = self.counts["lost"]
                 self.server.poll()
-                if self.idle > AT_REST:
+                if self.idle > AT_REST and self.counts["lost"] == lost:  # else others are told in the next poll
                     break
         except RunFailed:
             return

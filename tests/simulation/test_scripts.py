@@ -43,6 +43,10 @@ def test_a_defect_is_found(monkeypatch, capsys, where, name, wrong, found):
     assert found in capsys.readouterr().err
 
 
+def test_a_state_that_rank_0_had_no_time_to_give_before_such_a_call_is_not_waited_for():
+    assert faults.run(920170, scripts=True, server=True)["stopped with too few workers"] == 1
+
+
 @pytest.mark.parametrize("seed", [6, 135])
 def test_a_rank_that_lacks_a_state_while_gradients_are_accumulated_is_not_waited_for(seed):
     """Once its chunks were: nobody could give it a state before the iteration was over."""

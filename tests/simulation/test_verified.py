@@ -32,6 +32,11 @@ def test_no_wrong_copy_passes_and_nobody_right_is_named(capsys):
     assert min(counts[what] for what in usual) > 0
 
 
+def test_a_chunk_with_a_single_planned_holder_is_done_by_its_second_one_when_that_holder_dies_at_once():
+    """With `verify` another worker holds it from the beginning, as with an assignment file."""
+    assert faults.run(945000, verify=True, pieces=True)["deaths"] == 1
+
+
 def test_the_same_when_workers_sum_among_themselves(capsys):
     """Sketches are compared, and copies that were shown right may be lost after that."""
     assert faults.main(["--verify", "--allreduce", "--schedules", "12", "--seed", "200000"]) == 0
