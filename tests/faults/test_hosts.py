@@ -31,6 +31,7 @@ dedicated_server: true
 output: whole
 """
 SLOWLY = "stragglers={kind: exponential, seconds: {all: 0.03}}"  # time enough to be disturbed in
+MORE_SLOWLY = "stragglers={kind: exponential, seconds: {all: 0.1}}"  # not over before mpirun misses a host
 WATCHFUL = "faults.collect_timeout=3"
 ALLREDUCE = ("aggregation=allreduce", "transfer=combined")
 GO_ON = "psgc launch: to resume from the last checkpoint, with -n and --host for the remaining hosts: psgc launch"
@@ -174,7 +175,7 @@ def test_when_the_host_of_rank_0_is_lost_a_rank_on_another_one_takes_over(cluste
 def test_a_server_that_is_cut_off_from_all_ends_the_run_and_the_others_end_by_themselves(cluster: Cluster) -> None:
     for name in cluster.hosts.names:
         cluster.hosts.make_impatient(name)
-    with cluster.start("a:1,b:3", "alone", SLOWLY, WATCHFUL, *ALLREDUCE) as running:
+    with cluster.start("a:1,b:3", "alone", MORE_SLOWLY, WATCHFUL, *ALLREDUCE) as running:
         cluster.wait_for_iteration("alone", 6)
         cluster.hosts.unplug("a")
         finished = running.wait(60)
