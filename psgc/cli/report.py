@@ -9,6 +9,7 @@ import numpy as np
 
 from psgc.cli import Options, Parser, whole
 from psgc.errors import UserError
+from psgc.run.claim import WATCHED, last_touched
 from psgc.terminal import say
 from psgc.tools.run_directory import RecordedRun, read_run
 
@@ -36,7 +37,7 @@ def run(options: Options) -> int:
     if options.watch and recorded.goes_on:
         say(f"{index}: written again while the run goes on; Ctrl-C ends that")
         with suppress(KeyboardInterrupt):
-            recorded = _watched(recorded, partial(write_report, output=output, iteration=iteration, watch=True))
+            recorded = _watched(recorded, partial(write_report, output=output, iteration=iteration))
     say(f"report written to {index}, with its figures beside it")
     if options.tensorboard:
         events = index.with_name("tensorboard")
@@ -45,17 +46,32 @@ def run(options: Options) -> int:
     return 0
 
 
-def _watched(run: RecordedRun, write: Callable[[RecordedRun], object]) -> RecordedRun:
-    """Write the report whenever the record has grown. Returns the run when it has ended."""
-    took = 0.0
+def _watched(run: RecordedRun, write: Callable[..., object]) -> RecordedRun:
+    """Write the report whenever the record has grown. Returns the run when it has ended, or was killed."""
+    took, touched, since = 0.0, None, time.monotonic()
     while run.goes_on:
         time.sleep(max(PAUSE, 3 * took))  # leaves most of a core to the run
         before, run = run, read_run(run.path)
-        if len(before.iterations["iteration"]) != len(run.iterations["iteration"]) or not run.goes_on:
+        if touched != (touched := _last_touched(run)):
+            since = time.monotonic()
+        is_dead = run.goes_on and touched is not None and time.monotonic() - since > WATCHED
+        if is_dead:
+            say(f"psgc: {run.path}: the run has not touched its run.lock for {WATCHED:g} s: it was killed", error=True)
+        if len(before.iterations["iteration"]) != len(run.iterations["iteration"]) or not run.goes_on or is_dead:
             began = time.monotonic()
-            write(run)
+            write(run, watch=not is_dead)
             took = time.monotonic() - began
+        if is_dead:
+            break
     return run
+
+
+def _last_touched(run: RecordedRun) -> int | None:
+    """When the process that writes the record has last said that it lives; None if it has let go of the directory."""
+    try:
+        return last_touched(run.path)
+    except OSError:
+        return None
 
 
 def _check_iteration(recorded: RecordedRun, iteration: int) -> None:

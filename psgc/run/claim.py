@@ -212,15 +212,16 @@ def _is_alive(directory: Path, holder: dict[str, Any]) -> bool:
     """Whether the process, on another host, still touches the file."""
     names = f"{directory / LOCK} names process {holder['pid']} on {holder['host']}"
     say(f"psgc: {names}; waiting {WATCHED:g} s to see whether it still runs", error=True)
-    before, end = _modified(directory), time.monotonic() + WATCHED
+    before, end = last_touched(directory), time.monotonic() + WATCHED
     while time.monotonic() < end:
         time.sleep(WATCHED / 20)
-        if _modified(directory) != before:
+        if last_touched(directory) != before:
             return True
     return False
 
 
-def _modified(directory: Path) -> int:
+def last_touched(directory: Path) -> int:
+    """When the holder of `directory` has touched its lock, in its own time. Raises OSError if nobody has it."""
     descriptor = _open(directory, os.O_RDONLY)  # network file systems ask the server when a file is opened
     try:
         return os.fstat(descriptor).st_mtime_ns

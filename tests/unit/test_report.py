@@ -7,6 +7,7 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -20,6 +21,7 @@ from psgc.tools.drawing import LIGHT, Picture, new_figure
 from psgc.tools.figures import pictures
 from psgc.tools.report import SCALARS, write_events
 from psgc.tools.run_directory import read_run
+from tests.simulation.network import Clock
 from tests.unit.recorded_runs import changed, record
 
 
@@ -174,6 +176,25 @@ def test_a_run_that_goes_on_is_watched(report_of, whole, tmp_path, monkeypatch):
     (directory / "summary.json").unlink()
     monkeypatch.setattr("psgc.cli.report.time.sleep", mock.Mock(side_effect=KeyboardInterrupt))
     assert report_of(directory, "--watch")[0] == 0
+
+
+def test_a_run_that_was_killed_is_not_watched_for_ever(report_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("psgc.tools.report.pictures", lambda run, iteration: [])
+    directory, clock = record(tmp_path / "run", workers=3, chunks_per_worker=2, iterations=2, killed=True), Clock()
+    lock = directory / "run.lock"
+    lock.write_text("{}")
+
+    def sleep(seconds):
+        clock.now += seconds
+        if clock.now < 120:
+            os.utime(lock, (clock.now, clock.now))
+
+    monkeypatch.setattr("psgc.cli.report.time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock.now))
+    code, _, err = report_of(directory, "--watch")
+    assert code == 0
+    assert 126 < clock.now < 130
+    assert err == f"psgc: {directory}: the run has not touched its run.lock for 7 s: it was killed\n"
+    assert "refresh" not in (directory / "report/index.html").read_text()
 
 
 @pytest.fixture
