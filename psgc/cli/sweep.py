@@ -5,6 +5,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
+import yaml
+
 from psgc.cli import Options, Parser, add_dedicated_server, add_resume, add_settings
 from psgc.cli.compare import compare
 from psgc.cli.launch import add_ranks, placement_of
@@ -17,8 +19,13 @@ from psgc.launching.points import check_runs, sweep_points, values_of
 from psgc.launching.script import Program
 from psgc.run.launched import stopped
 from psgc.terminal import say
-from psgc.tools.run_directory import read_run
+from psgc.tools.run_directory import RecordedRun, read_run
 from psgc.yaml_source import printable
+
+RESULTS = (  # the keys on which it depends what comes of a run, or how long it takes
+    *("problem", "data", "optimizer", "initial", "coding", "schedule", "aggregation", "transfer", "dtype", "seed"),
+    *("recovery", "reproducible", "stragglers"),
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -57,13 +64,16 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     failed: list[str] = []
     for place, (point, config) in enumerate(zip(points, configs, strict=True), start=1):
         what = f"run {place} of {len(points)}: {' '.join(point[:-1])}"
-        if program.resume and _is_done(config):
-            say(f"{what}: done already, {config.output}")
-            continue
+        one = replace(program, overrides=[*fixed, *point])
+        if program.resume and (done := _done(config)) is not None:
+            if not (key := _changed(config, done.config)):
+                say(f"{what}: done already, {config.output}")
+                continue
+            say(f"{what}: {config.output} was made with another {key}; it is made again")
+            one = replace(one, resume=False)
         say(f"{what}, in {config.output}")
         heard = Heard()
         try:
-            one = replace(program, overrides=[*fixed, *point])
             code = launch(one, placement, heard=heard, hints=False)
         except KeyboardInterrupt:  # while no mpirun runs
             code, heard.stopped_by = 128 + signal.SIGINT, signal.SIGINT
@@ -84,11 +94,24 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     return 0
 
 
-def _is_done(config: Config) -> bool:
-    """Whether the run is done, and as long as the settings ask for now."""
+def _done(config: Config) -> RecordedRun | None:
+    """The run with these settings if it is done, and as long as they ask for now."""
     try:
         run = read_run(config.output)
     except UserError:
-        return False
-    same_length = (run.config.iterations, run.config.batch) == (config.iterations, config.batch)
-    return run.summary is not None and run.summary["status"] == "done" and same_length
+        return None
+    is_done = run.summary is not None and run.summary["status"] == "done"
+    return run if is_done and (run.config.iterations, run.config.batch) == (config.iterations, config.batch) else None
+
+
+def _changed(now: Config, before: Config) -> str:
+    """The first key of RESULTS whose value differs, or "". `auto` is any value, and so is one that was not given."""
+    told, made = (yaml.safe_load(config.to_yaml()) for config in (now, before))
+    for section in RESULTS:
+        if isinstance(told.get(section), dict) and isinstance(made.get(section), dict):
+            for key, value in told[section].items():
+                if value not in (made[section].get(key), "auto"):
+                    return f"{section}.{key}"
+        elif told.get(section) not in (made.get(section), "auto"):
+            return section
+    return ""
