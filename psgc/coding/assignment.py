@@ -12,6 +12,7 @@ UserError when the numbers do not fit together.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -179,8 +180,7 @@ def check(assignment: Assignment, parts: int) -> None:
     Traceback (most recent call last):
     psgc.errors.UserError: parts is 3, but chunk 0 is held by only 2 workers
     """
-    if parts < 1:
-        raise UserError(f"parts is {parts}, expected at least 1")
+    _check_whole("parts", parts)
     holders = np.diff(assignment.indptr)
     fewest = int(holders.argmin())
     if holders[fewest] == 0:
@@ -191,13 +191,20 @@ def check(assignment: Assignment, parts: int) -> None:
 
 
 def _checked(name: str, n: int, m: int, replication: int) -> tuple[int, int]:
-    """N and m. Raises UserError when the replication is too large for m workers, or all together for the memory."""
+    """N and m. Raises UserError for what is no number of chunks, workers or holders, or too large for the memory."""
+    for what, number in (("chunks", n), ("workers", m), ("replication", replication)):
+        _check_whole(f"{name}: {what}", number)
     if (most := m - ASSIGNMENTS[name].others) < replication:
         raise UserError(f"{name}: replication {replication} is too large for {m} workers, expected at most {most}")
     if max(m, n * replication) > _LARGEST:  # a typing error, which would take all the memory there is
         sizes = f"{n} chunks in {n * replication} copies on {m} workers"
         raise UserError(f"{name}: {sizes} are too many, expected at most {_LARGEST} copies and workers")
     return n, m
+
+
+def _check_whole(name: str, number: Any) -> None:
+    if not isinstance(number, Integral) or number < 1:
+        raise UserError(f"{name} is {number!r:.40}, expected a whole number, at least 1")
 
 
 def _from_pairs(chunk: Any, worker: Any, num_chunks: int, num_workers: int) -> Assignment:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psgc.coding import blocks, cyclic, fractional, from_matrix, graph
+from psgc.coding.assignment import check
 from psgc.errors import UserError
 from tests.unit.small_assignments import assignments
 
@@ -145,3 +146,24 @@ def test_from_matrix_leaves_its_argument_alone(indices):
 def test_from_matrix_refuses(matrix, complaint):
     with pytest.raises(UserError, match=complaint):
         from_matrix(matrix)
+
+
+@pytest.mark.parametrize("make", [cyclic, fractional, graph, blocks])
+@pytest.mark.parametrize(
+    ("numbers", "complaint"),
+    [
+        ((0, 4, 1), "chunks is 0, expected"),
+        ((6, -2, 1), "workers is -2, expected"),
+        ((6, 4, 0), "replication is 0, expected"),
+        ((6, 4, 1.5), "replication is 1.5, expected a whole number, at least 1"),
+    ],
+)
+def test_what_is_no_number_of_chunks_workers_or_holders_is_refused(make, numbers, complaint):
+    with pytest.raises(UserError, match=f"^{make.__name__}: {complaint}"):
+        make(*numbers)
+
+
+@pytest.mark.parametrize("parts", [0, 1.5, "x"])
+def test_a_number_of_parts_is_whole(parts):
+    with pytest.raises(UserError, match=r"^parts is .*, expected a whole number, at least 1$"):
+        check(cyclic(4, 4, 2), parts)
