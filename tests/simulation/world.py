@@ -255,8 +255,9 @@ class World:
         if not able:
             self.idle += 1
             assert self.idle < STEPS, "nothing happens any more"
-            if not self.time_helps(able := asleep + chatter):
-                return []
+            if not self.time_helps(able := asleep + chatter):  # those who are well say so meanwhile
+                said = [what(self, node) for what, node in chatter]
+                return [message for message in said if message is not None]
         else:
             self.idle = 0
             able += chatter
