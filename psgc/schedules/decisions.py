@@ -190,7 +190,7 @@ def uneven(costs: Sequence[float]) -> bool:
 def copy_together(worker: WorkerView, chunk: ChunkView) -> list[WorkerView]:
     """`worker` is to copy `chunk`, and all workers that rest what that copy is of no use without. Returns who copies.
 
-    Each is to do about as much, so that they are through at the same time.
+    They share it so that they are through at the same time.
     """
     _, *others = chunk.with_others()
     able = {one: [other for other in one.holders if other.rests and one in other.choices()] for one in others}
@@ -198,7 +198,7 @@ def copy_together(worker: WorkerView, chunk: ChunkView) -> list[WorkerView]:
     copying = {worker: None}
     for one in sorted(others, key=lambda one: len(able[one])):
         if able[one]:
-            other = min(able[one], key=lambda other: other.ahead)
+            other = min(able[one], key=lambda other: (other.pace or worker.pace or 0.0) * (other.ahead + one.cost))
             other.tell(one)
             copying[other] = None
     return [*copying]

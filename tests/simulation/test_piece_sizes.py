@@ -1,5 +1,7 @@
 """How much workers do in one pass, where a pass costs something besides its chunks: on a virtual clock."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,17 @@ def test_when_many_can_copy_a_pass_each_does_as_much_though_not_all_can_do_each_
     cluster.recover(paces(rng, 4, r2=np.inf))
     copies = [rank for rank, _, when in cluster.begun if when > 0]
     assert sorted(copies.count(rank) for rank in set(copies)) == [2, 3, 3]
+
+
+def test_a_slow_worker_that_rests_leaves_copies_to_others_where_these_are_through_sooner():
+    copies = []
+    for seed, slow in product(range(6), (1, 2, 4, 5, 6, 7, 8)):
+        cluster, rng = cluster_of(8, 4), np.random.default_rng(seed)
+        for _ in range(12):
+            cluster.recover(paces(rng, 8, **{f"r{slow}": 5.0}))
+        cluster.recover(paces(rng, 8, **{f"r{slow}": 5.0, "r3": np.inf}))
+        copies += [rank == slow for rank, _, when in cluster.begun if when > 0]
+    assert np.mean(copies) < 1 / 16  # half of what an equal share is
 
 
 def test_a_worker_that_has_stood_still_has_its_whole_share_again_after_its_next_report():
