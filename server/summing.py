@@ -89,7 +89,7 @@ class Summing(Listener):
         """The workers that lack a state which no rank can give in this iteration, in the middle of a script's call."""
         if self._has_state(iteration):
             return ()
-        return self._replicas.lack_a_state(live) | self.allreduce.owed.intersection(live)
+        return self._replicas.lack_a_state(live) | (self._replicas.being_given(live) & self.allreduce.owed)
 
     def _has_state(self, iteration: int) -> bool:
         """Whether rank 0 can give its state of `iteration`. If not, no other rank can either."""

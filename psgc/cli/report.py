@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def run(options: Options) -> int:
     if options.watch and recorded.goes_on:
         say(f"{index}: written again while the run goes on; Ctrl-C ends that")
         with suppress(KeyboardInterrupt):
-            recorded = _watched(recorded, partial(write_report, output=output, iteration=iteration))
+            recorded = _watched(recorded, partial(write_report, output=output, iteration=iteration, watch=True))
     say(f"report written to {index}, with its figures beside it")
     if options.tensorboard:
         events = index.with_name("tensorboard")
@@ -46,23 +47,23 @@ def run(options: Options) -> int:
     return 0
 
 
-def _watched(run: RecordedRun, write: Callable[..., object]) -> RecordedRun:
-    """Write the report whenever the record has grown. Returns the run when it has ended, or was killed."""
+def _watched(run: RecordedRun, write: Callable[[RecordedRun], object]) -> RecordedRun:
+    """Write the report whenever the record has grown. Returns the run when it has ended."""
     took, touched, since = 0.0, None, time.monotonic()
+    patience = run.config.faults.collect_timeout + WATCHED  # longer than it takes to replace a rank 0
     while run.goes_on:
         time.sleep(max(PAUSE, 3 * took))  # leaves most of a core to the run
         before, run = run, read_run(run.path)
         if touched != (touched := _last_touched(run)):
             since = time.monotonic()
-        is_dead = run.goes_on and touched is not None and time.monotonic() - since > WATCHED
-        if is_dead:
-            say(f"psgc: {run.path}: the run has not touched its run.lock for {WATCHED:g} s: it was killed", error=True)
-        if len(before.iterations["iteration"]) != len(run.iterations["iteration"]) or not run.goes_on or is_dead:
+        elif touched is not None and run.goes_on and time.monotonic() - since > patience:
+            text = f"nothing has touched run.lock for {patience:g} s, so the run may have been killed; Ctrl-C ends this"
+            say(f"psgc: {run.path}: {text}", error=True)
+            since = inf  # say so once
+        if len(before.iterations["iteration"]) != len(run.iterations["iteration"]) or not run.goes_on:
             began = time.monotonic()
-            write(run, watch=not is_dead)
+            write(run)
             took = time.monotonic() - began
-        if is_dead:
-            break
     return run
 
 

@@ -22,9 +22,9 @@ from psgc.terminal import say
 from psgc.tools.run_directory import RecordedRun, read_run
 from psgc.yaml_source import printable
 
-RESULTS = (  # the keys on which it depends what comes of a run, or how long it takes
-    *("problem", "data", "optimizer", "initial", "coding", "schedule", "aggregation", "transfer", "dtype", "seed"),
-    *("recovery", "reproducible", "stragglers"),
+RESULTS = (  # the keys on which it depends what a run trains
+    *("problem", "data", "optimizer", "scheduler", "initial", "evaluate", "dtype", "autocast", "buffers", "draws"),
+    *("reproducible", "seed"),
 )
 
 
@@ -105,13 +105,13 @@ def _done(config: Config) -> RecordedRun | None:
 
 
 def _changed(now: Config, before: Config) -> str:
-    """The first key of RESULTS whose value differs, or "". `auto` is any value, and so is one that was not given."""
+    """The first key of RESULTS whose value differs, or ""."""
     told, made = (yaml.safe_load(config.to_yaml()) for config in (now, before))
     for section in RESULTS:
-        if isinstance(told.get(section), dict) and isinstance(made.get(section), dict):
-            for key, value in told[section].items():
-                if value not in (made[section].get(key), "auto"):
-                    return f"{section}.{key}"
-        elif told.get(section) not in (made.get(section), "auto"):
+        one, other = told.get(section), made.get(section)
+        if isinstance(one, dict) and isinstance(other, dict):
+            if key := next((key for key in {**one, **other} if one.get(key) != other.get(key)), None):
+                return f"{section}.{key}"
+        elif one != other:
             return section
     return ""

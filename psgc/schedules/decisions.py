@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from math import inf
+from statistics import median
 from typing import Any
 
 from psgc.schedules.learning import Learning
@@ -194,11 +195,12 @@ def copy_together(worker: WorkerView, chunk: ChunkView) -> list[WorkerView]:
     """
     _, *others = chunk.with_others()
     able = {one: [other for other in one.holders if other.rests and one in other.choices()] for one in others}
+    usual = median([other.pace for of in able.values() for other in of if other.pace] or [1.0])
     worker.tell(chunk)
     copying = {worker: None}
     for one in sorted(others, key=lambda one: len(able[one])):
         if able[one]:
-            other = min(able[one], key=lambda other: (other.pace or worker.pace or 0.0) * (other.ahead + one.cost))
+            other = min(able[one], key=lambda other: (other.pace or usual) * (other.ahead + one.cost))
             other.tell(one)
             copying[other] = None
     return [*copying]
