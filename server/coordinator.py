@@ -262,9 +262,10 @@ class Coordinator:
 
     def _old_pass_ended(self, event: Event) -> Sequence[Order]:
         """Orders for a worker that begins this iteration only now. `event` changes nothing else."""
-        if self.phase != WORKING or not isinstance(event, Report | Abandoned) or event.iteration >= self.iteration:
+        if self.phase == IDLE or not isinstance(event, Report | Abandoned) or event.iteration >= self.iteration:
             return ()
-        return self._schedule.begins_late(event.worker, event.now) if event.worker in self.membership.live else ()
+        orders = self._schedule.begins_late(event.worker, event.now) if event.worker in self.membership.live else ()
+        return () if self.phase == COLLECTING else orders  # nothing is to be done, unless a contributor is lost
 
     def _do_again(self, event: Report | Abandoned) -> list[Instruction]:
         """This pass does not count: have its needed chunks done again, except those that were invalidated since."""

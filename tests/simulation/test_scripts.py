@@ -43,6 +43,10 @@ def test_a_defect_is_found(monkeypatch, capsys, where, name, wrong, found):
     assert found in capsys.readouterr().err
 
 
+def test_a_worker_that_ends_an_old_pass_while_the_others_sum_can_do_what_is_lost_then():
+    assert faults.run(990507, scripts=True, server=True)["invalidated"] == 1
+
+
 def test_a_state_that_rank_0_had_no_time_to_give_before_such_a_call_is_not_waited_for():
     assert faults.run(920170, scripts=True, server=True)["stopped with too few workers"] == 1
 
