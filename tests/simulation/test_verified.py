@@ -33,7 +33,7 @@ def test_no_wrong_copy_passes_and_nobody_right_is_named(capsys):
 
 
 def test_a_chunk_with_a_single_planned_holder_is_done_by_its_second_one_when_that_holder_dies_at_once():
-    """With `verify` another worker holds it from the beginning, as with an assignment file."""
+    """With `verify` another worker holds it from the beginning. The settings refuse such an assignment, too."""
     assert faults.run(945000, verify=True, pieces=True)["deaths"] == 1
 
 
