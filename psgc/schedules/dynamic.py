@@ -192,7 +192,7 @@ class DynamicSchedule(Decisions):
         it.committed = True
         workers = [worker for worker in it.takers if worker.rank in unreported]
         for worker in workers:  # one that hears so before it has begun the chunk reports nothing
-            if it in worker.piece and worker.pace is None and not worker.told:
+            if it in worker.piece and not worker.told:
                 self.bare[worker] = None
         return self._withdraw(it, workers)
 

@@ -204,6 +204,20 @@ def test_who_may_not_have_begun_what_is_recovered_wakes_too():
     assert (when, orders) == (6.0, [Queue(2, (0,))])  # 1 was due at 2, and 2 needs 4
 
 
+def test_who_may_not_have_begun_what_is_recovered_wakes_too_when_its_choice_was_made_before():
+    """2 was to choose shortly before its chunk 1 was due, and nothing would have been gained. Then 1 is recovered."""
+    schedule = dynamic({1: [0], 2: [1], 3: []}, {1: [], 2: [0], 3: [1]}, {1: 6.0, 2: 4.0, 3: 9.0})
+    assert schedule.begin() == []
+    assert schedule.wake == pytest.approx(3.6)
+    assert schedule.tick(3.6) == []
+    assert done(schedule, 3, 1, 3.8, 3.8, [2]) == [Skip(2, 1, recovered=True)]
+    orders = []
+    while not orders and schedule.wake < inf:
+        when = schedule.wake
+        orders = schedule.tick(when)
+    assert (when, orders) == (10.0, [Queue(2, (0,))])  # 0 was due at 6, and 2 needs 4
+
+
 def test_who_may_not_have_begun_its_first_chunk_is_told_another_when_that_is_recovered():
     """It would report nothing, and wait for a worker that is not heard."""
     schedule = dynamic({1: [0], 2: [1], 3: [2]}, {1: [1], 2: [2], 3: [0]})
