@@ -32,12 +32,30 @@ def check_beliefs(world: Any) -> None:
         _check_nothing_lost(world, rank, numbers)
 
 
+def check_nobody_rests(world: Any) -> None:
+    """The schedule waits for reports alone, and none will come: whoever is well has done what it can."""
+    watch, coordinator = world.watch, world.watch.it
+    if not isinstance(watch.schedule, DynamicSchedule) or coordinator.phase not in ("working", "redoing"):
+        return
+    napping = world.napping()
+    for worker in coordinator.membership.live:
+        if worker in napping or not _is_up_to_date(world, worker) or world.nodes[worker].work is not None:
+            continue
+        done = {chunk for w, chunk, n in watch.heard if w == worker and n == watch.attempts[chunk]}
+        left = [chunk for chunk in coordinator.membership.held(worker) if not watch.is_done_with(chunk)]
+        assert done.issuperset(left), f"worker {worker} rests, and could do {left}"
+
+
+def _is_up_to_date(world: Any, worker: int) -> bool:
+    """Whether it has begun the iteration, and nothing is on its way to it or from it."""
+    node, links = world.nodes[worker], (world.links[0, worker], world.links[worker, 0])
+    on_its_way = not all(link.is_empty for link in links) or worker in world.server.links.outbox.orders
+    return not (node.dead or on_its_way or node.has_vectors or node.state.iteration < world.iteration)
+
+
 def _check_nothing_lost(world: Any, worker: int, counted_on: set[int]) -> None:
     watch, node = world.watch, world.nodes[worker]
-    links = world.links[0, worker], world.links[worker, 0]
-    on_its_way = not all(link.is_empty for link in links) or worker in world.server.links.outbox.orders
-    on_its_way = on_its_way or node.has_vectors
-    if node.dead or on_its_way or node.state.iteration < world.iteration:
+    if not _is_up_to_date(world, worker):
         return
     will = node.state.will_do
     if node.work is not None and node.work.iteration == world.iteration and not node.work.is_check:

@@ -36,7 +36,7 @@ from psgc.server.settings import ServerSettings
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
 from tests.simulation import schedules
-from tests.simulation.beliefs import check_beliefs
+from tests.simulation.beliefs import check_beliefs, check_nobody_rests
 from tests.simulation.case import Case, Nap
 from tests.simulation.network import Clock
 from tests.simulation.node import Node
@@ -247,6 +247,8 @@ class World:
             messages += self.step()
             if self.idle:
                 break
+        if self.idle and not self.end.arrived and self.server.coordinator.wake >= AGES:
+            check_nobody_rests(self)
         return messages
 
     def step(self) -> list[Any]:
