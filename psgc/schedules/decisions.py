@@ -170,12 +170,16 @@ class Decisions(Schedule):
             worker.copy(best)
             worker.chosen = True
         for one in dict.fromkeys([worker, *begun]):
-            one.alarm = one.next_alarm(now, lag, spread)
-            if one.alarm < inf:
-                heappush(self._alarms, (one.alarm, one.rank))
+            self._wake_at(one, one.next_alarm(now, lag, spread))
         if tuple(worker.told) != before and worker not in begun:
             begun.append(worker)
         return [*orders, *map(self._queue, begun)]
+
+    def _wake_at(self, worker: WorkerView, when: float) -> None:
+        """Choose for it again then, if it is finite."""
+        worker.alarm = when
+        if when < inf:
+            heappush(self._alarms, (when, worker.rank))
 
     def _queue(self, worker: WorkerView) -> Queue:
         """What `worker` is in, which it may not have begun by then, and all that it was told."""

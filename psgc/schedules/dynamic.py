@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from copy import copy
+from math import inf
 from statistics import median
 from typing import Any, Self
 
 from psgc.schedules.decisions import LEAST_REST, LONG_REST, Decisions, balance, uneven
-from psgc.schedules.progress import WorkerView
+from psgc.schedules.progress import LEAD, WorkerView
 from psgc.schedules.schedule import Loss, Order, Pass, Queue, Queues, split
 
 RETRY = 16  # iterations without work after which a worker is taken for one of which nothing is known
@@ -193,7 +194,10 @@ class DynamicSchedule(Decisions):
         workers = [worker for worker in it.takers if worker.rank in unreported]
         for worker in workers:  # one that hears so before it has begun the chunk reports nothing
             if it in worker.piece and not worker.told:
-                self.bare[worker] = None
+                if worker.pace is None:
+                    self.bare[worker] = None
+                elif worker.alarm == inf:  # it has chosen before
+                    self._wake_at(worker, worker.due + LEAD * worker.pace)
         return self._withdraw(it, workers)
 
     def _learn(self, it: Pass) -> None:
