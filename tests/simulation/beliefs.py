@@ -39,7 +39,8 @@ def check_nobody_rests(world: Any) -> None:
         return
     napping = world.napping()
     for worker in coordinator.membership.live:
-        if worker in napping or not _is_up_to_date(world, worker) or world.nodes[worker].work is not None:
+        node = world.nodes[worker]
+        if worker in napping or not _is_up_to_date(world, worker) or node.work is not None or node.is_elsewhere:
             continue
         done = {chunk for w, chunk, n in watch.heard if w == worker and n == watch.attempts[chunk]}
         left = [chunk for chunk in coordinator.membership.held(worker) if not watch.is_done_with(chunk)]

@@ -77,6 +77,7 @@ class Node(WorkerLoop):
 
     loss = 1.0
     joins = False  # whether it can do several chunks in one pass
+    is_elsewhere = False  # whether it would begin no chunk now
     end: MeshEnd
 
     def __init__(

@@ -132,12 +132,16 @@ class ScriptNode(Node, ScriptLoop):
 
     @property
     def waiting(self) -> bool:  # type: ignore[override]
-        script = self.script
-        return self._waits or self._has_said_goodbye or not script.is_in_call or script.hand_over.is_due()
+        return self._waits or self.is_elsewhere
 
     @waiting.setter
     def waiting(self, waits: bool) -> None:
         self._waits = waits
+
+    @property
+    def is_elsewhere(self) -> bool:  # type: ignore[override]
+        script = self.script
+        return self._has_said_goodbye or not script.is_in_call or script.hand_over.is_due()
 
     @property
     def loss(self) -> float:  # type: ignore[override]
