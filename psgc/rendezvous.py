@@ -6,23 +6,17 @@ waiting rank ends the run: rank 0 tells the others, and ranks kill stopped proce
 """
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
-import mpi4py
 import numpy as np
 
-mpi4py.rc.initialize = False
-mpi4py.rc.finalize = False
-from mpi4py import MPI as MPI  # noqa: E402  the settings above must come before
-
-from psgc.errors import RunFailed  # noqa: E402
-from psgc.processes import Identity, RunningTime, die_with_parent  # noqa: E402
-from psgc.terminal import say  # noqa: E402
+from psgc.errors import RunFailed
+from psgc.mpi_start import MPI
+from psgc.processes import Identity, RunningTime
+from psgc.terminal import say
 
 DATA_TAG, REMINDER_TAG, PATIENCE_TAG, OFF_TAG = 11, 12, 13, 14
 TEXT_LIMIT = 512  # bytes of a text that is gathered
@@ -35,39 +29,6 @@ PAUSE = 1e-3
 LARGEST = 2**31 - 1  # MPI's largest count
 BLOCK = 1 << 10  # bytes; larger messages are counted in blocks of so many
 DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
-
-
-def start_mpi(threads: int) -> None:
-    """Start MPI with this level of thread support, or end this process after `TIMEOUT` seconds.
-
-    MPI's start waits for all ranks. With fault tolerance it also waits for one that died before. No thread of Python
-    runs meanwhile, so on rank 0 another process says for how long it has waited.
-    """
-    if os.environ.get("OMPI_COMM_WORLD_SIZE", "1") == "1":  # other MPIs end all ranks when one dies
-        MPI.Init_thread(threads)
-        return
-    watcher = os.fork() if os.environ.get("OMPI_COMM_WORLD_RANK") == "0" else -1
-    if watcher == 0:
-        _say_that_mpi_starts()
-    before = signal.setitimer(signal.ITIMER_REAL, TIMEOUT)  # SIGALRM ends this process
-    MPI.Init_thread(threads)
-    signal.setitimer(signal.ITIMER_REAL, *before)
-    if watcher > 0:
-        os.kill(watcher, signal.SIGKILL)
-        os.waitpid(watcher, 0)
-
-
-def _say_that_mpi_starts() -> NoReturn:
-    die_with_parent()
-    waited, word = 0.0, FIRST_WORD
-    why = "a rank that has died or cannot start, or a host that cannot be reached, keeps it waiting"
-    while word < TIMEOUT:
-        time.sleep(word - waited)
-        waited, word = word, 2 * word
-        say(f"waiting for MPI to start on all ranks for {waited:.0f} s: {why}", error=True)
-    time.sleep(TIMEOUT - waited - min(1.0, TIMEOUT / 10))
-    say(f"psgc: MPI has not started on all ranks within {TIMEOUT:g} s: {why}", error=True)
-    os._exit(0)
 
 
 def in_bytes(buffer: Any) -> list[Any]:

@@ -134,14 +134,16 @@ class Chaos:
 
 def processes(token: str) -> dict[int, int]:
     """The living ranks of a program, rank to pid; others of its processes have the negative of their pid as rank."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+    found: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        if int(entry.name) == os.getpid():
             continue
         with suppress(OSError):
             environ = (entry / "environ").read_bytes().split(b"\0")
             if f"{TOKEN}={token}".encode() not in environ or (entry / "stat").read_text().rpartition(")")[2][1] == "Z":
                 continue
             ranks = [int(word.partition(b"=")[2]) for word in environ if word.startswith(b"OMPI_COMM_WORLD_RANK=")]
-            found[ranks[0] if ranks else -int(entry.name)] = int(entry.name)
+            pid = int(entry.name)
+            rank = ranks[0] if ranks else -pid
+            found[rank] = min(pid, found.get(rank, pid))  # a rank has children, which are younger
     return found

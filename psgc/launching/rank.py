@@ -19,8 +19,8 @@ from typing import NoReturn
 
 from psgc.errors import RunFailed
 from psgc.launching.execution import Execution
+from psgc.mpi_start import MPI, start_mpi
 from psgc.processes import die_with_parent
-from psgc.rendezvous import MPI, start_mpi
 from psgc.run import launched
 from psgc.run.ending import leave_mpi
 from psgc.run.meeting import NotAllCame, meet, wait_for_turn

@@ -32,6 +32,7 @@ from psgc.terminal import say
 
 HOUR = 3600.0  # seconds
 START = 120.0  # seconds within which all new ranks must be ready
+RETRIES = 3  # of a start in which a rank has died
 
 
 class Restores:
@@ -142,18 +143,18 @@ class Watch:
     def take_next(self, code: int) -> MpirunProcess | None:
         """After mpirun has ended with `code`: the ranks that continue the run, which have been started; or None.
 
-        Ranks that have made no step are started once more: one may have died meanwhile, and Open MPI fails to start
-        once in some hundred times.
+        Ranks that have made no step are started again, `RETRIES` times at most: one may have died meanwhile, and Open
+        MPI fails to start once in some hundred times. Not after a user's mistake, which would be made again.
         """
         is_undone = self._is_undone()
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
-            (process, *_), self._next, self._retries = self._next, None, 1
+            (process, *_), self._next, self._retries = self._next, None, RETRIES
             self._before = stamp(self._restores_file)
             return process
         if is_undone:
             return self._from_older_checkpoint()
-        if self._retries and not self._has_stepped():
-            say("psgc launch: the run has not begun; trying once more", error=True)
+        if self._retries and code != UserError.exit_code and not self._has_stepped():
+            say("psgc launch: the run has not begun; trying again", error=True)
             self._retries -= 1
             return self.start(self.placement, None)
         return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
@@ -174,7 +175,7 @@ class Watch:
         say("psgc launch: the run starts again from its checkpoint, to undo the step", error=True)
         self.close()
         self._restores.begins(now)
-        self._retries, self._before = 1, stamp(self._restores_file)
+        self._retries, self._before = RETRIES, stamp(self._restores_file)
         return self.start(self.placement, None)
 
     @property
@@ -198,7 +199,7 @@ class Watch:
         why = f"no answer from {', '.join(sorted(gone))}" if gone else "mpirun has lost a host that answers again"
         say(f"psgc launch: {why}: the run starts again, with {placement.ranks} ranks (faults.restore)", error=True)
         self._restores.begins(now)
-        self.placement, self._retries, self._before = placement, 1, stamp(self._restores_file)
+        self.placement, self._retries, self._before = placement, RETRIES, stamp(self._restores_file)
         return self.start(placement, None)
 
     def close(self) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 
 from psgc.disk import write_text
 from psgc.errors import RunFailed, UserError
-from psgc.rendezvous import MPI, Rendezvous, start_mpi
+from psgc.mpi_start import MPI, start_mpi
+from psgc.rendezvous import Rendezvous
 from psgc.run.ending import CalledOff, Ending
 from psgc.run.launched import STANDBY
 from psgc.transport import Transport

@@ -16,8 +16,8 @@ from types import FrameType
 from typing import NoReturn
 
 from psgc.errors import RunFailed, UserError
+from psgc.mpi_start import MPI
 from psgc.processes import default_signals_in_children
-from psgc.rendezvous import MPI
 from psgc.run import launched
 from psgc.run.ending import CalledOff, Ending, leave_mpi
 from psgc.run.inputs import PREPARING, Given

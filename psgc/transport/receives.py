@@ -35,7 +35,8 @@ from psgc.messages import (
     stamp_length,
     unbundled,
 )
-from psgc.rendezvous import MPI, Deaths, in_bytes, received
+from psgc.mpi_start import MPI
+from psgc.rendezvous import Deaths, in_bytes, received
 from psgc.transport.terms import OUTSIDE_TAG, Term
 
 RING = 16  # posted control receives

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from psgc.backend import Array, finish
 from psgc.messages import BATCH, RECORD
+from psgc.mpi_start import MPI
 from psgc.processes import RunningTime
-from psgc.rendezvous import MPI, Deaths, in_bytes
+from psgc.rendezvous import Deaths, in_bytes
 from psgc.transport.terms import OUTSIDE_TAG, Term
 
 SLOWEST = 1e6  # bytes per second; every network is faster

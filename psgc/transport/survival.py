@@ -4,7 +4,7 @@ import ctypes
 import os
 from collections.abc import Mapping
 
-from psgc.rendezvous import MPI
+from psgc.mpi_start import MPI
 
 NEEDED = ("Comm_get_failed", "Comm_ack_failed")  # what psgc.rendezvous calls after a death
 

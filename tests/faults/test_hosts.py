@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,19 @@ def test_a_run_over_several_hosts(cluster: Cluster) -> None:
     finished = cluster.run("a:2,b:2,c:1", "several", "transfer=combined")
     assert "4 workers on 3 hosts" in finished.stdout, finished.said
     cluster.assert_done(finished, "several")
+
+
+def test_a_rank_on_another_host_that_dies_before_mpi_has_started_ends_the_run(cluster: Cluster) -> None:
+    site = cluster.folder / "dies"
+    site.mkdir()
+    dies = 'os.environ.get("OMPI_COMM_WORLD_RANK") == "3" and os.kill(os.getpid(), 9)'
+    (site / "sitecustomize.py").write_text(f"import os\n{dies}\n")
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with cluster.start("a:2,b:2,c:1", "never", PYTHONPATH=path) as running:
+        finished = running.wait(60)
+    assert finished.returncode == 1, finished.said
+    assert "psgc: a rank on b died before MPI had started on all ranks\n" in finished.stderr
+    cluster.assert_nothing_left()
 
 
 def test_a_link_that_comes_back_brings_its_workers_back(cluster: Cluster) -> None:

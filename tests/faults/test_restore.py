@@ -1,6 +1,8 @@
 """A worker is killed, and later the run is started again with everybody: it goes on where it was."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -99,8 +101,33 @@ def test_faults_while_a_run_starts_again(folder, what, then, rank):
     settings = sets(f"output={what}", RESTORE, THEN.format(what, then, rank), inject("kill"), "checkpoint.every=1")
     ended = run(psgc("launch", "run.yaml", "-n", str(RANKS), *settings), folder, code=0)
     assert (folder / what / "lost.csv.once").exists(), ended.said
-    assert ("trying once more" in ended.stdout + ended.stderr) == (what == "dies-while-it-reads"), ended.said
+    assert ("trying again" in ended.stdout + ended.stderr) == (what == "dies-while-it-reads"), ended.said
     assert_whole(folder / what, folder / "undisturbed")
+
+
+BEFORE_MPI = """
+import os, signal
+from pathlib import Path
+once = Path("before-mpi.once." + os.environ.get("PMIX_RANK", ""))
+is_new = "PSGC_RESTORED" in os.environ and "PSGC_STANDBY" not in os.environ
+if is_new and once.suffix in (".0", ".2") and not once.exists():
+    once.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_ranks_that_die_before_mpi_has_started_are_not_waited_for(folder, tmp_path):
+    """Rank 0 among them. First a rank dies when it reads the checkpoint, and so they start anew."""
+    (tmp_path / "sitecustomize.py").write_text(BEFORE_MPI)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    then = THEN.format("before-mpi", ".safetensors", 3)
+    settings = sets("output=before-mpi", RESTORE, then, inject("kill"), "checkpoint.every=1")
+    command = psgc("launch", "run.yaml", "-n", str(RANKS), *settings, python=sys.executable)
+    with MpiRun(command, folder, {"PYTHONPATH": path}) as running:
+        ended = running.wait(60, code=0)
+    assert ended.stderr.count("died before MPI had started on all ranks") == 1, ended.said
+    assert ended.stderr.count("psgc launch: the run has not begun; trying again") == 2, ended.said
+    assert_whole(folder / "before-mpi", folder / "undisturbed")
 
 
 def test_without_psgc_launch_the_run_goes_on_without_the_worker_and_says_so_once(folder):

@@ -10,7 +10,7 @@ import numpy as np
 from psgc import rendezvous
 from psgc.errors import RunFailed
 from psgc.messages import Kind, record
-from psgc.rendezvous import MPI
+from psgc.mpi_start import MPI
 from psgc.transport import Control, Died, Text, Transport, Vector
 
 LARGE = 1 << 21  # entries of a large vector: 16 MiB

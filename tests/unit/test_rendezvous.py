@@ -1,10 +1,6 @@
 """How ranks come together, without MPI; what happens to real ranks is in tests/ranks."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from math import inf
 from types import SimpleNamespace
 
@@ -157,33 +153,6 @@ def test_who_has_ended_is_not_waited_for(ranks, clock):
     with pytest.raises(RunFailed, match="rank 1 on there died while the run was being set up"):
         it.broadcast(b"data", "starting")
     assert 5.0 <= clock.now < 7.0
-
-
-STARTS = """
-import time, psgc.rendezvous as r
-from types import SimpleNamespace
-r.TIMEOUT, r.FIRST_WORD = 1.0, 0.3
-r.MPI = SimpleNamespace(Init_thread=time.sleep)
-r.start_mpi({0})
-print(*r.signal.getitimer(r.signal.ITIMER_REAL))
-"""
-
-
-@pytest.mark.parametrize("seconds", [0, 30])
-def test_mpi_that_waits_for_a_dead_rank_when_it_starts_ends_the_process(seconds):
-    environ = os.environ | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
-    command = [sys.executable, "-c", STARTS.format(seconds)]
-    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20)
-    if not seconds:
-        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0.0 0.0\n", "")
-        return
-    assert ended.returncode == -signal.SIGALRM
-    why = "a rank that has died or cannot start, or a host that cannot be reached, keeps it waiting"
-    assert ended.stderr.splitlines() == [
-        f"waiting for MPI to start on all ranks for 0 s: {why}",
-        f"waiting for MPI to start on all ranks for 1 s: {why}",
-        f"psgc: MPI has not started on all ranks within 1 s: {why}",
-    ]
 
 
 def test_who_is_told_to_end_ends(ranks, clock):

@@ -312,19 +312,25 @@ def test_the_run_is_started_again_from_its_checkpoint(mpirun, capfd):
     assert capfd.readouterr().err == line
 
 
-def test_ranks_that_cannot_begin_are_started_once_more(mpirun, capfd):
+def test_ranks_that_cannot_begin_are_started_again(mpirun, capfd):
     fails = 'case "$*" in *--resume) {}exit 213;; esac\nend() {{'
     mpirun(ONCE.replace("end() {", fails.format("[ $(wc -l < started) -eq 2 ] && ")))
     assert launch("run.yaml", 2) == 0
     assert len(Path("started").read_text().splitlines()) == 3
-    assert capfd.readouterr().err.splitlines()[1:] == ["psgc launch: the run has not begun; trying once more"]
+    assert capfd.readouterr().err.splitlines()[1:] == ["psgc launch: the run has not begun; trying again"]
     Path("started").unlink()
     mpirun(ONCE.replace("end() {", fails.format("")))
     assert launch("run.yaml", 2) == 1
-    assert len(Path("started").read_text().splitlines()) == 3
+    assert len(Path("started").read_text().splitlines()) == 5
     *_, why, how = capfd.readouterr().err.splitlines()
     assert why == "psgc launch: the run failed: mpirun exited with 213"
     assert how == "psgc launch: to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume"
+
+
+def test_ranks_that_end_with_a_users_mistake_are_not_started_again(mpirun):
+    mpirun(ONCE.replace("end() {", 'case "$*" in *--resume) exit 2;; esac\nend() {'))
+    assert launch("run.yaml", 2) == 2
+    assert len(Path("started").read_text().splitlines()) == 2
 
 
 UNDOES = f"""

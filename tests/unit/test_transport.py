@@ -9,7 +9,7 @@ import pytest
 
 from psgc import processes
 from psgc.messages import OF_WORKERS_RECORD, Kind, bundle, mark, record, stamp
-from psgc.rendezvous import MPI
+from psgc.mpi_start import MPI
 from psgc.transport import Control, Died, Term, Vector, receives, sends
 from psgc.transport.receives import Receives
 from psgc.transport.sends import SLOWEST, SMALL, Sends
