@@ -1,7 +1,7 @@
 """Starts MPI, which waits for all ranks, also for one that has died before.
 
 No thread of Python runs while MPI starts. So each rank has another process meanwhile, its *watcher*. The ranks of a
-host have one parent: mpirun, or its daemon there. When one of them is gone, a watcher ends that parent, and so all ranks.
+host have one parent: mpirun, or its daemon there. When one is gone, a watcher ends that parent, and so all ranks.
 """
 
 import os
