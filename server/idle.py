@@ -182,7 +182,8 @@ class IdleChecks:
     def doubt(self, iteration: int, piece: Piece) -> list[Error]:
         """Two copies differ and no worker can be asked any more. Returns the workers that were in doubt before too."""
         of = self.of(iteration, piece)
-        self.disputed.pop(piece, None)
+        if iteration == self._iteration:  # that of the iteration before says nothing about this one
+            self.disputed.pop(piece, None)
         self._doubts += 1
         for worker in of.workers:
             self._differs.setdefault(worker, set()).update(of.workers - {worker})

@@ -100,6 +100,7 @@ class Watch:
         self.is_calm = True  # nobody was lost, nothing taken back
         self.in_vain: set[tuple[int, int]] = set()  # (worker, chunk) of passes that did not count
         self.digests: dict[tuple[int, ...], set[int]] = {}  # the workers that said one of a pass, before the sums began
+        self.passes: dict[tuple[int, int], tuple[int, ...]] = {}  # (worker, chunk) -> the newest pass with it
 
     def fresh(self) -> Coordinator:
         """A new coordinator that knows what the schedule has learnt, and nothing else."""
@@ -139,6 +140,7 @@ class Watch:
                 assert all(len(holders) >= membership.parts for holders in membership.holders)
             case Report(worker) if not late:
                 self.heard |= {(worker, chunk, event.attempt) for chunk in event.piece}
+                self.passes |= {(worker, chunk): event.piece for chunk in event.piece}
                 self.pass_over(event)
             case Abandoned(worker, others=others) if others and not late:
                 self.pass_over(event)
@@ -366,11 +368,15 @@ class Watch:
 
     def counts_wrong(self, chunk: int) -> bool:
         """Whether a wrong copy of `chunk` counts in the end."""
-        attempts = range(self.attempts[chunk] + 1)
-        return any(self.it.books.used(worker, chunk, n) for worker in self._wrong_of(chunk) for n in attempts)
+        return any(self._counts(worker, chunk) for worker in self._wrong_of(chunk))
+
+    def _counts(self, worker: int, chunk: int) -> bool:
+        return any(self.it.books.used(worker, chunk, n) for n in range(self.attempts[chunk] + 1))
 
     def _wrong_of(self, chunk: int) -> list[int]:
-        return [w for iteration, c, w in self.world.case.wrong if (iteration, c) == (self.it.iteration, chunk)]
+        """The workers whose newest pass with `chunk` was wrong, as its first chunk says (`World.finish`)."""
+        passes = {worker: piece for (worker, one), piece in self.passes.items() if one == chunk}
+        return [w for w, piece in passes.items() if (self.it.iteration, piece[0], w) in self.world.case.wrong]
 
     def is_unseen(self, chunk: int) -> bool:
         """Whether nothing was there that `chunk` could have been compared with."""
@@ -379,8 +385,10 @@ class Watch:
         if case.verify.idle:
             here = self.it.membership.live  # of the others nobody can say any more who was right
             wrong = self._wrong_of(chunk)
-            found = [who for piece, who in self.digests.items() if piece[0] == chunk and who.intersection(wrong)]
-            return all(len(who.intersection(here)) < 2 for who in found)
+            counting = [worker for worker in wrong if self._counts(worker, chunk)]
+            doers = [self.digests.get(self.passes[worker, chunk], set()) for worker in counting or wrong]
+            unseen = [len(who.intersection(here)) < 2 for who in doers]
+            return all(unseen) if counting else any(unseen)
         assert case.verify.every is not None
         checked = is_checked(chunk, self.it.iteration, case.verify.every)
         return chunk not in self.compares and not (checked and case.recovery == Recovery())

@@ -106,6 +106,20 @@ def test_what_comes_after_the_map_is_named_and_holds_nothing_up():
     assert idle.summary()["doubts"] == 1
 
 
+def test_a_doubt_about_the_iteration_before_settles_nothing_in_this_one():
+    """A wrong copy of the same chunk counted, since the sums began."""
+    it = begun([[1, 2, 3], [1, 2, 3]])
+    say(it, 1, 0, RIGHT)
+    say(it, 1, 1, RIGHT)
+    it.handle(Summed())
+    it.handle(Begin(1))
+    say(it, 1, 0, RIGHT, iteration=1)
+    assert Check(3, (0,), at_once=True) in say(it, 2, 0, OTHER, iteration=1)
+    assert say(it, 3, 0, OTHER, iteration=0) == [Doubt(0, (1, 3), 1, counts=True)]
+    assert "Share" not in kinds(say(it, 2, 1, RIGHT, iteration=1))
+    assert it.phase == "working"
+
+
 def test_who_differs_from_two_others_in_doubt_is_in_the_wrong():
     it = begun([[1, 2, 3], [1, 2, 3]])
     for chunk, owner in ((0, 1), (1, 2)):
