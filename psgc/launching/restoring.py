@@ -3,7 +3,8 @@
 A run goes on without its lost workers, which lost.csv names. When they have been gone long enough, `psgc launch` starts
 all ranks once more. The new ranks get ready while the run still goes on (`psgc.run.meeting`). Then the run gets the
 signal of a scheduler's warning, writes a checkpoint and ends, and the new ranks continue. The same happens when the
-host file has more slots than the run has ranks. If the new ranks cannot start, the run goes on as it is.
+host file has more slots than the run has ranks. If the new ranks cannot start, or the lost workers return meanwhile,
+the run goes on as it is.
 
 A run that has made a step with a wrong gradient ends by itself, and starts again from an older checkpoint.
 
@@ -13,7 +14,7 @@ once all hosts answer.
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,7 @@ class Watch:
     _retries: int = 0  # how often a start may be tried again
     _before: object = None  # the stamp of restores.csv before the start
     _next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
+    _due: Sequence[int] = ()  # the ranks for which these were started
 
     def __post_init__(self) -> None:
         self._whole, self._restores = self.placement, Restores()  # _whole: includes hosts that do not answer
@@ -119,7 +121,7 @@ class Watch:
             return False
         placement = replace(self.placement, ranks=max(before, due[-1] + 1 - self._more))
         if due[-1] < before + self._more:
-            why = f"worker{'s' if len(due) > 1 else ''} {', '.join(map(str, due))} gone for {settings.after:g} s"
+            why = f"{_workers(due)} gone for {settings.after:g} s"
         elif self.placement != self._whole:
             why, placement = "all hosts answer", self._whole
         else:
@@ -132,6 +134,7 @@ class Watch:
             try:
                 self._ready_file(self._left).unlink(missing_ok=True)
                 self._next = self.start(placement, self._ready_file(self._left)), placement, why, now + START
+                self._due = due
             except (UserError, OSError) as error:  # the host file is gone, for example
                 say(f"psgc launch: {why}; the run goes on: {error}", error=True)
         elif not self._has_warned:
@@ -214,8 +217,13 @@ class Watch:
         return left.directory / READY
 
     def _look_at(self, process: MpirunProcess, placement: Placement, why: str, until: float) -> bool:
-        """Whether the new ranks are ready. If they cannot start, the run goes on as it is."""
-        if self._ready_file(self._left).exists():
+        """Whether the new ranks are ready, and still needed. If they cannot start, the run goes on as it is."""
+        assert self._settings is not None
+        back = set(self._due) - self._missing()
+        if max(self._due) < self.placement.ranks + self._more and len(self._due) - len(back) < self._settings.lost:
+            self.close()
+            say(f"psgc launch: {_workers(sorted(back))} came back; the run goes on", error=True)
+        elif self._ready_file(self._left).exists():
             again = f"the run starts again from here, with {placement.ranks} ranks (faults.restore)"
             say(f"psgc launch: {why}: {again}", error=True)
             if placement.ranks >= self._whole.ranks:
@@ -263,3 +271,7 @@ class Watch:
     def _has_changed(self, path: Path) -> bool:
         before, self._seen[path] = self._seen.get(path), stamp(path)
         return before != self._seen[path]
+
+
+def _workers(numbers: Sequence[int]) -> str:
+    return f"worker{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

@@ -199,6 +199,32 @@ def test_a_worker_that_is_back_is_not_missed(folder):
     assert not is_asked(watched)
 
 
+def test_the_run_goes_on_when_its_workers_are_back_before_the_new_ranks_are_ready(folder, capsys):
+    def start(_, file):
+        files.append(file)
+        return Ranks()
+
+    files = []
+    watched = Watch(Placement(4), start, lambda _: None, False, Answers())
+    watched.begin(RunDirectory(Path("out"), resumed=False))
+    begins("{lost: 2, after: 0.05}")
+    two = LOST.format(2) + "5,3,n1,lost,its process died\n"
+    Path("out/lost.csv").write_text(two)
+    assert not is_asked(watched)
+    (file,) = files
+    Path("new").write_text(two + "7,3,,returned,\n")
+    os.replace("new", "out/lost.csv")
+    file.touch()
+    assert not is_asked(watched)
+    assert capsys.readouterr().err == "psgc launch: worker 3 came back; the run goes on\n"
+    assert not file.exists()
+    Path("new").write_text(two)
+    os.replace("new", "out/lost.csv")
+    assert not is_asked(watched)
+    files[-1].touch()
+    assert is_asked(watched)
+
+
 def test_a_run_that_may_leave_no_checkpoint_at_its_end_needs_one(folder):
     watched = watch(needs_checkpoint=True)
     begins()
