@@ -125,12 +125,12 @@ class Rendezvous:
             return everyone
         texts = {0: mine}
 
-        def hear_one() -> bool:
-            if (found := self._receive(MPI.ANY_SOURCE, DATA_TAG)) is not None:
+        def hear() -> bool:
+            while len(texts) <= len(self._others) and (found := self._receive(MPI.ANY_SOURCE, DATA_TAG)) is not None:
                 texts[found[0]] = found[2]
             return len(texts) > len(self._others)
 
-        self._wait(hear_one, lambda: [rank for rank in self._others if rank not in texts], doing)
+        self._wait(hear, lambda: [rank for rank in self._others if rank not in texts], doing)
         everyone = [texts[rank].decode(errors="ignore") for rank in sorted(texts)]
         self.broadcast(json.dumps(everyone).encode(), doing)
         return everyone

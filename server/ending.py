@@ -78,7 +78,7 @@ class _Farewell:
     def _wait_for(self, wanted: set[int], timeout: float) -> None:
         """Wait until the wanted workers have said goodbye or are gone, and all messages have left."""
         end = time.monotonic() + timeout
-        while (wanted - self._goodbyes - self._gone or self._transport.sending()) and time.monotonic() < end:
+        while self._awaits(wanted) and time.monotonic() < end:
             for message in self._transport.poll():
                 if isinstance(message, Died):
                     self._gone.add(message.rank)
@@ -88,4 +88,8 @@ class _Farewell:
                             self._goodbyes.add(message.source)
                         elif entry["kind"] == Kind.STEPPED and self._stepped and (digest := digest_in(entry)):
                             self._stepped(message.source, entry["iteration"], digest)
-            self._transport.wait()
+            if self._awaits(wanted):
+                self._transport.wait()
+
+    def _awaits(self, wanted: set[int]) -> bool:
+        return bool(wanted - self._goodbyes - self._gone or self._transport.sending())

@@ -126,13 +126,15 @@ class WorkerLoop(Listener):
         self._open()
         self._compute.start()
         may_have_come: bool | None = True
-        while not self._stopped:
+        while True:
             if may_have_come is not False or self.allreduce.is_moving:
                 self.poll()
             self._send_outbox()
             self._send_vectors()
             if self._reported == self._iteration and not (self._coded.waiting or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
+            if self._stopped:
+                break
             may_have_come = yield self._pause()
         self._mailbox.stop()
         if self.is_orphaned:
@@ -167,7 +169,8 @@ class WorkerLoop(Listener):
         end = time.monotonic() + timeout
         while not done() and time.monotonic() < end:
             self.poll()
-            yield Pause()
+            if not done():
+                yield Pause()
 
     # messages to this worker
 

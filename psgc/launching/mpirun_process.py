@@ -24,6 +24,7 @@ STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the
 STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # (signal, seconds that the run has to react)
 UNHURRIED = 120.0  # seconds to react to SIGUSR1 when the run will start again
 HEARD = 100  # lines that are kept
+LOOK_EVERY, LOOK_OFTEN = 0.1, 0.01  # seconds between two looks at mpirun; the latter when others wait for its end
 LATE = 2.0  # seconds to wait for the last lines after the end of mpirun
 
 
@@ -109,7 +110,8 @@ class MpirunProcess:
                     elif received[:1] == [number] == [signal.SIGUSR1]:
                         seconds = max(seconds, patience)
                     deadline, seen = time.monotonic() + seconds, len(received)
-                    ended = _wait(process, lambda: len(received) > seen or _is_past(deadline))  # noqa: B023  called now
+                    every = LOOK_OFTEN if begins_again else LOOK_EVERY
+                    ended = _wait(process, lambda: len(received) > seen or _is_past(deadline), every)  # noqa: B023
         except BaseException:  # raised by a signal handler of the program: nothing would watch the run any more
             kill_tree(process.pid)
             process.wait()
@@ -142,11 +144,11 @@ def catching() -> Iterator[Sequence[int]]:
             signal.signal(number, handler)
 
 
-def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> bool:
-    """Waits until `process` ends or `until()` holds. Returns whether the process has ended."""
+def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool], every: float = LOOK_EVERY) -> bool:
+    """Waits until `process` ends or `until()` holds. Returns whether the process has ended. every: seconds of a look"""
     while not until():
         try:
-            process.wait(timeout=0.1)
+            process.wait(timeout=every)
         except subprocess.TimeoutExpired:
             continue
         return True

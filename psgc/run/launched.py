@@ -96,6 +96,11 @@ def resuming() -> bool:
     return RESUME in os.environ
 
 
+def is_on_standby() -> bool:
+    """Whether this rank was started while an earlier run still goes on (`psgc.run.meeting.wait_for_turn`)."""
+    return STANDBY in os.environ
+
+
 def has_dedicated_server() -> bool:
     """Whether rank 0 of a script must be only the server."""
     return DEDICATED in os.environ

@@ -21,7 +21,7 @@ from psgc.errors import RunFailed, UserError
 from psgc.mpi_start import MPI, start_mpi
 from psgc.rendezvous import Rendezvous
 from psgc.run.ending import CalledOff, Ending
-from psgc.run.launched import STANDBY
+from psgc.run.launched import STANDBY, is_on_standby
 from psgc.transport import Transport
 
 PAUSE = 0.01  # seconds between two looks at the file for which ranks on standby wait
@@ -161,7 +161,7 @@ def wait_for_turn(load: Callable[[], object], interrupted: Callable[[], str | No
 
     Raises RunFailed as `Rendezvous`, and OSError when rank 0 cannot write.
     """
-    if STANDBY not in os.environ:
+    if not is_on_standby():
         return
     file = Path(os.environ[STANDBY])
     if not MPI.Is_initialized():

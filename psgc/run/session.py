@@ -84,15 +84,14 @@ def train(
     resuming: continue from the newest checkpoint in the run directory, if there is one.
     """
     try:
-        wait_for_turn(_load, lambda: interruption(stopped_by))
-    except RunFailed:  # the run before goes on, and `psgc launch` says that these ranks did not start
-        sys.exit(128 + stopped_by[0] if stopped_by else 1)
-    try:
         transport = Transport(interrupted=lambda: interruption(stopped_by))
+        wait_for_turn(_load, lambda: interruption(stopped_by))
     except RunFailed:
-        if not stopped_by:
-            raise
-        sys.exit(128 + stopped_by[0])  # silently: every rank would say the same
+        if stopped_by:
+            sys.exit(128 + stopped_by[0])  # silently: every rank would say the same
+        if launched.is_on_standby():  # the run before goes on, and `psgc launch` says that these ranks did not start
+            sys.exit(1)
+        raise
     default_signals_in_children()
     ending = Ending(transport, stopped_by)
     take_part(transport, Given(config_path, overrides=overrides), ending, resuming, debug)

@@ -43,6 +43,13 @@ def test_a_worker_that_answers_has_time_to_say_goodbye(ended):
     assert TIMEOUT - 1.0 <= seconds < TIMEOUT
 
 
+def test_after_the_last_goodbye_nothing_is_waited_for(ended):
+    """No message comes any more, and no bell rings."""
+    in_order, _, seconds = ended({1: 0.0, 2: 0.0}, answering=(1, 2))
+    assert in_order
+    assert seconds == 0.0
+
+
 def test_for_a_lost_worker_nobody_waits_long(ended):
     in_order, told, seconds = ended({1: 0.0}, answering=(1,))
     assert not in_order

@@ -176,8 +176,14 @@ def test_a_run_that_is_alone_is_over_when_another_begins(hooks):
 @pytest.mark.parametrize(("stopped_by", "code"), [([], 1), ([signal.SIGTERM], 143)])
 def test_ranks_on_standby_say_nothing_when_one_of_them_dies(stopped_by, code, monkeypatch, capsys):
     """The earlier run goes on, and psgc launch has a line for all of them."""
-    monkeypatch.setattr(session, "wait_for_turn", Mock(side_effect=RunFailed("rank 1 died")))
-    with pytest.raises(SystemExit) as ended:
+    monkeypatch.setenv("PSGC_STANDBY", "ready")
+    for dies_in, goes_well in (("Transport", "wait_for_turn"), ("wait_for_turn", "Transport")):
+        monkeypatch.setattr(session, dies_in, Mock(side_effect=RunFailed("rank 1 died")))
+        monkeypatch.setattr(session, goes_well, Mock())
+        with pytest.raises(SystemExit) as ended:
+            session.train("run.yaml", (), False, stopped_by)
+        assert ended.value.code == code
+    monkeypatch.delenv("PSGC_STANDBY")
+    with pytest.raises(RunFailed if not stopped_by else SystemExit):
         session.train("run.yaml", (), False, stopped_by)
-    assert ended.value.code == code
     assert capsys.readouterr() == ("", "")

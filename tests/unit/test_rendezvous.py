@@ -110,6 +110,17 @@ def test_texts_are_gathered_with_512_bytes_of_each(ranks):
     assert json.loads(world.told[-1][1]) == ["x" * 512, "the other one's"]
 
 
+def test_all_texts_that_have_come_are_taken_at_once(ranks, clock, monkeypatch):
+    """With a pause after each a start of many ranks would take long."""
+    it, *_ = ranks
+    texts = iter(range(1, 40))
+    monkeypatch.setattr(it, "_others", range(1, 40))
+    monkeypatch.setattr(it, "_receive", lambda *_: (next(texts), 0, b"x"))
+    began = clock.now
+    assert len(it.gather("x")) == 40
+    assert clock.now - began < 1.0
+
+
 def test_the_reminder_of_a_rank_that_waits_is_not_its_text(ranks):
     it, world, _ = ranks
     world.sends = [(rendezvous.REMINDER_TAG, b""), (rendezvous.DATA_TAG, b"its text")]

@@ -34,6 +34,15 @@ def test_after_the_end_nobody_goes_on_without_the_server():
     assert not worker.loop.is_orphaned
 
 
+def test_who_is_told_to_stop_and_to_leave_waits_for_nothing_more():
+    """No message comes after these, and no bell rings."""
+    worker, waits = Worker(1), []
+    worker.transport.script = iter([[Control(0, record(Kind.STOP))], [Control(0, record(Kind.LEAVE))]])
+    worker.transport.wait = lambda **_: waits.append(0)
+    worker.loop.run()
+    assert waits == []
+
+
 @pytest.mark.parametrize("survives_deaths", [False, True])
 def test_without_fault_tolerance_no_worker_leaves_before_rank_0_has_said_so(clock, survives_deaths):
     """It would take the server with it."""
