@@ -182,7 +182,7 @@ class IdleChecks:
     def doubt(self, iteration: int, piece: Piece) -> list[Error]:
         """Two copies differ and no worker can be asked any more. Returns the workers that were in doubt before too."""
         of = self.of(iteration, piece)
-        if iteration == self._iteration:  # that of the iteration before says nothing about this one
+        if iteration == self._iteration:  # the iteration before says nothing about this one
             self.disputed.pop(piece, None)
         self._doubts += 1
         for worker in of.workers:

@@ -24,7 +24,7 @@ STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the
 STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # (signal, seconds that the run has to react)
 UNHURRIED = 120.0  # seconds to react to SIGUSR1 when the run will start again
 HEARD = 100  # lines that are kept
-LOOK_EVERY, LOOK_OFTEN = 0.1, 0.01  # seconds between two looks at mpirun; the latter when others wait for its end
+LOOK_EVERY, LOOK_OFTEN = 0.1, 0.01  # seconds between two looks at mpirun; often when new ranks wait for its end
 LATE = 2.0  # seconds to wait for the last lines after the end of mpirun
 
 
@@ -145,7 +145,10 @@ def catching() -> Iterator[Sequence[int]]:
 
 
 def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool], every: float = LOOK_EVERY) -> bool:
-    """Waits until `process` ends or `until()` holds. Returns whether the process has ended. every: seconds of a look"""
+    """Waits until `process` ends or `until()` holds. Returns whether the process has ended.
+
+    every: seconds between two looks
+    """
     while not until():
         try:
             process.wait(timeout=every)

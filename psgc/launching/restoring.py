@@ -33,7 +33,7 @@ from psgc.terminal import say
 
 HOUR = 3600.0  # seconds
 START = 120.0  # seconds within which all new ranks must be ready
-RETRIES = 3  # of a start in which a rank has died
+RETRIES, QUICK = 3, 60.0  # how often a start that failed is tried again; after the first time only if it failed so soon
 
 
 class Restores:
@@ -73,6 +73,10 @@ class Restores:
         self._begun.append(now)
         self._since = {}
 
+    def withdraws(self) -> None:
+        """The newest start is not needed: it does not count."""
+        self._begun.pop()
+
 
 @dataclass
 class Watch:
@@ -86,6 +90,7 @@ class Watch:
     is_asked: bool = False  # whether the run must end, because the new ranks are ready
     _has_warned: bool = False  # whether a line said that the run was started again too often
     _retries: int = 0  # how often a start may be tried again
+    _started: float = 0.0  # when a start was tried again
     _before: object = None  # the stamp of restores.csv before the start
     _next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
     _due: Sequence[int] = ()  # the ranks for which these were started
@@ -147,7 +152,7 @@ class Watch:
         """After mpirun has ended with `code`: the ranks that continue the run, which have been started; or None.
 
         Ranks that have made no step are started again, `RETRIES` times at most: one may have died meanwhile, and Open
-        MPI fails to start once in some hundred times. Not after a user's mistake, which would be made again.
+        MPI fails to start once in some hundred times. After a user's mistake they are not: it would be made again.
         """
         is_undone = self._is_undone()
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
@@ -156,9 +161,11 @@ class Watch:
             return process
         if is_undone:
             return self._from_older_checkpoint()
-        if self._retries and code != UserError.exit_code and not self._has_stepped():
+        may_retry = self._retries == RETRIES or (self._retries and time.monotonic() - self._started < QUICK)
+        if may_retry and code != UserError.exit_code and not self._has_stepped():
             say("psgc launch: the run has not begun; trying again", error=True)
             self._retries -= 1
+            self._started = time.monotonic()
             return self.start(self.placement, None)
         return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
 
@@ -222,7 +229,9 @@ class Watch:
         back = set(self._due) - self._missing()
         if max(self._due) < self.placement.ranks + self._more and len(self._due) - len(back) < self._settings.lost:
             self.close()
-            say(f"psgc launch: {_workers(sorted(back))} came back; the run goes on", error=True)
+            self._restores.withdraws()
+            why = f"{_workers(sorted(back))} came back before the new ranks were ready"
+            say(f"psgc launch: {why}: the run goes on without them", error=True)
         elif self._ready_file(self._left).exists():
             again = f"the run starts again from here, with {placement.ranks} ranks (faults.restore)"
             say(f"psgc launch: {why}: {again}", error=True)

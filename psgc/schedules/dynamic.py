@@ -196,8 +196,8 @@ class DynamicSchedule(Decisions):
             if it in worker.piece and not worker.told:
                 if worker.pace is None:
                     self.bare[worker] = None
-                elif worker.alarm == inf:  # it has chosen before
-                    self._wake_at(worker, worker.due + LEAD * worker.pace)
+                elif worker.alarm == inf:  # its last alarm is over: nothing else would have it choose
+                    self._wake_at(worker, worker.due + max(LEAD * worker.pace, self.learning.lag))
         return self._withdraw(it, workers)
 
     def _learn(self, it: Pass) -> None:

@@ -128,7 +128,10 @@ def test_a_rank_on_another_host_that_dies_before_mpi_has_started_ends_the_run(cl
     with cluster.start("a:2,b:2,c:1", "never", PYTHONPATH=path) as running:
         finished = running.wait(60)
     assert finished.returncode == 1, finished.said
-    assert "psgc: a rank on b died before MPI had started on all ranks\n" in finished.stderr
+    assert (
+        "psgc: a rank (number 2 of 2) on b has ended, or never begun, before MPI had started on all ranks\n"
+        in finished.stderr
+    )
     cluster.assert_nothing_left()
 
 

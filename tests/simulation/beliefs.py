@@ -33,7 +33,7 @@ def check_beliefs(world: Any) -> None:
 
 
 def check_nobody_rests(world: Any) -> None:
-    """The schedule waits for reports alone, and none will come: whoever is well has done what it can."""
+    """While the schedule waits for reports that will not come, each worker that is well has done all that it can."""
     watch, coordinator = world.watch, world.watch.it
     if not isinstance(watch.schedule, DynamicSchedule) or coordinator.phase not in ("working", "redoing"):
         return

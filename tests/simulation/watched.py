@@ -374,7 +374,7 @@ class Watch:
         return any(self.it.books.used(worker, chunk, n) for n in range(self.attempts[chunk] + 1))
 
     def _wrong_of(self, chunk: int) -> list[int]:
-        """The workers whose newest pass with `chunk` was wrong, as its first chunk says (`World.finish`)."""
+        """The workers whose newest pass with `chunk` was wrong: its first chunk decides (`World.finish`)."""
         passes = {worker: piece for (worker, one), piece in self.passes.items() if one == chunk}
         return [w for w, piece in passes.items() if (self.it.iteration, piece[0], w) in self.world.case.wrong]
 

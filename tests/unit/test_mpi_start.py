@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from psgc.mpi_start import GRACE, Beside, ranks_of
+from psgc import mpi_start
+from psgc.mpi_start import GRACE, Beside, daemon_above, ranks_of
 
 STARTS = """
 import signal, time, psgc.mpi_start as r
@@ -52,7 +55,7 @@ def test_who_is_gone_for_a_while_is_named_and_only_while_it_is():
 
 def test_who_was_never_seen_is_a_rank():
     beside = Beside(0, 2)
-    assert [beside.gone({0: 4}, 0.0), beside.gone({0: 4}, GRACE)] == ["", "a rank"]
+    assert [beside.gone({0: 4}, 0.0), beside.gone({0: 4}, GRACE)] == ["", "a rank (number 2 of 2)"]
 
 
 def test_only_one_acts_unless_it_does_not():
@@ -60,8 +63,8 @@ def test_only_one_acts_unless_it_does_not():
     first, second = Beside(1, 3), Beside(2, 3)
     living = {1: 1, 2: 2}
     assert [it.gone(living, 0.0) for it in (first, second)] == ["", ""]
-    assert [it.gone(living, 1.5 * GRACE) for it in (first, second)] == ["a rank", ""]
-    assert second.gone(living, 2.5 * GRACE) == "a rank"
+    assert [it.gone(living, 1.5 * GRACE) for it in (first, second)] == ["a rank (number 1 of 3)", ""]
+    assert second.gone(living, 2.5 * GRACE) == "a rank (number 1 of 3)"
 
 
 def test_where_nobody_can_be_seen_nobody_is_missed():
@@ -82,3 +85,18 @@ def test_the_ranks_beside_are_the_living_children_with_a_rank():
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its parent has not taken note
         assert ranks_of(os.getpid()) == {}
+
+
+def test_the_daemon_is_found_through_scripts_around_a_rank(monkeypatch):
+    """Each rank has its own script, which knows no other rank."""
+    assert daemon_above(os.getpid()) == 0
+    monkeypatch.setattr(mpi_start, "DAEMONS", [Path("/proc/self/comm").read_text().strip()])
+    script = "read line; exit"
+    with subprocess.Popen(["sh", "-c", f"sh -c '{script}'; true"], stdin=subprocess.PIPE) as around:
+        end = time.monotonic() + 10
+        children = Path(f"/proc/{around.pid}/task/{around.pid}/children")
+        while not (inner := children.read_text().split()) and time.monotonic() < end:
+            time.sleep(0.01)
+        found = daemon_above(int(inner[0]))
+        around.communicate(b"x")
+    assert found == os.getpid()

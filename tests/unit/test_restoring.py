@@ -216,7 +216,10 @@ def test_the_run_goes_on_when_its_workers_are_back_before_the_new_ranks_are_read
     os.replace("new", "out/lost.csv")
     file.touch()
     assert not is_asked(watched)
-    assert capsys.readouterr().err == "psgc launch: worker 3 came back; the run goes on\n"
+    assert (
+        capsys.readouterr().err
+        == "psgc launch: worker 3 came back before the new ranks were ready: the run goes on without them\n"
+    )
     assert not file.exists()
     Path("new").write_text(two)
     os.replace("new", "out/lost.csv")
