@@ -21,7 +21,6 @@ mpi4py.rc.finalize = False
 from mpi4py import MPI as MPI  # noqa: E402  the settings above must come before
 
 from psgc.processes import die_with_parent  # noqa: E402
-from psgc.run.launched import STANDBY  # noqa: E402
 from psgc.terminal import say  # noqa: E402
 
 TIMEOUT = 600.0  # seconds for MPI to start
@@ -30,6 +29,7 @@ LOOK_EVERY = 0.2  # seconds between two looks at the ranks of this host
 GRACE = 2.0  # seconds: a rank may begin late, and ranks that end because of a mistake may say so first
 DAEMONS = ("prterun", "prted", "mpirun", "mpiexec", "orterun", "orted")  # of Open MPI, which start ranks
 RANK, SIZE = "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"
+STANDBY = "PSGC_STANDBY"  # as in `psgc.run.launched`
 LOCAL_RANK, LOCAL_SIZE = "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"  # on this host
 
 

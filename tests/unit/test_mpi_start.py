@@ -11,6 +11,7 @@ import pytest
 
 from psgc import mpi_start
 from psgc.mpi_start import GRACE, Beside, daemon_above, ranks_of
+from psgc.run import launched
 
 STARTS = """
 import signal, time, psgc.mpi_start as r
@@ -37,6 +38,10 @@ def test_mpi_that_waits_for_a_dead_rank_when_it_starts_ends_the_process(seconds)
         f"waiting for MPI to start on all ranks for 1 s: {why}",
         f"psgc: MPI has not started on all ranks within 1 s: {why}",
     ]
+
+
+def test_ranks_on_standby_are_known_by_the_same_variable():
+    assert mpi_start.STANDBY == launched.STANDBY
 
 
 BOTH = {0: 4, 1: 5}  # number on the host -> rank
