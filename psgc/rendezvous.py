@@ -14,14 +14,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from psgc.errors import RunFailed
-from psgc.mpi_start import MPI
+from psgc.mpi_start import FIRST_WORD, MPI, TIMEOUT
 from psgc.processes import Identity, RunningTime
 from psgc.terminal import say
 
 DATA_TAG, REMINDER_TAG, PATIENCE_TAG, OFF_TAG = 11, 12, 13, 14
 TEXT_LIMIT = 512  # bytes of a text that is gathered
-TIMEOUT, STOPPED_TIMEOUT = 600.0, 30.0  # seconds, until rank 0 sets others
-FIRST_WORD = 20.0  # seconds of waiting after which rank 0 says for which ranks; then after twice as many, and so on
+STOPPED_TIMEOUT = 30.0  # seconds; this and TIMEOUT hold until rank 0 sets others
 LOOK_EVERY = 0.1  # seconds between two checks of processes
 REMINDER = 60.0  # seconds of waiting after which rank 0 is sent a message
 PATIENCE = 1.0  # seconds that a killed process may take to end

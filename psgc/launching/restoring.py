@@ -231,7 +231,7 @@ class Watch:
             self.close()
             self._restores.withdraws()
             why = f"{_workers(sorted(back))} came back before the new ranks were ready"
-            say(f"psgc launch: {why}: the run goes on without them", error=True)
+            say(f"psgc launch: {why}: the run goes on as it is", error=True)
         elif self._ready_file(self._left).exists():
             again = f"the run starts again from here, with {placement.ranks} ranks (faults.restore)"
             say(f"psgc launch: {why}: {again}", error=True)

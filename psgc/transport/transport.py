@@ -15,9 +15,9 @@ import numpy as np
 
 from psgc.backend import Array
 from psgc.messages import BATCH, MESSAGE, OF_WORKERS_RECORD, RECORD, Kind, Records, bundle, joined, mark, record
-from psgc.mpi_start import MPI, start_mpi
+from psgc.mpi_start import MPI, TIMEOUT, start_mpi
 from psgc.processes import Identity, die_with_parent, keep_freed_memory, sleep_precisely
-from psgc.rendezvous import TIMEOUT, Deaths, Rendezvous, failed_ranks
+from psgc.rendezvous import Deaths, Rendezvous, failed_ranks
 from psgc.transport.host_memory import Shared, share
 from psgc.transport.receives import Message, Receives
 from psgc.transport.sends import SMALL, Sending, Sends

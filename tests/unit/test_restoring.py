@@ -218,7 +218,7 @@ def test_the_run_goes_on_when_its_workers_are_back_before_the_new_ranks_are_read
     assert not is_asked(watched)
     assert (
         capsys.readouterr().err
-        == "psgc launch: worker 3 came back before the new ranks were ready: the run goes on without them\n"
+        == "psgc launch: worker 3 came back before the new ranks were ready: the run goes on as it is\n"
     )
     assert not file.exists()
     Path("new").write_text(two)
