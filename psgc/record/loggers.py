@@ -90,6 +90,11 @@ class Loggers:
         values = of_row(row) | row.measures | self._metrics.pop(row.iteration, {})
         self._each(lambda logger: logger.log(values, row.iteration))
 
+    @property
+    def are_open(self) -> bool:
+        """Whether there are any, and they were not closed."""
+        return bool(self._loggers)
+
     def close(self, has_failed: bool) -> None:
         self._each(lambda logger: logger.close(has_failed))
         self._loggers.clear()

@@ -35,7 +35,7 @@ ANSWER, EXITED, WORKS_ON = "directory.json", "exited.json", "works-on"  # in PSG
 
 NOBODY_RESTORES = "faults.restore: without psgc launch nobody starts the run again, it goes on without lost workers"
 
-_begun = False
+_begun = _works_on = False
 _stopped_by: Sequence[int] = ()
 
 
@@ -159,8 +159,13 @@ def has_begun() -> bool:
 
 
 def say_whether_it_works_on(does: bool) -> None:
-    """Rank 0 tells `psgc launch`, if that started it, that the program goes on after its run; later, that it ends."""
-    if folder := os.environ.get(FOLDER):
+    """Rank 0 tells `psgc launch`, if that started it, that the program goes on after its run; later, that it ends.
+
+    Of a process that has not said that it works on, it is no news that it ends.
+    """
+    global _works_on
+    if (folder := os.environ.get(FOLDER)) and (does or _works_on):
+        _works_on = does
         with suppress(OSError):
             Path(folder, WORKS_ON).touch() if does else Path(folder, WORKS_ON).unlink(missing_ok=True)
 
