@@ -18,7 +18,7 @@ from typing import Any
 
 from psgc.disk import write_text
 from psgc.errors import RunFailed, UserError
-from psgc.mpi_start import MPI, start_mpi
+from psgc.mpi_start import MPI
 from psgc.rendezvous import Rendezvous
 from psgc.run.ending import CalledOff, Ending
 from psgc.run.launched import STANDBY, is_on_standby
@@ -157,15 +157,13 @@ def wait_for_turn(load: Callable[[], object], interrupted: Callable[[], str | No
     removes the file, and the ranks go on. Code of the user, a script or a model, is loaded only then. Returns at once
     unless this rank is on standby.
 
-    load: imports what will be needed
+    MPI has started. load: imports what will be needed
 
     Raises RunFailed as `Rendezvous`, and OSError when rank 0 cannot write.
     """
     if not is_on_standby():
         return
     file = Path(os.environ[STANDBY])
-    if not MPI.Is_initialized():
-        start_mpi(MPI.THREAD_FUNNELED)
     with suppress(ImportError):  # the error comes again when the module is needed
         load()
     MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)

@@ -182,6 +182,8 @@ class ChunkGradient:
                 f"the loss is {value}: the rate may be too large, a logarithm or a division may meet 0; GradScaler "
                 "goes with backward(batch, scaler=scaler)"
             )
+        if not loss.requires_grad:
+            return value, count
         if not self._has_looked:
             check_leaves(loss, self._model)
             self._has_looked = True
@@ -230,13 +232,15 @@ def loss_and_count(returned: Any, rows: int) -> tuple[Tensor, float]:
         return _differentiable(returned) * rows, float(rows)
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise UserError(f"the loss returned {_kind(returned)}; {CONTRACT}")
-    return _differentiable(returned[0]), _count(returned[1])
+    count = _count(returned[1])
+    return _differentiable(returned[0], is_empty=count == 0), count
 
 
-def _differentiable(loss: Any) -> Tensor:
+def _differentiable(loss: Any, is_empty: bool = False) -> Tensor:
+    """is_empty: whether it counts nothing, and so may be a 0 that depends on nothing."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         raise UserError(f"the loss is {_kind(loss)}, not one number; {CONTRACT}")
-    if not loss.requires_grad:
+    if not loss.requires_grad and not (is_empty and float(loss) == 0):
         raise UserError(
             "the loss does not depend on the model's parameters; is it computed under torch.no_grad(), or after "
             "detach() or item()?"

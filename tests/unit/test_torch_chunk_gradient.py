@@ -65,6 +65,22 @@ def test_the_vector_of_a_chunk(loss):
     assert torch.equal(vector, before)
 
 
+def test_a_micro_batch_that_counts_nothing_needs_no_loss_of_the_model():
+    """All of its tokens are ignored. The others, and the parameters without a gradient, are as without it."""
+
+    def loss(model, batch):
+        return cross_entropy(model, batch) if batch[1].any() else (torch.zeros(()), 0)
+
+    ignored = MicroBatch(3, (X[:3], torch.zeros(3, dtype=torch.long)))
+    gradient, _ = made(loss=loss)
+    without = gradient.vector(PIECES, SEED, always, 10)
+    for pieces in ([ignored, *PIECES], [*PIECES, ignored]):
+        assert torch.equal(gradient.vector(pieces, SEED, always, 13), without)
+    nothing = gradient.vector([ignored], SEED, always, 13)
+    assert not nothing[:28].any()
+    assert nothing[28:].tolist() == [1] * 4  # no parameter has a gradient
+
+
 def test_backward_passes_add_to_the_memory_of_the_vector():
     """A second gradient of the whole model is never there: only one parameter's at a time, until it is added."""
     places = []

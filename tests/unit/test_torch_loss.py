@@ -19,7 +19,7 @@ def test_a_sum_and_a_count_or_a_mean(total, count):
     for returned in (total, count), [total, count]:
         loss, examples = loss_and_count(returned, 9)
         assert (loss.shape, loss.item(), examples) == ((), 3.0, 4.0)
-    assert loss_and_count((total, 0), 9)[1] == 0
+    assert loss_and_count((total, 0), 9)[1] == loss_and_count((torch.zeros(()), 0), 9)[1] == 0
     loss, examples = loss_and_count(total / 3, 4)
     assert (loss.item(), examples) == (4.0, 4.0)
 
@@ -39,6 +39,8 @@ NEITHER = "expected (sum over the examples, number of examples), or the mean ove
         ((W.sum().to(torch.complex64), 4),
          f"the loss is a Tensor of shape () and dtype torch.complex64, not one number; {NEITHER}"),
         ((W.sum().detach(), 4), "the loss does not depend on the model's parameters; is it computed under "
+         "torch.no_grad(), or after detach() or item()?"),
+        ((W.sum().detach(), 0), "the loss does not depend on the model's parameters; is it computed under "
          "torch.no_grad(), or after detach() or item()?"),
         ((W.sum(), None), f"the loss returned a value of type NoneType as the number of examples; {NEITHER}"),
         ((W.sum(), torch.zeros(4)),
