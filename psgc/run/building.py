@@ -147,7 +147,7 @@ def work_beside(
     """
     program.replica = Follower(replica)
     injector = injector or make_injector(config, transport.place + 1)
-    transport.beside = make_worker(transport.second(), config, plan, program, first, injector).turns()
+    transport.pauses.beside = make_worker(transport.second(), config, plan, program, first, injector).turns()
 
 
 def make_server(

@@ -11,6 +11,7 @@ then `Died`, then nothing from it any more. Sends to it are dropped. Another pro
 """
 
 from psgc.transport.host_memory import Shared as Shared
+from psgc.transport.pauses import Pause as Pause
 from psgc.transport.receives import Control as Control
 from psgc.transport.receives import Died as Died
 from psgc.transport.receives import Message as Message
@@ -20,6 +21,5 @@ from psgc.transport.sends import SMALL as SMALL
 from psgc.transport.sends import Sending as Sending
 from psgc.transport.terms import Term as Term
 from psgc.transport.transport import TEXT_LIMIT as TEXT_LIMIT
-from psgc.transport.transport import Pause as Pause
 from psgc.transport.transport import Transport as Transport
 from psgc.transport.waiting import LARGE as LARGE

@@ -1,57 +1,46 @@
-"""This process in MPI: setting up, messages in both directions, waiting, and the ways to end."""
+"""This process in MPI: setting up, messages in both directions, and the ways to end."""
 
 import ctypes
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from contextlib import suppress
 from copy import copy
-from math import inf
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from psgc.backend import Array
-from psgc.messages import BATCH, MESSAGE, OF_WORKERS_RECORD, RECORD, Kind, Records, bundle, joined, mark, record
+from psgc.messages import BATCH, OF_WORKERS_RECORD, RECORD, Kind, Records, bundle, joined, mark, record
 from psgc.mpi_start import MPI, TIMEOUT, start_mpi
 from psgc.processes import Identity, die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import Deaths, Rendezvous, failed_ranks
 from psgc.transport.host_memory import Shared, share
+from psgc.transport.pauses import Pauses
 from psgc.transport.receives import Message, Receives
-from psgc.transport.sends import SMALL, Sending, Sends
+from psgc.transport.sends import Sending, Sends
 from psgc.transport.survival import lacks_for_survival
 from psgc.transport.terms import Term
-from psgc.transport.waiting import BELL, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, Backoff, Bell
+from psgc.transport.waiting import LONGEST, Bell
 
 TEXT_LIMIT = 1 << 16
-NAP = 5e-4  # seconds between two polls when ranks share cores, which the others need
-REST = 4e-3  # seconds after which `wait` returns at the latest, without a bell and while blocks are exchanged
 PATIENCE = 2.0  # seconds for steps that should take none: the last processes of a run
-
-
-class Pause(NamedTuple):
-    """How a loop waits (`Transport.wait`)."""
-
-    busy: bool = False
-    nap: float = 0.0
-    exchanging: bool = False
-    more: bool = False
 
 
 class Transport:
     """Rank, size, hosts, and messages to and from the other ranks.
 
     Ranks are those of `term`; `place` is the rank in MPI. Some methods are those of its `Rendezvous` (be_patient,
-    broadcast, gather), its `Receives` (keep) and its `Sends` (sending, unreached, pending, forget, remember).
+    broadcast, gather), its `Receives` (keep), its `Sends` (sending, unreached, pending, forget, remember) and its
+    `Pauses` (wait, wake, wake_others).
 
     If each process is a worker, the process of rank 0 has a second Transport for its worker (`second`). The two send
-    each other messages like any ranks. `beside` is called to let that worker run between two waits.
+    each other messages like any ranks.
 
     world: the ranks of the run, if they are not all of MPI's
     interrupted: as in `Rendezvous`; `broadcast` and `gather` raise what the Rendezvous raises, and so does this class
-    is_woken: whether a rank that sends this process something rings its bell
     lacks: what MPI lacks to survive the death of a rank (`survives_deaths`), or ""
     hear_outside: called by `poll` with each place and its records that come outside of all terms
     """
@@ -72,7 +61,6 @@ class Transport:
         self.rank, self.term = self.place, Term(0, self.size)
         self._second: Transport | None = None
         self._is_second = False
-        self.beside: Iterator[Pause] | None = None
         self.library = " ".join(MPI.Get_library_version().split(",")[0].split("\n")[0].split())
         self.lacks = lacks_for_survival()
         self.survives_deaths = not self.lacks
@@ -90,18 +78,20 @@ class Transport:
         self.hear_outside: Callable[[int, Records], object] = lambda place, records: None
         self._deaths = Deaths(self._control)
         self._ended: list[object] = []  # receives and sends of earlier terms, since MPI may still use their memory
-        self._open()
-        self._bell = Bell(self._processes[self.rank])
-        self._to_wake: set[int] = set()  # ranks that were sent something since their bells rang last
-        self.is_woken = False
-        self._rang = 0.0  # when this process last rang other bells, time.monotonic()
-        self._backoff, self._rest, self._least_nap = Backoff(SHORTEST), REST, 0.0
+        self.pauses = Pauses(Bell(self._processes[self.rank]))
+        self.wait, self.wake, self.wake_others = self.pauses.wait, self.pauses.wake, self.pauses.wake_others
+        self._enter()
 
     @property
     def thread_level(self) -> str:
         """The thread level that MPI grants this process. psgc needs only "funneled"."""
         levels = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled", MPI.THREAD_SERIALIZED: "serialized"}
         return levels.get(MPI.Query_thread(), "multiple")
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether a rank that sends this process something rings its bell."""
+        return self.pauses.is_woken
 
     # setting up
 
@@ -119,12 +109,17 @@ class Transport:
         made[0].Set_errhandler(MPI.ERRORS_RETURN)
         return made[0]
 
+    def _enter(self) -> None:
+        self.pauses.enter({rank: self._processes[rank] for rank in range(self.size) if self._is_near(rank)})
+        self._open()
+
     def _open(self) -> None:
-        """Make the receives and sends of this term."""
+        """Make the receives and sends of this rank in this term."""
         control, vectors, deaths, term = self._control, self._vectors, self._deaths, self.term
         self._receives, self._sends = Receives(control, vectors, deaths, term, self.rank), Sends(deaths, term)
         self.keep, self.forget, self.remember = self._receives.keep, self._sends.forget, self._sends.remember
         self.sending, self.unreached, self.pending = self._sends.awaits, self._sends.unreached, self._sends.pending
+        self.pauses.add(self._receives, self._sends)
 
     def enter(self, term: Term) -> None:
         """Begin this term: ranks are its ranks, and messages of other terms are dropped. `start` follows."""
@@ -136,8 +131,7 @@ class Transport:
         self._processes = [processes[place] for place in places]
         self.hosts, self.pids = [it.host for it in self._processes], [it.pid for it in self._processes]
         self.shared = self._shared.of(places)
-        self._to_wake.clear()
-        self._open()
+        self._enter()
         self._receives.follow(before[0])
         self._sends.bytes = before[1].bytes
 
@@ -163,13 +157,8 @@ class Transport:
         if self._is_second:  # the Transport of rank 0 has done so
             self._receives.start()
             return
-        senders = range(self.size) if self.rank == 0 or from_everybody else [0]
-        self.is_woken = self._bell.works and all(map(self._is_near, senders))
-        self._rest = BELL if self.is_woken else REST
-        if self.is_woken:
-            self._backoff = Backoff(self._rest)
-        crowded = sum(map(self._is_near, range(self.size))) > len(os.sched_getaffinity(0))
-        self._least_nap = NAP if crowded else 0.0
+        senders = range(self.size) if self.rank == 0 or from_everybody else range(1)
+        self.pauses.start(senders)
         self._receives.start(outside=self.survives_deaths)
 
     # messages
@@ -191,7 +180,7 @@ class Transport:
         everything, dest = joined(records), self.term.rank(place)
         for first in range(0, len(everything), BATCH):
             self._sends.send(self._control, everything[first : first + BATCH], dest, outside=True)
-        self._to_wake.add(dest)
+        self.pauses.sent(dest)
 
     @property
     def dead(self) -> Set[int]:
@@ -227,20 +216,8 @@ class Transport:
     ) -> Sending:
         sending = self._sends.send(comm, buffer, dest, heard)
         if hurries:
-            self._backoff.reset()
-            self._to_wake.add(dest)
+            self.pauses.sent(dest)
         return sending
-
-    def wake_others(self) -> None:
-        """Ring the bell of each rank that was sent something, once. `wait` does so too."""
-        if self._to_wake:
-            self._ring_at(self._to_wake)
-            self._to_wake.clear()
-
-    def _ring_at(self, ranks: Iterable[int]) -> None:
-        self._rang = time.monotonic()
-        for rank in filter(self._is_near, ranks):
-            self._bell.ring_at(self._processes[rank])
 
     def post(self, buffer: Array, source: int | None = None) -> None:
         """Receive vectors from `source` (None: any rank) into `buffer`.
@@ -258,66 +235,8 @@ class Transport:
             self.hear_outside(*self._receives.outside.popleft())
         self._sends.poll()
         if messages:
-            self._backoff.came()
+            self.pauses.came()
         return messages
-
-    def wake(self) -> None:
-        """End the `wait` of the communication thread. The only method that other threads may call."""
-        self._bell.ring()
-
-    def wait(
-        self, busy: bool = False, nap: float = 0.0, exchanging: bool = False, more: bool = False, rest: float = inf
-    ) -> bool:
-        """Pause until there may be something to poll, for some milliseconds at most. Returns whether there may be.
-
-        The answer is no if a thread of this process ended the pause, and every other rank would have rung the bell.
-        Sends go on during the pause.
-
-        busy: another thread of this process needs the core
-        nap: least seconds between two polls
-        exchanging: `nap` is also the most, and the end of a send is something to poll
-        more: something is to be sent once a send has ended; otherwise small sends need no polls, unless MPI has no room
-        rest: seconds after which the caller has something to do
-        """
-        ends = (self,) if self._second is None else (self, self._second)
-        if self.beside is not None:
-            other = next(self.beside, Pause())
-            busy, nap, exchanging = busy or other.busy, min(nap, other.nap), exchanging or other.exchanging
-            more = more or other.more
-        self.wake_others()
-        rest = max(LONGEST, min(rest, self._rest))
-        for end in ends:
-            end._receives.repost()
-            if not exchanging:  # otherwise the end of a send must be returned
-                end._sends.poll()
-        size = max(end._sends.largest() for end in ends)
-        until = NAP if more or size > SMALL else REST  # the next poll of a send
-        if size and not exchanging and time.monotonic() - self._rang > until:  # the other end must call MPI too
-            for end in ends:
-                self._ring_at(end._sends.pending())
-        large, looks = size >= LARGE, exchanging
-        if nap:
-            nap, large = max(nap, self._least_nap), False
-        elif large and self._least_nap:  # polling without a pause would take the core that the transfer needs
-            nap = rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
-            large, looks = False, True
-        elif self._rest == BELL and size and not large and not busy:  # no bell rings when a send can go on
-            nap, looks = until, True
-        if self._second is not None and any(end._receives.stirs() for end in ends):
-            return True  # messages between the two ranks of this process
-        over = time.monotonic() + (REST if looks else rest)
-        while True:
-            if rung := self._bell.sleep(nap if looks else min(rest, self._backoff.next(large, busy, nap))):
-                self._backoff.rung() if NEIGHBOUR in rung else self._backoff.reset()
-                if rung != {OWN} or not self.is_woken or exchanging:
-                    return True
-                for end in ends:
-                    end._sends.poll()  # a large send moves only in MPI calls
-                return False
-            if large or (looks and sum(end._sends.poll() for end in ends)):
-                return True
-            if any(end._receives.stirs() for end in ends) or time.monotonic() >= over:
-                return True
 
     @property
     def bytes_sent(self) -> int:
@@ -340,7 +259,7 @@ class Transport:
             time.sleep(LONGEST)
         self._control.Free()
         self._vectors.Free()
-        self._bell.close()
+        self.pauses.close()
 
     def finalize(self) -> None:
         """`close`, and leave MPI. `end` follows. After a death only `leave` ends a process reliably."""

@@ -383,7 +383,7 @@ def test_ranks_of_a_host_have_numbers_of_their_own(monkeypatch, rank, number):
         monkeypatch.setattr(f"psgc.transport.transport.{name}", MagicMock())
     monkeypatch.setattr("psgc.transport.transport.Rendezvous", lambda *_: MagicMock(processes=hosts))
     monkeypatch.setattr(Transport, "_duplicate", Mock())
-    assert Transport(Mock(Get_rank=lambda: rank)).local_rank == number
+    assert Transport(Mock(Get_rank=lambda: rank, Get_size=lambda: 5)).local_rank == number
 
 
 @pytest.mark.parametrize(("library", "by"), [("Open MPI v5.0.11", "_exit 3"), ("MPICH Version: 4.3", "exit 3")])

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from functools import partial
 from math import inf
 from types import SimpleNamespace
 
@@ -9,9 +10,9 @@ import pytest
 
 from psgc.messages import MESSAGE, Kind, record
 from psgc.processes import Identity
-from psgc.transport import waiting
+from psgc.transport import Transport, pauses, waiting
+from psgc.transport.pauses import NAP, REST, Pauses
 from psgc.transport.sends import SMALL
-from psgc.transport.transport import NAP, REST, Transport
 from psgc.transport.waiting import BUSY, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, SILENCE, SILENT, SPINS, Backoff, Bell
 
 
@@ -46,35 +47,39 @@ def test_who_is_woken_looks_rarely_and_a_few_times_soon_when_the_bell_has_rung()
     assert sleeps(it, 1) == [waiting.BELL]
 
 
-class Waiting:
-    """A transport that waits: whether others ring, what its bell rings, the bytes that it is sending to rank 2, and
-    whether a send has ended at each look."""
+class Waiting(Pauses):
+    """A process that waits: whether others ring, what its bell rings, the bytes that it is sending to rank 2, and
+    whether a send has ended at each look. Rank 2 and 3 are on its host, which has fewer cores."""
 
-    _send = Transport._send
-
-    def __init__(self, rings, is_woken=True, sending=0, rang=0.0, ends=()):
+    def __init__(self, rings, works=True, sending=0, ends=()):
         self.slept = []  # seconds
         self.looks = []  # at what is being sent
         self.rung = []  # ranks
-        self._rings = iter(rings)
-        self._receives = SimpleNamespace(repost=lambda: None, stirs=lambda: False)
-        ended = iter(ends)
-        self._control, self._to_wake = None, set()
-        self._sends = SimpleNamespace(
-            send=lambda *_: None,
+        rings, ended = iter(rings), iter(ends)
+        sleep = lambda seconds: self.slept.append(seconds) or next(rings)  # noqa: E731
+        super().__init__(SimpleNamespace(works=works, sleep=sleep, ring_at=self.rung.append))
+        self.enter({rank: rank for rank in range(4)})
+        receives = SimpleNamespace(repost=lambda: None, stirs=lambda: False)
+        sends = SimpleNamespace(
             largest=lambda: sending,
             poll=lambda: self.looks.append(sending) or next(ended, False),
             pending=lambda: {2: sending},
         )
-        self._bell, self.is_woken, self._rang = self, is_woken, rang
-        self._ring_at, self.wake_others = self.rung.extend, lambda: None
-        self._second = self.beside = None
-        self._is_second = False
-        self._backoff, self._rest, self._least_nap = Backoff(waiting.BELL), waiting.BELL, NAP
+        self.add(receives, sends)
+        self.start(range(4))
 
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        return next(self._rings)
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    monkeypatch.setattr(pauses, "os", SimpleNamespace(sched_getaffinity=lambda pid: {0}))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Its time is that of the fixture."""
+    it = SimpleNamespace(now=1.0)
+    monkeypatch.setattr(pauses, "time", SimpleNamespace(monotonic=lambda: it.now))
+    return it
 
 
 @pytest.mark.parametrize(
@@ -83,41 +88,41 @@ class Waiting:
         ({OWN}, {}, False),
         ({NEIGHBOUR}, {}, True),
         ({OWN, NEIGHBOUR}, {}, True),
-        ({OWN}, {"is_woken": False}, True),  # others send without ringing
+        ({OWN}, {"works": False}, True),  # others send without ringing
     ],
 )
 def test_something_may_have_come_unless_only_an_own_thread_has_rung(rung, others, comes):
-    assert Transport.wait(Waiting([rung], **others)) == comes
+    assert Waiting([rung], **others).wait() == comes
 
 
 @pytest.mark.parametrize("size", [100, LARGE])
 def test_what_is_being_sent_goes_on_when_an_own_thread_has_rung(size):
     it = Waiting([{OWN}], sending=size)
-    assert not Transport.wait(it, busy=True)
+    assert not it.wait(busy=True)
     assert it.looks == [size] * 2
-    assert Transport.wait(Waiting([{OWN}], sending=size), busy=True, exchanging=True)
+    assert Waiting([{OWN}], sending=size).wait(busy=True, exchanging=True)
 
 
 def test_while_blocks_are_exchanged_the_end_of_a_send_ends_the_wait():
     it = Waiting([set()], sending=100, ends=[True])
-    assert Transport.wait(it, nap=NAP, exchanging=True)
+    assert it.wait(nap=NAP, exchanging=True)
     assert it.slept == [NAP]
 
 
 @pytest.mark.parametrize(("rest", "slept"), [(inf, waiting.BELL), (1.0, waiting.BELL), (5e-3, 5e-3), (-1.0, LONGEST)])
 def test_who_has_something_to_do_later_sleeps_until_then(rest, slept):
     it = Waiting([set(), {NEIGHBOUR}])
-    assert Transport.wait(it, rest=rest)
+    assert it.wait(rest=rest)
     assert it.slept[0] == slept
 
 
 @pytest.mark.parametrize("size", [0, SMALL, SMALL + 1, LARGE, MESSAGE, MESSAGE + 1])
 @pytest.mark.parametrize("more", [True, False])
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_worker_that_is_sending_looks_soon_unless_it_computes_or_mpi_has_taken_it(size, more, busy, monkeypatch):
-    monkeypatch.setattr("psgc.transport.transport.time", SimpleNamespace(monotonic=lambda: 1.0))  # else it may give up
+@pytest.mark.usefixtures("clock")  # else it may give up
+def test_a_worker_that_is_sending_looks_soon_unless_it_computes_or_mpi_has_taken_it(size, more, busy):
     it = Waiting([set(), set(), set(), {NEIGHBOUR}], sending=size)
-    assert Transport.wait(it, busy=busy, more=more)
+    assert it.wait(busy=busy, more=more)
     is_quiet = not size or (busy and size <= MESSAGE)
     assert it.slept[-1] == (waiting.BELL if is_quiet else NAP if more or size > SMALL else REST)
 
@@ -126,21 +131,36 @@ def test_a_worker_that_is_sending_looks_soon_unless_it_computes_or_mpi_has_taken
     ("size", "ago", "rung"),
     [(100, NAP, []), (100, REST, [2]), (SMALL + 1, 0.0, []), (SMALL + 1, NAP, [2]), (0, 1.0, [])],
 )
-def test_while_a_send_is_under_way_its_receiver_is_woken_again_unless_that_was_just_done(size, ago, rung, monkeypatch):
-    monkeypatch.setattr("psgc.transport.transport.time", SimpleNamespace(monotonic=lambda: 1.0))
-    it = Waiting([{NEIGHBOUR}], sending=size, rang=1.0 - 1.01 * ago)
-    assert Transport.wait(it)
-    assert it.rung == rung
+def test_while_a_send_is_under_way_its_receiver_is_woken_again_unless_that_was_just_done(size, ago, rung, clock):
+    it = Waiting([{NEIGHBOUR}], sending=size)
+    it.sent(3)
+    it.wake_others()
+    clock.now += 1.01 * ago
+    assert it.wait()
+    assert it.rung == [3, *rung]
 
 
-def test_who_was_sent_several_messages_is_woken_once_and_not_for_one_that_does_not_hurry():
+def test_who_was_sent_several_messages_is_woken_once_and_not_on_another_host():
     it = Waiting([{NEIGHBOUR}])
-    for dest in (2, 3, 2):
-        Transport.send(it, dest, [record(Kind.BEGIN, 0)])
-    Transport.send(it, 1, [record(Kind.STEPPED, 0)], hurries=False)
+    for dest in (2, 3, 2, 5):
+        it.sent(dest)
     for _ in range(2):
-        Transport.wake_others(it)
+        it.wake_others()
     assert sorted(it.rung) == [2, 3]
+    it.sent(2)
+    it.enter({0: 0, 1: 1, 2: 2})  # in the new term rank 2 may be another process
+    it.wake_others()
+    assert sorted(it.rung) == [2, 3]
+
+
+def test_who_is_sent_what_does_not_hurry_is_not_woken():
+    it = Waiting([])
+    end = SimpleNamespace(pauses=it, _is_second=False, _control=None, _sends=SimpleNamespace(send=lambda *_: None))
+    end._send = partial(Transport._send, end)
+    Transport.send(end, 2, [record(Kind.BEGIN, 0)])
+    Transport.send(end, 3, [record(Kind.STEPPED, 0)], hurries=False)
+    it.wake_others()
+    assert it.rung == [2]
 
 
 @pytest.fixture
