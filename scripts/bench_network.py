@@ -1,20 +1,21 @@
 """What an iteration takes over links of a given rate: psgc beside Allreduce. One table, every row a real mpirun.
 
     python scripts/bench_network.py [--dims 100000 1000000 4000000] [--iterations 20] [--out runs/bench/network.md]
-        [--situations none link chunks processor 4x2 2x4 memory]
-        [--programs mpi4py gloo combined-1 combined-2 allreduce-1 allreduce-2]
+        [--situations none link chunks processor 4x2 2x4 memory memory8]
+        [--programs mpi4py mpi4py-step gloo combined-1 combined-2 allreduce-1 allreduce-2]
 
 Needs root: every worker, and psgc's server, has a host of its own, made of Linux namespaces (hosts.py), with a link of
 200 Mbit/s in each direction to one switch. Compared are Allreduce of mpi4py, all_reduce of gloo where torch is
 installed, and psgc with `transfer: combined` through its server and with `aggregation: allreduce`, with 1 and 2 parts.
-All add up float32 vectors, with 8 workers; all sums are checked. The situations:
+All add up float32 vectors, with 8 workers; all sums are checked. psgc makes a step with each sum as well, and so does
+mpi4py-step. The situations:
 
     none       nobody slow, nothing to compute
     link       the link of one worker has a fifth of the rate
     chunks     nobody slow; a worker computes for 80 ms, with psgc 8 chunks of 10 ms
     processor  the same, and one worker has a fifth of the processor time
     4x2, 2x4   4 hosts of 2 workers and 2 of 4, the server with the first ones; nobody slow, nothing to compute
-    memory     one host, shared memory, 4 workers, dimension 10^7, nothing to compute
+    memory     one host, shared memory, 4 workers, dimension 10^7, nothing to compute; memory8: 8 workers
 
 In `chunks` and `processor` each worker has a CPU quota (cpu_quotas.py), which leaves a fifth of this machine to the
 server. Messages come out of the quota as well, as on a slow machine.

@@ -2,9 +2,10 @@
 
     mpirun -n 8 python network_ranks.py OUTPUT OPTIONS
 
-OPTIONS is a JSON object: library (mpi4py or gloo), iterations, and the arguments of `Work` and `Constant`. Every vector
-is made of equal numbers whose sum over the ranks, or the chunks, is 1. Rank 0 leaves OUTPUT/iterations.csv with the
-seconds of each iteration: from the beginning of the computing until the sum is there, as psgc counts them.
+OPTIONS is a JSON object: library (mpi4py or gloo), steps (whether the loop makes a step of gradient descent with each
+sum, as psgc does), iterations, and the arguments of `Work` and `Constant`. Every vector is made of equal numbers whose
+sum over the ranks, or the chunks, is 1. Rank 0 leaves OUTPUT/iterations.csv with the seconds of each iteration: from
+the beginning of the computing until the sum is there, as psgc counts them, or the step is made.
 """
 
 import csv
@@ -89,12 +90,14 @@ def main() -> int:
     comm = MPI.COMM_WORLD
     work = Work(options["seconds"], options["groups"])
     vector, add, end = add_up(options["library"], comm, options["dim"])
-    rows = []
+    rows, params = [], np.zeros_like(vector) if options["steps"] else None
     for iteration in range(options["iterations"]):
         began = time.monotonic()
         work()
         vector.fill(1 / comm.size)
         add()
+        if params is not None:
+            params -= np.float32(1.0) * vector
         rows.append((iteration, time.monotonic() - began))
         if np.abs(vector - 1).max() > TOLERANCE:
             print(f"rank {comm.rank}: the sum is wrong", file=sys.stderr)

@@ -33,11 +33,12 @@ FOREIGN = ("PMIX_", "PRTE_", "OMPI_COMM", "SLURM_")  # variables of an mpirun or
 
 @dataclass(frozen=True)
 class Program:
-    """text: as in the table; library: what the loop of network_ranks.py calls. Without one it is psgc with these
-    settings, and across links with a dedicated server."""
+    """text: as in the table; library: what the loop of network_ranks.py calls; steps: whether it makes a step as well.
+    Without a library it is psgc with these settings, and across links with a dedicated server."""
 
     text: str
     library: str = ""
+    steps: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -49,6 +50,7 @@ def _psgc(parts: int, aggregation: str) -> Program:
 
 PROGRAMS = {
     "mpi4py": Program("mpi4py `Allreduce`", "mpi4py"),
+    "mpi4py-step": Program("mpi4py `Allreduce`, then a step", "mpi4py", steps=True),
     "gloo": Program("gloo `all_reduce`", "gloo"),
     "combined-1": _psgc(1, "server"),
     "combined-2": _psgc(2, "server"),
@@ -94,6 +96,7 @@ SITUATIONS = {
     "4x2": Situation("4 hosts of 2", "4x2", hosts=4),
     "2x4": Situation("2 hosts of 4", "2x4", hosts=2),
     "memory": Situation("4 on one host", "memory", hosts=1, workers=4),
+    "memory8": Situation("8 on one host", "memory8", hosts=1),
 }
 
 
@@ -129,7 +132,7 @@ def measure(program: Program, situation: Situation, dim: int, iterations: int) -
         folder = Path(hosts.folder, "run")
         folder.mkdir()
         if program.library:
-            command, additions = loop(program.library, work, iterations + 1, ranks, places, environ, folder)
+            command, additions = loop(program, work, iterations + 1, ranks, places, environ, folder)
         else:
             about = iterations + 1, ranks, situation.workers, places, folder
             command, additions = training(program.settings, work, *about), {}
@@ -161,7 +164,7 @@ def environment(hosts: Hosts) -> dict[str, str]:
 
 
 def loop(
-    library: str,
+    program: Program,
     work: Mapping[str, Any],
     iterations: int,
     ranks: int,
@@ -170,7 +173,8 @@ def loop(
     folder: Path,
 ) -> tuple[list[str], dict[str, str]]:
     """The command of the Allreduce loop, and what to add to `environ` for it. A rank does all its chunks in one go."""
-    options = {**work, "seconds": CHUNKS * work["seconds"], "library": library, "iterations": iterations}
+    options = {**work, "seconds": CHUNKS * work["seconds"], "library": program.library, "steps": program.steps}
+    options |= {"iterations": iterations}
     arguments = [str(folder / OUTPUT), json.dumps(options)]
     where = Placement(ranks, host=places, fault_tolerance=False)
     command, additions = launch_command(where, arguments, environ, module="network_ranks")
