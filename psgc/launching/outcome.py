@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from psgc.errors import UserError
+from psgc.record.loggers import OPEN
 from psgc.run.launched import ANSWER, EXITED, SETTINGS, WORKS_ON, Found, stamp
 
 GRACE = 10.0  # seconds within which mpirun must end after the run; a hung process can keep it alive
+LOGGERS = 600.0  # seconds for loggers to send what they have not sent yet
 
 
 class RunDirectory:
@@ -29,7 +31,7 @@ class RunDirectory:
         self._folder = directory if of_script else None
         self._named = None if of_script else ""  # what rank 0 has said last
         self._found = Found.now(directory)
-        self._last_change: tuple[object, float] = (None, 0.0)  # ((stamp of the summary, program works on), time)
+        self._last_change: tuple[object, float] = (None, 0.0)  # (what `is_over` has seen, time)
 
     @property
     def directory(self) -> Path:
@@ -62,12 +64,16 @@ class RunDirectory:
         return summary
 
     def is_over(self) -> bool:
-        """Whether, for more than GRACE seconds, the summary is final and the program around the run has ended."""
+        """Whether, for more than GRACE seconds, the summary is final and the program around the run has ended.
+
+        While loggers are open it is LOGGERS seconds.
+        """
         works_on = self._folder is not None and (self._folder / WORKS_ON).exists()
-        changed = stamp(self.summary_file), works_on
-        if changed != self._last_change[0]:
-            self._last_change = changed, time.monotonic()
-        late = time.monotonic() - self._last_change[1] > GRACE
+        are_open = (self.directory / OPEN).exists()
+        seen = stamp(self.summary_file), works_on, are_open
+        if seen != self._last_change[0]:
+            self._last_change = seen, time.monotonic()
+        late = time.monotonic() - self._last_change[1] > (LOGGERS if are_open else GRACE)
         return late and not works_on and "status" in (summary := self.summary()) and not summary.get("evaluating")
 
     def can_resume(self) -> bool:

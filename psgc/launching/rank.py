@@ -68,9 +68,9 @@ def _run_script(path: str) -> None:
 
 def _end(script: Execution, rank: int) -> None:
     """End the process. If it called neither psgc.torch.init nor MPI's Finalize, it meets the other ranks first."""
+    launched.say_whether_it_works_on(False)  # this is the last exit hook
     if launched.has_begun() or MPI.Is_finalized():
         script.show()
-        launched.say_whether_it_works_on(False)  # this is the last exit hook
         if rank == 0:  # the failure of another rank is in the record of the run
             with suppress(OSError):
                 launched.leave_exit_code(script.code)

@@ -119,6 +119,8 @@ class Watch:
             return self.is_asked
         if self._next is not None:
             return self._look_at(*self._next)
+        if self._left.summary():  # the run is over, and its loggers may still send
+            return False
         now, settings, before = time.monotonic(), self._settings, self.placement.ranks
         self._restores.lacks(self._missing(), now)
         due = self._restores.due(settings, before + self._more, now)

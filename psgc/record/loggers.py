@@ -7,6 +7,7 @@ begun a run of MLflow or wandb itself, that run is used.
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,8 @@ from psgc.errors import UserError, one_line
 from psgc.record.measures import MEASURES, of_row
 from psgc.run_rows import IterationRow
 from psgc.terminal import say
+
+OPEN = ".logging"  # in the run directory while loggers are open, for `psgc launch`
 
 
 class _Logger(NamedTuple):
@@ -72,6 +75,7 @@ class Loggers:
 
     def __init__(self, config: Config, directory: Path, must_begin: bool = True) -> None:
         self._loggers: dict[str, _Logger] = {}
+        self._open = directory / OPEN
         self._metrics: dict[int, dict[str, float]] = {}  # by iteration, until the row of that iteration is logged
         for name, target in _targets(config).items():
             try:
@@ -81,6 +85,8 @@ class Loggers:
                     self.close(has_failed=True)
                     raise
                 say(f"psgc: {error}; the run goes on without it", error=True)
+        with suppress(OSError):
+            self._open.touch() if self._loggers else self._open.unlink(missing_ok=True)
 
     def metrics(self, iteration: int, means: Mapping[str, float]) -> None:
         """Keep the means of an evaluation in this iteration. They are logged with its row."""
@@ -90,14 +96,12 @@ class Loggers:
         values = of_row(row) | row.measures | self._metrics.pop(row.iteration, {})
         self._each(lambda logger: logger.log(values, row.iteration))
 
-    @property
-    def are_open(self) -> bool:
-        """Whether there are any, and they were not closed."""
-        return bool(self._loggers)
-
     def close(self, has_failed: bool) -> None:
+        """Have the loggers send what they have not sent yet, which may take minutes."""
         self._each(lambda logger: logger.close(has_failed))
         self._loggers.clear()
+        with suppress(OSError):
+            self._open.unlink(missing_ok=True)
 
     def _each(self, do: Callable[[_Logger], object]) -> None:
         for name, logger in [*self._loggers.items()]:

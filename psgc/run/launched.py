@@ -161,7 +161,7 @@ def has_begun() -> bool:
 def say_whether_it_works_on(does: bool) -> None:
     """Rank 0 tells `psgc launch`, if that started it, that the program goes on after its run; later, that it ends.
 
-    Of a process that has not said that it works on, it is no news that it ends.
+    A process that has not said that it works on need not say that it ends.
     """
     global _works_on
     if (folder := os.environ.get(FOLDER)) and (does or _works_on):

@@ -157,7 +157,9 @@ def wait_for_turn(load: Callable[[], object], interrupted: Callable[[], str | No
     removes the file, and the ranks go on. Code of the user, a script or a model, is loaded only then. Returns at once
     unless this rank is on standby.
 
-    MPI has started. load: imports what will be needed
+    MPI must have started.
+
+    load: imports what will be needed
 
     Raises RunFailed as `Rendezvous`, and OSError when rank 0 cannot write.
     """

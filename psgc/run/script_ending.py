@@ -148,7 +148,7 @@ class ScriptEnding:
         code = self._code
         if session is not None:
             session.end(self._text, code or 1)
-            if session.rank == 0:  # loggers, and exit hooks of other packages, may send for minutes what they have left
+            if session.rank == 0:  # exit hooks of other packages may take minutes
                 launched.say_whether_it_works_on(True)
             if not self._is_closed:
                 self.rows()

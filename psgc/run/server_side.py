@@ -254,8 +254,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
             summary = summary_of(server, recorder, seconds, run, outcome, best) | found
         if store.close() and recorder.lacks_room:  # parameters and summary matter more than older checkpoints
             store.make_room()
-        waits = loggers.are_open and outcome.status != "interrupted"  # a logger may send for minutes what it has left
-        summary = recorder.finish(None if goes_on else params, summary | ({"evaluating": True} if waits else {}))
+        summary = recorder.finish(None if goes_on else params, summary)
         if summary["status"] != outcome.status:  # the parameters could not be written
             outcome = RunOutcome(summary["status"], summary["reason"], RunFailed.exit_code)
     except BaseException:  # a full disk, or a defect
@@ -264,8 +263,6 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         store.flush()
         raise
     loggers.close(has_failed=outcome.status != "done")
-    if summary.pop("evaluating", False):
-        recorder.finish(None, summary)
     if outcome.code == UserError.exit_code:
         ending.failed(UserError(outcome.reason))
         return

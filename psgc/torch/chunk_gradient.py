@@ -237,7 +237,7 @@ def loss_and_count(returned: Any, rows: int) -> tuple[Tensor, float]:
 
 
 def _differentiable(loss: Any, is_empty: bool = False) -> Tensor:
-    """is_empty: whether it counts nothing, and so may be a 0 that depends on nothing."""
+    """is_empty: the count is 0, so the loss may be a 0 that depends on no parameter."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         raise UserError(f"the loss is {_kind(loss)}, not one number; {CONTRACT}")
     if not loss.requires_grad and not (is_empty and float(loss) == 0):

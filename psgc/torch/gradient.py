@@ -17,7 +17,7 @@ from psgc.run.launched import ranks
 from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice
-from psgc.torch.halves import Halves, NotFinite
+from psgc.torch.halves import Halves, NoResult
 from psgc.torch.loader import ChunkLoader, Loading, MicroBatch
 from psgc.torch.sampling import Batch, ChunkCosts
 
@@ -85,7 +85,7 @@ class BatchGradient:
             if self._is_checked:
                 return self._sampled.compute(batch.iteration, load, compute)
             found = computed_twice(self._model, self._gradient, load, compute)
-            self._is_checked = found is not None and len(rows) > 0
+            self._is_checked = found is not None and self._counts(found)
             return found
 
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
@@ -98,7 +98,8 @@ class BatchGradient:
                 self._figures(in_one_pass((chunk,), wanted, then[number:])) for number, chunk in enumerate(chunks, 1)
             ]
             found = in_one_pass(chunks, wanted)
-            if found is not None and (figures := self._figures(found)) is not None and None not in single:
+            figures = self._figures(found) if found is not None and self._counts(found) else None
+            if found is not None and figures is not None and None not in single:
                 self._is_sum = adds_up(figures, [one for one in single if one is not None], TOLERANCE[found.dtype])
             if found is None or self._is_sum is not False:
                 return found
@@ -146,6 +147,10 @@ class BatchGradient:
             coming, at = self._following(coming), 0
         return found
 
+    def _counts(self, vector: Tensor) -> bool:
+        """Whether an example counts. Vectors of nothing are equal, which shows nothing."""
+        return bool(vector[self._gradient + 1] > 0)
+
     def _figures(self, vector: Tensor | None) -> tuple[float, Sketch] | None:
         """The loss and the sketch of the gradient; None when there is no vector, or when it is not finite."""
         if vector is None or not isfinite(float(vector[: self._gradient + 1].sum())):
@@ -160,7 +165,7 @@ class BatchGradient:
         if size == 1 or len(batch) < 2 or (num_chunks == 1 and len(batch) <= size):
             return  # the loss is only called with single examples, or with whole batches
         some = (rows if len(rows) > 1 else batch.rows[:2])[:size]
-        with suppress(NotFinite):  # try again with another chunk
+        with suppress(NoResult):  # try again with another chunk
             try:
                 halves.check(some.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale)
             except UserError:

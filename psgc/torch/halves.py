@@ -33,8 +33,8 @@ OTHERS = (
 )
 
 
-class NotFinite(Exception):
-    """A loss or a gradient is not finite, as happens with a GradScaler, so the check has no result."""
+class NoResult(Exception):
+    """A loss or a gradient is not finite, as happens with a GradScaler, or nothing counts in these examples."""
 
 
 class Halves:
@@ -58,7 +58,7 @@ class Halves:
         of: number of examples of the step
         scale: see ChunkGradient.vector
 
-        Raises UserError when the loss cannot be computed in parts, and NotFinite.
+        Raises UserError when the loss cannot be computed in parts, and NoResult.
         """
         norms = [module for module in self._model.modules() if isinstance(module, _BatchNorm)]
         if any(norm.running_mean is None for norm in norms):
@@ -82,8 +82,8 @@ class Halves:
         def vector(*parts: Sequence[int], seed: Seed = seed) -> Tensor:
             found = self._compute.vector(map(self._load, parts), seed, lambda: True, of, scale)
             assert found is not None
-            if not isfinite(float(found.sum())):
-                raise NotFinite
+            if not isfinite(float(found.sum())) or not found[self._compute.gradient + 1] > 0:
+                raise NoResult
             return found
 
         try:
@@ -94,7 +94,7 @@ class Halves:
                 if self._are_same(whole, vector(*_halves(rows)), tolerance):
                     return False
                 is_random = not self._are_same(whole, vector(rows, seed=(seed[0] + 1, *seed[1:])), tolerance)
-        except NotFinite:
+        except NoResult:
             raise
         except Exception:  # the model or the loss does not work in this mode, or with so few examples
             return None

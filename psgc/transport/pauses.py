@@ -49,7 +49,7 @@ class Pauses:
         self._to_wake.clear()
 
     def add(self, receives: Receives, sends: Sends) -> None:
-        """A rank of this process has these."""
+        """Wait also for what this rank of this process receives and sends."""
         self._ends.append((receives, sends))
 
     def start(self, senders: range) -> None:

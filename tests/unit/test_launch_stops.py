@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from psgc.launching.outcome import RunDirectory
+from psgc.record.loggers import OPEN
 from psgc.run import launched
 from psgc.run.launched import Found
 from tests.unit.fake_mpirun import CHECKPOINT, NAMED, STUBBORN, launch, summary, wait_for
@@ -153,6 +154,21 @@ def test_a_program_may_work_on_for_as_long_as_it_likes_after_its_run(tmp_path, m
     assert not any(is_over_soon(left) for _ in range(2))
     launched.say_whether_it_works_on(False)
     assert not left.is_over()  # the end may take its time, too
+    assert is_over_soon(left)
+
+
+def test_loggers_that_are_open_have_longer_to_end_than_mpirun(tmp_path, monkeypatch):
+    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.01)
+    left = RunDirectory(tmp_path, resumed=False)
+    (tmp_path / "summary.json").write_text('{"status": "done"}')
+    (tmp_path / OPEN).touch()
+    assert not any(is_over_soon(left) for _ in range(2))
+    (tmp_path / OPEN).unlink()
+    assert not left.is_over()
+    assert is_over_soon(left)
+    (tmp_path / OPEN).touch()
+    assert not left.is_over()
+    monkeypatch.setattr("psgc.launching.outcome.LOGGERS", 0.01)
     assert is_over_soon(left)
 
 

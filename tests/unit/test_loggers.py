@@ -125,6 +125,20 @@ def test_runs_that_the_script_has_begun_are_used_and_left_open(one_process, tmp_
     assert mlflow.calls[-2:] == [("start_run", tmp_path.name), ("end_run", "FINISHED")]
 
 
+def test_the_run_directory_says_that_loggers_are_open(tmp_path, monkeypatch):
+    """Until they have sent everything. A run that was killed leaves it behind."""
+    mlflow, file = Recording(), tmp_path / loggers.OPEN
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    it = loggers.Loggers(settings(log=["mlflow"]), tmp_path)
+    mlflow.end_run = lambda status: mlflow.calls.append(file.exists())
+    assert file.exists()
+    it.close(has_failed=False)
+    assert (mlflow.calls[-1], file.exists()) == (True, False)
+    file.touch()
+    loggers.Loggers(settings(), tmp_path)
+    assert not file.exists()
+
+
 def test_a_logger_that_fails_on_the_way_is_left_out(one_process, tmp_path, monkeypatch, capsys):
     wandb = Recording()
     wandb.log = mock.Mock(side_effect=OSError("no network"))

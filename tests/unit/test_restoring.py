@@ -179,6 +179,16 @@ def test_a_run_that_lacks_a_worker_is_asked_to_end_in_one_line(folder, capsys):
     assert capsys.readouterr().err == line
 
 
+def test_a_run_that_is_over_is_not_started_again(folder):
+    """Its loggers may still send."""
+    watched = watch()
+    begins()
+    Path("out/lost.csv").write_text(LOST.format(2))
+    Path("out/summary.json").write_text('{"status": "done"}')
+    assert not is_asked(watched)
+    assert not Path("out/.ready").exists()
+
+
 def test_where_each_of_three_processes_is_a_worker_the_third_one_is_missed_and_a_fourth_slot_is_new(folder, capsys):
     watched = watch(hostfile="hosts")
     begins(more="dedicated_server: false\n")

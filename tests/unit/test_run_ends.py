@@ -6,7 +6,6 @@ import shutil
 import signal
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from psgc.data import write_dense
 from psgc.disk import write_whole
 from psgc.errors import UserError
 from psgc.messages import Kind
-from psgc.record import loggers
 from psgc.transport import Died, Text
 from tests.unit.scripted import Transport, said
 from tests.unit.served_run import FEATURES, chunks_of, newest, summary, train
@@ -99,17 +97,6 @@ def test_psgc_launch_knows_that_a_run_still_evaluates(monkeypatch):
     monkeypatch.setattr("psgc.run.outcome.quality", lambda *_: then.append(summary()) or {"test_loss": 0.5})
     assert train(chunks_of(0), ONCE) == 0
     assert [seen.get("evaluating") for seen in (*then, summary())] == [True, None]
-
-
-def test_psgc_launch_knows_that_a_logger_still_sends(monkeypatch):
-    then = []
-    logger = SimpleNamespace(log=lambda *_: None, close=lambda has_failed: then.append((has_failed, summary())))
-    monkeypatch.setitem(loggers.MAKERS, "tensorboard", lambda directory: logger)
-    assert train(chunks_of(0), ONCE, "log=[tensorboard]") == 0
-    [(has_failed, seen)] = then
-    assert not has_failed
-    assert (seen["evaluating"], seen | summary()) == (True, seen)
-    assert "evaluating" not in summary()
 
 
 def test_a_run_whose_parameters_cannot_be_written_has_failed(capsys, monkeypatch):

@@ -113,6 +113,16 @@ def test_it_is_said_what_the_loss_returned():
     )
 
 
+def test_a_micro_batch_in_which_nothing_counts_shows_nothing():
+    """The first chunk is looked over, and the second is refused."""
+
+    def loss(model, batch):
+        return (mean(model, batch), len(batch[1])) if batch[0].any() else (torch.zeros(()), 0)
+
+    data = torch.cat([torch.zeros(12, 6), X[12:]]), Y
+    assert refusal(small(), loss, data).startswith("the loss of 8 examples is ")
+
+
 def test_a_mean_over_tokens_that_are_all_alike_at_first():
     """Its value is that of a mean over examples, its gradient is not."""
     model = of_tokens()

@@ -131,6 +131,24 @@ def test_what_is_not_finite_says_nothing_about_passes_over_several_chunks():
     assert call.joins()
 
 
+def test_chunks_in_which_nothing_counts_say_nothing():
+    """Their vectors are all equal."""
+    counts = False
+
+    def loss(model, batch):
+        return of_several(model, batch) if counts else (torch.zeros(()), 0)
+
+    call, _ = call_of(loss=loss, micro_batch=60)
+    for chunks in (0,), (1, 2):
+        call.vector(chunks, always)
+        assert not call.joins()
+    counts = True
+    call.vector((3,), always)
+    assert call.joins()
+    call.vector(range(NUM_CHUNKS), always)
+    assert not call.joins()
+
+
 def with_noise(draw):
     return lambda model, batch: cross_entropy(model, (batch[0] + float(draw()), batch[1]))
 
