@@ -37,7 +37,7 @@ class Metrics(Section):
 
 
 class CheckpointSettings(Section):
-    every: Natural = key(50, "iterations between two checkpoints; 0: only at the end")
+    every: Natural = key(50, "steps between two checkpoints; 0: only at the end")
     keep: Count = key(3, "how many checkpoints stay, the newest ones")
 
 

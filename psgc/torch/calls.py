@@ -178,7 +178,7 @@ class Single:
             outcome = RunOutcome.of(self._error)
         if self._stopped_by and text:
             outcome = replace(outcome, status="interrupted", code=128 + self._stopped_by[0])
-        self.record.finish(self._params(), outcome.status, outcome.reason, outcome.code, {})
+        self.record.finish(self._params(), outcome, {})
 
     def close(self) -> None:
         """The run is over, and the script is not."""

@@ -21,6 +21,7 @@ from psgc.record.run_record import RunRecord
 from psgc.record.summary import lines, settings_of, summarise, takeovers_in
 from psgc.run import launched
 from psgc.run.claim import Claim
+from psgc.run.ending import RunOutcome
 from psgc.run.takeover import Beginning
 from psgc.run_rows import EvaluationRow, IterationRow
 from psgc.server.observer import Approximation, IterationRecord
@@ -123,13 +124,14 @@ class Record(RunRecord):
 
     # the end
 
-    def finish(self, params: np.ndarray, status: str, reason: str, code: int, compared: Mapping[str, object]) -> None:
+    def finish(self, params: np.ndarray, outcome: RunOutcome, compared: Mapping[str, object]) -> None:
         """Write the summary and print it. Raises OSError, and as `check_claim`."""
+        status, reason, code = outcome.status, outcome.reason, outcome.code
         self.check_claim()
         if self.progress is not None:
             self.progress.close()
         if self.recorder is not None:
-            settings = settings_of(self._config, self._plan, code)
+            settings = settings_of(self._config, self._plan, code, too_few_workers=outcome.too_few_workers)
             if self.metrics:
                 settings["metrics"] = self.metrics
             settings |= compared

@@ -195,3 +195,14 @@ def test_the_example_of_digits(tmp_path):
     assert finished.stdout.count("accuracy on 360 images that it was not trained on: ") == 1
     assert load_file(tmp_path / "out/model.safetensors")["0.weight"].shape == (16, 1, 3, 3)
     assert json.loads((tmp_path / "out/summary.json").read_text())["status"] == "done"
+
+
+@pytest.mark.faults
+def test_a_run_with_too_few_workers_left_says_how_to_go_on(tmp_path):
+    """More workers would help, so a job goes back into the queue."""
+    kill = {"inject": [{"kind": "kill", "rank": 2, "iteration": 3}]}
+    settings = {"output": "out", "parts": 2, "checkpoint_every": 1, "faults": kill}
+    command = psgc("launch", SCRIPT, "-n", "2", "--", json.dumps(settings), python=prepared(TORCH))
+    finished = run(command, tmp_path, TIMEOUT, code=1)
+    assert json.loads((tmp_path / "out/summary.json").read_text())["too_few_workers"] is True
+    assert finished.stderr.splitlines()[-1].startswith("psgc launch: to resume from the last checkpoint: psgc launch ")
