@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
 
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError, one_line
@@ -41,7 +42,7 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Evaluates metrics, in calls of the run.
 
-    collate: makes a batch from a list of examples
+    collate: makes a batch from a list of examples, unless a DataLoader has a function of its own for that
     settings: the settings of the run
     flat: the model's flat parameters
     dim: number of entries of a gradient's vector
@@ -86,7 +87,8 @@ class Evaluator:
                 f"run.evaluate: the DataLoader has {name}, and each example is evaluated once; expected a DataLoader "
                 "without sampler and batch_sampler, such as one of a torch.utils.data.Subset"
             )
-        loader = ChunkLoader(dataset, self._collate, self._at_once)
+        has_own = isinstance(dataset, DataLoader) and dataset.collate_fn is not default_collate
+        loader = ChunkLoader(dataset, None if has_own else self._collate, self._at_once)
         seed = (self._seed, len(self.results) + 1)
         loader.seed = (*seed, "evaluation")
         try:
@@ -190,10 +192,11 @@ def sums_of_chunk(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
+    before = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in before.items():  # a module before its own modules
+            if module.training != training:
+                module.train(training)  # which some modules have overridden

@@ -156,7 +156,7 @@ class FlatModel:
     def restore(self) -> None:
         """Make each `.grad` a view of `grad` again, also if an optimizer's zero_grad() has set it to None.
 
-        `.grad` is None for parameters that were frozen since, and for those without a gradient in `take`.
+        `.grad` is None for parameters without a gradient in `take`. One that was frozen since keeps its gradient.
         """
         self._targets = []
         for hooks, all_of_them in self._aside:
@@ -188,7 +188,9 @@ class FlatModel:
         self.restore()
 
     def clear(self) -> None:
-        self.take(torch.zeros_like(self.params, dtype=self.dtype))
+        """Make all gradients 0: a script may look at them where there is none."""
+        is_trained = [param.requires_grad for param in self._parameters]
+        self.take(torch.zeros_like(self.params, dtype=self.dtype), is_trained)
 
     def drop(self) -> None:
         """Free the memory of `grad`. There is no gradient until `take`."""
@@ -246,7 +248,7 @@ class FlatModel:
 
     def _set_grads(self, views: Sequence[Tensor | None]) -> None:
         for param, view in zip(self._parameters, views, strict=True):
-            param.grad = view if param.requires_grad else None
+            param.grad = view
 
 
 def _alone(view: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn, zeros
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from psgc.config.torch import TorchRun
 from psgc.errors import ModelError, PsgcError, UserError
@@ -20,7 +20,7 @@ from psgc.torch.flat import FlatModel
 from psgc.torch.generators import preserved
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import ScriptState
-from psgc.torch.loader import ChunkLoader
+from psgc.torch.loader import ChunkLoader, taken_apart
 from psgc.torch.output import Output
 from psgc.torch.outputs import Outputs
 from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
@@ -51,7 +51,7 @@ class ScriptRun:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
         self._evaluator = Evaluator(model, collate, settings, flat, compute.dim)
         self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1)
-        self._dataset = dataset.dataset if isinstance(dataset, DataLoader) else dataset
+        self._dataset, self._collate, _ = taken_apart(dataset, collate)
         self._sampler_name = sampler_of(dataset)
         costs = ChunkCosts(cost, settings.micro_batch)
         self._sampler = Sampler(length, settings.seed)
@@ -118,11 +118,21 @@ class ScriptRun:
                 f"run.batches: the DataLoader of psgc.torch.init has {self._sampler_name}, and size is {size}; "
                 "expected run.batches(loader), with its batches, or psgc.torch.init with the dataset"
             )
-        if isinstance(size, DataLoader) and size.dataset is not self._dataset:
-            raise UserError("run.batches: the DataLoader has another dataset than psgc.torch.init; expected the same")
+        if isinstance(size, DataLoader):
+            self._check_loader(size)
         if isinstance(self._dataset, StreamBuffer):
             self._dataset.check(size, shuffle)
         return self._batches(self._sampler.batches(size, epochs, shuffle, drop_last, self.standing.restore_generators))
+
+    def _check_loader(self, loader: DataLoader[Any]) -> None:
+        if loader.dataset is not self._dataset:
+            raise UserError("run.batches: the DataLoader has another dataset than psgc.torch.init; expected the same")
+        if loader.batch_sampler is not None and loader.collate_fn not in (default_collate, self._collate):
+            name = getattr(loader.collate_fn, "__name__", type(loader.collate_fn).__name__)
+            raise UserError(
+                f"run.batches: the DataLoader has the collate_fn {name}, which psgc.torch.init was not given; expected "
+                f"psgc.torch.init(..., collate_fn={name}), or this DataLoader there"
+            )
 
     def _batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         is_empty, standing, steps = True, self.standing, self._sampler.steps
@@ -166,7 +176,11 @@ class ScriptRun:
             raise UserError(f"run.backward: got a {type(batch).__name__}, expected a batch of run.batches")
         self._steps.has_begun = True
         steps, standing, is_again = self._steps, self.standing, self._steps.is_newest(batch)
+        scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
+        if scale is not None:
+            scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         if standing.pending is not None:
+            self._flat.clear()
             return standing.loss
         is_within, due = steps.is_within, steps.due if accumulate else set()
         if is_again and not (steps.is_made or is_within or accumulate):
@@ -177,9 +191,6 @@ class ScriptRun:
         is_whole = not (is_within or is_again or (due and steps.is_between))
         self._flat.check()
         standing.catches_up = False
-        scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
-        if scale is not None:
-            scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         self.give_rows()
         standing.is_at(batch.position)
         is_due = self.output.is_due(batch.iteration) and is_whole

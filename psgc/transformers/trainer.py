@@ -24,7 +24,8 @@ from psgc.errors import UserError
 from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding
 from psgc.torch import Batch, ScriptRun
-from psgc.torch.evaluation import NOTHING
+from psgc.torch.evaluation import NOTHING, evaluation_mode
+from psgc.torch.generators import preserved
 from psgc.torch.reading import length_of
 from psgc.transformers.arguments import check, of_rank
 from psgc.transformers.progress import LoopProgress
@@ -67,6 +68,7 @@ class Trainer(transformers.Trainer):
     """
 
     run: ScriptRun | None = None
+    _divides: bool | None = None  # whether the loss is a sum over the number of labels; None: unknown
 
     def __init__(
         self,
@@ -202,13 +204,28 @@ class Trainer(transformers.Trainer):
             raise _Elsewhere
 
     def _loss(self, model: nn.Module, inputs: Any) -> Any:
-        """The loss of psgc: (sum, count) if transformers divides by the number of tokens, else the mean."""
+        """The loss of psgc: (sum, count) if transformers counts labels, else the mean over the examples.
+
+        Many models take the number of labels, and return the mean over them all the same.
+        """
         inputs = self._prepare_inputs(inputs)
         count = self._get_num_items_in_batch([inputs], self.args.device)
         with self.compute_loss_context_manager():
             if count is None:
                 return self.compute_loss(model, inputs)
-            return self.compute_loss(model, inputs, num_items_in_batch=torch.ones_like(count)), float(count)
+            if self._divides is None and count > 0:
+                self._divides = self._divides_by_number(model, inputs, count)
+            found = self.compute_loss(model, inputs, num_items_in_batch=torch.ones_like(count))
+            return found if self._divides or not count > 0 else found * count, float(count)
+
+    def _divides_by_number(self, model: nn.Module, inputs: Any, count: Tensor) -> bool | None:
+        """Whether the loss is a sum over the number that it is given; None when it is 0, which does not tell."""
+        with preserved(self.args.device), evaluation_mode(model), torch.no_grad():
+            whole, half = (
+                float(self.compute_loss(model, inputs, num_items_in_batch=torch.full_like(count, number)))
+                for number in (1, 2)
+            )
+        return None if whole == 0 else abs(whole - 2 * half) < abs(whole - half)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0 if isinstance(inputs, Batch) else super().floating_point_ops(inputs)

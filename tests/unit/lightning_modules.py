@@ -2,10 +2,13 @@
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger
 
-__all__ = ["CSVLogger", "Collects", "Manual", "Maximum", "Module", "Skips", "Timer", "Whole"]
+__all__ = [
+    *("CSVLogger", "Collects", "EMAWeightAveraging", "Manual", "Maximum", "Module", "Skips"),
+    *("StochasticWeightAveraging", "Timer", "Whole"),
+]
 
 
 class Module(lightning.LightningModule):

@@ -49,7 +49,9 @@ ROWS = TensorDataset(torch.randn(20, 2))
         ("Module", Stream(), {}, r"the dataset \(Stream\) is an IterableDataset"),
         ("Module", ROWS, {"strategy": "ddp"}, "strategy: psgc is the strategy"),
         ("Module", ROWS, {"limit_train_batches": 2}, "limit_train_batches: give a smaller dataset"),
-        ("Module", ROWS, {"callbacks": "Timer"}, "Timer: the clocks of ranks differ"),
+        ("Module", ROWS, {"callbacks": ("Timer",)}, "Timer: the clocks of ranks differ"),
+        ("Module", ROWS, {"callbacks": ("EMAWeightAveraging",)}, "EMAWeightAveraging: use torch.optim.swa_utils with"),
+        ("Module", ROWS, {"callbacks": ("StochasticWeightAveraging", 0.1)}, "StochasticWeightAveraging: use torch.opt"),
         ("Module", ROWS, {"colour": "red"}, "colour is no argument of psgc.torch.init, nor of lightning's Trainer"),
         ("Module", ROWS, {"epochs": 0}, "epochs is 0, expected a whole number >= 1"),
     ],
@@ -57,7 +59,8 @@ ROWS = TensorDataset(torch.randn(20, 2))
 def test_what_cannot_be_is_refused(modules, fit, module, data, settings, said, one_process):
     settings = {"epochs": 1, "enable_progress_bar": False, **settings}
     if "callbacks" in settings:
-        settings["callbacks"] = [modules.Timer()]
+        kind, *arguments = settings["callbacks"]
+        settings["callbacks"] = [getattr(modules, kind)(*arguments)]
     with pytest.raises(UserError, match=said):
         fit(getattr(modules, module)(), DataLoader(data, batch_size=5), DataLoader(ROWS, batch_size=5), **settings)
 

@@ -140,6 +140,10 @@ def fails():
         (fails(), "generator failed: KeyError: 'weights'"),
         (object(), "size is a object; expected a whole number >= 1, or a DataLoader"),
         (DataLoader(TensorDataset(torch.zeros(20, 1)), 4), "the DataLoader has another dataset than psgc.torch.init"),
+        (
+            DataLoader(DATA, 4, collate_fn=torch.stack),
+            "the DataLoader has the collate_fn stack, which psgc.torch.init was not given; expected psgc.torch.init",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -147,3 +147,21 @@ def test_a_gradient_that_a_script_replaces_counts_when_others_are_added():
         for one in model, plain:
             one.weight.grad = one.weight.grad * 0.5 + 1
     torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
+
+
+def test_a_gradient_is_kept_while_its_parameter_is_frozen():
+    """As the discriminator's in the turn of the generator, when gradients are accumulated."""
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(24, 4), torch.randn(24))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1))
+    plain = copy.deepcopy(model)
+    run = psgc.torch.init(model, data, loss, chunks=2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    run.attach(optimizer)
+    for batch in run.batches(8):
+        for one in model, plain:
+            one[0].requires_grad_(batch.iteration != 1)
+        run.backward(batch, accumulate=True)
+        total, count = loss(plain, data[batch.rows])
+        (total / count).backward()
+        torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])

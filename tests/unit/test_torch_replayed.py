@@ -50,6 +50,7 @@ class Script:
                 self.norm = float(self.model[0].weight.grad.norm())  # also where it has fallen behind
                 kept(self)
                 self.optimizer.step()
+                self.optimizer.zero_grad()
             value = self.run.evaluate(self.test, self.metric)
             bad += 1
             if value < best:
@@ -217,3 +218,18 @@ def test_each_evaluation_has_random_numbers_of_its_own_also_after_a_resumption(t
     resumed.run.begin(Single(2, ScriptState(2, whole.run.standing.state())))
     assert drawn(resumed, 4) == first + drawn(whole, 2)
     assert len(set(first)) == 2
+
+
+def test_a_rank_that_falls_behind_within_a_batch_has_gradients_until_the_next_one(tmp_path):
+    """Of zeros, also where the script has dropped them: what it does there is undone."""
+    whole, behind = Script(tmp_path), Script(tmp_path)
+    whole.train(Script.keep, within=True)
+    real, calls = behind.run.engine.sum, []
+
+    def sum_or_state(iteration, call):
+        calls.append(iteration)
+        return ScriptState(11, whole.states[6]) if len(calls) == 4 else real(iteration, call)  # evaluated in step 2
+
+    behind.run.engine.sum = sum_or_state
+    behind.train(within=True)
+    assert behind.saved("last") == whole.saved("last")

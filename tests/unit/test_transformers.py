@@ -1,8 +1,10 @@
 """psgc.transformers: what is refused, the order of examples, bfloat16, checkpoints of transformers."""
 
+import copy
 import importlib
 from functools import partial
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,3 +152,26 @@ def test_it_goes_on_from_a_checkpoint_of_transformers_within_an_epoch(tmp_path, 
     again.train(resume_from_checkpoint=str(tmp_path / "own/checkpoint-3"))
     assert (again.state.global_step, again.state.epoch) == (10, 2.0)
     close(whole, again)
+
+
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_a_model_whose_loss_is_a_mean_whatever_it_is_given(tmp_path, one_process, chunks):
+    """Of the labels, of which each row has another number. Models of transformers that take **kwargs are so."""
+    from transformers import BertConfig, BertForMaskedLM, TrainingArguments
+
+    torch.manual_seed(0)
+    labels = torch.where(torch.arange(4) <= torch.arange(20)[:, None] % 4, TOKENS, -100)
+    rows = [{"input_ids": row, "labels": its} for row, its in zip(TOKENS, labels, strict=True)]
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = BertForMaskedLM(BertConfig(vocab_size=11, max_position_embeddings=4, **sizes, **dropout))
+    usual = {"per_device_train_batch_size": 10, "train_sampling_strategy": "sequential", "num_train_epochs": 2}
+    args = TrainingArguments(str(tmp_path), report_to="none", disable_tqdm=True, optim="sgd", **usual)
+    trainers = []
+    for package, more in ("transformers", {}), ("psgc.transformers", {"psgc": {"chunks": chunks}}):
+        kind = importlib.import_module(package).Trainer
+        trainers.append(kind(copy.deepcopy(model), args, train_dataset=rows, **more))
+        trainers[-1].train()
+    close(*trainers)
+    with pytest.raises(AssertionError):
+        close(trainers[0], SimpleNamespace(model=model))  # that learns something
