@@ -6,9 +6,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAver
 from lightning.pytorch.loggers import CSVLogger
 
 __all__ = [
-    *("CSVLogger", "Collects", "EMAWeightAveraging", "Manual", "Maximum", "Module", "Skips"),
-    *("StochasticWeightAveraging", "Timer", "Whole"),
-]
+    "CSVLogger", "Collects", "EMAWeightAveraging", "Manual", "Maximum", "Module", "Skips", "StochasticWeightAveraging",
+    "Timer", "Whole",
+]  # fmt: skip
 
 
 class Module(lightning.LightningModule):
