@@ -100,7 +100,7 @@ def _done(config: Config) -> RecordedRun | None:
         run = read_run(config.output)
     except UserError:
         return None
-    is_done = run.summary is not None and run.summary["status"] == "done"
+    is_done = run.summary is not None and run.summary["status"] == "done" and not run.goes_on
     return run if is_done and (run.config.iterations, run.config.batch) == (config.iterations, config.batch) else None
 
 

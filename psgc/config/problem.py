@@ -54,21 +54,23 @@ class PythonProblem(Section):
 
 
 class ScriptProblem(Section):
-    """The problem of a script with psgc.torch, in the record of its run. A YAML to train from cannot have it."""
+    """The problem of a script, in the record of its run. A YAML to train from cannot have it."""
 
     kind: Literal["script"] = "script"
     script: str = Field(description="the file name of the script")
+    of: str = Field("", description="what psgc.train was given: the class of an object, or a built-in problem")
 
 
 class TorchProblem(ScriptProblem):
     """A user's function that returns model, dataset and loss."""
 
-    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(("kind", "script"), "a torch problem has no such key")
+    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(("kind", "script", "of"), "a torch problem has no such key")
 
     torch: _Function = Field(description="'module:function', which returns model, dataset and loss")
     options: _Options = key({}, "keyword arguments of the function")
     kind: Literal["script"] = Field(default="script", exclude=True)
     script: str = Field(default="", exclude=True)
+    of: str = Field(default="", exclude=True)
 
 
 class Data(Section):

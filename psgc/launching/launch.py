@@ -79,7 +79,7 @@ def launch(
         again = ["psgc", "launch", program.path, *placement.arguments(), *program.settings, *program.mpirun, "--resume"]
         again += ["--", *program.after] if program.after else []
         hint = f", with -n and {placement.hosts()[0]} for the remaining hosts" if placement.hosts() else ""
-        code, why = _exit_code(mpirun_code, stopped_by, left.summary(), left.proof)
+        code, why = _exit_code(mpirun_code, stopped_by, left.end(), left.proof)
         if why:
             say(f"psgc launch: {why}", error=True)
         if heard is not None:
@@ -165,7 +165,7 @@ def _conclude(
     again: the command that resumes the run; empty: print no command
     hint: what to change in the command
     """
-    summary = left.summary()
+    summary = left.end()
     status, too_few_workers = summary.get("status"), bool(summary.get("too_few_workers"))
     why, corrected = "", {name: value for name, value in summary.items() if name != "starts_again"}
     if stopped_by is not None and status not in ("done", "failed"):

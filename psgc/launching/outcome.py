@@ -50,7 +50,7 @@ class RunDirectory:
     @property
     def proof(self) -> str:
         """What is missing if the run has not ended in order, as text."""
-        missing = f"{self.summary_file} was not written"
+        missing = f"{self.summary_file} was not {'completed' if self.summary() else 'written'}"
         return missing if self._named is not None else "no rank 0 of the script has said how it ended"
 
     def summary(self) -> dict[str, Any]:
@@ -62,6 +62,11 @@ class RunDirectory:
             if self._folder is not None and summary.get("status") == "done":
                 summary |= json.loads((self._folder / EXITED).read_text(encoding="utf-8"))
         return summary
+
+    def end(self) -> dict[str, Any]:
+        """The summary of this run if it is final, or empty: a run that is done may still evaluate."""
+        summary = self.summary()
+        return {} if summary.get("status") == "done" and summary.get("evaluating") else summary
 
     def is_over(self) -> bool:
         """Whether, for more than GRACE seconds, the summary is final and the program around the run has ended.

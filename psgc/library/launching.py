@@ -1,5 +1,6 @@
 """psgc.launch, which starts ranks with mpirun, and psgc.train, which each rank of a program calls."""
 
+import json
 import os
 import signal
 import sys
@@ -179,6 +180,13 @@ def train(
     return None if directory is None else load(directory)
 
 
+def _described(where: str, problem: Any) -> str:
+    """By which a resumed run notices that it has another problem."""
+    if isinstance(problem, str | Mapping):
+        return json.dumps(built_in(where, problem).model_dump())
+    return type(problem).__qualname__
+
+
 def _given(
     problem: Any,
     data: Any,
@@ -191,7 +199,7 @@ def _given(
     where = "psgc.train"
     dataset = arrays_of(where, data)
     section = None if dataset is not None else data_section(data)
-    in_yaml = {"kind": "script", "script": Path(program).name}
+    in_yaml = {"kind": "script", "script": Path(program).name, "of": _described(where, problem)}
     config = settings_of(where, in_yaml, section, set, more)
     if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
         raise UserError(f"{where}: callbacks: expected a list of functions (row, params), got {callbacks!r:.80}")

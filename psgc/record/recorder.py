@@ -61,7 +61,8 @@ class Recorder:
         self._saved: np.ndarray | None = None  # the parameters that params.npy holds
         self.not_whole: dict[str, str] = {}  # incomplete files, and why
         try:
-            (directory / "summary.json").unlink(missing_ok=True)  # it would say that the run has ended
+            for name in ("summary.json", "params.npy"):  # they would say that the run has ended
+                (directory / name).unlink(missing_ok=True)
             self.restores = RestoreRecord(directory, resume_at)
             self._start(resume_at, took)
             write_text(directory / "config.yaml", config_text)  # after iterations.csv, which shows that a run was here

@@ -112,7 +112,8 @@ def with_faults_from(config: Config, iteration: int) -> Config:
 def is_done(directory: Path) -> bool:
     """Whether the run in `directory` is done and has written everything."""
     try:
-        return bool(json.loads((directory / "summary.json").read_text())["status"] == "done")
+        summary = json.loads((directory / "summary.json").read_text())
+        return bool(summary["status"] == "done" and not summary.get("evaluating"))
     except (OSError, ValueError, LookupError, TypeError):
         return False
 

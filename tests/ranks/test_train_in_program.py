@@ -89,3 +89,13 @@ def test_a_program_that_is_stopped_and_goes_on(folder):
     again = run(launch("long", str(summary["iterations"] + 20), options=["--resume"]), folder, code=0)
     assert "rank 0 goes on" in again.stdout, again.said
     assert "resum" in again.stdout + again.stderr, again.said
+
+
+@pytest.mark.faults
+def test_a_run_is_not_resumed_with_another_problem(folder):
+    run(launch("of", "Ridge"), folder, code=0)
+    refused = run(launch("of", "Lasso", options=["--resume"]), folder, code=2)
+    assert refused.stderr.startswith(
+        'psgc: problem: {"kind": "script", "script": "program.py", "of": "Lasso"} does not '
+    )
+    assert "nothing to do" in run(launch("of", "Ridge", options=["--resume"]), folder, code=0).stdout

@@ -30,6 +30,10 @@ class Ridge:
         return chunk.weight * np.mean((chunk.X @ params - chunk.y) ** 2)
 
 
+class Lasso(Ridge):
+    """Another problem with as many parameters."""
+
+
 def train(problem=None, y=y, **changes):
     usual = {"lr": 0.1, "iterations": 20, "coding": {"chunks_per_worker": 2, "replication": 2}}
     return psgc.train(problem or Ridge(), (X, y), **(usual | changes))
@@ -70,6 +74,8 @@ if how == "twice":
     if rank == 0:
         assert run.summary["replicas"] == {"iteration": 20, "equal": [1, 2, 3, 4]}
         np.testing.assert_allclose(run.params, expected(20), rtol=1e-9)
+elif how == "of":
+    train({"Ridge": Ridge, "Lasso": Lasso}[sys.argv[2]]())
 elif how == "other_data":
     train(y=y + (rank == 2))
 elif how == "strange":

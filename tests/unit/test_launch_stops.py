@@ -121,6 +121,14 @@ def test_it_has_time_while_the_run_still_evaluates(mpirun, monkeypatch):
     assert not Path("told").exists()
 
 
+def test_a_run_whose_rank_0_is_lost_while_it_evaluates_has_failed(mpirun, capfd):
+    mpirun(f"""{CHECKPOINT}; echo '{{"status": "done", "exit_code": 0, "evaluating": true}}' > out/summary.json""")
+    assert launch("run.yaml", 2) == 1
+    why, again = capfd.readouterr().err.splitlines()
+    assert why.endswith("rank 0 or a host was lost: mpirun ended, but out/summary.json was not completed")
+    assert again.endswith("to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume")
+
+
 @pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
 def test_a_stop_that_comes_with_the_end(mpirun, status, code):
     end = "kill -9 $(cat rank); mv end.json out/summary.json; exit 143"

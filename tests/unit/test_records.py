@@ -42,6 +42,14 @@ def test_every_row_so_far_is_there_at_any_moment(recorder_in, tmp_path):
     assert (tmp_path / "out/config.yaml").read_text() == "seed: 0\n"
 
 
+def test_a_run_that_goes_on_has_no_parameters_of_its_end_before(recorder_in, tmp_path):
+    """They would be taken for those of the checkpoints since."""
+    recorder_in(tmp_path / "out").finish(np.zeros(1), {"status": "done"})
+    assert (tmp_path / "out/params.npy").exists()
+    recorder_in(tmp_path / "out")
+    assert not (tmp_path / "out/params.npy").exists()
+
+
 # the bound and the time without redundancy
 
 ONE_EACH_AND_ONE_OF_BOTH = [[1, 0], [1, 1], [0, 1]]

@@ -178,7 +178,14 @@ def test_the_command_can_be_pasted():
 
 @pytest.mark.parametrize(
     ("text", "done"),
-    [('{"status": "done"}', True), ('{"status": "failed"}', False), ("{", False), ("[]", False), ("{}", False)],
+    [
+        ('{"status": "done"}', True),
+        ('{"status": "done", "evaluating": true}', False),
+        ('{"status": "failed"}', False),
+        ("{", False),
+        ("[]", False),
+        ("{}", False),
+    ],
 )
 def test_only_a_whole_summary_says_done(tmp_path, text, done):
     assert not resume.is_done(tmp_path)
