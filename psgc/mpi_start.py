@@ -92,8 +92,8 @@ def _look(daemon: int, is_first: bool, number: int) -> None:
 def daemon_above(pid: int) -> int:
     """The process of Open MPI that has started `pid`, or a script of the user around it; 0 when there is none."""
     try:
-        while pid > 1 and Path(f"/proc/{pid}/comm").read_text().strip() not in DAEMONS:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        while pid > 1 and Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() not in DAEMONS:
+            pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     except OSError:
         return 0
     return pid if pid > 1 else 0

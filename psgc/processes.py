@@ -97,9 +97,10 @@ def _machine() -> str:
 def _state_and_start(pid: int) -> tuple[str, str]:
     """State letter and start time of a process; empty if it does not exist, or there is no /proc."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may hold anything
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # a name may hold anything
     except OSError:
         return "", ""
+    fields = stat.rpartition(")")[2].split()
     return fields[0], fields[19]
 
 
@@ -144,7 +145,7 @@ def kill_tree(root: int) -> None:
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+            parent = int(entry.read_text(errors="replace").rpartition(")")[2].split()[1])
         except OSError:  # it has just ended
             continue
         children.setdefault(parent, []).append(int(entry.parent.name))

@@ -148,7 +148,7 @@ def processor_seconds(root: int) -> float:
     ticks, parents = dict[int, int](), dict[int, int]()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
             process = int(stat.parent.name)
             parents[process], ticks[process] = int(fields[1]), sum(map(int, fields[11:15]))
     own = {root}

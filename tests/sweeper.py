@@ -32,7 +32,7 @@ def environ_of(pid: int) -> set[str]:
     """The variables of a living process that we may look into, as NAME=value; else none."""
     entry = Path(f"/proc/{pid}")
     try:
-        if (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+        if (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX":
             return set()
         return set((entry / "environ").read_bytes().decode(errors="replace").split("\0"))
     except OSError:

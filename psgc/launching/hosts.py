@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from psgc.launching.mpirun import AGENTS, Placement
+from psgc.launching.mpirun import AGENTS, SSH_ARGUMENTS, Placement
 
 # a host, as MPICH and Open MPI write it; there may be other keys, such as max_slots
 SLOTS = re.compile(r"\s*([^\s#:]+)(?::(\d+))?(?:\s[^#]*?(?<![\w-])slots\s*=\s*(\d+))?")
@@ -51,13 +51,17 @@ def without(placement: Placement, gone: Collection[str]) -> Placement | None:
 
 
 class HostAnswers:
-    """Checks which hosts answer to ssh, or to the program that MPI uses instead (from `environ`)."""
+    """Checks which hosts answer to ssh, or to the program and with the arguments that MPI uses (from `environ`)."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        agent = next((value for name, value in environ.items() if name.endswith(AGENTS)), "")
+        agent, arguments = (
+            next((value for name, value in environ.items() if name.endswith(names)), "")
+            for names in (AGENTS, SSH_ARGUMENTS)
+        )
         options = [] if agent else ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={PATIENCE:.0f}"]
-        self._command = [*shlex.split(agent or "ssh"), *options]
+        first = agent.partition(" : ")[0] or "ssh"  # Open MPI takes several, of which the first one is mostly there
+        self._command = [*shlex.split(first), *shlex.split(arguments), *options]
         self._thread: threading.Thread | None = None
         self._known: tuple[frozenset[str], set[str]] = frozenset(), set()
         self._next = 0.0

@@ -15,6 +15,7 @@ from psgc.errors import UserError
 from psgc.machine import THREADS, fabrics, usable_cores
 
 AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # suffixes of the variables that make Open MPI use another ssh
+SSH_ARGUMENTS = ("plm_ssh_args", "plm_rsh_args")  # of those that give it arguments
 RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks; the first one counts
 KERNELS = ("ATEN_", "DNNL_", "MKL_", "NPY_", "ONEDNN_", "OPENBLAS_")  # of libraries: with others, last bits may differ
 PASSED_ON = (

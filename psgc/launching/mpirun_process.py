@@ -78,11 +78,12 @@ class MpirunProcess:
 
     def kill(self) -> None:
         """End mpirun and its ranks on this host at once. Ranks on other hosts end with mpirun's daemons there."""
-        if not self.has_ended:
-            self._process.send_signal(signal.SIGTERM)
-            _wait(self._process, partial(_is_past, time.monotonic() + STOP_SEQUENCE[1][1]))
-        kill_tree(self._process.pid)
-        self._process.wait()
+        if self.has_ended:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        if not _wait(self._process, partial(_is_past, time.monotonic() + STOP_SEQUENCE[1][1])):
+            kill_tree(self._process.pid)
+            self._process.wait()
 
     def watch(
         self,
@@ -101,17 +102,17 @@ class MpirunProcess:
         process = self._process
         try:
             ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
-            begins_again = not ended and not received and is_asked()
-            for number, seconds in STOP_SEQUENCE if received or begins_again else STOP_SEQUENCE[1:]:
+            if not ended and not received and is_asked():
+                process.send_signal(signal.SIGUSR1)
+                late = time.monotonic() + UNHURRIED
+                ended = _wait(process, lambda: bool(received) or _is_past(late), LOOK_OFTEN)
+            for number, seconds in STOP_SEQUENCE if received else STOP_SEQUENCE[1:]:
                 if not ended:
                     process.send_signal(number)
-                    if number == signal.SIGUSR1 and begins_again:
-                        seconds = UNHURRIED
-                    elif received[:1] == [number] == [signal.SIGUSR1]:
+                    if received[:1] == [number] == [signal.SIGUSR1]:
                         seconds = max(seconds, patience)
                     deadline, seen = time.monotonic() + seconds, len(received)
-                    every = LOOK_OFTEN if begins_again else LOOK_EVERY
-                    ended = _wait(process, lambda: len(received) > seen or _is_past(deadline), every)  # noqa: B023
+                    ended = _wait(process, lambda: len(received) > seen or _is_past(deadline))  # noqa: B023
         except BaseException:  # raised by a signal handler of the program: nothing would watch the run any more
             kill_tree(process.pid)
             process.wait()
@@ -130,12 +131,17 @@ def _is_past(deadline: float) -> bool:
 
 @contextmanager
 def catching() -> Iterator[Sequence[int]]:
-    """A list that collects the signals to stop this process. At the end of the block their handlers are restored."""
+    """A list that collects the signals to stop this process. At the end of the block their handlers are restored.
+
+    SIGHUP stays ignored where it was, as with nohup.
+    """
     received: list[int] = []
     in_main_thread = threading.current_thread() is threading.main_thread()  # only this thread can set handlers
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
     before = {
         number: signal.signal(number, lambda number, _frame: received.append(number))
         for number in (STOPPERS if in_main_thread else ())
+        if number not in ignored
     }
     try:
         yield received

@@ -156,6 +156,13 @@ class Watch:
         Ranks that have made no step are started again, `RETRIES` times at most: one may have died meanwhile, and Open
         MPI fails to start once in some hundred times. After a user's mistake they are not: it would be made again.
         """
+        try:
+            return self._next_after(code)
+        except (UserError, OSError) as error:  # the script is not as it was, for example
+            say(f"psgc launch: the run cannot start again: {error}", error=True)
+            return None
+
+    def _next_after(self, code: int) -> MpirunProcess | None:
         is_undone = self._is_undone()
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
             (process, *_), self._next, self._retries = self._next, None, RETRIES
@@ -168,6 +175,7 @@ class Watch:
             say("psgc launch: the run has not begun; trying again", error=True)
             self._retries -= 1
             self._started = time.monotonic()
+            self.close()
             return self.start(self.placement, None)
         return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
 
@@ -210,6 +218,7 @@ class Watch:
             return None
         why = f"no answer from {', '.join(sorted(gone))}" if gone else "mpirun has lost a host that answers again"
         say(f"psgc launch: {why}: the run starts again, with {placement.ranks} ranks (faults.restore)", error=True)
+        self.close()
         self._restores.begins(now)
         self.placement, self._retries, self._before = placement, RETRIES, stamp(self._restores_file)
         return self.start(placement, None)

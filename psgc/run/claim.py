@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from psgc.disk import UNNAMED, check_regular, naming
 from psgc.errors import RunFailed, UserError
@@ -121,6 +122,7 @@ class _Lock:
             os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
             self._own = _holder(self._descriptor)
             on_error.pop_all()
+        _held.add(self)
         self._released = threading.Event()
         self._toucher = threading.Thread(target=self._touch, name="psgc-lock", daemon=True)
         self._toucher.start()
@@ -142,12 +144,29 @@ class _Lock:
         if self.other_holder(directory) is None:
             with contextlib.suppress(OSError):
                 os.unlink(directory / LOCK)
+        _held.discard(self)
         os.close(self._descriptor)
+
+    def let_go(self) -> None:
+        """In a process that was forked from the holder: it must not keep the lock when the holder dies."""
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
 
     def _touch(self) -> None:
         while not self._released.wait(TOUCHED):
             with contextlib.suppress(OSError):
                 os.utime(self._descriptor)
+
+
+_held: WeakSet[_Lock] = WeakSet()
+
+
+def _in_child() -> None:
+    for lock in _held:
+        lock.let_go()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _lock(directory: Path) -> tuple[int, bool]:

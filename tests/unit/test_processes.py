@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from psgc.processes import Identity, sleep_precisely
+from psgc.processes import Identity, kill_tree, sleep_precisely
 
 
 def sleeper():
@@ -49,6 +49,23 @@ def test_children_of_a_rank_end_by_the_signal_that_is_to_end_them():
     """Also those that a thread starts, as the compute thread does; with a rank's handlers they would take 60 s."""
     done = subprocess.run([sys.executable, "-c", CHILDREN], capture_output=True, text=True, timeout=40)
     assert (done.stdout.split(), done.stderr) == (["-15", "-15"], "")
+
+
+def test_a_process_whose_name_is_cut_within_a_character_holds_up_no_kill():
+    """Of another user, for example: names have 15 bytes."""
+    named = (
+        "import ctypes, signal; ctypes.CDLL(None).prctl(15, b'caf\\xc3', 0, 0, 0); print(flush=True); signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", f"import ctypes, signal; {named}"], stdout=subprocess.PIPE) as other:
+        process, identity = sleeper()
+        try:
+            other.stdout.readline()
+            assert not identity.is_gone()
+            kill_tree(process.pid)
+            assert process.wait(20) == -signal.SIGKILL
+        finally:
+            other.kill()
+            process.kill()
 
 
 def test_an_identity_survives_being_sent():

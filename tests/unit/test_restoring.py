@@ -312,6 +312,38 @@ def test_without_a_host_the_run_goes_on_on_those_that_are_left_until_it_answers(
     ]
 
 
+def test_ranks_that_wait_are_ended_before_others_start(folder):
+    """Otherwise both would have the directory."""
+    made = []
+
+    def start(_, file):
+        made.append(is_ready(_, file))
+        return made[-1]
+
+    watched = Watch(Placement(5, host="a:3,b:2"), start, lambda _: None, False, Answers())
+    watched.begin(RunDirectory(Path("out"), resumed=False))
+    begins("{after: 0.05}")
+    Path("out/lost.csv").write_text(LOST.format(2))
+    Path("out/checkpoints/00000004.safetensors").touch()
+    assert is_asked(watched)
+    assert watched.take_next(137) is made[1]
+    assert made[0].has_ended
+    assert not Path("out", READY).exists()
+
+
+def test_a_script_that_can_no_longer_start_ends_the_run_as_usual(folder, capsys):
+    def start(*_):
+        raise UserError("train.py:3: not valid Python")
+
+    watched = Watch(Placement(5, host="a:3,b:2"), start, lambda _: None, False, Answers("b"))
+    watched.begin(RunDirectory(Path("out"), resumed=False))
+    begins("{after: 0.05}")
+    watched.look()
+    Path("out/checkpoints/00000004.safetensors").touch()
+    assert watched.take_next(0) is None
+    assert capsys.readouterr().err.endswith("psgc launch: the run cannot start again: train.py:3: not valid Python\n")
+
+
 def test_that_it_was_too_often_is_said_once(folder, capsys):
     watched = watch()
     begins("{after: 0.01, per_hour: 1}")

@@ -1,0 +1,71 @@
+"""How an mpirun is asked to end, and how it is ended."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from psgc.launching import mpirun_process as module
+from psgc.launching.hosts import HostAnswers
+from psgc.launching.mpirun_process import MpirunProcess, catching
+
+SAVES = """
+import signal, sys, time
+asked = []
+signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
+while not asked: time.sleep(0.01)
+time.sleep(1.0)
+open("saved", "w").close()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_the_first_signal_during_a_restart_leaves_time_for_the_checkpoint(folder, number, monkeypatch):
+    """It is the scheduler's, or Ctrl-C. Before it the run was asked to end by psgc launch itself."""
+    monkeypatch.setattr(module, "STOP_SEQUENCE", ((signal.SIGUSR1, 10.0), (signal.SIGTERM, 0.1)))
+    process, received = MpirunProcess([sys.executable, "-c", SAVES], os.environ), []
+    begins, comes = time.monotonic() + 0.5, threading.Timer(1.0, lambda: received.append(number))
+    comes.start()
+    assert process.watch(lambda: False, received, 0.0, lambda: time.monotonic() > begins) == 0
+    assert Path("saved").exists()
+    comes.join()
+    assert received == [number]
+
+
+def test_nothing_is_killed_in_place_of_an_mpirun_that_has_ended(monkeypatch):
+    process, killed = MpirunProcess(["true"], os.environ), []
+    monkeypatch.setattr(module, "kill_tree", killed.append)
+    process._process.wait()
+    process.kill()
+    assert killed == []
+
+
+def test_sighup_stays_ignored_as_with_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with catching() as received:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGUSR1)
+        assert received == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_hosts_are_asked_as_open_mpi_asks_them(folder):
+    ssh = folder / "agent"
+    ssh.write_text('#!/bin/sh\necho "$@" > asked\n')
+    ssh.chmod(0o755)
+    environ = os.environ | {"PRTE_MCA_plm_ssh_agent": f"{ssh} : rsh", "PRTE_MCA_plm_ssh_args": "-p 2222"}
+    assert HostAnswers(environ).silent(["far"]) == set()
+    assert Path("asked").read_text() == "-p 2222 far true\n"
