@@ -222,7 +222,7 @@ class Trainer(transformers.Trainer):
         """Whether the loss is a sum over the number that it is given; None when it is 0, which does not tell."""
         with preserved(self.args.device), evaluation_mode(model), torch.no_grad():
             whole, half = (
-                float(self.compute_loss(model, inputs, num_items_in_batch=torch.full_like(count, number)))
+                float(self.compute_loss(model, {**inputs}, num_items_in_batch=torch.full_like(count, number)))
                 for number in (1, 2)
             )
         return None if whole == 0 else abs(whole - 2 * half) < abs(whole - half)

@@ -19,6 +19,7 @@ from tests.unit.fake_mpirun import CHECKPOINT, NAMED, STUBBORN, launch, summary,
 PATIENCE = "psgc.launching.mpirun_process.STOP_SEQUENCE = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
 PROGRAM = """
 import signal, sys, psgc.launching.launch, psgc.launching.mpirun as m, psgc.launching.script as s
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 {patience}
 sys.exit(psgc.launching.launch.launch(s.Program({path!r}), m.Placement(2)))
 """
