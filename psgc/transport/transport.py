@@ -27,6 +27,7 @@ from psgc.transport.waiting import LONGEST, Bell
 
 TEXT_LIMIT = 1 << 16
 PATIENCE = 2.0  # seconds for steps that should take none: the last processes of a run
+NOTICE = 0.02  # seconds in which mpirun reads the last output of processes that have ended
 
 
 class Transport:
@@ -295,6 +296,8 @@ class Transport:
                 if not MPI.Is_finalized():
                     self._world.Iprobe(self.place)  # moves messages that are still under way
             time.sleep(LONGEST)
+        if self.rank == 0:
+            time.sleep(NOTICE)
 
     def _all_gone(self, ranks: Collection[int], is_gone: Callable[[Identity], bool] = Identity.is_gone) -> bool:
         places = {self.term.place(rank): rank for rank in ranks}
