@@ -60,7 +60,7 @@ class HostAnswers:
             for names in (AGENTS, SSH_ARGUMENTS)
         )
         options = [] if agent else ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={PATIENCE:.0f}"]
-        first = agent.partition(" : ")[0] or "ssh"  # Open MPI takes several, of which the first one is mostly there
+        first = agent.partition(" : ")[0] or "ssh"  # Open MPI takes several; usually the first one exists
         self._command = [*shlex.split(first), *shlex.split(arguments), *options]
         self._thread: threading.Thread | None = None
         self._known: tuple[frozenset[str], set[str]] = frozenset(), set()

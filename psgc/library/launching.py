@@ -1,6 +1,5 @@
 """psgc.launch, which starts ranks with mpirun, and psgc.train, which each rank of a program calls."""
 
-import json
 import os
 import signal
 import sys
@@ -183,7 +182,7 @@ def train(
 def _described(where: str, problem: Any) -> str:
     """By which a resumed run notices that it has another problem."""
     if isinstance(problem, str | Mapping):
-        return json.dumps(built_in(where, problem).model_dump())
+        return ", ".join(f"{name} {value}" for name, value in built_in(where, problem).model_dump().items())
     return type(problem).__qualname__
 
 

@@ -110,6 +110,8 @@ class _Lock:
     term: larger than 0 for a process that takes over; then no holder is watched if locks are reliable
     """
 
+    _is_of_parent = False
+
     def __init__(self, directory: Path, term: int) -> None:
         with naming(directory / LOCK), contextlib.ExitStack() as on_error:
             self._descriptor, reliable = _lock(directory)
@@ -139,6 +141,8 @@ class _Lock:
 
     def release(self, directory: Path) -> None:
         """Remove the file, unless another rank has taken it over. directory: where the file is now."""
+        if self._is_of_parent:
+            return
         self._released.set()
         self._toucher.join()
         if self.other_holder(directory) is None:
@@ -151,6 +155,7 @@ class _Lock:
         """In a process that was forked from the holder: it must not keep the lock when the holder dies."""
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
+        self._is_of_parent = True
 
     def _touch(self) -> None:
         while not self._released.wait(TOUCHED):

@@ -25,8 +25,12 @@ def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:
         before = configuration.from_yaml_text(checkpoint.config, name)
     except UserError as error:
         raise UserError(f"{error}; this version of psgc cannot resume it ({checkpoint.version} wrote it)") from None
+    problems = before.problem.model_dump(), config.problem.model_dump()
+    if problems[0].get("of") == "":  # an earlier version did not record it
+        problems[1].pop("of", None)
+        problems[0].pop("of")
     pairs = {
-        "problem": (before.problem.model_dump(), config.problem.model_dump()),
+        "problem": problems,
         "parameters": (len(checkpoint.params), dim),
         "data": (checkpoint.data, data),
         "optimizer.kind": (before.optimizer.kind, config.optimizer.kind),

@@ -51,7 +51,8 @@ class ScriptRun:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
         self._evaluator = Evaluator(model, collate, settings, flat, compute.dim)
         self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1)
-        self._dataset, self._collate, _ = taken_apart(dataset, collate)
+        self._dataset, own, _ = taken_apart(dataset, None)
+        self._collates = (default_collate, own, collate)  # that a DataLoader may have for `batches`
         self._sampler_name = sampler_of(dataset)
         costs = ChunkCosts(cost, settings.micro_batch)
         self._sampler = Sampler(length, settings.seed)
@@ -127,11 +128,11 @@ class ScriptRun:
     def _check_loader(self, loader: DataLoader[Any]) -> None:
         if loader.dataset is not self._dataset:
             raise UserError("run.batches: the DataLoader has another dataset than psgc.torch.init; expected the same")
-        if loader.batch_sampler is not None and loader.collate_fn not in (default_collate, self._collate):
+        if loader.batch_sampler is not None and loader.collate_fn not in self._collates:
             name = getattr(loader.collate_fn, "__name__", type(loader.collate_fn).__name__)
             raise UserError(
                 f"run.batches: the DataLoader has the collate_fn {name}, which psgc.torch.init was not given; expected "
-                f"psgc.torch.init(..., collate_fn={name}), or this DataLoader there"
+                "psgc.torch.init with this DataLoader, or with the same collate_fn"
             )
 
     def _batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:

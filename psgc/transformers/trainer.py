@@ -7,7 +7,7 @@ Its batches are those of `run.batches`, which contain no data. A training step i
 import copy
 import os
 from collections.abc import Iterator, Mapping
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class Trainer(transformers.Trainer):
     """
 
     run: ScriptRun | None = None
-    _divides: bool | None = None  # whether the loss is a sum over the number of labels; None: unknown
+    _divides: bool | None = None  # whether the loss is divided by the number of labels; None: unknown
 
     def __init__(
         self,
@@ -219,13 +219,14 @@ class Trainer(transformers.Trainer):
             return found if self._divides or not count > 0 else found * count, float(count)
 
     def _divides_by_number(self, model: nn.Module, inputs: Any, count: Tensor) -> bool | None:
-        """Whether the loss is a sum over the number that it is given; None when it is 0, which does not tell."""
+        """Whether the loss is divided by the number of labels that it is given; None where the loss does not tell."""
         with preserved(self.args.device), evaluation_mode(model), torch.no_grad():
             whole, half = (
                 float(self.compute_loss(model, {**inputs}, num_items_in_batch=torch.full_like(count, number)))
                 for number in (1, 2)
             )
-        return None if whole == 0 else abs(whole - 2 * half) < abs(whole - half)
+        tells = isfinite(whole) and isfinite(half) and whole != 0
+        return abs(whole - 2 * half) < abs(whole - half) if tells else None
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0 if isinstance(inputs, Batch) else super().floating_point_ops(inputs)

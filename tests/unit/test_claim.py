@@ -142,6 +142,7 @@ def test_after_a_kill_it_is_free_though_a_child_of_the_dead_process_goes_on():
     """As the processes of a model's own pool do."""
     fork = "import os, time\nif os.fork() == 0:\n    time.sleep(20)\nelse:\n    os.kill(os.getpid(), 9)\n"
     held = HOLD.replace('print("held", flush=True)\nsys.stdin.read()\n', fork)
+    assert held != HOLD
     with subprocess.Popen([sys.executable, "-c", held, "out"], start_new_session=True) as process:
         try:
             assert process.wait(20) == -signal.SIGKILL

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,15 @@ import pytest
 from psgc.launching import mpirun_process as module
 from psgc.launching.hosts import HostAnswers
 from psgc.launching.mpirun_process import MpirunProcess, catching
+from tests.unit.fake_mpirun import wait_for
 
 SAVES = """
-import signal, sys, time
+import signal, time
 asked = []
 signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
+open("ready", "w").close()
 while not asked: time.sleep(0.01)
+open("asked", "w").close()
 time.sleep(1.0)
 open("saved", "w").close()
 """
@@ -34,12 +36,17 @@ def test_the_first_signal_during_a_restart_leaves_time_for_the_checkpoint(folder
     """It is the scheduler's, or Ctrl-C. Before it the run was asked to end by psgc launch itself."""
     monkeypatch.setattr(module, "STOP_SEQUENCE", ((signal.SIGUSR1, 10.0), (signal.SIGTERM, 0.1)))
     process, received = MpirunProcess([sys.executable, "-c", SAVES], os.environ), []
-    begins, comes = time.monotonic() + 0.5, threading.Timer(1.0, lambda: received.append(number))
-    comes.start()
-    assert process.watch(lambda: False, received, 0.0, lambda: time.monotonic() > begins) == 0
-    assert Path("saved").exists()
-    comes.join()
+
+    def comes():
+        wait_for(Path("asked").exists)
+        received.append(number)
+
+    coming = threading.Thread(target=comes)
+    coming.start()
+    assert process.watch(lambda: False, received, 0.0, Path("ready").exists) == 0
+    coming.join()
     assert received == [number]
+    assert Path("saved").exists()
 
 
 def test_nothing_is_killed_in_place_of_an_mpirun_that_has_ended(monkeypatch):
@@ -66,6 +73,6 @@ def test_hosts_are_asked_as_open_mpi_asks_them(folder):
     ssh = folder / "agent"
     ssh.write_text('#!/bin/sh\necho "$@" > asked\n')
     ssh.chmod(0o755)
-    environ = os.environ | {"PRTE_MCA_plm_ssh_agent": f"{ssh} : rsh", "PRTE_MCA_plm_ssh_args": "-p 2222"}
+    environ = {"PATH": os.environ["PATH"], "PRTE_MCA_plm_ssh_agent": f"{ssh} : rsh", "PRTE_MCA_plm_ssh_args": "-p 2222"}
     assert HostAnswers(environ).silent(["far"]) == set()
     assert Path("asked").read_text() == "-p 2222 far true\n"

@@ -56,7 +56,7 @@ def test_a_process_whose_name_is_cut_within_a_character_holds_up_no_kill():
     named = (
         "import ctypes, signal; ctypes.CDLL(None).prctl(15, b'caf\\xc3', 0, 0, 0); print(flush=True); signal.pause()"
     )
-    with subprocess.Popen([sys.executable, "-c", f"import ctypes, signal; {named}"], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, "-c", named], stdout=subprocess.PIPE) as other:
         process, identity = sleeper()
         try:
             other.stdout.readline()
