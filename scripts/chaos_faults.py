@@ -140,10 +140,9 @@ def processes(token: str) -> dict[int, int]:
             continue
         with suppress(OSError):
             environ = (entry / "environ").read_bytes().split(b"\0")
-            if (
-                f"{TOKEN}={token}".encode() not in environ
-                or (entry / "stat").read_text(errors="replace").rpartition(")")[2][1] == "Z"
-            ):
+            if f"{TOKEN}={token}".encode() not in environ:
+                continue
+            if (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z":
                 continue
             ranks = [int(word.partition(b"=")[2]) for word in environ if word.startswith(b"OMPI_COMM_WORLD_RANK=")]
             pid = int(entry.name)

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import IO
 
 from psgc.errors import UserError
@@ -81,7 +80,7 @@ class MpirunProcess:
         if self.has_ended:
             return
         self._process.send_signal(signal.SIGTERM)
-        if not _wait(self._process, partial(_is_past, time.monotonic() + STOP_SEQUENCE[1][1])):
+        if not _reacts(self._process, (), STOP_SEQUENCE[1][1]):
             kill_tree(self._process.pid)
             self._process.wait()
 
@@ -104,15 +103,13 @@ class MpirunProcess:
             ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
             if not ended and not received and is_asked():
                 process.send_signal(signal.SIGUSR1)
-                late = time.monotonic() + UNHURRIED
-                ended = _wait(process, lambda: bool(received) or _is_past(late), LOOK_OFTEN)
+                ended = _reacts(process, received, UNHURRIED, LOOK_OFTEN)
             for number, seconds in STOP_SEQUENCE if received else STOP_SEQUENCE[1:]:
                 if not ended:
                     process.send_signal(number)
                     if received[:1] == [number] == [signal.SIGUSR1]:
                         seconds = max(seconds, patience)
-                    deadline, seen = time.monotonic() + seconds, len(received)
-                    ended = _wait(process, lambda: len(received) > seen or _is_past(deadline))  # noqa: B023
+                    ended = _reacts(process, received, seconds)
         except BaseException:  # raised by a signal handler of the program: nothing would watch the run any more
             kill_tree(process.pid)
             process.wait()
@@ -123,10 +120,6 @@ class MpirunProcess:
         if self._relaying is not None:
             self._relaying.join(LATE)  # with a limit, since processes on other hosts may keep the pipe open
         return code
-
-
-def _is_past(deadline: float) -> bool:
-    return time.monotonic() > deadline
 
 
 @contextmanager
@@ -148,6 +141,14 @@ def catching() -> Iterator[Sequence[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _reacts(
+    process: subprocess.Popen[bytes], received: Sequence[int], seconds: float, every: float = LOOK_EVERY
+) -> bool:
+    """Waits until `process` ends, for so many seconds or until one more signal is received. Returns as `_wait`."""
+    end, seen = time.monotonic() + seconds, len(received)
+    return _wait(process, lambda: len(received) > seen or time.monotonic() > end, every)
 
 
 def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool], every: float = LOOK_EVERY) -> bool:

@@ -148,11 +148,11 @@ class ScriptEnding:
         code = self._code
         if session is not None:
             session.end(self._text, code or 1)
-            if session.rank == 0:  # exit hooks of other packages may take minutes
-                launched.say_whether_it_works_on(True)
             if not self._is_closed:
                 self.rows()
                 self.closed(bool(self._text))
+            if session.rank == 0:  # exit hooks of other packages may take minutes
+                launched.say_whether_it_works_on(True)
             if stopped_by and session.rank == 0 and code is not None:
                 code = 128 + stopped_by[0]
             if session.rank:  # it returns 0: see `psgc.run.ending`

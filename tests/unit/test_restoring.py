@@ -1,6 +1,5 @@
-"""When `psgc launch` starts a run again: the decision, what it looks at, and the runs that follow one another."""
+"""When `psgc launch` starts a run again: the decision, and what it looks at."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -13,12 +12,8 @@ from psgc.launching.hosts import slots_of
 from psgc.launching.mpirun import Placement
 from psgc.launching.outcome import RunDirectory
 from psgc.launching.restoring import HOUR, Restores, Watch
-from psgc.record.csv_files import RESTORED
-from psgc.record.recorder import Recorder
 from psgc.run.launched import READY
-from psgc.run_rows import IterationRow, WorkerEvent
-from tests.unit.fake_mpirun import CHECKPOINT, RUN, launch, summary
-from tests.unit.recording import BOTH_HOLD_ALL
+from tests.unit.fake_mpirun import RUN
 
 # the decision
 
@@ -356,115 +351,3 @@ def test_that_it_was_too_often_is_said_once(folder, capsys):
     assert not is_asked(watched)
     too_often = "the run goes on, since it was started again 1 times in the last hour (faults.restore.per_hour)"
     assert capsys.readouterr().err.splitlines()[1:] == [f"psgc launch: worker 1 gone for 0.01 s; {too_often}"]
-
-
-# the runs
-
-ONCE = f"""
-echo "$PSGC_RESTORED $*" >> started
-[ -z "$PSGC_STANDBY" ] || {{ touch $PSGC_STANDBY; while [ -e $PSGC_STANDBY ]; do sleep 0.02; done; }}
-end() {{ {CHECKPOINT}; {summary("interrupted")}; exit 138; }}
-trap end USR1
-{{ cat run.yaml; echo 'faults: {{restore: {{after: 0.2}}}}'; }} > new; mv new out/config.yaml
-printf '{LOST.format(1)}' > out/lost.csv
-case "$*" in *--resume) {summary("done")}; exit 0;; esac
-while :; do sleep 0.05; done
-"""
-
-
-def test_the_run_is_started_again_from_its_checkpoint(mpirun, capfd):
-    mpirun(ONCE)
-    assert launch("run.yaml", 2) == 0
-    first, again = Path("started").read_text().splitlines()
-    assert first.endswith("train run.yaml")
-    assert (again[:2], again.partition("-m ")[2]) == ("2 ", "psgc train run.yaml --resume")
-    assert "-x PSGC_RESTORED" in again, "for the ranks on other hosts"
-    line = "psgc launch: worker 1 gone for 0.2 s: the run starts again from here, with 2 ranks (faults.restore)\n"
-    assert capfd.readouterr().err == line
-
-
-def test_ranks_that_cannot_begin_are_started_again(mpirun, capfd):
-    fails = 'case "$*" in *--resume) {}exit 213;; esac\nend() {{'
-    mpirun(ONCE.replace("end() {", fails.format("[ $(wc -l < started) -eq 2 ] && ")))
-    assert launch("run.yaml", 2) == 0
-    assert len(Path("started").read_text().splitlines()) == 3
-    assert capfd.readouterr().err.splitlines()[1:] == ["psgc launch: the run has not begun; trying again"]
-    Path("started").unlink()
-    mpirun(ONCE.replace("end() {", fails.format("")))
-    assert launch("run.yaml", 2) == 1
-    assert len(Path("started").read_text().splitlines()) == 5
-    *_, why, how = capfd.readouterr().err.splitlines()
-    assert why == "psgc launch: the run failed: mpirun exited with 213"
-    assert how == "psgc launch: to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume"
-
-
-def test_ranks_that_end_with_a_users_mistake_are_not_started_again(mpirun):
-    mpirun(ONCE.replace("end() {", 'case "$*" in *--resume) exit 2;; esac\nend() {'))
-    assert launch("run.yaml", 2) == 2
-    assert len(Path("started").read_text().splitlines()) == 2
-
-
-UNDOES = f"""
-echo "$*" >> started
-cp run.yaml new; mv new out/config.yaml
-{CHECKPOINT}
-[ $(wc -l < started) -gt TIMES ] && {{ {summary("done")}; exit 0; }}
-touch out/.undo; echo '{{"status": "interrupted", "starts_again": true}}' > out/summary.json; exit 138
-"""
-
-
-@pytest.mark.parametrize(("times", "code"), [(1, 0), (7, 1)])
-def test_a_run_that_undoes_a_step_is_started_again_from_its_checkpoint_but_not_for_ever(mpirun, capfd, times, code):
-    mpirun(UNDOES.replace("TIMES", str(times)))
-    assert launch("run.yaml", 2) == code
-    first, *again = Path("started").read_text().splitlines()
-    assert not first.endswith("--resume")
-    assert [line.endswith("--resume") for line in again] == [True] * min(times, 6)
-    said = capfd.readouterr().err.splitlines()
-    assert said[: len(again)] == ["psgc launch: the run starts again from its checkpoint, to undo the step"] * len(
-        again
-    )
-    often = "it was started again 6 times in the last hour (faults.restore.per_hour)"
-    if code:
-        end = f"psgc launch: the run does not go on without the wrong step, since {often}"
-        assert [line.partition(": psgc launch run.yaml")[0] for line in said[-2:]] == [
-            *(end, "psgc launch: to resume from the last checkpoint"),
-        ]
-        assert json.loads(Path("out/summary.json").read_text()) == {"status": "interrupted"}
-    assert not Path("out/.undo").exists()
-
-
-def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun):
-    mpirun(ONCE.replace('"interrupted"', '"failed"'))
-    assert launch("run.yaml", 2) == 1
-    assert len(Path("started").read_text().splitlines()) == 2, "with the ranks that were ready"
-    assert not Path("out", READY).exists()
-
-
-def test_the_run_says_what_it_has_cost(tmp_path, monkeypatch):
-    def recorder(resume_at=None):
-        return Recorder(tmp_path, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10, resume_at)
-
-    def restores():
-        return (tmp_path / "restores.csv").read_text().splitlines()[1:]
-
-    first = recorder()
-    first.event(WorkerEvent(1, 2, "n1", "lost", "its process died"))
-    for iteration in range(5):
-        first.iteration(IterationRow(iteration, seconds=1.0))
-    os.utime(tmp_path / "iterations.csv", (0, time.time() - 7))
-    recorder(5).iteration(IterationRow(5, seconds=1.0))
-    assert not (tmp_path / "restores.csv").exists(), "by hand"
-    monkeypatch.setenv(RESTORED, "1")
-    os.utime(tmp_path / "iterations.csv", (0, time.time() - 7))
-    behind = time.time() - 100
-    monkeypatch.setattr(time, "time", lambda: behind)  # of this host; the files have their server's
-    again = recorder(3)
-    again.iteration(IterationRow(3, seconds=1.0))
-    again.iteration(IterationRow(4, seconds=1.0))
-    (row,) = restores()
-    iteration, seconds, repeated = row.split(",")
-    assert (iteration, repeated, 7 <= float(seconds) < 9) == ("3", "3", True)
-    recorder(5).iteration(IterationRow(5, seconds=1.0))
-    assert restores()[0] == row
-    assert len(restores()) == 2

@@ -84,6 +84,16 @@ def test_a_checkpoint_with_another_aggregation_or_from_before_there_were_several
     assert len(before) < len(text)
 
 
+def test_a_checkpoint_from_before_it_was_recorded_what_psgc_train_was_given():
+    now = config(problem={"kind": "script", "script": "a.py", "of": "Ridge"})
+    text = now.to_yaml()
+    before = text.replace(", of: Ridge", "").replace("  of: Ridge\n", "")
+    assert len(before) < len(text)
+    resume.check(checkpoint(text=before), now, 6, "this")
+    with pytest.raises(UserError, match=r"^problem: .*Ridge.* does not match .*, which has .*Lasso"):
+        resume.check(checkpoint(text=text.replace("Ridge", "Lasso")), now, 6, "this")
+
+
 @pytest.mark.parametrize(
     ("changes", "dim", "data", "text"),
     [

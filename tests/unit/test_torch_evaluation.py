@@ -21,6 +21,7 @@ from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import WorkerState
 from psgc.workers.work import Result
+from tests.unit.test_torch_run import loss, made
 
 LARGE = float(2**24)  # float32 does not count further
 
@@ -164,3 +165,40 @@ def test_outputs_that_cannot_be_collected_are_refused(run, outputs, metric, said
     run, data = run
     with pytest.raises(UserError, match=said):
         run.evaluate(data, metric, outputs)
+
+
+class Branch(torch.nn.Linear):
+    """As LoRA: in evaluation it is merged into another weight, and left out here."""
+
+    merged = False
+
+    def train(self, mode=True):
+        self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        return super().forward(x) * (not self.merged)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_modules_with_a_train_of_their_own_are_told_that_an_evaluation_is_over():
+    """There is one before the first step, since losses of halves are compared."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Branch(4, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1)).double()
+    model[1].eval()
+    data = torch.utils.data.TensorDataset(torch.randn(8, 4).double(), torch.randn(8).double())
+    run = psgc.torch.init(model, data, loss, chunks=2)
+    for batch in run.batches(8):
+        run.backward(batch)
+    assert model[0].weight.grad.any()
+    run.evaluate(data, loss)
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert not model[0].merged
+
+
+@pytest.mark.usefixtures("one_process")
+def test_an_evaluation_collates_as_its_data_loader_does():
+    *_, run, _ = made(collate_fn=lambda examples: pytest.fail("that of the training"))
+    data = [torch.tensor([float(number)]) for number in range(4)]
+    twice = torch.utils.data.DataLoader(data, collate_fn=lambda examples: 2 * torch.stack(examples))
+    assert run.evaluate(twice, lambda model, batch: (batch.sum(), len(batch))) == 3.0

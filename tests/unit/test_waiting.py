@@ -56,7 +56,11 @@ class Waiting(Pauses):
         self.looks = []  # at what is being sent
         self.rung = []  # ranks
         rings, ended = iter(rings), iter(ends)
-        sleep = lambda seconds: self.slept.append(seconds) or next(rings)  # noqa: E731
+
+        def sleep(seconds):
+            self.slept.append(seconds)
+            return next(rings)
+
         super().__init__(SimpleNamespace(works=works, sleep=sleep, ring_at=self.rung.append))
         self.enter({rank: rank for rank in range(4)})
         receives = SimpleNamespace(repost=lambda: None, stirs=lambda: False)
