@@ -126,7 +126,7 @@ class Gradients:
     held_out: the rows that are evaluated with the chunks
     halves: the check of the first chunk against its halves
     joins: whether several chunks are computed in one pass; True once the first chunk has drawn no random numbers,
-        unless the rows would have to be copied, and as long as the first piece equals the sum of its chunks
+        unless the rows would have to be copied, and as long as the first pass over several chunks is their sum
     """
 
     here = staticmethod(nullcontext)
@@ -173,14 +173,21 @@ class Gradients:
         singly = [(chunk, 1) for chunk in piece]
         if not self.joins:  # this is a check, and this worker does not know yet whether it may join chunks
             return self._sum(iteration, singly, params)
-        found = self._sum(iteration, in_a_row(piece), params)
-        if not self._has_compared:
+        found = self._sum(iteration, ranges := in_a_row(piece), params)
+        if not self._has_compared and any(self._is_joined(iteration, *one) for one in ranges):
             self._has_compared = True
             single = self._sum(iteration, singly, params)
             one, other = ((of.loss, sketch(of.vector, self.backend.xp)) for of in (found, single))
             self.joins = adds_up(one, [other], SAME[self._dtype.itemsize])
             return found if self.joins else single
         return found
+
+    def _is_joined(self, iteration: int, first: int, many: int) -> bool:
+        """Whether rows of several chunks are in one pass. A pass over one chunk, and empty ones, shows nothing."""
+        batch, chunks = self._batch, range(first, first + many)
+        if not isinstance(batch, Epochs):
+            return many > 1
+        return sum(batch.rows(iteration, chunk, self._chunks.num_chunks).size > 0 for chunk in chunks) > 1
 
     def _sum(self, iteration: int, ranges: Iterable[tuple[int, int]], params: Array) -> Computed:
         """The sum over ranges of chunks, (first, number) each, with one pass for each range."""

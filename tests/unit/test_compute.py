@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
+from psgc.data import Epochs
 from psgc.errors import UserError
 from psgc.workers.compute import rng_of
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import WorkerState
+from psgc.workers.work import Work
 from tests.unit.computing import CHUNKS, DIM, PARAMS, FakeDesk, mean_row, thread_for
 
 
@@ -78,6 +80,39 @@ def test_after_the_death_of_rank_0_nothing_is_computed_before_the_chunk_that_was
     second.stop()
     after.join(10)
     assert [message.chunk for message in sent] == [2]
+
+
+# several chunks in one pass
+
+
+def centred(params, chunk, rng):
+    """As with batch normalisation, rows of other chunks in the same pass change the result."""
+    return 0.0, np.full(DIM, chunk.weight * chunk.y.std())
+
+
+FEW = Epochs(num_rows=40, size=2, count=1, seed=0)  # chunks 0 and 2 of 4 are empty, others have one row
+MANY = Epochs(num_rows=40, size=8, count=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "pieces"),
+    [
+        (None, [(0, 1), (2, 3)]),
+        (None, [(3, 0), (2, 0), (0, 1), (2, 3)]),  # the first ones are not in a row, so each pass has one chunk
+        (MANY, [(3, 0), (0, 1)]),
+        (FEW, [(0, 1), (2, 3), (1, 2), (1, 2, 3)]),
+    ],
+)
+def test_chunks_stay_alone_once_a_pass_over_several_is_not_their_sum(chunk_clock, batch, pieces):
+    works = [Work(0, chunks[0], PARAMS, 0.0, chunks[1:]) for chunks in [(1,), *pieces]]
+    thread_for(mailbox := FakeDesk(works, chunk_clock), centred, batch=batch).run()
+    alone = {}
+    for chunk in range(CHUNKS):
+        thread_for(single := FakeDesk([Work(0, chunk, PARAMS, 0.0)], chunk_clock), centred, batch=batch).run()
+        alone[chunk] = single.results[0, chunk].gradient
+    assert not mailbox.failures
+    for chunks in pieces[-2:]:
+        np.testing.assert_allclose(mailbox.results[0, chunks[0]].gradient, sum(alone[chunk] for chunk in chunks))
 
 
 # what is random in a chunk
