@@ -91,15 +91,19 @@ class BatchGradient:
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
             self._passes = [*(one for one in self._passes if not {*one} & {*chunks}), tuple(chunks)]
             draws = self._compute.draws or self._loader.mixes  # then the pass and the sum differ in any case
-            if len(chunks) == 1 or self._is_sum or draws:
+            is_known = len(chunks) == 1 or self._is_sum or draws
+            filled = [] if is_known else [chunk for chunk in chunks if len(batch.of_chunks((chunk,), num_chunks))]
+            if len(filled) < 2:  # a pass over one chunk and empty ones shows nothing
                 return in_one_pass(chunks, wanted)
-            then: list[Sequence[int]] = [*((chunk,) for chunk in chunks), chunks]
-            single = [  # sketches of the single chunks; only one vector is in memory at a time
-                self._figures(in_one_pass((chunk,), wanted, then[number:])) for number, chunk in enumerate(chunks, 1)
-            ]
+            then: list[Sequence[int]] = [*((chunk,) for chunk in filled), chunks]
+            single = list[tuple[float, Sketch] | None]()  # of the chunks in which something counts
+            for number, chunk in enumerate(filled, 1):
+                one = in_one_pass((chunk,), wanted, then[number:])  # only one vector is in memory at a time
+                if one is None or self._counts(one):
+                    single.append(self._figures(one))
             found = in_one_pass(chunks, wanted)
-            figures = self._figures(found) if found is not None and self._counts(found) else None
-            if found is not None and figures is not None and None not in single:
+            figures = self._figures(found)
+            if found is not None and figures is not None and None not in single and len(single) > 1:
                 self._is_sum = adds_up(figures, [one for one in single if one is not None], TOLERANCE[found.dtype])
             if found is None or self._is_sum is not False:
                 return found

@@ -37,9 +37,9 @@ def small(*more):
 
 def call_of(
     model=None, loss=cross_entropy, data=DATA, buffers=None, micro_batch=MICRO_BATCH, workers=1, chunks=NUM_CHUNKS,
-    scale=None, collate=None, draws="chunk",
+    scale=None, collate=None, draws="chunk", rows=60,
 ):  # fmt: skip
-    """The call for a batch of 60 rows in some chunks, and the number of entries of the gradient."""
+    """The call for a batch of some rows in some chunks, and the number of entries of the gradient."""
     model = model or small()
     flat = FlatModel(model)
     compute = ChunkGradient(flat, model, loss, buffers, chunks)
@@ -47,7 +47,7 @@ def call_of(
     loader = ChunkLoader(data, collate, MICRO_BATCH)
     gradient = BatchGradient(model, loader, compute, flat.dim, settings, ChunkCosts(None, None))
     engine = SimpleNamespace(num_workers=workers, num_chunks=chunks)
-    return gradient.call(next(Sampler(60, 7).batches(60, epochs=1)), engine, scale, True, None), flat.dim
+    return gradient.call(next(Sampler(60, 7).batches(rows, epochs=1)), engine, scale, True, None), flat.dim
 
 
 def test_a_piece_is_the_sum_of_its_chunks_in_few_micro_batches():
@@ -146,6 +146,31 @@ def test_chunks_in_which_nothing_counts_say_nothing():
     call.vector((3,), always)
     assert call.joins()
     call.vector(range(NUM_CHUNKS), always)
+    assert not call.joins()
+
+
+def of_two(model, batch):
+    """A sum over the examples with an even number, but for two and more of them. The check with halves lets it pass."""
+    even = batch[1] == 0
+    total, count = cross_entropy(model, (batch[0][even], batch[1][even]))
+    return (total if count < 2 else 1.0001 * total), count
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_pass_in_which_one_chunk_counts_says_nothing(odd):
+    """Chunks 1 and 2, 4 and 5 have an example. Chunk 3 is empty, or has one that does not count."""
+    rows = next(Sampler(60, 7).batches(4, epochs=1)).rows
+    data = [(x, 0 if row in rows else 1) for row, x in enumerate(X)]
+    chunks, alone = ((0, 1), (2, 3)), (4, 5)
+    if odd:
+        data[rows[1]] = X[rows[1]], 1  # of chunk 2
+        chunks = (1, 2), (2, 4)
+    call, dim = call_of(loss=of_two, data=data, rows=4, micro_batch=60)
+    singly = [call.vector((chunk,), always) for chunk in range(NUM_CHUNKS)]
+    for some in chunks:
+        assert torch.equal(call.vector(some, always)[:dim], (singly[some[0]] + singly[some[1]])[:dim])
+        assert call.joins()
+    assert torch.equal(call.vector(alone, always), singly[4] + singly[5])
     assert not call.joins()
 
 
