@@ -65,8 +65,9 @@ def launch(
         needs_checkpoint = config is None or isinstance(config, TorchConfig)
         watch = Watch(placement, starts.start, partial(_check_ranks, program), needs_checkpoint, HostAnswers(environ))
         with catching() as received:
-            process: MpirunProcess | None = starts.start(placement)
+            process: MpirunProcess | None = None
             try:
+                process = starts.start(placement)
                 while process is not None:
                     left = starts.left()
                     watch.begin(left)
@@ -74,6 +75,8 @@ def launch(
                     got_further = got_further or left.got_further()
                     process = None if received else watch.take_next(mpirun_code)
             finally:
+                if process is not None:  # a signal handler of the program has raised an exception
+                    process.kill()
                 watch.close()
         stopped_by, placement = received[0] if received else None, watch.placement
         again = ["psgc", "launch", program.path, *placement.arguments(), *program.settings, *program.mpirun, "--resume"]

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 from psgc.errors import UserError
 from psgc.processes import die_with_parent, kill_tree
@@ -50,13 +50,26 @@ class Heard:
                     os.write(2, line)
 
 
+class _Process(subprocess.Popen[bytes]):
+    """Leaves no process behind when a signal handler of the program raises an exception while it starts."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().__init__(*arguments, **options)
+        except BaseException:
+            if self.pid is not None and self.returncode is None:
+                kill_tree(self.pid)
+                self.wait()
+            raise
+
+
 class MpirunProcess:
     """A running mpirun, whose stderr `heard` gets as well. Raises UserError when it cannot be started."""
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], heard: Heard | None = None) -> None:
         sys.stdout.flush()
         try:
-            self._process = subprocess.Popen(
+            self._process = _Process(
                 command,
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -65,6 +78,8 @@ class MpirunProcess:
                 preexec_fn=lambda: die_with_parent(signal.SIGTERM),
             )
         except OSError as error:
+            if error.errno is None:  # raised by a signal handler of the program
+                raise
             raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
         self._relaying = None
         if heard is not None and self._process.stderr is not None:
@@ -99,21 +114,16 @@ class MpirunProcess:
         is_asked: whether the run must end so that it can start again
         """
         process = self._process
-        try:
-            ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
-            if not ended and not received and is_asked():
-                process.send_signal(signal.SIGUSR1)
-                ended = _reacts(process, received, UNHURRIED, LOOK_OFTEN)
-            for number, seconds in STOP_SEQUENCE if received else STOP_SEQUENCE[1:]:
-                if not ended:
-                    process.send_signal(number)
-                    if received[:1] == [number] == [signal.SIGUSR1]:
-                        seconds = max(seconds, patience)
-                    ended = _reacts(process, received, seconds)
-        except BaseException:  # raised by a signal handler of the program: nothing would watch the run any more
-            kill_tree(process.pid)
-            process.wait()
-            raise
+        ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
+        if not ended and not received and is_asked():
+            process.send_signal(signal.SIGUSR1)
+            ended = _reacts(process, received, UNHURRIED, LOOK_OFTEN)
+        for number, seconds in STOP_SEQUENCE if received else STOP_SEQUENCE[1:]:
+            if not ended:
+                process.send_signal(number)
+                if received[:1] == [number] == [signal.SIGUSR1]:
+                    seconds = max(seconds, patience)
+                ended = _reacts(process, received, seconds)
         if not ended:
             kill_tree(process.pid)
         code = process.wait()

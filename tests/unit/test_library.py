@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -252,4 +253,29 @@ def test_another_handler_that_raises_leaves_no_run_behind(begun):
 
     with pytest.raises(TimeoutError):
         begun("echo $$ > pid; touch begun; exec sleep 60", signal.SIGUSR2, give_up)
+    assert not Path("/proc", Path("pid").read_text().strip()).exists()
+
+
+@pytest.mark.parametrize("where", ["mpirun_process.die_with_parent", "launch.Watch.begin"])
+def test_a_handler_that_raises_while_a_run_starts_leaves_no_process_behind(mpirun, monkeypatch, where):
+    def give_up(number, frame):
+        raise TimeoutError
+
+    def signal_comes(*_):
+        if os.getpid() != program:  # the new process, before it becomes mpirun
+            Path("pid").write_text(str(os.getpid()))
+            os.kill(program, signal.SIGUSR2)
+            time.sleep(60)
+        wait_for(lambda: Path("pid").exists())
+        os.kill(program, signal.SIGUSR2)
+
+    program = os.getpid()
+    mpirun("echo $$ > starting; mv starting pid; exec sleep 60")
+    monkeypatch.setattr(f"psgc.launching.{where}", signal_comes)
+    before = signal.signal(signal.SIGUSR2, give_up)
+    try:
+        with pytest.raises(TimeoutError):
+            psgc.launch("run.yaml", workers=2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
     assert not Path("/proc", Path("pid").read_text().strip()).exists()
