@@ -57,7 +57,7 @@ class _Process(subprocess.Popen[bytes]):
         try:
             super().__init__(*arguments, **options)
         except BaseException:
-            if self.pid is not None and self.returncode is None:
+            if self.pid and self.returncode is None:
                 kill_tree(self.pid)
                 self.wait()
             raise
