@@ -130,7 +130,8 @@ def reseed(seed: tuple[object, ...], device: torch.device) -> None:
 
 def places(device: torch.device) -> tuple[object, ...]:
     """A value that changes when a random number is drawn. Takes 0.02 ms."""
-    numpy = np.random.get_bit_generator()  # type: ignore[attr-defined, unused-ignore]  # np.random.get_state takes longer
+    # np.random.get_state takes longer
+    numpy = np.random.get_bit_generator()  # type: ignore[attr-defined, unused-ignore]
     bits = string_at(numpy.ctypes.state_address, WORDS) if isinstance(numpy, np.random.MT19937) else repr(numpy.state)
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
     return random.getstate(), bits, torch.get_rng_state().numpy().tobytes(), cuda
