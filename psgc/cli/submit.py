@@ -64,7 +64,8 @@ def run(options: Options) -> int:
         name = Path(path).stem
     else:
         config = load(path, overrides)
-        points = sweep_points(options.sweeps, config.output.replace("$", "$$"))  # its variables are expanded already
+        output = config.output.replace("$", "$$")  # its variables are expanded already
+        points = sweep_points(options.sweeps, output, overrides)
         check_runs(path, overrides, points, job.ranks, ELSEWHERE)  # not after the job has waited in the queue
         data = _data_to_copy(config, options.sweeps) if local_dir is not None else {}
         name = config.output.rstrip("/")
@@ -79,7 +80,7 @@ def run(options: Options) -> int:
         say(f"{script}: {what}; submit it with: {scheduler.by_hand(script, len(points))}")
         return 0
     number = scheduler.submit(script, len(points))
-    log = scheduler.log(job.name, number, len(points) > 0)
+    log = scheduler.log(job.name, number, len(points))
     say(f"job {number}: {what}, script {script}, log {log}")
     return 0
 

@@ -4,13 +4,14 @@ import shlex
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import yaml
 
 from psgc.cli import Options, Parser, add_dedicated_server, add_resume, add_settings
 from psgc.cli.compare import compare
 from psgc.cli.launch import add_ranks, placement_of
-from psgc.config import Config, load
+from psgc.config import BatchSettings, Config, load
 from psgc.errors import RunFailed, UserError, visible
 from psgc.launching.launch import launch
 from psgc.launching.mpirun import Placement, check_extra
@@ -24,7 +25,7 @@ from psgc.yaml_source import printable
 
 RESULTS = (  # the keys on which it depends what a run trains
     *("problem", "data", "optimizer", "scheduler", "initial", "evaluate", "dtype", "autocast", "buffers", "draws"),
-    *("reproducible", "seed"),
+    *("reproducible", "seed", "recovery", "batch"),
 )
 
 
@@ -58,19 +59,20 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     if not varied:
         raise UserError("--set: expected one with several values, such as --set optimizer.lr=0.1,0.3")
     output = load(path, fixed).output
-    points = sweep_points(varied, output.replace("$", "$$"), "--set")  # its variables are expanded already
+    points = sweep_points(varied, output.replace("$", "$$"), fixed, "--set")  # its variables are expanded already
     check_runs(path, fixed, points, placement.ranks)
     configs = [load(path, [*fixed, *point]) for point in points]
     failed: list[str] = []
     for place, (point, config) in enumerate(zip(points, configs, strict=True), start=1):
         what = f"run {place} of {len(points)}: {' '.join(point[:-1])}"
         one = replace(program, overrides=[*fixed, *point])
-        if program.resume and (done := _done(config)) is not None:
-            if not (key := _changed(config, done.config)):
+        if program.resume and (made := _made(config)) is not None:
+            if key := _changed(config, made.config):
+                say(f"{what}: {config.output} was made with another {key}; it is made again")
+                one = replace(one, resume=False)
+            elif _is_done(made) and _length(made.config) == _length(config):
                 say(f"{what}: done already, {config.output}")
                 continue
-            say(f"{what}: {config.output} was made with another {key}; it is made again")
-            one = replace(one, resume=False)
         say(f"{what}, in {config.output}")
         heard = Heard()
         try:
@@ -94,24 +96,41 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     return 0
 
 
-def _done(config: Config) -> RecordedRun | None:
-    """The run with these settings if it is done, and as long as they ask for now."""
+def _made(config: Config) -> RecordedRun | None:
+    """The run that is in the directory of these settings, done or not."""
     try:
-        run = read_run(config.output)
+        return read_run(config.output)
     except UserError:
         return None
-    is_done = run.summary is not None and run.summary["status"] == "done" and not run.goes_on
-    return run if is_done and (run.config.iterations, run.config.batch) == (config.iterations, config.batch) else None
+
+
+def _is_done(run: RecordedRun) -> bool:
+    return run.summary is not None and run.summary["status"] == "done" and not run.goes_on
+
+
+def _length(config: Config) -> int:
+    """How long a run is to be: its epochs, or its iterations."""
+    return config.batch.epochs if isinstance(config.batch, BatchSettings) else config.iterations or 0
 
 
 def _changed(now: Config, before: Config) -> str:
-    """The first key of RESULTS whose value differs, or ""."""
-    told, made = (yaml.safe_load(config.to_yaml()) for config in (now, before))
-    for section in RESULTS:
-        one, other = told.get(section), made.get(section)
+    """The first key that changes what a run trains and has another value now, or "". A run may become longer."""
+    told, made = (_results(config) for config in (now, before))
+    for section in told:
+        one, other = told[section], made[section]
         if isinstance(one, dict) and isinstance(other, dict):
             if key := next((key for key in {**one, **other} if one.get(key) != other.get(key)), None):
                 return f"{section}.{key}"
         elif one != other:
             return section
-    return ""
+    return "number of iterations" if _length(now) < _length(before) else ""
+
+
+def _results(config: Config) -> dict[str, Any]:
+    settings = yaml.safe_load(config.to_yaml())
+    found = {section: settings.get(section) for section in RESULTS}
+    if isinstance(config.batch, int):  # the rows of each chunk
+        found["coding"] = {name: settings["coding"].get(name) for name in ("chunks_per_worker", "assignment")}
+    elif isinstance(config.batch, BatchSettings):
+        found["batch"] = config.batch.model_dump(exclude={"epochs"})
+    return found

@@ -30,7 +30,7 @@ __all__ = [
     "Faults", "Injection", "KnownCosts", "OptimizerSettings", "PythonData", "PythonProblem", "RateSchedule",
     "Recovery", "ScheduleName", "ScriptConfig", "ScriptOptimizer", "ScriptProblem", "Stragglers", "TorchConfig",
     "TorchOptimizer", "TorchProblem", "TorchScheduler", "Verify", "checked_settings", "from_yaml_text",
-    "has_torch_problem", "load", "read",
+    "has_torch_problem", "load", "load_written", "read",
 ]  # fmt: skip
 
 
@@ -55,6 +55,11 @@ def checked_settings(source: YamlSource, by_hand: bool = True) -> Config:
 def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
     """The settings in `text`, which `to_yaml` has written. name: of the text in errors. Raises UserError."""
     return checked_settings(YamlSource(text, visible(name)), by_hand=False)
+
+
+def load_written(path: str | Path) -> Config:
+    """As `from_yaml_text`, of a file that `to_yaml` has written: its paths are expanded already. Raises UserError."""
+    return checked_settings(read(path), by_hand=False)
 
 
 def has_torch_problem(path: str | Path, overrides: Sequence[str] = ()) -> bool:

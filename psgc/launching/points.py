@@ -16,10 +16,13 @@ from psgc.validation import wrong
 from psgc.yaml_source import YamlSource, printable
 
 
-def sweep_points(sweeps: Sequence[str], output: str, option: str = "--sweep") -> list[list[str]]:
+def sweep_points(
+    sweeps: Sequence[str], output: str, fixed: Sequence[str] = (), option: str = "--sweep"
+) -> list[list[str]]:
     """The overrides of each run of a sweep, including its directory below `output`. Empty when there is no sweep.
 
     sweeps: such as "seed=1,2"
+    fixed: the overrides of all runs, such as "seed=3"
     option: the name of the option that has `sweeps`, for errors
 
     Raises UserError.
@@ -29,10 +32,13 @@ def sweep_points(sweeps: Sequence[str], output: str, option: str = "--sweep") ->
     """
     axes: dict[str, list[str]] = {}
     for sweep in sweeps:
-        key = sweep.partition("=")[0].strip()
+        key = _key(sweep)
         if key in axes or key == "output":
             reason = "each run of a sweep has its own" if key == "output" else "given twice"
             raise UserError(f"{option} {printable(sweep)}: {printable(key)}: {reason}")
+        if inner := next((one for one in map(_key, fixed) if one.startswith(f"{key}.")), None):
+            reason = f"each value replaces {inner} as well; write that into each value"
+            raise UserError(f"{option} {printable(sweep)}: {printable(key)}: {printable(reason)}")
         values = values_of(sweep)
         if not values:
             raise UserError(f"{option} {printable(sweep)}: expected key=value,value,... such as optimizer.lr=0.1,0.3")
@@ -42,6 +48,10 @@ def sweep_points(sweeps: Sequence[str], output: str, option: str = "--sweep") ->
         name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "_".join([str(index), *point]))
         point.append(f"output={yaml.safe_dump(f'{output}/{name[:100]}', width=10**6).splitlines()[0]}")
     return points
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def values_of(sweep: str) -> list[str]:

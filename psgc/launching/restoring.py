@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from psgc.config import load
+from psgc.config import load_written
 from psgc.config.faults import Restore
 from psgc.errors import UserError
 from psgc.launching.hosts import HostAnswers, slots_of, without
@@ -259,7 +259,7 @@ class Watch:
         if not self._is_known and (path := self._left.settings_file()) is not None:
             self._is_known = True
             with suppress(UserError):  # an old run may have written the settings of another version
-                config = load(path)
+                config = load_written(path)
                 self._settings, self._more = config.faults.restore, 0 if config.dedicated_server else 1
 
     def _missing(self) -> set[int]:

@@ -121,8 +121,11 @@ class Scheduler(ABC):
         return [self.commands[0], str(script)]
 
     @abstractmethod
-    def log(self, name: str, number: str, is_array: bool) -> str:
-        """The log file of a job, or with a star of an array. number: the job's, or a shell variable with it."""
+    def log(self, name: str, number: str, num_runs: int) -> str:
+        """The log file of a job, or with a star of an array. number: the job's, or a shell variable with it.
+
+        num_runs: as in `directives`
+        """
 
     @abstractmethod
     def job_id(self, environ: Mapping[str, str]) -> str | None:
@@ -191,7 +194,7 @@ class Scheduler(ABC):
 
     def _append_to_log(self, job: Job, variable: str, num_runs: int) -> list[str]:
         """Commands that append the output to the log of this job, and set `again` if the job has run before."""
-        log = self.log(job.name, variable, num_runs > 0)
+        log = self.log(job.name, variable, num_runs)
         return [f'log="{log}"', '[ ! -e "$log" ] || again=1', 'exec >> "$log" 2>&1']
 
     def _find_hosts(self, job: Job, variable: str) -> str:

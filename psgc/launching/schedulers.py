@@ -46,7 +46,7 @@ class Slurm(Scheduler):
             f"--cpus-per-task={job.cpus_per_rank}",
             f"--time={job.time}",
             *(f"{option}={value}" for option, value in optional.items() if value),
-            f"--output={self.log('%x', '%A' if num_runs else '%j', num_runs > 0).replace('*', '%a')}",
+            f"--output={self.log('%x', '%A' if num_runs else '%j', num_runs).replace('*', '%a')}",
             "--open-mode=append",
             f"--signal=B:USR1@{job.warning}",
             "--requeue",
@@ -56,8 +56,8 @@ class Slurm(Scheduler):
     def begin(self, job: Job, num_runs: int, script: Path) -> list[str]:
         return ["trap '' USR1 # SLURM's warning is for psgc launch"]
 
-    def log(self, name: str, number: str, is_array: bool) -> str:
-        return f"{name}-{number}{'_*' if is_array else ''}.log"
+    def log(self, name: str, number: str, num_runs: int) -> str:
+        return f"{name}-{number}{'_*' if num_runs else ''}.log"
 
     def job_id(self, environ: Mapping[str, str]) -> str | None:
         array = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
@@ -119,8 +119,8 @@ class Pbs(Scheduler):
         runs = ["-J", f"0-{num_runs - 1}"] if num_runs > 1 else ["-v", f"{RUN}=0"] if num_runs else []
         return [self.commands[0], *runs, str(script)]
 
-    def log(self, name: str, number: str, is_array: bool) -> str:
-        element = "[*]" if is_array and "$" not in number else ""  # PBS_JOBID has the index already
+    def log(self, name: str, number: str, num_runs: int) -> str:
+        element = "[*]" if num_runs > 1 and "$" not in number else ""  # PBS_JOBID has the index already
         return f"{name}-{number}{element}.log"
 
     def job_id(self, environ: Mapping[str, str]) -> str | None:
@@ -176,8 +176,8 @@ class Lsf(Scheduler):
             self._find_hosts(job, "LSB_DJOB_HOSTFILE"),
         ]
 
-    def log(self, name: str, number: str, is_array: bool) -> str:
-        element = "" if not is_array else "_$LSB_JOBINDEX" if "$" in number else "_*"
+    def log(self, name: str, number: str, num_runs: int) -> str:
+        element = "" if not num_runs else "_$LSB_JOBINDEX" if "$" in number else "_*"
         return f"{name}-{number}{element}.log"
 
     def job_id(self, environ: Mapping[str, str]) -> str | None:

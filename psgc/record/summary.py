@@ -23,6 +23,9 @@ TOLD = 1.05  # waiting for everybody is mentioned if it would have taken this ma
 def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
     """The content of summary.json. None means unknown. A loss may be nan or inf.
 
+    If the run was resumed, `since` says how many iterations were done since then, and their median time.
+    uncoded_seconds_per_iteration, overhead, seconds_per_chunk and chunks_per_pass are about them alone.
+
     seconds: wall time of the training
     settings: further entries
     status: done, failed or interrupted
@@ -33,7 +36,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
     known = np.isfinite(bounds)
     errors = np.array(tally.error_measures)
     used, late, *given_up = tally.chunks.tolist()
-    spent = float(tally.spent.sum())
+    spent, now = float(tally.spent.sum()), len(tally.uncoded)
     wrong = Counter(event.worker for event in recorder.events if event.event == "wrong")
     return {
         "version": __version__,
@@ -48,7 +51,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "bound_seconds_per_iteration": median(bounds),
         "overhead": median(tally.overheads[1:] or tally.overheads),  # during the first, ranks still set themselves up
         "seconds_per_chunk": median(tally.chunk_seconds),
-        "chunks_per_pass": (used + late) / tally.passes if tally.passes else None,
+        "chunks_per_pass": tally.delivered / tally.passes if tally.passes else None,
         "efficiency": median(bounds[known] / took[known]),
         "efficiency_iterations": int(known.sum()),
         "chunks_used": used,
@@ -63,7 +66,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "lost": [event._asdict() for event in recorder.events if event.event != "wrong"],
         "restores": [restored._asdict() for restored in recorder.restores.rows],
         "wrong": {str(worker): count for worker, count in sorted(wrong.items())},
-    }
+    } | ({"since": {"iterations": now, "seconds_per_iteration": median(took[-now:])}} if 0 < now < len(took) else {})
 
 
 def settings_of(config: Config, plan: Plan, code: int, **others: Any) -> dict[str, Any]:
@@ -107,8 +110,12 @@ def lines(summary: dict[str, Any]) -> list[str]:
     per, uncoded = summary["seconds_per_iteration"], summary["uncoded_seconds_per_iteration"]
     without = ""
     is_alone = summary.get("workers") == 1
-    if uncoded is not None and uncoded > TOLD * per and not is_alone:
-        without = f"; waiting for everybody, without redundancy: at least {duration(uncoded)} ({uncoded / per:.1f} x)"
+    since = summary.get("since") or {}
+    now = since.get("seconds_per_iteration", per)
+    if uncoded is not None and uncoded > TOLD * now and not is_alone:
+        there = f"; {duration(now)} in the last {since['iterations']}" if since else ""
+        waiting = f"waiting for everybody, without redundancy: at least {duration(uncoded)} ({uncoded / now:.1f} x)"
+        without = f"{there}; {waiting}"
     text.append(f"  per iteration      {duration(per)}{without}")
     if summary["efficiency"] is not None and not is_alone:  # there is no other schedule for one worker
         bound, count = summary["bound_seconds_per_iteration"], summary["efficiency_iterations"]

@@ -59,7 +59,7 @@ class Tally:
         self.uncoded = array("d")  # computing time without redundancy, in seconds
         self.overheads = array("d")
         self.chunk_seconds = array("d")  # median
-        self.passes = 0  # number of passes that computed the finished chunks
+        self.passes = self.delivered = 0  # number of passes, and of the chunks that they finished
         self.bytes = 0
         self.final_loss: float | None = None
         self.chunks = np.zeros(len(Outcome), int)  # number of chunks with each outcome
@@ -100,6 +100,7 @@ class Tally:
         self.overheads.append(math.nan if row.error_measure or row.is_evaluated else overhead(entries, row.seconds))
         delivered = entries[entries["outcome"] <= Outcome.LATE]
         self.passes += len(passes(delivered)["worker"])
+        self.delivered += len(delivered)
         self.chunk_seconds.append(float(np.median(delivered["seconds"])) if len(delivered) else math.nan)
 
 

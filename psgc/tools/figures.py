@@ -61,8 +61,8 @@ def _convergence(run: RecordedRun) -> Picture:
         course = f"The loss goes from {first:.4g} to {last:.4g} in {len(loss)} iterations of {took} in all."
     if "loss" not in run.iterations:
         remark = "This problem has no loss."
-    elif not (known | run.evaluations).all():
-        wrong = int(np.argmin(known | run.evaluations))
+    elif (wrongs := np.flatnonzero(~known & ~run.evaluations & (run.iterations["recovered"] > 0))).size:
+        wrong = wrongs[0]  # of an iteration without a recovered chunk nothing is recorded, since rank 0 was lost
         remark = f"The loss of iteration {numbers[wrong]} is {loss[wrong]}."
     held_out = run.iterations.get("test_loss", np.full(len(numbers), np.nan))
     tested = np.isfinite(held_out)

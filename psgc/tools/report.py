@@ -161,17 +161,20 @@ def _cost(run: RecordedRun, pace: np.ndarray) -> list[str]:
     share = run.chunks * run.config.coding.parts / run.workers  # chunks that each would do without redundancy
     even = share * float(np.nanmedian(pace))
     uncoded = run.summary.get("uncoded_seconds_per_iteration") if run.summary else None
+    took_then = took
     if not isinstance(uncoded, float):  # the summary is written only when a run ends
         paces_then = np.where(np.isnan(every := run.seconds_per_chunk()), pace, every)
         uncoded = float(np.median(np.nan_to_num(share * paces_then).max(axis=1)))
+    elif isinstance(since := (run.summary or {}).get("since"), dict) and isinstance(since.get("seconds_per_iteration"), float):
+        took_then = since["seconds_per_iteration"]  # the run was resumed
     told = [
         f"An iteration took {duration(took)} in the median. If all workers were as fast as the median one, its "
         f"computing would take {duration(even)}. Slow and lost workers, messages, decoding and steps cost "
         f"{duration(max(0.0, took - even))} ({100 * max(0.0, 1 - even / took):.0f} %).",
     ]
-    if uncoded > TOLD * took:
+    if uncoded > TOLD * took_then > 0:
         told.append(
             f"Waiting for all workers without redundancy (schedule uncoded) would have taken at least "
-            f"{duration(uncoded)} at the same speeds, {uncoded / took:.1f} times as long."
+            f"{duration(uncoded)} at the same speeds, {uncoded / took_then:.1f} times as long."
         )
     return told

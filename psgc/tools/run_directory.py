@@ -142,7 +142,7 @@ def _check_directory(directory: Path) -> None:
 
 def _config(path: Path) -> Config:
     try:
-        return configuration.load(path)
+        return configuration.load_written(path)
     except UserError as error:
         raise UserError(f"{error}; psgc {__version__} cannot read it, another version may have written it") from None
 

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from psgc.config import Config, Faults, ScriptConfig, Stragglers, TorchConfig, TorchOptimizer, TorchScheduler, load
+from psgc.config import (
+    Config,
+    Faults,
+    ScriptConfig,
+    Stragglers,
+    TorchConfig,
+    TorchOptimizer,
+    TorchScheduler,
+    load_written,
+)
 from psgc.config.torch import ARGUMENTS, TorchRun
 from psgc.errors import UserError
 from psgc.plan import Plan, even_plan
@@ -77,7 +86,7 @@ def check_resumed(now: TorchConfig, directory: Path) -> None:
 
     Their states contain the arguments, so a change would have no effect.
     """
-    before = load(directory / "config.yaml") if (directory / "config.yaml").exists() else None
+    before = load_written(directory / "config.yaml") if (directory / "config.yaml").exists() else None
     if not isinstance(before, TorchConfig):
         return
     for section in ("optimizer", "scheduler"):

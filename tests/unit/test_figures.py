@@ -82,6 +82,14 @@ def test_a_problem_without_a_loss_and_a_loss_that_is_none_look_different(run):
         picture.draw(LIGHT)
 
 
+def test_a_loss_that_was_not_recorded_is_no_remark(run):
+    """Rank 0 was lost in iteration 3."""
+    lost = np.arange(6) == 3
+    loss = np.where(lost, np.nan, run.iterations["loss"])
+    picture = named(with_columns(run, loss=loss, recovered=np.where(lost, 0, 12)), "convergence")
+    assert "nan" not in picture.alt + picture.caption
+
+
 def test_the_heat_map_has_a_cell_for_each_worker_and_iteration(run):
     picture = named(run, "heatmap")
     axes = picture.draw(LIGHT).axes[0]

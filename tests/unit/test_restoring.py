@@ -137,8 +137,8 @@ def watch(refuses=lambda _: None, needs_checkpoint=False, hostfile=None):
 
 
 def begins(restore="{lost: 1, after: 0.1}", more=""):
-    """The run writes its settings."""
-    Path("new").write_text(f"{RUN}faults: {{restore: {restore}}}\n{more}")
+    """The run writes its settings, with the user's variables expanded."""
+    Path("new").write_text(f"{RUN}initial: a$b.npy\nfaults: {{restore: {restore}}}\n{more}")
     os.replace("new", "out/config.yaml")
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 from psgc.errors import UserError
 from psgc.run_rows import COLUMNS, HELD_OUT, WorkerEvent
@@ -178,6 +179,13 @@ def test_other_versions_and_damage_are_one_line(run, name, old, new, said):
     assert "\n" not in told
     if name == "config.yaml":
         assert told.endswith("cannot read it, another version may have written it")
+
+
+def test_a_dollar_in_a_path_of_the_run_is_a_dollar(run):
+    """The variables of the user's YAML were expanded when the run began."""
+    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"output": "runs/a$b"}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert read_run(run).config.output == "runs/a$b"
 
 
 def test_files_that_do_not_fit_each_other(run):

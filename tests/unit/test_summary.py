@@ -1,5 +1,7 @@
 """The summary: its numbers against a run computed by hand, and its lines for a person."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,9 @@ from psgc.record.summary import advice, duration, lines, summarise
 from psgc.record.tally import overhead
 from psgc.record.timeline import ENTRY
 from psgc.run_rows import IterationRow, Outcome, WorkerEvent
+from psgc.tools.report import sentences
+from psgc.tools.run_directory import read_run
+from tests.unit.recorded_runs import record
 
 SETTINGS = {"workers": 2, "chunks": 2, "schedule": "skipping", "transfer": "combined"}
 
@@ -55,7 +60,7 @@ def test_the_numbers(recorder):
         "bound_seconds_per_iteration": 2.0,  # 1, 2 and 2: the fast worker does both
         "overhead": (1 / 4 + 3 / 6) / 2,  # the slow worker's chunk decides; the first iteration is left out
         "seconds_per_chunk": 2.0,  # the medians are 1, 2 and 2
-        "chunks_per_pass": 7 / 6,  # worker 1 went on without a pause to a chunk that took as long
+        "chunks_per_pass": 1.0,
         "efficiency": 0.5,  # the median of 1 / 2, 2 / 4 and 2 / 6
         "efficiency_iterations": 3,
         "chunks_used": 6,
@@ -105,6 +110,22 @@ def test_the_lines(recorder):
     alone = lines(summary | {"uncoded_seconds_per_iteration": 5.0, "workers": 1})
     assert "  per iteration      4000.0 ms" in alone
     assert not [line for line in alone if "T*/T" in line]
+
+
+def test_a_run_that_went_on_is_compared_with_its_iterations_since_then(tmp_path):
+    """With half of the workers, an iteration takes twice as long, and would also take that without redundancy."""
+    directory = record(tmp_path / "run", workers=8, iterations=30)
+    whole = json.loads((directory / "summary.json").read_text())
+    summary = json.loads((record(directory, 4, 16, 40, resume_at=30) / "summary.json").read_text())
+    now = summary["since"]["seconds_per_iteration"]
+    assert "since" not in whole
+    assert summary["since"]["iterations"] == 10
+    assert now > 1.6 * summary["seconds_per_iteration"]
+    assert "waiting for everybody" not in "".join([*lines(summary), *sentences(read_run(directory))])
+    assert whole["chunks_per_pass"] < summary["chunks_per_pass"] < 16  # chunks of each worker
+    slowed = summary | {"uncoded_seconds_per_iteration": 2 * now}
+    told = f"{duration(now)} in the last 10; waiting for everybody, without redundancy: at least {duration(2 * now)}"
+    assert f"; {told} (2.0 x)" in "".join(lines(slowed))
 
 
 def test_who_was_in_the_wrong_is_counted(recorder):

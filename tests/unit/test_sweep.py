@@ -128,14 +128,40 @@ def test_resume_makes_runs_longer_that_were_to_have_fewer_epochs(sweep, launch):
         ("seed=3", "seed"),
         ("optimizer.weight_decay=0.1", "optimizer.weight_decay"),
         ("dtype=float32", "dtype"),
+        ("recovery={mode: approximate, max_error: 0.3, deadline: 0.1}", "recovery.mode"),
+        ("iterations=2", "number of iterations"),
+        ("batch=8", "batch"),
     ],
 )
-def test_resume_makes_runs_again_that_were_made_with_other_settings(sweep, launch, setting, key):
+@pytest.mark.parametrize("is_done", [True, False])
+def test_resume_makes_runs_again_that_were_made_with_other_settings(sweep, launch, setting, key, is_done):
     sweep(*LR)
+    if not is_done:
+        for summary in Path("runs/a").glob("*/summary.json"):
+            summary.unlink()
     _, out, _ = sweep(*LR, "--resume", "--set", setting)
     assert out.startswith(f"run 1 of 2: optimizer.lr=0.1: runs/a/0_optimizer.lr=0.1 was made with another {key}; it is")
     assert [program.resume for _, _, program in launch.calls] == [False] * 4
-    assert sweep(*LR, "--resume", "--set", setting, "--set", "schedule=uncoded")[1].count("done already") == 2
+    if is_done:
+        assert sweep(*LR, "--resume", "--set", setting, "--set", "schedule=uncoded")[1].count("done already") == 2
+
+
+def test_resume_makes_runs_again_whose_batches_would_be_other_rows(sweep, launch):
+    given = (*LR, "--set", "batch=4", "--set", "coding={chunks_per_worker: 2, replication: 2}")
+    sweep(*given)
+    assert sweep(*given, "--resume", "--set", "schedule=uncoded")[1].count("done already") == 2
+    _, out, _ = sweep(*given, "--resume", "--set", "coding.chunks_per_worker=1")
+    assert "was made with another coding.chunks_per_worker; it is made again" in out
+
+
+def test_a_setting_of_all_runs_that_a_value_would_replace_is_refused(sweep, launch):
+    values = "optimizer={kind: sgd, lr: 0.1},{kind: adam, lr: 0.001}"
+    code, _, err = sweep("run.yaml", "-n", "3", "--set", "optimizer.clip_norm=1.0", "--set", values)
+    assert (code, launch.calls) == (2, [])
+    assert err == (
+        f"psgc: --set {values}: optimizer: each value replaces optimizer.clip_norm as well; "
+        "write that into each value\n"
+    )
 
 
 @pytest.mark.parametrize("place", [1, 2])
