@@ -165,8 +165,8 @@ def _cost(run: RecordedRun, pace: np.ndarray) -> list[str]:
     if not isinstance(uncoded, float):  # the summary is written only when a run ends
         paces_then = np.where(np.isnan(every := run.seconds_per_chunk()), pace, every)
         uncoded = float(np.median(np.nan_to_num(share * paces_then).max(axis=1)))
-    elif isinstance(since := (run.summary or {}).get("since"), dict) and isinstance(since.get("seconds_per_iteration"), float):
-        took_then = since["seconds_per_iteration"]  # the run was resumed
+    elif isinstance(since := (run.summary or {}).get("since"), dict):  # the run was resumed
+        took_then = since["seconds_per_iteration"] if isinstance(since.get("seconds_per_iteration"), float) else took
     told = [
         f"An iteration took {duration(took)} in the median. If all workers were as fast as the median one, its "
         f"computing would take {duration(even)}. Slow and lost workers, messages, decoding and steps cost "
