@@ -37,41 +37,38 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
     errors = np.array(tally.error_measures)
     used, late, *given_up = tally.chunks.tolist()
     spent, now = float(tally.spent.sum()), len(tally.uncoded)
+    since = {"since": {"iterations": now, "seconds_per_iteration": median(took[-now:])}} if 0 < now < len(took) else {}
     wrong = Counter(event.worker for event in recorder.events if event.event == "wrong")
-    return (
-        {
-            "version": __version__,
-            "status": status,
-            "reason": reason,
-            **settings,
-            "iterations": len(took),
-            "final_loss": tally.final_loss,
-            "seconds": seconds,
-            "seconds_per_iteration": median(took),
-            "uncoded_seconds_per_iteration": median(tally.uncoded),
-            "bound_seconds_per_iteration": median(bounds),
-            "overhead": median(
-                tally.overheads[1:] or tally.overheads
-            ),  # during the first, ranks still set themselves up
-            "seconds_per_chunk": median(tally.chunk_seconds),
-            "chunks_per_pass": tally.delivered / tally.passes if tally.passes else None,
-            "efficiency": median(bounds[known] / took[known]),
-            "efficiency_iterations": int(known.sum()),
-            "chunks_used": used,
-            "chunks_late": late,
-            "chunks_abandoned": sum(given_up),
-            "work_thrown_away": 1 - float(tally.spent[Outcome.USED]) / spent if spent else 0.0,
-            "timeline_every": recorder.timeline_every,
-            "approximate_iterations": int((errors > 0).sum()),
-            "error_measure": float(errors.mean()) if len(errors) else 0.0,
-            "actual_error": median(tally.actual_errors),
-            "bytes": tally.bytes,
-            "lost": [event._asdict() for event in recorder.events if event.event != "wrong"],
-            "restores": [restored._asdict() for restored in recorder.restores.rows],
-            "wrong": {str(worker): count for worker, count in sorted(wrong.items())},
-        }
-        | ({"since": {"iterations": now, "seconds_per_iteration": median(took[-now:])}} if 0 < now < len(took) else {})
-    )
+    return {
+        "version": __version__,
+        "status": status,
+        "reason": reason,
+        **settings,
+        "iterations": len(took),
+        "final_loss": tally.final_loss,
+        "seconds": seconds,
+        "seconds_per_iteration": median(took),
+        "uncoded_seconds_per_iteration": median(tally.uncoded),
+        "bound_seconds_per_iteration": median(bounds),
+        "overhead": median(tally.overheads[1:] or tally.overheads),  # during the first, ranks still set themselves up
+        "seconds_per_chunk": median(tally.chunk_seconds),
+        "chunks_per_pass": tally.delivered / tally.passes if tally.passes else None,
+        **since,
+        "efficiency": median(bounds[known] / took[known]),
+        "efficiency_iterations": int(known.sum()),
+        "chunks_used": used,
+        "chunks_late": late,
+        "chunks_abandoned": sum(given_up),
+        "work_thrown_away": 1 - float(tally.spent[Outcome.USED]) / spent if spent else 0.0,
+        "timeline_every": recorder.timeline_every,
+        "approximate_iterations": int((errors > 0).sum()),
+        "error_measure": float(errors.mean()) if len(errors) else 0.0,
+        "actual_error": median(tally.actual_errors),
+        "bytes": tally.bytes,
+        "lost": [event._asdict() for event in recorder.events if event.event != "wrong"],
+        "restores": [restored._asdict() for restored in recorder.restores.rows],
+        "wrong": {str(worker): count for worker, count in sorted(wrong.items())},
+    }
 
 
 def settings_of(config: Config, plan: Plan, code: int, **others: Any) -> dict[str, Any]:
