@@ -57,7 +57,10 @@ class Source(Protocol):
     """Computes chunks.
 
     joins: whether it can compute several chunks in one pass; False while that is not known
+    at: the chunk of a piece that is computed, or -1 for all of them
     """
+
+    at: int
 
     @property
     def joins(self) -> bool: ...
@@ -103,7 +106,7 @@ class ChunkRunner:
                 if isinstance(told := source.told(error), PsgcError):
                     self._mailbox.broken(work, told)
                     return False
-                self._mailbox.failed(work, told)
+                self._mailbox.failed(work, told, source.at)
         return True
 
     def _do(self, source: Source, work: Work) -> None:

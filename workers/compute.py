@@ -5,6 +5,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 
 from psgc.backend import Array, Backend
 from psgc.coding.sketch import adds_up, sketch
-from psgc.data import Chunk, ChunkSource, Epochs
+from psgc.data import OF_SEVERAL, Chunk, ChunkSource, Epochs
 from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.problems import ChunkCheck
 from psgc.workers.chunk_runner import ChunkRunner, Computed
@@ -77,10 +78,14 @@ def rows_of_chunk(
     """The rows that a gradient is computed over (`gradient_of`); None if there are none."""
     if isinstance(batch, Epochs):
         rows = np.concatenate([batch.rows(iteration, one, chunks.num_chunks) for one in range(chunk, chunk + many)])
-        return chunks.take(chunk, rows, rows.size / batch.rows_in(iteration)) if rows.size else None
-    if batch is None:
-        return chunks.chunk(chunk) if many == 1 else chunks.joined(chunk, many)
-    return chunks.sample(chunk, batch, rng)
+        if not rows.size:
+            return None
+        found = chunks.take(chunk, rows, rows.size / batch.rows_in(iteration))
+    elif batch is None:
+        found = chunks.chunk(chunk) if many == 1 else chunks.joined(chunk, many)
+    else:
+        found = chunks.sample(chunk, batch, rng)
+    return found if many == 1 else replace(found, index=OF_SEVERAL)
 
 
 class Computing(Protocol):
@@ -126,12 +131,14 @@ class Gradients:
     held_out: the rows that are evaluated with the chunks
     halves: the check of the first chunk against its halves
     joins: whether several chunks are computed in one pass; True once the first chunk has drawn no random numbers,
-        unless the rows would have to be copied, and as long as the first pass over several chunks is their sum
+        unless the rows would have to be copied, and as long as the first pass over several chunks is their sum and the
+        model takes them
     """
 
     here = staticmethod(nullcontext)
     held_out: HeldOut | None = None
     halves: ChunkCheck | None = None
+    at = -1
 
     def __init__(
         self,
@@ -152,7 +159,7 @@ class Gradients:
     def prepare(self, work: Work) -> tuple[float, float]:
         """Evaluate the held-out rows of the chunk. Compare it with its halves, if no chunk was compared yet."""
         found = 0.0, 0.0
-        iteration, chunk, params = work.iteration, work.chunk, work.params
+        iteration, chunk, params, self.at = work.iteration, work.chunk, work.params, -1
         if self.held_out is not None and self.held_out.is_due(iteration):
             with self.mailbox.evaluating():
                 found = self.held_out.evaluate(
@@ -167,17 +174,25 @@ class Gradients:
         return found
 
     def compute(self, iteration: int, piece: Sequence[int], params: Array, is_wanted: Callable[[], bool]) -> Computed:
+        self.at = piece[0]
         if len(piece) == 1:
             loss, gradient, is_own = self._gradient(iteration, piece[0], params)
             return Computed(gradient, loss, is_own)
-        singly = [(chunk, 1) for chunk in piece]
+        ranges, singly = in_a_row(piece), [(chunk, 1) for chunk in piece]
         if not self.joins:  # this is a check, and this worker does not know yet whether it may join chunks
             return self._sum(iteration, singly, params)
-        found = self._sum(iteration, ranges := in_a_row(piece), params)
+        try:
+            found = self._sum(iteration, ranges, params)
+        except ModelError:
+            raise
+        except Exception:  # the model may not take several chunks; or the error is of one chunk, which names it then
+            self.joins = False
+            return self._sum(iteration, singly, params)
         if not self._has_compared and any(self._is_joined(iteration, *one) for one in ranges):
             self._has_compared = True
             single = self._sum(iteration, singly, params)
-            one, other = ((of.loss, sketch(of.vector, self.backend.xp)) for of in (found, single))
+            no_loss = np.isnan(found.loss) and np.isnan(single.loss)
+            one, other = ((0.0 if no_loss else of.loss, sketch(of.vector, self.backend.xp)) for of in (found, single))
             self.joins = adds_up(one, [other], SAME[self._dtype.itemsize])
             return found if self.joins else single
         return found
@@ -193,6 +208,7 @@ class Gradients:
         """The sum over ranges of chunks, (first, number) each, with one pass for each range."""
         total: Computed | None = None
         for first, many in ranges:
+            self.at = first
             loss, gradient, is_own = self._gradient(iteration, first, params, many)
             if total is None:
                 total = Computed(gradient if is_own else gradient.copy(), loss, True)

@@ -23,9 +23,13 @@ SHARE = 0.005  # of the computing time, which later checksums may take
 
 class InputGuard:
     """An evaluation, (params, chunk, rng) -> (loss, gradient). Raises ModelError if `evaluate` has written to
-    `params`, `chunk.X` or `chunk.y`."""
+    `params`, `chunk.X` or `chunk.y`.
 
-    def __init__(self, evaluate: Evaluation, backend: Backend) -> None:
+    always: check every gradient
+    """
+
+    def __init__(self, evaluate: Evaluation, backend: Backend, always: bool = False) -> None:
+        self._always = always
         self._evaluate = evaluate
         self._backend = backend
         self._params: Array = None  # of the last gradient
@@ -34,7 +38,7 @@ class InputGuard:
 
     def __call__(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> tuple[float, Array]:
         start = time.perf_counter()
-        checks = self._is_among_the_first(params) or self._checking < SHARE * self._computing
+        checks = self._always or self._is_among_the_first(params) or self._checking < SHARE * self._computing
         before = self._checksums(params, chunk) if checks else {}
         began = time.perf_counter()
         result = self._evaluate(params, chunk, rng)

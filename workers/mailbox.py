@@ -140,15 +140,18 @@ class Mailbox:
         if not waits:
             self._wake()
 
-    def failed(self, work: Work, text: str) -> None:
-        """Tell the server that the gradient of a chunk failed, or that the chunk was abandoned if it is not wanted."""
+    def failed(self, work: Work, text: str, at: int = -1) -> None:
+        """Tell the server that the gradient of a chunk failed, or that the chunk was abandoned if it is not wanted.
+
+        at: the chunk of the piece that failed; -1: the first one
+        """
         with self._changed:
             is_wanted = self._state.wants(work.iteration, work.chunk)
             done = self._state.finished(work.iteration, work.chunk)
             if done.wanted:
                 self._state.discard(work.iteration, work.chunk)  # there is no gradient to hold
         if is_wanted:
-            self._post(Failure(work.iteration, work.chunk, text))
+            self._post(Failure(work.iteration, at if at in work.piece else work.chunk, text))
         elif not work.is_check:  # other chunks of the pass may still be needed
             seconds = time.monotonic() - self._taken
             self._post_abandoned(work, done, max(0.0, self._taken - work.begun), seconds)

@@ -19,6 +19,18 @@ from psgc.errors import UserError
 Rows: TypeAlias = range | np.ndarray
 
 
+class OfSeveral:
+    """The `index` of several chunks in one pass. A model that uses it raises an exception, and gets them one by one."""
+
+    def _refuse(self, *_: object) -> Any:
+        raise TypeError("several chunks in one pass have no index")
+
+    __eq__ = __hash__ = __bool__ = __int__ = __index__ = __str__ = __format__ = _refuse
+
+
+OF_SEVERAL: Any = OfSeveral()
+
+
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """Chunk number `index` of the data.
@@ -129,7 +141,8 @@ class ChunkSource:
         """Whether rows are used in place, in the memory of a map."""
         if self._dataset is None or self._backend.xp is not np:
             return False
-        _, arrays = _stored(self._dataset, range(0, 1), self._dtype)
+        two = range(min(2, self._dataset.num_rows))  # of which a single one would always be contiguous
+        _, arrays = _stored(self._dataset, two, self._dtype)
         return all(in_place(array, dtype) is array for array, dtype in arrays)
 
     def each(self) -> Iterator[Chunk]:

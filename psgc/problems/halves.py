@@ -13,10 +13,11 @@ import numpy as np
 from psgc.backend import Array
 from psgc.data import Chunk
 from psgc.errors import ModelError
-from psgc.problems.base import Problem, array_namespace, evaluate
+from psgc.problems.base import Evaluation, Problem, array_namespace, evaluate
 
 NEAR, FAR = 0.1, 0.3  # relative differences: at most NEAR from the wrong value, more than FAR from the right value
 TINY = 1e-9  # a figure that may consist of rounding errors
+TRIES = 8  # chunks that are compared at most, if each shows nothing
 SAME = 1e-3  # relative difference up to which a figure is not random
 MEAN = "a mean over its rows; expected the mean times chunk.weight, in all terms, so that the chunks add up"
 SUM = "a sum over its rows; expected the fraction of its rows that are right, without chunk.weight"
@@ -25,10 +26,14 @@ Measure = Callable[[Any, Chunk], float]
 
 
 class ChunkCheck:
-    """Checks the first chunk of a problem that has at least two rows."""
+    """Checks the first chunk of a problem that has at least two rows, and figures that say something.
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem, self._evaluate = problem, evaluate(problem)
+    of: the problem's evaluation, if it is watched
+    """
+
+    def __init__(self, problem: Problem, of: Evaluation | None = None) -> None:
+        self._problem, self._evaluate = problem, of or evaluate(problem)
+        self._left = TRIES  # chunks that may still show nothing
 
     def check(self, params: Array, chunk: Chunk) -> bool:
         """Check a chunk. Returns whether the check is done; else it needs another chunk.
@@ -37,17 +42,21 @@ class ChunkCheck:
         """
         if (halves := halves_of(chunk)) is None:
             return chunk.X is None
+        self._left, self._tells = self._left - 1, False
         try:
             wrong = self._wrong_sum(params, chunk, halves) or self._wrong_accuracy(params, chunk)
+        except ModelError:
+            raise
         except Exception:  # the model may need more rows; other errors appear when the gradient is used
             return True
         if wrong:
             raise ModelError(wrong)
-        return True
+        return self._tells or not self._left
 
     def _wrong_sum(self, params: Array, chunk: Chunk, halves: tuple[Chunk, Chunk]) -> str:
         """What is wrong with the loss or the gradient of a chunk; empty when nothing is."""
         parts = [self._copied(params, part) for part in (chunk, *halves)]
+        self._tells = any(_size(of) > TINY for of in parts[0])  # not of NaN, or of zeros
         for what, whole, one, other in zip(("loss", "gradient"), *parts, strict=True):
             wrong = _wrong(what, whole, one, other, chunk, halves)
             if wrong and not self._is_random(params, chunk, parts[0]):

@@ -41,7 +41,10 @@ class RunToEnd(Protocol):
     def reports(self) -> bool: ...
 
     def end(self, text: str = "", code: int = 1) -> None:
-        """The script is over, with this exit code because of an error if there is a text. Leaves MPI."""
+        """The script is over, with this exit code because of an error if there is a text. Leaves MPI.
+
+        Raises UserError: a mistake was found after the script of this rank had ended.
+        """
 
     def close(self) -> None:
         """The run is over, and the script is not: another run may follow, or `end`. Raises what has failed."""
@@ -72,6 +75,7 @@ class ScriptEnding:
         self._code: int | None = None  # of the exit; None: that of Python
         self._text = ""  # why the script ends
         self._is_ours = False  # because of an error of psgc
+        self._to_report = False  # rank 0 has to report it
         self._is_closed = False
         self._hook = sys.excepthook
         sys.excepthook = self._raised
@@ -125,6 +129,7 @@ class ScriptEnding:
         if stopped_by and isinstance(error, RunFailed):  # `psgc launch` knows which signal it was
             is_reported = is_reported or launched.is_launched()
         if isinstance(error, PsgcError) and not launched.debugging():
+            self._to_report = is_reported
             if not is_reported:
                 say(f"psgc: {error}", error=True)
         elif isinstance(error, KeyboardInterrupt):
@@ -147,7 +152,13 @@ class ScriptEnding:
                 self._raised(type(error), error, error.__traceback__)
         code = self._code
         if session is not None:
-            session.end(self._text, code or 1)
+            try:
+                session.end(self._text, code or 1)
+            except UserError as error:
+                say(f"psgc: {error}", error=True)
+                code = error.exit_code
+            if self._to_report and not session.reports:  # the run was over before rank 0 knew of the mistake
+                say(f"psgc: {self._text}", error=True)
             if not self._is_closed:
                 self.rows()
                 self.closed(bool(self._text))

@@ -208,6 +208,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         moment=faults.at,
         alike={transport.term.rank(place) for place in run.alike if place},
     )
+    program = None
     if not config.dedicated_server:
         test = run.test if config.evaluate else None
         program = run.program or ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, test)
@@ -242,7 +243,9 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
             ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
         patient = outcome.status == "done" and not transport.survives_deaths  # a killed worker would end the server
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
-        if outcome.status == "done":
+        if outcome.status == "done" and program is not None and not program.rests(config.faults.collect_timeout):
+            say("psgc: no figures of the end: a gradient of rank 0 has not returned", error=True)
+        elif outcome.status == "done":
             figures = FinalFigures(run)
             recorder.complete(figures.actual_errors(gradient_error, seconds))
             found = figures.quality(server.params)

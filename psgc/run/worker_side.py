@@ -1,8 +1,10 @@
 """A worker of a run of a NumPy problem: what it computes, and how it is set up."""
 
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from psgc import config as configuration
 from psgc.aggregation.replica import Replica, Stepping
@@ -43,7 +45,7 @@ class ProblemProgram:
 
     is_alike, successor = False, "psgc.run.server_side"
     loop = WorkerLoop
-    _thread: ComputeThread | None = None
+    _newest: ClassVar["weakref.ref[ComputeThread] | None"] = None  # of this process, in any run
 
     def __init__(
         self,
@@ -69,9 +71,20 @@ class ProblemProgram:
             rows = ChunkSource(self._test, min(chunks.num_chunks, self._test.num_rows), config.dtype, backend)
             gradients.held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
         if not isinstance(config.problem, BuiltinProblem) and not were_tried(ranks()):
-            gradients.halves = ChunkCheck(problem)
-        self._thread = ComputeThread(runner, gradients, self._thread)
-        return self._thread
+            gradients.halves = ChunkCheck(problem, InputGuard(evaluate(problem), backend, always=True))
+        thread = ComputeThread(runner, gradients, self._thread)
+        ProblemProgram._newest = weakref.ref(thread)  # which does not keep the data of a run that has ended
+        return thread
+
+    @property
+    def _thread(self) -> ComputeThread | None:
+        return None if self._newest is None else self._newest()
+
+    def rests(self, seconds: float) -> bool:
+        """Whether the compute thread has left the problem, after at most so many seconds."""
+        if (thread := self._thread) is not None and thread.is_alive():
+            thread.join(seconds)
+        return thread is None or not thread.is_alive()
 
 
 def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, debug: bool = False) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from psgc.aggregation.replica import Snapshot, Stepping
 from psgc.backend import Array, Backend
 from psgc.data.epochs import LEAST
-from psgc.errors import RunFailed, UserError
+from psgc.errors import UserError
 from psgc.server.events import Report
 from psgc.torch.calls import held_out
 from psgc.torch.fingerprint import differing
@@ -88,6 +88,11 @@ def blob_of(vector: np.ndarray) -> bytes:
     return whole[COUNT : COUNT + int.from_bytes(whole[:COUNT].tobytes(), "little")].tobytes()
 
 
+OTHER_CALL = (
+    "its script makes another call than that of rank 0; every rank must make the same calls, for the same batches"
+)
+
+
 class ScriptDriver:
     """The script of rank 0 as its server sees it (`psgc.server.driver`): it makes the calls, and the steps.
 
@@ -155,10 +160,8 @@ class ScriptDriver:
     def reported(self, report: Report) -> None:
         is_there = self._hand_over.called == report.iteration  # else the script is already at a later call
         if is_there and report.loss != self._hand_over.signature:
-            raise RunFailed(
-                f"worker {report.worker} on {self._hosts[report.worker]}, iteration {report.iteration}: its script "
-                "makes another call than that of rank 0; every rank must make the same calls, for the same batches"
-            )
+            where = f"worker {report.worker} on {self._hosts[report.worker]}, iteration {report.iteration}"
+            raise UserError(f"{where}: {OTHER_CALL}")
 
     def ended(self, worker: int, iteration: int, text: str, is_mistake: bool) -> None:
         (self._mistakes if is_mistake else self._ended)[worker] = iteration, text
@@ -168,7 +171,8 @@ class ScriptDriver:
 
     def due(self) -> list[tuple[int, str]]:
         for worker, (iteration, text) in self._mistakes.items():
-            if self._hand_over.called >= iteration:  # else the script of rank 0 will raise the same error itself
+            # else the script of rank 0 will raise the same error itself
+            if self._hand_over.called >= iteration or self._hand_over.is_ended:
                 raise UserError(f"worker {worker} on {self._hosts[worker]}: {text}")
         gone = {
             worker: text

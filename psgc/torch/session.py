@@ -35,7 +35,7 @@ from psgc.torch.hand_over import HandOver, ScriptState, begin_in_mpi_thread, do_
 from psgc.torch.memory import Memory, memory_of, settle
 from psgc.torch.program import TorchProgram, agree
 from psgc.torch.record import Record
-from psgc.torch.serving import ScriptDriver, ScriptReplica
+from psgc.torch.serving import OTHER_CALL, ScriptDriver, ScriptReplica
 from psgc.torch.settings import OPEN_END
 from psgc.torch.state import about_in
 from psgc.torch.working import ScriptLoop, ScriptWorker
@@ -87,6 +87,7 @@ class Session:
         self._text, self._code = "", 1  # the script's error, and its exit code
         self.is_cut_short = False
         self._outcome = RunOutcome()  # on rank 0
+        self._mistake: UserError | None = None  # of another rank, found after the script of rank 0 had ended
         self._hand_over = HandOver(0, lambda: self._transport.wake(), lambda: self._program.run.standing.state())
         self._script = threading.get_ident()
         begin_in_mpi_thread(self._run)
@@ -120,9 +121,12 @@ class Session:
         answer = None
         while answer is None:
             answer = self._called(iteration, call, digest)
-        self._is_in_call = False
         if isinstance(answer, ScriptState):
+            self._is_in_call = False
             return answer
+        if answer.size != (call.num_sums or self._program.dim):  # this rank has done no chunk of it
+            raise UserError(f"iteration {iteration}: {OTHER_CALL}")
+        self._is_in_call = False
         return torch.from_numpy(answer) if call.num_sums else self._memory.tensor(answer)
 
     def _called(self, iteration: int, call: Call, digest: bytes) -> Any | ScriptState | None:
@@ -151,12 +155,14 @@ class Session:
     def end(self, text: str = "", code: int = 1) -> None:
         """The script ends. text: its error, if any; code: the exit code in this case.
 
-        Returns when this process has left MPI.
+        Returns when this process has left MPI. Raises UserError: a mistake was found after the script had ended.
         """
         if self._stays:
             self._leave_after_the_run(text, code)
         else:
             self._end(text, code)
+            if self._mistake is not None:
+                raise self._mistake
 
     def close(self) -> None:
         """The run is over, and the script is not: this process stays in MPI until `make_room` or `end`.
@@ -316,6 +322,8 @@ class Session:
             self._outcome = RunOutcome.of(error, self._stopped_by)
             if not isinstance(error, PsgcError):
                 raise
+            if hand_over.is_ended and not self._text and isinstance(error, UserError):
+                self._mistake = error
             hand_over.stop(error)
         finally:
             patience = STOP_TIMEOUT if transport.survives_deaths else self.config.faults.collect_timeout

@@ -120,6 +120,8 @@ class ScriptWorker:
         while self._runner.run(self, self._hand_over.is_due) and self._hand_over.make_state():
             pass
 
+    at = -1  # an error of a script is of a whole piece
+
     @property
     def is_in_chunk(self) -> bool:
         return self._mailbox.running()[0] >= 0

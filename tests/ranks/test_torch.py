@@ -113,9 +113,18 @@ def test_a_script_that_raises_on_rank_0_ends_the_run(tmp_path):
 @pytest.mark.parametrize("what", [{0: ["leaves", 2]}, {1: ["skips", 2]}], ids=["leaves early", "skips a batch"])
 def test_a_script_that_makes_other_calls_on_one_rank_ends_the_run(tmp_path, what):
     # with the pause nobody falls behind, which would leave the mistake out
-    ended, said = trained(tmp_path, 2, code=1, aggregation="allreduce", what=what, pause=0.2)
+    ended, said = trained(tmp_path, 2, code=2, aggregation="allreduce", what=what, pause=0.2)
     assert not ended
     assert any("its script makes another call than that of rank 0" in line for line in said)
+
+
+@pytest.mark.faults
+def test_the_sum_of_another_call_is_not_taken_for_that_of_this_one(tmp_path):
+    """Rank 0 has made its evaluation alone, and has ended, when rank 1 asks for a gradient."""
+    what = {0: ["leaves", 2], 1: ["is late", 2]}
+    ended, said = trained(tmp_path, 2, code=None, aggregation="allreduce", what=what)  # 0 if the run was over before
+    assert [*ended] == [0]
+    assert any("its script makes another call than that of rank 0" in line for line in said), said
 
 
 @pytest.mark.faults

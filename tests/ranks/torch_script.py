@@ -110,6 +110,7 @@ run.on("iteration", rows.append)
 
 def accuracy(model, batch):
     features, labels = batch
+    time.sleep(pause / 12 if rank == 0 else 0)  # so that the others do some of the chunks
     return {"accuracy": ((model(features).argmax(1) == labels).sum(), len(labels))}
 
 
@@ -126,6 +127,8 @@ for batch in run.batches(60, epochs=epochs):
         raise ValueError("no such thing")
     if happens("leaves"):
         break
+    if happens("is late"):
+        time.sleep(1.5)
     if happens("is suspended"):
         seconds, pid = what.pop(rank)[2], os.getpid()
         subprocess.Popen(["sh", "-c", f"kill -STOP {pid}; sleep {seconds}; kill -CONT {pid}"])

@@ -37,8 +37,8 @@ class FakeDesk:
     def finished(self, work, result):
         self.results[work.iteration, work.chunk] = result
 
-    def failed(self, work, text):
-        self.failures[work.iteration, work.chunk] = text
+    def failed(self, work, text, at=-1):
+        self.failures[work.iteration, work.chunk if at < 0 else at] = text
 
     def broken(self, work, error):
         self.broken_rules.append((work.iteration, work.chunk, str(error)))

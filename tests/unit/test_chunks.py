@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psgc.backend import Backend
-from psgc.data import Chunk, ChunkSource, Dataset, open_data, write_dense, write_sparse
+from psgc.data import Chunk, ChunkSource, Dataset, from_arrays, open_data, write_dense, write_sparse
 from psgc.errors import UserError
 
 rng = np.random.default_rng(0)
@@ -148,6 +148,13 @@ def test_chunks_that_are_joined_again_and_again_are_kept_once(tmp_path, stored):
         assert np.shares_memory(again.X, before.X)
         assert np.shares_memory(again.X, single.X)
         assert np.array_equal(single.X, stored[ends[first + 1] : ends[first + 2]])
+
+
+def test_columns_of_one_array_are_joined_without_a_copy_each_time():
+    """A single row of such features would be contiguous."""
+    data = np.hstack([y[:, None].astype(float), X])
+    source = ChunkSource(from_arrays("data", (data[:, 1:], data[:, 0])), 4, "float64", Backend())
+    assert np.shares_memory(source.joined(0, 2).X, source.joined(0, 2).X)
 
 
 def test_an_unaligned_map_is_copied(tmp_path):

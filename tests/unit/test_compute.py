@@ -115,6 +115,50 @@ def test_chunks_stay_alone_once_a_pass_over_several_is_not_their_sum(chunk_clock
         np.testing.assert_allclose(mailbox.results[0, chunks[0]].gradient, sum(alone[chunk] for chunk in chunks))
 
 
+def summed(params, chunk, rng):
+    return 0.0, np.full(DIM, chunk.y.sum())
+
+
+def without_a_fold(params, chunk, rng):
+    return (0.0, np.zeros(DIM)) if chunk.index == 3 else summed(params, chunk, rng)
+
+
+def with_a_buffer(params, chunk, rng):
+    np.zeros(10)[:] = chunk.y  # as large as a chunk
+    return summed(params, chunk, rng)
+
+
+@pytest.mark.parametrize(("evaluate", "expected"), [(without_a_fold, 245.0), (with_a_buffer, 245.0 + 345.0)])
+def test_a_model_that_cannot_take_several_chunks_gets_one_by_one(chunk_clock, evaluate, expected):
+    works = [Work(0, chunks[0], PARAMS, 0.0, chunks[1:]) for chunks in [(1,), (0, 1), (2, 3)]]
+    thread_for(mailbox := FakeDesk(works, chunk_clock), evaluate).run()
+    assert not mailbox.failures
+    assert mailbox.results[0, 2].gradient.tolist() == [expected] * DIM
+
+
+def test_chunks_of_a_problem_without_a_loss_are_joined(chunk_clock):
+    sizes = []
+
+    def gradient(params, chunk, rng):
+        sizes.append(len(chunk.y))
+        return np.nan, np.full(DIM, chunk.y.sum())
+
+    works = [Work(0, chunks[0], PARAMS, 0.0, chunks[1:]) for chunks in [(1,), (0, 1), (2, 3)]]
+    thread_for(FakeDesk(works, chunk_clock), gradient).run()
+    assert sizes == [10, 20, 10, 10, 20]  # the second one with its comparison
+
+
+def test_the_chunk_of_a_piece_whose_data_are_wrong_is_named(chunk_clock):
+    def evaluate(params, chunk, rng):
+        if 25.0 in chunk.y:
+            raise UserError("row 25")
+        return mean_row(params, chunk, rng)
+
+    works = [Work(0, 0, PARAMS, 0.0), Work(0, 1, PARAMS, 0.0, (2, 3))]
+    thread_for(mailbox := FakeDesk(works, chunk_clock), evaluate).run()
+    assert mailbox.failures == {(0, 2): "row 25"}
+
+
 # what is random in a chunk
 
 

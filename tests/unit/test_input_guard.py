@@ -9,6 +9,7 @@ import scipy.sparse
 from psgc.backend import Backend
 from psgc.data import Chunk
 from psgc.errors import ModelError
+from psgc.problems import ChunkCheck, evaluate
 from psgc.workers import input_guard
 from psgc.workers.input_guard import InputGuard
 
@@ -112,3 +113,16 @@ def test_zeros_that_are_multiplied_are_noticed_when_they_are_not_zero_any_more(m
         guard(zeros, no_data(), RNG)
     with pytest.raises(ModelError, match="params"):
         guard(np.ones(3), no_data(), RNG)
+
+
+def test_a_model_that_centres_its_chunk_is_found_before_its_halves_are_centred():
+    """Of the same memory: after that, writing to the chunk would change nothing."""
+
+    class Centring:
+        def loss_and_gradient(self, params, chunk, rng):
+            chunk.X[:] -= chunk.X.min(0)
+            return 1.0, chunk.weight * chunk.X.mean(0)
+
+    guard = InputGuard(evaluate(Centring()), Backend(), always=True)
+    with pytest.raises(ModelError, match=r"writes to chunk\.X"):
+        ChunkCheck(Centring(), guard).check(np.ones(3), Chunk(0, np.arange(1.0, 13).reshape(4, 3), np.arange(4), 1.0))

@@ -148,6 +148,33 @@ def test_chunks_of_which_nothing_can_be_said(of, done):
     assert looked_at(Model(["gradient"]), of) == done
 
 
+class ZeroAtFirst(Model):
+    """A mean where a sum is expected, and at first nothing."""
+
+    calls = 0
+
+    def loss_and_gradient(self, params, chunk, rng=None):
+        self.calls += 1
+        _, gradient = super().loss_and_gradient(params, chunk)
+        return float("nan"), gradient / chunk.weight * (self.calls > 3)
+
+
+def test_figures_that_show_nothing_are_followed_by_those_of_another_chunk():
+    check = ChunkCheck(ZeroAtFirst())
+    assert not check.check(PARAMS, chunk())
+    with pytest.raises(ModelError, match="the gradient of a chunk has the length"):
+        check.check(PARAMS, chunk())
+
+
+def test_after_a_few_chunks_that_show_nothing_it_is_left():
+    class Zero(Model):
+        def loss_and_gradient(self, params, chunk, rng=None):
+            return 0.0, np.zeros(4)
+
+    check = ChunkCheck(Zero())
+    assert [check.check(PARAMS, chunk()) for _ in range(8)] == 7 * [False] + [True]
+
+
 def test_sparse_rows_and_a_network():
     of = Chunk(0, scipy.sparse.csr_matrix(X[:10]), Y[:10], 0.2)
     looked_at(Model(), of)

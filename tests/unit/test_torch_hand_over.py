@@ -260,7 +260,7 @@ def test_a_worker_whose_script_makes_another_call_ends_the_run():
     script = script_of(hand_over)
     hand_over.call(0, True, 8.0)
     script.reported(report(1, 0, 8.0))
-    with pytest.raises(RunFailed, match="worker 2 on c, iteration 0: its script makes another call"):
+    with pytest.raises(UserError, match="worker 2 on c, iteration 0: its script makes another call"):
         script.reported(report(2, 0, 7.0))
     hand_over.call(1, True, 9.0)
     script.reported(report(1, 0, 8.0))  # the script of rank 0 has gone on
