@@ -129,7 +129,7 @@ class ScriptEnding:
         if stopped_by and isinstance(error, RunFailed):  # `psgc launch` knows which signal it was
             is_reported = is_reported or launched.is_launched()
         if isinstance(error, PsgcError) and not launched.debugging():
-            self._to_report = is_reported
+            self._to_report = is_reported and isinstance(error, UserError)
             if not is_reported:
                 say(f"psgc: {error}", error=True)
         elif isinstance(error, KeyboardInterrupt):

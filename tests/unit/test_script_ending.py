@@ -45,12 +45,14 @@ def ends(monkeypatch):
     monkeypatch.setattr(ScriptEnding, "_earlier", None)
     monkeypatch.setattr(sys, "excepthook", Mock())
 
-    def end(error, rank=0, signals=(), last=lambda raised: None, **run):
+    def end(error, rank=0, signals=(), last=lambda raised: None, then_reports=None, **run):
         usual = {"goes_on": False, "is_cut_short": False, "in_order": True, "reports": False}
         ending, left = ScriptEnding(), Mock()
         monkeypatch.setattr(script_ending, "stopped_by", [*signals])
         monkeypatch.setattr(script_ending, "leave", left)
-        ending.session = SimpleNamespace(rank=rank, end=Mock(), **usual | run)
+        ending.session = its = SimpleNamespace(rank=rank, **usual | run)
+        then = its.reports if then_reports is None else then_reports
+        its.end = Mock(side_effect=lambda *_: setattr(its, "reports", then))
         ending.last = last
         if error is not None:
             sys.excepthook(type(error), error, None)
@@ -99,6 +101,12 @@ def test_what_a_script_that_fails_says(ends, monkeypatch, capsys, error, run, sh
     monkeypatch.setenv("PSGC_LAUNCHED", "1")
     ends(error, **run)
     assert capsys.readouterr().err == shown
+
+
+def test_a_mistake_of_which_rank_0_has_not_heard_is_told_here(ends, capsys):
+    """Its run was over before that."""
+    ends(UserError("lr: no"), rank=1, reports=True, then_reports=False)
+    assert capsys.readouterr().err == "psgc: lr: no\n"
 
 
 def test_the_run_is_told_why_its_script_has_ended(ends):
