@@ -170,6 +170,14 @@ def test_a_pass_that_fails_when_it_is_not_needed_is_left_as_a_whole():
     assert [(entry["kind"], entry["chunk"]) for entry in entries(records)] == [(Kind.ABANDONED, c) for c in (4, 2, 3)]
 
 
+@pytest.mark.parametrize(("at", "named"), [(2, 2), (-1, 4), (0, 4)])
+def test_the_chunk_of_a_pass_that_failed_is_named(at, named):
+    mailbox = Mailbox(WorkerState(1, [4, 2, 3], 5, True), Encoder(Backend(), np.ones((2, 1)), 3, "float64"))
+    mailbox.begin(0, np.zeros(3), 1.0)
+    mailbox.failed(mailbox.take(joins=True), "row 25 is nan", at)
+    assert mailbox.outgoing() == [Failure(0, named, "row 25 is nan")]
+
+
 # the server
 
 

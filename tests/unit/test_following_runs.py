@@ -1,0 +1,62 @@
+"""Runs that follow one another in a process, such as those of a program that calls psgc.train again."""
+
+import threading
+from contextlib import nullcontext
+
+import numpy as np
+
+from psgc.backend import Backend
+from psgc.config import from_yaml_text
+from psgc.data import ChunkSource
+from psgc.run.worker_side import ProblemProgram
+from psgc.workers.chunk_runner import ChunkRunner
+from psgc.workers.emulation import Emulation
+from psgc.workers.injection import Injector
+from psgc.workers.work import Work
+from tests.simulation.network import Clock
+from tests.unit.computing import CHUNKS, DATASET, DIM, NO_TRIAL, PARAMS, FakeDesk
+from tests.unit.recorded_runs import CONFIG
+
+
+class Desk(FakeDesk):
+    def in_chunk(self, chunk):
+        return nullcontext()
+
+    def running(self):
+        return -1, 0.0
+
+
+class Waiting:
+    """A model for one thread at a time, whose gradient waits until it may go on."""
+
+    dim = DIM
+
+    def __init__(self):
+        self.inside, self.is_in, self.goes_on = 0, threading.Event(), threading.Event()
+
+    def gradient(self, params, chunk, rng):
+        self.inside += 1
+        assert self.inside == 1, "two at a time"
+        self.is_in.set()
+        self.goes_on.wait(10)
+        self.inside -= 1
+        return np.zeros(DIM)
+
+
+def test_a_run_waits_for_the_gradient_that_the_one_before_has_begun():
+    """Others have done that chunk as well, so the run before is over."""
+    problem, config = Waiting(), from_yaml_text(f"{CONFIG}iterations: 1\noutput: out\n")
+
+    def begun(desk):
+        chunks = ChunkSource(DATASET, CHUNKS, "float64", Backend())
+        program = ProblemProgram(config, Backend(), problem, chunks, lambda: None)
+        program.computing(desk, ChunkRunner(desk, Backend(), Emulation("none", 1, 0), Injector(()), NO_TRIAL)).start()
+        return program
+
+    first = begun(Desk([Work(0, 0, PARAMS, 0.0)], Clock()))
+    assert problem.is_in.wait(10)
+    assert not first.rests(0.01)
+    second = begun(desk := Desk([Work(0, 1, PARAMS, 0.0)], Clock()))
+    problem.goes_on.set()
+    assert second.rests(10)
+    assert ([*desk.results], desk.failures) == ([(0, 1)], {})
