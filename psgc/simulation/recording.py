@@ -38,6 +38,8 @@ class Recording:
     pass_cost: float  # cost of a pass besides its chunks, in average chunks; 0 when unknown
     spent: np.ndarray  # (iterations,) seconds of computing
     used: np.ndarray  # (iterations,) seconds of computing copies that are in the gradient
+    incoming: np.ndarray  # (iterations,) bytes into the server
+    outgoing: np.ndarray  # (iterations,) bytes out of it
     assumed: float  # share of `seconds` that was estimated
     never_finished: list[int]  # ranks of workers without a finished chunk
 
@@ -91,6 +93,8 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
         pass_cost=pass_cost,
         spent=np.bincount(row, seconds, len(numbers)),
         used=np.bincount(row, seconds * (outcome == Outcome.USED), len(numbers)),
+        incoming=run.iterations["bytes_in"][seen],
+        outgoing=(run.iterations["bytes"] - run.iterations["bytes_in"])[seen],
         assumed=float((here & ~finished).sum() / max(1, here.sum())),
         never_finished=(1 + np.flatnonzero(~finished.any(axis=0))).tolist(),
     )

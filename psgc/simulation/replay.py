@@ -9,7 +9,8 @@ The model:
 * The pause of a worker between two passes is as in the run, for passes of any size.
 * The rest of an iteration is its overhead: messages, decoding, the step. It is in proportion to the messages of rank 0
   and their bytes (each message counts as `MESSAGE` bytes more), so that the median of the simulated run is that of the
-  recorded one.
+  recorded one. With `allreduce` vectors go between all ranks: rank 0 gets and sends as many bytes of them as recorded,
+  whatever the settings.
 * The fixed cost of a pass is known only if workers did different numbers of chunks in one pass. In other runs it cannot
   be separated from the cost of rows, so fewer and larger chunks are often faster than predicted.
 * Lost workers are absent in the same iterations, and the other workers share their chunks as in production.
@@ -98,6 +99,7 @@ class Replay:
         self.run, self._dataset, self._dim = run, dataset, dim
         slow = run.config.stragglers
         self._combined = run.config.transfer == "combined"
+        self._allreduce = run.config.aggregation == "allreduce"
         self._breaks_off = slow.kind != "none"  # an emulated chunk ends with its iteration
         self._in_proportion = slow.seconds is None and slow.path is None  # otherwise chunks take the emulated seconds
         costs = self._costs(run.chunks)
@@ -112,6 +114,11 @@ class Replay:
         own = own_choice(run.config, run.chunks)
         plan = self._plan(own)
         trials = self._simulate(plan, own.schedule)
+        self._vectors = np.zeros(2)  # bytes into and out of rank 0 besides records, mean per iteration; for `allreduce`
+        if self._allreduce:
+            _, *records = self._traffic(plan, trials)
+            recorded = self.recording.incoming[counted], self.recording.outgoing[counted]
+            self._vectors = np.subtract(recorded, records).mean(axis=1).clip(min=0.0)
         self.per_message = 0.0
         if self.exact.any():
             messages, _, _ = self._traffic(plan, trials)
@@ -200,18 +207,21 @@ class Replay:
         coded = part_length(dim, plan.parts)
         copies, reported, orders = trials["computed"], trials["reported"], trials["orders"]
         live = self.recording.here[self._counted].sum(axis=1)
-        messages = live + trials["passes"]
+        messages, outgoing = live + trials["passes"], live * dim * number
         if self._combined:
             contributors, needed = trials["contributors"], plan.num_chunks * plan.parts
-            messages = messages + contributors
-            incoming = contributors * coded * number + copies * RECORD.itemsize
             # for each of its copies a worker gets all contributors, or the message that the copy is not needed
             orders = orders + needed * plan.parts + (reported - needed) + contributors
+            if self._allreduce:
+                sums, outgoing = self._vectors
+            else:
+                messages, sums = messages + contributors, contributors * coded * number
+            incoming = sums + copies * RECORD.itemsize
         else:
             sent = trials["passes"] if self.recording.joins else reported
             tail = tail_length(self.run.config.transfer, plan.num_chunks, self.run.config.dtype)
             incoming = sent * (coded + tail) * number + (copies - reported) * RECORD.itemsize
-        outgoing = live * dim * number + orders * RECORD.itemsize
+        outgoing = outgoing + orders * RECORD.itemsize
         return messages + (incoming + outgoing) / MESSAGE, incoming, outgoing
 
 
