@@ -225,9 +225,10 @@ def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) ->
     if isinstance(config.problem, ScriptProblem) and not isinstance(config, TorchConfig):
         given = {**choice.coding(), "schedule": choice.schedule, "transfer": config.transfer}
         return f"psgc.torch.init(..., {', '.join(f'{name}={value!r}' for name, value in given.items())})"
-    coding = config.coding.model_copy(update=choice.coding())
+    is_file = isinstance(config.coding.assignment, AssignmentFile)  # with the other numbers in it
+    coding = config.coding.model_copy(update={"parts": choice.parts} if is_file else choice.coding())
     lines: dict[str, Any] = {"coding": coding.model_dump(), "schedule": choice.schedule, "transfer": config.transfer}
-    if isinstance(config.batch, int) and not isinstance(coding.assignment, AssignmentFile):
+    if isinstance(config.batch, int) and not is_file:
         rows = config.batch * num_chunks / (choice.chunks * workers)
         lines["batch"] = max(1, round(rows))
     return to_text(lines)

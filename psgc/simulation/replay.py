@@ -25,11 +25,11 @@ from itertools import chain
 import numpy as np
 
 from psgc.backend import Backend, part_length
-from psgc.config import BatchSettings, Config, ScriptProblem
+from psgc.config import AssignmentFile, BatchSettings, Config, ScriptProblem
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD, tail_length
-from psgc.plan import Plan, even_plan, make_plan
+from psgc.plan import Plan, even_plan, make_plan, read_assignment
 from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
@@ -42,7 +42,10 @@ BLOCK = 10  # consecutive iterations of a long run
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """Settings of a run. chunks: those of each worker; if not `per_worker`, with psgc.torch, those of all together."""
+    """Settings of a run. chunks: those of each worker; if not `per_worker`, with psgc.torch, those of all together.
+
+    Of an assignment from a file: the whole chunks for each worker, and the copies that every chunk has.
+    """
 
     schedule: str
     chunks: int
@@ -56,8 +59,12 @@ class Choice:
 
 
 def own_choice(config: Config, num_chunks: int) -> Choice:
-    """The settings of a run with so many chunks."""
+    """The settings of a run with so many chunks. Raises UserError when its assignment is from a file that is not there."""
     coding, is_script = config.coding, isinstance(config.problem, ScriptProblem)
+    if isinstance(coding.assignment, AssignmentFile):  # the file says both numbers, and the settings have defaults
+        held = read_assignment(coding.assignment.path)
+        fewest = int(np.diff(held.indptr).min())
+        return Choice(config.schedule, max(1, held.shape[0] // held.shape[1]), fewest, coding.parts)
     chunks = num_chunks if is_script else coding.per_worker
     return Choice(config.schedule, chunks, coding.replication, coding.parts, not is_script)
 
