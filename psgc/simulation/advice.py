@@ -70,7 +70,7 @@ def predict(run_directory: str, grid: Grid) -> ReplayResult:
     replay = Replay(run, dataset, dim, min(max(COPIES // max(1, copies), least), most))
     predictions, impossible = _with_progress(replay, tried)
     advised, quick = recommended(predictions)
-    sentence = reason(advised, replay.own, quick, predictions[0].seconds)
+    sentence = reason(advised, replay.own, quick, predictions[0].seconds) if tried else "Nothing else was asked for."
     yaml = yaml_lines(run.config, advised.choice, run.chunks, run.workers)
     return ReplayResult(replay, predictions, advised, sentence, yaml, [*remark, *impossible])
 
@@ -167,13 +167,14 @@ def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> l
             fewest = parts if grid.replication else parts + 1
             copies = [n for n in grid.replication or [2, 3, own.replication] if n >= fewest]
         elif (schedule, number, parts) == (own.schedule, own.chunks, own.parts):
-            continue  # as the run, whatever its replication
+            found[own] = None  # as the run, whatever its replication
+            continue
         else:
             copies = [parts]
         found |= {Choice(schedule, number, n, parts, own.per_worker): None for n in copies if from_file or n <= workers}
-    found.pop(own, None)
     if not found and (grid.parts or grid.replication):
         raise UserError("nothing to try: parts needs as much replication, or more")
+    found.pop(own, None)
     return list(found)
 
 

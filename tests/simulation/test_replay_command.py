@@ -187,6 +187,17 @@ def test_the_numbers_of_an_assignment_from_a_file_are_those_of_its_matrix(capsys
     assert read.coding.assignment == config.coding.assignment
 
 
+def test_the_settings_of_the_run_alone_are_a_row(capsys):
+    own = ("--schedule", "static", "--chunks-per-worker", "4", "--replication", "2", "--parts", "1")
+    assert exit_code(*own, "--json", "rows.json") == 0
+    report = json.loads(Path("rows.json").read_text())
+    assert [row["recorded_seconds"] for row in report["rows"]] == [pytest.approx(7.0)]
+    assert report["reason"] == "Nothing else was asked for."
+    write_run(settings("uncoded", chunks_per_worker=4, replication=2))
+    assert exit_code("--schedule", "uncoded", "--chunks-per-worker", "4", "--parts", "1", "--json", "rows.json") == 0
+    assert len(json.loads(Path("rows.json").read_text())["rows"]) == 1
+
+
 def test_a_run_that_was_killed_is_replayed_as_far_as_it_came(capsys):
     recorded_runs.record(Path("killed"), workers=4, iterations=6, slow={2: 5}, killed=True)
     with pytest.raises(SystemExit) as caught:
