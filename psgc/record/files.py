@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from psgc.disk import naming, write_whole
+from psgc.disk import is_kind, naming, write_whole
 from psgc.errors import UserError, one_line
 
 
@@ -57,8 +57,11 @@ def reading(path: Path) -> Iterator[None]:
 
 def check_file(option: str, file: str | None) -> None:
     """Raises UserError when `file`, the value of `option`, cannot be written. None is accepted."""
-    if file is not None and (not Path(file).absolute().parent.is_dir() or Path(file).is_dir()):
-        raise UserError(f"{option} {file}: expected a file in a directory that exists")
+    if file is None:
+        return
+    named = f"{option} {file}"
+    if not is_kind(Path(file).absolute().parent, stat.S_ISDIR, named) or is_kind(file, stat.S_ISDIR, named):
+        raise UserError(f"{named}: expected a file in a directory that exists")
 
 
 def check_plot(file: str | None) -> None:

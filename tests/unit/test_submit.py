@@ -165,6 +165,7 @@ def test_values_are_taken_apart_as_yaml():
 
 # refusals
 
+LONG = 300 * "a"  # longer than a name can be
 ARABIC = "\u0662:\u0660\u0660:\u0660\u0660"
 MISSING = (
     "no such file or directory; if only the nodes have it, submit from one of them, in SLURM: srun psgc submit ..."
@@ -208,6 +209,7 @@ SCRIPT = "for runs of a YAML file, train.py is a script"
         (["--local-dir", "/tmp", "--set", "problem={python: 'a:b'}", "--set", "data=null"], "the YAML has no data"),
         (["--local-dir", "/tmp", "--set", "data={python: 'a:b'}"], "--local-dir: copies the files of data.path, but "),
         (["--set", "initial=nowhere.npy"], f"initial: nowhere.npy: {MISSING}"),
+        (["--set", f"initial={LONG}"], f"initial: {LONG}: file name too long"),
         (["--output", "run.yaml/x"], "run.yaml/x: cannot be written: "),
         (["--scheduler", "pbs", "--local-dir", "/tmp"], "--local-dir: copies with SLURM's sbcast; with other "),
         (
