@@ -30,7 +30,8 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_output_text(path: Path, text: str) -> None:
-    write_output(path, lambda stream: stream.write(text.encode()))
+    content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
+    write_output(path, lambda stream: stream.write(content))
 
 
 @contextmanager

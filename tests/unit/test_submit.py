@@ -138,6 +138,15 @@ def test_a_line_break_in_the_command_cannot_add_an_option(submit):
     assert "--uid=0" not in directives(lines[:first_command])
 
 
+def test_a_name_that_is_no_utf_8_is_written_as_it_is(submit):
+    name = os.fsdecode(b"caf\xe9.yaml")
+    Path("run.yaml").rename(name)
+    code, _, err = submit(name, *PLAIN[1:])
+    assert (code, err) == (0, "")
+    *_, last = Path("runs/a.sbatch").read_bytes().splitlines()
+    assert last.startswith(b"exec psgc launch 'caf\xe9.yaml' -n 6")
+
+
 # sweeps
 
 
