@@ -9,7 +9,7 @@ from typing import Any
 
 from psgc import config as configuration
 from psgc.data import Dataset, write_dense, write_sparse
-from psgc.disk import expanded, make_directory, write_text
+from psgc.disk import expanded, write_text
 from psgc.errors import RunFailed, UserError
 from psgc.launching import launch as command
 from psgc.launching.mpirun import Placement
@@ -109,15 +109,15 @@ def _written(
         files = {"path": f"{output}-data.npz", **({"test": f"{output}-test.npz"} if held_out else {})}
     config = settings_of(where, section, files, set, {**more, "output": output})
     try:
-        make_directory(Path(config.output).parent)
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         for rows, key in ((dataset, "path"), (held_out, "test")):
             if rows is not None and files is not None:
                 _write_data(Path(expanded(files[key])), rows)
-        path = f"{config.output}.yaml"
-        write_text(Path(path), config.to_yaml())
+        path = Path(f"{config.output}.yaml")
+        write_text(path.parent.resolve() / path.name, config.to_yaml())
     except OSError as error:
         raise UserError(f"{where}: output: {error.filename}: {error.strerror}") from None
-    return path
+    return str(path)
 
 
 def _write_data(path: Path, rows: Dataset) -> None:

@@ -165,6 +165,17 @@ def test_a_run_of_a_problem_and_data_in_memory(mpirun, whole, monkeypatch):
         psgc.launch(data=data, **given)
 
 
+def test_an_output_may_be_below_a_link_and_new_directories(mpirun, whole):
+    mpirun(f"mkdir -p linked/exp/2024/a; cp -r {whole}/. linked/exp/2024/a")
+    Path("disk").mkdir()
+    Path("linked").symlink_to("disk")
+    given = {"problem": "softmax", "data": (np.ones((4, 2)), np.arange(4)), "workers": 2, "iterations": 3, "lr": 0.5}
+    assert psgc.launch(**given, output="linked/exp/2024/a").path == Path("linked/exp/2024/a")
+    assert {path.name for path in Path("disk/exp/2024").iterdir()} == {"a", "a.yaml", "a-data.npz"}
+    mpirun(f"mkdir linked/b; cp -r {whole}/. linked/b")
+    assert psgc.launch(**given, output="linked/b").path == Path("linked/b")
+
+
 def call(function, *arguments, **options):
     """Now, in this thread."""
     done = Future()
