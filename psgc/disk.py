@@ -56,6 +56,11 @@ def expanded(path: str) -> str:
     return home + re.sub(r"\$(\$|[A-Za-z_]\w*|\{[^{}]*\})", value, rest, flags=re.ASCII)
 
 
+def escaped(path: str) -> str:
+    """The text that `expanded` reads as `path`."""
+    return path.replace("$", "$$")
+
+
 def is_kind(path: str | os.PathLike[str], kind: Callable[[int], bool], named: object) -> bool:
     """Whether `path` is there and of this kind, such as `stat.S_ISDIR`. named: the path in errors.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from psgc.cli import Options, Parser, whole
 from psgc.cli.launch import add_program, program_of
 from psgc.config import Config, Data, load
+from psgc.disk import escaped
 from psgc.errors import UserError
 from psgc.launching.mpirun import check_extra
 from psgc.launching.points import check_runs, data_files, sweep_points
@@ -64,7 +65,7 @@ def run(options: Options) -> int:
         name = Path(path).stem
     else:
         config = load(path, overrides)
-        output = config.output.replace("$", "$$")  # its variables are expanded already
+        output = escaped(config.output)  # its variables are expanded already
         points = sweep_points(options.sweeps, output, overrides)
         check_runs(path, overrides, points, job.ranks, ELSEWHERE)  # not after the job has waited in the queue
         data = _data_to_copy(config, options.sweeps) if local_dir is not None else {}

@@ -9,17 +9,18 @@ from typing import Any
 
 from psgc import config as configuration
 from psgc.data import Dataset, write_dense, write_sparse
-from psgc.disk import expanded, write_text
+from psgc.disk import escaped, expanded, write_text
 from psgc.errors import RunFailed, UserError
 from psgc.launching import launch as command
 from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.script import Program, is_script
-from psgc.library.arguments import arrays_of, built_in, data_section, named, overrides_of, settings_of
+from psgc.library.arguments import arrays_of, built_in, data_section, named, overrides_of, settings_of, source_of
 from psgc.library.run import Run, load
 from psgc.problems import check_labels, make_problem
 from psgc.run import launched
 from psgc.run.inputs import Callback, Given
+from psgc.yaml_source import to_text
 
 
 def launch(
@@ -80,7 +81,7 @@ def launch(
     if code:
         reason = heard.reason or f"the run ended with exit code {code}; its messages are on standard error"
         raise (UserError if code == UserError.exit_code else RunFailed)(reason)
-    return load(configuration.load(path, overrides).output)
+    return load(escaped(configuration.load(path, overrides).output))
 
 
 def _processes(workers: int, path: str, overrides: Sequence[str]) -> int:
@@ -107,17 +108,18 @@ def _written(
     else:
         held_out = dataset.held_out
         files = {"path": f"{output}-data.npz", **({"test": f"{output}-test.npz"} if held_out else {})}
-    config = settings_of(where, section, files, set, {**more, "output": output})
+    source = source_of(where, section, files, set, {**more, "output": output})
+    config = configuration.checked_settings(source)
     try:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         for rows, key in ((dataset, "path"), (held_out, "test")):
             if rows is not None and files is not None:
                 _write_data(Path(expanded(files[key])), rows)
         path = Path(f"{config.output}.yaml")
-        write_text(path.parent.resolve() / path.name, config.to_yaml())
+        write_text(path.parent.resolve() / path.name, to_text(source.tree))  # its variables are expanded when it is read
     except OSError as error:
         raise UserError(f"{where}: output: {error.filename}: {error.strerror}") from None
-    return str(path)
+    return escaped(str(path))
 
 
 def _write_data(path: Path, rows: Dataset) -> None:
