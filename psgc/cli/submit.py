@@ -14,7 +14,7 @@ from psgc.launching.points import check_runs, data_files, sweep_points
 from psgc.launching.scheduler import Job, batch_script, job_name
 from psgc.launching.schedulers import SCHEDULERS, Slurm, usual
 from psgc.launching.script import check_script
-from psgc.record.files import write_output_text, writing
+from psgc.record.files import check_ours, write_output_text, writing
 from psgc.terminal import say
 from psgc.yaml_source import printable
 
@@ -71,6 +71,8 @@ def run(options: Options) -> int:
         data = _data_to_copy(config, options.sweeps) if local_dir is not None else {}
         name = config.output.rstrip("/")
     script = Path(options.output or f"{name}{scheduler.suffix}")
+    if options.output is None:
+        check_ours(script, "--output FILE")
     text = batch_script(program, job, points, local_dir, data, ["psgc", *options.given], script)
     with writing(script):
         script.parent.mkdir(parents=True, exist_ok=True)

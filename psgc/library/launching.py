@@ -18,6 +18,7 @@ from psgc.launching.script import Program, is_script
 from psgc.library.arguments import arrays_of, built_in, data_section, named, overrides_of, settings_of, source_of
 from psgc.library.run import Run, load
 from psgc.problems import check_labels, make_problem
+from psgc.record.files import WRITTEN_BY, check_ours
 from psgc.run import launched
 from psgc.run.inputs import Callback, Given
 from psgc.yaml_source import to_text
@@ -48,7 +49,8 @@ def launch(
     settings: the other keys of a YAML, such as iterations=100 or batch={"size": 256, "epochs": 3}.
     optimizer: a name, such as "adam", or a mapping as in a YAML; by default "sgd"
     lr: the learning rate
-    output: the run directory, by default `runs/NAME` with the name of the problem; the YAML is written beside it
+    output: the run directory, by default `runs/NAME` with the name of the problem; the YAML is written beside it,
+        unless another file has its name
 
     Output of the run goes to standard output and standard error of this process. Ctrl-C stops the run in order, and
     then raises KeyboardInterrupt. SIGTERM, SIGHUP and SIGUSR1 stop it as well, and then have their usual effect.
@@ -110,13 +112,15 @@ def _written(
         files = {"path": f"{output}-data.npz", **({"test": f"{output}-test.npz"} if held_out else {})}
     source = source_of(where, section, files, set, {**more, "output": output})
     config = configuration.checked_settings(source)
+    path = Path(f"{config.output}.yaml")
+    check_ours(path, "another output")
+    text = f"{WRITTEN_BY}.launch\n{to_text(source.tree)}"  # variables in paths are expanded when it is read
     try:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         for rows, key in ((dataset, "path"), (held_out, "test")):
             if rows is not None and files is not None:
                 _write_data(Path(expanded(files[key])), rows)
-        path = Path(f"{config.output}.yaml")
-        write_text(path.parent.resolve() / path.name, to_text(source.tree))  # its variables are expanded when it is read
+        write_text(path.parent.resolve() / path.name, text)
     except OSError as error:
         raise UserError(f"{where}: output: {error.filename}: {error.strerror}") from None
     return escaped(str(path))

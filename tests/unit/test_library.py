@@ -189,6 +189,22 @@ def test_a_dollar_in_an_output_stays_one(mpirun, whole, monkeypatch):
     assert open_data(config.data.path).num_rows == 4
 
 
+def test_a_yaml_that_the_user_has_written_stays(mpirun, whole):
+    """`out` has one of the same name, from which this run may come to be made."""
+    mpirun(f"mkdir out; cp -r {whole}/. out")
+    given = {"problem": "softmax", "data": (X, Y), "workers": 2, "iterations": 3, "lr": 0.5, "output": "run"}
+    before = Path("run.yaml").read_bytes()
+    with pytest.raises(psgc.UserError, match=r"^run\.yaml: would be replaced, and psgc has not written this file; give"):
+        psgc.launch(**given)
+    assert Path("run.yaml").read_bytes() == before
+    assert not Path("run-data.npz").exists()
+    Path("run.yaml").unlink()
+    mpirun(f"rm -rf run; cp -r {whole} run")
+    for rate in (0.5, 0.25):  # its own it writes anew
+        psgc.launch(**given | {"lr": rate})
+        assert load("run.yaml").optimizer.lr == rate
+
+
 def call(function, *arguments, **options):
     """Now, in this thread."""
     done = Future()

@@ -350,6 +350,18 @@ def test_shellcheck_finds_nothing(submit, scheduler):
         assert checked.returncode == 0, checked.stdout
 
 
+def test_a_script_that_the_user_has_written_stays(submit):
+    Path("train.py").touch()
+    Path("train.sbatch").write_text("#!/bin/bash\n#SBATCH --time=1:00\n\n# Written by: psgc\nsrun python train.py\n")
+    before = Path("train.sbatch").read_bytes()
+    said = "would be replaced, and psgc has not written this file; give --output FILE"
+    assert submit("train.py", *PLAIN[1:]) == (2, "", f"psgc: train.sbatch: {said}\n")
+    assert Path("train.sbatch").read_bytes() == before
+    assert submit("train.py", *PLAIN[1:], "--output", "train.sbatch")[0] == 0
+    assert submit("train.py", *PLAIN[1:], "--name", "again")[0] == 0  # its own it writes anew
+    assert "#SBATCH --job-name=again" in Path("train.sbatch").read_text()
+
+
 # submitting
 
 
