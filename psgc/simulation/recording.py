@@ -115,7 +115,8 @@ def _of_other_workers(run: RecordedRun) -> np.ndarray:
     np.minimum.at(first, worker, iteration)
     first[[0, *(event.worker for event in run.events_of_workers)]] = 0
     joined = first[first < np.iinfo(np.int64).max].max()
-    return (numbers <= more_chunks) | lack_copies | (numbers < joined)
+    earlier: np.ndarray = (numbers <= more_chunks) | lack_copies | (numbers < joined)
+    return earlier
 
 
 def _paces(

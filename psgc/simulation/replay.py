@@ -21,6 +21,7 @@ The model:
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class Choice:
 
 
 def own_choice(config: Config, num_chunks: int) -> Choice:
-    """The settings of a run with so many chunks. Raises UserError when its assignment is from a file that is not there."""
+    """The settings of a run with so many chunks. Raises UserError for an assignment file that is not there."""
     coding, is_script = config.coding, isinstance(config.problem, ScriptProblem)
     if isinstance(coding.assignment, AssignmentFile):  # the file says both numbers, and the settings have defaults
         held = read_assignment(coding.assignment.path)
@@ -121,7 +122,7 @@ class Replay:
         own = own_choice(run.config, run.chunks)
         plan = self._plan(own)
         trials = self._simulate(plan, own.schedule)
-        self._vectors = np.zeros(2)  # bytes into and out of rank 0 besides records, mean per iteration; for `allreduce`
+        self._vectors: Any = np.zeros(2)  # with `allreduce`: mean bytes into and out of rank 0 besides records
         if self._allreduce:
             _, *records = self._traffic(plan, trials)
             recorded = self.recording.incoming[counted], self.recording.outgoing[counted]
@@ -214,13 +215,13 @@ class Replay:
         coded = part_length(dim, plan.parts)
         copies, reported, orders = trials["computed"], trials["reported"], trials["orders"]
         live = self.recording.here[self._counted].sum(axis=1)
-        messages, outgoing = live + trials["passes"], live * dim * number
+        messages, params = live + trials["passes"], live * dim * number
         if self._combined:
             contributors, needed = trials["contributors"], plan.num_chunks * plan.parts
             # for each of its copies a worker gets all contributors, or the message that the copy is not needed
             orders = orders + needed * plan.parts + (reported - needed) + contributors
             if self._allreduce:
-                sums, outgoing = self._vectors
+                sums, params = self._vectors
             else:
                 messages, sums = messages + contributors, contributors * coded * number
             incoming = sums + copies * RECORD.itemsize
@@ -228,7 +229,7 @@ class Replay:
             sent = trials["passes"] if self.recording.joins else reported
             tail = tail_length(self.run.config.transfer, plan.num_chunks, self.run.config.dtype)
             incoming = sent * (coded + tail) * number + (copies - reported) * RECORD.itemsize
-        outgoing = outgoing + orders * RECORD.itemsize
+        outgoing = params + orders * RECORD.itemsize
         return messages + (incoming + outgoing) / MESSAGE, incoming, outgoing
 
 

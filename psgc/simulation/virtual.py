@@ -119,8 +119,7 @@ class VirtualCluster(Target):
                 self._take(rank)
                 continue
             passes += 1
-            for one in piece:
-                done.append((rank, one, took / len(piece)))
+            done += [(rank, one, took / len(piece)) for one in piece]
             reported += wanted * len(piece)
             event = events.Report if wanted else events.Abandoned
             self._take(rank)

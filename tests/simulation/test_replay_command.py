@@ -182,8 +182,8 @@ def test_the_numbers_of_an_assignment_from_a_file_are_those_of_its_matrix(capsys
     assert exit_code("--parts", "1,2", "--json", "rows.json") == 0
     report = json.loads(Path("rows.json").read_text())
     assert {(row["chunks_per_worker"], row["replication"]) for row in report["rows"]} == {(4, 3)}
-    rest = {name: value for name, value in config.model_dump().items() if name in ("problem", "optimizer", "iterations")}
-    read = configuration.from_yaml_text(to_text({**rest, "output": "x"}) + report["yaml"])  # is to be pasted
+    rest = config.model_dump(include={"problem", "optimizer", "iterations", "output"})
+    read = configuration.from_yaml_text(to_text(rest) + report["yaml"])  # is to be pasted
     assert read.coding.assignment == config.coding.assignment
 
 

@@ -194,7 +194,7 @@ def test_a_yaml_that_the_user_has_written_stays(mpirun, whole):
     mpirun(f"mkdir out; cp -r {whole}/. out")
     given = {"problem": "softmax", "data": (X, Y), "workers": 2, "iterations": 3, "lr": 0.5, "output": "run"}
     before = Path("run.yaml").read_bytes()
-    with pytest.raises(psgc.UserError, match=r"^run\.yaml: would be replaced, and psgc has not written this file; give"):
+    with pytest.raises(psgc.UserError, match=r"^run\.yaml: would be replaced, and psgc has not written this file"):
         psgc.launch(**given)
     assert Path("run.yaml").read_bytes() == before
     assert not Path("run-data.npz").exists()
