@@ -56,6 +56,24 @@ def expanded(path: str) -> str:
     return home + re.sub(r"\$(\$|[A-Za-z_]\w*|\{[^{}]*\})", value, rest, flags=re.ASCII)
 
 
+def escaped(path: str) -> str:
+    """The text that `expanded` reads as `path`."""
+    return path.replace("$", "$$")
+
+
+def is_kind(path: str | os.PathLike[str], kind: Callable[[int], bool], named: object) -> bool:
+    """Whether `path` is there and of this kind, such as `stat.S_ISDIR`. named: the path in errors.
+
+    Raises UserError when that cannot be found out: a directory above it is closed, or its name is too long.
+    """
+    try:
+        return kind(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
+        return False
+    except OSError as error:
+        raise UserError(f"{named}: {(error.strerror or str(error)).lower()}") from None
+
+
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file to read its bytes. Raises OSError, also for a pipe or a device."""
     try:

@@ -7,13 +7,14 @@ from pathlib import Path
 from psgc.cli import Options, Parser, whole
 from psgc.cli.launch import add_program, program_of
 from psgc.config import Config, Data, load
+from psgc.disk import escaped
 from psgc.errors import UserError
 from psgc.launching.mpirun import check_extra
 from psgc.launching.points import check_runs, data_files, sweep_points
 from psgc.launching.scheduler import Job, batch_script, job_name
 from psgc.launching.schedulers import SCHEDULERS, Slurm, usual
 from psgc.launching.script import check_script
-from psgc.record.files import write_output_text, writing
+from psgc.record.files import check_ours, write_output_text, writing
 from psgc.terminal import say
 from psgc.yaml_source import printable
 
@@ -64,12 +65,14 @@ def run(options: Options) -> int:
         name = Path(path).stem
     else:
         config = load(path, overrides)
-        output = config.output.replace("$", "$$")  # its variables are expanded already
+        output = escaped(config.output)  # its variables are expanded already
         points = sweep_points(options.sweeps, output, overrides)
         check_runs(path, overrides, points, job.ranks, ELSEWHERE)  # not after the job has waited in the queue
         data = _data_to_copy(config, options.sweeps) if local_dir is not None else {}
         name = config.output.rstrip("/")
     script = Path(options.output or f"{name}{scheduler.suffix}")
+    if options.output is None:
+        check_ours(script, "--output FILE")
     text = batch_script(program, job, points, local_dir, data, ["psgc", *options.given], script)
     with writing(script):
         script.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from psgc.cli import Options, Parser, add_dedicated_server, add_resume, add_sett
 from psgc.cli.compare import compare
 from psgc.cli.launch import add_ranks, placement_of
 from psgc.config import BatchSettings, Config, load
+from psgc.disk import escaped
 from psgc.errors import RunFailed, UserError, visible
 from psgc.launching.launch import launch
 from psgc.launching.mpirun import Placement, check_extra
@@ -59,7 +60,7 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     if not varied:
         raise UserError("--set: expected one with several values, such as --set optimizer.lr=0.1,0.3")
     output = load(path, fixed).output
-    points = sweep_points(varied, output.replace("$", "$$"), fixed, "--set")  # its variables are expanded already
+    points = sweep_points(varied, escaped(output), fixed, "--set")  # its variables are expanded already
     check_runs(path, fixed, points, placement.ranks)
     configs = [load(path, [*fixed, *point]) for point in points]
     failed: list[str] = []

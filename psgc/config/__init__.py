@@ -21,6 +21,7 @@ from psgc.config.problem import (
 )
 from psgc.config.run import Config, Evaluate, ScheduleName
 from psgc.config.torch import ScriptConfig, TorchConfig, is_torch
+from psgc.disk import escaped
 from psgc.errors import UserError, visible
 from psgc.validation import validated
 from psgc.yaml_source import YamlSource
@@ -58,8 +59,11 @@ def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
 
 
 def load_written(path: str | Path) -> Config:
-    """As `from_yaml_text`, of a file that `to_yaml` has written: its paths are expanded already. Raises UserError."""
-    return checked_settings(read(path), by_hand=False)
+    """As `from_yaml_text`, of a file that `to_yaml` has written: its paths are expanded already. Raises UserError.
+
+    path: expanded as well
+    """
+    return checked_settings(read(escaped(str(path))), by_hand=False)
 
 
 def has_torch_problem(path: str | Path, overrides: Sequence[str] = ()) -> bool:

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from psgc.disk import is_kind
 from psgc.errors import UserError
 from psgc.machine import THREADS, fabrics, usable_cores
 
@@ -114,8 +116,9 @@ def launch_command(
 
     Raises UserError: no working mpirun, no such host file, a number of ranks in `extra`.
     """
-    if placement.hostfile and not Path(placement.hostfile).is_file():
-        raise UserError(f"--hostfile {placement.hostfile}: no such file")
+    hostfile, named = placement.hostfile, f"--hostfile {placement.hostfile}"
+    if hostfile and not is_kind(hostfile, stat.S_ISREG, named):
+        raise UserError(f"{named}: no such file")
     check_extra(extra)
     mpirun = mpirun or find_mpirun(environ)
     additions: dict[str, str] = {}

@@ -2,14 +2,14 @@
 
 import itertools
 import re
+import stat
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import yaml
 
 from psgc.config import Config, Data, TorchConfig, checked_settings, read
-from psgc.disk import open_regular
+from psgc.disk import is_kind, open_regular
 from psgc.errors import UserError
 from psgc.plan import even_plan, make_plan
 from psgc.validation import wrong
@@ -96,8 +96,9 @@ def _check(config: Config, ranks: int, missing: str) -> None:
     files = data_files(config)
     if config.stragglers.path is not None:
         files["stragglers.path"] = config.stragglers.path
-    if config.initial is not None and not Path(config.initial).is_dir():
-        files["initial"] = config.initial
+    initial = config.initial
+    if initial is not None and not is_kind(initial, stat.S_ISDIR, f"initial: {initial}"):
+        files["initial"] = initial
     for key, path in files.items():
         try:
             open_regular(path).close()

@@ -25,14 +25,14 @@ def overrides_of(set: Mapping[str, Any] | None) -> list[str]:
     return [f"{key}={_yaml(key, value)}" for key, value in (set or {}).items()]
 
 
-def settings_of(
+def source_of(
     where: str,
     problem: Mapping[str, Any],
     data: Mapping[str, Any] | None,
     set: Mapping[str, Any] | None,
     more: Mapping[str, Any],
-) -> Config:
-    """The settings of a run. Raises UserError.
+) -> YamlSource:
+    """The settings of a run, to be checked, with the variables in paths. Raises UserError.
 
     where: the name of the called function, for errors
     problem, data: sections of a YAML
@@ -48,7 +48,12 @@ def settings_of(
     source = YamlSource(_yaml(where, tree), where, has_lines=False)
     for override in overrides_of(set):
         source.override(override)
-    return configuration.checked_settings(source)
+    return source
+
+
+def settings_of(where: str, *given: Any) -> Config:
+    """The settings of a run, checked. given: as for `source_of`. Raises UserError."""
+    return configuration.checked_settings(source_of(where, *given))
 
 
 def arrays_of(where: str, data: Any) -> Dataset | None:

@@ -9,17 +9,19 @@ from typing import Any
 
 from psgc import config as configuration
 from psgc.data import Dataset, write_dense, write_sparse
-from psgc.disk import expanded, make_directory, write_text
+from psgc.disk import escaped, expanded, write_text
 from psgc.errors import RunFailed, UserError
 from psgc.launching import launch as command
 from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.script import Program, is_script
-from psgc.library.arguments import arrays_of, built_in, data_section, named, overrides_of, settings_of
+from psgc.library.arguments import arrays_of, built_in, data_section, named, overrides_of, settings_of, source_of
 from psgc.library.run import Run, load
 from psgc.problems import check_labels, make_problem
+from psgc.record.files import WRITTEN_BY, check_ours
 from psgc.run import launched
 from psgc.run.inputs import Callback, Given
+from psgc.yaml_source import to_text
 
 
 def launch(
@@ -47,7 +49,8 @@ def launch(
     settings: the other keys of a YAML, such as iterations=100 or batch={"size": 256, "epochs": 3}.
     optimizer: a name, such as "adam", or a mapping as in a YAML; by default "sgd"
     lr: the learning rate
-    output: the run directory, by default `runs/NAME` with the name of the problem; the YAML is written beside it
+    output: the run directory, by default `runs/NAME` with the name of the problem; the YAML is written beside it,
+        unless another file has its name
 
     Output of the run goes to standard output and standard error of this process. Ctrl-C stops the run in order, and
     then raises KeyboardInterrupt. SIGTERM, SIGHUP and SIGUSR1 stop it as well, and then have their usual effect.
@@ -80,7 +83,7 @@ def launch(
     if code:
         reason = heard.reason or f"the run ended with exit code {code}; its messages are on standard error"
         raise (UserError if code == UserError.exit_code else RunFailed)(reason)
-    return load(configuration.load(path, overrides).output)
+    return load(escaped(configuration.load(path, overrides).output))
 
 
 def _processes(workers: int, path: str, overrides: Sequence[str]) -> int:
@@ -107,17 +110,20 @@ def _written(
     else:
         held_out = dataset.held_out
         files = {"path": f"{output}-data.npz", **({"test": f"{output}-test.npz"} if held_out else {})}
-    config = settings_of(where, section, files, set, {**more, "output": output})
+    source = source_of(where, section, files, set, {**more, "output": output})
+    config = configuration.checked_settings(source)
+    path = Path(f"{config.output}.yaml")
+    check_ours(path, "another output")
+    text = f"{WRITTEN_BY}.launch\n{to_text(source.tree)}"  # variables in paths are expanded when it is read
     try:
-        make_directory(Path(config.output).parent)
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         for rows, key in ((dataset, "path"), (held_out, "test")):
             if rows is not None and files is not None:
                 _write_data(Path(expanded(files[key])), rows)
-        path = f"{config.output}.yaml"
-        write_text(Path(path), config.to_yaml())
+        write_text(path.parent.resolve() / path.name, text)
     except OSError as error:
         raise UserError(f"{where}: output: {error.filename}: {error.strerror}") from None
-    return path
+    return escaped(str(path))
 
 
 def _write_data(path: Path, rows: Dataset) -> None:

@@ -11,8 +11,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from psgc.disk import naming, write_whole
+from psgc.disk import is_kind, naming, open_regular, write_whole
 from psgc.errors import UserError, one_line
+
+WRITTEN_BY = "# Written by: psgc"  # begins the second line of a script, the first one of other files
+LINES = 1000  # bytes with two lines
 
 
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -30,7 +33,8 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_output_text(path: Path, text: str) -> None:
-    write_output(path, lambda stream: stream.write(text.encode()))
+    content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
+    write_output(path, lambda stream: stream.write(content))
 
 
 @contextmanager
@@ -57,8 +61,24 @@ def reading(path: Path) -> Iterator[None]:
 
 def check_file(option: str, file: str | None) -> None:
     """Raises UserError when `file`, the value of `option`, cannot be written. None is accepted."""
-    if file is not None and (not Path(file).absolute().parent.is_dir() or Path(file).is_dir()):
-        raise UserError(f"{option} {file}: expected a file in a directory that exists")
+    if file is None:
+        return
+    named = f"{option} {file}"
+    if not is_kind(Path(file).absolute().parent, stat.S_ISDIR, named) or is_kind(file, stat.S_ISDIR, named):
+        raise UserError(f"{named}: expected a file in a directory that exists")
+
+
+def check_ours(path: Path, instead: str) -> None:
+    """Raises UserError when there is a file `path` that psgc has not written, as its first two lines say.
+
+    instead: what the user can give
+    """
+    if not is_kind(path, stat.S_ISREG, path):
+        return
+    with reading(path), open_regular(path) as stream:
+        begin = stream.read(LINES)
+    if not any(line.startswith(WRITTEN_BY.encode()) for line in begin.splitlines()[:2]):
+        raise UserError(f"{path}: would be replaced, and psgc has not written this file; give {instead}")
 
 
 def check_plot(file: str | None) -> None:

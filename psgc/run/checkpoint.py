@@ -7,6 +7,7 @@ metadata (`psgc.state_files`). Nothing is pickled.
 """
 
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from psgc.backend import Backend
 from psgc.checkpoints import Content, is_finite, load_newest, step_of
 from psgc.config import Config
 from psgc.data.npz import map_npy
+from psgc.disk import is_kind
 from psgc.errors import UserError, one_line, visible
 from psgc.problems import Problem
 from psgc.state_files import decode, encode, pieces
@@ -146,8 +148,9 @@ def _left_by_a_run(path: Path, dim: int, dtype: Any) -> np.ndarray:
 def _found(path: Path) -> tuple[np.ndarray, str]:
     directory = path / "checkpoints"
     try:
-        if not path.is_dir() or (path / "params.npy").exists():
-            file = path / "params.npy" if path.is_dir() else path
+        is_run = is_kind(path, stat.S_ISDIR, path)
+        if not is_run or (path / "params.npy").exists():
+            file = path / "params.npy" if is_run else path
             return map_npy(str(file)), str(file)
         checkpoint = load_newest(directory, read, "initial: ")
     except UserError as error:

@@ -70,7 +70,7 @@ def predict(run_directory: str, grid: Grid) -> ReplayResult:
     replay = Replay(run, dataset, dim, min(max(COPIES // max(1, copies), least), most))
     predictions, impossible = _with_progress(replay, tried)
     advised, quick = recommended(predictions)
-    sentence = reason(advised, replay.own, quick, predictions[0].seconds)
+    sentence = reason(advised, replay.own, quick, predictions[0].seconds) if tried else "Nothing else was asked for."
     yaml = yaml_lines(run.config, advised.choice, run.chunks, run.workers)
     return ReplayResult(replay, predictions, advised, sentence, yaml, [*remark, *impossible])
 
@@ -167,13 +167,14 @@ def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> l
             fewest = parts if grid.replication else parts + 1
             copies = [n for n in grid.replication or [2, 3, own.replication] if n >= fewest]
         elif (schedule, number, parts) == (own.schedule, own.chunks, own.parts):
-            continue  # as the run, whatever its replication
+            found[own] = None  # as the run, whatever its replication
+            continue
         else:
             copies = [parts]
         found |= {Choice(schedule, number, n, parts, own.per_worker): None for n in copies if from_file or n <= workers}
-    found.pop(own, None)
     if not found and (grid.parts or grid.replication):
         raise UserError("nothing to try: parts needs as much replication, or more")
+    found.pop(own, None)
     return list(found)
 
 
@@ -225,9 +226,10 @@ def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) ->
     if isinstance(config.problem, ScriptProblem) and not isinstance(config, TorchConfig):
         given = {**choice.coding(), "schedule": choice.schedule, "transfer": config.transfer}
         return f"psgc.torch.init(..., {', '.join(f'{name}={value!r}' for name, value in given.items())})"
-    coding = config.coding.model_copy(update=choice.coding())
+    is_file = isinstance(config.coding.assignment, AssignmentFile)  # with the other numbers in it
+    coding = config.coding.model_copy(update={"parts": choice.parts} if is_file else choice.coding())
     lines: dict[str, Any] = {"coding": coding.model_dump(), "schedule": choice.schedule, "transfer": config.transfer}
-    if isinstance(config.batch, int) and not isinstance(coding.assignment, AssignmentFile):
+    if isinstance(config.batch, int) and not is_file:
         rows = config.batch * num_chunks / (choice.chunks * workers)
         lines["batch"] = max(1, round(rows))
     return to_text(lines)

@@ -177,8 +177,7 @@ class _Comparison:
             costs = None if self.costs is None else self.costs[t].tolist()
             trial = cluster.recover(dict(enumerate(seconds.tolist(), start=1)), costs)
             times[t], computed[t] = trial.time, trial.computed
-            useful = closed_form.rounded_up(np.array(trial.useful), settings.clock)
-            missing = len(holders) * self.parts - np.searchsorted(useful, settings.deadlines, side="right")
+            missing = len(holders) * self.parts - np.searchsorted(trial.useful, settings.deadlines, side="right")
             errors[t] = np.sqrt(missing)
             self.step(f"{schedule}, l = {self.parts}")
         return times, computed, errors

@@ -5,8 +5,8 @@ iterations in which it did. It is at least the pace of the chunk that it broke o
 a chunk, equal to it. A worker without any chunk in the record is taken to be as slow as the slowest one.
 
 Some iterations cannot be compared with simulated ones, and do not count: the first one, in which ranks are still being
-set up, and each iteration in which a worker was lost or returned, with the next one. Evaluations of psgc.torch, which
-have no loss, are left out.
+set up, and each iteration in which a worker was lost or returned, with the next one. Left out are evaluations of
+psgc.torch, which have no loss, and the iterations before a run was resumed with another number of workers or chunks.
 """
 
 from collections.abc import Sequence
@@ -38,6 +38,8 @@ class Recording:
     pass_cost: float  # cost of a pass besides its chunks, in average chunks; 0 when unknown
     spent: np.ndarray  # (iterations,) seconds of computing
     used: np.ndarray  # (iterations,) seconds of computing copies that are in the gradient
+    incoming: np.ndarray  # (iterations,) bytes into the server
+    outgoing: np.ndarray  # (iterations,) bytes out of it
     assumed: float  # share of `seconds` that was estimated
     never_finished: list[int]  # ranks of workers without a finished chunk
 
@@ -53,9 +55,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     """
     assert run.timeline is not None
     numbers, timeline = run.iterations["iteration"], run.timeline
-    other = timeline["iteration"][timeline["chunk"] >= run.chunks]  # of an earlier part of the run, with other chunks
-    seen = np.isin(numbers, timeline["iteration"]) & (numbers > other.max(initial=-1))
-    seen &= ~run.evaluations
+    seen = np.isin(numbers, timeline["iteration"]) & ~_of_other_workers(run) & ~run.evaluations
     if not seen.any():
         raise UserError(f"{run.path}: its timeline has no chunk of an iteration that was finished; nothing to replay")
     numbers, took = numbers[seen], run.iterations["seconds"][seen]
@@ -93,9 +93,30 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
         pass_cost=pass_cost,
         spent=np.bincount(row, seconds, len(numbers)),
         used=np.bincount(row, seconds * (outcome == Outcome.USED), len(numbers)),
+        incoming=run.iterations["bytes_in"][seen],
+        outgoing=(run.iterations["bytes"] - run.iterations["bytes_in"])[seen],
         assumed=float((here & ~finished).sum() / max(1, here.sum())),
         never_finished=(1 + np.flatnonzero(~finished.any(axis=0))).tolist(),
     )
+
+
+def _of_other_workers(run: RecordedRun) -> np.ndarray:
+    """Which iterations are of an earlier part of the run, with other workers or more chunks, (iterations,) bool."""
+    assert run.timeline is not None
+    numbers, timeline = run.iterations["iteration"], run.timeline
+    iteration, worker = timeline["iteration"], timeline["worker"]
+    more_chunks = iteration[timeline["chunk"] >= run.chunks].max(initial=-1)
+    # a resumed run drops the entries of workers that it does not have, and with them copies that were used
+    used = np.sort(iteration[timeline["outcome"] == Outcome.USED])
+    copies = np.searchsorted(used, numbers, side="right") - np.searchsorted(used, numbers)
+    lack_copies = copies < run.iterations["recovered"] * run.config.coding.parts
+    # workers that it did not have before begin later than the others; so may those that were lost and came back
+    first = np.full(run.workers + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, worker, iteration)
+    first[[0, *(event.worker for event in run.events_of_workers)]] = 0
+    joined = first[first < np.iinfo(np.int64).max].max()
+    earlier: np.ndarray = (numbers <= more_chunks) | lack_copies | (numbers < joined)
+    return earlier
 
 
 def _paces(

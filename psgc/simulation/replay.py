@@ -9,7 +9,8 @@ The model:
 * The pause of a worker between two passes is as in the run, for passes of any size.
 * The rest of an iteration is its overhead: messages, decoding, the step. It is in proportion to the messages of rank 0
   and their bytes (each message counts as `MESSAGE` bytes more), so that the median of the simulated run is that of the
-  recorded one.
+  recorded one. With `allreduce` vectors go between all ranks: rank 0 gets and sends as many bytes of them as recorded,
+  whatever the settings.
 * The fixed cost of a pass is known only if workers did different numbers of chunks in one pass. In other runs it cannot
   be separated from the cost of rows, so fewer and larger chunks are often faster than predicted.
 * Lost workers are absent in the same iterations, and the other workers share their chunks as in production.
@@ -20,15 +21,16 @@ The model:
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from psgc.backend import Backend, part_length
-from psgc.config import BatchSettings, Config, ScriptProblem
+from psgc.config import AssignmentFile, BatchSettings, Config, ScriptProblem
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD, tail_length
-from psgc.plan import Plan, even_plan, make_plan
+from psgc.plan import Plan, even_plan, make_plan, read_assignment
 from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
@@ -41,7 +43,10 @@ BLOCK = 10  # consecutive iterations of a long run
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """Settings of a run. chunks: those of each worker; if not `per_worker`, with psgc.torch, those of all together."""
+    """Settings of a run. chunks: those of each worker; if not `per_worker`, with psgc.torch, those of all together.
+
+    Of an assignment from a file: the whole chunks for each worker, and the copies that every chunk has.
+    """
 
     schedule: str
     chunks: int
@@ -55,8 +60,12 @@ class Choice:
 
 
 def own_choice(config: Config, num_chunks: int) -> Choice:
-    """The settings of a run with so many chunks."""
+    """The settings of a run with so many chunks. Raises UserError for an assignment file that is not there."""
     coding, is_script = config.coding, isinstance(config.problem, ScriptProblem)
+    if isinstance(coding.assignment, AssignmentFile):  # the file says both numbers, and the settings have defaults
+        held = read_assignment(coding.assignment.path)
+        fewest = int(np.diff(held.indptr).min())
+        return Choice(config.schedule, max(1, held.shape[0] // held.shape[1]), fewest, coding.parts)
     chunks = num_chunks if is_script else coding.per_worker
     return Choice(config.schedule, chunks, coding.replication, coding.parts, not is_script)
 
@@ -98,6 +107,7 @@ class Replay:
         self.run, self._dataset, self._dim = run, dataset, dim
         slow = run.config.stragglers
         self._combined = run.config.transfer == "combined"
+        self._allreduce = run.config.aggregation == "allreduce"
         self._breaks_off = slow.kind != "none"  # an emulated chunk ends with its iteration
         self._in_proportion = slow.seconds is None and slow.path is None  # otherwise chunks take the emulated seconds
         costs = self._costs(run.chunks)
@@ -112,6 +122,11 @@ class Replay:
         own = own_choice(run.config, run.chunks)
         plan = self._plan(own)
         trials = self._simulate(plan, own.schedule)
+        self._vectors: Any = np.zeros(2)  # with `allreduce`: mean bytes into and out of rank 0 besides records
+        if self._allreduce:
+            _, *records = self._traffic(plan, trials)
+            recorded = self.recording.incoming[counted], self.recording.outgoing[counted]
+            self._vectors = np.subtract(recorded, records).mean(axis=1).clip(min=0.0)
         self.per_message = 0.0
         if self.exact.any():
             messages, _, _ = self._traffic(plan, trials)
@@ -200,18 +215,21 @@ class Replay:
         coded = part_length(dim, plan.parts)
         copies, reported, orders = trials["computed"], trials["reported"], trials["orders"]
         live = self.recording.here[self._counted].sum(axis=1)
-        messages = live + trials["passes"]
+        messages, params = live + trials["passes"], live * dim * number
         if self._combined:
             contributors, needed = trials["contributors"], plan.num_chunks * plan.parts
-            messages = messages + contributors
-            incoming = contributors * coded * number + copies * RECORD.itemsize
             # for each of its copies a worker gets all contributors, or the message that the copy is not needed
             orders = orders + needed * plan.parts + (reported - needed) + contributors
+            if self._allreduce:
+                sums, params = self._vectors
+            else:
+                messages, sums = messages + contributors, contributors * coded * number
+            incoming = sums + copies * RECORD.itemsize
         else:
             sent = trials["passes"] if self.recording.joins else reported
             tail = tail_length(self.run.config.transfer, plan.num_chunks, self.run.config.dtype)
             incoming = sent * (coded + tail) * number + (copies - reported) * RECORD.itemsize
-        outgoing = live * dim * number + orders * RECORD.itemsize
+        outgoing = params + orders * RECORD.itemsize
         return messages + (incoming + outgoing) / MESSAGE, incoming, outgoing
 
 

@@ -189,7 +189,7 @@ class Settings(Section):
     consecutive: Flag = False
     # what a pass costs besides its chunks, in chunks: workers do several in one; None: one by one, and without a cost
     pass_cost: NotNegative | None = None
-    clock: Positive | None = None  # completion times are rounded up to its multiples; None: they are not
+    clock: Positive | None = None  # completion times are rounded up to its multiples, errors are not; None: neither
     deadlines: Annotated[list[Positive], expect("a list of numbers > 0")] = Field([])
     bound: Flag = False  # also T* and T / T*
     seed: Natural = 0

@@ -24,7 +24,7 @@ class Simulated:
 
     time: float  # seconds; inf: it cannot be recovered
     computed: int  # copies finished by then
-    useful: tuple[float, ...] = ()  # times at which needed copies were finished, ascending; N * l in the end
+    useful: tuple[float, ...] = ()  # times from which needed copies counted, ascending; N * l in the end
     spent: float = 0.0  # seconds of computing, also on unfinished chunks
     used: float = 0.0  # seconds of computing copies that are in the gradient
     reported: int = 0  # copies
@@ -104,7 +104,6 @@ class VirtualCluster(Target):
         done: list[tuple[int, int, float]] = []  # (rank, chunk, seconds)
         reported = passes = 0
         useful: list[float] = []
-        needed = dict.fromkeys(range(self._num_chunks), self._parts)
         while not self._recovered:
             wake = self._coordinator.wake
             if not self._ends and wake == inf:
@@ -120,15 +119,12 @@ class VirtualCluster(Target):
                 self._take(rank)
                 continue
             passes += 1
-            for one in piece:
-                done.append((rank, one, took / len(piece)))
-                if needed[one]:
-                    needed[one] -= 1
-                    useful.append(self._now)
+            done += [(rank, one, took / len(piece)) for one in piece]
             reported += wanted * len(piece)
             event = events.Report if wanted else events.Abandoned
             self._take(rank)
             self._bring(event(rank, self._iteration, chunk, self._now, took, others=piece[1:]))
+            useful += [self._now] * (self._num_chunks * self._parts - self._coordinator.books.missing - len(useful))
         return self._result(done, tuple(useful), reported, passes)
 
     def _result(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from psgc.checkpoints import Content, newest_first, step_of
-from psgc.disk import open_regular
+from psgc.disk import is_kind, open_regular
 from psgc.errors import UserError, one_line
 from psgc.state_files import header_of
 from psgc.torch.hand_over import ScriptState
@@ -71,7 +72,7 @@ def load_initial(path: str, model: nn.Module) -> None:
 
 
 def _file(path: Path) -> Path:
-    if not path.is_dir():
+    if not is_kind(path, stat.S_ISDIR, f"initial: {path}"):
         return path
     files = [path / "model.safetensors", *newest_first(path / "checkpoints")]
     if (found := next((file for file in files if file.exists()), None)) is None:

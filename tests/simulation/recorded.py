@@ -98,6 +98,8 @@ def recorded_run(
         "seconds": np.array(took),
         "recovered": np.full(len(took), chunks),
         "loss": np.ones(len(took)),
+        "bytes": np.zeros(len(took), int),
+        "bytes_in": np.zeros(len(took), int),
     }
     events = [WorkerEvent(iteration, worker, "", event, "") for iteration, worker, event in losses]
     return RecordedRun(Path("run"), config, iterations, timeline, None, events, workers, chunks)

@@ -160,6 +160,24 @@ def test_original_gradient_coding_is_approximated_by_least_squares_where_the_pap
     assert two.mean_errors == pytest.approx([counted])
 
 
+def test_a_worker_of_full_has_sent_nothing_at_a_deadline_before_it_has_done_its_whole_load():
+    """Also where passes cost something, which has no closed form."""
+    (row,) = experiment.run(simulation(schedules=["full"], deadlines=[2.0, 4.0], speeds=PLAIN, pass_cost=0.0))
+    seconds = np.random.default_rng([0, 0]).exponential(size=(20, 12))
+    whole_loads = coding.positions(coding.queues(coding.ordering(coding.cyclic(12, 12, 4))), 12, whole_loads=True)
+    expected = closed_form.error_measures(whole_loads, 1, seconds, [2.0, 4.0]).mean(axis=0)
+    assert row.mean_errors == pytest.approx(expected.tolist())
+
+
+def test_a_clock_rounds_no_errors_at_deadlines():
+    """Those of schedules with a closed form and of others are to be compared."""
+    changes = {"schedules": ["static", "skipping"], "deadlines": [1.5], "speeds": PLAIN}
+    with_clock = experiment.run(simulation(**changes, clock=1.0))
+    for row, rounded in zip(experiment.run(simulation(**changes)), with_clock, strict=True):
+        assert rounded.mean_errors == row.mean_errors
+        assert rounded.mean_time > row.mean_time
+
+
 # what every schedule owes, on anything
 
 

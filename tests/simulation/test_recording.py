@@ -6,13 +6,19 @@ import pytest
 from psgc.errors import UserError
 from psgc.run_rows import Outcome
 from psgc.simulation.recording import read_recording
+from psgc.simulation.replay import Replay
+from psgc.tools.run_directory import read_run
 from tests.simulation.recorded import record, recorded_run, settings, torch_settings
+from tests.unit import recorded_runs
 
 USED, LATE, ABANDONED, LOST = Outcome
 
 
 def two_workers(entries, took, losses=(), chunks=2):
-    return recorded_run(settings(chunks_per_worker=1, replication=2), entries, took, 2, chunks, losses)
+    run = recorded_run(settings(chunks_per_worker=1, replication=2), entries, took, 2, chunks, losses)
+    used = [iteration for _, _, iteration, _, _, outcome in entries if outcome == USED]
+    run.iterations["recovered"] = np.bincount(used, minlength=len(took))[: len(took)].clip(max=chunks)
+    return run
 
 
 def test_a_worker_takes_the_mean_of_the_chunks_that_it_finished_in_an_iteration():
@@ -81,7 +87,7 @@ def test_the_lost_are_away_until_they_return_and_iterations_of_loss_do_not_count
 
 
 def test_an_iteration_that_ended_before_everything_was_recovered_is_not_exact():
-    run = two_workers([(1, 0, t, 0.0, 1.0, USED) for t in range(3)], [1.0] * 3)
+    run = two_workers([(worker, worker - 1, t, 0.0, 1.0, USED) for t in range(3) for worker in (1, 2)], [1.0] * 3)
     run.iterations["recovered"][1] = 1
     assert read_recording(run).exact.tolist() == [True, False, True]
 
@@ -100,6 +106,24 @@ def test_work_that_was_for_nothing_is_counted():
 def test_iterations_of_an_earlier_part_with_more_chunks_are_left_out():
     entries = [(1, 5, 0, 0.0, 1.0, USED), (1, 0, 0, 1.0, 1.0, USED), (1, 0, 1, 0.0, 2.0, USED)]
     assert read_recording(two_workers(entries, [1.0, 2.0])).took.tolist() == [2.0]
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 4), (4, 8)])
+def test_iterations_of_an_earlier_part_with_other_workers_are_left_out(tmp_path, before, after):
+    """Of the workers that are gone the record has nothing, and those that are new did nothing before."""
+    for workers, iterations, resume_at in ((before, 30, None), (after, 60, 30)):
+        chunks = 64 // workers  # a resumed run keeps its chunks
+        recorded_runs.record(tmp_path / "run", workers, chunks, iterations, resume_at=resume_at)
+    replay = Replay(run := read_run(tmp_path / "run"), None, None, most=100)
+    assert replay.took.tolist() == run.iterations["seconds"][31:].tolist()
+    assert replay.own.seconds - replay.own.overhead == pytest.approx(replay.took.mean(), rel=0.15)
+    assert 0 < replay.own.overhead < 0.2 * replay.own.seconds
+
+
+def test_a_worker_that_was_lost_before_it_did_anything_was_part_of_the_run_before():
+    entries = [(1, chunk, t, 0.0, 1.0, USED) for t in range(6) for chunk in (0, 1)] + [(2, 0, 5, 0.0, 1.0, LATE)]
+    recording = read_recording(two_workers(entries, [1.0] * 6, losses=[(0, 2, "lost"), (4, 2, "returned")]))
+    assert len(recording.took) == 6
 
 
 def test_a_record_without_chunks_is_refused():

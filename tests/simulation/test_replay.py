@@ -250,3 +250,21 @@ def test_what_a_worker_holds_and_what_is_sent():
     assert static.gradients == 12
     assert static.incoming == 4 * 500 * 8 + 32 * RECORD.itemsize
     assert static.outgoing == 4 * 1000 * 8 + (16 * 2 * 2 + 4) * RECORD.itemsize
+
+
+def test_with_allreduce_the_vectors_of_rank_0_are_as_recorded_whatever_the_settings():
+    """Ranks send each other sums of slices. Of the settings only the records of rank 0 depend."""
+    config = settings("static", chunks_per_worker=4, replication=2)
+    config = config.model_copy(update={"transfer": "combined", "aggregation": "allreduce"})
+    run = record(config, [[1.0, 1.0, 1.0, 1.0]] * 3)
+    run.iterations["bytes_in"][:] = 50_000
+    run.iterations["bytes"][:] = 50_000 + 70_000
+    replay = Replay(run, None, 1000, most=100)
+    assert (replay.own.incoming, replay.own.outgoing) == (50_000, 70_000)
+    fewer = replay.predict(Choice("static", 1, 2, 1))
+    assert fewer.incoming == 50_000 - (16 - 4) * RECORD.itemsize
+    assert fewer.outgoing == 70_000 - (16 - 4) * RECORD.itemsize
+    halves = replay.predict(Choice("static", 4, 2, 2))
+    assert halves.incoming == 50_000 + 16 * RECORD.itemsize
+    run.iterations["bytes"][:] = run.iterations["bytes_in"][:] = 0  # fewer than its records: nothing is known of it
+    assert Replay(run, None, 1000, most=100).own.incoming == 16 * RECORD.itemsize

@@ -9,12 +9,14 @@ import pytest
 from rich.console import Console
 
 import psgc
+from psgc import coding
 from psgc import config as configuration
 from psgc.cli import main
 from psgc.data import write_dense
 from psgc.messages import TAIL
 from psgc.record.csv_files import COLUMNS
 from psgc.simulation import advice
+from psgc.yaml_source import to_text
 from tests.simulation.recorded import record, settings, torch_settings
 from tests.unit import recorded_runs
 
@@ -171,6 +173,29 @@ def test_an_assignment_from_a_file_says_replication_and_chunks_itself(capsys):
     out = capsys.readouterr().out
     assert "path: A.npy" in out
     assert "not possible" not in out
+
+
+def test_the_numbers_of_an_assignment_from_a_file_are_those_of_its_matrix(capsys):
+    np.save("A.npy", coding.cyclic(16, 4, 3).toarray())
+    config = settings("static", assignment=configuration.AssignmentFile(kind="file", path="A.npy"))
+    write_run(config)
+    assert exit_code("--parts", "1,2", "--json", "rows.json") == 0
+    report = json.loads(Path("rows.json").read_text())
+    assert {(row["chunks_per_worker"], row["replication"]) for row in report["rows"]} == {(4, 3)}
+    rest = config.model_dump(include={"problem", "optimizer", "iterations", "output"})
+    read = configuration.from_yaml_text(to_text(rest) + report["yaml"])  # is to be pasted
+    assert read.coding.assignment == config.coding.assignment
+
+
+def test_the_settings_of_the_run_alone_are_a_row(capsys):
+    own = ("--schedule", "static", "--chunks-per-worker", "4", "--replication", "2", "--parts", "1")
+    assert exit_code(*own, "--json", "rows.json") == 0
+    report = json.loads(Path("rows.json").read_text())
+    assert [row["recorded_seconds"] for row in report["rows"]] == [pytest.approx(7.0)]
+    assert report["reason"] == "Nothing else was asked for."
+    write_run(settings("uncoded", chunks_per_worker=4, replication=2))
+    assert exit_code("--schedule", "uncoded", "--chunks-per-worker", "4", "--parts", "1", "--json", "rows.json") == 0
+    assert len(json.loads(Path("rows.json").read_text())["rows"]) == 1
 
 
 def test_a_run_that_was_killed_is_replayed_as_far_as_it_came(capsys):

@@ -15,6 +15,8 @@ from psgc.tools.comparison import compared
 from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import changed, record, with_columns
 
+LONG = 300 * "a"  # longer than a name can be
+
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
@@ -152,6 +154,8 @@ def test_a_wrong_directory_is_a_line_and_does_not_hide_the_others(compare):
         (["--plot", "a.jpg"], "--plot a.jpg: expected a name that ends in .png, .pdf or .svg"),
         (["--plot", "no/a.png"], "--plot no/a.png: expected a file in a directory that exists"),
         (["--json", "a"], "--json a: expected a file in a directory that exists"),
+        (["--json", LONG], f"--json {LONG}: file name too long"),
+        (["--plot", f"{LONG}/a.png"], f"--plot {LONG}/a.png: file name too long"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused_first(compare, arguments, said):

@@ -20,6 +20,7 @@ iterations: 1
 output: out
 """
 PROBLEM = LeastSquares(3)  # 4 parameters
+LONG = 300 * "a"  # longer than a name can be
 LEFT = np.array([0.5, -1.0, 2.0, 0.1])
 
 
@@ -70,6 +71,7 @@ def test_a_run_that_has_ended_has_its_parameters_and_another_one_its_newest_chec
     ("initial", "said"),
     [
         ("nowhere.npy", "nowhere.npy: cannot read it: no such file or directory; expected a .npy file with the parame"),
+        (LONG, f"{LONG}: file name too long; expected a .npy file with the parameters, or a run directory"),
         ("text.npy", "text.npy: damaged, or no .npy file of plain numbers: "),
         ("empty", "empty: expected a run directory, but it holds neither params.npy nor a checkpoint"),
         ("five.npy", "five.npy holds float64 of shape (5,), but the problem has parameters of shape (4,)"),

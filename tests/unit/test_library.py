@@ -21,6 +21,8 @@ from psgc.data import open_data
 from tests.unit.fake_mpirun import wait_for
 from tests.unit.recorded_runs import record
 
+X, Y = np.ones((4, 2)), np.arange(4)
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -163,6 +165,44 @@ def test_a_run_of_a_problem_and_data_in_memory(mpirun, whole, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
     with pytest.raises(psgc.UserError, match="this process is a rank of a run; put the call under: if __name__"):
         psgc.launch(data=data, **given)
+
+
+def test_an_output_may_be_below_a_link_and_new_directories(mpirun, whole):
+    mpirun(f"mkdir -p linked/exp/2024/a; cp -r {whole}/. linked/exp/2024/a")
+    Path("disk").mkdir()
+    Path("linked").symlink_to("disk")
+    given = {"problem": "softmax", "data": (X, Y), "workers": 2, "iterations": 3, "lr": 0.5}
+    assert psgc.launch(**given, output="linked/exp/2024/a").path == Path("linked/exp/2024/a")
+    assert {path.name for path in Path("disk/exp/2024").iterdir()} == {"a", "a.yaml", "a-data.npz"}
+    mpirun(f"mkdir linked/b; cp -r {whole}/. linked/b")
+    assert psgc.launch(**given, output="linked/b").path == Path("linked/b")
+
+
+def test_a_dollar_in_an_output_stays_one(mpirun, whole, monkeypatch):
+    mpirun(f"mkdir -p 'here/a$b'; cp -r {whole}/. 'here/a$b'")
+    monkeypatch.setenv("SCRATCH", "here")
+    monkeypatch.delenv("b", raising=False)
+    run = psgc.launch(problem="softmax", data=(X, Y), workers=2, iterations=3, lr=0.5, output="$SCRATCH/a$$b")
+    assert run.path == Path("here/a$b")
+    config = load("here/a$$b.yaml")
+    assert (config.output, config.data.path) == ("here/a$b", "here/a$b-data.npz")
+    assert open_data(config.data.path).num_rows == 4
+
+
+def test_a_yaml_that_the_user_has_written_stays(mpirun, whole):
+    """`out` has one of the same name, from which this run may come to be made."""
+    mpirun(f"mkdir out; cp -r {whole}/. out")
+    given = {"problem": "softmax", "data": (X, Y), "workers": 2, "iterations": 3, "lr": 0.5, "output": "run"}
+    before = Path("run.yaml").read_bytes()
+    with pytest.raises(psgc.UserError, match=r"^run\.yaml: would be replaced, and psgc has not written this file"):
+        psgc.launch(**given)
+    assert Path("run.yaml").read_bytes() == before
+    assert not Path("run-data.npz").exists()
+    Path("run.yaml").unlink()
+    mpirun(f"rm -rf run; cp -r {whole} run")
+    for rate in (0.5, 0.25):  # its own it writes anew
+        psgc.launch(**given | {"lr": rate})
+        assert load("run.yaml").optimizer.lr == rate
 
 
 def call(function, *arguments, **options):

@@ -142,6 +142,8 @@ def test_hosts(line, version, host, hostfile):
     assert f" {hostfile} hosts" in line(Placement(9, hostfile="hosts"), version=version)[0]
     with pytest.raises(UserError, match=r"^--hostfile nowhere: no such file$"):
         line(Placement(9, hostfile="nowhere"))
+    with pytest.raises(UserError, match=r"^--hostfile a{300}: file name too long$"):  # nor a traceback of the system's
+        line(Placement(9, hostfile=300 * "a"))
 
 
 def test_ssh_does_not_look_for_lost_hosts_either(line):

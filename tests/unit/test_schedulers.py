@@ -65,6 +65,19 @@ def test_what_slurm_refuses_and_what_is_wrong_with_it_is_one_line(client, said, 
     assert str(caught.value) == line
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "alone", "one_of_one", "of_two"),
+    [
+        ("slurm", "run-123.log", "run-123_*.log", "run-123_*.log"),
+        ("pbs", "run-123.log", "run-123.log", "run-123[*].log"),  # an array has at least two jobs
+        ("lsf", "run-123.log", "run-123_*.log", "run-123_*.log"),
+    ],
+)
+def test_the_log_that_is_told_is_the_one_that_the_job_writes(scheduler, alone, one_of_one, of_two):
+    log = SCHEDULERS[scheduler].log
+    assert [log("run", "123", num_runs) for num_runs in (0, 1, 2)] == [alone, one_of_one, of_two]
+
+
 def test_submit_tells_the_number_or_that_there_is_no_answer(client, monkeypatch):
     with pytest.raises(UserError, match=r"^sbatch: not found on the PATH, expected SLURM's commands$"):
         SLURM.submit(Path("a.sbatch"), 0)

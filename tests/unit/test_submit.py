@@ -138,6 +138,15 @@ def test_a_line_break_in_the_command_cannot_add_an_option(submit):
     assert "--uid=0" not in directives(lines[:first_command])
 
 
+def test_a_name_that_is_no_utf_8_is_written_as_it_is(submit):
+    name = os.fsdecode(b"caf\xe9.yaml")
+    Path("run.yaml").rename(name)
+    code, _, err = submit(name, *PLAIN[1:])
+    assert (code, err) == (0, "")
+    *_, last = Path("runs/a.sbatch").read_bytes().splitlines()
+    assert last.startswith(b"exec psgc launch 'caf\xe9.yaml' -n 6")
+
+
 # sweeps
 
 
@@ -165,6 +174,7 @@ def test_values_are_taken_apart_as_yaml():
 
 # refusals
 
+LONG = 300 * "a"  # longer than a name can be
 ARABIC = "\u0662:\u0660\u0660:\u0660\u0660"
 MISSING = (
     "no such file or directory; if only the nodes have it, submit from one of them, in SLURM: srun psgc submit ..."
@@ -208,6 +218,7 @@ SCRIPT = "for runs of a YAML file, train.py is a script"
         (["--local-dir", "/tmp", "--set", "problem={python: 'a:b'}", "--set", "data=null"], "the YAML has no data"),
         (["--local-dir", "/tmp", "--set", "data={python: 'a:b'}"], "--local-dir: copies the files of data.path, but "),
         (["--set", "initial=nowhere.npy"], f"initial: nowhere.npy: {MISSING}"),
+        (["--set", f"initial={LONG}"], f"initial: {LONG}: file name too long"),
         (["--output", "run.yaml/x"], "run.yaml/x: cannot be written: "),
         (["--scheduler", "pbs", "--local-dir", "/tmp"], "--local-dir: copies with SLURM's sbcast; with other "),
         (
@@ -337,6 +348,18 @@ def test_shellcheck_finds_nothing(submit, scheduler):
         assert submit(*PLAIN, "--scheduler", scheduler, *sweep, "--output", "s")[0] == 0
         checked = subprocess.run(["shellcheck", "s"], capture_output=True, text=True, timeout=60)
         assert checked.returncode == 0, checked.stdout
+
+
+def test_a_script_that_the_user_has_written_stays(submit):
+    Path("train.py").touch()
+    Path("train.sbatch").write_text("#!/bin/bash\n#SBATCH --time=1:00\n\n# Written by: psgc\nsrun python train.py\n")
+    before = Path("train.sbatch").read_bytes()
+    said = "would be replaced, and psgc has not written this file; give --output FILE"
+    assert submit("train.py", *PLAIN[1:]) == (2, "", f"psgc: train.sbatch: {said}\n")
+    assert Path("train.sbatch").read_bytes() == before
+    assert submit("train.py", *PLAIN[1:], "--output", "train.sbatch")[0] == 0
+    assert submit("train.py", *PLAIN[1:], "--name", "again")[0] == 0  # its own it writes anew
+    assert "#SBATCH --job-name=again" in Path("train.sbatch").read_text()
 
 
 # submitting

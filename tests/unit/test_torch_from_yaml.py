@@ -259,6 +259,8 @@ def test_a_model_begins_with_what_another_run_has_left(folder, name):
     assert all((other.state_dict()[key] == value).all() for key, value in model.state_dict().items())
     with pytest.raises(UserError, match=r"0.weight has the shape \(5, 8\), that of the model \(6, 8\)$"):
         load_initial(name, torch_problem.network(6))
+    with pytest.raises(UserError, match=r"^initial: a{300}: file name too long$"):
+        load_initial(300 * "a", other)
     assert "0.weight has the shape (5, 8), that of the model (7, 8)" in refusal(
         "problem.options.hidden=7", f"initial={name}"
     )
