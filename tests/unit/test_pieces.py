@@ -16,7 +16,7 @@ from psgc.workers.compute import Gradients
 from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import Done, WorkerState
-from psgc.workers.work import Result
+from psgc.workers.work import Failure, Result
 
 FIXED = 0.76  # of a perceptron on a CPU: what a pass costs besides its chunks, in chunks
 
