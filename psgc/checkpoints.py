@@ -42,7 +42,11 @@ def step_of(path: Path) -> int:
 def newest_first(directory: Path) -> list[Path]:
     """The checkpoints in `directory`, whole or not. Raises OSError."""
     paths = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)] if directory.is_dir() else []
-    return sorted(paths, key=lambda path: (step_of(path), path.lstat().st_mtime_ns), reverse=True)
+    written: dict[Path, tuple[int, int]] = {}
+    for path in paths:
+        with suppress(FileNotFoundError):  # a newer one may replace it meanwhile
+            written[path] = step_of(path), path.lstat().st_mtime_ns
+    return sorted(written, key=written.__getitem__, reverse=True)
 
 
 def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "") -> Read | None:
@@ -149,6 +153,7 @@ class CheckpointStore:
 
         Returns the step of the newest complete checkpoint that is left; None, and nothing is done, if there is none.
         """
+        self.flush()  # a checkpoint that is being written may replace older ones
         older = [p for p in newest_first(self._directory) if step_of(p) <= step]
         newest = next((path for path in older if self._is_whole(path)), None)
         if newest is None:
