@@ -14,7 +14,7 @@ from psgc import config as configuration
 from psgc.aggregation.replica import Replica
 from psgc.checkpoints import CheckpointStore
 from psgc.data import ChunkSource, Epochs
-from psgc.errors import RunFailed, UserError
+from psgc.errors import RunFailed, ServerDiffers, UserError
 from psgc.optimizer import make_optimizer
 from psgc.problems import has_loss, measures_of
 from psgc.record.csv_files import RESTORED, restored
@@ -224,6 +224,8 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
             outcome = RunOutcome()
         except (RunFailed, UserError) as error:  # the latter: wrong data
             outcome = RunOutcome.of(error, ending.stopped_by)
+            if isinstance(error, ServerDiffers):
+                keeper.go_back(run.first if error.agreed is None else error.agreed)
         finally:
             keeper.save()  # its thread writes while the rest is finished
             progress.close()
@@ -232,12 +234,12 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
             outcome = RunOutcome(enough=keeper.enough)
             say(f"ended after {keeper.done} of {run.iterations} iterations: {keeper.enough}")
         summary = summary_of(server, recorder, seconds, run, outcome, best)
-        params = run.backend.to_host(server.params)
         goes_on = outcome.status == "interrupted" and launched.hands_over(directory)
         summary |= {"starts_again": True} if goes_on else {}
+        params = None if goes_on or keeper.is_wrong else run.backend.to_host(server.params)
         # first, since a run that is interrupted may be killed soon; "evaluating" makes `psgc launch` wait
         with suppress(OSError):  # a checkpoint that is being written may take the room: what counts comes below
-            recorder.finish(None if goes_on else params, summary | {"evaluating": True})
+            recorder.finish(params, summary | {"evaluating": True})
         if outcome.status == "interrupted":  # now: Open MPI's mpirun sends SIGKILL after half a second
             ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
         patient = outcome.status == "done" and not transport.survives_deaths  # a killed worker would end the server
@@ -254,7 +256,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
             summary = summary_of(server, recorder, seconds, run, outcome, best) | found
         if store.close() and recorder.lacks_room:  # parameters and summary matter more than older checkpoints
             store.make_room()
-        summary = recorder.finish(None if goes_on else params, summary)
+        summary = recorder.finish(params, summary)
         if summary["status"] != outcome.status:  # the parameters could not be written
             outcome = RunOutcome(summary["status"], summary["reason"], RunFailed.exit_code)
     except BaseException:  # a full disk, or a defect
