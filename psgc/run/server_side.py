@@ -143,8 +143,6 @@ def serve_on(
         run.checkpoint = run.state_after(run.first, replica.params, replica.optimizer, {}, seconds)
         best = Best(config.evaluate.patience if config.evaluate else None)
         best_so_far(best, directory, config.evaluate, run.first)
-        if best.enough:
-            run.iterations = run.first
         record = Writers.of(run, claim, best)
         at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
         train(transport, run, record, ending, debug)
@@ -178,6 +176,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         run.callbacks,
         loggers,
         best,
+        enough=best.enough,
         check_claim=record.claim.check if transport.survives_deaths else lambda: None,
     )
     keeper.undo = partial(launched.undo, directory, store.give_up_after)
@@ -220,7 +219,8 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     try:
         try:
             initial, run.initial = [run.backend.asarray(run.initial)], None  # nobody else is to hold their memory
-            server.run(initial.pop(), run.iterations, run.first, at_begin(faults, run.first, begun))
+            last = run.first if best.enough else run.iterations
+            server.run(initial.pop(), last, run.first, at_begin(faults, run.first, begun))
             outcome = RunOutcome()
         except (RunFailed, UserError) as error:  # the latter: wrong data
             outcome = RunOutcome.of(error, ending.stopped_by)

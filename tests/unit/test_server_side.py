@@ -16,7 +16,7 @@ from psgc.launching.outcome import RunDirectory
 from psgc.run.claim import Claim
 from psgc.transport import Died
 from tests.unit.scripted import done
-from tests.unit.served_run import FEATURES, VECTOR, chunks_of, newest, summary, train
+from tests.unit.served_run import FEATURES, VECTOR, chunks_of, newest, summary, take_over, train
 
 pytestmark = pytest.mark.usefixtures("folder")
 ONCE = "iterations=1"
@@ -124,6 +124,28 @@ def test_a_killed_run_with_patience_makes_the_evaluations_after_its_checkpoint_a
         (at_its_end,) = Path("out/checkpoints").glob("00000004-*")
         for late in (at_its_end, Path("out/summary.json")):  # a run that is killed before has them not
             late.unlink()
+
+
+@pytest.mark.parametrize("goes_on", ["resumed", "taken over"])
+def test_a_run_that_had_enough_makes_no_further_step_when_it_goes_on(capsys, goes_on):
+    """It was killed in its last evaluation. Four epochs are eight iterations."""
+    epochs = ("iterations=null", "batch={size: 30, epochs: 4}")
+    settings = ("data.test=data.npz", "evaluate={every: 1, patience: 2}", *epochs)
+    steps = chain(*(chunks_of(i, (2,), held_out=(0.0, 0.0)) for i in range(4)))
+    assert train(steps, *settings) == 0
+    before, told = summary(), capsys.readouterr().out
+    Path("out/summary.json").unlink()
+    if goes_on == "resumed":
+        assert train(iter([]), *settings, resuming=True) == 0
+    else:
+        assert take_over(iter([]), 4, *settings) == 0
+    line = "ended after 4 of 8 iterations: no lower held-out loss in 2 evaluations after that of iteration 1\n"
+    assert line in told
+    assert line in capsys.readouterr().out
+    assert newest().iteration == 4
+    found = summary()
+    for name in ("status", "iterations", "epoch", "ended_early"):
+        assert (name, found[name]) == (name, before[name])
 
 
 def test_parameters_of_the_end_that_were_the_best_stay_the_best_when_the_run_goes_on():
