@@ -46,7 +46,7 @@ class Cluster:
         self.left_out: set[int] = set()  # workers that are not lost, but take no part
         self.failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed, while nobody has done it
         self._raised: set[int] = set()  # workers on which a gradient failed
-        self.strikes = Counter[int]()  # wrong copies of each worker (`verify`)
+        self.strikes = Counter(settings.strikes)  # wrong copies of each worker (`verify`)
         self._joins: dict[int, bool] = {}  # by worker that has said so, whether it can do several chunks in one pass
         self._stuck = Stuck()
 

@@ -28,6 +28,7 @@ class Beginning:
     died: when the earlier rank 0 died, time.monotonic()
     took: by iteration that may have no row, its seconds
     lost: seconds of all takeovers, with this one once the term `has_begun`
+    strikes: by worker, its wrong copies before the term (`verify`)
     """
 
     first: int
@@ -38,6 +39,7 @@ class Beginning:
     died: float = 0.0
     took: Mapping[int, float] = field(default_factory=dict)
     lost: float = 0.0
+    strikes: Mapping[int, int] = field(default_factory=dict)
 
     def has_begun(self) -> None:
         """The first iteration of the term begins."""

@@ -62,8 +62,11 @@ def train(script, *overrides, resuming=False, stopped_by=(), debug=False, ranks=
     return ending.code
 
 
-def take_over(script, first, *overrides, ranks=3):
-    """The exit code of the run in `out` when rank 0 has died, and worker 1 serves it from iteration `first` on."""
+def take_over(script, first, *overrides, ranks=3, away=()):
+    """The exit code of the run in `out` when rank 0 has died, and worker 1 serves it from iteration `first` on.
+
+    away: workers that are lost, but whose processes live
+    """
     transport = Following(ranks, _to_the_end(script, range(2, ranks)))
     transport.place, transport.term = 1, Term(0, ranks).following(1)
     config = load("run.yaml", overrides)
@@ -71,7 +74,8 @@ def take_over(script, first, *overrides, ranks=3):
     chunks = ChunkSource(run.dataset, run.plan.num_chunks, config.dtype, run.backend)
     run.first, run.program = first, ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, run.test)
     run.program.own.start(first, np.zeros(FEATURES + 1))
-    run.beginning = Beginning(first=first, is_alike=True, away={1: True}, before="here", died=time.monotonic())
+    lost = {1: True, **dict.fromkeys(away, False)}
+    run.beginning = Beginning(first=first, is_alike=True, away=lost, before="here", died=time.monotonic())
     ending = Ending(transport)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("signal.alarm", lambda _: 0)  # the timeout of this test has one, which is no signal to the run

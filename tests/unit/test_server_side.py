@@ -158,6 +158,23 @@ def test_parameters_of_the_end_that_were_the_best_stay_the_best_when_the_run_goe
     assert summary()["best"] == best
 
 
+def test_a_takeover_knows_who_was_lost_and_whose_copies_were_wrong():
+    """Worker 2 was lost before, and takes part again; worker 4 was found wrong after its loss, and is still away."""
+    settings = ("coding.chunks_per_worker=1", "coding.replication=3", "verify={every: 100, strikes: 2}")
+    before = "1,2,h2,lost,why\n0,3,h3,wrong,why\n1,3,h3,wrong,why\n1,4,h4,lost,why\n1,4,h4,wrong,why\n1,9,h9,wrong,why\n"
+    Path("out").mkdir()
+    Path("out/lost.csv").write_text(f"iteration,worker,host,event,reason\n{before}")
+    script = chain([[], []], ([done(5, 2, chunk, VECTOR)] for chunk in range(5)))
+    assert take_over(script, 2, *settings, "iterations=3", ranks=6, away=[4]) == 0
+    rows = [line.split(",") for line in Path("out/lost.csv").read_text().splitlines()[7:]]
+    assert [tuple(row[:2]) + tuple(row[3:]) for row in rows] == [
+        ("2", "0", "lost", "its process died; worker 1 on here takes over as the server"),
+        ("2", "1", "lost", "it has taken over as the server"),
+        ("2", "2", "returned", ""),
+        ("2", "3", "lost", "its copies were wrong 2 times (verify.strikes)"),
+    ]
+
+
 def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, monkeypatch):
     auto = "coding.chunks_per_worker=auto"
     monkeypatch.setattr("psgc.run.prepare.seconds_of_share", lambda *_: 0.0085)
