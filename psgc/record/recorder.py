@@ -228,14 +228,20 @@ class Recorder:
             summary |= {"status": "failed", "reason": reason, "exit_code": RunFailed.exit_code}
         return summary
 
-    def keep_best(self, params: np.ndarray) -> None:
-        """Write the best parameters so far (`evaluate.keep_best`)."""
-        path = self._directory / "best.npy"
-        self._keep(path.name, lambda: write_whole(path, lambda stream: np.save(stream, params, allow_pickle=False)))
+    def keep_best(self, params: np.ndarray, figures: Mapping[str, float]) -> None:
+        """Write the best parameters so far (`evaluate.keep_best`), and then their figures."""
+
+        def write() -> None:
+            best = self._directory / "best.npy"
+            write_whole(best, lambda stream: np.save(stream, params, allow_pickle=False))
+            write_text(best.with_suffix(".json"), json.dumps(figures) + "\n")
+
+        self._keep("best.npy", write)
 
     def drop_best(self) -> None:
         """Remove the best parameters: they are wrong."""
-        (self._directory / "best.npy").unlink(missing_ok=True)
+        for name in ("best.npy", "best.json"):
+            (self._directory / name).unlink(missing_ok=True)
 
     def drop_timeline(self) -> None:
         """Remove the timeline from the disk, to make room for a checkpoint."""

@@ -23,7 +23,7 @@ from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.summary import lines
 from psgc.run import launched, resume
-from psgc.run.best import Best, best_so_far, know_last
+from psgc.run.best import Best, best_so_far
 from psgc.run.building import all_work, at_begin, make_server, opening_lines, share_memory, work_beside
 from psgc.run.checkpoint import initial_params
 from psgc.run.claim import Claim
@@ -72,8 +72,6 @@ def serve(
                 os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
                 meeting.call_off()
                 return
-            if resumed and config.evaluate and config.evaluate.keep_best:
-                know_last(best, directory)
             record = Writers.of(run, claim, best)
             at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
         _tell_workers(meeting, run)
@@ -103,7 +101,7 @@ class Writers:
             took,
         )
         if config.evaluate and config.evaluate.keep_best:
-            best.keep = lambda params: recorder.keep_best(run.backend.to_host(params))
+            best.keep = lambda params: recorder.keep_best(run.backend.to_host(params), best.known)
         return cls(claim, recorder, Loggers(config, directory, must_begin=run.beginning is None), best)
 
 
