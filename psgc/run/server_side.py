@@ -72,9 +72,11 @@ def serve(
                 os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
                 meeting.call_off()
                 return
+        _tell_workers(meeting, run)
+        with meeting.preparing():  # only now, since a run that is refused leaves the one before as it is
             record = Writers.of(run, claim, best)
             at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
-        _tell_workers(meeting, run)
+        meeting.tell(b"begin")
         all_work(transport, config)
         share_memory(transport, config, run.backend, run.problem.dim)
         train(transport, run, record, ending, debug)

@@ -15,7 +15,7 @@ from psgc.errors import UserError
 from psgc.launching.outcome import RunDirectory
 from psgc.run.claim import Claim
 from psgc.transport import Died
-from tests.unit.scripted import done
+from tests.unit.scripted import Following, done
 from tests.unit.served_run import FEATURES, VECTOR, chunks_of, newest, summary, take_over, train
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -94,6 +94,16 @@ def test_a_resume_that_finds_the_run_done_or_another_run_changes_nothing(capsys)
         train(iter([]))
     claim.release()
     assert files() == before
+
+
+def test_a_resume_that_another_rank_refuses_changes_nothing(monkeypatch):
+    assert train(chunks_of(0), ONCE) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    refused = "data.npz: no such file"
+    monkeypatch.setattr(Following, "gather", lambda self, text, doing="": [text, refused, text])
+    with pytest.raises(UserError, match=refused):
+        train(iter([]), "iterations=2", resuming=True)
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
 def test_a_run_that_was_stopped_after_its_last_step_is_done_when_it_goes_on():
