@@ -182,6 +182,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     keeper.undo = partial(launched.undo, directory, store.give_up_after)
     if beginning is not None:
         record_takeover(keeper, beginning, transport)
+        launched.undo_at_takeover(directory, keeper.spoiled)
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
     is_traced, rows = config.stragglers.kind == "chunk_trace", rows_taken(config, chunks.num_rows)
     known = known_costs(config, plan.num_chunks)

@@ -62,7 +62,7 @@ def train(script, *overrides, resuming=False, stopped_by=(), debug=False, ranks=
     return ending.code
 
 
-def take_over(script, first, *overrides, ranks=3, away=()):
+def take_over(script, first, *overrides, ranks=3, away=(), stopped_by=()):
     """The exit code of the run in `out` when rank 0 has died, and worker 1 serves it from iteration `first` on.
 
     away: workers that are lost, but whose processes live
@@ -76,7 +76,7 @@ def take_over(script, first, *overrides, ranks=3, away=()):
     run.program.own.start(first, np.zeros(FEATURES + 1))
     lost = {1: True, **dict.fromkeys(away, False)}
     run.beginning = Beginning(first=first, is_alike=True, away=lost, before="here", died=time.monotonic())
-    ending = Ending(transport)
+    ending = Ending(transport, stopped_by)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("signal.alarm", lambda _: 0)  # the timeout of this test has one, which is no signal to the run
         serve_on(transport, run, run.beginning, 0.0, ending, False)

@@ -185,6 +185,20 @@ def test_a_takeover_knows_who_was_lost_and_whose_copies_were_wrong():
     ]
 
 
+def test_a_takeover_undoes_the_step_of_which_the_rank_0_before_has_said_so(capsys, monkeypatch):
+    monkeypatch.setenv("PSGC_LAUNCHED", "1")
+    settings, stopped_by = ("iterations=9", "checkpoint={every: 1, keep: 5}"), []
+    monkeypatch.setattr("os.kill", lambda _, number: stopped_by.append(number))
+    assert train(iterations(0, 4), *settings[1:], "iterations=4") == 0
+    Path("out/summary.json").unlink()
+    Path("out/.undo").write_text("2")
+    assert take_over(iter([]), 4, *settings, stopped_by=stopped_by) == 128 + signal.SIGUSR1
+    assert newest().iteration == 2
+    assert {"status": "interrupted", "starts_again": True}.items() <= summary().items()
+    line = "rank 0 was lost before it had undone step 2, which is wrong; so the run goes back to the checkpoint of step 2\n"
+    assert line in capsys.readouterr().out
+
+
 def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, monkeypatch):
     auto = "coding.chunks_per_worker=auto"
     monkeypatch.setattr("psgc.run.prepare.seconds_of_share", lambda *_: 0.0085)
