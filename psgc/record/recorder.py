@@ -95,6 +95,7 @@ class Recorder:
         if resume_at is not None and took is None:  # after a takeover, lost workers are still lost
             self._all_are_back(resume_at)
         self._timeline = TimelineWriter(self._directory, self._workers, self._num_chunks, self.timeline_every)
+        seen: set[int] = set()  # iterations
         for piece in pieces(timeline) if timeline is not None else ():
             kept = (piece["iteration"] < resume_at) & (piece["worker"] <= self._workers)
             entries = np.zeros(int(kept.sum()), ENTRY)
@@ -102,6 +103,9 @@ class Recorder:
                 entries[name] = piece[name][kept]
             self.tally.count(entries)
             self._timeline.write(entries, all_iterations=True)
+            seen.update(np.unique(entries["iteration"]).tolist())
+        if self.timeline_every > 1 and seen:
+            self.tally.scale(len(self.tally.seconds) / len(seen))
 
     def _all_are_back(self, iteration: int) -> None:
         """Record that lost workers have returned: all workers take part in a resumed run."""
