@@ -167,9 +167,9 @@ class Cluster:
             found += [(worker, reason, False) for worker in unreached(timeout)]
         return found
 
-    def lose(self, worker: int, dead: bool, failed: bool) -> bool:
-        """`worker` is lost. Returns whether it was not lost before."""
-        if not self.detector.lost(worker, dead, failed):
+    def lose(self, worker: int, dead: bool, failed: bool, counts: bool = True) -> bool:
+        """`worker` is lost, as in `FailureDetector.lost`. Returns whether it was not lost before."""
+        if not self.detector.lost(worker, dead, failed, counts):
             return False
         self.changed = True
         return True
