@@ -221,6 +221,8 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         try:
             initial, run.initial = [run.backend.asarray(run.initial)], None  # nobody else is to hold their memory
             last = run.first if best.enough else run.iterations
+            if beginning is not None and run.first == last:  # rank 0 has died after the last step
+                beginning.has_begun()
             server.run(initial.pop(), last, run.first, at_begin(faults, run.first, begun))
             outcome = RunOutcome()
         except (RunFailed, UserError) as error:  # the latter: wrong data

@@ -75,7 +75,8 @@ def take_over(script, first, *overrides, ranks=3, away=(), stopped_by=()):
     run.first, run.program = first, ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, run.test)
     run.program.own.start(first, np.zeros(FEATURES + 1))
     lost = {1: True, **dict.fromkeys(away, False)}
-    run.beginning = Beginning(first=first, is_alike=True, away=lost, before="here", died=time.monotonic())
+    run.beginning = Beginning(first=first, is_alike=True, away=lost, before="here")
+    run.beginning.died, run.beginning.number = time.monotonic() - 7.0, 1
     ending = Ending(transport, stopped_by)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("signal.alarm", lambda _: 0)  # the timeout of this test has one, which is no signal to the run

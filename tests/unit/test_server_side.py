@@ -185,14 +185,23 @@ def test_a_takeover_knows_who_was_lost_and_whose_copies_were_wrong():
     ]
 
 
+def test_the_time_of_a_takeover_is_known_also_when_no_step_is_left_but_not_of_an_earlier_part():
+    assert train(iterations(0, 2)) == 0
+    for number, expected in ((1, pytest.approx(7.0, abs=2.0)), (2, None)):
+        Path("out/summary.json").unlink()
+        assert take_over(iter([]), 2) == 0
+        assert (summary()["takeovers"], summary()["takeover_seconds"]) == (number, expected)
+
+
 def test_a_takeover_undoes_the_step_of_which_the_rank_0_before_has_said_so(capsys, monkeypatch):
     monkeypatch.setenv("PSGC_LAUNCHED", "1")
-    settings, stopped_by = ("iterations=9", "checkpoint={every: 1, keep: 5}"), []
+    stopped_by = []
     monkeypatch.setattr("os.kill", lambda _, number: stopped_by.append(number))
-    assert train(iterations(0, 4), *settings[1:], "iterations=4") == 0
+    assert train(iterations(0, 2)) == 0  # with a checkpoint at its end
+    assert train(iterations(2, 4), "iterations=4", resuming=True) == 0
     Path("out/summary.json").unlink()
     Path("out/.undo").write_text("2")
-    assert take_over(iter([]), 4, *settings, stopped_by=stopped_by) == 128 + signal.SIGUSR1
+    assert take_over(iter([]), 4, "iterations=9", stopped_by=stopped_by) == 128 + signal.SIGUSR1
     assert newest().iteration == 2
     assert {"status": "interrupted", "starts_again": True}.items() <= summary().items()
     line = "rank 0 was lost before it had undone step 2, which is wrong; so the run goes back to the checkpoint of step 2\n"
