@@ -228,9 +228,7 @@ class Dispatcher(Target):
             self._cluster.check_blame(failure, reason)
             raise
 
-    def _lose(
-        self, worker: int, reason: str, dead: bool = False, failed: bool = False, counts: bool = True
-    ) -> None:
+    def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False, counts: bool = True) -> None:
         """`worker` is lost: go on without it. Arguments as of `FailureDetector.lost`."""
         if not self._cluster.lose(worker, dead, failed, counts):
             return  # lost before

@@ -123,7 +123,7 @@ class Best:
 def best_so_far(best: Best, directory: Path, evaluate: Evaluate | None, first: int) -> None:
     """Give `best` the figures of an earlier part of the run in `directory`. The run goes on from iteration `first`.
 
-    best.npy may be newer than the checkpoint, so its figures are those that were written with it, whatever the rows say.
+    best.npy may be newer than the checkpoint, so its figures are those that were written with it, not those of rows.
     """
     kept = _kept(directory) if evaluate is not None and evaluate.keep_best else None
     if evaluate is None or (evaluate.keep_best and kept is None):

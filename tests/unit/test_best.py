@@ -48,7 +48,7 @@ def test_the_end_of_the_run_may_be_the_best():
 
 @pytest.fixture
 def directory(tmp_path):
-    """Of a run that was evaluated in iterations 10 to 40, and then killed; its checkpoint is that of 30, as best.npy."""
+    """Of a run that was evaluated in iterations 10 to 40, and then killed; checkpoint and best.npy are those of 30."""
     losses = {10: 3.0, 20: 4.0, 30: 2.0, 40: 5.0}
     rows = [row_text(IterationRow(i, test_loss=losses.get(i))) for i in range(45)]
     (tmp_path / "iterations.csv").write_text(csv_text(COLUMNS) + "".join(rows))
