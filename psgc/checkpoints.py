@@ -42,7 +42,11 @@ def step_of(path: Path) -> int:
 def newest_first(directory: Path) -> list[Path]:
     """The checkpoints in `directory`, whole or not. Raises OSError."""
     paths = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)] if directory.is_dir() else []
-    return sorted(paths, key=lambda path: (step_of(path), path.lstat().st_mtime_ns), reverse=True)
+    written: dict[Path, tuple[int, int]] = {}
+    for path in paths:
+        with suppress(FileNotFoundError):  # a newer one may replace it meanwhile
+            written[path] = step_of(path), path.lstat().st_mtime_ns
+    return sorted(written, key=written.__getitem__, reverse=True)
 
 
 def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "") -> Read | None:
@@ -144,14 +148,16 @@ class CheckpointStore:
                 self._is_writing = True
                 threading.Thread(target=self._run, name="psgc-checkpoint", daemon=True).start()
 
-    def give_up_after(self, step: int) -> int | None:
+    def give_up_after(self, step: int, anyway: bool = False) -> int | None:
         """Remove the checkpoints of steps after this one, and write no more of them.
 
-        Returns the step of the newest complete checkpoint that is left; None, and nothing is done, if there is none.
+        Returns the step of the newest complete checkpoint that is left, None if there is none. Then nothing is done,
+        unless `anyway`.
         """
+        self.flush()  # a checkpoint that is being written may replace older ones
         older = [p for p in newest_first(self._directory) if step_of(p) <= step]
         newest = next((path for path in older if self._is_whole(path)), None)
-        if newest is None:
+        if newest is None and not anyway:
             return None
         with self._changed:
             self._last = min(self._last, step)
@@ -159,7 +165,7 @@ class CheckpointStore:
         for path in newest_first(self._directory):
             if step_of(path) > step:
                 path.unlink(missing_ok=True)
-        return step_of(newest)
+        return None if newest is None else step_of(newest)
 
     def flush(self, timeout: float = TIMEOUT) -> bool:
         """Wait at most `timeout` seconds for all writes. Returns whether the newest checkpoint is on the disk."""

@@ -37,6 +37,17 @@ class TooFewWorkers(RunFailed):
     """Too few workers remained. Another attempt, on other machines, may succeed. Exit code 1."""
 
 
+class ServerDiffers(RunFailed):
+    """The state of rank 0 differs from that of most workers, so it is wrong. Exit code 1.
+
+    agreed: the last iteration at whose beginning it did not; None if there is none
+    """
+
+    def __init__(self, text: str, agreed: int | None) -> None:
+        super().__init__(text)
+        self.agreed = agreed
+
+
 class ModelError(RunFailed):
     """The model breaks a rule, so that its gradients cannot be used on any worker. Exit code 1."""
 

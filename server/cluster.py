@@ -46,7 +46,7 @@ class Cluster:
         self.left_out: set[int] = set()  # workers that are not lost, but take no part
         self.failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed, while nobody has done it
         self._raised: set[int] = set()  # workers on which a gradient failed
-        self.strikes = Counter[int]()  # wrong copies of each worker (`verify`)
+        self.strikes = Counter(settings.strikes)  # wrong copies of each worker (`verify`)
         self._joins: dict[int, bool] = {}  # by worker that has said so, whether it can do several chunks in one pass
         self._stuck = Stuck()
 
@@ -167,9 +167,9 @@ class Cluster:
             found += [(worker, reason, False) for worker in unreached(timeout)]
         return found
 
-    def lose(self, worker: int, dead: bool, failed: bool) -> bool:
-        """`worker` is lost. Returns whether it was not lost before."""
-        if not self.detector.lost(worker, dead, failed):
+    def lose(self, worker: int, dead: bool, failed: bool, counts: bool = True) -> bool:
+        """`worker` is lost, as in `FailureDetector.lost`. Returns whether it was not lost before."""
+        if not self.detector.lost(worker, dead, failed, counts):
             return False
         self.changed = True
         return True

@@ -8,7 +8,7 @@ verdict, or after WINDOW iterations. In the first iterations of a script a rank 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from psgc.errors import RunFailed
+from psgc.errors import ServerDiffers
 
 WINDOW = 4  # iterations; a rank that has not answered by then has fallen behind
 KEPT = 6  # comparisons: the first iterations are all compared, and a rank may be late by some of them
@@ -54,6 +54,7 @@ class Digests:
         self._told: dict[int, dict[int, bytes]] = {}  # by iteration and worker
         self._found: dict[int, set[int]] = {}  # by iteration, the workers found wrong
         self._open: set[int] = set()  # iterations to compare
+        self._agreed: int | None = None  # the last iteration at which rank 0 was not alone
 
     def own(self, iteration: int, digest: bytes) -> None:
         """The digest of rank 0 at the beginning of `iteration`."""
@@ -79,7 +80,7 @@ class Digests:
         now: the iteration of rank 0
         expected: the workers that follow, and should answer
 
-        Raises RunFailed when rank 0 is wrong.
+        Raises ServerDiffers when rank 0 is wrong.
         """
         look_at, self._open = sorted(self._open & self._own.keys()), self._open - self._own.keys()
         return [found for iteration in look_at for found in self._compare(iteration, now, expected)]
@@ -92,6 +93,8 @@ class Digests:
             return [WrongReplica(worker, iteration, names[worker], True) for worker in wrong]
         everybody, agree = told.keys() | set(expected), len(told) - len(wrong)
         is_open = len(told) < len(everybody) and now < iteration + WINDOW
+        if agree and 2 * agree >= len(everybody):
+            self._agreed = max(iteration, self._agreed or 0)
         if not wrong:
             return []
         if is_open and 2 * agree < len(everybody):
@@ -100,8 +103,9 @@ class Digests:
         alike = max(sum(not self._differing(told[one], told[other]) for other in wrong) for one in wrong)
         if alike > 1 and 2 * alike > len(everybody):
             what = " and ".join(names[wrong[0]])
-            raise RunFailed(
-                f"at iteration {iteration} rank 0 differs from {alike} of {len(everybody)} workers in {what}"
+            raise ServerDiffers(
+                f"at iteration {iteration} rank 0 differs from {alike} of {len(everybody)} workers in {what}",
+                self._agreed,
             )
         found = self._found.setdefault(iteration, set())
         new = [worker for worker in wrong if worker not in found]

@@ -228,9 +228,9 @@ class Dispatcher(Target):
             self._cluster.check_blame(failure, reason)
             raise
 
-    def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
-        """`worker` is lost: go on without it."""
-        if not self._cluster.lose(worker, dead, failed):
+    def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False, counts: bool = True) -> None:
+        """`worker` is lost: go on without it. Arguments as of `FailureDetector.lost`."""
+        if not self._cluster.lose(worker, dead, failed, counts):
             return  # lost before
         host, iteration = self._cluster.hosts[worker], self._coordinator.iteration
         self._log.lost(worker)
@@ -316,7 +316,8 @@ class Dispatcher(Target):
             reason += self._observer.spoiled(iteration)
         self._observer.wrong(worker, self._cluster.hosts[worker], iteration, reason)
         if fate == "taken out":
-            self._lose(worker, "its work of this iteration does not count, since one of its copies was wrong")
+            why = "its work of this iteration does not count, since one of its copies was wrong"
+            self._lose(worker, why, counts=False)  # it has had a strike
 
     def check(self, worker: int, piece: tuple[int, ...], at_once: bool) -> None:
         self._links.outbox.tell_list(worker, Kind.CHECK, piece, attempt=int(at_once))

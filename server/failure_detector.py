@@ -107,14 +107,14 @@ class FailureDetector:
                 found.append((rank, f"in chunk {worker.chunk} for {busy:.1f} s, its gradient does not return{by}"))
         return silent or found
 
-    def lost(self, rank: int, dead: bool = False, failed: bool = False) -> bool:
-        """The worker is lost. Returns whether it was here until now."""
+    def lost(self, rank: int, dead: bool = False, failed: bool = False, counts: bool = True) -> bool:
+        """The worker is lost. counts: whether this is one of CHANCES. Returns whether it was here until now."""
         worker = self._workers[rank]
         was_here, worker.here = worker.here, False
         worker.dead |= dead
         worker.failed |= failed
         worker.back = False
-        worker.losses += was_here
+        worker.losses += was_here and counts
         return was_here
 
     def welcome(self, now: float) -> list[int]:

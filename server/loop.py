@@ -237,6 +237,8 @@ class Server:
         """
         end = time.monotonic() + min(self._settings.config.faults.collect_timeout, self._driver.last_step)
         self.links.outbox.send()
+        self.log.finish(self.coordinator.books)
+        self.log.write()  # now: if this process dies while it waits, another one learns from the row how the run ends
         while self._trial.awaited or (not self._is_followed() and time.monotonic() < end):
             self.poll()
 

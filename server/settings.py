@@ -26,6 +26,7 @@ class ServerSettings:
     tried: by worker, the chunk that it computes in the trial
     alike: the workers that begin in the state of rank 0
     away: by worker that is lost from the beginning, whether its process has died
+    strikes: by worker, its wrong copies before the run goes on here (`verify`)
     moment: called at the steps of the exchange at which faults can be injected
     interrupted: gives a reason to end early, or None
     hurries: whether such a reason ends the iteration under way too, however soon it is over
@@ -42,6 +43,7 @@ class ServerSettings:
     tried: Mapping[int, int] = field(default_factory=dict)
     alike: Collection[int] = ()
     away: Mapping[int, bool] = field(default_factory=dict)
+    strikes: Mapping[int, int] = field(default_factory=dict)
     moment: Callable[[Moment, int], object] = lambda moment, iteration: None
     interrupted: Callable[[], str | None] = lambda: None
     hurries: Callable[[], bool] = lambda: True

@@ -95,6 +95,7 @@ class Recorder:
         if resume_at is not None and took is None:  # after a takeover, lost workers are still lost
             self._all_are_back(resume_at)
         self._timeline = TimelineWriter(self._directory, self._workers, self._num_chunks, self.timeline_every)
+        seen: set[int] = set()  # iterations
         for piece in pieces(timeline) if timeline is not None else ():
             kept = (piece["iteration"] < resume_at) & (piece["worker"] <= self._workers)
             entries = np.zeros(int(kept.sum()), ENTRY)
@@ -102,6 +103,9 @@ class Recorder:
                 entries[name] = piece[name][kept]
             self.tally.count(entries)
             self._timeline.write(entries, all_iterations=True)
+            seen.update(np.unique(entries["iteration"]).tolist())
+        if self.timeline_every > 1 and seen:
+            self.tally.scale(len(self.tally.seconds) / len(seen))
 
     def _all_are_back(self, iteration: int) -> None:
         """Record that lost workers have returned: all workers take part in a resumed run."""
@@ -228,14 +232,20 @@ class Recorder:
             summary |= {"status": "failed", "reason": reason, "exit_code": RunFailed.exit_code}
         return summary
 
-    def keep_best(self, params: np.ndarray) -> None:
-        """Write the best parameters so far (`evaluate.keep_best`)."""
-        path = self._directory / "best.npy"
-        self._keep(path.name, lambda: write_whole(path, lambda stream: np.save(stream, params, allow_pickle=False)))
+    def keep_best(self, params: np.ndarray, figures: Mapping[str, float]) -> None:
+        """Write the best parameters so far (`evaluate.keep_best`), and then their figures."""
+
+        def write() -> None:
+            best = self._directory / "best.npy"
+            write_whole(best, lambda stream: np.save(stream, params, allow_pickle=False))
+            write_text(best.with_suffix(".json"), json.dumps(figures) + "\n")
+
+        self._keep("best.npy", write)
 
     def drop_best(self) -> None:
         """Remove the best parameters: they are wrong."""
-        (self._directory / "best.npy").unlink(missing_ok=True)
+        for name in ("best.npy", "best.json"):
+            (self._directory / name).unlink(missing_ok=True)
 
     def drop_timeline(self) -> None:
         """Remove the timeline from the disk, to make room for a checkpoint."""

@@ -85,10 +85,13 @@ def settings_of(config: Config, plan: Plan, code: int, **others: Any) -> dict[st
     } | others
 
 
-def takeovers_in(recorder: Recorder, seconds: float | None) -> dict[str, object]:
-    """The number of takeovers as entries of summary.json, none without a takeover. seconds: their time, if known."""
+def takeovers_in(recorder: Recorder, newest: int, seconds: float) -> dict[str, object]:
+    """The number of takeovers, and their time, as entries of summary.json, none without a takeover.
+
+    newest: how many of them, at most, took these `seconds`; of those of an earlier part of the run no time is known
+    """
     number = sum(event.worker == 0 for event in recorder.events)
-    return {"takeovers": number, "takeover_seconds": seconds} if number else {}
+    return {"takeovers": number, "takeover_seconds": seconds if number <= newest else None} if number else {}
 
 
 def lines(summary: dict[str, Any]) -> list[str]:

@@ -78,6 +78,11 @@ class Tally:
         self._finished += np.bincount(worker[delivered], minlength=len(self._finished))
         np.maximum.at(self._abandoned, worker[abandoned], seconds[abandoned])
 
+    def scale(self, factor: float) -> None:
+        """What is counted so far stands for `factor` times as many iterations: the others are not in the timeline."""
+        self.chunks = np.rint(self.chunks * factor).astype(int)
+        self.spent *= factor
+
     def row(self, row: IterationRow) -> None:
         self.seconds.append(row.seconds)
         self.bounds.append(row.bound)

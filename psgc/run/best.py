@@ -12,7 +12,7 @@ from psgc.config import Evaluate
 from psgc.record.csv_files import earlier_rows
 from psgc.run_rows import HELD_OUT, IterationRow
 
-FILE = "best.npy"
+FILE, ITS_FIGURES = "best.npy", "best.json"  # the latter is written after the former
 
 
 @dataclass(frozen=True)
@@ -109,36 +109,37 @@ class Best:
         times = f"{self._patience} evaluation{'s' if self._patience > 1 else ''}"
         return f"no {better} in {times}" + (f" after that of iteration {best}" if best >= 0 else "")
 
+    @property
+    def known(self) -> dict[str, float]:
+        """The best figures as a JSON file has them, with their iteration; empty when nothing was evaluated."""
+        told = {} if self.figures is None else asdict(self.figures)
+        return {name: x for name, x in told.items() if x is not None and math.isfinite(x)}
+
     def summary(self) -> dict[str, Any]:
         """For summary.json: the best figures, none when nothing was evaluated."""
-        if self.figures is None:
-            return {}
-        known = {name: x for name, x in asdict(self.figures).items() if x is not None and math.isfinite(x)}
-        return {"best": known | ({"file": FILE} if self.keep else {})}
+        return {"best": self.known | ({"file": FILE} if self.keep else {})} if self.known else {}
 
 
 def best_so_far(best: Best, directory: Path, evaluate: Evaluate | None, first: int) -> None:
     """Give `best` the figures of an earlier part of the run in `directory`. The run goes on from iteration `first`.
 
-    best.npy may be newer than the checkpoint.
+    best.npy may be newer than the checkpoint, so its figures are those that were written with it, not those of rows.
     """
-    keeps = evaluate is not None and evaluate.keep_best
-    if evaluate is None or (keeps and not (directory / FILE).exists()):
+    kept = _kept(directory) if evaluate is not None and evaluate.keep_best else None
+    if evaluate is None or (evaluate.keep_best and kept is None):
         return
-    for row in earlier_rows(directory / "iterations.csv"):
-        if not row.is_evaluated:
-            continue
-        if row.iteration < first:
+    for row in earlier_rows(directory / "iterations.csv", first):
+        if row.is_evaluated:
             best.add(Figures.of(row))
-        elif keeps:
-            best.know(Figures.of(row))
+    best.figures = kept or best.figures
 
 
-def know_last(best: Best, directory: Path) -> None:
-    """Give `best` the figures in best.npy, if they are of the end of an earlier part of the run."""
+def _kept(directory: Path) -> Figures | None:
+    """The figures of best.npy, None if they are not known."""
     try:
-        told = json.loads((directory / "summary.json").read_text())["best"]
-        figures = Figures(int(told["iteration"]), *(told.get(name) for name in HELD_OUT))
-        best.know(figures)
+        told = json.loads((directory / ITS_FIGURES).read_text())
+        known = {name: float(told[name]) for name in HELD_OUT if name in told}
+        figures = Figures(int(told["iteration"]), *(known.get(name) for name in HELD_OUT))
     except (OSError, ValueError, LookupError, TypeError):
-        return
+        return None
+    return figures if known and (directory / FILE).exists() else None

@@ -171,7 +171,7 @@ def make_server(
     transport.start(from_everybody=config.aggregation == "allreduce")
     has_been = transport.term.number or were_tried(transport.term.size)
     if beginning is not None:
-        known |= {"alike": beginning.alike, "away": beginning.away}
+        known |= {"alike": beginning.alike, "away": beginning.away, "strikes": beginning.strikes}
     if not config.dedicated_server:  # the worker of this process has the state of rank 0
         known["alike"] = {transport.place + 1, *known.get("alike", ())}
     settings = ServerSettings(

@@ -38,6 +38,7 @@ class Keeper(RunRecord):
     best: which parameters are the best.
     enough: why the run ends before its last iteration, empty as long as it does not.
     check_claim: raises RunFailed when another rank has taken over and writes from now on.
+    is_wrong: whether the state of rank 0 is wrong, so that it is not kept.
     """
 
     recorder: Recorder
@@ -54,6 +55,7 @@ class Keeper(RunRecord):
     best: Best = field(default_factory=Best)
     enough: str = ""
     check_claim: Callable[[], object] = lambda: None
+    is_wrong: bool = False
 
     def __post_init__(self, saved: bool) -> None:
         super().__init__(self.recorder, self.progress)
@@ -114,6 +116,13 @@ class Keeper(RunRecord):
             self.recorder.drop_best()
         return said
 
+    def go_back(self, iteration: int) -> None:
+        """The steps after this iteration are wrong: only an older checkpoint stays."""
+        self.is_wrong = True
+        self.done = self.store.give_up_after(iteration, anyway=True) or 0
+        if self.best.forget_after(iteration):
+            self.recorder.drop_best()
+
     def tell(self, event: WorkerEvent) -> None:
         if event.event == "lost" and event.worker in self._raised:
             self.progress.hold(event.line)  # a wrong model fails on the others too: then one line at the end says so
@@ -134,7 +143,7 @@ class Keeper(RunRecord):
         A state whose loss is not finite is of no use, and must not take the place of a better one.
         """
         self.check_claim()
-        if not self._diverged and self._saved != self.done:
+        if not (self._diverged or self.is_wrong) and self._saved != self.done:
             self._write(self.snapshot(self.done))
 
     def _write(self, checkpoint: Content) -> None:

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from psgc.disk import write_text
+from psgc.terminal import say
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 DEDICATED = "PSGC_DEDICATED_SERVER"
 STANDBY, READY = "PSGC_STANDBY", ".ready"  # READY is the name of the file, in the run directory
-UNDO = ".undo"  # in the run directory: the run has ended to go on from an older checkpoint (`undo`)
+UNDO = ".undo"  # in the run directory, with a step: the run ends to go on from a checkpoint before it (`undo`)
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # one of these has the number of ranks
 NUMBERS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # one of these has the number of this rank
 SETTINGS = "config.yaml"  # in the run directory
@@ -202,8 +203,24 @@ def undo(directory: Path, give_up_after: Callable[[int], int | None], step: int)
     directory: the run directory
     give_up_after: removes the checkpoints of later steps, and says which one is the newest (`CheckpointStore`)
     """
+    if (before := undone(directory)) is not None:
+        step = min(step, before)
     if not is_launched() or (newest := give_up_after(step)) is None:
         return ""
-    write_text(directory / UNDO, "")
+    write_text(directory / UNDO, str(step))
     os.kill(os.getpid(), signal.SIGUSR1)  # as a scheduler's warning: the run ends in order
     return f"; so the run goes back to the checkpoint of step {newest}"
+
+
+def undone(directory: Path) -> int | None:
+    """The step that the run is about to undo, None if there is none."""
+    try:
+        return int((directory / UNDO).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def undo_at_takeover(directory: Path, undo: Callable[[int], str]) -> None:
+    """Undo what the rank 0 before was about to undo. undo: as of `RunRecord`."""
+    if (step := undone(directory)) is not None:
+        say(f"rank 0 was lost before it had undone step {step}, which is wrong{undo(step)}")

@@ -6,6 +6,7 @@ A mistake on one rank ends the run on every rank. All ranks know of it, so that 
  rank 0         tell: the run                                          (nothing: it is called off)
  all ranks      agree: what is wrong with it | nothing
  all ranks      compare: what it has
+ rank 0         tell: it has begun to write                            (nothing: it is called off)
 """
 
 import json

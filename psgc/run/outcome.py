@@ -40,7 +40,8 @@ def summary_of(
         settings["ended_early"] = outcome.enough
     if run.epochs is not None:
         settings["epoch"] = epoch_of(len(recorder.tally.seconds), run.iterations, run.epochs)
-    settings |= takeovers_in(recorder, run.beginning.lost if run.beginning else None)
+    number, lost = (run.beginning.number, run.beginning.lost) if run.beginning else (0, 0.0)
+    settings |= takeovers_in(recorder, number, lost)
     settings |= server.compared
     return summarise(recorder, seconds, settings, outcome.status, outcome.reason)
 

@@ -14,7 +14,7 @@ from psgc import config as configuration
 from psgc.aggregation.replica import Replica
 from psgc.checkpoints import CheckpointStore
 from psgc.data import ChunkSource, Epochs
-from psgc.errors import RunFailed, UserError
+from psgc.errors import RunFailed, ServerDiffers, UserError
 from psgc.optimizer import make_optimizer
 from psgc.problems import has_loss, measures_of
 from psgc.record.csv_files import RESTORED, restored
@@ -23,7 +23,7 @@ from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.summary import lines
 from psgc.run import launched, resume
-from psgc.run.best import Best, best_so_far, know_last
+from psgc.run.best import Best, best_so_far
 from psgc.run.building import all_work, at_begin, make_server, opening_lines, share_memory, work_beside
 from psgc.run.checkpoint import initial_params
 from psgc.run.claim import Claim
@@ -72,11 +72,11 @@ def serve(
                 os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
                 meeting.call_off()
                 return
-            if resumed and config.evaluate and config.evaluate.keep_best:
-                know_last(best, directory)
+        _tell_workers(meeting, run)
+        with meeting.preparing():  # only now, since a run that is refused leaves the one before as it is
             record = Writers.of(run, claim, best)
             at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
-        _tell_workers(meeting, run)
+        meeting.tell(b"begin")
         all_work(transport, config)
         share_memory(transport, config, run.backend, run.problem.dim)
         train(transport, run, record, ending, debug)
@@ -103,7 +103,7 @@ class Writers:
             took,
         )
         if config.evaluate and config.evaluate.keep_best:
-            best.keep = lambda params: recorder.keep_best(run.backend.to_host(params))
+            best.keep = lambda params: recorder.keep_best(run.backend.to_host(params), best.known)
         return cls(claim, recorder, Loggers(config, directory, must_begin=run.beginning is None), best)
 
 
@@ -143,8 +143,6 @@ def serve_on(
         run.checkpoint = run.state_after(run.first, replica.params, replica.optimizer, {}, seconds)
         best = Best(config.evaluate.patience if config.evaluate else None)
         best_so_far(best, directory, config.evaluate, run.first)
-        if best.enough:
-            run.iterations = run.first
         record = Writers.of(run, claim, best)
         at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
         train(transport, run, record, ending, debug)
@@ -178,11 +176,13 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         run.callbacks,
         loggers,
         best,
+        enough=best.enough,
         check_claim=record.claim.check if transport.survives_deaths else lambda: None,
     )
     keeper.undo = partial(launched.undo, directory, store.give_up_after)
     if beginning is not None:
         record_takeover(keeper, beginning, transport)
+        launched.undo_at_takeover(directory, keeper.spoiled)
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
     is_traced, rows = config.stragglers.kind == "chunk_trace", rows_taken(config, chunks.num_rows)
     known = known_costs(config, plan.num_chunks)
@@ -221,10 +221,15 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     try:
         try:
             initial, run.initial = [run.backend.asarray(run.initial)], None  # nobody else is to hold their memory
-            server.run(initial.pop(), run.iterations, run.first, at_begin(faults, run.first, begun))
+            last = run.first if best.enough else run.iterations
+            if beginning is not None and run.first == last:  # rank 0 has died after the last step
+                beginning.has_begun()
+            server.run(initial.pop(), last, run.first, at_begin(faults, run.first, begun))
             outcome = RunOutcome()
         except (RunFailed, UserError) as error:  # the latter: wrong data
             outcome = RunOutcome.of(error, ending.stopped_by)
+            if isinstance(error, ServerDiffers):
+                keeper.go_back(run.first if error.agreed is None else error.agreed)
         finally:
             keeper.save()  # its thread writes while the rest is finished
             progress.close()
@@ -233,12 +238,12 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
             outcome = RunOutcome(enough=keeper.enough)
             say(f"ended after {keeper.done} of {run.iterations} iterations: {keeper.enough}")
         summary = summary_of(server, recorder, seconds, run, outcome, best)
-        params = run.backend.to_host(server.params)
         goes_on = outcome.status == "interrupted" and launched.hands_over(directory)
         summary |= {"starts_again": True} if goes_on else {}
+        params = None if goes_on or keeper.is_wrong else run.backend.to_host(server.params)
         # first, since a run that is interrupted may be killed soon; "evaluating" makes `psgc launch` wait
         with suppress(OSError):  # a checkpoint that is being written may take the room: what counts comes below
-            recorder.finish(None if goes_on else params, summary | {"evaluating": True})
+            recorder.finish(params, summary | {"evaluating": True})
         if outcome.status == "interrupted":  # now: Open MPI's mpirun sends SIGKILL after half a second
             ending.failed(RunFailed(how_it_ended(run, outcome, keeper.done)))
         patient = outcome.status == "done" and not transport.survives_deaths  # a killed worker would end the server
@@ -257,7 +262,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
             summary = summary_of(server, recorder, seconds, run, outcome, best) | found
         if store.close() and recorder.lacks_room:  # parameters and summary matter more than older checkpoints
             store.make_room()
-        summary = recorder.finish(None if goes_on else params, summary)
+        summary = recorder.finish(params, summary)
         if summary["status"] != outcome.status:  # the parameters could not be written
             outcome = RunOutcome(summary["status"], summary["reason"], RunFailed.exit_code)
     except BaseException:  # a full disk, or a defect

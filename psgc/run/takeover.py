@@ -27,7 +27,9 @@ class Beginning:
     before: the host of the earlier rank 0
     died: when the earlier rank 0 died, time.monotonic()
     took: by iteration that may have no row, its seconds
-    lost: seconds of all takeovers, with this one once the term `has_begun`
+    number: of takeovers since these processes were started
+    lost: seconds of these takeovers, with this one once the term `has_begun`
+    strikes: by worker, its wrong copies before the term (`verify`)
     """
 
     first: int
@@ -37,11 +39,17 @@ class Beginning:
     before: str = ""
     died: float = 0.0
     took: Mapping[int, float] = field(default_factory=dict)
+    number: int = 0
     lost: float = 0.0
+    strikes: Mapping[int, int] = field(default_factory=dict)
+
+    _has_begun: bool = False
 
     def has_begun(self) -> None:
-        """The first iteration of the term begins."""
-        self.lost += time.monotonic() - self.died
+        """The first iteration of the term begins, or there is none. May be called again."""
+        if not self._has_begun:
+            self._has_begun = True
+            self.lost += time.monotonic() - self.died
 
 
 CALLED_OFF = -2  # in place of steps: the run does not go on
@@ -141,6 +149,7 @@ class Takeover:
             away=away,
             before=before,
             died=died,
+            number=term.number // term.size,
             lost=self._lost,
         )
 

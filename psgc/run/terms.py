@@ -5,6 +5,7 @@ A NumPy problem and a script share this code. Each has its own code for serving.
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -136,7 +137,10 @@ def _is_final(summary: Path) -> bool:
 
 
 def record_takeover(record: RunRecord, beginning: Beginning, transport: Transport) -> None:
-    """Record that this rank has taken over, and which workers were lost with the rank 0 before."""
+    """Record that this rank has taken over, and which workers were lost with the rank 0 before, or have returned.
+
+    Copies that were wrong before still count as strikes.
+    """
     first, hosts, is_dedicated = beginning.first, transport.hosts, transport.term.is_dedicated
     successor = transport.place if is_dedicated else transport.place + 1
     reason = f"its process died; worker {successor} on {hosts[0]} takes over as the server"
@@ -146,8 +150,14 @@ def record_takeover(record: RunRecord, beginning: Beginning, transport: Transpor
     if is_dedicated:  # else it is a worker as well
         serves = "it has taken over as the server"
         record.recorder.event(WorkerEvent(first, successor, hosts[0], "lost", serves))  # without a line of its own
-    known = {event.worker: event.event for event in record.recorder.events}
-    for worker, is_dead in sorted(beginning.away.items()):
-        if known.get(worker) != "lost":
-            why = "its process died" if is_dead else "it has not said where it is"
+    events, there = record.recorder.events, dict(enumerate(hosts))
+    wrong = [event for event in events if event.event == "wrong" and event.host == there.get(event.worker)]
+    beginning.strikes = Counter(event.worker for event in wrong)
+    known = {event.worker: event.event for event in events if event.event != "wrong"}
+    for worker in range(1, transport.term.ranks):
+        is_away, was_away = worker in beginning.away, known.get(worker) == "lost"
+        if is_away and not was_away:
+            why = "its process died" if beginning.away[worker] else "it has not said where it is"
             record.lost(worker, hosts[worker], first, why)
+        elif was_away and not is_away:
+            record.returned(worker, first)

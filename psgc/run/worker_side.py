@@ -111,6 +111,7 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
     if file:  # of the checkpoint; who does not see it gets the state of another rank
         checkpoint = load_same(Path(config.output) / "checkpoints" / file[0], read)
         meeting.have(checkpoint is not None)
+    meeting.tell()  # rank 0 can write
     all_work(transport, config)
     share_memory(transport, config, backend, problem.dim)
     program = ProblemProgram(config, backend, problem, chunks, transport.wake, test)

@@ -12,7 +12,7 @@ from torch import nn
 from psgc.checkpoints import CheckpointStore
 from psgc.config.torch import TorchRun
 from psgc.record.loggers import Loggers
-from psgc.run.launched import undo
+from psgc.run.launched import undo, undo_at_takeover
 from psgc.run_rows import EvaluationRow
 from psgc.terminal import say
 from psgc.torch.checkpoints import content_of
@@ -61,6 +61,7 @@ class Output:
                 record.make_room = self._make_room
                 of_run = partial(undo, Path(self._directory), self._store.give_up_after)
                 record.undo = lambda _: of_run(self._reached - 1)  # what is found wrong is of this step, or of the last
+                undo_at_takeover(Path(self._directory), of_run)
             if self._steps:
                 record.expects(self._steps, self._reached)
             record.evaluated(self._evaluated)

@@ -135,7 +135,8 @@ class Record(RunRecord):
             if self.metrics:
                 settings["metrics"] = self.metrics
             settings |= compared
-            settings |= takeovers_in(self.recorder, self._beginning.lost if self._beginning else None)
+            number, lost = (self._beginning.number, self._beginning.lost) if self._beginning else (0, 0.0)
+            settings |= takeovers_in(self.recorder, number, lost)
             summary = summarise(self.recorder, self.seconds, settings, status, reason)
             goes_on = status == "interrupted" and launched.hands_over(Path(self.output or ""))
             summary |= {"starts_again": True} if goes_on else {}

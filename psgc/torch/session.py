@@ -329,6 +329,8 @@ class Session:
             patience = STOP_TIMEOUT if transport.survives_deaths else self.config.faults.collect_timeout
             if self._text and not self._outcome.code:
                 self._outcome = RunOutcome("failed", self._text.splitlines()[0], self._code)
+            if beginning is not None:
+                beginning.has_begun()  # unless it has: rank 0 may have died after the last step
             self.record.finish(program.params(), self._outcome, server.compared)
             done = -1 if self._outcome.code else hand_over.called + 1  # the others do not get the reason
             self._ending.in_order = server.stop_workers(patience, done)

@@ -2,19 +2,25 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from psgc.checkpoints import load_newest
-from psgc.data import write_dense
+from psgc.config import load
+from psgc.data import ChunkSource, write_dense
 from psgc.messages import Kind
 from psgc.run.checkpoint import read
 from psgc.run.ending import Ending
 from psgc.run.inputs import Given
 from psgc.run.meeting import Meeting
-from psgc.run.server_side import serve
+from psgc.run.prepare import prepare
+from psgc.run.server_side import serve, serve_on
+from psgc.run.takeover import Beginning
+from psgc.run.worker_side import ProblemProgram
+from psgc.transport import Term
 from tests.unit.scripted import Following, done, said
 
 CONFIG = """
@@ -46,13 +52,7 @@ def folder(tmp_path, monkeypatch):
 
 def train(script, *overrides, resuming=False, stopped_by=(), debug=False, ranks=3):
     """The exit code of a run of two workers."""
-
-    def to_the_end():
-        yield from script
-        while True:  # farewells
-            yield [said(worker, Kind.GOODBYE) for worker in range(1, ranks)]
-
-    transport = Following(ranks, to_the_end())
+    transport = Following(ranks, _to_the_end(script, range(1, ranks)))
     ending = Ending(transport, stopped_by)
     meeting = Meeting(transport, ending, "being tested")
     try:
@@ -60,6 +60,34 @@ def train(script, *overrides, resuming=False, stopped_by=(), debug=False, ranks=
     finally:
         assert ending.in_order or ending.told
     return ending.code
+
+
+def take_over(script, first, *overrides, ranks=3, away=(), stopped_by=()):
+    """The exit code of the run in `out` when rank 0 has died, and worker 1 serves it from iteration `first` on.
+
+    away: workers that are lost, but whose processes live
+    """
+    transport = Following(ranks, _to_the_end(script, range(2, ranks)))
+    transport.place, transport.term = 1, Term(0, ranks).following(1)
+    config = load("run.yaml", overrides)
+    run = prepare(transport, config, Given("run.yaml", overrides=overrides), resuming=False)
+    chunks = ChunkSource(run.dataset, run.plan.num_chunks, config.dtype, run.backend)
+    run.first, run.program = first, ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, run.test)
+    run.program.own.start(first, np.zeros(FEATURES + 1))
+    lost = {1: True, **dict.fromkeys(away, False)}
+    run.beginning = Beginning(first=first, is_alike=True, away=lost, before="here")
+    run.beginning.died, run.beginning.number = time.monotonic() - 7.0, 1
+    ending = Ending(transport, stopped_by)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("signal.alarm", lambda _: 0)  # the timeout of this test has one, which is no signal to the run
+        serve_on(transport, run, run.beginning, 0.0, ending, False)
+    return ending.code
+
+
+def _to_the_end(script, workers):
+    yield from script
+    while True:  # farewells
+        yield [said(worker, Kind.GOODBYE) for worker in workers]
 
 
 def chunks_of(iteration, workers=(1, 2), seconds=(), gradient=0.1, **more):

@@ -7,7 +7,7 @@ import pytest
 
 from psgc.config import Evaluate
 from psgc.record.csv_files import csv_text, row_text
-from psgc.run.best import Best, Figures, best_so_far, know_last
+from psgc.run.best import Best, Figures, best_so_far
 from psgc.run_rows import COLUMNS, IterationRow
 
 
@@ -48,11 +48,12 @@ def test_the_end_of_the_run_may_be_the_best():
 
 @pytest.fixture
 def directory(tmp_path):
-    """Of a run that was evaluated in iterations 10 to 40, and then killed; its checkpoint is that of 30."""
+    """Of a run that was evaluated in iterations 10 to 40, and then killed; checkpoint and best.npy are those of 30."""
     losses = {10: 3.0, 20: 4.0, 30: 2.0, 40: 5.0}
     rows = [row_text(IterationRow(i, test_loss=losses.get(i))) for i in range(45)]
     (tmp_path / "iterations.csv").write_text(csv_text(COLUMNS) + "".join(rows))
     (tmp_path / "best.npy").write_text("")
+    (tmp_path / "best.json").write_text('{"iteration": 30, "test_loss": 2.0}')
     return tmp_path
 
 
@@ -67,7 +68,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_been_killed(directory):
     assert best.figures == Figures(10, 3.0, None)
     assert not best.add(Figures(30, 3.5, None))
     assert best.enough
-    best = resumed(directory, keep_best=True)  # best.npy is that of iteration 30
+    best = resumed(directory, keep_best=True)
     assert best.figures == Figures(30, 2.0, None)
     assert not best.add(Figures(30, 2.0, None))
     best.add(Figures(40, 5.0, None))
@@ -80,24 +81,26 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_been_killed(directory):
 def test_an_equal_figure_is_no_better_one_after_a_resumption(directory, loss):
     rows = "".join(row_text(IterationRow(i, test_loss=loss)) for i in (10, 20))
     (directory / "iterations.csv").write_text(csv_text(COLUMNS) + rows)
+    (directory / "best.json").write_text(json.dumps({"iteration": 10, "test_loss": loss}))
     best = resumed(directory, keep_best=True)
     assert best.figures == Figures(10, loss, None)
     assert not best.add(Figures(30, loss, None))
     assert best.enough
 
 
-def test_without_best_npy_the_best_is_sought_anew(directory):
-    (directory / "best.npy").unlink()
+@pytest.mark.parametrize("name", ["best.npy", "best.json"])
+def test_without_best_npy_or_its_figures_the_best_is_sought_anew(directory, name):
+    (directory / name).unlink()
     best = resumed(directory, keep_best=True)
     assert (best.figures, best.enough) == (None, "")
 
 
-def test_best_npy_of_the_end_of_a_run_is_known_from_its_summary(directory):
-    best = resumed(directory, keep_best=True)
-    for told in ('{"best": 7}', "[]", "{"):
-        (directory / "summary.json").write_text(told)
-        know_last(best, directory)
-    assert best.figures == Figures(30, 2.0, None)
-    (directory / "summary.json").write_text(json.dumps({"best": {"iteration": 45, "test_loss": 1.5}}))
-    know_last(best, directory)
-    assert best.figures == Figures(45, 1.5, None)
+def test_best_npy_has_the_figures_that_were_written_with_it_whatever_the_rows_say(directory):
+    """Of the row of iteration 30 the parameters did not come to the disk, or it was the end of the run."""
+    for told in ({"iteration": 10, "test_loss": 3.0}, {"iteration": 45, "test_accuracy": 0.5}):
+        (directory / "best.json").write_text(json.dumps(told))
+        figures = Figures(told["iteration"], told.get("test_loss"), told.get("test_accuracy"))
+        assert resumed(directory, keep_best=True).figures == figures
+    for damaged in ("{", "[]", '{"iteration": 30}', '{"iteration": 30, "test_loss": [2]}', '{"test_loss": 2.0}'):
+        (directory / "best.json").write_text(damaged)
+        assert resumed(directory, keep_best=True).figures is None

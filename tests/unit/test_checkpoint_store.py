@@ -85,6 +85,32 @@ def test_later_steps_are_given_up_if_there_is_a_whole_checkpoint_from_before(tmp
     assert "00000025" in numbers(tmp_path)
 
 
+def test_a_checkpoint_that_is_just_being_written_is_given_up_only_if_an_older_one_stays(tmp_path, monkeypatch):
+    """With `keep: 1` it replaces the older one."""
+    inside, real = threading.Event(), write_file
+
+    def slow(content, directory):
+        inside.set()
+        threading.Event().wait(0.2)
+        return real(content, directory)
+
+    fill(tmp_path, 10)
+    monkeypatch.setattr(module, "write_file", slow)
+    for keep, left in ((2, 10), (1, None)):
+        store = CheckpointStore(tmp_path, keep)
+        inside.clear()
+        store.write(bytes_of(20))
+        assert inside.wait(20)
+        assert (store.give_up_after(15), newest_step(tmp_path)) == (left, left or 20)
+
+
+def test_a_file_that_another_thread_removes_meanwhile_is_left_out(tmp_path, monkeypatch):
+    path = fill(tmp_path, 10)
+    gone = path.with_name(path.name.replace("10-", "11-"))
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([path, gone]))
+    assert newest_first(tmp_path) == [path]
+
+
 class Killed(BaseException):
     """The process ends: nothing is written any more."""
 

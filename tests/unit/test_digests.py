@@ -2,7 +2,7 @@
 
 import pytest
 
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, ServerDiffers
 from psgc.server.digests import WINDOW, Digests
 
 EIGHT = range(1, 9)
@@ -63,6 +63,20 @@ def test_when_most_differ_it_is_rank_0_that_is_wrong(own_first):
     last[1]()
     with pytest.raises(RunFailed, match=r"at iteration 16 rank 0 differs from 2 of 3 workers in the parameters"):
         it.wrong(16, [1, 2, 3])
+
+
+def test_it_is_known_until_when_rank_0_was_right():
+    it = of(b"a", {1: b"a", 2: b"a"}, iteration=3)
+    assert it.wrong(3, [1, 2]) == []
+    it.own(16, b"x")
+    for worker in (1, 2):
+        it.told(worker, 16, b"a")
+    with pytest.raises(ServerDiffers) as error:
+        it.wrong(16, [1, 2])
+    assert error.value.agreed == 3
+    with pytest.raises(ServerDiffers) as error:
+        of(b"x", {1: b"a", 2: b"a"}).wrong(16, [1, 2])
+    assert error.value.agreed is None
 
 
 def test_two_that_are_wrong_and_answer_first_are_not_most_of_eight():

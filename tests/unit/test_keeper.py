@@ -118,6 +118,19 @@ def test_the_best_parameters_go_when_their_step_is_undone(wrong, drops):
     assert (best.figures is None, best.enough, best.keep) == (drops, "", None)
 
 
+@pytest.mark.parametrize(("left", "done"), [(8, 8), (None, 0)])
+def test_a_state_that_is_wrong_is_not_kept_nor_are_the_best_parameters_of_its_steps(left, done):
+    dropped, best = [], Best(1, lambda params: None)
+    keeper, heard, _ = kept(every=0, best=best)
+    keeper.store.give_up_after = lambda iteration, anyway: left
+    keeper.recorder.drop_best = lambda: dropped.append(True)
+    best.add(Figures(10, 2.0, None))
+    train(keeper, 0, 12)
+    keeper.go_back(9)
+    keeper.save()
+    assert (keeper.done, checkpoints(heard), dropped, best.figures) == (done, [], [True], None)
+
+
 def test_callbacks_get_the_row_and_the_parameters_and_can_end_the_run():
     told = []
 

@@ -165,3 +165,16 @@ def test_without_room_for_a_text_or_better_rows_the_run_goes_on(recorder_in, tmp
         record.complete({0: 0.25})
     assert record.not_whole == {"iterations.csv": "File too large"}
     assert iterations(tmp_path / "out") == [0]
+
+
+def test_the_figures_beside_best_npy_are_those_of_its_parameters(recorder_in, tmp_path):
+    out = tmp_path / "out"
+    recorder = recorder_in(out)
+    recorder.keep_best(np.ones(3), {"iteration": 1, "test_loss": 0.5})
+    with no_file_longer_than(4096):
+        recorder.keep_best(np.zeros(1000), {"iteration": 2, "test_loss": 0.25})
+    assert np.load(out / "best.npy").tolist() == [1, 1, 1]
+    assert json.loads((out / "best.json").read_text()) == {"iteration": 1, "test_loss": 0.5}
+    assert "best.npy" in recorder.not_whole
+    recorder.drop_best()
+    assert not list(out.glob("best.*"))

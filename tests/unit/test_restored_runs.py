@@ -9,7 +9,7 @@ import pytest
 
 from psgc.record.csv_files import RESTORED
 from psgc.record.recorder import Recorder
-from psgc.run.launched import READY
+from psgc.run.launched import READY, UNDO, undo
 from psgc.run_rows import IterationRow, WorkerEvent
 from tests.unit.fake_mpirun import CHECKPOINT, launch, summary
 from tests.unit.recording import BOTH_HOLD_ALL
@@ -57,6 +57,14 @@ def test_ranks_that_end_with_a_users_mistake_are_not_started_again(mpirun):
     mpirun(ONCE.replace("end() {", 'case "$*" in *--resume) exit 2;; esac\nend() {'))
     assert launch("run.yaml", 2) == 2
     assert len(Path("started").read_text().splitlines()) == 2
+
+
+def test_a_run_that_finds_several_wrong_steps_goes_back_to_before_the_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("PSGC_LAUNCHED", "1")
+    monkeypatch.setattr("os.kill", lambda *_: None)
+    for step in (5, 3, 4):
+        assert undo(tmp_path, lambda step: step, step)
+    assert (tmp_path / UNDO).read_text() == "3"
 
 
 UNDOES = f"""

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from psgc.aggregation.replica import Replica
 from psgc.data import write_dense
 from psgc.disk import write_whole
 from psgc.errors import UserError
-from psgc.messages import Kind
-from psgc.transport import Died, Text
+from psgc.messages import Kind, stepped_record
+from psgc.transport import Control, Died, Text
 from tests.unit.scripted import Transport, said
 from tests.unit.served_run import FEATURES, chunks_of, newest, summary, train
 
@@ -109,6 +110,23 @@ def test_a_run_whose_parameters_cannot_be_written_has_failed(capsys, monkeypatch
     assert train(chunks_of(0), ONCE) == 1
     assert "psgc: failed: params.npy: File too large" in capsys.readouterr().err
     assert [summary()[name] for name in ("status", "exit_code")] == ["failed", 1]
+
+
+def test_nothing_stays_of_the_steps_after_which_rank_0_alone_has_other_parameters(capsys, monkeypatch):
+    """What --resume goes on from is the state that the workers had too."""
+    monkeypatch.setattr(Replica, "_digest_of", lambda *_: b"that of rank 0..")
+
+    def script():
+        for step, digest in enumerate((b"that of rank 0..", b"of most others..")):
+            yield from chunks_of(step)
+            yield [Control(worker, stepped_record(step + 1, digest)) for worker in (1, 2)]
+        yield from chunks_of(2)
+
+    assert train(script(), "iterations=9", "checkpoint.every=1") == 1
+    reason = "at iteration 2 rank 0 differs from 2 of 2 workers in the parameters and the state of the optimizer"
+    assert f"psgc: failed: {reason}; out has the state after 1 iteration\n" in capsys.readouterr().err
+    assert (newest().iteration, summary()["reason"]) == (1, reason)
+    assert not Path("out/params.npy").exists()
 
 
 NAME_ERROR = "NameError: name 'parms' is not defined, my_model.py:11"

@@ -147,6 +147,13 @@ def test_a_run_that_has_had_enough_ends_as_after_its_last_iteration(make_run):
 # the end
 
 
+def test_the_last_row_is_written_before_the_last_step_of_others_is_waited_for(make_run, monkeypatch):
+    run, settled = make_run(replication=WORKERS), []
+    monkeypatch.setattr(loop.Server, "_is_followed", lambda _: settled.append(len(run.rows)) or True)
+    run.follow(iter([everything(0)]), iterations=1)
+    assert settled[0] == 1
+
+
 def test_an_error_before_the_first_iteration_is_not_hidden_by_the_end_of_the_run(make_run, monkeypatch):
     """The server has no room for its own vectors: it can still have the workers stop."""
 

@@ -2,6 +2,7 @@
 
 from psgc.config import Verify
 from psgc.messages import Kind
+from psgc.server.failure_detector import CHANCES
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import WORKERS
 
@@ -65,3 +66,16 @@ def test_a_chunk_that_was_reassigned_to_settle_a_dispute_goes_back_before_the_ne
 
     run.follow(script(), 2)
     assert run.lost == {}
+
+
+def test_wrong_copies_that_are_found_in_time_are_strikes_and_count_for_nothing_else(make_run):
+    """With `verify: {idle: true}` their worker is lost until the next iteration, more often than others may be."""
+    run, often = make_run(replication=WORKERS, verify=Verify(every=100, strikes=10)), CHANCES + 2
+
+    def script():
+        for iteration in range(often):
+            run.server._dispatcher.wrong(1, 0, (2,), "taken out", 0)
+            yield [said(1, Kind.ALIVE, chunk=-1), *copies(run, iteration, without=1)]
+
+    run.follow(script(), often)
+    assert run.returned == [(1, iteration) for iteration in range(1, often)]

@@ -15,8 +15,8 @@ from psgc.errors import UserError
 from psgc.launching.outcome import RunDirectory
 from psgc.run.claim import Claim
 from psgc.transport import Died
-from tests.unit.scripted import done
-from tests.unit.served_run import FEATURES, VECTOR, chunks_of, newest, summary, train
+from tests.unit.scripted import Following, done
+from tests.unit.served_run import FEATURES, VECTOR, chunks_of, newest, summary, take_over, train
 
 pytestmark = pytest.mark.usefixtures("folder")
 ONCE = "iterations=1"
@@ -96,6 +96,16 @@ def test_a_resume_that_finds_the_run_done_or_another_run_changes_nothing(capsys)
     assert files() == before
 
 
+def test_a_resume_that_another_rank_refuses_changes_nothing(monkeypatch):
+    assert train(chunks_of(0), ONCE) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    refused = "data.npz: no such file"
+    monkeypatch.setattr(Following, "gather", lambda self, text, doing="": [text, refused, text])
+    with pytest.raises(UserError, match=refused):
+        train(iter([]), "iterations=2", resuming=True)
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
 def test_a_run_that_was_stopped_after_its_last_step_is_done_when_it_goes_on():
     def stopped():
         yield from chunks_of(0, (1,))
@@ -126,6 +136,28 @@ def test_a_killed_run_with_patience_makes_the_evaluations_after_its_checkpoint_a
             late.unlink()
 
 
+@pytest.mark.parametrize("goes_on", ["resumed", "taken over"])
+def test_a_run_that_had_enough_makes_no_further_step_when_it_goes_on(capsys, goes_on):
+    """It was killed in its last evaluation. Four epochs are eight iterations."""
+    epochs = ("iterations=null", "batch={size: 30, epochs: 4}")
+    settings = ("data.test=data.npz", "evaluate={every: 1, patience: 2}", *epochs)
+    steps = chain(*(chunks_of(i, (2,), held_out=(0.0, 0.0)) for i in range(4)))
+    assert train(steps, *settings) == 0
+    before, told = summary(), capsys.readouterr().out
+    Path("out/summary.json").unlink()
+    if goes_on == "resumed":
+        assert train(iter([]), *settings, resuming=True) == 0
+    else:
+        assert take_over(iter([]), 4, *settings) == 0
+    line = "ended after 4 of 8 iterations: no lower held-out loss in 2 evaluations after that of iteration 1\n"
+    assert line in told
+    assert line in capsys.readouterr().out
+    assert newest().iteration == 4
+    found = summary()
+    for name in ("status", "iterations", "epoch", "ended_early"):
+        assert (name, found[name]) == (name, before[name])
+
+
 def test_parameters_of_the_end_that_were_the_best_stay_the_best_when_the_run_goes_on():
     settings = ("data.test=data.npz", "evaluate={every: 1, keep_best: true}")
     assert train(chunks_of(0, held_out=(1e3, 0.0)), *settings, ONCE) == 0
@@ -134,6 +166,46 @@ def test_parameters_of_the_end_that_were_the_best_stay_the_best_when_the_run_goe
     worse = chunks_of(1, gradient=100.0, held_out=(1e2, 0.0))
     assert train(worse, *settings, "iterations=2", resuming=True) == 0
     assert summary()["best"] == best
+
+
+def test_a_takeover_knows_who_was_lost_and_whose_copies_were_wrong():
+    """Worker 2 was lost before, and takes part again; worker 4 was found wrong after its loss, and is still away."""
+    settings = ("coding.chunks_per_worker=1", "coding.replication=3", "verify={every: 100, strikes: 2}")
+    before = ("1,2,h2,lost", "0,3,h3,wrong", "1,3,h3,wrong", "1,4,h4,lost", "1,4,h4,wrong", "1,9,h9,wrong")
+    Path("out").mkdir()
+    Path("out/lost.csv").write_text("iteration,worker,host,event,reason\n" + "".join(f"{row},why\n" for row in before))
+    script = chain([[], []], ([done(5, 2, chunk, VECTOR)] for chunk in range(5)))
+    assert take_over(script, 2, *settings, "iterations=3", ranks=6, away=[4]) == 0
+    rows = [line.split(",") for line in Path("out/lost.csv").read_text().splitlines()[7:]]
+    assert [tuple(row[:2]) + tuple(row[3:]) for row in rows] == [
+        ("2", "0", "lost", "its process died; worker 1 on here takes over as the server"),
+        ("2", "1", "lost", "it has taken over as the server"),
+        ("2", "2", "returned", ""),
+        ("2", "3", "lost", "its copies were wrong 2 times (verify.strikes)"),
+    ]
+
+
+def test_the_time_of_a_takeover_is_known_also_when_no_step_is_left_but_not_of_an_earlier_part():
+    assert train(iterations(0, 2)) == 0
+    for number, expected in ((1, pytest.approx(7.0, abs=2.0)), (2, None)):
+        Path("out/summary.json").unlink()
+        assert take_over(iter([]), 2) == 0
+        assert (summary()["takeovers"], summary()["takeover_seconds"]) == (number, expected)
+
+
+def test_a_takeover_undoes_the_step_of_which_the_rank_0_before_has_said_so(capsys, monkeypatch):
+    monkeypatch.setenv("PSGC_LAUNCHED", "1")
+    stopped_by = []
+    monkeypatch.setattr("os.kill", lambda _, number: stopped_by.append(number))
+    assert train(iterations(0, 2)) == 0  # with a checkpoint at its end
+    assert train(iterations(2, 4), "iterations=4", resuming=True) == 0
+    Path("out/summary.json").unlink()
+    Path("out/.undo").write_text("2")
+    assert take_over(iter([]), 4, "iterations=9", stopped_by=stopped_by) == 128 + signal.SIGUSR1
+    assert newest().iteration == 2
+    assert {"status": "interrupted", "starts_again": True}.items() <= summary().items()
+    line = "rank 0 was lost before it had undone step 2, which is wrong; so the run goes back to the checkpoint"
+    assert f"{line} of step 2\n" in capsys.readouterr().out
 
 
 def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, monkeypatch):

@@ -10,10 +10,12 @@ import pytest
 
 from psgc.errors import UserError
 from psgc.record import timeline as module
+from psgc.record.recorder import Recorder
 from psgc.record.timeline import TimelineWriter, read_timeline, recorded_every
 from psgc.run_rows import OUTCOMES, TIMELINE
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 from tests.unit.recorded_runs import timeline_of
+from tests.unit.recording import BOTH_HOLD_ALL, EVEN, add
 
 ENTRIES = [(1, 2, 0, 0.125, 0.5, 0), (300_000, 2, 0, 0.25, 0.75, 1), (2, 70_000, 1, 0.5, 1e-9, 2), (1, 0, 9, 0, 0, 3)]
 ABOUT = {"workers": 300_000, "chunks": 70_001}
@@ -191,3 +193,17 @@ def test_what_no_run_leaves_is_refused(tmp_path, changed, said):
     with pytest.raises(UserError, match=said) as caught:
         read_timeline(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}/timeline.npz: damaged, or of another version of psgc")
+
+
+def test_a_run_that_goes_on_counts_the_chunks_of_the_iterations_that_the_timeline_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr("psgc.record.recorder.recorded_every", lambda *_: 3)
+    about = (tmp_path, "", BOTH_HOLD_ALL, 1, (2, 1), 10)
+    before = Recorder(*about)
+    for iteration in range(5):
+        add(before, iteration, EVEN)
+    before.finish(np.zeros(1), {})
+    after = Recorder(*about, resume_at=5)
+    add(after, 5, EVEN)
+    for recorder, iterations in ((before, 5), (after, 6)):
+        assert recorder.tally.chunks.tolist() == [3 * iterations, 0, 0, 0]
+        assert recorder.tally.spent.tolist() == [pytest.approx(iterations * sum(EVEN.values())), 0, 0, 0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from psgc.checkpoints import newest_first
+from psgc.checkpoints import newest_first, step_of
 from psgc.errors import RunFailed, UserError
 from psgc.run_rows import EvaluationRow
 from psgc.tools.comparison import compared
@@ -130,6 +130,23 @@ def test_who_takes_over_records_what_rank_0_may_not_have_recorded():
     other.serve(record)
     record.evaluated.assert_called_once_with([EvaluationRow(7, 2, "auc", 0.6)])
     assert record.metrics == {"auc": 0.6}
+
+
+def test_who_takes_over_undoes_the_step_that_rank_0_was_about_to_undo(tmp_path, monkeypatch):
+    monkeypatch.setenv("PSGC_LAUNCHED", "1")
+    _, _, run, optimizer = made(output=str(tmp_path), checkpoint_every=1)
+    run.attach(optimizer)
+    for batch in run.batches(SIZE, epochs=2):
+        run.backward(batch)
+        optimizer.step()
+    end(run)
+    newest, before, *_ = newest_first(tmp_path / "checkpoints")
+    (tmp_path / ".undo").write_text(str(step_of(before)))
+    signals = []
+    monkeypatch.setattr("os.kill", lambda _, number: signals.append(number))
+    Output(run._settings, run._model, run.standing, lambda: None).serve(mock.Mock())
+    assert signals == [signal.SIGUSR1]
+    assert (newest.exists(), before.exists()) == (False, True)
 
 
 def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path, monkeypatch):
