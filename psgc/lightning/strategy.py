@@ -140,6 +140,8 @@ class PsgcStrategy(SingleDeviceStrategy):
         mean = run.backward(batch, accumulate=share > 1)  # if the run ends here, it is still in the batch
         self._progress.in_batch = False
         self._gradients = [param.grad for param in module.parameters()]
+        for param in module.parameters():  # until `backward`: a zero_grad in place would make them 0
+            param.grad = None
         means = self._loss.means()
         for name, (value, count) in means.items():
             module.log(name, value, batch_size=count, **self._loss.hows[name])

@@ -2,12 +2,14 @@
 
 import lightning
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 __all__ = [
-    "CSVLogger", "Collects", "EMAWeightAveraging", "Manual", "Maximum", "Module", "Skips", "StochasticWeightAveraging",
-    "Timer", "Whole",
+    "CSVLogger", "Collects", "EMAWeightAveraging", "LightningEnvironment", "Manual", "Maximum", "Module", "Skips",
+    "StochasticWeightAveraging", "Timer", "Trainer", "Whole",
 ]  # fmt: skip
 
 

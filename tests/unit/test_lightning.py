@@ -104,3 +104,25 @@ def test_a_module_is_trained_in_the_precision_of_the_trainer(modules, fit, preci
     module = Validated()
     fit(module, loader, loader, epochs=1, precision=precision, enable_progress_bar=False)
     assert {param.dtype for param in module.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_that_are_zeroed_in_place_are_those_of_lightning(modules, fit, accumulate, one_process):
+    """They are complete before Lightning's zero_grad."""
+
+    class InPlace(modules.Module):
+        def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+            optimizer.zero_grad(set_to_none=False)
+
+    def weights(train):
+        torch.manual_seed(0)
+        module = InPlace()
+        train(module, DataLoader(ROWS, batch_size=5))
+        return module.state_dict()
+
+    more = {"accumulate_grad_batches": accumulate, "enable_progress_bar": False}
+    alone = {"logger": False, "enable_checkpointing": False, "plugins": [modules.LightningEnvironment()]}
+    plain = modules.Trainer(max_epochs=2, devices=1, **alone, **more)
+    torch.testing.assert_close(
+        weights(lambda *given: fit(*given, epochs=2, **more)), weights(plain.fit), rtol=1e-5, atol=1e-6
+    )
