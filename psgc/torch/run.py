@@ -23,7 +23,7 @@ from psgc.torch.hand_over import ScriptState
 from psgc.torch.loader import ChunkLoader, taken_apart
 from psgc.torch.output import Output
 from psgc.torch.outputs import Outputs
-from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
+from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Position, Sampler
 from psgc.torch.standing import Standing
 from psgc.torch.state import Stateful, check_savable
 from psgc.torch.steps import Steps
@@ -64,6 +64,7 @@ class ScriptRun:
         self._under_way = -1  # the step of the current batch; -1 between loops
         self._is_over = False
         self._is_broken = False  # no checkpoint can be made: the loss is not finite, or a batch was not finished
+        self._stopped_at: Position | None = None  # the place of the call that has failed
 
     @property
     def rank(self) -> int:
@@ -200,7 +201,7 @@ class ScriptRun:
             self._flat.keep(due)
         else:
             self._flat.drop()  # to free its memory while the next gradient is computed
-        total = self._sum(call)
+        total = self._sum(call, batch)
         if total is None:
             self._flat.clear()
             return standing.loss
@@ -243,19 +244,28 @@ class ScriptRun:
         self.output.evaluated({name: mean for name, mean in named.items() if name != NOTHING}, at)
         return shown
 
-    def _sum(self, call: Call) -> Tensor | None:
-        """The sum of a call; None when this rank has fallen behind, and continues from the state of another rank."""
+    def _sum(self, call: Call, batch: Batch | None = None) -> Tensor | None:
+        """The sum of a call; None when this rank has fallen behind, and continues from the state of another rank.
+
+        batch: whose gradient it is; None for an evaluation
+        """
         if self._is_over:
             raise UserError("this run has ended, by run.close or another psgc.torch.init; expected one run at a time")
         iteration = self.standing.iteration
         if iteration & (iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
             check_savable(self.attached)
+        self._stopped_at = None
         try:
             with preserved(self._flat.device):  # random numbers of the script
                 answer = self.engine.sum(iteration, call)
         except PsgcError as error:
             # within a batch of several calls, the script has done only a part of what the batch needs
-            self._is_broken = isinstance(error, ModelError) or (self._steps.loops > 0 and not call.is_whole)
+            is_in_batch = batch is not None or self._steps.loops > 0
+            self._is_broken = isinstance(error, ModelError) or (is_in_batch and not call.is_whole)
+            if batch is not None:
+                self._stopped_at = batch.position
+            elif not self._steps.is_between:  # the loop before is over, also if it was left by `break`
+                self._stopped_at = Position(self._sampler.position.iteration, self._sampler.epochs)
             raise
         self.output.called()
         if isinstance(answer, ScriptState):
@@ -344,7 +354,7 @@ class ScriptRun:
         self._is_over = True
 
     def _write_last(self) -> None:
-        position = self._steps.next
+        position = self._steps.next and (self._stopped_at or self._steps.next)
         is_whole = self.may_save_last and not self._is_broken and self.standing.pending is None
         if position is not None and self._steps.is_complete and is_whole:
             check_savable(self.attached)
