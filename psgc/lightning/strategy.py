@@ -96,11 +96,10 @@ class PsgcStrategy(SingleDeviceStrategy):
         if self.run is not None:
             raise UserError("psgc.lightning.fit: several loaders of the training; expected one")
         self.run = self._begun(dataloader)
-        if sampler_of(dataloader):
+        size, shuffle = dataloader.batch_size, isinstance(dataloader.sampler, RandomSampler)
+        if sampler_of(dataloader) or size is None:  # it has a batch_sampler
             batches = self.run.batches(dataloader, trainer.max_epochs)
         else:
-            size, shuffle = dataloader.batch_size, isinstance(dataloader.sampler, RandomSampler)
-            assert size is not None  # psgc.torch.init refuses such a loader
             batches = self.run.batches(size, trainer.max_epochs, shuffle, dataloader.drop_last)
         return TrainingLoader(batches, len(dataloader), self._progress.before_batch)
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 
 from psgc.errors import UserError
 from psgc.run import launched
@@ -126,3 +126,17 @@ def test_gradients_that_are_zeroed_in_place_are_those_of_lightning(modules, fit,
     torch.testing.assert_close(
         weights(lambda *given: fit(*given, epochs=2, **more)), weights(plain.fit), rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_loader_with_a_batch_sampler_has_its_batches(modules, fit, one_process):
+    seen = []
+
+    class Sees(modules.Module):
+        def on_train_batch_start(self, batch, batch_idx):
+            seen.append(batch.rows.tolist())
+
+    batches = BatchSampler(RandomSampler(ROWS, generator=torch.Generator().manual_seed(1)), 8, False)
+    torch.manual_seed(0)
+    fit(Sees(), DataLoader(ROWS, batch_sampler=batches), epochs=2, enable_progress_bar=False, chunks=2)
+    again = BatchSampler(RandomSampler(ROWS, generator=torch.Generator().manual_seed(1)), 8, False)
+    assert seen == [*again, *again]
