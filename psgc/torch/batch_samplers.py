@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from psgc.torch.reading import length_of
 
 EXPECTED = "expected a DataLoader, or a batch sampler such as torch.utils.data.BatchSampler(sampler, size, drop_last)"
 MOST = 1_000_000, 100  # examples of an epoch: so many, and so many for each one of the dataset
+_STARTED = WeakSet[DataLoader[Any]]()  # with persistent_workers, whose processes a loop of plain torch has started
 
 
 class Drawn(NamedTuple):
@@ -95,8 +97,11 @@ class GivenBatches:
         name = type(self._batches).__name__
         try:
             batches = iter(self._batches)
-            if self._loader is not None:  # a DataLoader draws a seed for its processes first
-                torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator)
+            loader = self._loader
+            if loader is not None and loader not in _STARTED:  # it draws a seed when it starts its processes
+                torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+                if loader.persistent_workers:
+                    _STARTED.add(loader)
             rows, sizes = self._read(batches, name)
         except UserError:
             raise

@@ -45,6 +45,7 @@ LOADERS = {
     "own generator": own_generator,
     "bucketing": Bucketing,
     "list": lambda: [[0, 1], [19, 19, 5]],
+    "persistent": lambda: DataLoader(DATA, 6, shuffle=True, num_workers=1, persistent_workers=True),
 }
 
 
@@ -81,9 +82,10 @@ def test_a_run_that_goes_on_later_has_the_same_batches(name, is_one_call):
         assert [found[:2] for found in rest] == [found[:2] for found in whole[done + 1 :]]
 
 
+@pytest.mark.parametrize("is_one_call", [False, True])
 @pytest.mark.parametrize("name", LOADERS)
-def test_batches_are_those_of_plain_torch(name):
-    found = [rows for rows, *_ in steps(begin(), LOADERS[name](), True)]
+def test_batches_are_those_of_plain_torch(name, is_one_call):
+    found = [rows for rows, *_ in steps(begin(), LOADERS[name](), is_one_call)]
     begin()
     loader = LOADERS[name]()
     loader = loader if isinstance(loader, DataLoader) else DataLoader(DATA, batch_sampler=loader)
