@@ -171,8 +171,8 @@ class ScriptRun:
         accumulate: add the gradient to `.grad` of each parameter that was not stepped since its last gradient
         scaler: a torch.amp.GradScaler; the gradient then has its scale
 
-        Raises UserError: the batch is used twice, except by an optimizer's step with a closure; or an argument is
-        wrong. RunFailed: the run cannot go on.
+        Raises UserError: the batch is used twice, except by an optimizer's step with a closure; an argument is wrong, or
+        the scaler was not attached. RunFailed: the run cannot go on.
         """
         if not isinstance(batch, Batch):
             raise UserError(f"run.backward: got a {type(batch).__name__}, expected a batch of run.batches")
@@ -180,6 +180,7 @@ class ScriptRun:
         steps, standing, is_again = self._steps, self.standing, self._steps.is_newest(batch)
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
         if scale is not None:
+            steps.check_scaler(scaler)
             scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         if standing.pending is not None:
             self._flat.clear()

@@ -69,6 +69,14 @@ class Steps:
             hook.remove()
         self._hooks = []
 
+    def check_scaler(self, scaler: Any) -> None:
+        """Raises UserError when the scaler was not attached. It would begin anew when the run is resumed."""
+        if not any(scaler is thing for thing in self._attached):
+            raise UserError(
+                f"{type(scaler).__name__} scales the loss, but was not attached; expected run.attach(scaler) before "
+                "the first batch"
+            )
+
     @property
     def is_within(self) -> bool:
         """Whether this is called within an optimizer's step, by its closure."""

@@ -154,6 +154,18 @@ def test_a_scaled_gradient_that_is_infinite_is_left_out_by_the_scaler():
     assert all(param.grad.isfinite().all() for param in model.parameters())
 
 
+def test_a_scaler_that_was_not_attached_is_refused_unless_it_is_off():
+    _, _, run, optimizer = made()
+    run.attach(optimizer)
+    batch, scaler = next(run.batches(SIZE)), torch.amp.GradScaler("cpu")
+    with pytest.raises(UserError, match=r"^GradScaler scales the loss, but was not attached; expected run\.attach\("):
+        run.backward(batch, scaler=scaler)
+    run.backward(batch, scaler=torch.amp.GradScaler("cpu", enabled=False))
+    optimizer.step()
+    run.attach(scaler)
+    run.backward(next(run.batches(SIZE)), scaler=scaler)
+
+
 def test_metrics_are_means_over_a_dataset_in_evaluation_mode():
     model, data, run, _ = made()
     seen = []
