@@ -113,7 +113,7 @@ class ScriptRun:
         drop_last: leave out a smaller last batch
 
         Raises UserError: size or epochs is not a whole number >= 1; drop_last leaves no batch; a sampler deals examples
-        out to ranks, fails, or yields something else than lists of numbers of rows.
+        out to ranks, fails, or yields something else than lists of numbers of rows; a loop has another one within it.
         """
         if isinstance(size, int) and self._sampler_name:
             raise UserError(
@@ -158,8 +158,14 @@ class ScriptRun:
                 yield batch
             finally:
                 self._steps.loops, self._under_way = self._steps.loops - 1, outer
-                if not standing.has_moved:
+                is_alone = standing.has_moved or self._sampler.position == batch.position
+                if is_alone and not standing.has_moved:
                     self._sampler.position = batch.after
+            if not is_alone:
+                raise UserError(
+                    f"run.batches: in step {batch.iteration} there was another loop over batches within this one, and "
+                    "no state could go on within both; expected one loop after the other"
+                )
             if self.engine.record is not None:
                 self.engine.record.step(standing.loss, time.monotonic() - began)
 

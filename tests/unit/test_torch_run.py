@@ -94,6 +94,24 @@ def test_calls_in_a_wrong_order_are_mistakes():
         run.evaluate(data, loss)
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_loop_within_a_loop_is_refused_and_one_after_the_other_is_not(epochs):
+    _, _, run, optimizer = made()
+    run.attach(optimizer)
+    left = run.batches(SIZE)
+    next(left)  # as if it were left by `break`, and a variable held it
+    steps = []
+    for batch in run.batches(SIZE):
+        steps.append(batch.iteration)
+        left.close()
+    assert steps == [0, 1, 2]
+    outer = run.batches(ROWS, epochs=epochs)
+    assert next(outer).iteration == 3
+    assert [inner.iteration for inner in run.batches(SIZE)] == [3, 4, 5]
+    with pytest.raises(UserError, match="in step 3 there was another loop over batches within this one, and no state"):
+        next(outer)
+
+
 class Rate:
     """A schedule's function that holds something which no file does."""
 
