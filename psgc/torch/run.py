@@ -178,8 +178,8 @@ class ScriptRun:
         accumulate: add the gradient to `.grad` of each parameter that was not stepped since its last gradient
         scaler: a torch.amp.GradScaler; the gradient then has its scale
 
-        Raises UserError: the batch is used twice, except by an optimizer's step with a closure; an argument is wrong, or
-        the scaler was not attached. RunFailed: the run cannot go on.
+        Raises UserError: the batch is used twice, except by an optimizer's step with a closure, or after a later one;
+        an argument is wrong; or the scaler was not attached. RunFailed: the run cannot go on.
         """
         if not isinstance(batch, Batch):
             raise UserError(f"run.backward: got a {type(batch).__name__}, expected a batch of run.batches")
@@ -192,6 +192,11 @@ class ScriptRun:
         if standing.pending is not None:
             self._flat.clear()
             return standing.loss
+        if steps.is_past(batch):
+            raise UserError(
+                f"run.backward: step {batch.iteration} is over, and its batch was kept; expected another loop over "
+                "run.batches for another epoch"
+            )
         is_within, due = steps.is_within, steps.due if accumulate else set()
         if is_again and not (steps.is_made or is_within or accumulate):
             raise UserError(

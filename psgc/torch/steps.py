@@ -108,6 +108,10 @@ class Steps:
     def is_newest(self, batch: Batch) -> bool:
         return self._newest is not None and self._newest.position == batch.position
 
+    def is_past(self, batch: Batch) -> bool:
+        """Whether the newest gradient is of a later batch."""
+        return self._newest is not None and batch.iteration < self._newest.iteration
+
     @property
     def is_complete(self) -> bool:
         """Whether a state can be made: there is no gradient that still needs a step."""
