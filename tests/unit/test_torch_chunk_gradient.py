@@ -308,6 +308,7 @@ def test_one_example_is_too_few_for_batch_normalisation():
 
 
 def test_a_parameter_outside_the_model_that_the_loss_takes_later_is_found():
+    unfinished = torch.optim.SGD.__new__(torch.optim.SGD)  # as one whose __init__ has raised
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(()))], 0.1)
     factors = [1.0]
 
@@ -323,5 +324,6 @@ def test_a_parameter_outside_the_model_that_the_loss_takes_later_is_found():
 
     several_passes()
     factors += optimizer.param_groups[0]["params"]
+    assert isinstance(unfinished, torch.optim.Optimizer)
     with pytest.raises(UserError, match="SGD steps, but that is not in the model"):
         several_passes()
