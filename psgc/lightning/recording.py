@@ -67,16 +67,15 @@ class StepLoss:
     def __init__(self, module: LightningModule, step: Step, first: Any) -> None:
         self._step = step
         self.share = 1
-        with torch.no_grad(), recording(module, first) as found:
-            step(first)
+        with torch.no_grad():
+            _, found = self._stepped(module, first)
         self.hows = {name: logged.how for name, logged in found.items()}
         self.figures = LoggedFigures(2 * len(found))
 
     def __call__(self, module: nn.Module, batch: Any) -> Tensor:
-        """The mean over the batch. Raises UserError when the step returns no loss, or logs something new."""
+        """The mean over the batch. Raises UserError: the step returns no loss, logs something new, or fills a list."""
         assert isinstance(module, LightningModule)
-        with recording(module, batch) as found:
-            returned = self._step(batch)
+        returned, found = self._stepped(module, batch)
         loss = returned.get("loss") if isinstance(returned, Mapping) else returned
         if not isinstance(loss, Tensor):
             raise UserError(f"training_step returned {type(loss).__name__}; expected the loss of every batch")
@@ -85,6 +84,14 @@ class StepLoss:
         pairs = [found[name][:2] if name in found else (0.0, 0) for name in self.hows]
         self.figures.newest = [float(number) for pair in pairs for number in pair]
         return loss / self.share
+
+    def _stepped(self, module: LightningModule, batch: Any) -> tuple[Any, dict[str, Logged]]:
+        """What the step returns, and what it logs."""
+        before = _lengths(module) | _updates(module)
+        with recording(module, batch) as found:
+            returned = self._step(batch)
+        _check_kept("training_step", before, _lengths(module) | _updates(module))
+        return returned, found
 
     def means(self) -> dict[str, tuple[float, int]]:
         """The logged values of the newest batch: the mean over its examples, and their number, by name."""
@@ -112,15 +119,26 @@ class StepMetric:
         before = _lengths(module)
         with recording(module, batch) as found:
             self._step(batch)
-        if grown := [name for name, length in _lengths(module).items() if length != before.get(name, 0)]:
-            raise UserError(
-                f"validation_step changes self.{grown[0]}, which would differ between workers: log means of the "
-                "batch; for metrics that are not a mean use run.evaluate with outputs"
-            )
+        _check_kept("validation_step", before, _lengths(module))
         for name, logged in found.items():
             self.hows[name] = logged.how
             self.names[name] = name + (self._loader if logged.how.get("add_dataloader_idx", True) else "")
         return {self.names[name]: (logged.total, logged.of) for name, logged in found.items()} or {NOTHING: (0.0, 1.0)}
+
+
+def _check_kept(step: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """Raises UserError when the module keeps something of the batch, which other workers do not have."""
+    if grown := [name for name, number in after.items() if number != before.get(name, 0)]:
+        raise UserError(
+            f"{step} changes self.{grown[0]}, which would differ between workers: log means of the batch; for metrics "
+            "that are not a mean use run.evaluate with outputs"
+        )
+
+
+def _updates(module: LightningModule) -> dict[str, int]:
+    """How many batches each metric of torchmetrics in the module has got."""
+    found = {name: getattr(one, "_update_count", None) for name, one in module.named_modules()}
+    return {name: number for name, number in found.items() if isinstance(number, int)}
 
 
 def _lengths(module: LightningModule) -> dict[str, int]:

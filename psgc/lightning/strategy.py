@@ -96,11 +96,10 @@ class PsgcStrategy(SingleDeviceStrategy):
         if self.run is not None:
             raise UserError("psgc.lightning.fit: several loaders of the training; expected one")
         self.run = self._begun(dataloader)
-        if sampler_of(dataloader):
+        size, shuffle = dataloader.batch_size, isinstance(dataloader.sampler, RandomSampler)
+        if sampler_of(dataloader) or size is None:  # it has a batch_sampler
             batches = self.run.batches(dataloader, trainer.max_epochs)
         else:
-            size, shuffle = dataloader.batch_size, isinstance(dataloader.sampler, RandomSampler)
-            assert size is not None  # psgc.torch.init refuses such a loader
             batches = self.run.batches(size, trainer.max_epochs, shuffle, dataloader.drop_last)
         return TrainingLoader(batches, len(dataloader), self._progress.before_batch)
 
@@ -140,6 +139,8 @@ class PsgcStrategy(SingleDeviceStrategy):
         mean = run.backward(batch, accumulate=share > 1)  # if the run ends here, it is still in the batch
         self._progress.in_batch = False
         self._gradients = [param.grad for param in module.parameters()]
+        for param in module.parameters():  # until `backward`: a zero_grad in place would make them 0
+            param.grad = None
         means = self._loss.means()
         for name, (value, count) in means.items():
             module.log(name, value, batch_size=count, **self._loss.hows[name])

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from psgc.errors import UserError, one_line, raised_at
+from psgc.torch.reading import length_of
 
 EXPECTED = "expected a DataLoader, or a batch sampler such as torch.utils.data.BatchSampler(sampler, size, drop_last)"
 MOST = 1_000_000, 100  # examples of an epoch: so many, and so many for each one of the dataset
+_STARTED = WeakSet[DataLoader[Any]]()  # with persistent_workers, whose processes a loop of plain torch has started
 
 
 class Drawn(NamedTuple):
@@ -94,8 +97,11 @@ class GivenBatches:
         name = type(self._batches).__name__
         try:
             batches = iter(self._batches)
-            if self._loader is not None:  # a DataLoader draws a seed for its processes first
-                torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator)
+            loader = self._loader
+            if loader is not None and loader not in _STARTED:  # it draws a seed when it starts its processes
+                torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+                if loader.persistent_workers:
+                    _STARTED.add(loader)
             rows, sizes = self._read(batches, name)
         except UserError:
             raise
@@ -129,9 +135,12 @@ def sampler_of(dataset: Any) -> str:
     """The name of the sampler or batch sampler of a DataLoader that is not one of shuffle=True or False; else empty."""
     if not isinstance(dataset, DataLoader):
         return ""
-    sampler, batches = dataset.sampler, dataset.batch_sampler
+    batches = dataset.batch_sampler
     if type(batches) is not BatchSampler:
         return type(batches).__name__
-    is_random = type(sampler) is RandomSampler and not sampler.replacement
-    is_whole = isinstance(sampler, RandomSampler) and sampler.num_samples == len(sampler.data_source)
-    return "" if (is_random and is_whole) or type(sampler) is SequentialSampler else type(sampler).__name__
+    sampler: Any = batches.sampler  # that of the DataLoader is another one, if it was given a BatchSampler
+    if type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement):
+        length = length_of(dataset.dataset)
+        if len(sampler.data_source) == length == getattr(sampler, "num_samples", length):  # it may be a part
+            return ""
+    return type(sampler).__name__

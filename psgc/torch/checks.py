@@ -60,7 +60,8 @@ def check_leaves(loss: Tensor, model: nn.Module) -> None:
     others = {id(leaf): leaf for leaf in _leaves(loss) if id(leaf) not in mine}
     optimizers = [thing for thing in gc.get_objects() if issubclass(type(thing), Optimizer)] if others else []
     for optimizer in optimizers:
-        for param in (param for group in optimizer.param_groups for param in group["params"]):
+        groups = getattr(optimizer, "param_groups", ())  # one whose __init__ has raised has none
+        for param in (param for group in groups for param in group["params"]):
             if id(param) in others:
                 raise UserError(
                     f"the loss depends on a parameter of shape {tuple(param.shape)} that {type(optimizer).__name__} "

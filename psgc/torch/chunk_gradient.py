@@ -65,7 +65,7 @@ class ChunkGradient:
         self._flat, self._model, self.loss, self._buffers = flat, model, loss, buffers
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
         self._num_chunks = num_chunks
-        self._has_looked = False  # whether check_leaves was called
+        self._passes = 0  # backward passes
         self.draws = False
         self.gradient, self.device = flat.dim, flat.device
         self._unused = slice(flat.dim + SUMS, flat.dim + SUMS + len(flat.names))
@@ -184,9 +184,9 @@ class ChunkGradient:
             )
         if not loss.requires_grad:
             return value, count
-        if not self._has_looked:
+        self._passes += 1
+        if self._passes.bit_count() == 1:  # at 1, 2, 4, 8 and so on: a loss may depend on more later
             check_leaves(loss, self._model)
-            self._has_looked = True
         (loss if factor is None else loss * factor.of(piece.rows, count)).backward()  # type: ignore[no-untyped-call]
         return value, count
 

@@ -246,6 +246,14 @@ class FlatModel:
                     param.data = _alone(view)  # also because `share_memory()` moves whole storages
         self.restore()
 
+    def gathered(self) -> Tensor:
+        """`params`, also where the script has replaced the memory of a parameter since the newest `check`."""
+        with torch.no_grad():
+            for param, view in zip(self._parameters, self._param_views, strict=True):
+                if param.data_ptr() != view.data_ptr() and param.shape == view.shape:
+                    view.copy_(param)
+        return self.params
+
     def _set_grads(self, views: Sequence[Tensor | None]) -> None:
         for param, view in zip(self._parameters, views, strict=True):
             param.grad = view

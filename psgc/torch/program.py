@@ -184,7 +184,7 @@ class TorchProgram:
         Generators.of(from_bytes(content, "the random numbers of rank 0")["random"]).set(self.device)
 
     def params(self) -> np.ndarray:
-        return self._flat.params.detach().cpu().to(self._flat.dtype).numpy()
+        return self._flat.gathered().detach().cpu().to(self._flat.dtype).numpy()
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

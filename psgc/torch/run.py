@@ -23,7 +23,7 @@ from psgc.torch.hand_over import ScriptState
 from psgc.torch.loader import ChunkLoader, taken_apart
 from psgc.torch.output import Output
 from psgc.torch.outputs import Outputs
-from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
+from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Position, Sampler
 from psgc.torch.standing import Standing
 from psgc.torch.state import Stateful, check_savable
 from psgc.torch.steps import Steps
@@ -64,6 +64,7 @@ class ScriptRun:
         self._under_way = -1  # the step of the current batch; -1 between loops
         self._is_over = False
         self._is_broken = False  # no checkpoint can be made: the loss is not finite, or a batch was not finished
+        self._stopped_at: Position | None = None  # the place of the call that has failed
 
     @property
     def rank(self) -> int:
@@ -112,7 +113,7 @@ class ScriptRun:
         drop_last: leave out a smaller last batch
 
         Raises UserError: size or epochs is not a whole number >= 1; drop_last leaves no batch; a sampler deals examples
-        out to ranks, fails, or yields something else than lists of numbers of rows.
+        out to ranks, fails, or yields something else than lists of numbers of rows; a loop has another one within it.
         """
         if isinstance(size, int) and self._sampler_name:
             raise UserError(
@@ -123,6 +124,7 @@ class ScriptRun:
             self._check_loader(size)
         if isinstance(self._dataset, StreamBuffer):
             self._dataset.check(size, shuffle)
+        self._evaluator.loop_was_over(self._sampler.epochs, self._under_way)
         return self._batches(self._sampler.batches(size, epochs, shuffle, drop_last, self.standing.restore_generators))
 
     def _check_loader(self, loader: DataLoader[Any]) -> None:
@@ -156,8 +158,14 @@ class ScriptRun:
                 yield batch
             finally:
                 self._steps.loops, self._under_way = self._steps.loops - 1, outer
-                if not standing.has_moved:
+                is_alone = standing.has_moved or self._sampler.position == batch.position
+                if is_alone and not standing.has_moved:
                     self._sampler.position = batch.after
+            if not is_alone:
+                raise UserError(
+                    f"run.batches: in step {batch.iteration} there was another loop over batches within this one, and "
+                    "no state could go on within both; expected one loop after the other"
+                )
             if self.engine.record is not None:
                 self.engine.record.step(standing.loss, time.monotonic() - began)
 
@@ -170,8 +178,8 @@ class ScriptRun:
         accumulate: add the gradient to `.grad` of each parameter that was not stepped since its last gradient
         scaler: a torch.amp.GradScaler; the gradient then has its scale
 
-        Raises UserError: the batch is used twice, except by an optimizer's step with a closure; or an argument is
-        wrong. RunFailed: the run cannot go on.
+        Raises UserError: the batch is used twice, except by an optimizer's step with a closure, or after a later one;
+        an argument is wrong; or the scaler was not attached. RunFailed: the run cannot go on.
         """
         if not isinstance(batch, Batch):
             raise UserError(f"run.backward: got a {type(batch).__name__}, expected a batch of run.batches")
@@ -179,10 +187,16 @@ class ScriptRun:
         steps, standing, is_again = self._steps, self.standing, self._steps.is_newest(batch)
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
         if scale is not None:
+            steps.check_scaler(scaler)
             scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         if standing.pending is not None:
             self._flat.clear()
             return standing.loss
+        if steps.is_past(batch):
+            raise UserError(
+                f"run.backward: step {batch.iteration} is over, and its batch was kept; expected another loop over "
+                "run.batches for another epoch"
+            )
         is_within, due = steps.is_within, steps.due if accumulate else set()
         if is_again and not (steps.is_made or is_within or accumulate):
             raise UserError(
@@ -200,7 +214,7 @@ class ScriptRun:
             self._flat.keep(due)
         else:
             self._flat.drop()  # to free its memory while the next gradient is computed
-        total = self._sum(call)
+        total = self._sum(call, batch)
         if total is None:
             self._flat.clear()
             return standing.loss
@@ -243,19 +257,28 @@ class ScriptRun:
         self.output.evaluated({name: mean for name, mean in named.items() if name != NOTHING}, at)
         return shown
 
-    def _sum(self, call: Call) -> Tensor | None:
-        """The sum of a call; None when this rank has fallen behind, and continues from the state of another rank."""
+    def _sum(self, call: Call, batch: Batch | None = None) -> Tensor | None:
+        """The sum of a call; None when this rank has fallen behind, and continues from the state of another rank.
+
+        batch: whose gradient it is; None for an evaluation
+        """
         if self._is_over:
             raise UserError("this run has ended, by run.close or another psgc.torch.init; expected one run at a time")
         iteration = self.standing.iteration
         if iteration & (iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
             check_savable(self.attached)
+        self._stopped_at = None
         try:
             with preserved(self._flat.device):  # random numbers of the script
                 answer = self.engine.sum(iteration, call)
         except PsgcError as error:
             # within a batch of several calls, the script has done only a part of what the batch needs
-            self._is_broken = isinstance(error, ModelError) or (self._steps.loops > 0 and not call.is_whole)
+            is_in_batch = batch is not None or self._steps.loops > 0
+            self._is_broken = isinstance(error, ModelError) or (is_in_batch and not call.is_whole)
+            if batch is not None:
+                self._stopped_at = batch.position
+            elif not self._steps.is_between:  # the loop before is over, also if it was left by `break`
+                self._stopped_at = Position(self._sampler.position.iteration, self._sampler.epochs)
             raise
         self.output.called()
         if isinstance(answer, ScriptState):
@@ -344,7 +367,7 @@ class ScriptRun:
         self._is_over = True
 
     def _write_last(self) -> None:
-        position = self._steps.next
+        position = self._steps.next and (self._stopped_at or self._steps.next)
         is_whole = self.may_save_last and not self._is_broken and self.standing.pending is None
         if position is not None and self._steps.is_complete and is_whole:
             check_savable(self.attached)

@@ -69,6 +69,14 @@ class Steps:
             hook.remove()
         self._hooks = []
 
+    def check_scaler(self, scaler: Any) -> None:
+        """Raises UserError when the scaler was not attached. It would begin anew when the run is resumed."""
+        if not any(scaler is thing for thing in self._attached):
+            raise UserError(
+                f"{type(scaler).__name__} scales the loss, but was not attached; expected run.attach(scaler) before "
+                "the first batch"
+            )
+
     @property
     def is_within(self) -> bool:
         """Whether this is called within an optimizer's step, by its closure."""
@@ -99,6 +107,10 @@ class Steps:
 
     def is_newest(self, batch: Batch) -> bool:
         return self._newest is not None and self._newest.position == batch.position
+
+    def is_past(self, batch: Batch) -> bool:
+        """Whether the newest gradient is of a later batch."""
+        return self._newest is not None and batch.iteration < self._newest.iteration
 
     @property
     def is_complete(self) -> bool:

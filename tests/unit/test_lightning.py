@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 
 from psgc.errors import UserError
 from psgc.run import launched
@@ -44,6 +44,9 @@ ROWS = TensorDataset(torch.randn(20, 2))
         ("Manual", ROWS, {}, "Manual: automatic_optimization is False; write the loop with psgc.torch"),
         ("Whole", ROWS, {}, "Whole.on_validation_epoch_end: each worker has a part of the examples"),
         ("Collects", ROWS, {}, "validation_step changes self.seen, which would differ between workers"),
+        ("Keeps", ROWS, {}, "training_step changes self.seen, which would differ between workers: log means"),
+        ("Counts", ROWS, {}, "training_step changes self.error, which would differ between workers: log means"),
+        ("CountsLater", ROWS, {}, "training_step changes self.error, which would differ between workers: log means"),
         ("Maximum", ROWS, {}, r"self.log\('largest'\): reduce_fx: expected mean"),
         ("Skips", ROWS, {}, "training_step returned NoneType; expected the loss of every batch"),
         ("Module", Stream(), {}, r"the dataset \(Stream\) is an IterableDataset"),
@@ -104,3 +107,39 @@ def test_a_module_is_trained_in_the_precision_of_the_trainer(modules, fit, preci
     module = Validated()
     fit(module, loader, loader, epochs=1, precision=precision, enable_progress_bar=False)
     assert {param.dtype for param in module.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_that_are_zeroed_in_place_are_those_of_lightning(modules, fit, accumulate, one_process):
+    """They are complete before Lightning's zero_grad."""
+
+    class InPlace(modules.Module):
+        def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+            optimizer.zero_grad(set_to_none=False)
+
+    def weights(train):
+        torch.manual_seed(0)
+        module = InPlace()
+        train(module, DataLoader(ROWS, batch_size=5))
+        return module.state_dict()
+
+    more = {"accumulate_grad_batches": accumulate, "enable_progress_bar": False}
+    alone = {"logger": False, "enable_checkpointing": False, "plugins": [modules.LightningEnvironment()]}
+    plain = modules.Trainer(max_epochs=2, devices=1, **alone, **more)
+    torch.testing.assert_close(
+        weights(lambda *given: fit(*given, epochs=2, **more)), weights(plain.fit), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_loader_with_a_batch_sampler_has_its_batches(modules, fit, one_process):
+    seen = []
+
+    class Sees(modules.Module):
+        def on_train_batch_start(self, batch, batch_idx):
+            seen.append(batch.rows.tolist())
+
+    batches = BatchSampler(RandomSampler(ROWS, generator=torch.Generator().manual_seed(1)), 8, False)
+    torch.manual_seed(0)
+    fit(Sees(), DataLoader(ROWS, batch_sampler=batches), epochs=2, enable_progress_bar=False, chunks=2)
+    again = BatchSampler(RandomSampler(ROWS, generator=torch.Generator().manual_seed(1)), 8, False)
+    assert seen == [*again, *again]

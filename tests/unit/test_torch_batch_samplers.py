@@ -1,6 +1,7 @@
 """Batches that a DataLoader or a batch sampler chooses: those of a plain loop over it, also after an interruption."""
 
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from torch.utils.data import (
     DistributedSampler,
     RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
 import psgc.torch
 from psgc.errors import UserError
+from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.sampling import Sampler
 
 ROWS = 20
@@ -42,6 +45,7 @@ LOADERS = {
     "own generator": own_generator,
     "bucketing": Bucketing,
     "list": lambda: [[0, 1], [19, 19, 5]],
+    "persistent": lambda: DataLoader(DATA, 6, shuffle=True, num_workers=1, persistent_workers=True),
 }
 
 
@@ -78,9 +82,10 @@ def test_a_run_that_goes_on_later_has_the_same_batches(name, is_one_call):
         assert [found[:2] for found in rest] == [found[:2] for found in whole[done + 1 :]]
 
 
+@pytest.mark.parametrize("is_one_call", [False, True])
 @pytest.mark.parametrize("name", LOADERS)
-def test_batches_are_those_of_plain_torch(name):
-    found = [rows for rows, *_ in steps(begin(), LOADERS[name](), True)]
+def test_batches_are_those_of_plain_torch(name, is_one_call):
+    found = [rows for rows, *_ in steps(begin(), LOADERS[name](), is_one_call)]
     begin()
     loader = LOADERS[name]()
     loader = loader if isinstance(loader, DataLoader) else DataLoader(DATA, batch_sampler=loader)
@@ -177,3 +182,25 @@ def test_the_sampler_of_a_dataloader_is_not_left_out_in_silence():
         UserError, match=r"^run\.evaluate: the DataLoader has RandomSampler, and each example is evaluated"
     ):
         run.evaluate(loader, lambda model, batch: F.mse_loss(model(batch[0]), batch[0]))
+
+
+@pytest.mark.parametrize(
+    ("loader", "name"),
+    [
+        (DataLoader(DATA, 6, sampler=SequentialSampler(range(10))), "SequentialSampler"),
+        (DataLoader(DATA, 6, sampler=RandomSampler(range(10))), "RandomSampler"),
+        (DataLoader(DATA, 6, sampler=RandomSampler(DATA, num_samples=10)), "RandomSampler"),
+        (DataLoader(DATA, batch_sampler=BatchSampler(SubsetRandomSampler(range(10)), 6, False)), "SubsetRandomSampler"),
+        (DataLoader(DATA, 6, shuffle=True), ""),
+        (DataLoader(DATA, 6, sampler=SequentialSampler(range(ROWS))), ""),
+        (DataLoader(DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 6, False)), ""),
+    ],
+)
+def test_a_sampler_over_a_part_of_the_dataset_is_not_left_out_in_silence(loader, name):
+    assert sampler_of(loader) == name
+    run, seen = begin(loader), []
+    with pytest.raises(UserError, match=f"has {name}") if name else nullcontext():
+        run.evaluate(loader, lambda model, batch: seen.append(len(batch[0])) or 1.0)
+    assert sum(seen) == (0 if name else 1 + ROWS)  # one to see what is returned
+    with pytest.raises(UserError, match=f"has {name}, and size is 6") if name else nullcontext():
+        run.batches(6)

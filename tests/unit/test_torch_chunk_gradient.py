@@ -305,3 +305,25 @@ def test_one_example_is_too_few_for_batch_normalisation():
     model.train()  # later than psgc.torch.init
     with pytest.raises(UserError, match=r"^2: batch normalisation in training mode"):
         gradient.vector(PIECES, SEED, always, 10)
+
+
+def test_a_parameter_outside_the_model_that_the_loss_takes_later_is_found():
+    unfinished = torch.optim.SGD.__new__(torch.optim.SGD)  # as one whose __init__ has raised
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(()))], 0.1)
+    factors = [1.0]
+
+    def loss(model, batch):
+        total, count = cross_entropy(model, batch)
+        return total * factors[-1], count
+
+    gradient, _ = made(loss=loss)
+
+    def several_passes():
+        for _ in range(3):
+            gradient.vector(PIECES, SEED, always, 10)
+
+    several_passes()
+    factors += optimizer.param_groups[0]["params"]
+    assert isinstance(unfinished, torch.optim.Optimizer)
+    with pytest.raises(UserError, match="SGD steps, but that is not in the model"):
+        several_passes()

@@ -32,6 +32,7 @@ def backward(model, loss, data=(X, Y), size=48, scaler=None, collate_fn=None, **
     """The mean loss of the first batch, after `run.backward`."""
     settings = {"chunks": 4, "micro_batch": 8} | settings
     run = psgc.torch.init(model, torch.utils.data.TensorDataset(*data), loss, collate_fn=collate_fn, **settings)
+    run.attach(*[] if scaler is None else [scaler])
     return run.backward(next(run.batches(size, shuffle=False)), scaler=scaler)
 
 

@@ -94,6 +94,24 @@ def test_calls_in_a_wrong_order_are_mistakes():
         run.evaluate(data, loss)
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_loop_within_a_loop_is_refused_and_one_after_the_other_is_not(epochs):
+    _, _, run, optimizer = made()
+    run.attach(optimizer)
+    left = run.batches(SIZE)
+    next(left)  # as if it were left by `break`, and a variable held it
+    steps = []
+    for batch in run.batches(SIZE):
+        steps.append(batch.iteration)
+        left.close()
+    assert steps == [0, 1, 2]
+    outer = run.batches(ROWS, epochs=epochs)
+    assert next(outer).iteration == 3
+    assert [inner.iteration for inner in run.batches(SIZE)] == [3, 4, 5]
+    with pytest.raises(UserError, match="in step 3 there was another loop over batches within this one, and no state"):
+        next(outer)
+
+
 class Rate:
     """A schedule's function that holds something which no file does."""
 
@@ -152,6 +170,18 @@ def test_a_scaled_gradient_that_is_infinite_is_left_out_by_the_scaler():
     factor = 1.0
     run.backward(next(run.batches(SIZE, epochs=1)), accumulate=True, scaler=scaler)  # to nothing
     assert all(param.grad.isfinite().all() for param in model.parameters())
+
+
+def test_a_scaler_that_was_not_attached_is_refused_unless_it_is_off():
+    _, _, run, optimizer = made()
+    run.attach(optimizer)
+    batch, scaler = next(run.batches(SIZE)), torch.amp.GradScaler("cpu")
+    with pytest.raises(UserError, match=r"^GradScaler scales the loss, but was not attached; expected run\.attach\("):
+        run.backward(batch, scaler=scaler)
+    run.backward(batch, scaler=torch.amp.GradScaler("cpu", enabled=False))
+    optimizer.step()
+    run.attach(scaler)
+    run.backward(next(run.batches(SIZE)), scaler=scaler)
 
 
 def test_metrics_are_means_over_a_dataset_in_evaluation_mode():

@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from psgc.checkpoints import newest_first, step_of
 from psgc.errors import RunFailed, UserError
@@ -208,3 +209,16 @@ def test_only_rank_0_writes_files(tmp_path):
     run.end(False)
     assert not (tmp_path / "model.safetensors").exists()
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_params_are_those_of_the_last_checkpoint_also_where_the_script_replaces_their_memory(tmp_path):
+    model, _, run, _ = made(output=str(tmp_path))
+    for batch in run.batches(SIZE):
+        run.backward(batch)
+        for param in model.parameters():
+            param.data = param.data - 0.05 * param.grad
+    end(run)
+    saved = load_file(newest_first(tmp_path / "checkpoints")[0])
+    expected = [saved[f"model.{name}"].flatten() for name, _ in model.named_parameters()]
+    assert np.load(tmp_path / "params.npy").tolist() == torch.cat(expected).tolist()
+    assert model.weight.flatten().tolist() == expected[0].tolist()

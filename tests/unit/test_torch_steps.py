@@ -131,6 +131,26 @@ def test_a_checkpoint_of_a_step_is_not_made_between_two_steps_with_one_batch(tmp
     assert load_file(path)["model.0.weight"].tolist() == before
 
 
+def test_batches_that_were_kept_are_refused_in_a_second_epoch_and_used_after_going_back():
+    run, model, _ = begun()
+    optimizer = sgd(model)
+    run.attach(optimizer)
+    saved, kept = run.state_dict(), [*run.batches(16)]
+
+    def epoch():
+        losses = []
+        for batch in kept:
+            losses.append(run.backward(batch))
+            optimizer.step()
+        return losses
+
+    first = epoch()
+    with pytest.raises(UserError, match=r"^run.backward: step 0 is over, and its batch was kept; expected another"):
+        epoch()
+    run.load_state_dict(saved)
+    assert epoch() == first
+
+
 def test_a_gradient_waits_for_no_step_once_another_state_is_loaded():
     run, model, _ = begun()
     run.attach(sgd(model))
