@@ -1,6 +1,5 @@
 """The compute thread of a worker: takes chunks from the mailbox, computes their gradients, brings the results back."""
 
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ from psgc.problems import ChunkCheck
 from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.held_out import HeldOut
 from psgc.workers.mailbox import Mailbox
+from psgc.workers.ownership import call
 from psgc.workers.work import Work
 
 SAME = {4: 1e-4, 8: 1e-8}  # relative difference, by bytes of an entry; rounding errors stay below it
@@ -281,38 +281,3 @@ def in_a_row(piece: Sequence[int]) -> list[tuple[int, int]]:
 
 class _BadGradient(Exception):
     """A gradient that cannot be used; the text says why."""
-
-
-def call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, bool]:
-    """The loss and the array that `function` returns, and whether psgc may write to the array's memory.
-
-    A gradient may wait for its commit while the model computes the next one. A model that returns the same buffer each
-    time, or a view of it, would change the waiting gradient. NumPy's read-only flag does not prevent that: another view
-    of the buffer stays writable, and PyTorch ignores the flag. The reference count does tell: if NumPy owns the memory
-    and only psgc refers to it, nobody else writes to it.
-
-    So the answer is True for writable arrays that only psgc can reach. It is False when that is not certain: for arrays
-    of other libraries, and for NumPy arrays over memory that NumPy does not own.
-
-    >>> call(lambda: (0.0, np.ones(3)))[2]
-    True
-    >>> buffer = np.ones(3)
-    >>> call(lambda: (0.0, buffer))[2], call(lambda: (0.0, buffer[1:]))[2]
-    (False, False)
-    """
-    loss, array, counts, rest = _call(function)
-    return loss, array, rest is None and bool(counts) and max(counts) <= _UNSHARED and array.flags.writeable
-
-
-def _call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, list[int], Any]:
-    """As `call`, with the reference counts of the array and of the arrays that it views, and the lowest base."""
-    loss, array = function()
-    counts, owner = [], array
-    while type(owner) is np.ndarray:
-        counts.append(sys.getrefcount(owner))
-        owner = owner.base
-    return loss, array, counts, owner
-
-
-# measured by the code that uses it, since the references that a call in progress holds depend on the interpreter
-_UNSHARED = max(_call(lambda: (0.0, np.empty(2)[:1]))[2])

@@ -4,7 +4,7 @@ import ctypes
 
 import numpy as np
 
-from psgc.workers.compute import call
+from psgc.workers.ownership import call
 
 
 def test_a_new_array_is_kept():
