@@ -83,6 +83,9 @@ def launch(
         again += ["--", *program.after] if program.after else []
         hint = f", with -n and {placement.hosts()[0]} for the remaining hosts" if placement.hosts() else ""
         code, why = _exit_code(mpirun_code, stopped_by, left.end(), left.proof)
+        if code == 0 and left.works_on():  # it would have said that it ends
+            code = 1 if stopped_by is None else 128 + stopped_by
+            why = f"the program was {'killed' if stopped_by is None else stopped(stopped_by)} after its run"
         if why:
             say(f"psgc launch: {why}", error=True)
         if heard is not None:
@@ -180,7 +183,8 @@ def _conclude(
         with suppress(OSError):
             write_text(left.summary_file, json.dumps(corrected, indent=2) + "\n")
     # SIGUSR1 ended the run, or the loss of ranks or hosts did (then mpirun returns 0, 1 or a rank's code)
-    cut_off = stopped_by in (None, signal.SIGUSR1) and (status in (None, "interrupted") or too_few_workers)
+    is_cut = status in (None, "interrupted") or too_few_workers or left.works_on()
+    cut_off = stopped_by in (None, signal.SIGUSR1) and is_cut
     if job and cut_off:
         scheduler, number = job
         enders = (signal.SIGINT, signal.SIGTERM)  # schedulers send these at once to a job that they requeue

@@ -73,13 +73,17 @@ class RunDirectory:
 
         While loggers are open it is LOGGERS seconds.
         """
-        works_on = self._folder is not None and (self._folder / WORKS_ON).exists()
+        works_on = self.works_on()
         are_open = (self.directory / OPEN).exists()
         seen = stamp(self.summary_file), works_on, are_open
         if seen != self._last_change[0]:
             self._last_change = seen, time.monotonic()
         late = time.monotonic() - self._last_change[1] > (LOGGERS if are_open else GRACE)
         return late and not works_on and "status" in (summary := self.summary()) and not summary.get("evaluating")
+
+    def works_on(self) -> bool:
+        """Whether the program goes on after its run. After the end of mpirun: whether it was killed there."""
+        return self._folder is not None and (self._folder / WORKS_ON).exists()
 
     def can_resume(self) -> bool:
         """Whether there is a checkpoint after iteration 0, of this run or of the run that it continues."""

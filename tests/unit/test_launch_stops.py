@@ -166,6 +166,30 @@ def test_a_program_may_work_on_for_as_long_as_it_likes_after_its_run(tmp_path, m
     assert is_over_soon(left)
 
 
+DONE = """echo '{"status": "done"}' > out/summary.json; touch $PSGC_FOLDER/works-on;"""
+
+
+@pytest.mark.parametrize("killed", ["exit 0", "exit 137"])
+def test_a_program_that_is_killed_after_its_run_has_failed(mpirun, capfd, killed):
+    """With fault tolerance mpirun's exit code is 0 then."""
+    Path("train.py").touch()
+    Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    mpirun(NAMED + DONE + killed)
+    assert launch("train.py", 2) == 1
+    assert capfd.readouterr().err == "psgc launch: the program was killed after its run\n"
+
+
+def test_a_program_that_is_stopped_after_its_run_is_not_done(mpirun, capfd):
+    Path("train.py").touch()
+    Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    process = start(
+        mpirun(NAMED + DONE + STUBBORN.format(usr1="kill -9 $(cat rank); exit 138", term="")), path="train.py"
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert capfd.readouterr().err == "psgc launch: the program was stopped by Ctrl-C (SIGINT) after its run\n"
+
+
 def test_loggers_that_are_open_have_longer_to_end_than_mpirun(tmp_path, monkeypatch):
     monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.01)
     left = RunDirectory(tmp_path, resumed=False)
