@@ -71,7 +71,7 @@ def launch(
                 while process is not None:
                     left = starts.left()
                     watch.begin(left)
-                    mpirun_code = process.watch(left.is_over, received, patience, watch.look)
+                    mpirun_code = process.watch(left.is_over, received, patience, watch.look, left.is_writing)
                     got_further = got_further or left.got_further()
                     process = None if received else watch.take_next(mpirun_code)
             finally:

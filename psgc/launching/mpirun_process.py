@@ -21,7 +21,7 @@ from psgc.processes import die_with_parent, kill_tree
 
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last one: a scheduler's warning
 STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # (signal, seconds that the run has to react)
-UNHURRIED = 120.0  # seconds to react to SIGUSR1 when the run will start again
+UNHURRIED = 120.0  # seconds to react to SIGUSR1 when the run will start again, or while it writes a checkpoint
 HEARD = 100  # lines that are kept
 LOOK_EVERY, LOOK_OFTEN = 0.1, 0.01  # seconds between two looks at mpirun; often when new ranks wait for its end
 LATE = 2.0  # seconds to wait for the last lines after the end of mpirun
@@ -105,6 +105,7 @@ class MpirunProcess:
         received: Sequence[int],
         patience: float = 0.0,
         is_asked: Callable[[], bool] = lambda: False,
+        is_writing: Callable[[], bool] = lambda: False,
     ) -> int:
         """Wait until mpirun ends, or end it. Returns its exit code, or minus the number of the signal that killed it.
 
@@ -112,6 +113,7 @@ class MpirunProcess:
         received: the signals that this process has received (`catching`)
         patience: seconds that the run has after a SIGUSR1 to this process, if more than usual
         is_asked: whether the run must end so that it can start again
+        is_writing: whether the run writes a checkpoint
         """
         process = self._process
         ended = _wait(process, lambda: bool(received) or is_over() or is_asked())
@@ -123,7 +125,8 @@ class MpirunProcess:
                 process.send_signal(number)
                 if received[:1] == [number] == [signal.SIGUSR1]:
                     seconds = max(seconds, patience)
-                ended = _reacts(process, received, seconds)
+                is_busy = is_writing if number == signal.SIGUSR1 else lambda: False
+                ended = _reacts(process, received, seconds, is_busy=is_busy)
         if not ended:
             kill_tree(process.pid)
         code = process.wait()
@@ -154,11 +157,27 @@ def catching() -> Iterator[Sequence[int]]:
 
 
 def _reacts(
-    process: subprocess.Popen[bytes], received: Sequence[int], seconds: float, every: float = LOOK_EVERY
+    process: subprocess.Popen[bytes],
+    received: Sequence[int],
+    seconds: float,
+    every: float = LOOK_EVERY,
+    is_busy: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Waits until `process` ends, for so many seconds or until one more signal is received. Returns as `_wait`."""
-    end, seen = time.monotonic() + seconds, len(received)
-    return _wait(process, lambda: len(received) > seen or time.monotonic() > end, every)
+    """Waits until `process` ends, for so many seconds or until one more signal is received. Returns as `_wait`.
+
+    is_busy: the seconds begin when this ends, or after UNHURRIED seconds
+    """
+    began, seen = time.monotonic(), len(received)
+    end = began + seconds
+
+    def is_late() -> bool:
+        nonlocal end
+        now = time.monotonic()
+        if now < began + UNHURRIED and is_busy():
+            end = now + seconds
+        return now > end
+
+    return _wait(process, lambda: len(received) > seen or is_late(), every)
 
 
 def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool], every: float = LOOK_EVERY) -> bool:

@@ -9,12 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from psgc.disk import UNNAMED
 from psgc.errors import UserError
 from psgc.record.loggers import OPEN
 from psgc.run.launched import ANSWER, EXITED, SETTINGS, WORKS_ON, Found, stamp
 
 GRACE = 10.0  # seconds within which mpirun must end after the run; a hung process can keep it alive
-LOGGERS = 600.0  # seconds for loggers to send what they have not sent yet
+LOGGERS = 600.0  # seconds for loggers to send what they have not sent yet, and for a checkpoint that is being written
 
 
 class RunDirectory:
@@ -71,15 +72,19 @@ class RunDirectory:
     def is_over(self) -> bool:
         """Whether, for more than GRACE seconds, the summary is final and the program around the run has ended.
 
-        While loggers are open it is LOGGERS seconds.
+        While loggers are open, or a checkpoint is written, it is LOGGERS seconds.
         """
         works_on = self.works_on()
-        are_open = (self.directory / OPEN).exists()
+        are_open = (self.directory / OPEN).exists() or self.is_writing()
         seen = stamp(self.summary_file), works_on, are_open
         if seen != self._last_change[0]:
             self._last_change = seen, time.monotonic()
         late = time.monotonic() - self._last_change[1] > (LOGGERS if are_open else GRACE)
         return late and not works_on and "status" in (summary := self.summary()) and not summary.get("evaluating")
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written. A script writes its last one when the summary is there already."""
+        return any((self.directory / "checkpoints").glob(UNNAMED))
 
     def works_on(self) -> bool:
         """Whether the program goes on after its run. After the end of mpirun: whether it was killed there."""

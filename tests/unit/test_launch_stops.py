@@ -82,6 +82,17 @@ def test_a_request_without_effect_is_followed_by_signals(mpirun, usr1, term, sec
     wait_for(lambda: not runs(int(Path("rank").read_text())))
 
 
+def test_a_checkpoint_that_is_being_written_is_waited_for(mpirun):
+    """It takes longer than the run has to react to the first request."""
+    writes = "mkdir -p out/checkpoints; touch out/checkpoints/.psgc-0.tmp; sleep 1.5"
+    ends = f"rm out/checkpoints/.psgc-0.tmp; {CHECKPOINT}; kill -9 $(cat rank); exit 138"
+    process = start(mpirun(STUBBORN.format(usr1=f"{writes}; {ends}", term="")), usr1=0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert signals() == ["USR1"]
+    assert Path("out/checkpoints/2.safetensors").exists()
+
+
 def test_a_second_interrupt_cuts_the_wait_short(mpirun):
     process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")), usr1=60)
     process.send_signal(signal.SIGINT)
@@ -202,6 +213,18 @@ def test_loggers_that_are_open_have_longer_to_end_than_mpirun(tmp_path, monkeypa
     (tmp_path / OPEN).touch()
     assert not left.is_over()
     monkeypatch.setattr("psgc.launching.outcome.LOGGERS", 0.01)
+    assert is_over_soon(left)
+
+
+def test_the_last_checkpoint_of_a_run_has_longer_than_the_end_of_mpirun(tmp_path, monkeypatch):
+    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.01)
+    left = RunDirectory(tmp_path, resumed=False)
+    (tmp_path / "summary.json").write_text('{"status": "failed"}')
+    (tmp_path / "checkpoints").mkdir()
+    (written := tmp_path / "checkpoints/.psgc-0.tmp").touch()
+    assert not any(is_over_soon(left) for _ in range(2))
+    written.unlink()
+    assert not left.is_over()
     assert is_over_soon(left)
 
 
