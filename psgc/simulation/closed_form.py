@@ -21,7 +21,7 @@ from psgc.data.times import Seconds
 
 _BLOCK = 4_000_000  # numbers held at once
 _RIDGE = 1e-12  # relative to the trace of the Gram matrix
-_NO_ERROR = 1e-6  # a squared error below this is the ridge's
+_NO_ERROR = 1e-6  # a squared error below this, or below ridge * m, is the ridge's
 
 
 def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
@@ -80,7 +80,9 @@ def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike
     gram = np.ones((m + 1, m + 1)) * n
     gram[:m, :m] = dense @ dense.T
     gram[:m, m] = gram[m, :m] = dense.sum(axis=1)
-    gram[np.arange(m + 1), np.arange(m + 1)] += np.append(np.full(m, _RIDGE * np.trace(gram)), 1.0)
+    ridge = _RIDGE * np.trace(gram)
+    no_error = max(_NO_ERROR, ridge * m)  # it adds up to ridge * |r|^2 to a squared error, and weights are about 1
+    gram[np.arange(m + 1), np.arange(m + 1)] += np.append(np.full(m, ridge), 1.0)
     for trials in _blocks(len(seconds), (m + 1) ** 2):
         order = np.argsort(finished[trials], axis=1)
         rows = np.concatenate([order, np.full((len(order), 1), m)], axis=1)
@@ -88,7 +90,7 @@ def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike
         left = n - np.cumsum(np.pad(along**2, ((0, 0), (1, 0))), axis=1)
         count = (finished[trials][:, :, None] <= limits).sum(axis=1)
         squared = np.take_along_axis(left, count, axis=1)
-        errors[trials] = np.sqrt(np.where(squared < _NO_ERROR, 0, squared))
+        errors[trials] = np.sqrt(np.where(squared < no_error, 0, squared))
     return errors
 
 

@@ -103,6 +103,12 @@ def test_least_squares_errors_of_dependent_workers_and_of_everybody():
     assert errors.tolist() == [[pytest.approx(np.sqrt(12)), 0.0]]
 
 
+def test_least_squares_errors_of_everybody_are_0_with_many_workers():
+    """Where the ridge adds more to a squared error than a fixed cut-off."""
+    errors = cf.least_squares_errors(coding.cyclic(6400, 800, 3), np.ones((1, 800)), [1, 24])
+    assert errors.tolist() == [[pytest.approx(80), 0.0]]
+
+
 def test_blocks_of_trials_change_nothing(monkeypatch):
     assignment = coding.graph(20, 20, 4, seed=0)
     order = coding.ordering(assignment)
