@@ -15,7 +15,7 @@ from psgc import coding
 from psgc.data.times import Seconds, estimates
 from psgc.errors import UserError
 from psgc.plan import default_queues, read_assignment
-from psgc.schedules import SCHEDULES, Queues
+from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.simulation import closed_form
 from psgc.simulation.settings import BuiltAssignment, Settings
 from psgc.simulation.virtual import Passes, VirtualCluster
@@ -166,9 +166,13 @@ class _Comparison:
         known_costs = self._known_costs()
         times, computed, errors = self._empty()
         passes = Passes(settings.pass_cost is not None, settings.pass_cost or 0.0)
+        rules: Schedule | None = None
         for t, seconds in enumerate(self.seconds):
-            if t == 0 or not settings.consecutive:
-                rules = SCHEDULES[schedule](queues, backups, holders, self.parts)
+            # also after a trial that has not ended: the coordinator is still in it
+            if rules is None or not settings.consecutive or times[t - 1] == np.inf:
+                before, rules = rules, SCHEDULES[schedule](queues, backups, holders, self.parts)
+                if before is not None and settings.consecutive:
+                    rules.inherit(before)
                 cluster = VirtualCluster(holders, queues, self.parts, rules, passes=passes)
             if believed is not None:
                 cluster.know(dict(enumerate(believed[t].tolist(), start=1)))

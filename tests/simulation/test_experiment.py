@@ -148,6 +148,22 @@ def test_in_consecutive_trials_the_schedule_learns(tmp_path, consecutive):
     assert (trials.times[-1] < 0.8 * trials.times[0]) == consecutive
 
 
+def test_consecutive_trials_go_on_after_one_that_cannot_recover():
+    few = {"kind": "cyclic", "chunks": 4, "workers": 4, "load": 2}
+    changes = {"assignment": few, "speeds": {"kind": "exponential", "failed": 2}, "schedules": ["skipping", "dynamic"]}
+    alone, consecutive = (experiment.run(simulation(**changes, consecutive=both)) for both in (False, True))
+    assert [row.impossible for row in consecutive] == [row.impossible for row in alone]
+    assert 0 < alone[0].impossible < 20
+
+
+def test_what_was_learnt_outlasts_a_trial_that_cannot_recover(tmp_path):
+    seconds = [[1.0, 4.0]] * 6 + [[np.inf, np.inf]] + [[1.0, 4.0]]
+    changes = {"schedules": ["dynamic"], "pass_cost": 1.0, "bound": False, "consecutive": True}
+    (trials,) = experiment.simulate(given_speeds(tmp_path, np.ones((16, 2)), seconds, **changes))
+    assert trials.times[6] == np.inf
+    assert trials.times[7] < 0.8 * trials.times[0]
+
+
 def test_original_gradient_coding_is_approximated_by_least_squares_where_the_paper_does():
     settings = simulation(parts=[1, 2], schedules=["full"], deadlines=[4.0], speeds=PLAIN)
     one, two = experiment.run(settings)
