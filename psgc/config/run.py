@@ -170,7 +170,7 @@ class Config(Section):
     def joins(self) -> bool:
         """Whether workers may compute several chunks in one pass, with one gradient as the result."""
         is_exact = self.recovery.mode == "exact" and not self.reproducible
-        return self.coding.parts == 1 and not self.verify_every and is_exact
+        return SCHEDULES[self.schedule].joins and self.coding.parts == 1 and not self.verify_every and is_exact
 
     @property
     def verify_every(self) -> int:

@@ -48,6 +48,7 @@ class DynamicSchedule(Decisions):
     """
 
     is_adaptive = True
+    joins = True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

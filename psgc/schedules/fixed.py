@@ -33,6 +33,7 @@ class UncodedSchedule(Schedule):
 
     keeps_queues = True
     holds_backups = False
+    joins = True
 
     @classmethod
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:

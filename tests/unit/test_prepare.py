@@ -131,6 +131,9 @@ FLIPPED = ["faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]"]
     [
         ([], "server per_pass"),  # a small vector
         (["dtype=float32"], "server per_pass"),
+        (["schedule=uncoded"], "server per_pass"),
+        # workers do chunk by chunk, and each gradient would travel
+        *(([f"schedule={name}"], "allreduce combined") for name in ("full", "random", "static", "skipping")),
         (["coding.parts=2"], "allreduce combined"),
         (["transfer=combined"], "allreduce combined"),
         (["reproducible=true"], "allreduce combined"),
