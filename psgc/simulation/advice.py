@@ -16,7 +16,8 @@ from psgc.errors import PsgcError, UserError
 from psgc.record.progress import progress_bar
 from psgc.schedules import SCHEDULES
 from psgc.simulation.replay import Choice, Prediction, Replay, own_choice
-from psgc.tools.run_directory import read_run
+from psgc.tools.run_directory import RecordedRun, read_run
+from psgc.validation import checked
 from psgc.yaml_source import to_text
 
 COPIES = 400_000  # approximate number of chunks that are simulated, which takes some seconds
@@ -61,7 +62,8 @@ def predict(run_directory: str, grid: Grid) -> ReplayResult:
         number = int(run.timeline["chunk"].max(initial=0)) + 1
         run = replace(run, chunks=number if is_script else run.config.coding.per_worker * run.workers)
     from_file = isinstance(run.config.coding.assignment, AssignmentFile)
-    tried = choices(grid, own_choice(run.config, run.chunks), run.workers, from_file)
+    own = own_choice(run.config, run.chunks)
+    tried = choices(grid, own, run.workers, from_file, run.config.reproducible)
     dataset, remark = _data(run.config)
     params = run.path / "params.npy"
     dim = int(map_npy(str(params)).size) if params.exists() else None
@@ -98,12 +100,22 @@ def _with_progress(replay: Replay, tried: list[Choice]) -> tuple[list[Prediction
         for choice in tried:
             progress.update(task, description=choice.schedule)
             try:
+                _check(replay.run, choice)
                 predictions.append(replay.predict(choice))
             except PsgcError as error:
                 impossible.append(str(error))
             progress.update(task, advance=1)
     more = f"{len(impossible)} settings are not possible, for example: {impossible[0]}" if impossible else ""
     return sorted(predictions, key=lambda prediction: prediction.seconds), [more] if more else []
+
+
+def _check(run: RecordedRun, choice: Choice) -> None:
+    """Raises UserError when the settings of the run, with these in place of its own, contradict each other."""
+    config = run.config
+    lines = _lines(config, choice, run.chunks, run.workers)
+    checked(type(config), config.model_dump() | lines, str(run.path / "config.yaml"), {})
+    if config.verify_every and choice.replication <= choice.parts:  # also of an assignment from a file
+        raise UserError(f"verify: {choice.replication} copies with parts {choice.parts} leave none to compare with")
 
 
 def read_grid(wanted: dict[str, str | None]) -> Grid:
@@ -132,13 +144,14 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> list[Choice]:
+def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False, keeps_chunks: bool = False) -> list[Choice]:
     """The combinations to try besides the run's own settings. Raises UserError when the grid does not fit the run.
 
     Without redundancy all schedules are the same. So `uncoded` has a replication equal to parts, and the others have
     more, unless the grid names a replication.
 
     from_file: the assignment is from a file, which fixes replication and chunks
+    keeps_chunks: another number of chunks would give other bits; only a grid may have one
     """
     if from_file and (grid.replication or grid.chunks_per_worker):
         raise UserError(
@@ -155,7 +168,7 @@ def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> l
                 raise UserError(f"{_option(name)} {number}: this run has {workers} workers, expected no more")
     usual = [name for name, schedule in SCHEDULES.items() if schedule.tried_by_default]
     least = min(own.chunks, 1 if own.per_worker else workers)
-    around = [number for number in _around(own.chunks) if number >= least]
+    around = [own.chunks] if keeps_chunks else [number for number in _around(own.chunks) if number >= least]
     chunks = [own.chunks] if from_file else getattr(grid, key) or around
     found: dict[Choice, None] = {}
     for schedule, parts, number in product(
@@ -226,13 +239,19 @@ def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) ->
     if isinstance(config.problem, ScriptProblem) and not isinstance(config, TorchConfig):
         given = {**choice.coding(), "schedule": choice.schedule, "transfer": config.transfer}
         return f"psgc.torch.init(..., {', '.join(f'{name}={value!r}' for name, value in given.items())})"
+    return to_text(_lines(config, choice, num_chunks, workers))
+
+
+def _lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> dict[str, Any]:
     is_file = isinstance(config.coding.assignment, AssignmentFile)  # with the other numbers in it
-    coding = config.coding.model_copy(update={"parts": choice.parts} if is_file else choice.coding())
+    update = {"parts": choice.parts} if is_file else choice.coding()
+    known = type(config.coding).model_fields  # not the chunks of a script
+    coding = config.coding.model_copy(update={name: value for name, value in update.items() if name in known})
     lines: dict[str, Any] = {"coding": coding.model_dump(), "schedule": choice.schedule, "transfer": config.transfer}
     if isinstance(config.batch, int) and not is_file:
         rows = config.batch * num_chunks / (choice.chunks * workers)
         lines["batch"] = max(1, round(rows))
-    return to_text(lines)
+    return lines
 
 
 def _row(prediction: Prediction, replay: Replay, advised: Prediction) -> dict[str, Any]:

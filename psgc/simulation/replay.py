@@ -136,7 +136,9 @@ class Replay:
 
     def predict(self, choice: Choice) -> Prediction:
         """Raises UserError when these settings are not possible, RunFailed when the losses would have ended the run."""
-        plan = self._plan(choice)
+        plan, batch = self._plan(choice), self.run.config.batch
+        if choice.per_worker and isinstance(batch, BatchSettings) and batch.size < plan.num_chunks:
+            raise UserError(f"batch.size: {batch.size} rows cannot be cut into {plan.num_chunks} chunks")
         return self._prediction(choice, plan, self._simulate(plan, choice.schedule))
 
     def _plan(self, choice: Choice) -> Plan:

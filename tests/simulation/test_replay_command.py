@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 
 import psgc
@@ -38,8 +39,8 @@ def data(path):
     return configuration.Data(path=path)
 
 
-def write_run(config):
-    run = record(config, SECONDS)
+def write_run(config, seconds=SECONDS):
+    run = record(config, seconds)
     directory = Path("run")
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -141,6 +142,40 @@ def test_settings_that_are_not_possible_are_told_and_left_out(capsys):
     assert exit_code("--chunks-per-worker", "4,50", "--schedule", "skipping", "--parts", "1") == 0
     out = capsys.readouterr().out
     assert "2 settings are not possible, for example: data.npz: 64 rows cannot be cut into 200 chunks" in out
+
+
+EQUAL, SLOW = [[1.0] * 4] * 6, SECONDS
+UNBIASED = {"mode": "approximate", "deadline": 60.0, "estimator": "unbiased"}
+FILE = {"kind": "file", "path": "A.npy"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds", "refused"),
+    [
+        ({"verify": {"every": 10}}, EQUAL, "verify: schedule uncoded has no second copy to compare with"),
+        ({"recovery": UNBIASED}, SLOW, "recovery.estimator: unbiased needs fixed queues"),
+        ({"verify": {"idle": True}, "transfer": "combined"}, EQUAL, "verify: idle compares gradients"),
+        ({"verify": {"every": 9}, "coding": {"assignment": FILE}}, EQUAL, "verify: 2 copies with parts 2 leave none"),
+        ({"iterations": None, "batch": {"size": 16, "epochs": 2}}, SLOW, "16 rows cannot be cut into 32 chunks"),
+        ({"reproducible": True}, SLOW, "reproducible: with parts 2 the rounding depends"),
+    ],
+)
+def test_what_is_recommended_is_what_the_yaml_of_the_run_takes(changes, seconds, refused):
+    np.save("A.npy", coding.cyclic(16, 4, 2).toarray())
+    base = settings("static", chunks_per_worker=4, replication=2).model_dump() | {"data": {"path": "data.npz"}}
+    write_run(configuration.Config(**base | changes), seconds)
+    written, remarks = yaml.safe_load(Path("run/config.yaml").read_text()), []
+    for name in ("uncoded", "static", "skipping"):
+        result = advice.predict("run", advice.Grid(schedule=[name]))
+        remarks += result.remarks
+        for prediction in result.predictions:  # any of them might be the quickest
+            lines = advice.yaml_lines(result.replay.run.config, prediction.choice, 16, 4)
+            read = configuration.from_yaml_text(to_text(written | yaml.safe_load(lines)))
+            if isinstance(read.batch, configuration.BatchSettings):
+                assert 4 * read.coding.per_worker <= read.batch.size
+            if read.reproducible:
+                assert read.coding.per_worker == 4
+    assert any(refused in remark for remark in remarks)
 
 
 @pytest.mark.parametrize(
