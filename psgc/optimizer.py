@@ -39,10 +39,11 @@ class Optimizer(ABC):
 
     vectors: the names of the state's vectors, which are the number 0.0 before the first step; rules: what is common to
     all kinds, may be set before the first step; undoes: whether a step that raises leaves the state as it was, which
-    takes memory for as many vectors again.
+    takes memory for as many vectors again; divides: whether a step divides by the last vector, so that an infinite
+    entry of it stops a parameter for good, which the parameters do not show.
     """
 
-    undoes = False
+    undoes = divides = False
 
     def __init__(self, lr: float, vectors: tuple[str, ...] = ()) -> None:
         self.rules = Rules()
@@ -57,7 +58,8 @@ class Optimizer(ABC):
         """The parameters after one step, in another array of params' dtype. iteration: for the schedule of the rate.
 
         That is the memory of the parameters of a step before, once nobody refers to it any more: for long vectors new
-        pages take as long as the step. Raises FloatingPointError when some of them are NaN or infinite.
+        pages take as long as the step. Raises FloatingPointError when some of them are NaN or infinite, or what a step
+        divides by is. Its text says which.
         """
         self._lr = self._first_lr * self.rules.factor(iteration)
         before = tuple(self._vectors.values())
@@ -67,7 +69,7 @@ class Optimizer(ABC):
         after = (self._spare or [np.empty_like(params) for _ in before]) if is_new else [*before]
         blocks = [slice(start, start + entries) for start in range(0, params.size, entries)]
         scale = self._scale(gradient, blocks)
-        squares = 0.0  # their sum; on a GPU it is there when all blocks have been stepped
+        squares = largest = 0.0  # a sum, and of the divisor; on a GPU they are there when all blocks have been stepped
         for block in blocks:
             state = [vector if isinstance(vector, float) else vector[block] for vector in before]
             slope = gradient[block] if scale == 1 else gradient[block] * scale
@@ -76,9 +78,13 @@ class Optimizer(ABC):
                 stepped[block] -= (self._lr * self.rules.weight_decay) * params[block]
             for target, values in zip(after, results, strict=True):
                 target[block] = values
+            if self.divides:
+                largest = np.maximum(largest, results[-1].max())
             squares = squares + np.vdot(stepped[block], stepped[block])
         if not (math.isfinite(squares) or np.isfinite(stepped).all()):
-            raise FloatingPointError("parameters are NaN or infinite")
+            raise FloatingPointError("parameters")
+        if not math.isfinite(largest):
+            raise FloatingPointError("the optimizer's state")
         self._spare = [*before] if is_new and not self._is_shared else []
         self._former = [params]
         self._vectors, self._is_shared = dict(zip(self._vectors, after, strict=True)), False
@@ -100,7 +106,7 @@ class Optimizer(ABC):
             return 1.0
         norm = math.sqrt(sum(float(np.square(gradient[block], dtype=np.float64).sum()) for block in blocks))
         if not math.isfinite(norm):
-            raise FloatingPointError("the gradient's norm is not finite")
+            raise FloatingPointError("parameters")  # those of a gradient of zeros and NaN, which it would be scaled to
         return min(1.0, self.rules.clip_norm / norm) if norm else 1.0
 
     @abstractmethod
@@ -171,6 +177,8 @@ class Momentum(Optimizer):
 class Adam(Optimizer):
     """Bias-corrected first and second moments. Source: Kingma and Ba, "Adam" (ICLR 2015), algorithm 1."""
 
+    divides = True
+
     def __init__(self, lr: float, beta1: float, beta2: float, epsilon: float) -> None:
         super().__init__(lr, ("first", "second"))
         self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
@@ -227,12 +235,12 @@ def factor(schedule: config.RateSchedule, iterations: int, iteration: int) -> fl
 
 
 def finite_step(optimizer: Optimizer, params: Array, gradient: Array, iteration: int) -> Array:
-    """The step of `iteration`, as `Optimizer.step`. Raises RunFailed when it makes parameters NaN or infinite."""
+    """The step of `iteration`, as `Optimizer.step`. Raises RunFailed when it makes something NaN or infinite."""
     try:
         with np.errstate(all="ignore"):
             return optimizer.step(params, gradient, iteration)
-    except FloatingPointError:
+    except FloatingPointError as error:
         raise RunFailed(
-            f"the step of iteration {iteration} makes parameters NaN or infinite, those before "
-            "it are kept; a smaller optimizer.lr may help"
+            f"the step of iteration {iteration} makes {error} NaN or infinite, the parameters before it are kept; "
+            "a smaller optimizer.lr or an optimizer.clip_norm may help"
         ) from None

@@ -125,15 +125,14 @@ class Cluster:
         return self.schedule.join(is_plain and not has_figures and bool(said) and all(said))
 
     def weights(
-        self, iteration: int, reports: Iterable[tuple[int, int, int]], incomplete: Container[int]
+        self, iteration: int, reported: Iterable[tuple[int, int]], incomplete: Container[int]
     ) -> dict[int, float]:
         """The weight of each recovered chunk in an unbiased gradient.
 
-        reports: (worker, chunk, attempt), of this iteration
+        reported: (worker, chunk), of this iteration and before its end
         incomplete: the chunks that are not recovered
         """
         num_chunks, parts = len(self.membership.holders), self.membership.parts
-        reported = [(worker, chunk) for worker, chunk, _ in reports]
         recovered = [chunk for chunk in range(num_chunks) if chunk not in incomplete]
         whole, seed = self.schedule.counts_whole_loads, (self._config.seed, iteration)
         return weights(self.queues, reported, recovered, num_chunks, parts, whole, seed)

@@ -143,6 +143,10 @@ class Books:
         """Whether the copy of `worker` is in the gradient, or has confirmed it. attempt: invalidations before it."""
         return (worker, attempt) in self.chunks[chunk].used
 
+    def reported(self) -> list[tuple[int, int]]:
+        """(worker, chunk) of the reports that were handled: those that came after the iteration's end are not there."""
+        return [(worker, i) for i, copies in enumerate(self.chunks) for worker in copies.reported]
+
     def incomplete(self) -> dict[int, tuple[int, ...]]:
         """The chunks that have fewer than l copies, and S_i of each."""
         parts = self._parts

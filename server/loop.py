@@ -166,7 +166,8 @@ class Server:
         else:
             weighted = None
             if is_approximate and self._settings.is_unbiased:  # before `gradient`, which sums the copies
-                weighted = self._decoder.weighted(self.cluster.weights(iteration, self.log.row.reports, incomplete))
+                reported = self.coordinator.books.reported()
+                weighted = self._decoder.weighted(self.cluster.weights(iteration, reported, incomplete))
             plain = self._decoder.gradient
             used = plain if weighted is None else weighted
             self.summing.hand_out(used, self.cluster.now)

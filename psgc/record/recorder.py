@@ -54,7 +54,7 @@ class Recorder:
         self._directory = directory = directory.resolve()  # a user may link it, but nothing in it is a link
         self._num_chunks, self._workers = assignment.shape
         self._bounds = BoundSampler(assignment, parts)
-        self.tally = Tally(np.asarray(own_chunks))
+        self.tally = Tally(np.asarray(own_chunks), self._num_chunks)
         self.events: list[WorkerEvent] = []  # the rows of lost.csv
         self.timeline_every = recorded_every(iterations, assignment.nnz)
         self.lacks_room = False  # the disk has no room for params.npy or summary.json

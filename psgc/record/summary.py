@@ -62,6 +62,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "work_thrown_away": 1 - float(tally.spent[Outcome.USED]) / spent if spent else 0.0,
         "timeline_every": recorder.timeline_every,
         "approximate_iterations": int((errors > 0).sum()),
+        "chunks_never_used": tally.never_used,
         "error_measure": float(errors.mean()) if len(errors) else 0.0,
         "actual_error": median(tally.actual_errors),
         "bytes": tally.bytes,
@@ -208,7 +209,9 @@ def _approximate(summary: dict[str, Any]) -> str:
     missing = f"{100 * summary['error_measure']:.2g} % of the copies missing on average"
     error = summary["actual_error"]
     actual = "" if error is None else f"; their gradients were off by {100 * error:.2g} % in the median"
-    return f"{summary['approximate_iterations']} of {summary['iterations']} iterations, {missing}{actual}"
+    never = summary["chunks_never_used"]
+    left_out = f"; {never} of the {summary['chunks']} chunks never arrived in time" if never else ""
+    return f"{summary['approximate_iterations']} of {summary['iterations']} iterations, {missing}{actual}{left_out}"
 
 
 def _losses(events: list[dict[str, Any]]) -> str:

@@ -48,9 +48,10 @@ class Tally:
     """Totals of a run, and a few numbers of each iteration.
 
     own_chunks: (workers,), number of chunks of each worker without redundancy
+    num_chunks: of the run
     """
 
-    def __init__(self, own_chunks: np.ndarray) -> None:
+    def __init__(self, own_chunks: np.ndarray, num_chunks: int) -> None:
         self._own_chunks = own_chunks
         # of each iteration, nan when unknown
         self.seconds, self.bounds, self.error_measures = array("d"), array("d"), array("d")
@@ -64,9 +65,16 @@ class Tally:
         self.final_loss: float | None = None
         self.chunks = np.zeros(len(Outcome), int)  # number of chunks with each outcome
         self.spent = np.zeros(len(Outcome))  # seconds spent on chunks with each outcome
+        self._was_used = np.zeros(num_chunks, bool)  # since the run was started or resumed
         # of each worker: total seconds and number of its finished chunks
         self._finished_seconds, self._finished = np.zeros(len(own_chunks)), np.zeros(len(own_chunks))
         self._abandoned = np.zeros(len(own_chunks))  # longest time after which a worker abandoned a chunk
+
+    @property
+    def never_used(self) -> int | None:
+        """The number of chunks that were in no gradient. None in a resumed run: its timeline may lack iterations."""
+        is_resumed = len(self.uncoded) < len(self.seconds)
+        return None if is_resumed else int(np.count_nonzero(~self._was_used))
 
     def count(self, entries: np.ndarray) -> None:
         worker, seconds, outcome = entries["worker"] - 1, entries["seconds"], entries["outcome"]
@@ -106,6 +114,7 @@ class Tally:
         delivered = entries[entries["outcome"] <= Outcome.LATE]
         self.passes += len(passes(delivered)["worker"])
         self.delivered += len(delivered)
+        self._was_used[entries["chunk"][entries["outcome"] == Outcome.USED]] = True
         self.chunk_seconds.append(float(np.median(delivered["seconds"])) if len(delivered) else math.nan)
 
 

@@ -155,6 +155,24 @@ def test_a_step_to_parameters_that_are_not_finite_is_refused():
         finite_step(make_optimizer(config.OptimizerSettings(kind="sgd", lr=10.0)), np.ones(2), gradient, 5)
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("entry", [0, LONG - 1])
+@pytest.mark.parametrize("undoes", [False, True])
+def test_a_gradient_whose_square_overflows_does_not_stop_a_parameter_for_good(kind, entry, undoes):
+    """The parameters stay finite: those with an infinite second moment would have steps of 0 from then on."""
+    descent, params, gradient = made(kind), np.ones(LONG, np.float32), np.ones(LONG, np.float32)
+    descent.undoes = undoes
+    params = finite_step(descent, params, gradient, 0)
+    large = gradient.copy()
+    large[entry] = 1e20
+    with pytest.raises(RunFailed, match=r"^the step of iteration 1 makes the optimizer's state NaN or infinite"):
+        finite_step(descent, params, large, 1)
+    if undoes:
+        for iteration in range(1, 5):
+            params, before = finite_step(descent, params, gradient, iteration), params
+            assert (params < before).all()
+
+
 @ALL
 @pytest.mark.parametrize("before", [0, 1, 3])
 @pytest.mark.parametrize("is_shared", [False, True])

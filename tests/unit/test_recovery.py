@@ -5,7 +5,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from psgc.server.recovery import AT_FIRST, DEVIATIONS, LEAST_DEVIATION, LOOKED_BACK, TimeLimit, tolerated
+from psgc.server.recovery import AT_FIRST, DEVIATIONS, LEAST_DEVIATION, LOOKED_BACK, TimeLimit, tolerated, weights
 
 
 @pytest.mark.parametrize(("given", "seconds"), [(0.5, 0.5), (None, inf)])
@@ -41,6 +41,14 @@ def test_it_follows_a_run_that_becomes_slower_although_its_iterations_are_cut_of
         took = min(4.0, deadline.seconds)
         deadline.took(took, 1 - took / 4.0)
     assert deadline.seconds > 4.0
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_empty_queues_change_no_weight(whole):
+    queues, reported = {2: [0, 1], 4: [2, 3]}, [(2, 0), (2, 1), (4, 2)]
+    recovered = [0, 1] if whole else [0, 1, 2]
+    found = [weights(more | queues, reported, recovered, 4, 1, whole, (0, 7)) for more in ({}, {1: [], 3: [], 5: []})]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("copies", [1, 7, 10, 64, 100, 1000])

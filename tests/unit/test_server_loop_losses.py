@@ -53,6 +53,21 @@ def test_an_unbiased_gradient_is_weighed_by_the_queues_of_its_iteration(make_run
     assert approximation.used == pytest.approx(np.nansum(weights * 2.0 ** np.arange(run.plan.num_chunks)))
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_reports_after_the_first_one_past_the_deadline_do_not_make_its_weight_smaller(make_run, together):
+    """Nobody has done anything by the deadline: the first report ends the iteration, whatever comes with it."""
+    run = make_run("static", recovery=approximate(deadline=10.0, estimator="unbiased"))
+
+    def script():
+        run.clock.now += 11.0
+        yield []
+        yield [done(worker, 0, run.plan.queues[worker][0], 1.0) for worker in range(1, 2 + 3 * together)]
+
+    run.follow(script(), 1)
+    (approximation,) = run.gradient_error
+    assert (approximation.plain, approximation.used) == (1.0, pytest.approx(4.0, rel=0.25))
+
+
 # the deadline
 
 

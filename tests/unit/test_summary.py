@@ -69,6 +69,7 @@ def test_the_numbers(recorder):
         "work_thrown_away": pytest.approx(3 / 13),
         "timeline_every": 1,
         "approximate_iterations": 0,
+        "chunks_never_used": 0,
         "error_measure": 0.0,
         "actual_error": None,
         "bytes": 4500,
@@ -192,6 +193,16 @@ def test_approximate_iterations_are_told(recorder):
     line = "  approximate        2 of 3 iterations, 1.2 % of the copies missing on average"
     assert line + "; their gradients were off by 4.6 % in the median" in lines(summary)
     assert line in lines(summary | {"actual_error": None})
+
+
+def test_chunks_that_no_iteration_had_in_time_are_told(empty):
+    for iteration, outcome in enumerate([Outcome.LATE, Outcome.ABANDONED, Outcome.USED]):
+        empty.chunk(1, 0, iteration, 0.0, 1.0, Outcome.USED)
+        empty.chunk(2, 1, iteration, 0.0, 1.0, outcome)
+        empty.iteration(IterationRow(iteration, seconds=1.0, recovered=1, missing=1, error_measure=0.5))
+        summary = summarise(empty, 12.5, SETTINGS, "done", "")
+        told = [line.endswith("; 1 of the 2 chunks never arrived in time") for line in lines(summary)]
+        assert (summary["chunks_never_used"], any(told)) == ((0, False) if outcome == Outcome.USED else (1, True))
 
 
 # overhead, and what is said to make it less

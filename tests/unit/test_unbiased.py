@@ -50,6 +50,20 @@ def test_the_expectation_over_who_is_late_is_the_gradient(ordering, done, parts)
     assert (np.abs(np.mean(plain, axis=0) - exact) > 7 * np.std(plain, axis=0) / np.sqrt(len(plain))).all()
 
 
+@pytest.mark.parametrize("empty", [1, 4])
+@pytest.mark.parametrize(("queues", "done"), [([[0, 1], [2, 3]], [2, 1]), ([[0], [1], [2], [3]], [1, 1, 0, 0])])
+def test_workers_without_chunks_are_not_late(queues, done, empty):
+    """Over all ways to deal out who is late, a chunk that is there in one of them counts once on average."""
+    total, deals = 0.0, [*permutations(done)]
+    ordering = coding.positions(queues, 4)
+    among_others = coding.positions([*queues, *[[]] * empty], 4)
+    for k, deal in enumerate(deals * (960 // len(deals))):
+        weights = unbiased_weights(among_others, [*deal, *[0] * empty], 1, np.random.default_rng([3, k]))
+        total += np.nan_to_num(weights) / 960
+        np.testing.assert_array_equal(weights, unbiased_weights(ordering, deal, 1, np.random.default_rng([3, k])))
+    assert total == pytest.approx(np.ones(4), abs=0.02)
+
+
 def test_a_chunk_that_is_recovered_whoever_is_late_counts_once():
     ordering = csr_array([[1, 1, 1], [2, 2, 0], [0, 0, 2]])
     weights = unbiased_weights(ordering, [1, 1, 2], 1, np.random.default_rng(0))
