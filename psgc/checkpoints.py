@@ -215,7 +215,10 @@ class CheckpointStore:
             return one_line(error)
         self._whole[path], self.no_room = True, False
         with suppress(OSError):  # the next call removes what remains
-            self._remove_old(path)
+            if content.step > self._last:  # given up meanwhile: nobody waits longer than TIMEOUT for a slow disk
+                path.unlink()
+            else:
+                self._remove_old(path)
         return ""
 
     def make_room(self) -> bool:

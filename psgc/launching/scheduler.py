@@ -208,6 +208,12 @@ class Scheduler(ABC):
 _BESIDE = Path(sys.executable).with_name("psgc")
 PROGRAM = _BESIDE if _BESIDE.exists() else Path(shutil.which("psgc") or _BESIDE)  # pip install --user: on the PATH
 _LOCAL = r"([A-Za-z0-9._/+@=,-]|\$\w+|\$\{\w+\})+"  # may contain a variable, so it is written in double quotes
+_AWAITED = (
+    "launch=$!",
+    *(f"trap 'kill -{name} \"$launch\" 2> /dev/null || :' {name}" for name in ("HUP", "INT", "TERM", "USR1")),
+    'while kill -0 "$launch" 2> /dev/null; do wait "$launch" || :; done # a signal ends a wait',
+    'wait "$launch" # its exit code',
+)  # the end of a script, after a command that runs in the background
 
 
 def batch_script(
@@ -244,16 +250,21 @@ def batch_script(
         if not re.fullmatch(_LOCAL, local_dir, re.ASCII):
             raise UserError(f"--local-dir {printable(local_dir)}: expected a path without blanks, such as $TMPDIR")
         lines += ["set -eu", f'local="{local_dir}/psgc-$SLURM_JOB_ID"']
+        remove = "rm -f " + " ".join(f'"{copy}"' for copy in local.values())
+        everywhere = f"srun --immediate=60 --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1"
+        lines += [f"trap '{everywhere} {remove} || {remove}' EXIT # a node may be lost, or the job be requeued"]
         lines += [f'sbcast --force {shlex.quote(path)} "{local[key]}"' for key, path in data.items()]
         lines += [""]
-    launch = [scheduler.launch(job), shlex.quote(program.path), f"-n {job.ranks}", scheduler.hosts]
-    launch += [_settings(program.overrides)]
+    launch = [scheduler.launch(job) if local_dir is None else "psgc launch"]
+    launch += [shlex.quote(program.path), f"-n {job.ranks}", scheduler.hosts, _settings(program.overrides)]
     launch += [f"--set \"{key}='{copy}'\"" for key, copy in local.items()]
     launch += ['"${run[@]}"' if points else "", f"--requeue {job.warned()}"]
     launch += ["--resume" if program.resume else scheduler.resume]
     launch += [shlex.quote(option) for option in program.mpirun]
     launch += [f"-- {shlex.join(program.after)}"] if program.after else []
-    return "\n".join([*lines, f"{' '.join(filter(None, launch))}\n"])
+    end = [] if local_dir is None else _AWAITED  # to remove the copies then
+    launch += ["&"] if end else []
+    return "\n".join([*lines, " ".join(filter(None, launch)), *end, ""])
 
 
 def _settings(overrides: Sequence[str]) -> str:

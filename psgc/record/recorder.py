@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ from psgc.record.csv_files import RestoreRecord, RowFile, csv_text, earlier, ear
 from psgc.record.files import finite
 from psgc.record.measures import slow_workers
 from psgc.record.tally import BoundSampler, Tally, seconds_per_chunk
-from psgc.record.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every
+from psgc.record.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every, remove_timeline
 from psgc.run_rows import COLUMNS, TIMELINE, EvaluationRow, IterationRow, Outcome, WorkerEvent
 from psgc.terminal import say
 
@@ -65,7 +66,8 @@ class Recorder:
                 (directory / name).unlink(missing_ok=True)
             self.restores = RestoreRecord(directory, resume_at)
             self._start(resume_at, took)
-            write_text(directory / "config.yaml", config_text)  # after iterations.csv, which shows that a run was here
+            # after iterations.csv, which shows that a run was here
+            self._making_room(lambda: write_text(directory / "config.yaml", config_text))
         except OSError as error:
             raise unwritable(self._named, error) from None
         # record one chunk; called for each chunk of each worker, so it is the writer's method itself
@@ -88,13 +90,26 @@ class Recorder:
                 timeline = None
         self._lost_csv = RowFile(lost, WorkerEvent._fields, self.events)
         self._evaluations = RowFile(evaluations, EvaluationRow._fields, evaluated)
-        if resume_at is not None and evaluations.exists():
-            self._evaluations.begin()
         self._evaluated = max((found.iteration for found in evaluated), default=-1)
-        self._csv = GrowingFile(path, text.encode())
+
+        def begin() -> None:
+            if resume_at is not None and evaluations.exists():
+                self._evaluations.begin()
+            self._csv = GrowingFile(path, text.encode())
+            self._timeline = TimelineWriter(self._directory, self._workers, self._num_chunks, self.timeline_every)
+
+        try:
+            begin()
+        except OSError as error:
+            if resume_at is None or error.errno not in NO_ROOM:
+                raise
+            timeline = None  # while it is mapped, its file takes room
+            remove_timeline(self._directory)
+            begin()
+            self._lacks("timeline.raw", error)
+            self._timeline.drop()
         if resume_at is not None and took is None:  # after a takeover, lost workers are still lost
             self._all_are_back(resume_at)
-        self._timeline = TimelineWriter(self._directory, self._workers, self._num_chunks, self.timeline_every)
         seen: set[int] = set()  # iterations
         for piece in pieces(timeline) if timeline is not None else ():
             kept = (piece["iteration"] < resume_at) & (piece["worker"] <= self._workers)
@@ -102,7 +117,9 @@ class Recorder:
             for name in TIMELINE:
                 entries[name] = piece[name][kept]
             self.tally.count(entries)
-            self._timeline.write(entries, all_iterations=True)
+            self._keep("timeline.raw", partial(self._timeline.write, entries, all_iterations=True))
+            if "timeline.raw" in self.not_whole:
+                self._timeline.drop()  # there is no room for a copy of it; what comes now needs the room
             seen.update(np.unique(entries["iteration"]).tolist())
         if self.timeline_every > 1 and seen:
             self.tally.scale(len(self.tally.seconds) / len(seen))
@@ -277,12 +294,15 @@ class Recorder:
         try:
             write()
         except OSError as error:
-            if name not in self.not_whole:
-                text = f"{self._named / name}: {error.strerror}; the record is incomplete, the run goes on"
-                say(f"psgc: {text}", error=True)
-            self.not_whole[name] = str(error.strerror)
+            self._lacks(name, error)
         else:
             self.not_whole.pop(name, None)
+
+    def _lacks(self, name: str, error: OSError) -> None:
+        if name not in self.not_whole:
+            text = f"{self._named / name}: {error.strerror}; the record is incomplete, the run goes on"
+            say(f"psgc: {text}", error=True)
+        self.not_whole[name] = str(error.strerror)
 
 
 def _with_missing(rows: Iterable[IterationRow], end: int, took: Mapping[int, float] | None) -> Iterator[IterationRow]:

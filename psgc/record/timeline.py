@@ -10,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -115,18 +115,20 @@ class TimelineWriter:
             columns: Any = _map(stream, start, (os.fstat(stream.fileno()).st_size - start) // ENTRY.itemsize)
             write_whole(path, lambda stream: np.savez(stream, allow_pickle=False, **columns))
             self._is_finished = True
-            self._remove("timeline.raw")
+            self._raw.close()
+            remove_timeline(self._directory, ["timeline.raw"])
 
     def drop(self) -> None:
         """Remove the timeline, to make room for files that matter more."""
         self.gave_up = self.is_dropped = True
-        self._remove("timeline.raw", "timeline.npz")
-
-    def _remove(self, *names: str) -> None:
         self._raw.close()
-        for name in names:
-            with suppress(OSError):
-                (self._directory / name).unlink(missing_ok=True)
+        remove_timeline(self._directory)
+
+
+def remove_timeline(directory: Path, names: Sequence[str] = ("timeline.raw", "timeline.npz")) -> None:
+    for name in names:
+        with suppress(OSError):
+            (directory / name).unlink(missing_ok=True)
 
 
 def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:

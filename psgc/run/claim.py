@@ -25,7 +25,7 @@ from weakref import WeakSet
 from psgc.disk import UNNAMED, check_regular, naming
 from psgc.errors import RunFailed, UserError
 from psgc.record.recorder import unwritable
-from psgc.run.launched import UNDO
+from psgc.run.launched import READY, UNDO
 from psgc.terminal import say
 
 LOCK = "run.lock"
@@ -75,8 +75,8 @@ class Claim:
                 if self._lock is None:
                     self._lock = _Lock(directory, self._term)  # then look again: another run may have begun meanwhile
                 elif ready:
-                    if not self._term:
-                        (directory / UNDO).unlink(missing_ok=True)  # left by an earlier `psgc launch` that was killed
+                    for name in () if self._term else (UNDO, READY):
+                        (directory / name).unlink(missing_ok=True)  # left by an earlier `psgc launch` that was killed
                     return
                 else:
                     self._lock.release(_move_to_number(directory))

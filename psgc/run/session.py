@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from psgc.errors import RunFailed, UserError
-from psgc.mpi_start import MPI
+from psgc.mpi_start import MPI, TIMEOUT
 from psgc.processes import default_signals_in_children
 from psgc.run import launched
 from psgc.run.ending import CalledOff, Ending, leave_mpi
@@ -176,12 +176,17 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
     global _script
     if _script is None:
         _script = ScriptEnding()
-    elif (before := _script.session) is not None and (before.is_cut_short or not before.in_order):
+    before, timeout = _script.session, TIMEOUT
+    if before is not None and (before.is_cut_short or not before.in_order):
         what = "failed" if before.in_order else "lost ranks"
         raise UserError(f"psgc.train: the run before has {what}, after which no other can begin; start a new program")
+    if before is not None:
+        timeout = math.inf  # rank 0 may take its time until its next run
+    elif isinstance(given, Given) and given.config is not None:
+        timeout = given.config.faults.setup_timeout
     launched.begin(_stopped_by)
     with _signals(_stopped_by):
-        transport = Transport(interrupted=lambda: interruption(_stopped_by))
+        transport = Transport(interrupted=lambda: interruption(_stopped_by), timeout=timeout)
         default_signals_in_children()
         _script.session = run = RunOfProgram(transport)
         ending = Ending(transport, _stopped_by, raises=True)

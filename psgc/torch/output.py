@@ -123,7 +123,8 @@ class Output:
             seconds = self._record.seconds
         self._newest, self.has_moved = step, False
         if self._store is not None:
-            self._store.flush()
+            if not self._store.flush():
+                self._memory = None  # a slow disk may still be taking it
             self._memory = self._standing.state(calls, seconds, self._memory)
             self._store.write(content_of(step, self._memory, self._model))
 

@@ -64,6 +64,9 @@ class Record(RunRecord):
         if beginning is None and output is not None:
             self._claim = Claim(Path(output))
         self._summary_in = launched.name_directory(output if beginning is None else None)
+        if output is None and beginning is None and self._summary_in is not None:
+            # of an earlier run of the script; who takes over in this one would take it for the end of the run
+            (self._summary_in / "summary.json").unlink(missing_ok=True)
         self.output, self._columns = output, columns
         self._began = time.monotonic()
 

@@ -20,6 +20,7 @@ import torch
 
 from psgc.aggregation.replica import is_checked
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
+from psgc.mpi_start import TIMEOUT
 from psgc.record.csv_files import restored
 from psgc.run import launched
 from psgc.run.building import all_work, at_begin, make_server, share_memory, work_beside
@@ -218,7 +219,9 @@ class Session:
     def _run(self) -> None:
         transport = None
         try:
-            transport = self._transport = Transport(interrupted=lambda: interruption(self._stopped_by))
+            given, interrupted = self._given, lambda: interruption(self._stopped_by)
+            timeout = TIMEOUT if isinstance(given, UserError) else given.settings.faults.setup_timeout
+            transport = self._transport = Transport(interrupted=interrupted, timeout=timeout)
             self._ending.transport, self.rank = transport, transport.rank
             self._has_served = self._is_serving = self.rank == 0
             self._meet()

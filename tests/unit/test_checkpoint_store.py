@@ -104,6 +104,28 @@ def test_a_checkpoint_that_is_just_being_written_is_given_up_only_if_an_older_on
         assert (store.give_up_after(15), newest_step(tmp_path)) == (left, left or 20)
 
 
+def test_what_a_slow_disk_takes_after_it_was_given_up_does_not_stay(tmp_path, monkeypatch):
+    """Nor does it replace the older one."""
+    opened, inside, real = threading.Event(), threading.Event(), write_file
+
+    def slow(content, directory):
+        inside.set()
+        assert opened.wait(20)
+        return real(content, directory)
+
+    fill(tmp_path, 10)
+    monkeypatch.setattr(module, "write_file", slow)
+    store = CheckpointStore(tmp_path, keep=1)
+    store.write(bytes_of(20))
+    assert inside.wait(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore.flush, "__defaults__", (0.01,))
+        assert store.give_up_after(15) == 10
+    opened.set()
+    assert store.flush(20)
+    assert numbers(tmp_path) == ["00000010"]
+
+
 def test_a_file_that_another_thread_removes_meanwhile_is_left_out(tmp_path, monkeypatch):
     path = fill(tmp_path, 10)
     gone = path.with_name(path.name.replace("10-", "11-"))

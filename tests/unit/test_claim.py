@@ -18,7 +18,7 @@ import pytest
 from psgc.errors import RunFailed, UserError
 from psgc.run import claim as module
 from psgc.run.claim import LOCK, Claim
-from psgc.run.launched import UNDO
+from psgc.run.launched import READY, UNDO
 
 HOLD = """
 import sys
@@ -254,11 +254,12 @@ def test_what_is_no_file_of_ours_is_left_alone(make):
 # making room
 
 
+@pytest.mark.parametrize("name", [UNDO, READY])
 @pytest.mark.parametrize(("term", "remains"), [(0, False), (1, True)])
-def test_a_wish_to_undo_a_step_is_that_of_the_run_that_goes_on_not_of_an_earlier_one(term, remains):
+def test_a_wish_to_start_again_is_that_of_the_run_that_goes_on_not_of_an_earlier_one(name, term, remains):
     with claimed():
         pass
-    wish = Path("out", UNDO)
+    wish = Path("out", name)
     wish.touch()
     claim = Claim(Path("out"), term)
     claim.make_room(resuming=True)

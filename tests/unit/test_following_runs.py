@@ -1,13 +1,19 @@
 """Runs that follow one another in a process, such as those of a program that calls psgc.train again."""
 
+import math
 import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from psgc.backend import Backend
 from psgc.config import from_yaml_text
 from psgc.data import ChunkSource
+from psgc.errors import RunFailed, UserError
+from psgc.run import launched, session
+from psgc.run.inputs import Given
 from psgc.run.worker_side import ProblemProgram
 from psgc.workers.chunk_runner import ChunkRunner
 from psgc.workers.emulation import Emulation
@@ -60,3 +66,22 @@ def test_a_run_waits_for_the_gradient_that_the_one_before_has_begun():
     problem.goes_on.set()
     assert second.rests(10)
     assert ([*desk.results], desk.failures) == ([(0, 1)], {})
+
+
+def test_ranks_wait_for_each_other_as_the_settings_say_and_between_two_runs_without_end(monkeypatch):
+    """Rank 0 may look at the result for an hour before it begins the next run."""
+    waits = []
+
+    def transport(interrupted, timeout):
+        waits.append(timeout)
+        raise RunFailed("enough")
+
+    monkeypatch.setattr(session, "Transport", transport)
+    monkeypatch.setattr(launched, "_begun", False)
+    given = Given("p.py", from_yaml_text(f"{CONFIG}iterations: 1\noutput: out\nfaults: {{setup_timeout: 5}}\n"))
+    well = SimpleNamespace(in_order=True, is_cut_short=False)
+    for before, its in ((None, given), (None, UserError("no")), (well, given)):
+        monkeypatch.setattr(session, "_script", SimpleNamespace(session=before))
+        with pytest.raises(RunFailed, match="enough"):
+            session.train_in_program(its, "p.py", False)
+    assert waits == [5.0, 600.0, math.inf]

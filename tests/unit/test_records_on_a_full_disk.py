@@ -2,7 +2,7 @@
 
 import errno
 import json
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -14,9 +14,10 @@ from psgc.record.csv_files import earlier_rows
 from psgc.record.summary import lines, summarise
 from psgc.record.timeline import read_timeline
 from psgc.run.claim import Claim
-from psgc.run_rows import EvaluationRow, WorkerEvent
+from psgc.run_rows import EvaluationRow, Outcome, WorkerEvent
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
-from tests.unit.recording import EVEN, add
+from tests.unit.recording import BOTH_HOLD_ALL, EVEN, add
+from tests.unit.small_disk import small_disk
 
 FULL = "No space left on device"
 
@@ -61,6 +62,55 @@ def test_a_run_without_room_to_begin_leaves_its_directory_to_the_next_one(record
     claim = Claim(tmp_path / "out")
     claim.make_room(resuming=False)
     claim.release()
+
+
+def with_a_long_timeline(recorder):
+    for iteration in range(5):
+        for _ in range(200):
+            recorder.chunk(1, 0, iteration, 0.0, 0.5, Outcome.USED)
+        add(recorder, iteration, EVEN)
+    recorder.evaluated([EvaluationRow(4, 0, "auc", 0.5)])
+
+
+def takes_over(directory):
+    return recorder.Recorder(directory, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10, resume_at=5, took={})
+
+
+def test_without_room_for_a_copy_of_the_timeline_a_takeover_goes_on(recorder_in, tmp_path, capfd):
+    out = tmp_path / "out"
+    with_a_long_timeline(recorder_in(out))
+    with no_file_longer_than(10_000):
+        successor = takes_over(out)
+        add(successor, 5, EVEN)
+    assert successor.tally.chunks.tolist() == [5 * 203 + 3, 0, 0, 0]
+    summary = successor.finish(np.zeros(1), summarise(successor, 1.0, {}, "done", ""))
+    assert list(summary["not_whole"]) == ["timeline.raw"]
+    assert iterations(out) == [0, 1, 2, 3, 4, 5]
+    assert not list(out.glob("timeline.*"))
+    said = f"psgc: {out}/timeline.raw: File too large; the record is incomplete, the run goes on\n"
+    assert capfd.readouterr().err == said
+
+
+@pytest.mark.parametrize("room", [0, 4096, 8192, 12288, 16384])
+def test_the_timeline_makes_room_for_the_record_of_a_run_that_goes_on(tmp_path, room):
+    with small_disk(tmp_path / "disk", "128k") as disk:
+        (out := disk / "out").mkdir()
+        before = recorder.Recorder(out, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10)
+        with_a_long_timeline(before)
+        before.finish(None, {})
+        (out / "summary.json").unlink()
+        (disk / "room").write_bytes(bytes(room))
+        with suppress(OSError):
+            (disk / "others").write_bytes(bytes(200_000))
+        (disk / "room").unlink()
+        successor = takes_over(out)
+        add(successor, 5, EVEN)
+        assert successor.not_whole == {"timeline.raw": FULL}
+        assert iterations(out) == [0, 1, 2, 3, 4, 5]
+        assert len((out / "evaluations.csv").read_text().splitlines()) == 2
+        assert (out / "config.yaml").read_text() == "seed: 1\n"
+        assert not list(out.glob("timeline.*"))
+        successor.finish(np.zeros(1), {})
 
 
 def test_what_lacks_at_the_end_is_in_the_summary(recorder_in, tmp_path, monkeypatch):

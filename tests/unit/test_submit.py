@@ -4,7 +4,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -61,11 +64,18 @@ def directives(lines):
     return options
 
 
+FAKES = (
+    'sbcast() { echo -n "sbcast $*|"; }',
+    'srun() { echo "srun $*"; }',
+    """psgc() { echo -n ran; printf '\\0%s' psgc "$@"; }""",  # of a script that does not end with exec
+)
+
+
 def executed(lines, **environ):
     """The words of the last command when bash runs the script, what sbcast was called with, and the environment."""
     last = lines[-1].replace("exec ", "echo -n ran; printf '\\0%s' ", 1)
     after = "echo -e '\\0'\necho -n $PATH/$OMP_NUM_THREADS/$OPENBLAS_NUM_THREADS/$MKL_NUM_THREADS"
-    script = "\n".join(['sbcast() { echo -n "sbcast $*|"; }', *lines[:-1], last, after])
+    script = "\n".join([*FAKES, *lines[:-1], last, after])
     environ = {"PATH": os.environ["PATH"], **environ}
     finished = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, timeout=20)
     assert finished.stderr == ""
@@ -270,6 +280,42 @@ def test_data_is_copied_to_every_node_first(submit):
     assert {f"data.{key}": value for key, value in data.items() if value} == copies
 
 
+def test_the_copies_are_removed_when_the_run_has_ended(submit):
+    lines = written(submit, "--local-dir", "/local")
+    _, _, after = executed(lines, SLURM_JOB_ID="7")
+    removes = "rm -f /local/psgc-7-data-path.npz /local/psgc-7-data-test.npz"
+    srun = f"srun --immediate=60 --nodes=2 --ntasks=2 --ntasks-per-node=1 {removes}"
+    assert after.endswith(srun)
+    assert not any("exec " in line for line in lines)
+    cut_off = ["sbcast() { return 3; }", *FAKES[1:], "srun() { return 1; }", 'rm() { echo "rm $*"; }', *lines]
+    run = partial(subprocess.run, capture_output=True, text=True, env=os.environ | {"SLURM_JOB_ID": "7"}, timeout=20)
+    ended = run(["bash", "-c", "\n".join(cut_off)])
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, f"{removes}\n", "")
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "TERM", "USR1"])
+def test_a_script_that_removes_copies_passes_signals_on_and_ends_as_psgc_launch_does(submit, name):
+    lines = written(submit, "--local-dir", "/local")
+    code = (
+        "import signal, sys, time; heard = []\n"
+        f"signal.signal(signal.SIG{name}, lambda *_: heard.append(0)); print('begun', flush=True)\n"
+        "for _ in range(500): heard or time.sleep(0.01)\n"
+        "time.sleep(0.3); print('told' if heard else 'not told', flush=True); sys.exit(5)"
+    )
+    psgc = f"psgc() {{ exec {shlex.join([sys.executable, '-c', code])}; }}"
+    command = ["bash", "-c", "\n".join([*FAKES[:2], psgc, *lines])]
+    environ = os.environ | {"SLURM_JOB_ID": "7"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.endswith("begun\n"):
+                time.sleep(0.3)  # the script's traps follow
+                process.send_signal(getattr(signal, f"SIG{name}"))
+        assert process.wait(20) == 5
+    assert [line.split()[0] for line in said[1:]] == ["told", "srun"]
+
+
 def test_no_option_of_the_script_can_be_given_again():
     asked = {"nodes": 2, "ranks_per_node": 3, "time": "2:00:00", "name": "n"}
     for scheduler in SCHEDULERS.values():
@@ -344,8 +390,9 @@ def test_the_script_for_another_scheduler(submit, scheduler):
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_shellcheck_finds_nothing(submit, scheduler):
-    for sweep in ([], ["--sweep", "seed=1,2"]):
-        assert submit(*PLAIN, "--scheduler", scheduler, *sweep, "--output", "s")[0] == 0
+    local = [["--local-dir", "$TMPDIR"]] if scheduler == "slurm" else []
+    for more in ([], ["--sweep", "seed=1,2"], *local):
+        assert submit(*PLAIN, "--scheduler", scheduler, *more, "--output", "s")[0] == 0
         checked = subprocess.run(["shellcheck", "s"], capture_output=True, text=True, timeout=60)
         assert checked.returncode == 0, checked.stdout
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 import psgc.torch
+from psgc import checkpoints
 from psgc.errors import ModelError, UserError
 from tests.unit.small_disk import small_disk
 
@@ -124,6 +126,28 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path, capsys, what):
         f"psgc: no checkpoint of step 8: entries of {entry} are NaN or infinite; the run goes on",
         f"psgc: the last checkpoint is not in {tmp_path}/checkpoints",
     ]
+
+
+def test_a_checkpoint_stays_as_it_is_while_a_slow_disk_takes_it(tmp_path, monkeypatch):
+    given, opened, inside, write_file = [], threading.Event(), threading.Event(), checkpoints.write_file
+
+    def slow(content, directory):
+        given.append(bytes(content.pieces[0]))
+        inside.set()
+        assert opened.wait(20)
+        return write_file(content, directory)
+
+    def each_step(script, step):
+        assert not step or inside.wait(20)
+        if step == 3:
+            monkeypatch.setattr(checkpoints.CheckpointStore.flush, "__defaults__", (20.0,))
+            opened.set()
+
+    monkeypatch.setattr(checkpoints, "write_file", slow)
+    monkeypatch.setattr(checkpoints.CheckpointStore.flush, "__defaults__", (0.01,))
+    Script(tmp_path, checkpoint_every=1, checkpoint_keep=9).train(1, each_step)
+    assert steps_in(tmp_path) == [1, 3, 4, 5, 6, 7, 8]
+    assert sorted(path.read_bytes() for path in Path(tmp_path, "checkpoints").iterdir()) == sorted(given)
 
 
 def test_checkpoints_none_of_which_can_be_used_end_the_script_with_one_line(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from psgc.checkpoints import newest_first, step_of
 from psgc.errors import RunFailed, UserError
+from psgc.run.takeover import Beginning
 from psgc.run_rows import EvaluationRow
 from psgc.tools.comparison import compared
 from psgc.tools.figures import pictures
@@ -20,6 +21,7 @@ from psgc.torch import begin
 from psgc.torch.calls import Single
 from psgc.torch.evaluation import NOTHING
 from psgc.torch.output import Output
+from psgc.torch.record import Record
 from tests.simulation.network import Clock
 from tests.unit.test_torch_run import SIZE, end, loss, made
 
@@ -120,6 +122,19 @@ def test_every_result_is_recorded_once_also_where_a_run_goes_on(tmp_path, monkey
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"] == {"auc": float(again[3])}
     (row,) = compared([read_run(tmp_path)])
     assert row["metrics"] == {"auc": float(again[3])}
+
+
+def test_how_a_run_without_output_ended_is_not_how_the_next_one_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
+    _, _, first, _ = made()
+    end(first)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "done"
+    Record(None, beginning=Beginning(first=3))  # this one only takes over
+    assert (tmp_path / "summary.json").exists()
+    _, _, second, _ = made()
+    assert not (tmp_path / "summary.json").exists()
+    end(second)
+    assert (tmp_path / "summary.json").exists()
 
 
 def test_who_takes_over_records_what_rank_0_may_not_have_recorded():

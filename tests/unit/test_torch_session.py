@@ -50,11 +50,11 @@ def ranks(one_process, monkeypatch):
     return made
 
 
-def begun(tmp_path):
+def begun(tmp_path, **more):
     model = torch.nn.Linear(2, 1)
     loss = lambda model, batch: (model(batch[0]).sum(), len(batch[0]))  # noqa: E731
     settings = {"aggregation": "server", "dedicated_server": True, "output": str(tmp_path / "out")}
-    run = psgc.torch.init(model, TensorDataset(torch.ones(8, 2)), loss, chunks=2, **settings)
+    run = psgc.torch.init(model, TensorDataset(torch.ones(8, 2)), loss, chunks=2, **settings, **more)
     run.attach(torch.optim.SGD(model.parameters(), 0.1))
     return run
 
@@ -65,6 +65,15 @@ def test_workers_are_told_how_many_sums_there_are_for_their_last_steps(ranks, tm
     run.engine.end()
     ends = [entry["iteration"] for worker in (1, 2) for entry in ranks.records[worker] if entry["kind"] == Kind.STOP]
     assert ends == [0, 0]  # none, and nothing has failed
+
+
+def test_the_ranks_wait_for_each_other_as_long_as_the_settings_say(ranks, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(session, "Transport", lambda interrupted, timeout: waits.append(timeout) or ranks)
+    run = begun(tmp_path, faults={"setup_timeout": 5.0})
+    run.end(False)
+    run.engine.end()
+    assert waits == [5.0]
 
 
 def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(ranks, tmp_path):
