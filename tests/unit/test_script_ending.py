@@ -197,7 +197,7 @@ def train(tmp_path, monkeypatch):
     for name, value in (("_begun", False), ("_stopped_by", ())):
         monkeypatch.setattr(launched, name, value)
     monkeypatch.setattr(session, "_script", None)
-    monkeypatch.setattr(session, "ScriptEnding", Mock)
+    monkeypatch.setattr(session, "ScriptEnding", lambda: SimpleNamespace(session=None))
     monkeypatch.setattr(session, "default_signals_in_children", lambda: None)
 
     def run(ranks, iterations=1, **settings):
