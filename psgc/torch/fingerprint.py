@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from psgc.torch.generators import NAMES, Generators
-from psgc.torch.state import Stateful, left_out
+from psgc.torch.state import Stateful
 
 RANDOM = tuple(f"the random numbers of the script ({name})" for name in NAMES)
 OPTIMIZERS, OTHERS = "the state of the optimizers", "the state of what else is attached"
 PARTS = {  # name of each part, and the number of its bytes; 16 in all
     "the parameters": 4,
-    "the buffers, or in what is frozen or in training mode": 3,
+    "the buffers": 3,
     OPTIMIZERS: 3,
     OTHERS: 3,
     **dict.fromkeys(RANDOM, 1),
@@ -76,13 +76,10 @@ class Fingerprint:
         """
         state = self._model.state_dict()
         names = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
-        buffers = {name: value for name, value in state.items() if name not in names} | left_out(self._model, state)
-        modes = "".join(str(int(module.training)) for module in self._model.modules())
-        frozen = "".join(str(int(param.requires_grad)) for param in self._model.parameters())
         optimizers, others = _by_role(self._attached)
         checksums = [
             checksum({name: value for name, value in state.items() if name in names}),
-            checksum([buffers, modes, frozen]),
+            checksum({name: value for name, value in state.items() if name not in names}),
             checksum([thing.state_dict() for thing in optimizers]),
             checksum([thing.state_dict() for thing in others]),
         ]

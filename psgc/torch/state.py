@@ -1,14 +1,14 @@
 """The state of a run: model, optimizers, schedules and the position in the data, to continue from elsewhere.
 
 A *state* is a dictionary: "model"; the attached objects as "optimizer", "schedule", "scaler", each with its
-`state_dict`; and "psgc" with the position, the buffers that the model's `state_dict` leaves out, and the rest. As bytes
-it is a safetensors file: the tensors are named model.<name>, optimizer.state.0.exp_avg and so on, and the metadata have
-everything else as JSON. Nothing is pickled. torch and safetensors are enough to read it (docs/api/torch.md).
+`state_dict`; and "psgc" with the position and the rest. As bytes it is a safetensors file: the tensors are named
+model.<name>, optimizer.state.0.exp_avg and so on, and the metadata have everything else as JSON. Nothing is pickled.
+torch and safetensors are enough to read it (docs/api/torch.md).
 """
 
 import copy
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,11 +22,10 @@ from psgc.torch.batch_samplers import Drawn
 from psgc.torch.evaluation import Evaluation
 from psgc.torch.generators import Generators
 from psgc.torch.sampling import Position
-from psgc.torch.tensor_files import NO_STATE, check_tensor, is_held, metadata_of, no_state
+from psgc.torch.tensor_files import NO_STATE, check_tensor, metadata_of, no_state
 
 FORMAT = 3  # version of the format of states; others are refused
 MODEL, ABOUT = "model", "psgc"  # keys of a state
-BUFFERS = "buffers"  # key of ABOUT, where there are such
 START = Position()
 
 
@@ -73,15 +72,7 @@ def state_of(model: nn.Module, attached: Sequence[Stateful], about: About) -> di
     states = {name: _state_of(thing) for name, thing in zip(names, attached, strict=True)}
     own = vars(about) | {"position": list(about.position), "evaluations": [*map(list, about.evaluations)]}
     own["drawn"] = None if about.drawn is None else about.drawn.saved()
-    of_model = dict(model.state_dict())
-    if buffers := left_out(model, of_model):
-        own[BUFFERS] = buffers
-    return {MODEL: of_model, **states, ABOUT: {"format": FORMAT, "attached": kinds, **own}}
-
-
-def left_out(model: nn.Module, known: Container[str]) -> dict[str, Tensor]:
-    """The buffers of the model with persistent=False, as far as a file can hold them. known: names in `state_dict`."""
-    return {name: buffer for name, buffer in model.named_buffers() if name not in known and is_held(buffer)}
+    return {MODEL: dict(model.state_dict()), **states, ABOUT: {"format": FORMAT, "attached": kinds, **own}}
 
 
 def about_of(state: Any, where: str) -> About:
@@ -90,7 +81,6 @@ def about_of(state: Any, where: str) -> About:
         own = dict(state[ABOUT])
         version = own.pop("format")
         del own["attached"]
-        own.pop(BUFFERS, None)
         own["position"] = Position(*(int(number) for number in own["position"]))
         own["evaluations"] = [Evaluation(int(loops), int(at), dict(means)) for loops, at, means in own["evaluations"]]
         own["drawn"] = None if own.get("drawn") is None else Drawn.of(own["drawn"])
@@ -119,7 +109,6 @@ def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where
     try:
         then = {str(name): str(kind) for name, kind in state[ABOUT]["attached"].items()}
         of_model, states = dict(state[MODEL]), [dict(state[name]) for name in then]
-        buffers = dict(state[ABOUT].get(BUFFERS, {}))
     except NO_STATE as error:
         raise no_state(where, error) from None
     now = [_kind(thing) for thing in attached]
@@ -133,11 +122,6 @@ def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where
         model.load_state_dict(of_model)
     except Exception as error:  # hooks of the user's modules
         raise UserError(f"{where}: the model refuses it: {one_line(error)}") from error
-    with torch.no_grad():
-        for name, buffer in left_out(model, of_model).items():
-            found = buffers.get(name)  # None in a state of an earlier version
-            if isinstance(found, Tensor) and (found.shape, found.dtype) == (buffer.shape, buffer.dtype):
-                buffer.copy_(found)
 
 
 def check_savable(attached: Sequence[Stateful]) -> None:

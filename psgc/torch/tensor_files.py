@@ -108,14 +108,9 @@ def _file(tensors: Mapping[str, Tensor], metadata: dict[str, str], memory: bytea
     return memory
 
 
-def is_held(tensor: Tensor) -> bool:
-    """Whether a safetensors file can hold the tensor."""
-    return not tensor.is_meta and tensor.layout == torch.strided and tensor.dtype in DTYPES
-
-
 def check_tensor(name: str, tensor: Tensor) -> None:
     """Raises UserError for a tensor that a safetensors file cannot hold."""
-    if not is_held(tensor):
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.dtype not in DTYPES:
         is_strided = tensor.layout == torch.strided
         trouble = "without memory" if tensor.is_meta else tensor.dtype if is_strided else tensor.layout
         raise UserError(f"{name} is a tensor that a safetensors file cannot hold ({trouble})")

@@ -20,7 +20,6 @@ class Rank:
     def __init__(self):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 300))
-        self.model.register_buffer("mask", torch.ones(300, dtype=torch.bool), persistent=False)
         self.optimizer = torch.optim.AdamW(self.model.parameters())
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 100)
         self.model(torch.randn(4, 3)).sum().backward()
@@ -58,20 +57,7 @@ def moment(rank):
     rank.optimizer.state[rank.model[2].weight]["exp_avg_sq"][-1, -1] += 1e-8
 
 
-def masked(rank):
-    rank.model.mask[7] = False
-
-
-def evaluating(rank):
-    rank.model[1].eval()
-
-
-def frozen(rank):
-    rank.model[2].bias.requires_grad_(False)
-
-
 CHANGES = [(scaled, PARAMETERS), (signs, PARAMETERS), (mean, BUFFERS), (tracked, BUFFERS)]
-CHANGES += [(masked, BUFFERS), (evaluating, BUFFERS), (frozen, BUFFERS)]
 CHANGES += [(rate, OPTIMIZERS), (moment, OPTIMIZERS), (lambda rank: rank.schedule.step(), OTHERS)]
 
 

@@ -207,36 +207,6 @@ def test_each_of_several_things_gets_its_own_state():
     assert others[-1].state_dict() == saved[-1].state_dict()
 
 
-class Masked(nn.Module):
-    """With buffers that are not in its `state_dict`; a file cannot hold a sparse one."""
-
-    def __init__(self, fill, size=3):
-        super().__init__()
-        sizes = {"mask": torch.full((2,), fill > 1), "turns": torch.full((2,), 1j * fill), "ends": torch.full((), fill)}
-        for name, buffer in sizes.items():
-            self.register_buffer(name, buffer, persistent=False)
-        self.register_buffer("cache", torch.full((size,), fill), persistent=False)
-        self.register_buffer("sparse", torch.full((2,), fill).to_sparse(), persistent=False)
-        self.register_buffer("kept", torch.full((2,), fill))
-
-    def all(self):
-        return {name: buffer.to_dense() for name, buffer in self.named_buffers()}
-
-
-def test_buffers_that_the_state_dict_leaves_out_go_on():
-    saved, other = Masked(2.0), Masked(1.0, size=4)
-    state = from_bytes(to_blob(saved, []), "")
-    memory = other.mask.data_ptr()
-    load_state(state, other, [], "")
-    assert other.mask.data_ptr() == memory
-    assert_same(other.all(), saved.all() | {"cache": torch.ones(4), "sparse": torch.ones(2)})
-    del state["psgc"]["buffers"]  # as of a version that did not save them
-    older = Masked(1.0)
-    load_state(state, older, [], "")
-    assert_same(older.all(), Masked(1.0).all() | {"kept": saved.kept})
-    assert "buffers" not in state_of(Tied(), [], ABOUT)["psgc"]
-
-
 def test_what_is_loaded_shares_no_memory_with_the_blob_or_the_optimizer_that_was_saved():
     training = Training(OPTIMIZERS["adam"])
     training.steps(0, 2)
