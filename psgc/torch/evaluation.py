@@ -72,14 +72,6 @@ class Evaluator:
 
         return found
 
-    def loop_was_over(self, epochs: int, step: int) -> None:
-        """Evaluations at this place were made between loops, since another loop begins without the end of this one.
-
-        It was left by `break` while a variable held its iterator, as tqdm does. epochs, step: see Evaluation
-        """
-        its = (epochs, step)
-        self.results = [one._replace(step=-1) if one[:2] == its else one for one in self.results]
-
     def evaluate(
         self, dataset: Any, metric: Metric, outputs: Outputs | None, num_chunks: int, ask: Ask, place: tuple[int, int]
     ) -> Means | None:

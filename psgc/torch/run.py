@@ -124,7 +124,6 @@ class ScriptRun:
             self._check_loader(size)
         if isinstance(self._dataset, StreamBuffer):
             self._dataset.check(size, shuffle)
-        self._evaluator.loop_was_over(self._sampler.epochs, self._under_way)
         return self._batches(self._sampler.batches(size, epochs, shuffle, drop_last, self.standing.restore_generators))
 
     def _check_loader(self, loader: DataLoader[Any]) -> None:

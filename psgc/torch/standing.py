@@ -110,15 +110,8 @@ class Standing:
 
         So the state was made at this call, when the run was asked to end: what the script has done before it since was
         done already, and what it does after it was not.
-
-        Raises UserError when the state is of a later batch: the result would not be that of this place.
         """
         self.load_own()
-        if self.is_past and self._sampler.epochs and self.pending is None and not self.catches_up:
-            raise UserError(
-                f"run.evaluate: the run goes on after its first {self._sampler.epochs} epochs, and has no result of "
-                "this place in them; expected no evaluation in finished epochs that was not made there at first"
-            )
         if self._latest is not None and not self.is_behind and not self.is_past:
             self.pending = self._latest
             self._load_pending()

@@ -285,39 +285,3 @@ def test_a_script_that_was_stopped_after_a_break_does_not_go_on_in_that_loop(tmp
     resumed.run.begin(Single(4, load_newest(tmp_path / "checkpoints", read)[1]))
     assert resumed.train() == expected
     assert resumed.steps == whole.steps[2:]
-
-
-class Held(Script):
-    """Each loop is left by `break` while a variable holds its iterator; then there are two evaluations."""
-
-    def train(self, evaluations=2):
-        values = []
-        for _ in range(3):
-            self.held = self.run.batches(8)
-            for batch in self.held:
-                self.run.backward(batch)
-                self.states.append(self.run.standing.state())
-                self.optimizer.step()
-                if batch.position.start == 8:
-                    break
-            values += [self.run.evaluate(self.data, metric) for metric in (loss, lambda *_: 7.0)[:evaluations]]
-        return values
-
-
-@pytest.mark.parametrize("done", [1, 2, 3, 4, 5])
-def test_an_evaluation_after_a_loop_that_a_variable_holds_is_not_made_again(done):
-    whole = Held()
-    expected = whole.train()
-    resumed = Held()
-    resumed.run.begin(Single(4, ScriptState(done, whole.states[done])))
-    assert resumed.train() == expected
-    assert [one[2] for one in resumed.run.state_dict()["psgc"]["evaluations"]] == [{"": one} for one in expected]
-
-
-def test_an_evaluation_that_finished_epochs_did_not_have_is_refused():
-    whole = Held()
-    whole.train(evaluations=0)
-    resumed = Held()
-    resumed.run.begin(Single(4, ScriptState(5, whole.states[5])))
-    with pytest.raises(UserError, match="goes on after its first 1 epochs, and has no result of this place"):
-        resumed.train()
