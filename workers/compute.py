@@ -111,7 +111,7 @@ class ComputeThread(threading.Thread):
 
     def run(self) -> None:
         if self._before is not None and self._before.is_alive():
-            with self._gradients.mailbox.in_chunk(self._before.chunk):
+            with self._gradients.mailbox.in_chunk(min(self._before.chunk, self._gradients.last)):
                 self._before.join()
         self._before = None
         self._gradients.backend.use_in_thread()
@@ -153,6 +153,7 @@ class Gradients:
     ) -> None:
         self.mailbox, self._evaluate, self._chunks, self.backend = mailbox, evaluate, chunks, backend
         self._dim, self._dtype, self._seed, self._batch = dim, np.dtype(dtype), seed, batch
+        self.last = chunks.num_chunks - 1  # a run before may have had more chunks
         self.joins = False
         self._has_looked = self._has_compared = False  # at the draws of the first chunk; a piece with its chunks
 

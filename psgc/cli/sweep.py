@@ -68,7 +68,7 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
         what = f"run {place} of {len(points)}: {' '.join(point[:-1])}"
         one = replace(program, overrides=[*fixed, *point])
         if program.resume and (made := _made(config)) is not None:
-            if key := _changed(config, made.config):
+            if key := _changed(config, made.config, _is_done(made)):
                 say(f"{what}: {config.output} was made with another {key}; it is made again")
                 one = replace(one, resume=False)
             elif _is_done(made) and _length(made.config) == _length(config):
@@ -114,10 +114,13 @@ def _length(config: Config) -> int:
     return config.batch.epochs if isinstance(config.batch, BatchSettings) else config.iterations or 0
 
 
-def _changed(now: Config, before: Config) -> str:
-    """The first key that changes what a run trains and has another value now, or "". A run may become longer."""
+def _changed(now: Config, before: Config, is_done: bool) -> str:
+    """The first key that changes what a run trains and has another value now, or "". A run may become longer.
+
+    A run that goes on may find its data in another place, and evaluate more or less often. It compares the data itself.
+    """
     told, made = (_results(config) for config in (now, before))
-    for section in told:
+    for section in told if is_done else [name for name in told if name not in ("data", "evaluate")]:
         one, other = told[section], made[section]
         if isinstance(one, dict) and isinstance(other, dict):
             if key := next((key for key in {**one, **other} if one.get(key) != other.get(key)), None):

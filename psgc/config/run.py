@@ -168,9 +168,9 @@ class Config(Section):
 
     @property
     def joins(self) -> bool:
-        """Whether workers may compute several chunks in one pass, with one gradient as the result."""
+        """Whether workers may compute several chunks in one pass, where the schedule has them do so."""
         is_exact = self.recovery.mode == "exact" and not self.reproducible
-        return SCHEDULES[self.schedule].joins and self.coding.parts == 1 and not self.verify_every and is_exact
+        return self.coding.parts == 1 and not self.verify_every and is_exact
 
     @property
     def verify_every(self) -> int:

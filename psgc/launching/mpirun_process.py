@@ -123,9 +123,9 @@ class MpirunProcess:
         for number, seconds in STOP_SEQUENCE if received else STOP_SEQUENCE[1:]:
             if not ended:
                 process.send_signal(number)
-                if received[:1] == [number] == [signal.SIGUSR1]:
-                    seconds = max(seconds, patience)
                 is_busy = is_writing if number == signal.SIGUSR1 else lambda: False
+                if received[:1] == [number] == [signal.SIGUSR1] and patience:  # and not longer: a time limit follows
+                    seconds, is_busy = max(seconds, patience), lambda: False
                 ended = _reacts(process, received, seconds, is_busy=is_busy)
         if not ended:
             kill_tree(process.pid)

@@ -87,10 +87,10 @@ class StepLoss:
 
     def _stepped(self, module: LightningModule, batch: Any) -> tuple[Any, dict[str, Logged]]:
         """What the step returns, and what it logs."""
-        before = _lengths(module) | _updates(module)
+        before = _lengths(module)
         with recording(module, batch) as found:
             returned = self._step(batch)
-        _check_kept("training_step", before, _lengths(module) | _updates(module))
+        _check_kept("training_step", before, _lengths(module))
         return returned, found
 
     def means(self) -> dict[str, tuple[float, int]]:
@@ -133,12 +133,6 @@ def _check_kept(step: str, before: Mapping[str, int], after: Mapping[str, int]) 
             f"{step} changes self.{grown[0]}, which would differ between workers: log means of the batch; for metrics "
             "that are not a mean use run.evaluate with outputs"
         )
-
-
-def _updates(module: LightningModule) -> dict[str, int]:
-    """How many batches each metric of torchmetrics in the module has got."""
-    found = {name: getattr(one, "_update_count", None) for name, one in module.named_modules()}
-    return {name: number for name, number in found.items() if isinstance(number, int)}
 
 
 def _lengths(module: LightningModule) -> dict[str, int]:

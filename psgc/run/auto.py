@@ -20,6 +20,7 @@ from psgc.messages import MESSAGE
 from psgc.problems import Problem, evaluate
 from psgc.run.checkpoint import initial_params
 from psgc.run.inputs import rows_in_iteration
+from psgc.schedules import SCHEDULES
 from psgc.workers.compute import gradient_of
 
 MOST = 8  # chunks for each worker
@@ -95,7 +96,8 @@ def chosen_transfer(config: Config, vector: int, through_server: int) -> Literal
     keeps = config.verify is not None or any(it.step == "after_commit" for it in config.faults.inject)
     is_small = vector <= PER_PASS[0] and through_server <= PER_PASS[1]
     is_known = config.batch is None and not isinstance(config.problem, ScriptProblem)
-    return "per_pass" if config.joins and not keeps and is_small and is_known else "combined"
+    joins = config.joins and SCHEDULES[config.schedule].joins
+    return "per_pass" if joins and not keeps and is_small and is_known else "combined"
 
 
 def without_auto(config: Config, num_workers: int, dim: int) -> Config:

@@ -56,10 +56,13 @@ class Best:
         self.figures: Figures | None = None
         self.newest: Figures | None = None
         self._evaluated: set[int] = set()  # iterations
+        self._best_evaluated: Figures | None = None  # of these
 
     def add(self, figures: Figures) -> bool:
         """Add the figures of an iteration. Returns whether they are the best so far."""
         self._evaluated.add(figures.iteration)
+        if figures.is_better(self._best_evaluated):
+            self._best_evaluated = figures
         self.newest = figures
         return self.know(figures)
 
@@ -100,7 +103,7 @@ class Best:
     @property
     def enough(self) -> str:
         """Why the run need not go on, or empty."""
-        best = -1 if self.figures is None else self.figures.iteration
+        best = -1 if self._best_evaluated is None else self._best_evaluated.iteration
         if self._patience is None or sum(iteration > best for iteration in self._evaluated) < self._patience:
             return ""
         better = (

@@ -29,7 +29,8 @@ class Beginning:
     took: by iteration that may have no row, its seconds
     number: of takeovers since these processes were started
     lost: seconds of these takeovers, with this one once the term `has_begun`
-    strikes: by worker, its wrong copies before the term (`verify`)
+    since: the iteration with which these processes began
+    strikes: by worker, its wrong copies since then (`verify`)
     """
 
     first: int
@@ -41,6 +42,7 @@ class Beginning:
     took: Mapping[int, float] = field(default_factory=dict)
     number: int = 0
     lost: float = 0.0
+    since: int = 0
     strikes: Mapping[int, int] = field(default_factory=dict)
 
     _has_begun: bool = False

@@ -60,7 +60,7 @@ def work_in_terms(
                 return
             host = transport.hosts[0]
             beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left)
-            beginning.took = loop.took
+            beginning.took, beginning.since = loop.took, first
             if beginning.first == CALLED_OFF:
                 raise CalledOff
             if beginning.first < 0:  # rank 0 has died before it has given its state to anybody
@@ -151,7 +151,8 @@ def record_takeover(record: RunRecord, beginning: Beginning, transport: Transpor
         serves = "it has taken over as the server"
         record.recorder.event(WorkerEvent(first, successor, hosts[0], "lost", serves))  # without a line of its own
     events, there = record.recorder.events, dict(enumerate(hosts))
-    wrong = [event for event in events if event.event == "wrong" and event.host == there.get(event.worker)]
+    now = [event for event in events if event.event == "wrong" and event.iteration >= beginning.since]
+    wrong = [event for event in now if event.host == there.get(event.worker)]
     beginning.strikes = Counter(event.worker for event in wrong)
     known = {event.worker: event.event for event in events if event.event != "wrong"}
     for worker in range(1, transport.term.ranks):

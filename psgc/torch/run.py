@@ -277,7 +277,7 @@ class ScriptRun:
             if batch is not None:
                 self._stopped_at = batch.position
             elif not self._steps.is_between:  # the loop before is over, also if it was left by `break`
-                self._stopped_at = Position(self._sampler.position.iteration, self._sampler.epochs)
+                self._stopped_at = Position(self._sampler.position.iteration, self._sampler.end_of_loop)
             raise
         self.output.called()
         if isinstance(answer, ScriptState):

@@ -155,6 +155,11 @@ class Sampler:
                 yield batch
         loop.ends(end)
 
+    @property
+    def end_of_loop(self) -> int:
+        """The epoch after the last one of the newest loop that had a batch. Other loops may have been made ahead."""
+        return max(self._newest[1], self._position.epoch)
+
     def following(self, batch: Batch) -> Batch | None:
         """The batch after this one in the current loop, if it is known."""
         loop, end = self._newest

@@ -2,14 +2,13 @@
 
 import lightning
 import torch
-import torchmetrics
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 __all__ = [
-    "CSVLogger", "Collects", "Counts", "CountsLater", "EMAWeightAveraging", "Keeps", "LightningEnvironment", "Manual",
+    "CSVLogger", "Collects", "EMAWeightAveraging", "Keeps", "LightningEnvironment", "Manual",
     "Maximum", "Module", "Skips", "StochasticWeightAveraging", "Timer", "Trainer", "Whole",
 ]  # fmt: skip
 
@@ -48,22 +47,6 @@ class Keeps(Module):
         loss = super().training_step(batch, batch_idx)
         self.seen.append(loss)
         return loss
-
-
-class Counts(Module):
-    def __init__(self):
-        super().__init__()
-        self.error = torchmetrics.MeanSquaredError()
-
-    def training_step(self, batch, batch_idx):
-        self.error.update(self.layer(batch[0]), batch[0][:, :1])
-        return super().training_step(batch, batch_idx)
-
-
-class CountsLater(Counts):
-    def training_step(self, batch, batch_idx):
-        step = Counts.training_step if self.training else Module.training_step  # not with the first example
-        return step(self, batch, batch_idx)
 
 
 class Maximum(Module):

@@ -62,10 +62,11 @@ def train(script, *overrides, resuming=False, stopped_by=(), debug=False, ranks=
     return ending.code
 
 
-def take_over(script, first, *overrides, ranks=3, away=(), stopped_by=()):
+def take_over(script, first, *overrides, ranks=3, away=(), stopped_by=(), since=0):
     """The exit code of the run in `out` when rank 0 has died, and worker 1 serves it from iteration `first` on.
 
     away: workers that are lost, but whose processes live
+    since: the iteration with which the processes began
     """
     transport = Following(ranks, _to_the_end(script, range(2, ranks)))
     transport.place, transport.term = 1, Term(0, ranks).following(1)
@@ -76,7 +77,7 @@ def take_over(script, first, *overrides, ranks=3, away=(), stopped_by=()):
     run.program.own.start(first, np.zeros(FEATURES + 1))
     lost = {1: True, **dict.fromkeys(away, False)}
     run.beginning = Beginning(first=first, is_alike=True, away=lost, before="here")
-    run.beginning.died, run.beginning.number = time.monotonic() - 7.0, 1
+    run.beginning.died, run.beginning.number, run.beginning.since = time.monotonic() - 7.0, 1, since
     ending = Ending(transport, stopped_by)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("signal.alarm", lambda _: 0)  # the timeout of this test has one, which is no signal to the run

@@ -104,3 +104,12 @@ def test_best_npy_has_the_figures_that_were_written_with_it_whatever_the_rows_sa
     for damaged in ("{", "[]", '{"iteration": 30}', '{"iteration": 30, "test_loss": [2]}', '{"test_loss": 2.0}'):
         (directory / "best.json").write_text(damaged)
         assert resumed(directory, keep_best=True).figures is None
+
+
+def test_patience_is_about_evaluations_and_not_about_the_end_of_the_run_before(directory):
+    """Its parameters are in best.npy, after the iteration with which the run goes on."""
+    (directory / "best.json").write_text('{"iteration": 30, "test_loss": 1.0}')
+    best = Best(1)
+    best_so_far(best, directory, Evaluate(keep_best=True, patience=1), first=30)
+    assert best.figures == Figures(30, 1.0, None)
+    assert best.enough == "no lower held-out loss in 1 evaluation after that of iteration 10"

@@ -45,8 +45,6 @@ ROWS = TensorDataset(torch.randn(20, 2))
         ("Whole", ROWS, {}, "Whole.on_validation_epoch_end: each worker has a part of the examples"),
         ("Collects", ROWS, {}, "validation_step changes self.seen, which would differ between workers"),
         ("Keeps", ROWS, {}, "training_step changes self.seen, which would differ between workers: log means"),
-        ("Counts", ROWS, {}, "training_step changes self.error, which would differ between workers: log means"),
-        ("CountsLater", ROWS, {}, "training_step changes self.error, which would differ between workers: log means"),
         ("Maximum", ROWS, {}, r"self.log\('largest'\): reduce_fx: expected mean"),
         ("Skips", ROWS, {}, "training_step returned NoneType; expected the loss of every batch"),
         ("Module", Stream(), {}, r"the dataset \(Stream\) is an IterableDataset"),

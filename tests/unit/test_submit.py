@@ -305,7 +305,11 @@ def test_a_script_that_removes_copies_passes_signals_on_and_ends_as_psgc_launch_
     psgc = f"psgc() {{ exec {shlex.join([sys.executable, '-c', code])}; }}"
     command = ["bash", "-c", "\n".join([*FAKES[:2], psgc, *lines])]
     environ = os.environ | {"SLURM_JOB_ID": "7"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+
+    def usual() -> None:  # the tests may run in the background, where Ctrl-C is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ, preexec_fn=usual) as process:
         said = []
         for line in process.stdout:
             said.append(line)

@@ -146,6 +146,16 @@ def test_resume_makes_runs_again_that_were_made_with_other_settings(sweep, launc
         assert sweep(*LR, "--resume", "--set", setting, "--set", "schedule=uncoded")[1].count("done already") == 2
 
 
+def test_a_run_that_goes_on_may_find_its_data_elsewhere(sweep, launch):
+    """In another job $TMPDIR is another directory."""
+    sweep(*LR)
+    for summary in Path("runs/a").glob("*/summary.json"):
+        summary.unlink()
+    Path("copy.npz").touch()
+    sweep(*LR, "--resume", "--set", "data.path=copy.npz")
+    assert [program.resume for _, _, program in launch.calls] == [False, False, True, True]
+
+
 def test_resume_makes_runs_again_whose_batches_would_be_other_rows(sweep, launch):
     given = (*LR, "--set", "batch=4", "--set", "coding={chunks_per_worker: 2, replication: 2}")
     sweep(*given)

@@ -285,3 +285,28 @@ def test_a_script_that_was_stopped_after_a_break_does_not_go_on_in_that_loop(tmp
     resumed.run.begin(Single(4, load_newest(tmp_path / "checkpoints", read)[1]))
     assert resumed.train() == expected
     assert resumed.steps == whole.steps[2:]
+
+
+class MadeAhead(Left):
+    """Its loops are made before the first one begins."""
+
+    def train(self):
+        for loop in [self.run.batches(8) for _ in range(3)]:
+            for batch in loop:
+                self.steps.append((batch.position, self.run.backward(batch)))
+                self.optimizer.step()
+            self.values.append(self.run.evaluate(self.data, self.metric))
+        return self.values
+
+
+def test_a_script_that_was_stopped_between_loops_makes_those_that_were_made_ahead(tmp_path):
+    whole = MadeAhead()
+    expected = whole.train()
+    ended = MadeAhead("evaluate", output=str(tmp_path))
+    with pytest.raises(RunFailed, match="SIGTERM"):
+        ended.train()
+    ended.run.end(has_raised=False)
+    resumed = MadeAhead()
+    resumed.run.begin(Single(4, load_newest(tmp_path / "checkpoints", read)[1]))
+    assert resumed.train()[1:] == expected[1:]
+    assert ended.steps + resumed.steps == whole.steps
