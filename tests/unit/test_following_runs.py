@@ -25,11 +25,14 @@ from tests.unit.recorded_runs import CONFIG
 
 
 class Desk(FakeDesk):
+    waits_for = -1
+
     def in_chunk(self, chunk):
+        self.waits_for = chunk
         return nullcontext()
 
     def running(self):
-        return -1, 0.0
+        return 13, 0.0  # of a run with more chunks
 
 
 class Waiting:
@@ -66,6 +69,7 @@ def test_a_run_waits_for_the_gradient_that_the_one_before_has_begun():
     problem.goes_on.set()
     assert second.rests(10)
     assert ([*desk.results], desk.failures) == ([(0, 1)], {})
+    assert desk.waits_for == CHUNKS - 1  # the server of this run knows no chunk 13
 
 
 def test_ranks_wait_for_each_other_as_the_settings_say_and_between_two_runs_without_end(monkeypatch):
