@@ -130,6 +130,8 @@ class Gradients:
     batch: the rows of a chunk (`gradient_of`)
     held_out: the rows that are evaluated with the chunks
     halves: the check of the first chunk against its halves
+    at: the chunk of a piece that is computed, see `Source`
+    last: the last chunk of the run
     joins: whether several chunks are computed in one pass; True once the first chunk has drawn no random numbers,
         unless the rows would have to be copied, and as long as the first pass over several chunks is their sum and the
         model takes them

@@ -85,7 +85,8 @@ def launch(
         code, why = _exit_code(mpirun_code, stopped_by, left.end(), left.proof)
         if code == 0 and left.works_on():  # it would have said that it ends
             code = 1 if stopped_by is None else 128 + stopped_by
-            why = f"the program was {'killed' if stopped_by is None else stopped(stopped_by)} after its run"
+            how = "killed, or called os._exit," if stopped_by is None else stopped(stopped_by)
+            why = f"the program was {how} after its run"
         if why:
             say(f"psgc launch: {why}", error=True)
         if heard is not None:

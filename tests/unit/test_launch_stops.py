@@ -187,7 +187,7 @@ def test_a_program_that_is_killed_after_its_run_has_failed(mpirun, capfd, killed
     Path("answer").write_text(Found.now(Path("out").absolute()).text())
     mpirun(NAMED + DONE + killed)
     assert launch("train.py", 2) == 1
-    assert capfd.readouterr().err == "psgc launch: the program was killed after its run\n"
+    assert capfd.readouterr().err == "psgc launch: the program was killed, or called os._exit, after its run\n"
 
 
 def test_a_program_that_is_stopped_after_its_run_is_not_done(mpirun, capfd):
