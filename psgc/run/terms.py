@@ -139,7 +139,7 @@ def _is_final(summary: Path) -> bool:
 def record_takeover(record: RunRecord, beginning: Beginning, transport: Transport) -> None:
     """Record that this rank has taken over, and which workers were lost with the rank 0 before, or have returned.
 
-    Copies that were wrong before still count as strikes.
+    Copies that were wrong since these processes were started still count as strikes.
     """
     first, hosts, is_dedicated = beginning.first, transport.hosts, transport.term.is_dedicated
     successor = transport.place if is_dedicated else transport.place + 1
