@@ -106,12 +106,12 @@ class ScriptWorker:
 
     def loop(self, *arguments: Any) -> ScriptLoop:
         self.current = ScriptLoop(*arguments, hand_over=self._hand_over)
+        self._begins()  # not before: the script may end at once, and asks the loop who reports its error
         return self.current
 
     def computing(self, mailbox: Mailbox, runner: ChunkRunner) -> ScriptThread:
         self._mailbox, self._runner = mailbox, runner
         self._hand_over.alert = mailbox.look
-        self._begins()
         return ScriptThread(self._script)
 
     def answer(self, call: Call) -> None:

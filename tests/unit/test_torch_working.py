@@ -40,14 +40,24 @@ TIMEOUT = 30.0  # seconds; only a defect takes as long
 GIVEN = {"replication": 1, "chunks": CHUNKS, "micro_batch": 8, "buffers": "chunk"}
 
 
-def computing(dim, hand_over):
+def computing(dim, hand_over, begins=lambda: None):
     """What computes the chunks of worker 1, which has all of them, and their mailbox."""
     encoder = Encoder(Backend(), np.ones((1, 1)), dim, np.float32)
     mailbox = Mailbox(WorkerState(1, range(CHUNKS), CHUNKS, combined=True), encoder)
     nothing, trial = Injector(), Trial(-1, None, frozenset())
-    worker = ScriptWorker(dim, np.float32, hand_over, Memory(CPU), None)
+    worker = ScriptWorker(dim, np.float32, hand_over, Memory(CPU), None, begins)
     worker.computing(mailbox, ChunkRunner(mailbox, Backend(), Emulation("none", 1, 0), nothing, trial))
     return worker, mailbox
+
+
+def test_a_term_begins_for_the_script_when_its_loop_is_there():
+    """A script that ends at once asks the loop whether rank 0 reports its error."""
+    hand_over, begun_with = HandOver(0), []
+    worker, mailbox = computing(3, hand_over, begins=lambda: begun_with.append(worker.current))
+    transport, encoder = Transport(3), Encoder(Backend(), np.ones((2, 1)), 3, np.float32)
+    duties = Duties(sums=Sums(np.ones((2, 1)), 3, np.dtype("float32"), 0, 99), alike=True, silence=1000.0)
+    others = encoder, ScriptThread(5), Backend(), worker.own, Injector(), duties
+    assert begun_with == [worker.loop(transport, mailbox, *others)]
 
 
 class Rank:
