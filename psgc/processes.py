@@ -67,9 +67,22 @@ class Identity:
         return bool(self.started) and _state_and_start(self.pid)[1] != self.started
 
     def is_stopped(self) -> bool:
-        """Whether a process of this machine was stopped (SIGSTOP)."""
+        """Whether a process of this machine was stopped (SIGSTOP). See `switches` for whether it has run since."""
         state, started = _state_and_start(self.pid)
         return bool(self.started) and started == self.started and state in ("T", "t")
+
+    def switches(self) -> int:
+        """How often a process of this machine has given up its processor; 0 if that is unknown.
+
+        Of its first thread. SIGCONT wakes every thread, so a process that was stopped at two looks, and has run between
+        them, has another number at the second one.
+        """
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text(errors="replace")
+        except OSError:
+            return 0
+        names = "voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"
+        return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith(names))
 
     def kill(self) -> bool:
         """SIGKILL a process of this machine. Returns whether the signal was sent, or the process had ended already."""

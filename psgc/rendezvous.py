@@ -148,7 +148,7 @@ class Rendezvous:
     def _wait(self, step: Callable[[], bool], awaited: Callable[[], Collection[int]], doing: str) -> None:
         """Call `step` until it returns True. awaited: gives the ranks that this waits for."""
         running, next_look, next_word, next_reminder = RunningTime(), 0.0, FIRST_WORD, REMINDER
-        stopped_at: dict[int, float] = {}  # rank -> seconds of waiting after which it was first seen stopped
+        stopped_at: dict[int, tuple[int, float]] = {}  # rank -> its switches, and when first seen stopped with them
         while True:
             try:
                 if step():
@@ -174,14 +174,18 @@ class Rendezvous:
                 next_reminder += REMINDER
             time.sleep(PAUSE)
 
-    def _look_at(self, ranks: Collection[int], waited: float, stopped_at: dict[int, float]) -> None:
+    def _look_at(self, ranks: Collection[int], waited: float, stopped_at: dict[int, tuple[int, float]]) -> None:
         """Give up the awaited ranks of this host whose processes have ended or are stopped."""
         for rank in [rank for rank in ranks if self._is_near(rank)]:
             if self._is_gone(rank):
                 self._give_up(self._death(rank))
             if not self.processes[rank].is_stopped():
                 stopped_at.pop(rank, None)
-            elif waited - stopped_at.setdefault(rank, waited) > self._stopped_timeout:
+                continue
+            before, since = stopped_at.get(rank, (-1, waited))
+            if (switches := self.processes[rank].switches()) != before:
+                stopped_at[rank] = switches, waited
+            elif waited - since > self._stopped_timeout:
                 limit = f"{self._stopped_timeout:g} s (faults.collect_timeout)"
                 self._give_up(f"{self._name(rank)} is stopped for {limit} while the run is being set up", [rank])
 

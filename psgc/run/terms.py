@@ -80,6 +80,7 @@ def watching(transport: Transport, awaited: Callable[[], int], timeout: float) -
 
     If that process has been stopped (SIGSTOP) for `timeout` seconds, it is killed from its own host, by the process at
     the lowest place that is not stopped itself, since MPI does not report it. So it cannot wake up as a second rank 0.
+    One that has run between two looks that found it stopped is only slow, as under cpulimit, and is waited for.
     """
     is_over = threading.Event()
     arguments = transport, awaited, timeout, is_over
@@ -91,15 +92,16 @@ def watching(transport: Transport, awaited: Callable[[], int], timeout: float) -
 
 
 def _watch(transport: Transport, awaited: Callable[[], int], timeout: float, is_over: threading.Event) -> None:
-    running, stopped, since = RunningTime(), -1, 0.0
+    running, since = RunningTime(), 0.0
+    stopped: tuple[int, int] | None = None  # place, and the switches of its process
     while not is_over.wait(LOOK_EVERY):
         now, place = running.look(), awaited()
         neighbours = transport.neighbours(place)
         process = neighbours.pop(place, None)
         if process is None or not process.is_stopped():
-            stopped = -1
-        elif stopped != place:
-            stopped, since = place, now
+            stopped = None
+        elif stopped != (found := (place, process.switches())):
+            stopped, since = found, now
         elif now - since > timeout:
             first = next((it for it in sorted(neighbours) if not neighbours[it].is_stopped()), None)
             if first == transport.place and process.kill():

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,30 @@ def test_a_process_is_known_to_be_stopped_killed_and_known_to_be_gone():
     assert process.wait(10) == -signal.SIGKILL
     assert (identity.is_gone(), identity.is_reaped()) == (True, True)
     assert identity.kill()
+
+
+def test_a_process_that_is_stopped_and_continued_in_turns_is_told_from_one_that_is_stopped_for_good():
+    process, identity = sleeper()
+    try:
+        seen = []
+        for _ in range(20):
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            assert identity.is_stopped()
+            seen.append(identity.switches())
+            process.send_signal(signal.SIGCONT)
+        assert len({*seen}) == len(seen)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)  # on a busy machine it takes a while to stop
+        before = identity.switches()
+        for number in (signal.SIGSTOP, signal.SIGUSR1, signal.SIGTERM):  # which do not continue it
+            process.send_signal(number)
+            time.sleep(0.1)
+        assert (identity.is_stopped(), identity.switches()) == (True, before)
+    finally:
+        process.kill()
+        process.wait(10)
+    assert identity.switches() == 0  # unknown
 
 
 @pytest.mark.parametrize(("started", "gone"), [("1", True), ("", False)])

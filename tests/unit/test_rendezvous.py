@@ -20,6 +20,7 @@ class Process:
     """Of the other rank; stopped: between which moments it is."""
 
     host, stopped, kills, ended = "there", (), 0, inf
+    runs = inf  # seconds between two moments at which it runs, unseen, while it is stopped
     reason = None  # to end, that this rank is told
 
     def __init__(self, clock):
@@ -36,6 +37,9 @@ class Process:
 
     def is_stopped(self):
         return any(begin <= self._clock.now < end for begin, end in self.stopped)
+
+    def switches(self):
+        return self._clock.now // self.runs
 
     def kill(self):
         self.kills += 1
@@ -137,6 +141,13 @@ def test_of_several_that_die_rank_0_is_named_since_the_others_have_left_because_
 def test_short_stops_do_not_add_up(ranks, clock):
     it, world, process = ranks
     process.stopped, world.takes = ((10.0, 35.0), (36.0, 60.0), (61.0, 85.0)), 100.0
+    it.broadcast(b"data", "starting")
+    assert clock.now >= 100.0
+
+
+def test_who_runs_between_the_looks_that_find_it_stopped_is_only_slow(ranks, clock):
+    it, world, process = ranks
+    process.stopped, process.runs, world.takes = ((10.0, 90.0),), 20.0, 100.0
     it.broadcast(b"data", "starting")
     assert clock.now >= 100.0
 

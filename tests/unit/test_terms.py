@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from psgc import processes
 from psgc.processes import Identity
-from psgc.run import claim
+from psgc.run import claim, terms
 from psgc.run.claim import Claim
 from psgc.run.ending import CalledOff
 from psgc.run.takeover import Beginning
@@ -64,6 +65,38 @@ def test_it_is_left_alone_when(child, why):
             child.send_signal(signal.SIGCONT)
         time.sleep(2 * TIMEOUT)
     assert child.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("switches", "killed"),
+    [
+        (lambda now: now, None),  # it is continued for a moment between all looks, and makes progress
+        (lambda now: now // 3, None),  # seldom
+        (lambda now: min(now // 3, 5), 19.0),  # until 15.0
+        (lambda now: 0, 5.0),  # also where nothing is known of it
+    ],
+    ids=["in turns", "seldom", "slowed and then for good", "for good"],
+)
+def test_a_process_that_has_run_between_two_looks_that_found_it_stopped_is_only_slow(switches, killed, monkeypatch):
+    """killed: when. Looks are a second apart, from 1.0 on."""
+    clock, kills = SimpleNamespace(now=0.0, monotonic=lambda: clock.now), []
+
+    def wait(_):
+        clock.now += 1.0
+        return clock.now > 100.0 or bool(kills)
+
+    def now_and_here(target, args, **_):
+        return SimpleNamespace(start=lambda: target(*args))
+
+    over = SimpleNamespace(wait=wait, set=lambda: None)
+    threads = SimpleNamespace(Event=lambda: over, Thread=now_and_here)
+    monkeypatch.setattr(processes, "time", clock)
+    monkeypatch.setattr(terms, "threading", threads)
+    slow = SimpleNamespace(is_stopped=lambda: True, switches=lambda: switches(clock.now), host="h")
+    slow.kill = lambda: kills.append(clock.now) or True
+    with watching(transport_of(slow, SimpleNamespace(is_stopped=lambda: False)), lambda: 0, 3.5):
+        pass
+    assert kills == ([] if killed is None else [killed])
 
 
 HOLD = """
