@@ -34,15 +34,23 @@ class Generators(NamedTuple):
 
     @staticmethod
     def now(device: torch.device) -> "Generators":
-        """The present states. Takes 0.05 ms."""
+        """The present states. Takes 0.06 ms, and 0.02 ms when no random number was drawn since the last time."""
+        global _read
+        at = places(device)
+        if (known := _known_at(at)) is not None:
+            return known
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return Generators(random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state(), cuda)
+        states = Generators(random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state(), cuda)
+        _read = at, states
+        return states
 
     def set(self, device: torch.device) -> None:
         """Set the generators to these states. A generator without a state here is not changed.
 
         Raises UserError when a state is invalid, or is one of another generator behind `numpy.random`.
         """
+        global _read
+        _read = None
         try:
             random.setstate(self.python)
             np.random.set_state(self.numpy)
@@ -76,6 +84,17 @@ class Generators(NamedTuple):
         return python, numpy.encode(), self.cpu.numpy().tobytes() + cuda
 
 
+_read: tuple[tuple[object, ...], Generators] | None = None  # the states that were read last, and `places` before
+
+
+def _known_at(at: tuple[object, ...]) -> Generators | None:
+    """The states that were read last, if they were read at these `places`.
+
+    NumPy draws normal numbers in pairs and keeps the second one, which `places` does not show. Then it is None.
+    """
+    return _read[1] if _read is not None and _read[0] == at and not _read[1].numpy["has_gauss"] else None
+
+
 def _mapped(mapping: Mapping[str, Any], function: Any) -> dict[str, Any]:
     return {
         key: _mapped(value, function) if isinstance(value, Mapping) else function(value)
@@ -90,7 +109,8 @@ _is_preserved = False  # whether a `preserved` block is open
 def preserved(device: torch.device) -> Iterator[None]:
     """Restore the states of `Generators` at the end of the block.
 
-    Saving and restoring takes 0.4 ms. Within another such block this does nothing, so many chunks can share one.
+    Saving and restoring takes 0.1 ms, and 0.03 ms when no random number is drawn. Within another such block this does
+    nothing, so many chunks can share one.
     """
     global _is_preserved
     if _is_preserved:
@@ -102,7 +122,8 @@ def preserved(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _is_preserved = False
-        before.set(device)
+        if _known_at(places(device)) is not before:
+            before.set(device)
 
 
 @contextmanager
