@@ -84,8 +84,8 @@ class Generators(NamedTuple):
         return python, numpy.encode(), self.cpu.numpy().tobytes() + cuda
 
 
-# The states that were read last, after `places`. They are read again where NumPy keeps the second one of a pair of normal
-# numbers: that it was used would not show in `places`.
+# `places`, and the states that were read there last. Where NumPy keeps the second one of a pair of normal numbers, they
+# are read each time: its use does not show in `places`.
 _read: tuple[tuple[object, ...], Generators] | None = None
 
 
@@ -103,7 +103,7 @@ _is_preserved = False  # whether a `preserved` block is open
 def preserved(device: torch.device) -> Iterator[None]:
     """Restore the states of `Generators` at the end of the block.
 
-    Saving and restoring takes 0.06 to 0.1 ms. Within another such block this does nothing, so many chunks can share one.
+    This takes 0.06 to 0.1 ms. Within another such block it does nothing, so many chunks can share one.
     """
     global _is_preserved, _read
     if _is_preserved:
