@@ -168,7 +168,7 @@ def disturbed(
                 preexec_fn=lambda: die_with_parent(signal.SIGTERM),
             )
             while process.poll() is None and not (hung := time.monotonic() > last + PATIENCE):
-                time.sleep(0.05)
+                time.sleep(0.01)
                 if rows.exists() and written != (size := rows.stat().st_size):
                     written, last = size, time.monotonic()
                 if not began and rows.exists() and rows.read_bytes().count(b"\n") > 1:
@@ -288,7 +288,7 @@ def main() -> int:
     add("--workers", type=int, default=8)
     add("--iterations", type=int, default=1000)
     add("--seconds", type=float, default=0.05, help="of a worker in an iteration")
-    add("--chunks", type=int, default=4, help="of each worker")
+    add("--chunks", type=int, default=8, help="of each worker; the default is that of a YAML")
     add("--aggregation", choices=("auto", "server", "allreduce"), default="auto")
     add("--restore", action="store_true", help="start the run again when workers are gone")
     add("--after", type=float, default=2.0, help="seconds, of faults.restore")
