@@ -69,7 +69,7 @@ def _look(daemon: int, is_first: bool, number: int) -> None:
     beside, began, word = Beside(number, int(os.environ.get(LOCAL_SIZE, 1))), time.monotonic(), FIRST_WORD
     every = GRACE if number else LOOK_EVERY  # the others act only if that watcher does not
     why = "a rank that has died or cannot start, or a host that cannot be reached, keeps it waiting"
-    end = TIMEOUT - min(1.0, TIMEOUT / 10)
+    end = TIMEOUT - min(1.0, TIMEOUT / 2)
     while (waited := time.monotonic() - began) < end:
         if is_first and waited >= word:
             say(f"waiting for MPI to start on all ranks for {word:.0f} s: {why}", error=True)

@@ -41,7 +41,9 @@ def test_a_worker_with_a_wrong_replica_is_lost_and_comes_back_with_another(tmp_p
     assert len({digest for digest, *_ in ended.values()}) == 1
     assert ended[0][2] == pytest.approx(alone[2], rel=1e-2)
     (lost,) = [line for line in said if "lost in iteration" in line]
-    assert "at iteration 32 it differs from rank 0 in the parameters" in lost
+    compared = re.search(r"at iteration (\d+) it differs from rank 0 in the parameters", lost)
+    assert compared is not None, lost
+    assert int(compared[1]) in (32, 48)  # later where it has missed that call
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert [(one["event"], one["worker"]) for one in summary["lost"]] == [("lost", 3), ("returned", 3)]
 

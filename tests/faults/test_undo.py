@@ -16,18 +16,28 @@ LATE = """
 import os, time
 from pathlib import Path
 
-begun = Path("begun")
+begun, late = Path("begun"), Path("late")  # a byte for each chunk of worker 2; the iteration that worker 1 is in
+
+def until(holds):
+    end = time.monotonic() + 5
+    while time.monotonic() < end and not holds():
+        time.sleep(0.001)
 
 def wait():
-    count, rank = len(begun.read_bytes()), os.environ["PMIX_RANK"]
-    if rank == "2":
+    if "PSGC_RESTORED" in os.environ:
+        return
+    count = len(begun.read_bytes())
+    iteration = str(count // 2)
+    if os.environ["PMIX_RANK"] == "2":
         with begun.open("ab") as file:
             file.write(b".")
-        time.sleep(0.05)
-    elif "PSGC_RESTORED" not in os.environ:
-        end = time.monotonic() + 5
-        while time.monotonic() < end and len(begun.read_bytes()) < count // 2 * 2 + 3:
-            time.sleep(0.001)
+        if count % 2 == 0:
+            until(lambda: late.read_text() == iteration)
+        time.sleep(0.03)  # until the server has what worker 1 has sent
+    else:
+        late.write_text(iteration)
+        until(lambda: len(begun.read_bytes()) >= count // 2 * 2 + 3)
+        time.sleep(0.08)  # until this worker knows of the next iteration: the rest of this one is not its work any more
 """
 MODEL = """
 from late import wait
@@ -109,7 +119,8 @@ def folder(tmp_path):
 
 def launched(folder, what, output, every, inject):
     """The final parameters, and what was said of the step."""
-    (folder / "begun").write_bytes(b"")
+    for name in ("begun", "late"):
+        (folder / name).write_bytes(b"")
     if what == "script":
         after = ["train.py", "-n", "3", "--", json.dumps([output, every, inject])]
     else:

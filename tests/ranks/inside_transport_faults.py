@@ -223,7 +223,7 @@ def missing(how, victim):
     transport = Transport()
     victim = int(victim)
     if transport.rank == 0:
-        transport.be_patient(1.0, 30.0)
+        transport.be_patient(2.0, 30.0)
     rendezvous.FIRST_WORD = 0.2
 
     def set_up():
@@ -237,7 +237,7 @@ def missing(how, victim):
 
     expected = {
         "leaves": f"rank {victim} on {transport.hosts[victim]} died while the run was being set up",
-        "thinks": f"nothing came for 1 s (faults.setup_timeout) from rank {victim}, thinking",
+        "thinks": f"nothing came for 2 s (faults.setup_timeout) from rank {victim}, thinking",
     }
     assert failure(set_up) == expected[how]  # some may not have left the first when rank 0 leaves
     is_content(transport.rank)

@@ -20,7 +20,7 @@ optimizer: {kind: nesterov, lr: 0.02}
 iterations: 60
 evaluate: {every: 2, keep_best: true, patience: 3}
 coding: {chunks_per_worker: 4, replication: 3}
-stragglers: {kind: slow, seconds: {all: 0.005, 2: 0.04}}  # so slow that a death is noticed before the run ends
+stragglers: {kind: slow, seconds: {all: 0.01, 2: 0.08}}  # so slow that a death is noticed before the run ends
 faults: {inject: [{kind: kill, rank: 3, iteration: 2, step: gradient}]}
 output: out
 """

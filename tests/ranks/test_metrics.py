@@ -35,17 +35,18 @@ def test_whoever_is_rank_0_answers(settings, tmp_path):
         is_there = values.get("psgc_iterations_total", 0) >= iterations
         return is_there and all(values[f"psgc_{name}"] == value for name, value in expected.items())
 
-    killed = "faults.inject=[{kind: kill, rank: 0, iteration: 150, step: begin}]"
-    restored = "faults.restore={lost: 1, after: 0.5}"
+    killed = "faults.inject=[{kind: kill, rank: 0, iteration: 250, step: begin}]"
+    restored = "faults.restore={lost: 1, after: 2}"
     arguments = psgc("launch", settings, "-n", "4", *sets(f"metrics.prometheus={port}", killed, restored))
     with MpiRun(arguments, tmp_path) as running:
-        wait_until(lambda: answers(5, slow_workers=1))  # worker 3
+        # worker 3, and on a busy machine also others
+        wait_until(lambda: answers(5) and values["psgc_slow_workers"] > 0)
         assert values["psgc_takeovers_total"] == values["psgc_restores_total"] == values["psgc_lost_workers"] == 0
         assert values["psgc_seconds"] > 0.01
         assert values["psgc_bytes_total"] > 0
         assert values["psgc_chunks_total"] >= 5 * 6
-        wait_until(lambda: answers(155, takeovers_total=1, restores_total=0, lost_workers=1))
-        wait_until(lambda: answers(155, takeovers_total=1, restores_total=1, lost_workers=0))
+        wait_until(lambda: answers(255, takeovers_total=1, restores_total=0, lost_workers=1))
+        wait_until(lambda: answers(255, takeovers_total=1, restores_total=1, lost_workers=0))
         assert running.process.poll() is None
 
 

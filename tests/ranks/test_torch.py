@@ -162,7 +162,8 @@ def test_ctrl_c_is_told_as_such(tmp_path):
 @pytest.mark.parametrize("aggregation", ["server", pytest.param("allreduce", marks=pytest.mark.faults)])
 def test_the_longest_chunk_is_begun_first_where_the_script_says_what_examples_cost(tmp_path, alone, aggregation):
     costs = [1.0 + row % 25 for row in range(250)]
-    ended, _ = trained(tmp_path, 3, costs=costs, output="run", aggregation=aggregation, replication=2)
+    slow = {"kind": "slow", "seconds": {"all": 0.02}}  # a chunk takes longer than a rank waits for a core
+    ended, _ = trained(tmp_path, 3, costs=costs, output="run", aggregation=aggregation, replication=2, stragglers=slow)
     assert_equal(ended, {0, 1, 2}, alone)
     assert json.loads((tmp_path / "rows.json").read_text()) == [*range(len(alone[2]) + 1)]  # and the evaluation
     recorded = read_run(tmp_path / "run")

@@ -54,21 +54,23 @@ def results(folder, out):
 
 
 def test_a_worker_that_flips_bits_is_named_and_lost_and_no_bit_of_the_result_is_another(folder, healthy):
-    finished = train(folder, "flipped", "transfer=per_chunk", "verify={every: 1}", flips(1, 2, 3))
+    # more than it takes: where worker 2 stalls, others have done its chunk, and its copy is not compared
+    finished = train(folder, "flipped", "transfer=per_chunk", "verify={every: 1}", flips(1, 2, 3, 4, 5))
     params, summary, events = results(folder, "flipped")
     assert params.tobytes() == healthy.tobytes()
     assert [(event["worker"], event["event"]) for event in events] == [("2", "wrong")] * 3 + [("2", "lost")]
     for event in events[:3]:
         assert re.fullmatch(r"chunk \d: its copy does not agree with those of workers \d, \d", event["reason"])
-    assert [event["iteration"] for event in events[:3]] == ["1", "2", "3"]
+    first, second, third = (int(event["iteration"]) for event in events[:3])
+    assert 1 <= first < second < third <= 5
     named = [line for line in finished.stdout.splitlines() if line.startswith("worker 2 on ")]
-    assert ["sent a wrong copy in iteration 1: chunk " in line for line in named] == [True, False, False, False]
-    assert "lost in iteration 3: its copies were wrong 3 times (verify.strikes)" in named[-1]
+    assert [f"sent a wrong copy in iteration {first}: chunk " in line for line in named] == [True, False, False, False]
+    assert f"lost in iteration {third}: its copies were wrong 3 times (verify.strikes)" in named[-1]
     assert summary["wrong"] == {"2": 3}
     assert "  wrong copies       3 of worker 2 (lost.csv says which)" in finished.stdout
     assert [(event["worker"], event["event"]) for event in summary["lost"]] == [(2, "lost")]
     timeline = np.load(folder / "flipped/timeline.npz")
-    assert set(timeline["worker"][timeline["iteration"] > 3]) == {1, 3, 4}
+    assert set(timeline["worker"][timeline["iteration"] > third]) == {1, 3, 4}
 
 
 def test_a_wrong_sign_is_found_by_workers_that_wait_before_the_step(folder, healthy):

@@ -87,10 +87,10 @@ elif how == "raise":
         train()
 elif how == "lose":
     kill = {"kind": "kill", "rank": 3, "iteration": 3}
-    run = train(Ridge(0.02), faults={"inject": [kill]})
+    run = train(Ridge(0.02), iterations=60, faults={"inject": [kill]})  # time enough to notice the death in
     assert rank == 0  # workers do not come here
     assert [row["worker"] for row in run.lost] == [3]
-    np.testing.assert_allclose(run.params, expected(20), rtol=1e-9)
+    np.testing.assert_allclose(run.params, expected(60), rtol=1e-9)
     try:
         train()
     except psgc.UserError as error:

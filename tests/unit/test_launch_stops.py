@@ -84,9 +84,10 @@ def test_a_request_without_effect_is_followed_by_signals(mpirun, usr1, term, sec
 
 def test_a_checkpoint_that_is_being_written_is_waited_for(mpirun):
     """It takes longer than the run has to react to the first request."""
-    writes = "mkdir -p out/checkpoints; touch out/checkpoints/.psgc-0.tmp; sleep 1.5"
-    ends = f"rm out/checkpoints/.psgc-0.tmp; {CHECKPOINT}; kill -9 $(cat rank); exit 138"
-    process = start(mpirun(STUBBORN.format(usr1=f"{writes}; {ends}", term="")), usr1=0.5)
+    ends = f"sleep 1.5; {CHECKPOINT}; kill -9 $(cat rank); rm out/checkpoints/.psgc-0.tmp; exit 138"
+    process = start(mpirun(STUBBORN.format(usr1=ends, term="")), usr1=0.5)
+    Path("out/checkpoints").mkdir()
+    Path("out/checkpoints/.psgc-0.tmp").touch()
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert signals() == ["USR1"]
@@ -126,9 +127,9 @@ def test_an_mpirun_that_stays_after_the_run_is_ended(mpirun, monkeypatch, status
 
 
 def test_it_has_time_while_the_run_still_evaluates(mpirun, monkeypatch):
-    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.2)
+    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.8)
     early = """echo '{"status": "done", "evaluating": true}' > out/summary.json"""
-    mpirun(f"trap 'touch told' TERM; {early}; sleep 1; {summary('done')}")
+    mpirun(f"trap 'touch told' TERM; {early}; sleep 2; {summary('done')}")
     assert launch("run.yaml", 2) == 0
     assert not Path("told").exists()
 

@@ -304,7 +304,7 @@ def test_a_handler_that_raises_while_a_run_starts_leaves_no_process_behind(mpiru
     def signal_comes(*_):
         if os.getpid() != program:  # the new process, before it becomes mpirun
             Path("pid").write_text(str(os.getpid()))
-            time.sleep(0.2)  # until the program waits; just after the fork, Python ignores exceptions
+            time.sleep(1.0)  # until the program waits; just after the fork, Python ignores exceptions
             os.kill(program, signal.SIGUSR2)
             time.sleep(60)
         wait_for(lambda: Path("pid").exists())

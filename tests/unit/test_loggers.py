@@ -1,10 +1,12 @@
 """What a run tells TensorBoard (the real one), MLflow and wandb (modules that stand in for them)."""
 
 import json
+import random
 import re
 import socket
 import sys
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -174,9 +176,12 @@ def test_what_is_wrong_is_told_before_the_run_begins(one_process, tmp_path, monk
 
 
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Not one of those that the system gives to programs which ask for any."""
+    for port in random.sample(range(20000, 30000), 100):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no port is free")
 
 
 def scraped(port):

@@ -16,7 +16,7 @@ from psgc.run import launched
 STARTS = """
 import signal, time, psgc.mpi_start as r
 from types import SimpleNamespace
-r.TIMEOUT, r.FIRST_WORD = 1.0, 0.3
+r.TIMEOUT, r.FIRST_WORD = 2.5, 0.4
 r.MPI = SimpleNamespace(Init_thread=time.sleep)
 r.start_mpi({0})
 print(*signal.getitimer(signal.ITIMER_REAL))
@@ -36,7 +36,7 @@ def test_mpi_that_waits_for_a_dead_rank_when_it_starts_ends_the_process(seconds)
     assert ended.stderr.splitlines() == [
         f"waiting for MPI to start on all ranks for 0 s: {why}",
         f"waiting for MPI to start on all ranks for 1 s: {why}",
-        f"psgc: MPI has not started on all ranks within 1 s: {why}",
+        f"psgc: MPI has not started on all ranks within 2.5 s: {why}",
     ]
 
 

@@ -81,7 +81,7 @@ def test_hosts_are_asked_as_open_mpi_asks_them(folder):
 def test_a_warning_gives_no_longer_than_its_patience_to_a_checkpoint(folder, monkeypatch):
     """The time limit of the job follows, and it is to be requeued before that."""
     monkeypatch.setattr(module, "STOP_SEQUENCE", ((signal.SIGUSR1, 0.1), (signal.SIGTERM, 2.0)))
-    process = MpirunProcess([sys.executable, "-c", SAVES], os.environ)
+    process = MpirunProcess([sys.executable, "-c", SAVES.replace("1.0", "20")], os.environ)
     wait_for(Path("ready").exists)
     assert process.watch(lambda: False, [signal.SIGUSR1], 0.4, is_writing=lambda: True) == -signal.SIGTERM
     assert not Path("saved").exists()

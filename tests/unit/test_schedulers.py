@@ -274,8 +274,9 @@ sys.exit(l.launch(s.Program("run.yaml"), m.Placement(2), requeue=60))
     ("number", "reserve", "saved"), [(signal.SIGUSR1, 1, True), (signal.SIGUSR1, 60, False), (signal.SIGTERM, 1, False)]
 )
 def test_a_warned_run_has_the_time_that_slurm_gives_it(mpirun, number, reserve, saved):
-    """An mpirun that needs 1.5 s to write its checkpoint: more than others get to end in, less than the warning."""
-    environ = mpirun("trap 'sleep 1.5; touch saved; exit 138' USR1; touch ready; while :; do sleep 0.1; done")
+    """An mpirun that needs long to write its checkpoint: more than others get to end in, less than the warning."""
+    seconds = 1.5 if saved else 20
+    environ = mpirun(f"trap 'sleep {seconds}; touch saved; exit 138' USR1; touch ready; while :; do sleep 0.1; done")
     program = PROGRAM.format(reserve)
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ, "SLURM_JOB_ID": "12"})
     wait_for(lambda: Path("ready").exists())

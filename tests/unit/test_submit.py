@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from psgc.errors import UserError
 from psgc.launching.points import sweep_points
 from psgc.launching.scheduler import Job
 from psgc.launching.schedulers import SCHEDULERS
+from tests.unit.fake_mpirun import wait_for
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "scripts/jobs").glob("*"))
@@ -293,6 +293,12 @@ def test_the_copies_are_removed_when_the_run_has_ended(submit):
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, f"{removes}\n", "")
 
 
+def has_traps(pid):
+    """Whether the script at `pid` has all its traps: the last one is for SIGUSR1, which it ignores before."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1
+
+
 @pytest.mark.parametrize("name", ["HUP", "INT", "TERM", "USR1"])
 def test_a_script_that_removes_copies_passes_signals_on_and_ends_as_psgc_launch_does(submit, name):
     lines = written(submit, "--local-dir", "/local")
@@ -314,7 +320,7 @@ def test_a_script_that_removes_copies_passes_signals_on_and_ends_as_psgc_launch_
         for line in process.stdout:
             said.append(line)
             if line.endswith("begun\n"):
-                time.sleep(0.3)  # the script's traps follow
+                wait_for(lambda: has_traps(process.pid))
                 process.send_signal(getattr(signal, f"SIG{name}"))
         assert process.wait(20) == 5
     assert [line.split()[0] for line in said[1:]] == ["told", "srun"]

@@ -10,6 +10,7 @@ import pytest
 
 from psgc import coding, errors
 from psgc.errors import current_line, raised_at
+from tests.unit.fake_mpirun import wait_for
 
 MODEL = """\
 import json
@@ -71,6 +72,7 @@ def test_the_line_that_a_thread_is_in(model):
     thread = threading.Thread(target=model.waits, args=(begun, go_on))
     thread.start()
     assert begun.wait(20)
+    wait_for(lambda: current_line(thread.ident) != "model.py:10: begun.set()")
     assert current_line(thread.ident) == "model.py:11: go_on.wait(20)"
     go_on.set()
     thread.join(20)
