@@ -9,8 +9,9 @@ is `factor` times slower, with recorded times (--trace; seconds, rounds x worker
 in the median), and with a worker that is killed half-way.
 
 Compared are a plain mpi4py loop (scripts/allreduce_loop.py), and psgc without redundancy (`uncoded`), as original
-gradient coding (`full`), as the paper has it (`static`), with recovered chunks skipped (`skipping`), and as it is by
-default (`dynamic`), once with each transfer.
+gradient coding (`full`), as the paper has it (`static`), with recovered chunks skipped (`skipping`), and reordered by
+the server (`dynamic`). Rank 0 gets the gradient of each chunk, as in the paper; in the emulated rows `dynamic` is there
+once more with `combined`, where rank 0 gets one sum from each worker.
 
 Chunk times are emulated: a worker sleeps until its chunk has taken its time, so that 8 workers on few cores behave as
 on 8 machines; gradients, coding, messages and steps are real. All rows take the same steps, so the final losses must
@@ -34,7 +35,19 @@ from pathlib import Path
 from typing import Any
 
 import training_quotas
-from benching import SCHEDULES, SLOW, WORKERS, Run, equal, one_slow, publish, traced, train, train_with_allreduce
+from benching import (
+    OF_THE_PAPER,
+    SCHEDULES,
+    SLOW,
+    WORKERS,
+    Run,
+    equal,
+    one_slow,
+    publish,
+    traced,
+    train,
+    train_with_allreduce,
+)
 from cpu_quotas import has_quotas
 from training_quotas import LOOP, SITUATIONS
 
@@ -43,8 +56,8 @@ from psgc.errors import PsgcError, RunFailed
 NONE_SLOW, KILLED = "none slow", "one killed"
 PROGRAMS: dict[str, dict[str, Any]] = {
     LOOP: {},
-    **{f"`{schedule}`": {"schedule": schedule} for schedule in SCHEDULES},
-    "`dynamic`, `combined`": {"schedule": "dynamic", "transfer": "combined"},
+    **{f"`{schedule}`": {"schedule": schedule, **OF_THE_PAPER} for schedule in SCHEDULES},
+    "`dynamic`, `combined`": {"schedule": "dynamic", "transfer": "combined", "aggregation": "server"},
 }
 VICTIM = 5  # rank of the worker that is killed
 AGREE = 1e-9  # relative difference of final losses

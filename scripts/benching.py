@@ -21,6 +21,7 @@ from psgc.machine import usable_cores
 from psgc.record.files import write_output_text
 
 WORKERS, SLOW = 8, 3
+OF_THE_PAPER = {"transfer": "per_chunk", "aggregation": "server"}  # rank 0 gets the gradient of each chunk
 SCHEDULES = tuple(name for name, schedule in schedules.SCHEDULES.items() if schedule.tried_by_default)
 
 

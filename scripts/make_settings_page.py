@@ -20,8 +20,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PAGE_OF_INIT = DOCS / "settings.md", DOCS / "api/torch.md"
 HEAD = """# All settings
 
-Every key of a run's YAML. A key without a default is needed. [Training settings](training.md) has the keys in one YAML.
-`python scripts/make_settings_page.py` makes this page from `psgc/config/`.
+Every key of a run's YAML. A key without a default is needed. [Training settings](training.md) has most of them
+in one YAML. `python scripts/make_settings_page.py` makes this page from `psgc/config/`.
 """
 OF_TORCH = """
 ## With a PyTorch model

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benching import Run, train, train_with_allreduce
+from benching import OF_THE_PAPER, Run, train, train_with_allreduce
 from cpu_quotas import CpuQuotas
 from slowed_network import ROWS, WIDTH, make_rows
 
@@ -122,9 +122,10 @@ def _measure(folder: Path, situation: Situation, program: str, chunks: int, iter
         "iterations": iterations * (CYCLE_ITERATIONS if situation.how == "cycle" else 1) + WARM,
         "coding.chunks_per_worker": chunks,
         "coding.replication": 3,
-        "schedule": "dynamic" if program == LOOP else program.strip("`"),
         "problem.options.first": int(program == LOOP),
     }
+    if program != LOOP:
+        settings |= {"schedule": program.strip("`"), **OF_THE_PAPER}
     with tempfile.TemporaryDirectory(dir=folder) as output, slowed(situation) as groups:
         config = folder / "run.yaml"
         config.write_text(CONFIG.format(groups=groups, data=folder / "data.npz"))

@@ -77,7 +77,9 @@ class Config(Section):
     coding: Coding = key(Coding(), "chunks, who holds them, and how their gradients are coded")
     schedule: ScheduleName = key("dynamic", f"the order in which workers compute chunks: {either(SCHEDULES)}")
     aggregation: Literal["server", "allreduce", "auto"] = key(
-        "auto", "whether rank 0 sums the gradients, or all ranks do; auto: all ranks, where nothing needs rank 0"
+        "auto",
+        "whether rank 0 sums the gradients, or all ranks do; auto: all ranks, unless something needs rank 0 or "
+        "gradients travel with reports",
     )
     transfer: Literal["auto", "per_chunk", "per_pass", "combined"] = key(
         "auto",

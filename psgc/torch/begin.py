@@ -65,7 +65,8 @@ def init(
         longest chunks are computed first. It changes no result.
 
     The other arguments are settings, which docs/api/torch.md explains; most have the same name in YAML files. In one
-    process aggregation, parts, schedule, dedicated_server, trial, verify, faults and stragglers have no effect.
+    process replication, parts, schedule, aggregation, dedicated_server, trial, verify, faults and stragglers have no
+    effect, and of the values of transfer only per_chunk has one.
 
     Raises UserError, on rank 0, when an argument is wrong; the other ranks exit without a message.
     """

@@ -64,6 +64,14 @@ def test_every_scenario_has_the_same_problem_and_a_killed_worker_dies_half_way(t
     assert len({str(settings) for settings in found.values()}) == 1
 
 
+def test_rank_0_gets_the_gradients_of_all_schedules():
+    """As in the paper, and as the table has it, which counts the bytes into rank 0."""
+    of_psgc = {program: settings for program, settings in bench_training.PROGRAMS.items() if program != LOOP}
+    assert {settings["aggregation"] for settings in of_psgc.values()} == {"server"}
+    assert of_psgc.pop("`dynamic`, `combined`")["transfer"] == "combined"
+    assert {settings["transfer"] for settings in of_psgc.values()} == {"per_chunk"}
+
+
 def test_table_under_quotas():
     """Each row over the loop of its own round, and over the limit: in the last round the machine is half as fast."""
     rows = {
