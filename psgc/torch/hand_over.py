@@ -168,6 +168,7 @@ class HandOver:
         """The script makes no more calls. It has made the step of the newest call if it got the sum."""
         with self._changed:
             self.is_ended, self.has_failed, self._said_in = True, has_failed, term
+            self._changed.notify_all()
         self._wake()
 
     def is_over(self) -> bool:
@@ -209,6 +210,11 @@ class HandOver:
     def has_come_back(self, iteration: int) -> bool:
         """Whether the script has made the step with the sum of `iteration`, or has ended."""
         return self.called > iteration or self.is_ended
+
+    def wait_for_end(self) -> None:
+        """After `stop`: wait until the script makes no more calls."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_ended)
 
     def give(self, iteration: int, vector: Array) -> None:
         """Give the script the sum of an iteration. vector: (dim,); the script may write to it."""

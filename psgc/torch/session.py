@@ -238,16 +238,31 @@ class Session:
             say_traceback()
             self._ending.failed(RunFailed(one_line(error)))
         finally:
-            if self._ending.raised is not None:
-                self._hand_over.stop(self._ending.raised)
-            self._stays = self._stays and self._ending.error is None and not self._outcome.code
-            if transport is not None and not self._stays:
-                with suppress(Exception):
-                    has_failed = self._ending.error is not None or self._outcome.code or self._text
-                    leave_mpi(transport, self.in_order, bool(has_failed))
-            self._hand_over.stop(self._last_word())
+            self._hand_over.stop(self._ending.raised or self._last_word())
+            if transport is not None:
+                self._stay_or_leave(transport)
             self._over.set()
             self._ready.set()
+        self._leave_chunk()
+
+    def _stay_or_leave(self, transport: Transport) -> None:
+        """The run is over. Leave MPI, unless the script has said by `close` that another run may follow."""
+        if self._rank_0_stays and not self._stays:  # the script is still after its last call
+            self._leave_chunk()
+            self._hand_over.wait_for_end()
+        self._stays = self._stays and self._ending.error is None and not self._outcome.code
+        if not self._stays:
+            with suppress(Exception):
+                has_failed = self._ending.error is not None or self._outcome.code or self._text
+                leave_mpi(transport, self.in_order, bool(has_failed))
+
+    @property
+    def _rank_0_stays(self) -> bool:
+        """Whether this is another rank, and rank 0 waits for it in the next run, if there is one."""
+        return (loop := self._loop) is not None and loop.rank_0_stays and self.in_order
+
+    def _leave_chunk(self) -> None:
+        """Wait until the script is in no chunk."""
         if not self._computing.acquire(timeout=STOP_TIMEOUT):  # a chunk that nobody waits for hangs
             os._exit(self._outcome.code)
         self._computing.release()
@@ -336,7 +351,7 @@ class Session:
                 beginning.has_begun()  # unless it has: rank 0 may have died after the last step
             self.record.finish(program.params(), self._outcome, server.compared)
             done = -1 if self._outcome.code else hand_over.called + 1  # the others do not get the reason
-            self._ending.in_order = server.stop_workers(patience, done)
+            self._ending.in_order = server.stop_workers(patience, done, self._stays and not self._outcome.code)
 
     def _work_too(self, record: Record, replica: ScriptReplica, first: int, injector: Injector | None) -> None:
         """Make rank 0 a worker as well. The script computes in its calls; the worker's loop runs while rank 0 waits."""

@@ -38,9 +38,11 @@ class ScriptLoop(WorkerLoop):
     """A worker's loop. After STOP it continues until the script has all sums of the run, or cannot get them any more.
 
     calls: number of calls of the run, once it has ended without error
+    rank_0_stays: in MPI after the run, since another may follow
     """
 
     calls: int | None = None
+    rank_0_stays = False
 
     def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
         super().__init__(*arguments, **others)
@@ -49,8 +51,8 @@ class ScriptLoop(WorkerLoop):
         self._first = self._iteration + 1 if self._duties.alike else None
         self._last: tuple[int, float] | None = None  # after STOP: number of calls of the run, and when to give up
 
-    def _stop(self, iteration: int) -> None:
-        self._last = iteration, time.monotonic() + LAST_SUM
+    def _stop(self, iteration: int, rank_0_stays: bool) -> None:
+        self._last, self.rank_0_stays = (iteration, time.monotonic() + LAST_SUM), rank_0_stays
         self.calls = iteration if iteration >= 0 else None
 
     def poll(self) -> None:

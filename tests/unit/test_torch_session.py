@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ from psgc.torch import begin, program, session
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.program import TorchProgram
 from psgc.transport import Control
+from tests.ranks.mpirun import wait_until
 from tests.unit.scripted import Following, Transport, said
 
 
@@ -89,18 +91,24 @@ def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(ranks, 
 
 
 class Worker(Transport):
-    """Rank 1 of three. Rank 0 says `words`, the sum of call `first`, and the end of the run after the script's."""
+    """Rank 1 of three. Rank 0 says `words`, the sum of call `first`, and the end of the run after the script's.
 
-    rank = 1
+    rank_0_stays: rank 0's script may begin another run, and the end of this one comes before that of the script
+    """
 
-    def __init__(self, first, words):
-        super().__init__(3, self.arriving(first))
-        self.words = words
+    rank = place = 1
 
-    def finalize(self, *_):
+    def __init__(self, first, words, rank_0_stays=False):
+        super().__init__(3, self.arriving(first, rank_0_stays))
+        self.words, self.left = words, threading.Event()
+
+    def finalize(self):
+        self.left.set()
+
+    def send_text(self, *_):
         pass
 
-    outlast = send_text = finalize
+    outlast = send_text
 
     def broadcast(self, data, doing=""):
         return next(self.words)()
@@ -108,41 +116,67 @@ class Worker(Transport):
     def said(self, kind):
         return [entry for entry in self.records[0] if entry["kind"] == kind]
 
-    def arriving(self, first):
+    def arriving(self, first, rank_0_stays):
         yield [Control(0, sums_records(first, -1, [6.0, 4.0]))]
-        while not self.said(Kind.ENDED):
+        while not (rank_0_stays or self.said(Kind.ENDED)):
             yield []
-        yield [Control(0, record(Kind.STOP, first + 1))]
+        yield [Control(0, record(Kind.STOP, first + 1, role=rank_0_stays))]
         while not self.said(Kind.GOODBYE):
             yield []
         yield [Control(0, record(Kind.LEAVE, last=1))]
 
 
-@pytest.mark.parametrize(("first", "ahead"), [(0, [4, 7]), (3, [7])])
-def test_a_worker_of_a_run_that_begins_or_goes_on(one_process, monkeypatch, first, ahead):
-    """It goes on from a state of call 3, and the run before it had come to call 5. It makes one call."""
-    data = TensorDataset(torch.ones(8, 2))
+DATA = TensorDataset(torch.ones(8, 2))
+
+
+@pytest.fixture
+def begun_as(one_process, monkeypatch):
+    """Begins a run as rank 1, from a state of call `first`, and gives its transport, which `made(first, words)`."""
 
     def begun():
         faults = {"inject": [{"kind": "stop", "rank": 1, "iteration": iteration} for iteration in (4, 7)]}
         settings = {"aggregation": "server", "dedicated_server": True, "faults": faults}
-        return psgc.torch.init(torch.nn.Linear(2, 1), data, lambda *_: None, chunks=2, **settings)
+        return psgc.torch.init(torch.nn.Linear(2, 1), DATA, lambda *_: None, chunks=2, **settings)
 
-    class Program(TorchProgram):
-        def __init__(self, *given):
-            super().__init__(*given)
-            begin = [program.STATE + b"not-here.safetensors", state.to_bytes()] if first else [program.ALIKE]
-            words = iter([self.expected, *(partial(bytes, said) for said in begin), self.generators, lambda: b"5"])
-            monkeypatch.setattr(session, "Transport", lambda **_: workers.append(Worker(first, words)) or workers[0])
+    def begun_as(made, first=0):
+        class Program(TorchProgram):
+            def __init__(self, *given):
+                super().__init__(*given)
+                begin = [program.STATE + b"not-here.safetensors", state.to_bytes()] if first else [program.ALIKE]
+                words = iter([self.expected, *(partial(bytes, said) for said in begin), self.generators, lambda: b"5"])
+                monkeypatch.setattr(session, "Transport", lambda **_: workers.append(made(first, words)) or workers[0])
 
-    state, workers = ScriptState(first, begun().standing.state(first)), []
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
-    monkeypatch.setattr(begin, "TorchProgram", Program)
-    for name, value in (("_begun", False), ("_stopped_by", ())):
-        monkeypatch.setattr(launched, name, value)
-    run = begun()
+        state, workers = ScriptState(first, begun().standing.state(first)), []
+        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+        monkeypatch.setattr(begin, "TorchProgram", Program)
+        for name, value in (("_begun", False), ("_stopped_by", ())):
+            monkeypatch.setattr(launched, name, value)
+        return begun(), workers[0]
+
+    return begun_as
+
+
+def evaluates(run):
+    return run.evaluate(DATA, lambda model, batch: (0.0, 1.0))
+
+
+@pytest.mark.parametrize(("first", "ahead"), [(0, [4, 7]), (3, [7])])
+def test_a_worker_of_a_run_that_begins_or_goes_on(begun_as, first, ahead):
+    """It goes on from a state of call 3, and the run before it had come to call 5. It makes one call."""
+    run, transport = begun_as(Worker, first)
     assert [fault.iteration for fault in run.engine.config.faults.inject] == ahead
-    assert run.evaluate(data, lambda model, batch: (0.0, 1.0)) == 1.5
+    assert evaluates(run) == 1.5
     run.end(False)
     run.engine.end()
-    assert [entry["iteration"] for entry in workers[0].said(Kind.ENDED)] == [first + 1]
+    assert [entry["iteration"] for entry in transport.said(Kind.ENDED)] == [first + 1]
+
+
+def test_a_worker_whose_script_is_slow_after_its_last_call_stays_for_the_next_run(begun_as):
+    """Rank 0 has closed the run, and waits for all ranks in the next one."""
+    run, transport = begun_as(partial(Worker, rank_0_stays=True))
+    assert evaluates(run) == 1.5
+    wait_until(lambda: transport.said(Kind.GOODBYE))
+    assert not transport.left.wait(0.1)
+    run.end(False)
+    run.engine.close()
+    assert not transport.left.is_set()
