@@ -170,20 +170,25 @@ class Session:
 
         Raises what has ended the run.
         """
-        if self._stays or self._over.is_set():
-            return
-        self._stays = True
-        self._end()
+        if not self._over.is_set():
+            self._stays = True
+            self._end()
         if self._ending.raised is not None:
+            self.is_cut_short = isinstance(self._ending.raised, CalledOff)
             raise self._ending.raised
         if self.rank == 0:
             launched.say_whether_it_works_on(True)
 
     def make_room(self) -> None:
-        """Another run begins. Raises RunFailed on rank 0, CalledOff on the others, when ranks were lost."""
+        """Another run begins. Raises RunFailed on rank 0, CalledOff on the others, when ranks were lost.
+
+        Raises RunFailed on another rank when the script of rank 0 has ended.
+        """
         if not self.in_order:
             self.is_cut_short = self.rank > 0
             raise CalledOff if self.rank else RunFailed(LOST)
+        if not self._stays:
+            raise RunFailed(f"{self._name}: the script of rank 0 has ended, this one begins another run")
         do_in_mpi_thread(self._transport.close)
 
     def _leave_after_the_run(self, text: str, code: int) -> None:
@@ -250,7 +255,10 @@ class Session:
         if self._rank_0_stays and not self._stays:  # the script is still after its last call
             self._leave_chunk()
             self._hand_over.wait_for_end()
-        self._stays = self._stays and self._ending.error is None and not self._outcome.code
+        if (loop := self._loop) is not None and loop.calls is None:  # rank 0 has failed, or this script came too late
+            self._ending.failed(CalledOff())
+        goes_on = self._rank_0_stays if loop is not None else not self._outcome.code
+        self._stays = self._stays and self._ending.error is None and goes_on
         if not self._stays:
             with suppress(Exception):
                 has_failed = self._ending.error is not None or self._outcome.code or self._text
@@ -375,6 +383,10 @@ class Session:
         loop = self._loop
         if loop is None or loop.calls is None:
             return CalledOff()
-        rank, hosts = self._transport.rank, self._transport.hosts
         ended = f"the script of rank 0 has ended after {loop.calls} calls, this one makes another"
-        return RunFailed(f"rank {rank} on {hosts[rank]}: {ended}")
+        return RunFailed(f"{self._name}: {ended}")
+
+    @property
+    def _name(self) -> str:
+        rank = self._transport.rank
+        return f"rank {rank} on {self._transport.hosts[rank]}"

@@ -13,6 +13,7 @@ import psgc.torch
 from psgc.errors import RunFailed
 from psgc.messages import Kind, record, sums_records
 from psgc.run import launched
+from psgc.run.ending import CalledOff
 from psgc.torch import begin, program, session
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.program import TorchProgram
@@ -94,12 +95,13 @@ class Worker(Transport):
     """Rank 1 of three. Rank 0 says `words`, the sum of call `first`, and the end of the run after the script's.
 
     rank_0_stays: rank 0's script may begin another run, and the end of this one comes before that of the script
+    calls: of the run, as STOP says; None: this one
     """
 
     rank = place = 1
 
-    def __init__(self, first, words, rank_0_stays=False):
-        super().__init__(3, self.arriving(first, rank_0_stays))
+    def __init__(self, first, words, rank_0_stays=False, calls=None):
+        super().__init__(3, self.arriving(first, rank_0_stays, first + 1 if calls is None else calls))
         self.words, self.left = words, threading.Event()
 
     def finalize(self):
@@ -108,7 +110,7 @@ class Worker(Transport):
     def send_text(self, *_):
         pass
 
-    outlast = send_text
+    outlast = is_gone = send_text
 
     def broadcast(self, data, doing=""):
         return next(self.words)()
@@ -116,11 +118,11 @@ class Worker(Transport):
     def said(self, kind):
         return [entry for entry in self.records[0] if entry["kind"] == kind]
 
-    def arriving(self, first, rank_0_stays):
+    def arriving(self, first, rank_0_stays, calls):
         yield [Control(0, sums_records(first, -1, [6.0, 4.0]))]
         while not (rank_0_stays or self.said(Kind.ENDED)):
             yield []
-        yield [Control(0, record(Kind.STOP, first + 1, role=rank_0_stays))]
+        yield [Control(0, record(Kind.STOP, calls, role=rank_0_stays))]
         while not self.said(Kind.GOODBYE):
             yield []
         yield [Control(0, record(Kind.LEAVE, last=1))]
@@ -180,3 +182,23 @@ def test_a_worker_whose_script_is_slow_after_its_last_call_stays_for_the_next_ru
     run.end(False)
     run.engine.close()
     assert not transport.left.is_set()
+
+
+def test_a_worker_that_has_closed_a_run_leaves_when_rank_0_fails(begun_as):
+    """It would wait for rank 0 in the next run, and rank 0 for it in Finalize."""
+    run, transport = begun_as(partial(Worker, calls=-1))
+    run.end(False)
+    with pytest.raises(CalledOff):
+        run.engine.close()
+    assert transport.left.is_set()
+    assert run.engine.is_cut_short
+
+
+def test_no_run_follows_when_the_script_of_rank_0_has_ended(begun_as):
+    run, transport = begun_as(Worker)
+    assert evaluates(run) == 1.5
+    run.end(False)
+    run.engine.close()
+    assert transport.left.is_set()
+    with pytest.raises(RunFailed, match="^rank 1 on h1: the script of rank 0 has ended, this one begins another run$"):
+        run.engine.make_room()
