@@ -88,7 +88,8 @@ class Session:
         self._text, self._code = "", 1  # the script's error, and its exit code
         self.is_cut_short = False
         self._outcome = RunOutcome()  # on rank 0
-        self._mistake: UserError | None = None  # of another rank, found after the script of rank 0 had ended
+        self._failure: PsgcError | None = None  # what has ended the run, on rank 0
+        self._is_told = False  # whether the script has got it
         self._hand_over = HandOver(0, lambda: self._transport.wake(), lambda: self._program.run.standing.state())
         self._script = threading.get_ident()
         begin_in_mpi_thread(self._run)
@@ -144,6 +145,9 @@ class Session:
         except CalledOff:
             self.is_cut_short = True
             raise
+        except PsgcError:
+            self._is_told = True
+            raise
 
     def _term(self) -> tuple[int, ScriptWorker | None]:
         """The present term, and the worker of this process, if any."""
@@ -156,14 +160,14 @@ class Session:
     def end(self, text: str = "", code: int = 1) -> None:
         """The script ends. text: its error, if any; code: the exit code in this case.
 
-        Returns when this process has left MPI. Raises UserError: a mistake was found after the script had ended.
+        Returns when this process has left MPI. Raises what has ended the run after the script's last call, on rank 0.
         """
         if self._stays:
             self._leave_after_the_run(text, code)
         else:
             self._end(text, code)
-            if self._mistake is not None:
-                raise self._mistake
+            if self._failure is not None and not (self._is_told or self._text):
+                raise self._failure
 
     def close(self) -> None:
         """The run is over, and the script is not: this process stays in MPI until `make_room` or `end`.
@@ -173,9 +177,9 @@ class Session:
         if not self._over.is_set():
             self._stays = True
             self._end()
-        if self._ending.raised is not None:
-            self.is_cut_short = isinstance(self._ending.raised, CalledOff)
-            raise self._ending.raised
+        if (error := self._ending.raised or self._failure) is not None:
+            self.is_cut_short, self._is_told = isinstance(error, CalledOff), True
+            raise error
         if self.rank == 0:
             launched.say_whether_it_works_on(True)
 
@@ -348,8 +352,7 @@ class Session:
             self._outcome = RunOutcome.of(error, self._stopped_by)
             if not isinstance(error, PsgcError):
                 raise
-            if hand_over.is_ended and not self._text and isinstance(error, UserError):
-                self._mistake = error
+            self._failure = error
             hand_over.stop(error)
         finally:
             patience = STOP_TIMEOUT if transport.survives_deaths else self.config.faults.collect_timeout

@@ -86,9 +86,25 @@ def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(ranks, 
     with pytest.raises(RunFailed, match="stopped by SIGUSR1"):
         run.backward(batch)
     run.end(False)
-    run.engine.end("its script raised RunFailed")
+    run.engine.end()  # it has caught the error
+    with pytest.raises(RunFailed, match="stopped by SIGUSR1"):
+        run.engine.close()
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["status"], summary["exit_code"]) == ("interrupted", 138)
+
+
+@pytest.mark.parametrize("ends", ["end", "close"])
+def test_what_ends_the_run_after_the_last_call_of_the_script_is_told_at_its_end(ranks, tmp_path, ends):
+    """Else it would exit with 0, and the summary says 143."""
+    run = begun(tmp_path)
+    ranks.signals.append(signal.SIGTERM)
+    assert run.engine._over.wait(30)
+    run.end(False)
+    with pytest.raises(RunFailed, match="stopped by SIGTERM"):
+        getattr(run.engine, ends)()
+    run.engine.end("stopped by SIGTERM")  # what the script has been told is not told again
+    with pytest.raises(RunFailed, match="stopped by SIGTERM"):  # and no run follows
+        run.engine.close()
 
 
 class Worker(Transport):
