@@ -5,6 +5,7 @@ them runs the server. First all ranks agree that they run the same script with t
 the parameters and the random numbers of rank 0. At the end the MPI thread leaves MPI.
 """
 
+import math
 import os
 import signal
 import threading
@@ -27,7 +28,7 @@ from psgc.run.building import all_work, at_begin, make_server, share_memory, wor
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
 from psgc.run.inputs import known_costs, make_injector
 from psgc.run.launched import interruption
-from psgc.run.meeting import Meeting
+from psgc.run.meeting import Meeting, meet_at_the_end
 from psgc.run.takeover import Beginning
 from psgc.run.terms import claim_after, record_takeover, work_in_terms
 from psgc.terminal import say, say_together, say_traceback
@@ -45,6 +46,7 @@ from psgc.workers.injection import Injector
 
 SUMMARY = "summary.json"
 LOST = "psgc.torch.init: the run before has lost ranks, after which no other can begin; --resume goes on from here"
+OUT = "it did not come to the end of the run before"
 STOP_TIMEOUT = 10.0  # seconds within which the scripts of workers have to end
 
 
@@ -53,6 +55,7 @@ class Session:
 
     program: the program of this rank, or the error because of which the rank cannot take part
     stopped_by: the signals that have come; a signal handler fills it
+    follows: whether these ranks have had a run before
 
     iteration: the iteration of the first call
     state: the state to resume from; None for a new run
@@ -73,8 +76,8 @@ class Session:
     _is_serving = False
     _stays = False  # in MPI after the end of the run
 
-    def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int]) -> None:
-        self._given, self._stopped_by = program, stopped_by
+    def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int], follows: bool = False) -> None:
+        self._given, self._stopped_by, self._follows = program, stopped_by, follows
         self.iteration, self.rank = 0, 0
         self._began = time.monotonic()  # less the time that the run had taken before it was resumed
         self.state: bytes | bytearray | None = None
@@ -203,7 +206,7 @@ class Session:
         if text:
             with suppress(OSError):
                 launched.leave_exit_code(code)
-        do_in_mpi_thread(partial(leave_mpi, self._transport, self.in_order, bool(text)))
+        do_in_mpi_thread(partial(self._tell_and_leave, code, text))
 
     def _end(self, text: str = "", code: int = 1) -> None:
         self._text, self._code = text, code
@@ -230,6 +233,8 @@ class Session:
         try:
             given, interrupted = self._given, lambda: interruption(self._stopped_by)
             timeout = TIMEOUT if isinstance(given, UserError) else given.settings.faults.setup_timeout
+            if self._follows:
+                timeout = math.inf  # rank 0 may take its time between two runs
             transport = self._transport = Transport(interrupted=interrupted, timeout=timeout)
             self._ending.transport, self.rank = transport, transport.rank
             self._has_served = self._is_serving = self.rank == 0
@@ -265,8 +270,21 @@ class Session:
         self._stays = self._stays and self._ending.error is None and goes_on
         if not self._stays:
             with suppress(Exception):
-                has_failed = self._ending.error is not None or self._outcome.code or self._text
-                leave_mpi(transport, self.in_order, bool(has_failed))
+                if self._rank_0_stays:
+                    self._tell_and_leave(self._code, self._text or (OUT if self._ending.error is not None else ""))
+                else:
+                    has_failed = self._ending.error is not None or self._outcome.code or self._text
+                    leave_mpi(transport, self.in_order, bool(has_failed))
+
+    def _tell_and_leave(self, code: int, text: str) -> None:
+        """Leave MPI. Ranks that begin another run, or stay, are told that the script of this one has ended."""
+        transport, in_order = self._transport, self.in_order
+        if in_order:
+            transport.close()
+            transport, in_order = self._transport, self._ending.in_order = meet_at_the_end(
+                transport, code if text else 0, text
+            )
+        leave_mpi(transport, in_order, bool(text))
 
     @property
     def _rank_0_stays(self) -> bool:

@@ -111,7 +111,7 @@ def test_what_a_script_that_fails_says(ends, monkeypatch, capsys, error, run, sh
         (RunFailed("stopped by SIGTERM"), TERM, 143, ""),  # `psgc launch` says which signal it was
     ],
 )
-def test_what_has_ended_the_run_after_the_last_call_of_the_script(ends, monkeypatch, capsys, late, signals, code, shown):
+def test_what_ended_the_run_after_the_last_call_of_the_script(ends, monkeypatch, capsys, late, signals, code, shown):
     """Python would end with 0."""
     monkeypatch.setenv("PSGC_LAUNCHED", "1")
     assert ends(None, late=late, signals=signals)[0] == code

@@ -1,6 +1,7 @@
 """Rank 0 of a script with workers, and a worker, without MPI: how their runs begin and end."""
 
 import json
+import math
 import signal
 import threading
 from functools import partial
@@ -12,7 +13,7 @@ from torch.utils.data import TensorDataset
 import psgc.torch
 from psgc.errors import RunFailed
 from psgc.messages import Kind, record, sums_records
-from psgc.run import launched
+from psgc.run import launched, meeting
 from psgc.run.ending import CalledOff
 from psgc.torch import begin, program, session
 from psgc.torch.hand_over import ScriptState
@@ -36,6 +37,8 @@ class Ranks(Following):
 
     def finalize(self):
         pass
+
+    close = finalize
 
     def outlast(self, others):
         pass
@@ -75,8 +78,12 @@ def test_the_ranks_wait_for_each_other_as_long_as_the_settings_say(ranks, tmp_pa
     monkeypatch.setattr(session, "Transport", lambda interrupted, timeout: waits.append(timeout) or ranks)
     run = begun(tmp_path, faults={"setup_timeout": 5.0})
     run.end(False)
-    run.engine.end()
-    assert waits == [5.0]
+    run.engine.close()
+    monkeypatch.setattr(begin.ScriptEnding, "another_may_follow", lambda: True, raising=False)
+    following = begun(tmp_path / "next", faults={"setup_timeout": 5.0})
+    following.end(False)
+    following.engine.end()
+    assert waits == [5.0, math.inf]  # rank 0 may take its time between two runs
 
 
 def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(ranks, tmp_path):
@@ -119,6 +126,7 @@ class Worker(Transport):
     def __init__(self, first, words, rank_0_stays=False, calls=None):
         super().__init__(3, self.arriving(first, rank_0_stays, first + 1 if calls is None else calls))
         self.words, self.left = words, threading.Event()
+        self.gathered = []
 
     def finalize(self):
         self.left.set()
@@ -126,7 +134,12 @@ class Worker(Transport):
     def send_text(self, *_):
         pass
 
-    outlast = is_gone = send_text
+    outlast = is_gone = close = send_text
+
+    def gather(self, text, doing=""):
+        self.gathered.append(text)
+        assert not self.left.is_set()
+        return super().gather(text, doing)
 
     def broadcast(self, data, doing=""):
         return next(self.words)()
@@ -162,7 +175,9 @@ def begun_as(one_process, monkeypatch):
                 super().__init__(*given)
                 begin = [program.STATE + b"not-here.safetensors", state.to_bytes()] if first else [program.ALIKE]
                 words = iter([self.expected, *(partial(bytes, said) for said in begin), self.generators, lambda: b"5"])
-                monkeypatch.setattr(session, "Transport", lambda **_: workers.append(made(first, words)) or workers[0])
+                workers.append(made(first, words))
+                for module in (session, meeting):
+                    monkeypatch.setattr(module, "Transport", lambda **_: workers[0])
 
         state, workers = ScriptState(first, begun().standing.state(first)), []
         monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
@@ -216,5 +231,28 @@ def test_no_run_follows_when_the_script_of_rank_0_has_ended(begun_as):
     run.end(False)
     run.engine.close()
     assert transport.left.is_set()
-    with pytest.raises(RunFailed, match="^rank 1 on h1: the script of rank 0 has ended, this one begins another run$"):
+    with pytest.raises(RunFailed, match="rank 1 on h1: the script of rank 0 has ended, this one begins another run"):
         run.engine.make_room()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_ranks_that_begin_another_run_are_told_that_this_script_has_ended(begun_as, capsys, closes):
+    """They would wait for it, and it for them in Finalize."""
+    run, transport = begun_as(partial(Worker, rank_0_stays=True))
+    assert evaluates(run) == 1.5
+    run.end(False)
+    if closes:
+        run.engine.close()
+        assert not transport.left.is_set()
+    run.engine.end("its script raised ValueError: no\ntraceback", 1)
+    assert transport.gathered[-1] == "ended 1 its script raised ValueError: no"
+    assert transport.left.is_set()
+
+
+def test_so_are_they_when_a_script_has_not_come_to_the_end_of_a_run(begun_as):
+    run, transport = begun_as(partial(Worker, rank_0_stays=True, calls=-1))
+    run.end(False)
+    with pytest.raises(CalledOff):
+        run.engine.close()
+    assert transport.gathered[-1] == "ended 1 it did not come to the end of the run before"
+    assert transport.left.is_set()
