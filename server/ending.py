@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 
 from psgc.messages import Kind, digest_in, entries, record
 from psgc.server.failure_detector import FailureDetector
-from psgc.transport import Control, Died, Transport
+from psgc.terminal import say_together
+from psgc.transport import Control, Died, Text, Transport
 
 Stepped = Callable[[int, int, bytes], object]  # worker, iteration, digest
 
@@ -50,6 +51,7 @@ class _Farewell:
         self._workers = set(range(1, transport.size))
         self._goodbyes: set[int] = set()
         self._gone: set[int] = set()
+        self._texts: dict[int, bytes] = {}  # of which the records have not come, by worker
 
     def say(self, failure_detector: FailureDetector, timeout: float) -> bool:
         self._gone.update(failure_detector.dead)
@@ -88,12 +90,17 @@ class _Farewell:
             for message in self._transport.poll():
                 if isinstance(message, Died):
                     self._gone.add(message.rank)
+                elif isinstance(message, Text):
+                    self._texts[message.source] = self._texts.get(message.source, b"") + message.piece
                 elif isinstance(message, Control):
+                    text = self._texts.pop(message.source, b"").decode(errors="replace")
                     for entry in entries(message.records):
                         if entry["kind"] == Kind.GOODBYE:
                             self._goodbyes.add(message.source)
                         elif entry["kind"] == Kind.STEPPED and self._stepped and (digest := digest_in(entry)):
                             self._stepped(message.source, entry["iteration"], digest)
+                        elif entry["kind"] == Kind.ENDED and text and entry["attempt"] == 1 and self._done >= 0:
+                            say_together(f"psgc: rank {message.source}: {text}".split("\n"))  # the run is over
             if self._awaits(wanted):
                 self._transport.wait()
 

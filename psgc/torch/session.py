@@ -210,7 +210,7 @@ class Session:
 
     def _end(self, text: str = "", code: int = 1) -> None:
         self._text, self._code = text, code
-        hand_over, is_said = self._hand_over, False
+        hand_over, is_said, worker = self._hand_over, False, None
         while not (is_said or self._over.is_set()):
             settle(self._memory.device)  # the MPI thread reads the parameters
             try:
@@ -219,12 +219,16 @@ class Session:
                 self._text, self._code = f"failed: {one_line(error)}", 1
                 say(f"psgc: {self._text}", error=True)
                 continue
-            hand_over.end(bool(text), term)
-            if worker is not None and not self._is_serving:
+            if worker is not None and not self._is_serving:  # first: rank 0 may end the run once it knows of the step
                 last = hand_over.called
                 worker.ended(last if self._is_in_call else last + 1, text, code if text else 0)
+            hand_over.end(bool(text), term)
             is_said = hand_over.is_over()
         wait(self._over)
+        if text and code == 1 and not self._is_told:  # a mistake of the user, or a signal, is told elsewhere
+            is_heard = worker is not None and worker.has_sent_its_end()
+            if (loop := self._loop) is not None and loop.calls is not None and not is_heard:
+                say_together(f"psgc: rank {self.rank}: {text}".split("\n"))
 
     # called by the MPI thread
 

@@ -19,7 +19,7 @@ from psgc.torch.settings import OPEN_END
 from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.loop import SERVER, WorkerLoop
 from psgc.workers.mailbox import Mailbox
-from psgc.workers.work import Work
+from psgc.workers.work import Ended, Work
 
 LAST_SUM = 15.0  # seconds after the end of the run in which a script may make its last steps
 
@@ -135,6 +135,10 @@ class ScriptWorker:
     def ended(self, iteration: int, text: str, code: int) -> None:
         """The script makes no call for `iteration` or later. text: its error, or empty; code: its exit code."""
         self._mailbox.ended(iteration, text, code)
+
+    def has_sent_its_end(self) -> bool:
+        """After the run, and after `ended`: whether the server was told."""
+        return not any(isinstance(message, Ended) for message in self._mailbox.outgoing())
 
     def prepare(self, work: Work) -> tuple[float, float]:
         """Let worker processes load the examples of the next chunks."""

@@ -118,13 +118,15 @@ class Worker(Transport):
     """Rank 1 of three. Rank 0 says `words`, the sum of call `first`, and the end of the run after the script's.
 
     rank_0_stays: rank 0's script may begin another run, and the end of this one comes before that of the script
+    is_early: it does so anyway
     calls: of the run, as STOP says; None: this one
     """
 
     rank = place = 1
 
-    def __init__(self, first, words, rank_0_stays=False, calls=None):
-        super().__init__(3, self.arriving(first, rank_0_stays, first + 1 if calls is None else calls))
+    def __init__(self, first, words, rank_0_stays=False, calls=None, is_early=False):
+        calls = first + 1 if calls is None else calls
+        super().__init__(3, self.arriving(first, rank_0_stays, calls, is_early or rank_0_stays))
         self.words, self.left = words, threading.Event()
         self.gathered = []
 
@@ -147,9 +149,9 @@ class Worker(Transport):
     def said(self, kind):
         return [entry for entry in self.records[0] if entry["kind"] == kind]
 
-    def arriving(self, first, rank_0_stays, calls):
+    def arriving(self, first, rank_0_stays, calls, is_early):
         yield [Control(0, sums_records(first, -1, [6.0, 4.0]))]
-        while not (rank_0_stays or self.said(Kind.ENDED)):
+        while not (is_early or self.said(Kind.ENDED)):
             yield []
         yield [Control(0, record(Kind.STOP, calls, role=rank_0_stays))]
         while not self.said(Kind.GOODBYE):
@@ -256,3 +258,32 @@ def test_so_are_they_when_a_script_has_not_come_to_the_end_of_a_run(begun_as):
         run.engine.close()
     assert transport.gathered[-1] == "ended 1 it did not come to the end of the run before"
     assert transport.left.is_set()
+
+
+@pytest.mark.parametrize(("code", "told"), [(1, "psgc: rank 1: no\ntraceback\n"), (2, "")])
+@pytest.mark.parametrize("rank_0_stays", [True, False])
+def test_an_error_of_which_rank_0_does_not_hear_is_told_here(begun_as, capsys, rank_0_stays, code, told):
+    """The run is over. A mistake of the user is told by the end of the process."""
+    run, transport = begun_as(partial(Worker, rank_0_stays=rank_0_stays, is_early=True))
+    assert evaluates(run) == 1.5
+    wait_until(lambda: transport.said(Kind.GOODBYE))
+    run.end(False)
+    run.engine.end("no\ntraceback", code)
+    assert not transport.said(Kind.ENDED)
+    assert capsys.readouterr().err == told
+
+
+def test_rank_0_hears_of_an_error_before_the_last_step(begun_as, capsys):
+    """It may end the run after that step."""
+    run, transport = begun_as(Worker)
+    assert evaluates(run) == 1.5
+    run.end(False)
+    end = run.engine._hand_over.end
+
+    def ends(*how):
+        wait_until(lambda: transport.said(Kind.ENDED), 1)
+        end(*how)
+
+    run.engine._hand_over.end = ends
+    run.engine.end("no\ntraceback")
+    assert capsys.readouterr().err == ""
