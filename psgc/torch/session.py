@@ -112,7 +112,9 @@ class Session:
     def reports(self) -> bool:
         """Whether rank 0 prints the user's mistake (`psgc.run.script_ending`): `end` reports it, or rank 0 has one."""
         loop = self._loop
-        return loop is not None and (loop.calls is None or not self._over.is_set())
+        if loop is None or isinstance(self._ending.raised, UserError):  # this rank has taken over, or was about to
+            return False
+        return loop.calls is None or not self._over.is_set()
 
     @property
     def _loop(self) -> ScriptLoop | None:
@@ -329,11 +331,12 @@ class Session:
             folder = Path(program.output) if program.output else None
             summary_in = folder or launched.name_directory(None)
             claim = claim_after(folder, summary_in and summary_in / SUMMARY, transport, beginning)
+            self.rank = 0  # before anything that is for rank 0 to say
             self.record = record = Record(program.output, beginning=beginning, claim=claim)
             seconds = time.monotonic() - self._began
             record.begin(self.config, self.plan, ScriptState(beginning.first, b"", seconds))
             record_takeover(record, beginning, transport)
-            self.rank, self._worker, self._is_serving = 0, None, True
+            self._worker, self._is_serving = None, True
             self._serve(worker.own, injector, beginning)
 
         work_in_terms(transport, self.config, self.plan, worker, self.iteration, self._ending, serve)

@@ -5,16 +5,19 @@ import math
 import signal
 import threading
 from functools import partial
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 import psgc.torch
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, UserError
 from psgc.messages import Kind, record, sums_records
 from psgc.run import launched, meeting
 from psgc.run.ending import CalledOff
+from psgc.run.takeover import Beginning
 from psgc.torch import begin, program, session
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.program import TorchProgram
@@ -287,3 +290,26 @@ def test_rank_0_hears_of_an_error_before_the_last_step(begun_as, capsys):
     run.engine._hand_over.end = ends
     run.engine.end("no\ntraceback")
     assert capsys.readouterr().err == ""
+
+
+def test_who_takes_over_and_cannot_write_says_so(begun_as, monkeypatch):
+    """It is rank 0 by then. Nobody else would say it, and its exit code would be 0."""
+    goes_on = threading.Event()
+
+    def work(transport, config, plan, worker, first, ending, serve):
+        worker.current = SimpleNamespace(calls=None, rank_0_stays=False)  # that of the term before
+        worker._begins()
+        assert goes_on.wait(30)
+        transport.rank = 0
+        serve(Beginning(first=0), ())
+
+    monkeypatch.setattr(session, "work_in_terms", work)
+    run, _ = begun_as(Worker)
+    monkeypatch.setattr(session.Record, "begin", Mock(side_effect=UserError("out cannot be written")))
+    goes_on.set()
+    assert run.engine._over.wait(30)
+    run.end(False)
+    with pytest.raises(UserError, match="out cannot be written"):
+        run.engine.close()
+    assert run.engine.rank == 0
+    assert not run.engine.reports
