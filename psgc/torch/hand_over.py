@@ -167,7 +167,8 @@ class HandOver:
     def end(self, has_failed: bool = False, term: int = 0) -> None:
         """The script makes no more calls. It has made the step of the newest call if it got the sum."""
         with self._changed:
-            self.is_ended, self.has_failed, self._said_in = True, has_failed, term
+            self.is_ended = term == self.term  # else the script repeats it
+            self.has_failed, self._said_in = has_failed, term
             self._changed.notify_all()
         self._wake()
 

@@ -75,6 +75,17 @@ def test_in_another_term_a_script_says_again_that_it_has_ended():
     assert hand_over.is_ended
 
 
+def test_an_end_that_is_said_in_the_term_before_does_not_count():
+    """The script repeats it as rank 0, after which it has written its last files."""
+    hand_over = called(0)
+    hand_over.begin_term()
+    hand_over.end(term=0)  # it has read the term before that
+    assert not hand_over.is_ended
+    assert not hand_over.is_over()
+    hand_over.end(term=1)
+    assert hand_over.is_ended
+
+
 def test_at_the_end_of_a_term_a_step_whose_sum_is_here_counts_as_made():
     hand_over = called(0)
     replica = replica_of(hand_over)
