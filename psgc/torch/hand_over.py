@@ -115,6 +115,7 @@ class HandOver:
             self.costs, self.num_sums, self.names = costs, num_sums, [*names]
             self.called = iteration
             self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
+            self._changed.notify_all()
         self._wake()
 
     def is_answered(self) -> bool:
@@ -211,6 +212,11 @@ class HandOver:
     def has_come_back(self, iteration: int) -> bool:
         """Whether the script has made the step with the sum of `iteration`, or has ended."""
         return self.called > iteration or self.is_ended
+
+    def rests(self, seconds: float) -> bool:
+        """Wait so long until the script changes no parameters: it is in a call that has no sum, or has ended."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.is_ended or self.called > self.given, seconds)
 
     def wait_for_end(self) -> None:
         """After `stop`: wait until the script makes no more calls."""

@@ -47,6 +47,7 @@ from psgc.workers.injection import Injector
 SUMMARY = "summary.json"
 LOST = "psgc.torch.init: the run before has lost ranks, after which no other can begin; --resume goes on from here"
 OUT = "it did not come to the end of the run before"
+REST = 1.0  # seconds in which a script ends its step; whoever has stopped the run does not wait long for its summary
 STOP_TIMEOUT = 10.0  # seconds within which the scripts of workers have to end
 
 
@@ -385,6 +386,7 @@ class Session:
                 self._outcome = RunOutcome("failed", self._text.splitlines()[0], self._code)
             if beginning is not None:
                 beginning.has_begun()  # unless it has: rank 0 may have died after the last step
+            hand_over.rests(REST)  # else the parameters may be a mixture of two steps
             self.record.finish(program.params(), self._outcome, server.compared)
             done = -1 if self._outcome.code else hand_over.called + 1  # the others do not get the reason
             self._ending.in_order = server.stop_workers(patience, done, self._stays and not self._outcome.code)

@@ -117,6 +117,25 @@ def test_what_ends_the_run_after_the_last_call_of_the_script_is_told_at_its_end(
         run.engine.close()
 
 
+def test_the_parameters_of_a_run_that_is_stopped_are_not_read_while_the_script_makes_a_step(
+    ranks, tmp_path, monkeypatch
+):
+    """They would be a mixture of two steps."""
+    run = begun(tmp_path)
+    hand_over, params, read_after_end = run.engine._hand_over, TorchProgram.params, []
+    monkeypatch.setattr(session, "REST", 30.0)
+    monkeypatch.setattr(
+        TorchProgram, "params", lambda program: read_after_end.append(hand_over.is_ended) or params(program)
+    )
+    ranks.signals.append(signal.SIGTERM)
+    wait_until(hand_over.is_answered)  # by the error
+    assert not run.engine._over.wait(0.2)
+    run.end(False)
+    with pytest.raises(RunFailed, match="stopped by SIGTERM"):
+        run.engine.end()
+    assert read_after_end == [True]
+
+
 class Worker(Transport):
     """Rank 1 of three. Rank 0 says `words`, the sum of call `first`, and the end of the run after the script's.
 
