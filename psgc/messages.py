@@ -74,7 +74,8 @@ class Kind(IntEnum):
     DISCARD = 2  # iteration, chunk: this worker's copy of the chunk is not needed, done or not
     QUEUE = 3  # iteration, chunk: one record per chunk of the new queue, `last` on the last; chunk -1: an empty queue
     SKIP = 6  # iteration, chunk: need not be done, unless it was begun
-    STOP = 5  # iteration: how many the run has had, for scripts; -1 if it failed, or this worker cannot reach its end
+    STOP = 5  # iteration: how many the run has had, for scripts; -1 if it failed, or this worker cannot reach its end;
+    #           role: 1 if rank 0 stays in MPI, since another run may follow
     DEFAULT_QUEUE = 7  # iteration, chunk: as QUEUE, from this iteration on
     REASSIGN = 8  # iteration, chunk, role: from now on the worker holds this chunk and codes it in this role
     INVALIDATE = 9  # iteration, chunk, attempt: copies of the chunk do not count, and it may have to be done again

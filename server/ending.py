@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 
 from psgc.messages import Kind, digest_in, entries, record
 from psgc.server.failure_detector import FailureDetector
-from psgc.transport import Control, Died, Transport
+from psgc.terminal import say_together
+from psgc.transport import Control, Died, Text, Transport
 
 Stepped = Callable[[int, int, bytes], object]  # worker, iteration, digest
 
@@ -23,6 +24,7 @@ def end_workers(
     failure_detector: FailureDetector,
     timeout: float,
     done: int = 0,
+    stays: bool = False,
     lacking: Collection[int] = (),
     stepped: Stepped | None = None,
 ) -> bool:
@@ -30,26 +32,32 @@ def end_workers(
 
     timeout: seconds that workers have to say goodbye; lost workers have LAST_CHANCE
     done: iterations that the run has had, for scripts; -1 when the run has failed
+    stays: this process stays in MPI, since another run may follow
     lacking: workers whose scripts cannot reach the end, since they lack a state that nobody gives them any more
     stepped: called with a worker, the iteration that its replica has reached meanwhile, and a digest of the replica
 
     Without fault tolerance the first process that ends out of order ends all others. Then no worker is told to leave:
     this process ends first.
     """
-    return _Farewell(transport, done, lacking, stepped).say(failure_detector, timeout)
+    return _Farewell(transport, done, stays, lacking, stepped).say(failure_detector, timeout)
 
 
 class _Farewell:
-    def __init__(self, transport: Transport, done: int, lacking: Collection[int], stepped: Stepped | None) -> None:
-        self._transport, self._done, self._lacking, self._stepped = transport, done, lacking, stepped
+    def __init__(
+        self, transport: Transport, done: int, stays: bool, lacking: Collection[int], stepped: Stepped | None
+    ) -> None:
+        self._transport, self._done, self._stays = transport, done, stays
+        self._lacking, self._stepped = lacking, stepped
         self._workers = set(range(1, transport.size))
         self._goodbyes: set[int] = set()
         self._gone: set[int] = set()
+        self._texts: dict[int, bytes] = {}  # of which the records have not come, by worker
 
     def say(self, failure_detector: FailureDetector, timeout: float) -> bool:
         self._gone.update(failure_detector.dead)
         for worker in self._workers:
-            self._transport.send(worker, [record(Kind.STOP, -1 if worker in self._lacking else self._done)])
+            done = -1 if worker in self._lacking else self._done
+            self._transport.send(worker, [record(Kind.STOP, done, role=self._stays)])
         self._wait_for(set(failure_detector.answering), timeout)
         self._wait_for(self._workers, LAST_CHANCE)
         for worker in self._goodbyes:  # they still read what was sent to them, however old
@@ -82,12 +90,17 @@ class _Farewell:
             for message in self._transport.poll():
                 if isinstance(message, Died):
                     self._gone.add(message.rank)
+                elif isinstance(message, Text):
+                    self._texts[message.source] = self._texts.get(message.source, b"") + message.piece
                 elif isinstance(message, Control):
+                    text = self._texts.pop(message.source, b"").decode(errors="replace")
                     for entry in entries(message.records):
                         if entry["kind"] == Kind.GOODBYE:
                             self._goodbyes.add(message.source)
                         elif entry["kind"] == Kind.STEPPED and self._stepped and (digest := digest_in(entry)):
                             self._stepped(message.source, entry["iteration"], digest)
+                        elif entry["kind"] == Kind.ENDED and text and entry["attempt"] == 1 and self._done >= 0:
+                            say_together(f"psgc: rank {message.source}: {text}".split("\n"))  # the run is over
             if self._awaits(wanted):
                 self._transport.wait()
 

@@ -247,9 +247,9 @@ class Server:
         """Whether no rank needs this one any more."""
         return not self.summing.allreduce.is_busy and self.summing.is_followed(self._driver.over_on())
 
-    def stop_workers(self, timeout: float, done: int = 0) -> bool:
+    def stop_workers(self, timeout: float, done: int = 0, stays: bool = False) -> bool:
         """Have every process end (`psgc.server.ending`). Returns whether all of them leave in order."""
         self.links.close()
         lacking = self.summing.lack_a_state() if self._has_begun else ()
         stepped = self.summing.told if self._has_begun else None
-        return end_workers(self._transport, self.cluster.detector, timeout, done, lacking, stepped)
+        return end_workers(self._transport, self.cluster.detector, timeout, done, stays, lacking, stepped)

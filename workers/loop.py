@@ -275,7 +275,7 @@ class WorkerLoop(Listener):
             case Kind.STATE:
                 self.allreduce.announced(source, entry)
             case Kind.STOP:
-                self._stop(iteration)
+                self._stop(iteration, bool(role))
             case Kind.KILL:
                 self._transport.kill(entry["worker"])
             case Kind.LEAVE:
@@ -300,8 +300,8 @@ class WorkerLoop(Listener):
         self._injector.at("stepping", iteration)
         self._injector.flip("stepping", gradient, iteration)
 
-    def _stop(self, iteration: int) -> None:
-        """The run is over before `iteration`."""
+    def _stop(self, iteration: int, rank_0_stays: bool) -> None:
+        """The run is over before `iteration`. rank_0_stays: in MPI, since another run may follow."""
         self._stopped = True
 
     def _take_list(self) -> list[int]:

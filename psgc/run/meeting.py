@@ -10,6 +10,7 @@ A mistake on one rank ends the run on every rank. All ranks know of it, so that 
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,8 @@ from psgc.errors import RunFailed, UserError
 from psgc.mpi_start import MPI
 from psgc.rendezvous import Rendezvous
 from psgc.run.ending import CalledOff, Ending
-from psgc.run.launched import STANDBY, is_on_standby
+from psgc.run.launched import STANDBY, is_on_standby, leave_exit_code
+from psgc.terminal import say
 from psgc.transport import Transport
 
 PAUSE = 0.01  # seconds between two looks at the file for which ranks on standby wait
@@ -52,6 +54,26 @@ def meet(transport: Transport, ended: str = "", wrong: str = "") -> list[str]:
         raise NotAllCame(f"the script of {who} ended before the others: {endings[first].partition(' ')[2]}")
     check_all_well([text.removeprefix(WRONG) if text.startswith(WRONG) else "" for text in texts], hosts)
     return endings
+
+
+def meet_at_the_end(transport: Transport, code: int, text: str) -> tuple[Transport, bool]:
+    """Tell those that begin another run that this script has ended after a run. Collective.
+
+    It waits without end, since rank 0 may take its time until its next run, or its end.
+
+    transport: of the run, closed; code, text: the exit code, and why the script has ended, or empty
+    Returns the transport to leave with, and whether all ranks leave through MPI's Finalize.
+    """
+    try:
+        transport = Transport(timeout=math.inf)
+        meet(transport, f"{code} {text.partition(chr(10))[0] or 'without an error'}")
+    except NotAllCame as error:
+        if transport.rank == 0:
+            say(f"psgc: {error}", error=True)
+            leave_exit_code(code or 1)
+    except RunFailed:  # a rank is dead: its end is no business of a run
+        return transport, False
+    return transport, True
 
 
 def check_all_well(troubles: Sequence[str], hosts: Sequence[str]) -> None:

@@ -43,7 +43,7 @@ class RunToEnd(Protocol):
     def end(self, text: str = "", code: int = 1) -> None:
         """The script is over, with this exit code because of an error if there is a text. Leaves MPI.
 
-        Raises UserError: a mistake was found after the script of this rank had ended.
+        Raises, on rank 0, what has ended the run after the last call of the script.
         """
 
     def close(self) -> None:
@@ -154,9 +154,9 @@ class ScriptEnding:
         if session is not None:
             try:
                 session.end(self._text, code or 1)
-            except UserError as error:
-                say(f"psgc: {error}", error=True)
-                code = error.exit_code
+            except PsgcError as error:
+                self._raised(type(error), error, error.__traceback__)
+                code, is_late = self._code, True
             if self._to_report and not session.reports:  # the run was over before rank 0 knew of the mistake
                 say(f"psgc: {self._text}", error=True)
             if not self._is_closed:

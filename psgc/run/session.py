@@ -22,9 +22,9 @@ from psgc.run import launched
 from psgc.run.ending import CalledOff, Ending, leave_mpi
 from psgc.run.inputs import PREPARING, Given
 from psgc.run.launched import interruption
-from psgc.run.meeting import Meeting, NotAllCame, meet, wait_for_turn
+from psgc.run.meeting import Meeting, NotAllCame, meet_at_the_end, wait_for_turn
 from psgc.run.script_ending import STOPPERS, ScriptEnding, leave
-from psgc.terminal import say, say_together, say_traceback
+from psgc.terminal import say_together, say_traceback
 from psgc.transport import Transport
 
 LAST_RESORT = 20  # seconds after SIGTERM at which a worker ends although the server has not told it to
@@ -144,22 +144,10 @@ class RunOfProgram:
             with suppress(OSError):
                 launched.leave_exit_code(code)
         if self.in_order and not self.is_cut_short:
-            self._meet_others(code if text else 0, text)
+            self._transport, self.in_order = meet_at_the_end(self._transport, code if text else 0, text)
         leave_mpi(self._transport, self.in_order, has_failed=bool(text))
         if is_own and not launched.is_launched():  # which looks at more than mpirun's exit code
             leave(code)
-
-    def _meet_others(self, code: int, text: str) -> None:
-        """Those that begin another run are told that this program has ended. Rank 0 may take its time until its end."""
-        try:
-            self._transport = Transport(timeout=math.inf)
-            meet(self._transport, f"{code} {text.partition(chr(10))[0] or 'without an error'}")
-        except NotAllCame as error:
-            if self.rank == 0:
-                say(f"psgc: {error}", error=True)
-                launched.leave_exit_code(code or 1)
-        except RunFailed:  # a rank is dead: its end is no business of a run
-            self.in_order = False
 
 
 _script: ScriptEnding | None = None  # of this process, once it has called `train_in_program`

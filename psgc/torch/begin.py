@@ -112,8 +112,9 @@ def begin(
     ending.catch_signals()
     if isinstance(made, TorchProgram):
         made.look_at_rows()
+    follows = launched.has_begun()
     launched.begin(stopped_by)
-    ending.session = session = Session(made, stopped_by)
+    ending.session = session = Session(made, stopped_by, follows)
     assert not isinstance(made, UserError)
     return _begun(made, session, ending)
 

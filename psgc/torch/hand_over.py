@@ -115,6 +115,7 @@ class HandOver:
             self.costs, self.num_sums, self.names = costs, num_sums, [*names]
             self.called = iteration
             self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
+            self._changed.notify_all()
         self._wake()
 
     def is_answered(self) -> bool:
@@ -167,7 +168,9 @@ class HandOver:
     def end(self, has_failed: bool = False, term: int = 0) -> None:
         """The script makes no more calls. It has made the step of the newest call if it got the sum."""
         with self._changed:
-            self.is_ended, self.has_failed, self._said_in = True, has_failed, term
+            self.is_ended = term == self.term  # else the script repeats it
+            self.has_failed, self._said_in = has_failed, term
+            self._changed.notify_all()
         self._wake()
 
     def is_over(self) -> bool:
@@ -209,6 +212,16 @@ class HandOver:
     def has_come_back(self, iteration: int) -> bool:
         """Whether the script has made the step with the sum of `iteration`, or has ended."""
         return self.called > iteration or self.is_ended
+
+    def rests(self, seconds: float) -> bool:
+        """Wait so long until the script changes no parameters: it is in a call that has no sum, or has ended."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.is_ended or self.called > self.given, seconds)
+
+    def wait_for_end(self) -> None:
+        """After `stop`: wait until the script makes no more calls."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_ended)
 
     def give(self, iteration: int, vector: Array) -> None:
         """Give the script the sum of an iteration. vector: (dim,); the script may write to it."""

@@ -5,6 +5,7 @@ them runs the server. First all ranks agree that they run the same script with t
 the parameters and the random numbers of rank 0. At the end the MPI thread leaves MPI.
 """
 
+import math
 import os
 import signal
 import threading
@@ -27,7 +28,7 @@ from psgc.run.building import all_work, at_begin, make_server, share_memory, wor
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
 from psgc.run.inputs import known_costs, make_injector
 from psgc.run.launched import interruption
-from psgc.run.meeting import Meeting
+from psgc.run.meeting import Meeting, meet_at_the_end
 from psgc.run.takeover import Beginning
 from psgc.run.terms import claim_after, record_takeover, work_in_terms
 from psgc.terminal import say, say_together, say_traceback
@@ -45,6 +46,8 @@ from psgc.workers.injection import Injector
 
 SUMMARY = "summary.json"
 LOST = "psgc.torch.init: the run before has lost ranks, after which no other can begin; --resume goes on from here"
+OUT = "it did not come to the end of the run before"
+REST = 1.0  # seconds in which a script ends its step; whoever has stopped the run does not wait long for its summary
 STOP_TIMEOUT = 10.0  # seconds within which the scripts of workers have to end
 
 
@@ -53,6 +56,7 @@ class Session:
 
     program: the program of this rank, or the error because of which the rank cannot take part
     stopped_by: the signals that have come; a signal handler fills it
+    follows: whether these ranks have had a run before
 
     iteration: the iteration of the first call
     state: the state to resume from; None for a new run
@@ -73,8 +77,8 @@ class Session:
     _is_serving = False
     _stays = False  # in MPI after the end of the run
 
-    def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int]) -> None:
-        self._given, self._stopped_by = program, stopped_by
+    def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int], follows: bool = False) -> None:
+        self._given, self._stopped_by, self._follows = program, stopped_by, follows
         self.iteration, self.rank = 0, 0
         self._began = time.monotonic()  # less the time that the run had taken before it was resumed
         self.state: bytes | bytearray | None = None
@@ -88,7 +92,8 @@ class Session:
         self._text, self._code = "", 1  # the script's error, and its exit code
         self.is_cut_short = False
         self._outcome = RunOutcome()  # on rank 0
-        self._mistake: UserError | None = None  # of another rank, found after the script of rank 0 had ended
+        self._failure: PsgcError | None = None  # what has ended the run, on rank 0
+        self._is_told = False  # whether the script has got it
         self._hand_over = HandOver(0, lambda: self._transport.wake(), lambda: self._program.run.standing.state())
         self._script = threading.get_ident()
         begin_in_mpi_thread(self._run)
@@ -108,7 +113,9 @@ class Session:
     def reports(self) -> bool:
         """Whether rank 0 prints the user's mistake (`psgc.run.script_ending`): `end` reports it, or rank 0 has one."""
         loop = self._loop
-        return loop is not None and (loop.calls is None or not self._over.is_set())
+        if loop is None or isinstance(self._ending.raised, UserError):  # this rank has taken over, or was about to
+            return False
+        return loop.calls is None or not self._over.is_set()
 
     @property
     def _loop(self) -> ScriptLoop | None:
@@ -144,6 +151,9 @@ class Session:
         except CalledOff:
             self.is_cut_short = True
             raise
+        except PsgcError:
+            self._is_told = True
+            raise
 
     def _term(self) -> tuple[int, ScriptWorker | None]:
         """The present term, and the worker of this process, if any."""
@@ -156,34 +166,39 @@ class Session:
     def end(self, text: str = "", code: int = 1) -> None:
         """The script ends. text: its error, if any; code: the exit code in this case.
 
-        Returns when this process has left MPI. Raises UserError: a mistake was found after the script had ended.
+        Returns when this process has left MPI. Raises what has ended the run after the script's last call, on rank 0.
         """
         if self._stays:
             self._leave_after_the_run(text, code)
         else:
             self._end(text, code)
-            if self._mistake is not None:
-                raise self._mistake
+            if self._failure is not None and not (self._is_told or self._text):
+                raise self._failure
 
     def close(self) -> None:
         """The run is over, and the script is not: this process stays in MPI until `make_room` or `end`.
 
         Raises what has ended the run.
         """
-        if self._stays or self._over.is_set():
-            return
-        self._stays = True
-        self._end()
-        if self._ending.raised is not None:
-            raise self._ending.raised
+        if not self._over.is_set():
+            self._stays = True
+            self._end()
+        if (error := self._ending.raised or self._failure) is not None:
+            self.is_cut_short, self._is_told = isinstance(error, CalledOff), True
+            raise error
         if self.rank == 0:
             launched.say_whether_it_works_on(True)
 
     def make_room(self) -> None:
-        """Another run begins. Raises RunFailed on rank 0, CalledOff on the others, when ranks were lost."""
+        """Another run begins. Raises RunFailed on rank 0, CalledOff on the others, when ranks were lost.
+
+        Raises RunFailed on another rank when the script of rank 0 has ended.
+        """
         if not self.in_order:
             self.is_cut_short = self.rank > 0
             raise CalledOff if self.rank else RunFailed(LOST)
+        if not self._stays:
+            raise RunFailed(f"{self._name}: the script of rank 0 has ended, this one begins another run")
         do_in_mpi_thread(self._transport.close)
 
     def _leave_after_the_run(self, text: str, code: int) -> None:
@@ -194,11 +209,11 @@ class Session:
         if text:
             with suppress(OSError):
                 launched.leave_exit_code(code)
-        do_in_mpi_thread(partial(leave_mpi, self._transport, self.in_order, bool(text)))
+        do_in_mpi_thread(partial(self._tell_and_leave, code, text))
 
     def _end(self, text: str = "", code: int = 1) -> None:
         self._text, self._code = text, code
-        hand_over, is_said = self._hand_over, False
+        hand_over, is_said, worker = self._hand_over, False, None
         while not (is_said or self._over.is_set()):
             settle(self._memory.device)  # the MPI thread reads the parameters
             try:
@@ -207,12 +222,16 @@ class Session:
                 self._text, self._code = f"failed: {one_line(error)}", 1
                 say(f"psgc: {self._text}", error=True)
                 continue
-            hand_over.end(bool(text), term)
-            if worker is not None and not self._is_serving:
+            if worker is not None and not self._is_serving:  # first: rank 0 may end the run once it knows of the step
                 last = hand_over.called
                 worker.ended(last if self._is_in_call else last + 1, text, code if text else 0)
+            hand_over.end(bool(text), term)
             is_said = hand_over.is_over()
         wait(self._over)
+        if text and code == 1 and not self._is_told:  # a mistake of the user, or a signal, is told elsewhere
+            is_heard = worker is not None and worker.has_sent_its_end()
+            if (loop := self._loop) is not None and loop.calls is not None and not is_heard:
+                say_together(f"psgc: rank {self.rank}: {text}".split("\n"))
 
     # called by the MPI thread
 
@@ -221,6 +240,8 @@ class Session:
         try:
             given, interrupted = self._given, lambda: interruption(self._stopped_by)
             timeout = TIMEOUT if isinstance(given, UserError) else given.settings.faults.setup_timeout
+            if self._follows:
+                timeout = math.inf  # rank 0 may take its time between two runs
             transport = self._transport = Transport(interrupted=interrupted, timeout=timeout)
             self._ending.transport, self.rank = transport, transport.rank
             self._has_served = self._is_serving = self.rank == 0
@@ -238,16 +259,47 @@ class Session:
             say_traceback()
             self._ending.failed(RunFailed(one_line(error)))
         finally:
-            if self._ending.raised is not None:
-                self._hand_over.stop(self._ending.raised)
-            self._stays = self._stays and self._ending.error is None and not self._outcome.code
-            if transport is not None and not self._stays:
-                with suppress(Exception):
-                    has_failed = self._ending.error is not None or self._outcome.code or self._text
-                    leave_mpi(transport, self.in_order, bool(has_failed))
-            self._hand_over.stop(self._last_word())
+            self._hand_over.stop(self._ending.raised or self._last_word())
+            if transport is not None:
+                self._stay_or_leave(transport)
             self._over.set()
             self._ready.set()
+        self._leave_chunk()
+
+    def _stay_or_leave(self, transport: Transport) -> None:
+        """The run is over. Leave MPI, unless the script has said by `close` that another run may follow."""
+        if self._rank_0_stays and not self._stays:  # the script is still after its last call
+            self._leave_chunk()
+            self._hand_over.wait_for_end()
+        if (loop := self._loop) is not None and loop.calls is None:  # rank 0 has failed, or this script came too late
+            self._ending.failed(CalledOff())
+        goes_on = self._rank_0_stays if loop is not None else not self._outcome.code
+        self._stays = self._stays and self._ending.error is None and goes_on
+        if not self._stays:
+            with suppress(Exception):
+                if self._rank_0_stays:
+                    self._tell_and_leave(self._code, self._text or (OUT if self._ending.error is not None else ""))
+                else:
+                    has_failed = self._ending.error is not None or self._outcome.code or self._text
+                    leave_mpi(transport, self.in_order, bool(has_failed))
+
+    def _tell_and_leave(self, code: int, text: str) -> None:
+        """Leave MPI. Ranks that begin another run, or stay, are told that the script of this one has ended."""
+        transport, in_order = self._transport, self.in_order
+        if in_order:
+            transport.close()
+            transport, in_order = self._transport, self._ending.in_order = meet_at_the_end(
+                transport, code if text else 0, text
+            )
+        leave_mpi(transport, in_order, bool(text))
+
+    @property
+    def _rank_0_stays(self) -> bool:
+        """Whether this is another rank, and rank 0 waits for it in the next run, if there is one."""
+        return (loop := self._loop) is not None and loop.rank_0_stays and self.in_order
+
+    def _leave_chunk(self) -> None:
+        """Wait until the script is in no chunk."""
         if not self._computing.acquire(timeout=STOP_TIMEOUT):  # a chunk that nobody waits for hangs
             os._exit(self._outcome.code)
         self._computing.release()
@@ -280,11 +332,12 @@ class Session:
             folder = Path(program.output) if program.output else None
             summary_in = folder or launched.name_directory(None)
             claim = claim_after(folder, summary_in and summary_in / SUMMARY, transport, beginning)
+            self.rank = 0  # before anything that is for rank 0 to say
             self.record = record = Record(program.output, beginning=beginning, claim=claim)
             seconds = time.monotonic() - self._began
             record.begin(self.config, self.plan, ScriptState(beginning.first, b"", seconds))
             record_takeover(record, beginning, transport)
-            self.rank, self._worker, self._is_serving = 0, None, True
+            self._worker, self._is_serving = None, True
             self._serve(worker.own, injector, beginning)
 
         work_in_terms(transport, self.config, self.plan, worker, self.iteration, self._ending, serve)
@@ -325,8 +378,7 @@ class Session:
             self._outcome = RunOutcome.of(error, self._stopped_by)
             if not isinstance(error, PsgcError):
                 raise
-            if hand_over.is_ended and not self._text and isinstance(error, UserError):
-                self._mistake = error
+            self._failure = error
             hand_over.stop(error)
         finally:
             patience = STOP_TIMEOUT if transport.survives_deaths else self.config.faults.collect_timeout
@@ -334,9 +386,10 @@ class Session:
                 self._outcome = RunOutcome("failed", self._text.splitlines()[0], self._code)
             if beginning is not None:
                 beginning.has_begun()  # unless it has: rank 0 may have died after the last step
+            hand_over.rests(REST)  # else the parameters may be a mixture of two steps
             self.record.finish(program.params(), self._outcome, server.compared)
             done = -1 if self._outcome.code else hand_over.called + 1  # the others do not get the reason
-            self._ending.in_order = server.stop_workers(patience, done)
+            self._ending.in_order = server.stop_workers(patience, done, self._stays and not self._outcome.code)
 
     def _work_too(self, record: Record, replica: ScriptReplica, first: int, injector: Injector | None) -> None:
         """Make rank 0 a worker as well. The script computes in its calls; the worker's loop runs while rank 0 waits."""
@@ -360,6 +413,10 @@ class Session:
         loop = self._loop
         if loop is None or loop.calls is None:
             return CalledOff()
-        rank, hosts = self._transport.rank, self._transport.hosts
         ended = f"the script of rank 0 has ended after {loop.calls} calls, this one makes another"
-        return RunFailed(f"rank {rank} on {hosts[rank]}: {ended}")
+        return RunFailed(f"{self._name}: {ended}")
+
+    @property
+    def _name(self) -> str:
+        rank = self._transport.rank
+        return f"rank {rank} on {self._transport.hosts[rank]}"

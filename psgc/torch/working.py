@@ -19,7 +19,7 @@ from psgc.torch.settings import OPEN_END
 from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.loop import SERVER, WorkerLoop
 from psgc.workers.mailbox import Mailbox
-from psgc.workers.work import Work
+from psgc.workers.work import Ended, Work
 
 LAST_SUM = 15.0  # seconds after the end of the run in which a script may make its last steps
 
@@ -38,9 +38,11 @@ class ScriptLoop(WorkerLoop):
     """A worker's loop. After STOP it continues until the script has all sums of the run, or cannot get them any more.
 
     calls: number of calls of the run, once it has ended without error
+    rank_0_stays: in MPI after the run, since another may follow
     """
 
     calls: int | None = None
+    rank_0_stays = False
 
     def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
         super().__init__(*arguments, **others)
@@ -49,8 +51,8 @@ class ScriptLoop(WorkerLoop):
         self._first = self._iteration + 1 if self._duties.alike else None
         self._last: tuple[int, float] | None = None  # after STOP: number of calls of the run, and when to give up
 
-    def _stop(self, iteration: int) -> None:
-        self._last = iteration, time.monotonic() + LAST_SUM
+    def _stop(self, iteration: int, rank_0_stays: bool) -> None:
+        self._last, self.rank_0_stays = (iteration, time.monotonic() + LAST_SUM), rank_0_stays
         self.calls = iteration if iteration >= 0 else None
 
     def poll(self) -> None:
@@ -133,6 +135,10 @@ class ScriptWorker:
     def ended(self, iteration: int, text: str, code: int) -> None:
         """The script makes no call for `iteration` or later. text: its error, or empty; code: its exit code."""
         self._mailbox.ended(iteration, text, code)
+
+    def has_sent_its_end(self) -> bool:
+        """After the run, and after `ended`: whether the server was told."""
+        return not any(isinstance(message, Ended) for message in self._mailbox.outgoing())
 
     def prepare(self, work: Work) -> tuple[float, float]:
         """Let worker processes load the examples of the next chunks."""

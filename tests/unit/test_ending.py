@@ -7,6 +7,7 @@ import pytest
 from psgc.messages import Kind
 from psgc.server import ending
 from psgc.server.ending import LAST_CHANCE, end_workers
+from psgc.transport import Text
 from tests.simulation.network import Clock
 from tests.unit.scripted import Transport, said
 
@@ -15,16 +16,20 @@ TIMEOUT = 30.0
 
 @pytest.fixture
 def ended(monkeypatch):
-    """What two workers are told, and how many seconds that takes. goodbyes: by worker after how many seconds."""
+    """What two workers are told, and how many seconds that takes.
+
+    goodbyes: by worker after how many seconds; arrived: what comes before that
+    """
     clock, transport = Clock(), Transport(3)
     monkeypatch.setattr(ending, "time", clock)
 
-    def end(goodbyes, answering, dead=(), **more):
-        due, began = dict(goodbyes), clock.now
+    def end(goodbyes, answering, dead=(), arrived=(), **more):
+        due, began, before = dict(goodbyes), clock.now, [*arrived]
 
         def poll():
             there = [worker for worker in due if clock.now >= began + due[worker]]
-            return [said(worker, Kind.GOODBYE) for worker in there if due.pop(worker) >= 0]
+            first, before[:] = [*before], []
+            return first + [said(worker, Kind.GOODBYE) for worker in there if due.pop(worker) >= 0]
 
         transport.poll = poll
         transport.wait = lambda: setattr(clock, "now", clock.now + 0.125)
@@ -90,3 +95,11 @@ def test_a_worker_that_hangs_is_killed_by_one_on_its_host(ended, hosts):
 def test_a_script_that_lacks_a_state_is_told_that_it_cannot_come_to_the_end(ended):
     ended({1: 0.0, 2: 0.0}, answering=(1, 2), done=7, lacking=(2,))
     assert [int(ended.transport.records[worker][0]["iteration"]) for worker in (1, 2)] == [7, -1]
+
+
+@pytest.mark.parametrize(("code", "done", "told"), [(1, 7, "psgc: rank 2: no\ntraceback\n"), (2, 7, ""), (1, -1, "")])
+def test_why_a_script_has_ended_is_told_if_the_run_was_over_by_then(ended, capsys, code, done, told):
+    """A mistake of the user its own process tells; when the run has failed, that is told."""
+    arrived = [Text(2, b"no\ntrace"), Text(2, b"back"), said(2, Kind.ENDED, 7, attempt=code)]
+    ended({1: 0.0, 2: 0.0}, answering=(1, 2), arrived=arrived, done=done)
+    assert capsys.readouterr().err == told

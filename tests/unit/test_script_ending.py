@@ -45,14 +45,14 @@ def ends(monkeypatch):
     monkeypatch.setattr(ScriptEnding, "_earlier", None)
     monkeypatch.setattr(sys, "excepthook", Mock())
 
-    def end(error, rank=0, signals=(), last=lambda raised: None, then_reports=None, **run):
+    def end(error, rank=0, signals=(), last=lambda raised: None, then_reports=None, late=None, **run):
         usual = {"goes_on": False, "is_cut_short": False, "in_order": True, "reports": False}
         ending, left = ScriptEnding(), Mock()
         monkeypatch.setattr(script_ending, "stopped_by", [*signals])
         monkeypatch.setattr(script_ending, "leave", left)
         ending.session = its = SimpleNamespace(rank=rank, **usual | run)
         then = its.reports if then_reports is None else then_reports
-        its.end = Mock(side_effect=lambda *_: setattr(its, "reports", then))
+        its.end = Mock(side_effect=late or (lambda *_: setattr(its, "reports", then)))
         ending.last = last
         if error is not None:
             sys.excepthook(type(error), error, None)
@@ -100,6 +100,21 @@ def test_the_exit_code_of_a_script(ends, error, run, code):
 def test_what_a_script_that_fails_says(ends, monkeypatch, capsys, error, run, shown):
     monkeypatch.setenv("PSGC_LAUNCHED", "1")
     ends(error, **run)
+    assert capsys.readouterr().err == shown
+
+
+@pytest.mark.parametrize(
+    ("late", "signals", "code", "shown"),
+    [
+        (UserError("lr: no"), (), 2, "psgc: lr: no\n"),
+        (RunFailed("it broke"), (), 1, "psgc: it broke\n"),
+        (RunFailed("stopped by SIGTERM"), TERM, 143, ""),  # `psgc launch` says which signal it was
+    ],
+)
+def test_what_ended_the_run_after_the_last_call_of_the_script(ends, monkeypatch, capsys, late, signals, code, shown):
+    """Python would end with 0."""
+    monkeypatch.setenv("PSGC_LAUNCHED", "1")
+    assert ends(None, late=late, signals=signals)[0] == code
     assert capsys.readouterr().err == shown
 
 

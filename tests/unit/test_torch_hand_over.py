@@ -75,6 +75,31 @@ def test_in_another_term_a_script_says_again_that_it_has_ended():
     assert hand_over.is_ended
 
 
+def test_an_end_that_is_said_in_the_term_before_does_not_count():
+    """The script repeats it as rank 0, after which it has written its last files."""
+    hand_over = called(0)
+    hand_over.begin_term()
+    hand_over.end(term=0)  # it has read the term before that
+    assert not hand_over.is_ended
+    assert not hand_over.is_over()
+    hand_over.end(term=1)
+    assert hand_over.is_ended
+
+
+def test_a_script_rests_in_a_call_without_a_sum_and_after_its_end():
+    """Otherwise it may be in a step."""
+    hand_over = called(0)
+    assert hand_over.rests(0.0)
+    hand_over.give(0, vector(0))
+    assert not hand_over.rests(0.01)
+    for goes_on in (lambda: hand_over.call(1, True, 0.0), hand_over.end):
+        timer = threading.Timer(0.05, goes_on)
+        timer.start()
+        assert hand_over.rests(TIMEOUT)
+        timer.join()
+        hand_over.give(1, vector(1))
+
+
 def test_at_the_end_of_a_term_a_step_whose_sum_is_here_counts_as_made():
     hand_over = called(0)
     replica = replica_of(hand_over)
