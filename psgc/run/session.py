@@ -39,8 +39,8 @@ def take_part(
     """
     meeting = Meeting(transport, ending, PREPARING)
     serving = transport.rank == 0
+    before = signal.getsignal(signal.SIGTERM)
     if not serving:
-        before = signal.getsignal(signal.SIGTERM)
 
         def stop(number: int, frame: FrameType | None) -> None:
             if transport.rank:
@@ -66,6 +66,10 @@ def take_part(
             say_traceback()
     except BaseException as error:
         ending.defect(error)
+    finally:
+        if not serving:  # no worker may die while rank 0 still writes a checkpoint
+            signal.signal(signal.SIGTERM, before)
+            signal.alarm(0)
 
 
 # psgc train
@@ -99,9 +103,6 @@ def train(
     for stream in (sys.stdout, sys.stderr):  # may hold what a model has printed
         with suppress(OSError):
             stream.flush()
-    if transport.rank:  # no worker may die while the server still writes a checkpoint
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.alarm(0)
     leave_mpi(transport, ending.in_order, has_failed=code != 0)
     if ending.in_order:
         transport.end(code)  # without waiting for a compute thread that is inside a gradient
@@ -185,12 +186,14 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
     elif isinstance(given, Given) and given.config is not None:
         timeout = given.config.faults.setup_timeout
     launched.begin(_stopped_by)
+    is_over = False
     with _signals(_stopped_by):
-        transport = Transport(interrupted=lambda: interruption(_stopped_by), timeout=timeout)
+        transport = Transport(interrupted=lambda: None if is_over else interruption(_stopped_by), timeout=timeout)
         default_signals_in_children()
         _script.session = run = RunOfProgram(transport)
         ending = Ending(transport, _stopped_by, raises=True)
         take_part(transport, given, ending, resuming or launched.resuming(), launched.debugging())
+        is_over = True  # rank 0 may have had a signal, too, and tells the others how the run has ended
         if run.rank == 0:
             launched.say_whether_it_works_on(True)
         run.in_order, error = ending.in_order, ending.error

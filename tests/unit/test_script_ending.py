@@ -13,7 +13,7 @@ from psgc.checkpoints import load_newest
 from psgc.errors import RunFailed, TooFewWorkers, UserError
 from psgc.launching.execution import Execution
 from psgc.messages import Kind
-from psgc.run import launched, script_ending, session
+from psgc.run import launched, script_ending, session, worker_side
 from psgc.run.checkpoint import read
 from psgc.run.ending import CalledOff, RunOutcome
 from psgc.run.script_ending import ScriptEnding
@@ -173,6 +173,10 @@ class Ranks(Following):
         self.outlast = lambda others: None
         self.is_gone = lambda rank: False
 
+    def met(self, interrupted):
+        self.interrupted = interrupted
+        return self
+
     def _to_the_end(self, script):
         yield from script
         while True:
@@ -201,7 +205,7 @@ def train(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "default_signals_in_children", lambda: None)
 
     def run(ranks, iterations=1, **settings):
-        monkeypatch.setattr(session, "Transport", lambda **_: ranks)
+        monkeypatch.setattr(session, "Transport", lambda interrupted, timeout: ranks.met(interrupted))
         coding = {"chunks_per_worker": 1, "replication": 2}
         usual = {
             "lr": 1.0,
@@ -259,3 +263,28 @@ def test_a_mistake_is_an_error_on_rank_0_and_ends_the_others_without_a_word(trai
     with pytest.raises(CalledOff):
         train(Ranks(rank=1), iterationss=2)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("answer", [b"", b"+"])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_worker_that_has_the_signal_as_well_waits_for_what_rank_0_says(train, monkeypatch, number, answer):
+    """Rank 0 still writes its last checkpoint. mpirun passes signals on to all ranks."""
+
+    def answers(data, doing):
+        if reason := ranks.interrupted():
+            raise RunFailed(reason)
+        assert signal.alarm(0) == 0  # nothing kills this rank meanwhile
+        return answer
+
+    def work(transport, given, ending, meeting, debug):
+        signal.raise_signal(number)
+        ending.call_off()
+
+    monkeypatch.setattr(worker_side, "work", work)
+    monkeypatch.setattr(ranks := Ranks(rank=1), "broadcast", answers)
+    if answer:
+        assert train(ranks) is None
+    else:
+        with pytest.raises(CalledOff):
+            train(ranks)
+    assert session._script.session.is_cut_short == (not answer)
