@@ -23,7 +23,7 @@ from psgc.run.ending import CalledOff, Ending, leave_mpi
 from psgc.run.inputs import PREPARING, Given
 from psgc.run.launched import interruption
 from psgc.run.meeting import Meeting, NotAllCame, meet, wait_for_turn
-from psgc.run.script_ending import STOPPERS, ScriptEnding, leave
+from psgc.run.script_ending import STOPPERS, ScriptEnding, leave, stopped_by
 from psgc.terminal import say, say_together, say_traceback
 from psgc.transport import Transport
 
@@ -164,7 +164,6 @@ class RunOfProgram:
 
 
 _script: ScriptEnding | None = None  # of this process, once it has called `train_in_program`
-_stopped_by: list[int] = []
 
 
 def train_in_program(given: Given | UserError, program: str, resuming: bool) -> Path | None:
@@ -185,13 +184,13 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
         timeout = math.inf  # rank 0 may take its time until its next run
     elif isinstance(given, Given) and given.config is not None:
         timeout = given.config.faults.setup_timeout
-    launched.begin(_stopped_by)
+    launched.begin(stopped_by)
     is_over = False
-    with _signals(_stopped_by):
-        transport = Transport(interrupted=lambda: None if is_over else interruption(_stopped_by), timeout=timeout)
+    with _signals():
+        transport = Transport(interrupted=lambda: None if is_over else interruption(stopped_by), timeout=timeout)
         default_signals_in_children()
         _script.session = run = RunOfProgram(transport)
-        ending = Ending(transport, _stopped_by, raises=True)
+        ending = Ending(transport, stopped_by, raises=True)
         take_part(transport, given, ending, resuming or launched.resuming(), launched.debugging())
         is_over = True  # rank 0 may have had a signal, too, and tells the others how the run has ended
         if run.rank == 0:
@@ -203,16 +202,19 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
         if is_well and run.in_order:
             transport.close()
     if is_well and (run.in_order or run.rank == 0):
+        late = stopped_by.copy()
+        stopped_by.clear()
+        if late and run.rank == 0:
+            signal.raise_signal(late[0])  # it came when all was done: now it is for the program
         return Path(given.config.output) if run.rank == 0 and isinstance(given, Given) and given.config else None
     run.is_cut_short = True
-    if _stopped_by and run.rank == 0:
-        stopper = _stopped_by.pop(0)
-        raise KeyboardInterrupt if stopper == signal.SIGINT else SystemExit(128 + stopper)
+    if stopped_by and run.rank == 0:
+        raise KeyboardInterrupt if stopped_by[0] == signal.SIGINT else SystemExit(128 + stopped_by[0])
     raise ending.raised or CalledOff
 
 
 @contextmanager
-def _signals(stopped_by: list[int]) -> Iterator[Sequence[int]]:
+def _signals() -> Iterator[None]:
     """Ctrl-C and what `psgc launch` and SLURM send end the run in order. Afterwards they do what they did before."""
     if threading.current_thread() is not threading.main_thread():
         raise UserError("psgc.train: expected the main thread, which alone gets signals")
@@ -221,8 +223,7 @@ def _signals(stopped_by: list[int]) -> Iterator[Sequence[int]]:
         for number in (signal.SIGINT, *STOPPERS)
     }
     try:
-        yield stopped_by
+        yield
     finally:
-        signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
