@@ -90,11 +90,13 @@ def train(
     try:
         transport = Transport(interrupted=lambda: interruption(stopped_by))
         wait_for_turn(_load, lambda: interruption(stopped_by))
-    except RunFailed:
+    except RunFailed as error:
         if stopped_by:
             sys.exit(128 + stopped_by[0])  # silently: every rank would say the same
         if launched.is_on_standby():  # the run before goes on, and `psgc launch` says that these ranks did not start
             sys.exit(1)
+        if not Ending().speaks_of(error):
+            raise CalledOff from None
         raise
     default_signals_in_children()
     ending = Ending(transport, stopped_by)
@@ -117,17 +119,51 @@ class RunOfProgram:
 
     goes_on = False
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self.in_order = self.is_cut_short = False
+    def __init__(self) -> None:
+        self._ending = Ending(stopped_by=stopped_by, raises=True)
+        self.is_cut_short = False
 
     @property
     def rank(self) -> int:
-        return self._transport.rank
+        return launched.number() if self._ending.transport is None else self._ending.transport.rank
+
+    @property
+    def in_order(self) -> bool:
+        return self._ending.in_order
 
     @property
     def reports(self) -> bool:
         return self.rank > 0 and not self.is_cut_short
+
+    def take_part(self, given: Given | UserError, resuming: bool, timeout: float) -> BaseException | None:
+        """Meet the other ranks, and take part in the run. Returns what this rank raises, None if the program goes on.
+
+        timeout: seconds that the ranks wait for each other until rank 0 sets others
+        """
+        ending, is_over, is_well = self._ending, False, False
+        try:
+            ending.transport = transport = Transport(
+                interrupted=lambda: None if is_over else interruption(stopped_by), timeout=timeout
+            )
+            default_signals_in_children()
+            take_part(transport, given, ending, resuming, launched.debugging())
+            is_over = True  # rank 0 may have had a signal, too, and tells the others how the run has ended
+            if self.rank == 0:
+                launched.say_whether_it_works_on(True)
+            is_well = ending.error is None
+            if self.in_order and not isinstance(ending.error, NotAllCame):  # whoever is missing hears no broadcast
+                is_well = bool(transport.broadcast(None if self.rank else b"+" if is_well else b"", "training"))
+            if is_well and self.in_order:
+                transport.close()
+        except RunFailed as error:  # before the run, or a rank has died since its end
+            ending.in_order = False
+            ending.failed(error)
+        if is_well and (self.in_order or self.rank == 0):
+            return None
+        self.is_cut_short = True
+        if stopped_by and self.rank == 0:
+            return KeyboardInterrupt() if stopped_by[0] == signal.SIGINT else SystemExit(128 + stopped_by[0])
+        return ending.raised or CalledOff()
 
     def close(self) -> None:
         """The program may begin another run as it is."""
@@ -146,21 +182,22 @@ class RunOfProgram:
                 launched.leave_exit_code(code)
         if self.in_order and not self.is_cut_short:
             self._meet_others(code if text else 0, text)
-        leave_mpi(self._transport, self.in_order, has_failed=bool(text))
+        if self._ending.transport is not None:
+            leave_mpi(self._ending.transport, self.in_order, has_failed=bool(text))
         if is_own and not launched.is_launched():  # which looks at more than mpirun's exit code
             leave(code)
 
     def _meet_others(self, code: int, text: str) -> None:
         """Those that begin another run are told that this program has ended. Rank 0 may take its time until its end."""
         try:
-            self._transport = Transport(timeout=math.inf)
-            meet(self._transport, f"{code} {text.partition(chr(10))[0] or 'without an error'}")
+            self._ending.transport = transport = Transport(timeout=math.inf)
+            meet(transport, f"{code} {text.partition(chr(10))[0] or 'without an error'}")
         except NotAllCame as error:
             if self.rank == 0:
                 say(f"psgc: {error}", error=True)
                 launched.leave_exit_code(code or 1)
         except RunFailed:  # a rank is dead: its end is no business of a run
-            self.in_order = False
+            self._ending.in_order = False
 
 
 _script: ScriptEnding | None = None  # of this process, once it has called `train_in_program`
@@ -185,32 +222,17 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
     elif isinstance(given, Given) and given.config is not None:
         timeout = given.config.faults.setup_timeout
     launched.begin(stopped_by)
-    is_over = False
+    run = RunOfProgram()
     with _signals():
-        transport = Transport(interrupted=lambda: None if is_over else interruption(stopped_by), timeout=timeout)
-        default_signals_in_children()
-        _script.session = run = RunOfProgram(transport)
-        ending = Ending(transport, stopped_by, raises=True)
-        take_part(transport, given, ending, resuming or launched.resuming(), launched.debugging())
-        is_over = True  # rank 0 may have had a signal, too, and tells the others how the run has ended
-        if run.rank == 0:
-            launched.say_whether_it_works_on(True)
-        run.in_order, error = ending.in_order, ending.error
-        is_well = error is None
-        if run.in_order and not isinstance(error, NotAllCame):  # whoever is missing does not hear a broadcast
-            is_well = bool(transport.broadcast(None if run.rank else b"+" if is_well else b"", "training"))
-        if is_well and run.in_order:
-            transport.close()
-    if is_well and (run.in_order or run.rank == 0):
-        late = stopped_by.copy()
-        stopped_by.clear()
-        if late and run.rank == 0:
-            signal.raise_signal(late[0])  # it came when all was done: now it is for the program
-        return Path(given.config.output) if run.rank == 0 and isinstance(given, Given) and given.config else None
-    run.is_cut_short = True
-    if stopped_by and run.rank == 0:
-        raise KeyboardInterrupt if stopped_by[0] == signal.SIGINT else SystemExit(128 + stopped_by[0])
-    raise ending.raised or CalledOff
+        _script.session = run
+        raised = run.take_part(given, resuming or launched.resuming(), timeout)
+    if raised is not None:
+        raise raised
+    late = stopped_by.copy()
+    stopped_by.clear()
+    if late and run.rank == 0:
+        signal.raise_signal(late[0])  # it came when all was done: now it is for the program
+    return Path(given.config.output) if run.rank == 0 and isinstance(given, Given) and given.config else None
 
 
 @contextmanager

@@ -190,11 +190,14 @@ def test_a_program_that_is_killed_after_its_run_has_failed(mpirun, capfd, killed
     assert capfd.readouterr().err == "psgc launch: the program was killed, or called os._exit, after its run\n"
 
 
-def test_a_program_that_is_stopped_after_its_run_is_not_done(mpirun, capfd):
+@pytest.mark.parametrize("meets", [False, True], ids=["killed", "while the ranks meet again"])
+def test_a_program_that_is_stopped_after_its_run_is_not_done(mpirun, capfd, meets):
     Path("train.py").touch()
     Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    says = """rm $PSGC_FOLDER/works-on; mv end.json $PSGC_FOLDER/exited.json; """ if meets else ""
+    Path("end.json").write_text('{"exit_code": 138}')
     process = start(
-        mpirun(NAMED + DONE + STUBBORN.format(usr1="kill -9 $(cat rank); exit 138", term="")), path="train.py"
+        mpirun(NAMED + DONE + STUBBORN.format(usr1=says + "kill -9 $(cat rank); exit 138", term="")), path="train.py"
     )
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130

@@ -8,7 +8,7 @@ import pytest
 
 import psgc
 from psgc.checkpoints import CheckpointStore, load_newest
-from psgc.errors import RunFailed, UserError
+from psgc.errors import FirstDied, RunFailed, UserError
 from psgc.messages import Kind
 from psgc.run import launched, session, worker_side
 from psgc.run.checkpoint import read
@@ -177,3 +177,66 @@ def test_a_signal_of_the_last_seconds_that_mpirun_passes_on_does_not_end_the_nex
         signal.signal(signal.SIGUSR1, usual)
     assert reasons == [None, None]
     assert heard == []  # rank 0 decides what becomes of the program
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_for_which_the_ranks_do_not_meet_ends_without_another_meeting(train, monkeypatch, rank):
+    """Messages of the first meeting may be unread."""
+
+    def interrupted(interrupted):
+        signal.raise_signal(signal.SIGUSR1)
+        raise RunFailed(interrupted())
+
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+    monkeypatch.setattr(worker_side, "work", lambda transport, given, ending, meeting, debug: ending.call_off())
+    ranks = Ranks(step(0), rank)
+    ranks.broadcast = lambda data, doing="": data or b"+"
+    train(ranks)
+    ranks.met = interrupted
+    with pytest.raises(SystemExit) as ended:
+        train(ranks)
+    assert ended.value.code == (0 if rank else 138)
+    ranks.gather = ranks.finalize = None
+    session._script.session.end("its script called sys.exit(138)")
+    with pytest.raises(UserError, match="after which no other can begin"):
+        train(ranks)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_when_the_ranks_do_not_meet_one_of_them_says_so(train, monkeypatch, number):
+    def meet(interrupted):
+        raise RunFailed("rank 3 died")
+
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(number))
+    (ranks := Ranks(rank=number)).met = meet
+    with pytest.raises(CalledOff if number else RunFailed):
+        train(ranks)
+    session._script.session.end("rank 3 died")
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "raised"), [(1, FirstDied, FirstDied), (2, FirstDied, CalledOff), (1, RunFailed, CalledOff)]
+)
+def test_when_a_rank_dies_after_the_run_a_worker_does_not_go_on(train, monkeypatch, rank, error, raised):
+    def die(data, doing):
+        raise error("it died")
+
+    monkeypatch.delenv("PSGC_LAUNCHED", raising=False)
+    monkeypatch.setattr(worker_side, "work", lambda transport, given, ending, meeting, debug: ending.call_off())
+    (ranks := Ranks(rank=rank)).broadcast = die
+    with pytest.raises(raised):
+        train(ranks)
+    its = session._script.session
+    assert (its.in_order, its.is_cut_short) == (False, True)
+
+
+def test_when_a_worker_dies_after_the_run_rank_0_has_it(train):
+    def dies(data, doing=""):
+        if doing == "training":
+            raise RunFailed("rank 2 died")
+        return data
+
+    (ranks := Ranks(step(0))).broadcast = dies
+    assert train(ranks).summary["status"] == "done"
+    with pytest.raises(UserError, match="the run before has lost ranks"):
+        train(ranks)
