@@ -146,9 +146,11 @@ class RunOfProgram:
                 interrupted=lambda: None if is_over else interruption(stopped_by), timeout=timeout
             )
             default_signals_in_children()
+            if self.rank == 0:  # before the summary says that all is done
+                launched.say_whether_it_works_on(True)
             take_part(transport, given, ending, resuming, launched.debugging())
             is_over = True  # rank 0 may have had a signal, too, and tells the others how the run has ended
-            if self.rank == 0:
+            if self.rank == 0:  # perhaps since the rank 0 before has died
                 launched.say_whether_it_works_on(True)
             is_well = ending.error is None
             if self.in_order and not isinstance(ending.error, NotAllCame):  # whoever is missing hears no broadcast

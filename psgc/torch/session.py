@@ -173,10 +173,13 @@ class Session:
         if self._stays or self._over.is_set():
             return
         self._stays = True
+        if self.rank == 0:  # before the summary says that all is done
+            launched.say_whether_it_works_on(True)
         self._end()
         if self._ending.raised is not None:
+            launched.say_whether_it_works_on(False)
             raise self._ending.raised
-        if self.rank == 0:
+        if self.rank == 0:  # perhaps since the rank 0 before has died
             launched.say_whether_it_works_on(True)
 
     def make_room(self) -> None:

@@ -172,6 +172,11 @@ def test_a_program_may_work_on_for_as_long_as_it_likes_after_its_run(tmp_path, m
     (run / "summary.json").write_text('{"status": "done"}')
     launched.say_whether_it_works_on(True)
     assert not any(is_over_soon(left) for _ in range(2))
+    (run / OPEN).touch()  # loggers that hang would keep the program from going on
+    monkeypatch.setattr("psgc.launching.outcome.LOGGERS", 0.01)
+    assert is_over_soon(left)
+    (run / OPEN).unlink()
+    assert not any(is_over_soon(left) for _ in range(2))
     launched.say_whether_it_works_on(False)
     assert not left.is_over()  # the end may take its time, too
     assert is_over_soon(left)

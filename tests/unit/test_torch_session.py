@@ -15,6 +15,7 @@ from psgc.run import launched
 from psgc.torch import begin, program, session
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.program import TorchProgram
+from psgc.torch.record import Record
 from psgc.transport import Control
 from tests.unit.scripted import Following, Transport, said
 
@@ -86,6 +87,24 @@ def test_a_run_that_a_signal_stops_is_interrupted_so_that_it_is_requeued(ranks, 
     run.engine.end("its script raised RunFailed")
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["status"], summary["exit_code"]) == ("interrupted", 138)
+
+
+def test_psgc_launch_knows_that_the_script_goes_on_before_the_summary_says_that_all_is_done(
+    ranks, tmp_path, monkeypatch
+):
+    """Were rank 0 killed between the two, the script would not be done."""
+    known, finish = [], Record.finish
+
+    def look(record, *given):
+        known.append((tmp_path / "works-on").exists())
+        finish(record, *given)
+
+    monkeypatch.setattr(Record, "finish", look)
+    monkeypatch.setattr(launched, "_works_on", False)
+    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
+    run = begun(tmp_path)
+    run.engine.close()
+    assert known == [True]
 
 
 class Worker(Transport):

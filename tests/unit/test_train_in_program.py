@@ -10,6 +10,7 @@ import psgc
 from psgc.checkpoints import CheckpointStore, load_newest
 from psgc.errors import FirstDied, RunFailed, UserError
 from psgc.messages import Kind
+from psgc.record.recorder import Recorder
 from psgc.run import launched, session, worker_side
 from psgc.run.checkpoint import read
 from psgc.run.ending import CalledOff
@@ -240,3 +241,20 @@ def test_when_a_worker_dies_after_the_run_rank_0_has_it(train):
     assert train(ranks).summary["status"] == "done"
     with pytest.raises(UserError, match="the run before has lost ranks"):
         train(ranks)
+
+
+def test_psgc_launch_knows_that_the_program_goes_on_before_the_summary_says_that_all_is_done(
+    train, monkeypatch, tmp_path
+):
+    """Were rank 0 killed between the two, the program would not be done."""
+    known, finish = [], Recorder.finish
+
+    def look(recorder, *given):
+        known.append((tmp_path / "works-on").exists())
+        return finish(recorder, *given)
+
+    monkeypatch.setattr(Recorder, "finish", look)
+    monkeypatch.setattr(launched, "_works_on", False)
+    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
+    train(Ranks(step(0)))
+    assert known == [True, True]
