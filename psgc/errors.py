@@ -37,6 +37,10 @@ class TooFewWorkers(RunFailed):
     """Too few workers remained. Another attempt, on other machines, may succeed. Exit code 1."""
 
 
+class FirstDied(RunFailed):
+    """Rank 0 died while the ranks met, so another one has to say so. Exit code 1."""
+
+
 class ServerDiffers(RunFailed):
     """The state of rank 0 differs from that of most workers, so it is wrong. Exit code 1.
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from psgc.errors import RunFailed
+from psgc.errors import FirstDied, RunFailed
 from psgc.mpi_start import FIRST_WORD, MPI, TIMEOUT
 from psgc.processes import Identity, RunningTime
 from psgc.terminal import say
@@ -156,9 +156,9 @@ class Rendezvous:
             except MPI.Exception as error:
                 self._forgive(error)
             if dead := failed_ranks(self._world):  # the first death may have made the others leave
-                self._give_up(self._death(0 if 0 in dead or self._is_gone(0) else dead[0]))
+                self._died(0 if 0 in dead or self._is_gone(0) else dead[0])
             if self._interrupted is not None and (reason := self._interrupted()) is not None:
-                raise RunFailed(reason)
+                self._give_up(reason)
             waited = running.look()
             if waited >= next_look:
                 next_look = waited + LOOK_EVERY
@@ -178,7 +178,7 @@ class Rendezvous:
         """Give up the awaited ranks of this host whose processes have ended or are stopped."""
         for rank in [rank for rank in ranks if self._is_near(rank)]:
             if self._is_gone(rank):
-                self._give_up(self._death(rank))
+                self._died(rank)
             if not self.processes[rank].is_stopped():
                 stopped_at.pop(rank, None)
                 continue
@@ -188,6 +188,13 @@ class Rendezvous:
             elif waited - since > self._stopped_timeout:
                 limit = f"{self._stopped_timeout:g} s (faults.collect_timeout)"
                 self._give_up(f"{self._name(rank)} is stopped for {limit} while the run is being set up", [rank])
+
+    def _died(self, rank: int) -> NoReturn:
+        """End the run. Raises RunFailed."""
+        text = f"{self._name(rank)} died while the run was being set up"
+        if rank == 0:
+            raise FirstDied(text)
+        self._give_up(text)
 
     def _give_up(self, reason: str, hanging: Collection[int] = ()) -> NoReturn:
         """End the run, on rank 0 for all ranks. Raises RunFailed."""
@@ -211,9 +218,6 @@ class Rendezvous:
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} on {self.processes[rank].host}" if self.processes else f"rank {rank}"
-
-    def _death(self, rank: int) -> str:
-        return f"{self._name(rank)} died while the run was being set up"
 
     def _names(self, ranks: Collection[int]) -> str:
         first = sorted(ranks)[:8]

@@ -34,6 +34,7 @@ from psgc.terminal import say
 
 TERMINAL = "PSGC_TERMINAL"  # the width of the terminal, see psgc/record/progress.py
 OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, DEDICATED, FOLDER, STANDBY, TERMINAL)
+TOLD = 128 + signal.SIGUSR1  # the exit code of a script that this process has told to end
 RESERVE = 10.0  # seconds of a scheduler's warning that are kept for killing the run and requeueing the job
 
 
@@ -83,7 +84,8 @@ def launch(
         again += ["--", *program.after] if program.after else []
         hint = f", with -n and {placement.hosts()[0]} for the remaining hosts" if placement.hosts() else ""
         code, why = _exit_code(mpirun_code, stopped_by, left.end(), left.proof)
-        if code == 0 and left.works_on():  # it would have said that it ends
+        was_told = stopped_by is not None and code == TOLD and left.end().get("status") == "done"
+        if was_told or (code == 0 and left.works_on()):  # in the latter case, it would have said that it ends
             code = 1 if stopped_by is None else 128 + stopped_by
             how = "killed, or called os._exit," if stopped_by is None else stopped(stopped_by)
             why = f"the program was {how} after its run"
@@ -184,7 +186,7 @@ def _conclude(
         with suppress(OSError):
             write_text(left.summary_file, json.dumps(corrected, indent=2) + "\n")
     # SIGUSR1 ended the run, or the loss of ranks or hosts did (then mpirun returns 0, 1 or a rank's code)
-    is_cut = status in (None, "interrupted") or too_few_workers or left.works_on()
+    is_cut = status in (None, "interrupted") or too_few_workers or left.works_on() or code == TOLD
     cut_off = stopped_by in (None, signal.SIGUSR1) and is_cut
     if job and cut_off:
         scheduler, number = job

@@ -72,10 +72,11 @@ class RunDirectory:
     def is_over(self) -> bool:
         """Whether, for more than GRACE seconds, the summary is final and the program around the run has ended.
 
-        While loggers are open, or a checkpoint is written, it is LOGGERS seconds.
+        While loggers are open, or a checkpoint is written, it is LOGGERS seconds. Loggers are closed before the program
+        goes on, so it does not while they are open.
         """
-        works_on = self.works_on()
-        are_open = (self.directory / OPEN).exists() or self.is_writing()
+        has_loggers = (self.directory / OPEN).exists()
+        works_on, are_open = self.works_on() and not has_loggers, has_loggers or self.is_writing()
         seen = stamp(self.summary_file), works_on, are_open
         if seen != self._last_change[0]:
             self._last_change = seen, time.monotonic()
@@ -87,7 +88,7 @@ class RunDirectory:
         return any((self.directory / "checkpoints").glob(UNNAMED))
 
     def works_on(self) -> bool:
-        """Whether the program goes on after its run. After the end of mpirun: whether it was killed there."""
+        """Whether the program goes on after its run, or will. After the end of mpirun: whether it was killed there."""
         return self._folder is not None and (self._folder / WORKS_ON).exists()
 
     def can_resume(self) -> bool:

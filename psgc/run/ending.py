@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from psgc.errors import PsgcError, RunFailed, TooFewWorkers, UserError, one_line
-from psgc.run.launched import is_launched
+from psgc.errors import FirstDied, PsgcError, RunFailed, TooFewWorkers, UserError, one_line
+from psgc.run.launched import is_launched, number
 from psgc.terminal import say, say_traceback
 from psgc.transport import Transport
 
@@ -60,7 +60,7 @@ class RunOutcome:
 class Ending:
     """What a rank knows of the end of its run.
 
-    transport: None while MPI has not started; stopped_by: the signals that have come, a handler fills it;
+    transport: None while the ranks have not met; stopped_by: the signals that have come, a handler fills it;
     raises: a program is given the error, nothing is said here.
     told: every process knows that the run is over; in_order: all of them leave through MPI's Finalize.
     error: why the run has failed, or CalledOff; raised: what of that is for this rank to say or to raise.
@@ -83,7 +83,7 @@ class Ending:
         if self.error is not None:
             return
         self.error = error
-        self.raised = error if self._speaks else CalledOff()
+        self.raised = error if self.speaks_of(error) else CalledOff()
         if self.raises or not isinstance(self.raised, PsgcError) or (self.stopped_by and is_launched()):
             return
         say(f"psgc: {error}", error=True)
@@ -91,7 +91,7 @@ class Ending:
     def defect(self, error: BaseException) -> None:
         """This rank has raised what none raises on purpose. Ends the process if the others do not know of the end."""
         is_file = False
-        if self._speaks and isinstance(error, OSError):  # a full disk, a lost file server
+        if self.speaks_of(error) and isinstance(error, OSError):  # a full disk, a lost file server
             what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
             is_file, error = True, RunFailed(f"failed: {what}")
         self.error = self.raised = error
@@ -100,13 +100,13 @@ class Ending:
         if not self.told:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    @property
-    def _speaks(self) -> bool:
+    def speaks_of(self, error: BaseException) -> bool:
         """Whether this rank says why the run has failed."""
-        transport = self.transport
-        if transport is None or transport.rank == 0:
-            return True
-        return transport.place == 1 and transport.is_gone(0) and not is_launched()
+        transport, is_gone = self.transport, isinstance(error, FirstDied)
+        rank, place = (number(), number()) if transport is None else (transport.rank, transport.place)
+        if rank == 0 or place != 1 or is_launched():
+            return rank == 0
+        return is_gone or (transport is not None and transport.is_gone(0))
 
     @property
     def code(self) -> int:

@@ -162,6 +162,8 @@ def has_begun() -> bool:
 def say_whether_it_works_on(does: bool) -> None:
     """Rank 0 tells `psgc launch`, if that started it, that the program goes on after its run; later, that it ends.
 
+    It says so before the summary is final: were it killed then, the program would not be done.
+
     A process that has not said that it works on need not say that it ends.
     """
     global _works_on

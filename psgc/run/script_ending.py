@@ -164,11 +164,12 @@ class ScriptEnding:
                 self.closed(bool(self._text))
             if session.rank == 0:  # exit hooks of other packages may take minutes
                 launched.say_whether_it_works_on(True)
-            if stopped_by and session.rank == 0 and code is not None:
-                code = 128 + stopped_by[0]
             if session.rank:  # it returns 0: see `psgc.run.ending`
                 is_short = code is not None or session.is_cut_short or not session.in_order
                 code = 0 if is_short else None
+        rank = launched.number() if session is None else session.rank
+        if stopped_by and rank == 0 and code is not None:
+            code = 128 + stopped_by[0]
         is_ours = code not in (None, 1) or (session is not None and not session.in_order)
         if code is not None and (is_ours or is_late):
             leave(code)

@@ -23,7 +23,7 @@ from psgc.run.ending import CalledOff, Ending, leave_mpi
 from psgc.run.inputs import PREPARING, Given
 from psgc.run.launched import interruption
 from psgc.run.meeting import Meeting, NotAllCame, meet_at_the_end, wait_for_turn
-from psgc.run.script_ending import STOPPERS, ScriptEnding, leave
+from psgc.run.script_ending import STOPPERS, ScriptEnding, leave, stopped_by
 from psgc.terminal import say_together, say_traceback
 from psgc.transport import Transport
 
@@ -39,8 +39,8 @@ def take_part(
     """
     meeting = Meeting(transport, ending, PREPARING)
     serving = transport.rank == 0
+    before = signal.getsignal(signal.SIGTERM)
     if not serving:
-        before = signal.getsignal(signal.SIGTERM)
 
         def stop(number: int, frame: FrameType | None) -> None:
             if transport.rank:
@@ -66,6 +66,10 @@ def take_part(
             say_traceback()
     except BaseException as error:
         ending.defect(error)
+    finally:
+        if not serving:  # no worker may die while rank 0 still writes a checkpoint
+            signal.signal(signal.SIGTERM, before)
+            signal.alarm(0)
 
 
 # psgc train
@@ -86,11 +90,13 @@ def train(
     try:
         transport = Transport(interrupted=lambda: interruption(stopped_by))
         wait_for_turn(_load, lambda: interruption(stopped_by))
-    except RunFailed:
+    except RunFailed as error:
         if stopped_by:
             sys.exit(128 + stopped_by[0])  # silently: every rank would say the same
         if launched.is_on_standby():  # the run before goes on, and `psgc launch` says that these ranks did not start
             sys.exit(1)
+        if not Ending().speaks_of(error):
+            raise CalledOff from None
         raise
     default_signals_in_children()
     ending = Ending(transport, stopped_by)
@@ -99,9 +105,6 @@ def train(
     for stream in (sys.stdout, sys.stderr):  # may hold what a model has printed
         with suppress(OSError):
             stream.flush()
-    if transport.rank:  # no worker may die while the server still writes a checkpoint
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.alarm(0)
     leave_mpi(transport, ending.in_order, has_failed=code != 0)
     if ending.in_order:
         transport.end(code)  # without waiting for a compute thread that is inside a gradient
@@ -116,17 +119,53 @@ class RunOfProgram:
 
     goes_on = False
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self.in_order = self.is_cut_short = False
+    def __init__(self) -> None:
+        self._ending = Ending(stopped_by=stopped_by, raises=True)
+        self.is_cut_short = False
 
     @property
     def rank(self) -> int:
-        return self._transport.rank
+        return launched.number() if self._ending.transport is None else self._ending.transport.rank
+
+    @property
+    def in_order(self) -> bool:
+        return self._ending.in_order
 
     @property
     def reports(self) -> bool:
         return self.rank > 0 and not self.is_cut_short
+
+    def take_part(self, given: Given | UserError, resuming: bool, timeout: float) -> BaseException | None:
+        """Meet the other ranks, and take part in the run. Returns what this rank raises, None if the program goes on.
+
+        timeout: seconds that the ranks wait for each other until rank 0 sets others
+        """
+        ending, is_over, is_well = self._ending, False, False
+        try:
+            ending.transport = transport = Transport(
+                interrupted=lambda: None if is_over else interruption(stopped_by), timeout=timeout
+            )
+            default_signals_in_children()
+            if self.rank == 0:  # before the summary says that all is done
+                launched.say_whether_it_works_on(True)
+            take_part(transport, given, ending, resuming, launched.debugging())
+            is_over = True  # rank 0 may have had a signal, too, and tells the others how the run has ended
+            if self.rank == 0:  # perhaps since the rank 0 before has died
+                launched.say_whether_it_works_on(True)
+            is_well = ending.error is None
+            if self.in_order and not isinstance(ending.error, NotAllCame):  # whoever is missing hears no broadcast
+                is_well = bool(transport.broadcast(None if self.rank else b"+" if is_well else b"", "training"))
+            if is_well and self.in_order:
+                transport.close()
+        except RunFailed as error:  # before the run, or a rank has died since its end
+            ending.in_order = False
+            ending.failed(error)
+        if is_well and (self.in_order or self.rank == 0):
+            return None
+        self.is_cut_short = True
+        if stopped_by and self.rank == 0:
+            return KeyboardInterrupt() if stopped_by[0] == signal.SIGINT else SystemExit(128 + stopped_by[0])
+        return ending.raised or CalledOff()
 
     def close(self) -> None:
         """The program may begin another run as it is."""
@@ -144,14 +183,17 @@ class RunOfProgram:
             with suppress(OSError):
                 launched.leave_exit_code(code)
         if self.in_order and not self.is_cut_short:
-            self._transport, self.in_order = meet_at_the_end(self._transport, code if text else 0, text)
-        leave_mpi(self._transport, self.in_order, has_failed=bool(text))
+            assert self._ending.transport is not None
+            self._ending.transport, self._ending.in_order = meet_at_the_end(
+                self._ending.transport, code if text else 0, text
+            )
+        if self._ending.transport is not None:
+            leave_mpi(self._ending.transport, self.in_order, has_failed=bool(text))
         if is_own and not launched.is_launched():  # which looks at more than mpirun's exit code
             leave(code)
 
 
 _script: ScriptEnding | None = None  # of this process, once it has called `train_in_program`
-_stopped_by: list[int] = []
 
 
 def train_in_program(given: Given | UserError, program: str, resuming: bool) -> Path | None:
@@ -172,32 +214,22 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
         timeout = math.inf  # rank 0 may take its time until its next run
     elif isinstance(given, Given) and given.config is not None:
         timeout = given.config.faults.setup_timeout
-    launched.begin(_stopped_by)
-    with _signals(_stopped_by):
-        transport = Transport(interrupted=lambda: interruption(_stopped_by), timeout=timeout)
-        default_signals_in_children()
-        _script.session = run = RunOfProgram(transport)
-        ending = Ending(transport, _stopped_by, raises=True)
-        take_part(transport, given, ending, resuming or launched.resuming(), launched.debugging())
-        if run.rank == 0:
-            launched.say_whether_it_works_on(True)
-        run.in_order, error = ending.in_order, ending.error
-        is_well = error is None
-        if run.in_order and not isinstance(error, NotAllCame):  # whoever is missing does not hear a broadcast
-            is_well = bool(transport.broadcast(None if run.rank else b"+" if is_well else b"", "training"))
-        if is_well and run.in_order:
-            transport.close()
-    if is_well and (run.in_order or run.rank == 0):
-        return Path(given.config.output) if run.rank == 0 and isinstance(given, Given) and given.config else None
-    run.is_cut_short = True
-    if _stopped_by and run.rank == 0:
-        stopper = _stopped_by.pop(0)
-        raise KeyboardInterrupt if stopper == signal.SIGINT else SystemExit(128 + stopper)
-    raise ending.raised or CalledOff
+    launched.begin(stopped_by)
+    run = RunOfProgram()
+    with _signals():
+        _script.session = run
+        raised = run.take_part(given, resuming or launched.resuming(), timeout)
+    if raised is not None:
+        raise raised
+    late = stopped_by.copy()
+    stopped_by.clear()
+    if late and run.rank == 0:
+        signal.raise_signal(late[0])  # it came when all was done: now it is for the program
+    return Path(given.config.output) if run.rank == 0 and isinstance(given, Given) and given.config else None
 
 
 @contextmanager
-def _signals(stopped_by: list[int]) -> Iterator[Sequence[int]]:
+def _signals() -> Iterator[None]:
     """Ctrl-C and what `psgc launch` and SLURM send end the run in order. Afterwards they do what they did before."""
     if threading.current_thread() is not threading.main_thread():
         raise UserError("psgc.train: expected the main thread, which alone gets signals")
@@ -206,8 +238,7 @@ def _signals(stopped_by: list[int]) -> Iterator[Sequence[int]]:
         for number in (signal.SIGINT, *STOPPERS)
     }
     try:
-        yield stopped_by
+        yield
     finally:
-        signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)

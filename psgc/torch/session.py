@@ -182,11 +182,14 @@ class Session:
         """
         if not self._over.is_set():
             self._stays = True
+            if self.rank == 0:  # before the summary says that all is done
+                launched.say_whether_it_works_on(True)
             self._end()
         if (error := self._ending.raised or self._failure) is not None:
+            launched.say_whether_it_works_on(False)
             self.is_cut_short, self._is_told = isinstance(error, CalledOff), True
             raise error
-        if self.rank == 0:
+        if self.rank == 0:  # perhaps since the rank 0 before has died
             launched.say_whether_it_works_on(True)
 
     def make_room(self) -> None:

@@ -82,7 +82,8 @@ def test_a_program_that_is_stopped_and_goes_on(folder):
         wait_until(lambda: list(folder.glob("runs/program/checkpoints/*5*")))
         os.kill(running.process.pid, signal.SIGTERM)
         finished = running.wait(20, code=128 + signal.SIGTERM)
-    assert finished.stderr.endswith("psgc launch program.py -n 4 --resume -- long 1000\n"), finished.said
+    on = "to resume from the last checkpoint: psgc launch program.py -n 4 --resume -- long 1000"
+    assert finished.stderr == f"psgc launch: stopped by SIGTERM; {on}\n", finished.said
     assert "goes on" not in finished.stdout, finished.said
     summary = json.loads((folder / "runs/program/summary.json").read_text())
     assert summary["status"] == "interrupted"

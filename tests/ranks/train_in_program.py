@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 import psgc
+from psgc.checkpoints import CheckpointStore
 
 how, rank = sys.argv[1], int(os.environ["OMPI_COMM_WORLD_RANK"])
 X = np.random.default_rng(0).standard_normal((48, 5))
@@ -104,7 +105,8 @@ elif how == "succeed":
     assert run.history["iteration"].tolist() == [*range(20)]
     np.testing.assert_allclose(run.params, expected(20), rtol=1e-9)
 elif how == "long":
-    iterations = int(sys.argv[2])
+    iterations, close = int(sys.argv[2]), CheckpointStore.close
+    CheckpointStore.close = lambda store: time.sleep(0.5) or close(store)  # the other ranks wait for rank 0
     run = train(Ridge(0.01), iterations=iterations, checkpoint={"every": 5})
     if rank == 0:
         np.testing.assert_allclose(run.params, expected(iterations), rtol=1e-9)

@@ -173,6 +173,11 @@ def test_a_program_may_work_on_for_as_long_as_it_likes_after_its_run(tmp_path, m
     (run / "summary.json").write_text('{"status": "done"}')
     launched.say_whether_it_works_on(True)
     assert not any(is_over_soon(left) for _ in range(2))
+    (run / OPEN).touch()  # loggers that hang would keep the program from going on
+    monkeypatch.setattr("psgc.launching.outcome.LOGGERS", 0.01)
+    assert is_over_soon(left)
+    (run / OPEN).unlink()
+    assert not any(is_over_soon(left) for _ in range(2))
     launched.say_whether_it_works_on(False)
     assert not left.is_over()  # the end may take its time, too
     assert is_over_soon(left)
@@ -191,11 +196,14 @@ def test_a_program_that_is_killed_after_its_run_has_failed(mpirun, capfd, killed
     assert capfd.readouterr().err == "psgc launch: the program was killed, or called os._exit, after its run\n"
 
 
-def test_a_program_that_is_stopped_after_its_run_is_not_done(mpirun, capfd):
+@pytest.mark.parametrize("meets", [False, True], ids=["killed", "while the ranks meet again"])
+def test_a_program_that_is_stopped_after_its_run_is_not_done(mpirun, capfd, meets):
     Path("train.py").touch()
     Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    says = """rm $PSGC_FOLDER/works-on; mv end.json $PSGC_FOLDER/exited.json; """ if meets else ""
+    Path("end.json").write_text('{"exit_code": 138}')
     process = start(
-        mpirun(NAMED + DONE + STUBBORN.format(usr1="kill -9 $(cat rank); exit 138", term="")), path="train.py"
+        mpirun(NAMED + DONE + STUBBORN.format(usr1=says + "kill -9 $(cat rank); exit 138", term="")), path="train.py"
     )
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from psgc.errors import RunFailed, UserError
+from psgc.errors import FirstDied, RunFailed, UserError
 from psgc.run import ending as module
 from psgc.run import script_ending, session
 from psgc.run.ending import CalledOff, Ending, leave_mpi
@@ -54,6 +54,24 @@ def test_one_rank_says_why_the_run_has_failed(monkeypatch, capsys, rank, gone, l
     assert capsys.readouterr().err == ("psgc: rank 0 died\n" if speaks else "")
     assert isinstance(ending.raised, RunFailed if speaks else CalledOff)
     assert ending.code == (1 if speaks else 0)
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "launched", "speaks"),
+    [(0, RunFailed, True, True), (1, RunFailed, False, False), (1, FirstDied, False, True), (1, FirstDied, True, False),
+     (2, FirstDied, False, False)],
+)  # fmt: skip
+def test_one_rank_says_why_the_ranks_have_not_met(monkeypatch, rank, error, launched, speaks):
+    """It has no transport yet."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+    monkeypatch.delenv("PSGC_LAUNCHED", raising=False)
+    if launched:
+        monkeypatch.setenv("PSGC_LAUNCHED", "1")
+    (ending := Ending(raises=True)).failed(error("rank 2 died"))
+    assert isinstance(ending.raised, RunFailed if speaks else CalledOff)
+    monkeypatch.setattr(session, "Transport", Mock(side_effect=error("rank 2 died")))
+    with pytest.raises(RunFailed if speaks else CalledOff):
+        session.train("run.yaml", [], False, [])
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -155,6 +173,19 @@ def test_the_first_signal_ends_a_run_in_order_and_a_second_ctrl_c_at_once(hooks,
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "code"), [(0, 143), (1, None)])
+def test_the_exit_code_of_a_script_that_is_stopped_while_the_ranks_meet(hooks, monkeypatch, number, code):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(number))
+    monkeypatch.setattr(script_ending, "stopped_by", [signal.SIGTERM])
+    monkeypatch.setattr(script_ending, "leave", left := Mock())
+    ScriptEnding()
+    (ending := Ending(raises=True)).failed(RunFailed("stopped by SIGTERM"))
+    if number == 0:  # Python calls no excepthook for CalledOff
+        sys.excepthook(RunFailed, ending.raised, None)
+    hooks[0]()
+    assert left.call_args_list == ([((code,),)] if code else [])
 
 
 def test_a_run_that_is_alone_is_over_when_another_begins(hooks):

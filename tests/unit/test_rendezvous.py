@@ -9,7 +9,7 @@ import pytest
 from mpi4py import MPI
 
 from psgc import processes, rendezvous
-from psgc.errors import RunFailed
+from psgc.errors import FirstDied, RunFailed
 from psgc.rendezvous import Rendezvous
 
 TEXTS = b'["any", "any", "any"]'  # what the other rank sends while they meet
@@ -134,7 +134,7 @@ def test_the_reminder_of_a_rank_that_waits_is_not_its_text(ranks):
 def test_of_several_that_die_rank_0_is_named_since_the_others_have_left_because_of_that(meet, monkeypatch):
     it, _, _ = meet(1)
     monkeypatch.setattr(rendezvous, "failed_ranks", lambda _: [2, 0])
-    with pytest.raises(RunFailed, match="rank 0 on there died while the run was being set up"):
+    with pytest.raises(FirstDied, match="rank 0 on there died while the run was being set up"):
         it.broadcast(None)
 
 
@@ -183,6 +183,7 @@ def test_who_is_told_to_end_ends(ranks, clock):
     with pytest.raises(RunFailed, match="stopped by SIGINT"):
         it.broadcast(b"data", "starting")
     assert clock.now < 1.0
+    assert world.told[-1] == (rendezvous.OFF_TAG, b'["stopped by SIGINT", []]')  # so that nobody takes it for a death
 
 
 def test_who_gives_nothing_for_too_long_ends_the_run_and_is_killed(ranks, clock, capsys):

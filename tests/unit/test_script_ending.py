@@ -1,23 +1,17 @@
-"""How the process of a script ends, and how psgc.train ends a run in one, on rank 0 and on a worker."""
+"""How the process of a script ends, on rank 0 and on a worker."""
 
 import signal
 import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 
-import psgc
-from psgc.checkpoints import load_newest
 from psgc.errors import RunFailed, TooFewWorkers, UserError
 from psgc.launching.execution import Execution
-from psgc.messages import Kind
-from psgc.run import launched, script_ending, session
-from psgc.run.checkpoint import read
-from psgc.run.ending import CalledOff, RunOutcome
+from psgc.run import launched, script_ending
+from psgc.run.ending import RunOutcome
 from psgc.run.script_ending import ScriptEnding
-from tests.unit.scripted import Following, done, said
 
 TERM = (signal.SIGTERM,)
 
@@ -173,104 +167,3 @@ def test_a_script_that_ends_before_its_run(monkeypatch, capsys, error, code, sho
         said = capsys.readouterr().err
         assert said.endswith(text)
         assert bool(said) == bool(text)
-
-
-# psgc.train, with a transport that says what comes
-
-
-class Ranks(Following):
-    """Of a program: three ranks, and the workers do what the script says."""
-
-    def __init__(self, script=(), rank=0):
-        super().__init__(3, self._to_the_end(script))
-        self.rank = self.place = rank
-        self.finalize = self.close = lambda: None
-        self.outlast = lambda others: None
-        self.is_gone = lambda rank: False
-
-    def _to_the_end(self, script):
-        yield from script
-        while True:
-            yield [said(worker, Kind.GOODBYE) for worker in (1, 2)]
-
-
-class Mean:
-    dim = 2
-
-    def initial_params(self):
-        return np.zeros(2)
-
-    def gradient(self, params, chunk, rng):
-        return chunk.weight * params
-
-
-@pytest.fixture
-def train(tmp_path, monkeypatch):
-    """psgc.train on a rank of such ranks: the run, and the signals that come meanwhile."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
-    for name, value in (("_begun", False), ("_stopped_by", ())):
-        monkeypatch.setattr(launched, name, value)
-    monkeypatch.setattr(session, "_script", None)
-    monkeypatch.setattr(session, "ScriptEnding", lambda: SimpleNamespace(session=None))
-    monkeypatch.setattr(session, "default_signals_in_children", lambda: None)
-
-    def run(ranks, iterations=1, **settings):
-        monkeypatch.setattr(session, "Transport", lambda **_: ranks)
-        coding = {"chunks_per_worker": 1, "replication": 2}
-        usual = {
-            "lr": 1.0,
-            "output": "out",
-            "transfer": "per_chunk",
-            "trial": False,
-            "coding": coding,
-            "dedicated_server": True,
-        }
-        return psgc.train(Mean(), np.ones((4, 1)), iterations=iterations, **usual | settings)
-
-    return run
-
-
-def step(iteration):
-    """Both chunks of an iteration."""
-    for chunk in (0, 1):
-        yield [done(1, iteration, chunk, np.full(2, 0.25))]
-
-
-def test_a_program_that_calls_psgc_train_goes_on_with_resume(train, monkeypatch, tmp_path):
-    assert train(Ranks(step(0))).params.tolist() == [-0.5, -0.5]
-    monkeypatch.setenv("PSGC_RESUME", "1")  # psgc launch --resume
-    assert train(Ranks(step(1)), iterations=2).params.tolist() == [-1.0, -1.0]
-    monkeypatch.delenv("PSGC_RESUME")
-    assert train(Ranks(step(2)), iterations=3, resume=True).params.tolist() == [-1.5, -1.5]
-    assert load_newest(tmp_path / "out/checkpoints", read).iteration == 3
-    assert train(Ranks(step(0))).params.tolist() == [-0.5, -0.5]
-    assert (tmp_path / "out.1").exists()
-
-
-@pytest.mark.parametrize(
-    ("number", "error", "code"), [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGUSR1, SystemExit, 138)]
-)
-def test_a_signal_ends_the_run_and_then_the_program(train, number, error, code):
-    def stopped():
-        yield from step(0)
-        signal.raise_signal(number)
-        yield []
-
-    before = signal.getsignal(number)
-    with pytest.raises(error) as raised:
-        train(Ranks(stopped()), iterations=9)
-    assert getattr(raised.value, "code", None) == code
-    assert psgc.load("out").summary["status"] == "interrupted"
-    assert signal.getsignal(number) == before
-    with pytest.raises(UserError, match="the run before has failed, after which no other can begin"):
-        train(Ranks(), iterations=9)
-
-
-def test_a_mistake_is_an_error_on_rank_0_and_ends_the_others_without_a_word(train, capfd):
-    with pytest.raises(UserError, match="did you mean 'iterations'"):
-        train(Ranks(), iterationss=2)
-    session._script = None
-    with pytest.raises(CalledOff):
-        train(Ranks(rank=1), iterationss=2)
-    assert capfd.readouterr() == ("", "")

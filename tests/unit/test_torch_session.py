@@ -21,6 +21,7 @@ from psgc.run.takeover import Beginning
 from psgc.torch import begin, program, session
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.program import TorchProgram
+from psgc.torch.record import Record
 from psgc.transport import Control
 from tests.ranks.mpirun import wait_until
 from tests.unit.scripted import Following, Transport, said
@@ -134,6 +135,24 @@ def test_the_parameters_of_a_run_that_is_stopped_are_not_read_while_the_script_m
     with pytest.raises(RunFailed, match="stopped by SIGTERM"):
         run.engine.end()
     assert read_after_end == [True]
+
+
+def test_psgc_launch_knows_that_the_script_goes_on_before_the_summary_says_that_all_is_done(
+    ranks, tmp_path, monkeypatch
+):
+    """Were rank 0 killed between the two, the script would not be done."""
+    known, finish = [], Record.finish
+
+    def look(record, *given):
+        known.append((tmp_path / "works-on").exists())
+        finish(record, *given)
+
+    monkeypatch.setattr(Record, "finish", look)
+    monkeypatch.setattr(launched, "_works_on", False)
+    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
+    run = begun(tmp_path)
+    run.engine.close()
+    assert known == [True]
 
 
 class Worker(Transport):
