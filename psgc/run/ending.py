@@ -102,11 +102,12 @@ class Ending:
 
     def speaks_of(self, error: BaseException) -> bool:
         """Whether this rank says why the run has failed."""
-        transport, is_gone = self.transport, isinstance(error, FirstDied)
-        rank, place = (number(), number()) if transport is None else (transport.rank, transport.place)
-        if rank == 0 or place != 1 or is_launched():
-            return rank == 0
-        return is_gone or (transport is not None and transport.is_gone(0))
+        transport = self.transport
+        if (number() if transport is None else transport.rank) == 0:
+            return True
+        if (number() if transport is None else transport.place) != 1 or is_launched():
+            return False
+        return isinstance(error, FirstDied) or (transport is not None and transport.is_gone(0))
 
     @property
     def code(self) -> int:
