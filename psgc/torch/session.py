@@ -201,8 +201,7 @@ class Session:
             self.is_cut_short = self.rank > 0
             raise CalledOff if self.rank else RunFailed(LOST)
         if not self._stays:
-            said = "the script of rank 0 has ended, this one begins another run; expected the same runs on every rank"
-            raise RunFailed(f"{self._name}: {said}")
+            raise RunFailed(f"{self._name}: the script of rank 0 has ended, this one begins another run")
         do_in_mpi_thread(self._transport.close)
 
     def _leave_after_the_run(self, text: str, code: int) -> None:
