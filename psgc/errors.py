@@ -41,6 +41,10 @@ class FirstDied(RunFailed):
     """Rank 0 died while the ranks met, so another one has to say so. Exit code 1."""
 
 
+class FirstSilent(RunFailed):
+    """Rank 0 did not come, or hung, while the ranks met, so another one has to say so. Exit code 1."""
+
+
 class ServerDiffers(RunFailed):
     """The state of rank 0 differs from that of most workers, so it is wrong. Exit code 1.
 

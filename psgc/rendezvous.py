@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from psgc.errors import FirstDied, RunFailed
+from psgc.errors import FirstDied, FirstSilent, RunFailed
 from psgc.mpi_start import FIRST_WORD, MPI, TIMEOUT
 from psgc.processes import Identity, RunningTime
 from psgc.terminal import say
@@ -201,7 +201,7 @@ class Rendezvous:
         for rank in self._others if self._rank == 0 else ():
             self._send(rank, json.dumps([reason, sorted(hanging)]).encode(), OFF_TAG)
         self._kill(hanging)
-        raise RunFailed(reason)
+        raise (FirstSilent if self._rank and 0 in hanging else RunFailed)(reason)
 
     def _kill(self, ranks: Collection[int]) -> None:
         """Kill these ranks if they are on this host, and wait for their end, so that no other rank is blamed for it."""

@@ -100,7 +100,8 @@ class _Farewell:
                         elif entry["kind"] == Kind.STEPPED and self._stepped and (digest := digest_in(entry)):
                             self._stepped(message.source, entry["iteration"], digest)
                         elif entry["kind"] == Kind.ENDED and text and entry["attempt"] == 1 and self._done >= 0:
-                            say_together(f"psgc: rank {message.source}: {text}".split("\n"))  # the run is over
+                            place = self._transport.term.place(message.source)
+                            say_together(f"psgc: rank {place}: {text}".split("\n"))  # the run is over
             if self._awaits(wanted):
                 self._transport.wait()
 

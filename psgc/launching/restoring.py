@@ -117,10 +117,11 @@ class Watch:
         self._read_settings()
         if self.is_asked or self._settings is None:
             return self.is_asked
+        if self._left.summary():  # the run is over, and its loggers may still send, or its program works on
+            self.close()
+            return False
         if self._next is not None:
             return self._look_at(*self._next)
-        if self._left.summary():  # the run is over, and its loggers may still send
-            return False
         now, settings, before = time.monotonic(), self._settings, self.placement.ranks
         self._restores.lacks(self._missing(), now)
         due = self._restores.due(settings, before + self._more, now)

@@ -24,6 +24,7 @@ from weakref import WeakSet
 
 from psgc.disk import UNNAMED, check_regular, naming
 from psgc.errors import RunFailed, UserError
+from psgc.record.loggers import OPEN
 from psgc.record.recorder import unwritable
 from psgc.run.launched import READY, UNDO
 from psgc.terminal import say
@@ -75,7 +76,7 @@ class Claim:
                 if self._lock is None:
                     self._lock = _Lock(directory, self._term)  # then look again: another run may have begun meanwhile
                 elif ready:
-                    for name in () if self._term else (UNDO, READY):
+                    for name in () if self._term else (UNDO, READY, OPEN):
                         (directory / name).unlink(missing_ok=True)  # left by an earlier `psgc launch` that was killed
                     return
                 else:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from psgc.errors import FirstDied, PsgcError, RunFailed, TooFewWorkers, UserError, one_line
+from psgc.errors import FirstDied, FirstSilent, PsgcError, RunFailed, TooFewWorkers, UserError, one_line
 from psgc.run.launched import is_launched, number
 from psgc.terminal import say, say_traceback
 from psgc.transport import Transport
@@ -105,9 +105,11 @@ class Ending:
         transport = self.transport
         if (number() if transport is None else transport.rank) == 0:
             return True
-        if (number() if transport is None else transport.place) != 1 or is_launched():
+        if (number() if transport is None else transport.place) != 1:
             return False
-        return isinstance(error, FirstDied) or (transport is not None and transport.is_gone(0))
+        if is_launched():  # `psgc launch` says that rank 0 has died
+            return isinstance(error, FirstSilent)
+        return isinstance(error, FirstDied | FirstSilent) or (transport is not None and transport.is_gone(0))
 
     @property
     def code(self) -> int:

@@ -56,24 +56,28 @@ def meet(transport: Transport, ended: str = "", wrong: str = "") -> list[str]:
     return endings
 
 
-def meet_at_the_end(transport: Transport, code: int, text: str) -> tuple[Transport, bool]:
+def meet_at_the_end(transport: Transport, code: int, text: str) -> tuple[Transport, bool, NotAllCame | None]:
     """Tell those that begin another run that this script has ended after a run. Collective.
 
     It waits without end, since rank 0 may take its time until its next run, or its end.
 
     transport: of the run, closed; code, text: the exit code, and why the script has ended, or empty
-    Returns the transport to leave with, and whether all ranks leave through MPI's Finalize.
+    Returns the transport to leave with; whether all ranks leave through MPI's Finalize; and what rank 0 raises, unless
+    its script has raised.
     """
     try:
         transport = Transport(timeout=math.inf)
         meet(transport, f"{code} {text.partition(chr(10))[0] or 'without an error'}")
     except NotAllCame as error:
         if transport.rank == 0:
+            with suppress(OSError):
+                leave_exit_code(code or 1)
+            if not text:
+                return transport, True, error
             say(f"psgc: {error}", error=True)
-            leave_exit_code(code or 1)
     except RunFailed:  # a rank is dead: its end is no business of a run
-        return transport, False
-    return transport, True
+        return transport, False, None
+    return transport, True, None
 
 
 def check_all_well(troubles: Sequence[str], hosts: Sequence[str]) -> None:

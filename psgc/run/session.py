@@ -177,18 +177,20 @@ class RunOfProgram:
         """Leave MPI for good. An error of the program on a worker, after the run, is shown: nobody else knows of it."""
         if self.rank == 0:
             launched.say_whether_it_works_on(False)
-        is_own = bool(text and self.rank and not self.is_cut_short)
+        is_own, error = bool(text and self.rank and not self.is_cut_short), None
         if is_own:
             say_together(f"psgc: rank {self.rank}: {text}".split("\n"))
             with suppress(OSError):
                 launched.leave_exit_code(code)
         if self.in_order and not self.is_cut_short:
             assert self._ending.transport is not None
-            self._ending.transport, self._ending.in_order = meet_at_the_end(
+            self._ending.transport, self._ending.in_order, error = meet_at_the_end(
                 self._ending.transport, code if text else 0, text
             )
         if self._ending.transport is not None:
             leave_mpi(self._ending.transport, self.in_order, has_failed=bool(text))
+        if error is not None:
+            raise error
         if is_own and not launched.is_launched():  # which looks at more than mpirun's exit code
             leave(code)
 
@@ -221,11 +223,12 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
         raised = run.take_part(given, resuming or launched.resuming(), timeout)
     if raised is not None:
         raise raised
+    directory = Path(given.config.output) if run.rank == 0 and isinstance(given, Given) and given.config else None
     late = stopped_by.copy()
     stopped_by.clear()
-    if late and run.rank == 0:
+    if late and directory is not None and not (late[0] == signal.SIGUSR1 and launched.hands_over(directory)):
         signal.raise_signal(late[0])  # it came when all was done: now it is for the program
-    return Path(given.config.output) if run.rank == 0 and isinstance(given, Given) and given.config else None
+    return directory
 
 
 @contextmanager

@@ -66,11 +66,6 @@ class Reader:
             with suppress(Exception):  # below, rows are loaded one by one, and the error names the row
                 return by_index(rows)
         before = Generators.now(CPU)
-        if not (self.draws or self.mixes):
-            at = places(CPU)
-            batch = self._collated(self._examples(rows.tolist()), rows.tolist())
-            if places(CPU) == at:
-                return batch
         while True:
             known = self.draws, self.mixes
             batch = self._batch(rows.tolist(), seed)
@@ -86,16 +81,17 @@ class Reader:
             for row in rows:
                 reseed((*seed, row), CPU)
                 examples += self._examples([row])
+            loaded = places(CPU)
         else:
             before = places(CPU)
             examples = self._examples(rows)
-            self.draws = places(CPU) != before
+            loaded = places(CPU)
+            self.draws = loaded != before
         if self.mixes:
             reseed((*seed, rows[0], "batch"), CPU)
             return self._collated(examples, rows)
-        before = places(CPU)
         batch = self._collated(examples, rows)
-        self.mixes = places(CPU) != before
+        self.mixes = places(CPU) != loaded
         return batch
 
     def _collated(self, examples: list[Any], rows: list[int]) -> Any:

@@ -75,7 +75,9 @@ class Session:
     _memory: Memory
     _worker: ScriptWorker | None = None  # None on a dedicated server
     _is_serving = False
+    _asks_to_stay = False  # the script has closed the run: another may follow
     _stays = False  # in MPI after the end of the run
+    _has_ended = False  # the run has, and this process may still be in MPI
 
     def __init__(self, program: TorchProgram | UserError, stopped_by: Sequence[int], follows: bool = False) -> None:
         self._given, self._stopped_by, self._follows = program, stopped_by, follows
@@ -115,7 +117,7 @@ class Session:
         loop = self._loop
         if loop is None or isinstance(self._ending.raised, UserError):  # this rank has taken over, or was about to
             return False
-        return loop.calls is None or not self._over.is_set()
+        return loop.calls is None or not self._has_ended
 
     @property
     def _loop(self) -> ScriptLoop | None:
@@ -172,8 +174,8 @@ class Session:
             self._leave_after_the_run(text, code)
         else:
             self._end(text, code)
-            if self._failure is not None and not (self._is_told or self._text):
-                raise self._failure
+        if self._failure is not None and not (self._is_told or self._text or text):
+            raise self._failure
 
     def close(self) -> None:
         """The run is over, and the script is not: this process stays in MPI until `make_room` or `end`.
@@ -181,7 +183,7 @@ class Session:
         Raises what has ended the run.
         """
         if not self._over.is_set():
-            self._stays = True
+            self._asks_to_stay = True
             if self.rank == 0:  # before the summary says that all is done
                 launched.say_whether_it_works_on(True)
             self._end()
@@ -201,6 +203,7 @@ class Session:
             self.is_cut_short = self.rank > 0
             raise CalledOff if self.rank else RunFailed(LOST)
         if not self._stays:
+            self._is_told = True
             raise RunFailed(f"{self._name}: the script of rank 0 has ended, this one begins another run")
         do_in_mpi_thread(self._transport.close)
 
@@ -230,11 +233,11 @@ class Session:
                 worker.ended(last if self._is_in_call else last + 1, text, code if text else 0)
             hand_over.end(bool(text), term)
             is_said = hand_over.is_over()
-        wait(self._over)
         if text and code == 1 and not self._is_told:  # a mistake of the user, or a signal, is told elsewhere
             is_heard = worker is not None and worker.has_sent_its_end()
             if (loop := self._loop) is not None and loop.calls is not None and not is_heard:
                 say_together(f"psgc: rank {self.rank}: {text}".split("\n"))
+        wait(self._over)  # rank 0 may take its time
 
     # called by the MPI thread
 
@@ -262,6 +265,7 @@ class Session:
             say_traceback()
             self._ending.failed(RunFailed(one_line(error)))
         finally:
+            self._has_ended = True
             self._hand_over.stop(self._ending.raised or self._last_word())
             if transport is not None:
                 self._stay_or_leave(transport)
@@ -271,13 +275,13 @@ class Session:
 
     def _stay_or_leave(self, transport: Transport) -> None:
         """The run is over. Leave MPI, unless the script has said by `close` that another run may follow."""
-        if self._rank_0_stays and not self._stays:  # the script is still after its last call
-            self._leave_chunk()
+        if self._rank_0_stays and not self._asks_to_stay:  # the script is still after its last call
+            self._leave_chunk(self.config.faults.setup_timeout)  # a slow one that the next run needs
             self._hand_over.wait_for_end()
         if (loop := self._loop) is not None and loop.calls is None:  # rank 0 has failed, or this script came too late
             self._ending.failed(CalledOff())
         goes_on = self._rank_0_stays if loop is not None else not self._outcome.code
-        self._stays = self._stays and self._ending.error is None and goes_on
+        self._stays = self._asks_to_stay and self._ending.error is None and goes_on
         if not self._stays:
             with suppress(Exception):
                 if self._rank_0_stays:
@@ -288,22 +292,21 @@ class Session:
 
     def _tell_and_leave(self, code: int, text: str) -> None:
         """Leave MPI. Ranks that begin another run, or stay, are told that the script of this one has ended."""
-        transport, in_order = self._transport, self.in_order
-        if in_order:
+        transport = self._transport
+        if self.in_order:
             transport.close()
-            transport, in_order = self._transport, self._ending.in_order = meet_at_the_end(
-                transport, code if text else 0, text
-            )
-        leave_mpi(transport, in_order, bool(text))
+            transport, self._ending.in_order, self._failure = meet_at_the_end(transport, code if text else 0, text)
+            self._transport = transport
+        leave_mpi(transport, self.in_order, bool(text))
 
     @property
     def _rank_0_stays(self) -> bool:
         """Whether this is another rank, and rank 0 waits for it in the next run, if there is one."""
         return (loop := self._loop) is not None and loop.rank_0_stays and self.in_order
 
-    def _leave_chunk(self) -> None:
-        """Wait until the script is in no chunk."""
-        if not self._computing.acquire(timeout=STOP_TIMEOUT):  # a chunk that nobody waits for hangs
+    def _leave_chunk(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Wait so many seconds until the script is in no chunk."""
+        if not self._computing.acquire(timeout=timeout):  # a chunk that nobody waits for hangs
             os._exit(self._outcome.code)
         self._computing.release()
 
@@ -392,7 +395,7 @@ class Session:
             hand_over.rests(REST)  # else the parameters may be a mixture of two steps
             self.record.finish(program.params(), self._outcome, server.compared)
             done = -1 if self._outcome.code else hand_over.called + 1  # the others do not get the reason
-            self._ending.in_order = server.stop_workers(patience, done, self._stays and not self._outcome.code)
+            self._ending.in_order = server.stop_workers(patience, done, self._asks_to_stay and not self._outcome.code)
 
     def _work_too(self, record: Record, replica: ScriptReplica, first: int, injector: Injector | None) -> None:
         """Make rank 0 a worker as well. The script computes in its calls; the worker's loop runs while rank 0 waits."""
@@ -421,5 +424,4 @@ class Session:
 
     @property
     def _name(self) -> str:
-        rank = self._transport.rank
-        return f"rank {rank} on {self._transport.hosts[rank]}"
+        return f"rank {self._transport.place} on {self._transport.hosts[self._transport.rank]}"

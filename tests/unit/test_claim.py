@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from psgc.errors import RunFailed, UserError
+from psgc.record.loggers import OPEN
 from psgc.run import claim as module
 from psgc.run.claim import LOCK, Claim
 from psgc.run.launched import READY, UNDO
@@ -254,9 +255,9 @@ def test_what_is_no_file_of_ours_is_left_alone(make):
 # making room
 
 
-@pytest.mark.parametrize("name", [UNDO, READY])
+@pytest.mark.parametrize("name", [UNDO, READY, OPEN])
 @pytest.mark.parametrize(("term", "remains"), [(0, False), (1, True)])
-def test_a_wish_to_start_again_is_that_of_the_run_that_goes_on_not_of_an_earlier_one(name, term, remains):
+def test_what_a_run_has_left_for_psgc_launch_is_of_that_run_and_no_later_one(name, term, remains):
     with claimed():
         pass
     wish = Path("out", name)

@@ -196,12 +196,16 @@ def test_a_program_that_is_killed_after_its_run_has_failed(mpirun, capfd, killed
     assert capfd.readouterr().err == "psgc launch: the program was killed, or called os._exit, after its run\n"
 
 
-@pytest.mark.parametrize("meets", [False, True], ids=["killed", "while the ranks meet again"])
-def test_a_program_that_is_stopped_after_its_run_is_not_done(mpirun, capfd, meets):
+@pytest.mark.parametrize(
+    ("meets", "code"),
+    [(False, 138), (True, 138), (True, 1)],
+    ids=["killed", "while the ranks meet again", "while those of a script do"],
+)
+def test_a_program_that_is_stopped_after_its_run_is_not_done(mpirun, capfd, meets, code):
     Path("train.py").touch()
     Path("answer").write_text(Found.now(Path("out").absolute()).text())
     says = """rm $PSGC_FOLDER/works-on; mv end.json $PSGC_FOLDER/exited.json; """ if meets else ""
-    Path("end.json").write_text('{"exit_code": 138}')
+    Path("end.json").write_text(f'{{"exit_code": {code}}}')
     process = start(
         mpirun(NAMED + DONE + STUBBORN.format(usr1=says + "kill -9 $(cat rank); exit 138", term="")), path="train.py"
     )

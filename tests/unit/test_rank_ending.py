@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from psgc.errors import FirstDied, RunFailed, UserError
+from psgc.errors import FirstDied, FirstSilent, RunFailed, UserError
 from psgc.run import ending as module
 from psgc.run import script_ending, session
 from psgc.run.ending import CalledOff, Ending, leave_mpi
@@ -59,7 +59,8 @@ def test_one_rank_says_why_the_run_has_failed(monkeypatch, capsys, rank, gone, l
 @pytest.mark.parametrize(
     ("rank", "error", "launched", "speaks"),
     [(0, RunFailed, True, True), (1, RunFailed, False, False), (1, FirstDied, False, True), (1, FirstDied, True, False),
-     (2, FirstDied, False, False)],
+     (2, FirstDied, False, False), (1, FirstSilent, False, True), (1, FirstSilent, True, True),
+     (2, FirstSilent, True, False)],
 )  # fmt: skip
 def test_one_rank_says_why_the_ranks_have_not_met(monkeypatch, rank, error, launched, speaks):
     """It has no transport yet."""

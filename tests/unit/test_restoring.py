@@ -185,6 +185,21 @@ def test_a_run_that_is_over_is_not_started_again(folder):
     assert not Path("out/.ready").exists()
 
 
+def test_ranks_that_wait_for_a_run_that_is_over_are_ended(folder):
+    """Its program may work on: told to end, it would be killed."""
+    made = []
+    watched = Watch(Placement(3), lambda *_: made.append(Ranks()) or made[0], lambda _: None, False, Answers())
+    watched.begin(RunDirectory(Path("out"), resumed=False))
+    begins()
+    Path("out/lost.csv").write_text(LOST.format(2))
+    assert not is_asked(watched)
+    assert not made[0].has_ended
+    Path("out/summary.json").write_text('{"status": "done"}')
+    Path("out", READY).touch()
+    assert not is_asked(watched)
+    assert made[0].has_ended
+
+
 def test_where_each_of_three_processes_is_a_worker_the_third_one_is_missed_and_a_fourth_slot_is_new(folder, capsys):
     watched = watch(hostfile="hosts")
     begins(more="dedicated_server: false\n")

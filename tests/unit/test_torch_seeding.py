@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from psgc.torch.generators import Generators, preserved, seeded
+from psgc.torch.reading import Reader
 
 CPU = torch.device("cpu")
 
@@ -104,3 +105,29 @@ def test_the_kept_normal_number_is_put_back():
         assert np.random.standard_normal() == kept
     assert np.random.standard_normal() == kept
     assert np.random.standard_normal() != kept
+
+
+class Kept:
+    """Draws each row once, and keeps it."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, row):
+        if row not in self.rows:
+            torch.manual_seed(row)
+            self.rows[row] = torch.rand(2)
+        return self.rows[row]
+
+
+def test_a_dataset_that_draws_a_row_once_does_not_change_what_is_drawn_after_it():
+    reader = Reader(Kept(), torch.stack)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    for _ in range(2):
+        torch.manual_seed(7)
+        reader.load(np.array([1, 2]), (0, 0))
+        assert torch.equal(torch.rand(3), expected)

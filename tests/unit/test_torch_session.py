@@ -137,6 +137,14 @@ def test_the_parameters_of_a_run_that_is_stopped_are_not_read_while_the_script_m
     assert read_after_end == [True]
 
 
+def test_a_script_of_rank_0_that_ends_while_others_begin_another_run_has_failed(ranks, tmp_path, monkeypatch):
+    run, error = begun(tmp_path), meeting.NotAllCame("the script of rank 0 on h0 ended before the others")
+    monkeypatch.setattr(session, "meet_at_the_end", lambda transport, code, text: (transport, True, error))
+    run.engine.close()
+    with pytest.raises(meeting.NotAllCame):
+        run.engine.end()
+
+
 def test_psgc_launch_knows_that_the_script_goes_on_before_the_summary_says_that_all_is_done(
     ranks, tmp_path, monkeypatch
 ):
@@ -268,13 +276,47 @@ def test_a_worker_that_has_closed_a_run_leaves_when_rank_0_fails(begun_as):
     assert run.engine.is_cut_short
 
 
-def test_no_run_follows_when_the_script_of_rank_0_has_ended(begun_as):
+def test_no_run_follows_when_the_script_of_rank_0_has_ended(begun_as, capsys):
     run, transport = begun_as(Worker)
     assert evaluates(run) == 1.5
     run.end(False)
     run.engine.close()
     assert transport.left.is_set()
     with pytest.raises(RunFailed, match="rank 1 on h1: the script of rank 0 has ended, this one begins another run"):
+        run.engine.make_room()
+    run.engine.end("rank 1 on h1: the script of rank 0 has ended, this one begins another run")
+    assert capsys.readouterr().err == ""  # psgc has said it already
+
+
+class Leaving(Worker):
+    """It leaves MPI until the script has closed the run."""
+
+    def __init__(self, first, words):
+        super().__init__(first, words, is_early=True)
+        self.leaves, self.may_leave = threading.Event(), threading.Event()
+
+    def finalize(self):
+        self.leaves.set()
+        assert self.may_leave.wait(30)
+        super().finalize()
+
+    def close(self):
+        assert not self.leaves.is_set()
+
+
+def test_a_run_that_is_closed_while_this_rank_leaves_mpi_is_the_last_one(begun_as):
+    run, transport = begun_as(Leaving)
+    assert evaluates(run) == 1.5
+    assert transport.leaves.wait(30)
+    run.end(False)
+    (closes := threading.Thread(target=run.engine.close)).start()
+    wait_until(lambda: run.engine._asks_to_stay)
+    transport.may_leave.set()
+    closes.join(30)
+    gathered = len(transport.gathered)
+    run.engine.end()
+    assert len(transport.gathered) == gathered
+    with pytest.raises(RunFailed, match="the script of rank 0 has ended"):
         run.engine.make_room()
 
 
@@ -312,6 +354,23 @@ def test_an_error_of_which_rank_0_does_not_hear_is_told_here(begun_as, capsys, r
     run.engine.end("no\ntraceback", code)
     assert not transport.said(Kind.ENDED)
     assert capsys.readouterr().err == told
+
+
+def test_an_error_is_told_before_the_script_of_rank_0_ends(begun_as, capsys):
+    """That may take hours."""
+    run, transport = begun_as(partial(Worker, rank_0_stays=True))
+    told, gather = [], transport.gather
+
+    def gathers(text, doing=""):
+        wait_until(lambda: told.append(capsys.readouterr().err) or any(told), 1)
+        return gather(text, doing)
+
+    assert evaluates(run) == 1.5
+    wait_until(lambda: transport.said(Kind.GOODBYE))
+    run.end(False)
+    transport.gather = gathers
+    run.engine.end("no\ntraceback")
+    assert "".join(told) == "psgc: rank 1: no\ntraceback\n"
 
 
 def test_rank_0_hears_of_an_error_before_the_last_step(begun_as, capsys):

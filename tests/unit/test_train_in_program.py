@@ -161,6 +161,18 @@ def test_a_signal_of_the_last_seconds_is_for_the_program_and_not_for_its_next_ru
     assert heard == [number]
 
 
+def test_a_wish_to_start_the_run_again_that_comes_too_late_is_not_for_the_program(train, monkeypatch):
+    heard, usual = [], signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    close = CheckpointStore.close
+    monkeypatch.setattr(CheckpointStore, "close", lambda store: signal.raise_signal(signal.SIGUSR1) or close(store))
+    monkeypatch.setattr(launched, "hands_over", lambda directory: True)
+    try:
+        assert train(Ranks(step(0))).summary["status"] == "done"
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+    assert heard == []
+
+
 def test_a_signal_of_the_last_seconds_that_mpirun_passes_on_does_not_end_the_next_run_of_a_worker(train, monkeypatch):
     heard, reasons, usual = [], [], signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
     (ranks := Ranks(rank=1)).broadcast = lambda data, doing: b"+"
