@@ -247,10 +247,14 @@ class Mailbox:
             self._changed.notify_all()
 
     def tell(self, order: Order, iteration: int, *arguments: object) -> None:
-        """Handle an order of the server: a method of WorkerState, and its arguments."""
+        """Handle an order of the server: a method of WorkerState, and its arguments.
+
+        The compute thread is woken only if there is a chunk to take: it would take the core from this thread.
+        """
         with self._changed:
             order(self._state, iteration, *arguments)
-            self._changed.notify_all()
+            if self._state.has_next:
+                self._changed.notify_all()
 
     def commit(self, iteration: int, chunk: int, contributors: tuple[int, ...], role: int, serial: int = 0) -> None:
         """The held copy of `chunk` counts in this role, together with the copies in the other contributors' roles."""

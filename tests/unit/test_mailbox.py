@@ -220,20 +220,94 @@ def test_the_report_of_a_short_chunk_waits_for_those_of_the_next_ones_and_no_oth
     assert len(worker.mailbox.outgoing()) == 5
 
 
-@pytest.mark.parametrize("wake", ["begin", "queue", "default_queue", "next"])
-def test_a_free_compute_thread_waits_until_there_is_work(wake):
+class Watched(threading.Condition):
+    """A condition that says when a thread waits for it, and counts how often it is notified."""
+
+    def __init__(self):
+        super().__init__()
+        self.awaited, self.notified = threading.Event(), 0
+
+    def wait(self, timeout=None):
+        self.awaited.set()  # who notifies needs the lock, and gets it when the thread waits
+        return super().wait(timeout)
+
+    def notify_all(self):
+        self.notified += 1
+        super().notify_all()
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """A worker without work in iteration 1, and what its compute thread waits for."""
+    made = []
+    watched = SimpleNamespace(Condition=lambda: made.append(Watched()) or made[-1])
+    monkeypatch.setattr(mailbox, "threading", watched)
     worker = Worker([2], combined=True)
-    worker.compute()
-    if wake != "begin":
-        worker.mailbox.begin(1, PARAMS)
-        worker.mailbox.tell(WorkerState.discard, 1, 2)
-    answer = in_thread(worker.mailbox.take)
-    what = {"begin": PARAMS, "queue": [2], "default_queue": [2], "next": 2}
-    worker.mailbox.begin(1, PARAMS) if wake == "begin" else worker.mailbox.tell(
-        getattr(WorkerState, wake), 1, what[wake]
-    )
+    worker.mailbox.begin(1, PARAMS)
+    worker.mailbox.tell(WorkerState.discard, 1, 2)
+    made[0].notified = 0
+    return worker, made[0]
+
+
+def waiting_in(function, changed):
+    """As `in_thread`, once the thread waits."""
+    answer = in_thread(function)
+    assert changed.awaited.wait(LIMIT)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("order", "arguments"),
+    [
+        (WorkerState.queue, ([2],)),
+        (WorkerState.default_queue, ([2],)),
+        (WorkerState.next, (2,)),
+        (WorkerState.check, ([2], False)),
+        (WorkerState.check, ([2], True)),
+    ],
+    ids=["queue", "default queue", "next", "check", "check at once"],
+)
+def test_a_free_compute_thread_waits_until_there_is_work(idle, order, arguments):
+    worker, changed = idle
+    answer = waiting_in(worker.mailbox.take, changed)
+    worker.mailbox.tell(order, 1, *arguments)
     work = answer()
     assert (work.iteration, work.chunk) == (1, 2)
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["its default queue", "an order that came before"])
+def test_a_free_compute_thread_waits_until_the_next_iteration(idle, early):
+    worker, changed = idle
+    answer = waiting_in(worker.mailbox.take, changed)
+    if early:
+        worker.mailbox.tell(WorkerState.default_queue, 1, [])
+        worker.mailbox.tell(WorkerState.next, 2, 3)
+        assert not changed.notified
+    worker.mailbox.begin(2, PARAMS)
+    work = answer()
+    assert (work.iteration, work.chunk) == (2, 3 if early else 2)
+
+
+def test_an_order_that_makes_no_work_does_not_wake_the_compute_thread(idle):
+    worker, changed = idle
+    answer = waiting_in(worker.mailbox.take, changed)
+    worker.mailbox.tell(WorkerState.discard, 1, 0)
+    worker.mailbox.tell(WorkerState.skip, 1, 0)
+    worker.mailbox.tell(WorkerState.share, 1)
+    worker.mailbox.tell(WorkerState.closed, 1)
+    assert not changed.notified
+    worker.mailbox.stop()
+    assert answer() is None
+
+
+def test_a_script_that_waits_for_chunks_is_told_to_look_again(idle):
+    worker, changed = idle
+    is_over = threading.Event()
+    answer = waiting_in(lambda: worker.mailbox.take(is_over.is_set), changed)
+    worker.mailbox.tell(WorkerState.closed, 1)
+    is_over.set()
+    worker.mailbox.look()
+    assert answer() is None
 
 
 def test_stop_ends_every_wait():
