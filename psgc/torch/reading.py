@@ -81,17 +81,16 @@ class Reader:
             for row in rows:
                 reseed((*seed, row), CPU)
                 examples += self._examples([row])
-            loaded = places(CPU)
         else:
             before = places(CPU)
             examples = self._examples(rows)
-            loaded = places(CPU)
-            self.draws = loaded != before
+            self.draws = places(CPU) != before
         if self.mixes:
             reseed((*seed, rows[0], "batch"), CPU)
             return self._collated(examples, rows)
+        before = places(CPU)
         batch = self._collated(examples, rows)
-        self.mixes = places(CPU) != loaded
+        self.mixes = places(CPU) != before
         return batch
 
     def _collated(self, examples: list[Any], rows: list[int]) -> Any:
