@@ -1,4 +1,7 @@
-"""MPI during a run. `psgc.rendezvous` uses MPI before that; no other file imports mpi4py.
+"""MPI during a run: no other part of psgc sends or receives messages then.
+
+`psgc.mpi_start` imports mpi4py and starts MPI. Outside of a run `psgc.rendezvous`, `psgc.run.meeting`,
+`psgc.run.session` and `psgc.launching.rank` use MPI, too.
 
 * One thread of each process makes all its MPI calls.
 * Receives are posted before senders need them. These buffers are all the memory that a receiver spends.
