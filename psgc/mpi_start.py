@@ -25,7 +25,7 @@ from psgc.terminal import say  # noqa: E402
 
 TIMEOUT = 600.0  # seconds for MPI to start
 FIRST_WORD = 20.0  # seconds of waiting after which rank 0 says so; then after twice as many, and so on
-LOOK_EVERY = 0.2  # seconds between two looks at the ranks of this host
+LOOK_EVERY = 0.2  # seconds between two checks of the ranks of this host
 GRACE = 2.0  # seconds: a rank may begin late, and ranks that end because of a mistake may say so first
 DAEMONS = ("prterun", "prted", "mpirun", "mpiexec", "orterun", "orted")  # of Open MPI, which start ranks
 RANK, SIZE = "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"

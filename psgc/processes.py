@@ -74,8 +74,8 @@ class Identity:
     def switches(self) -> int:
         """How often a process of this machine has given up its processor; 0 if that is unknown.
 
-        Of its first thread. SIGCONT wakes every thread, so a process that was stopped at two looks, and has run between
-        them, has another number at the second one.
+        The number is that of its first thread. SIGCONT wakes every thread, so a process that was found stopped
+        twice, and has run in between, has another number the second time.
         """
         try:
             status = Path(f"/proc/{self.pid}/status").read_text(errors="replace")

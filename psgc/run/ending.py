@@ -12,10 +12,10 @@ the script of another rank does  that rank, or rank 0 for it when the run then e
 some scripts end before the run  rank 0: which, and why                                         1, or that of the error
 rank 0 dies, and nobody goes on  `psgc launch`, without it rank 1                               mpirun's
 
-All other ranks return 0. mpirun passes on the code of rank 0. It prints a long comment on that of another rank that is
-not 0, and on that of rank 0 when others have not left yet. So others return 0, and rank 0 leaves last (`leave_mpi`).
-A process that dies before the others know that the run is over is reported to them by MPI: so who has a defect kills
-itself then.
+All other ranks return 0, and rank 0 leaves last (`leave_mpi`). mpirun returns the exit code of rank 0. It prints a long
+comment when another rank returns a code that is not 0, or when rank 0 returns one before the others have left.
+MPI reports the death of a process to the others. So a rank that meets a defect of psgc before the others know that the
+run is over kills its process.
 """
 
 import os
@@ -39,17 +39,23 @@ class CalledOff(SystemExit):
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """reason: of what was not done; code: the exit code; enough: why the run has ended before its last iteration."""
+    """How a run has ended.
+
+    reason: why it failed or was interrupted, else empty
+    code: the exit code
+    too_few_workers: whether it failed for lack of workers: another attempt may succeed
+    enough: why a run that is done has ended before its last iteration, else empty
+    """
 
     status: Literal["done", "failed", "interrupted"] = "done"
     reason: str = ""
     code: int = 0
-    too_few_workers: bool = False  # another attempt may succeed
+    too_few_workers: bool = False
     enough: str = ""
 
     @classmethod
     def of(cls, error: BaseException, stopped_by: Sequence[int] = ()) -> "RunOutcome":
-        """That of a run which this error has ended. stopped_by: the signals that have come."""
+        """The outcome of a run that this error has ended. stopped_by: the signals that have come."""
         if not isinstance(error, PsgcError):  # a defect
             return cls("failed", one_line(error), 1)
         if stopped_by and not isinstance(error, UserError):
@@ -60,10 +66,13 @@ class RunOutcome:
 class Ending:
     """What a rank knows of the end of its run.
 
-    transport: None while the ranks have not met; stopped_by: the signals that have come, a handler fills it;
-    raises: a program is given the error, nothing is said here.
-    told: every process knows that the run is over; in_order: all of them leave through MPI's Finalize.
-    error: why the run has failed, or CalledOff; raised: what of that is for this rank to say or to raise.
+    transport: None while the ranks have not met
+    stopped_by: the signals that have come; a handler fills it
+    raises: whether a program gets the error, so that nothing is said here
+    told: whether every process knows that the run is over
+    in_order: whether all of them leave through MPI's Finalize
+    error: why the run has failed, or CalledOff
+    raised: what this rank says or raises: that error, or CalledOff when another rank speaks of it
     """
 
     def __init__(

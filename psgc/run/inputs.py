@@ -52,11 +52,13 @@ Callback = Callable[[dict[str, Any], Array], Any]  # (row, params) -> whether th
 class Given:
     """What a rank brings to a run.
 
-    source: the YAML, beside which a model may lie, or the program. overrides: of the YAML, for rank 0.
-    config: the settings, None where rank 0 reads them from the YAML.
-    problem: of a program, which has built it; dataset: its data in memory, None where the settings name the data.
-    callbacks: of a program, called on rank 0 after each step, with the row and the parameters.
-    arguments: of a script.
+    source: the path of the YAML, whose folder may have the model, or of the program
+    config: the settings, None where rank 0 reads them from the YAML
+    problem: the one that a program has built
+    dataset: a program's data in memory, None where the settings name the data
+    callbacks: of a program; rank 0 calls them after each step with the row and the parameters
+    overrides: of the YAML, for rank 0
+    arguments: of a script
     """
 
     source: str
@@ -73,8 +75,9 @@ def open_problem(
 ) -> tuple[Dataset | None, Problem]:
     """The training data and the problem of this rank. Raises UserError.
 
-    config_path: the YAML, beside which a model may lie; copies: processes of this host that open the data;
-    given: the problem and the data of a program.
+    config_path: of the YAML, whose folder may have the model
+    copies: processes of this host that open the data
+    given: the problem and the data of a program
     """
     data, problem = config.data, config.problem
     if isinstance(problem, TorchProblem):
@@ -106,7 +109,7 @@ def _opened(data: Data | PythonData, config_path: str, copies: int) -> Dataset:
 
 
 def _with_integers(dataset: Dataset | None) -> Dataset | None:
-    """The data as a model of the user's gets it: an X of whole numbers stays as it is."""
+    """The data as a user's model gets it: an X of integers stays one of integers."""
     if dataset is None:
         return None
     return replace(dataset, keeps_integers=True, held_out=_with_integers(dataset.held_out))
@@ -160,7 +163,7 @@ def source_of(target: str) -> str:
 
 
 def open_held_out(config: Config, dataset: Dataset | None, copies: int = 1) -> Dataset | None:
-    """The held-out data, if any, as it is opened beside the training data. copies: as there. Raises UserError."""
+    """The held-out data, if any, for the training data `dataset`. copies: see `open_problem`. Raises UserError."""
     data = config.data
     if isinstance(data, Data) and data.test is not None and dataset is not None:
         test = open_data(data.test, data.test_labels, dataset, data.index_base, copies)
@@ -234,7 +237,7 @@ def known_costs(config: Config, num_chunks: int) -> Callable[[int], list[float]]
 
 
 def make_emulation(config: Config, plan: Plan, rank: int) -> Emulation:
-    """How much longer than they are the chunks of this rank take. Raises UserError."""
+    """What makes the chunks of this rank take longer than their work (`stragglers`). Raises UserError."""
     slow = config.stragglers
     of_rounds, of_chunks = emulated_seconds(config, plan.num_workers), emulated_chunks(config, plan.num_chunks)
     return Emulation(slow.kind, rank, config.seed, slow.factor, slow.seconds, of_rounds, of_chunks)
@@ -251,9 +254,9 @@ def tried_chunks(config: Config, plan: Plan) -> dict[int, int]:
 
 
 def rows_taken(config: Config, num_rows: int | None) -> int | Epochs | None:
-    """The rows that an iteration takes: so many of every chunk, those of its place in an epoch, or None for all.
+    """The rows that an iteration takes: a number of rows of every chunk, the batches of epochs, or None for all rows.
 
-    num_rows: of the data, None without.
+    num_rows: of the data, None without data
     """
     batch = config.batch
     if not isinstance(batch, BatchSettings):
@@ -272,13 +275,13 @@ def iterations_of(config: Config, num_rows: int | None) -> int:
 
 
 def rows_in_iteration(config: Config, num_rows: int | None) -> int | None:
-    """How many rows the chunks of an iteration are cut from, the last one of an epoch aside; None without data."""
+    """How many rows are cut into the chunks of an iteration; None without data. An epoch's last one may have fewer."""
     rows = rows_taken(config, num_rows)
     return rows.rows_in(0) if isinstance(rows, Epochs) else num_rows
 
 
 def check_rows(config: Config, num_rows: int | None, num_chunks: int) -> None:
-    """Raises UserError when there are more chunks than rows in a batch: some chunks would always be empty."""
+    """Raises UserError when a batch has fewer rows than chunks: some chunks would always be empty."""
     rows = rows_in_iteration(config, num_rows)
     if rows is not None and rows < num_chunks:
         raise UserError(
@@ -288,7 +291,7 @@ def check_rows(config: Config, num_rows: int | None, num_chunks: int) -> None:
 
 
 def check_data(chunks: ChunkSource, rows: int | Epochs | None, iteration: int, chunk: int) -> None:
-    """Look at what a gradient was of. Raises UserError when its numbers cannot be used."""
+    """Check the data from which a gradient was computed. Raises UserError when its numbers cannot be used."""
     if not isinstance(rows, Epochs):
         chunks.check(chunk)
     elif (taken := rows.rows(iteration, chunk, chunks.num_chunks)).size:

@@ -27,7 +27,7 @@ from psgc.run.launched import STANDBY, is_on_standby, leave_exit_code
 from psgc.terminal import say
 from psgc.transport import Transport
 
-PAUSE = 0.01  # seconds between two looks at the file for which ranks on standby wait
+PAUSE = 0.01  # seconds between two checks of the file for which ranks on standby wait
 ENDED = "ended "  # before the exit code and the reason of a rank whose script has ended
 WRONG = "wrong "  # before the reason of a rank that cannot take part
 
@@ -57,9 +57,9 @@ def meet(transport: Transport, ended: str = "", wrong: str = "") -> list[str]:
 
 
 def meet_at_the_end(transport: Transport, code: int, text: str) -> tuple[Transport, bool, NotAllCame | None]:
-    """Tell those that begin another run that this script has ended after a run. Collective.
+    """Tell the ranks that begin another run that this script has ended after a run. Collective.
 
-    It waits without end, since rank 0 may take its time until its next run, or its end.
+    It waits without a limit, since rank 0 may take long until its next run, or its end.
 
     transport: of the run, closed; code, text: the exit code, and why the script has ended, or empty
     Returns the transport to leave with; whether all ranks leave through MPI's Finalize; and what rank 0 raises, unless

@@ -127,7 +127,7 @@ def dimension(config_path: str, overrides: Sequence[str], seconds: float = LIMIT
 
 
 def _main(config_path: str, *overrides: str) -> None:
-    from psgc.run.inputs import open_problem  # with SciPy, which who asks does not need
+    from psgc.run.inputs import open_problem  # with SciPy, which the process that asks does not need
 
     dim = int(open_problem(load(config_path, overrides), config_path)[1].dim)
     sys.stdout.write(f"\n{MARK.decode()}{dim}\n")

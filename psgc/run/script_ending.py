@@ -1,5 +1,6 @@
-"""How the process of a script ends, with psgc.torch or psgc.train: the other ranks are told, and the exit code is that
-of the table in `psgc.run.ending`.
+"""The end of the process of a script, with psgc.torch or psgc.train: what the other ranks are told, and the exit code.
+
+The table in `psgc.run.ending` has the exit codes.
 """
 
 import atexit
@@ -23,11 +24,13 @@ stopped_by: list[int] = []  # signals that have come
 
 
 class RunToEnd(Protocol):
-    """A run as the end of its process sees it.
+    """What `ScriptEnding` needs of a run.
 
-    rank: of this process; goes_on: another run of psgc.torch may follow; in_order: all ranks leave through MPI's
-    Finalize; is_cut_short: nothing more is to be done on this rank; reports: `end` has rank 0 say what the mistake of
-    the user was.
+    rank: of this process
+    goes_on: whether another run of psgc.torch may follow
+    in_order: whether all ranks leave through MPI's Finalize
+    is_cut_short: whether nothing more is to be done on this rank
+    reports: whether `end` has rank 0 say what the user's mistake was
     """
 
     goes_on: bool
@@ -41,22 +44,24 @@ class RunToEnd(Protocol):
     def reports(self) -> bool: ...
 
     def end(self, text: str = "", code: int = 1) -> None:
-        """The script is over, with this exit code because of an error if there is a text. Leaves MPI.
+        """The script ends. Leaves MPI. text: why, if it failed, else empty; code: the exit code of a failure.
 
-        Raises, on rank 0, what has ended the run after the last call of the script.
+        Raises, on rank 0, the error that ended the run after the last call of the script.
         """
 
     def close(self) -> None:
-        """The run is over, and the script is not: another run may follow, or `end`. Raises what has failed."""
+        """End the run. The script goes on: `make_room` or `end` follows. Raises the error that ended the run."""
 
     def make_room(self) -> None:
-        """Another run follows. Raises UserError where it cannot."""
+        """Another run follows. Raises RunFailed or CalledOff if it cannot."""
 
 
 class ScriptEnding:
-    """Looks at how the script ends. session: of this rank, None before there is one.
+    """Handles the end of the script: tells the other ranks, and sets the exit code.
 
-    An earlier run of this process that another may follow is over.
+    Making one closes the earlier run of this process, if another run may follow it.
+
+    session: the run on this rank, None before there is one
     """
 
     _earlier: ClassVar["ScriptEnding | None"] = None
@@ -101,7 +106,7 @@ class ScriptEnding:
         atexit.register(self._at_exit)
 
     def close(self) -> None:
-        """The run is over. May be called again. Raises what it has failed of."""
+        """End the run. May be called again. Raises the error that ended it."""
         if self._is_closed or self.session is None:
             return
         self.last(False)

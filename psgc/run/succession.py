@@ -56,7 +56,7 @@ class Succession:
     term: the newest term that it has begun
     replica: as in `ReplicaPosition`
     said: the newest position of each other place; the owner of this object keeps it up to date
-    absent: places that were lost before, for which nobody waits
+    absent: places that were lost before; no process waits for them
     patience: seconds to wait for the others
     """
 

@@ -80,7 +80,7 @@ def watching(transport: Transport, awaited: Callable[[], int], timeout: float) -
 
     If that process has been stopped (SIGSTOP) for `timeout` seconds, it is killed from its own host, by the process at
     the lowest place that is not stopped itself, since MPI does not report it. So it cannot wake up as a second rank 0.
-    One that has run between two looks that found it stopped is only slow, as under cpulimit, and is waited for.
+    A process that has run between two checks that found it stopped is only slow, as under cpulimit, and is waited for.
     """
     is_over = threading.Event()
     arguments = transport, awaited, timeout, is_over

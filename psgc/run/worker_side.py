@@ -108,7 +108,7 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
         trouble = str(error)
     meeting.agree(trouble)
     meeting.compare(description(config, dataset, problem, test), SAME)
-    if file:  # of the checkpoint; who does not see it gets the state of another rank
+    if file:  # of the checkpoint; a rank that does not see it gets the state of another rank
         checkpoint = load_same(Path(config.output) / "checkpoints" / file[0], read)
         meeting.have(checkpoint is not None)
     meeting.tell()  # rank 0 can write
