@@ -1,4 +1,4 @@
-"""The schedules by name: who does which chunk next.
+"""The schedules by name: which worker does which chunk next.
 
 To add one, write a subclass of `Schedule` in a file of this package and give it a line in `SCHEDULES`.
 """

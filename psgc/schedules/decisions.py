@@ -1,4 +1,4 @@
-"""What the schedule `dynamic` decides: who takes over chunks from whom, and who does which backup next."""
+"""The decisions of the schedule `dynamic`: which worker takes over which chunks, and which backup it does next."""
 
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
@@ -11,12 +11,12 @@ from psgc.schedules.progress import LEAD, ChunkView, WorkerView
 from psgc.schedules.schedule import Order, Queue, Schedule, Skip
 
 UNEVEN = 1.1  # costs that differ by no more than this factor count as equal
-LONG_REST, LEAST_REST = 3.0, 0.1  # times the iteration before, and seconds at least, after which nobody rests
+LONG_REST, LEAST_REST = 3.0, 0.1  # times the iteration before, and seconds at least, after which no worker rests
 ROUNDS = 10  # passes over all chunks, at most
 
 
 class Decisions(Schedule):
-    """The decisions of `dynamic`, which says when they are made (`psgc.schedules.dynamic`), and what they rest on.
+    """The decisions of `dynamic`, and what they depend on. `psgc.schedules.dynamic` says when they are made.
 
     chunks, workers: what is believed of each; bare: the workers that have lost the last chunk they were told.
     """
@@ -104,13 +104,13 @@ class Decisions(Schedule):
         return orders
 
     def _pull(self, worker: WorkerView, now: float) -> list[Order]:
-        """Take over chunks from holders that have more left to do, as long as `worker` would be through sooner."""
+        """Take over chunks from holders that have more left to do, as long as `worker` would finish sooner."""
         pace, lag = worker.pace, self.learning.lag
         if pace is None or pace == inf or worker.chosen or worker.is_delayed:
             return []
         limit = worker.through(now, lag) + 2 * lag
-        ends: dict[WorkerView, float] = {}  # when others will be through
-        offers: dict[WorkerView, set[ChunkView]] = {}  # what those that will be through later were told
+        ends: dict[WorkerView, float] = {}  # when others will have finished
+        offers: dict[WorkerView, set[ChunkView]] = {}  # chunks that workers which finish later were told
         for chunk in worker.choices():
             for other in chunk.takers:
                 if chunk in other.piece:
@@ -151,7 +151,7 @@ class Decisions(Schedule):
         return orders
 
     def _choose(self, worker: WorkerView, now: float) -> list[Order]:
-        """Decide what `worker` does after the chunk it is in, or at once when it rests."""
+        """Decide what `worker` does after the chunk it is in, or at once when it is idle."""
         lag, spread = self.learning.lag, self.learning.spread
         before = tuple(worker.told)
         for chunk in before:
@@ -182,7 +182,7 @@ class Decisions(Schedule):
             heappush(self._alarms, (when, worker.rank))
 
     def _queue(self, worker: WorkerView) -> Queue:
-        """What `worker` is in, which it may not have begun by then, and all that it was told."""
+        """The order to do what `worker` was told. It begins with the chunks that it is in: they may not have begun."""
         first = [chunk for chunk in worker.piece if not chunk.committed]
         return Queue(worker.rank, tuple(chunk.number for chunk in (*first, *worker.told)))
 
@@ -193,12 +193,12 @@ def uneven(costs: Sequence[float]) -> bool:
 
 
 def copy_together(worker: WorkerView, chunk: ChunkView) -> list[WorkerView]:
-    """`worker` is to copy `chunk`, and all workers that rest what that copy is of no use without. Returns who copies.
+    """`worker` is to copy `chunk`, and idle workers the chunks that must be copied with it. Returns these workers.
 
-    They share it so that they are through at the same time.
+    They share the chunks so that they finish at the same time.
     """
     _, *others = chunk.with_others()
-    able = {one: [other for other in one.holders if other.rests and one in other.choices()] for one in others}
+    able = {one: [other for other in one.holders if other.is_idle and one in other.choices()] for one in others}
     usual = median([other.pace for of in able.values() for other in of if other.pace] or [1.0])
     worker.tell(chunk)
     copying = {worker: None}
@@ -213,7 +213,7 @@ def copy_together(worker: WorkerView, chunk: ChunkView) -> list[WorkerView]:
 def balance(
     chunks: Iterable[ChunkView], workers: Sequence[WorkerView], holders: Sequence[Sequence[WorkerView]]
 ) -> None:
-    """Plan for chunks of known, different costs: nobody has much more to do than others.
+    """Plan for chunks of known, different costs: no worker has much more to do than others.
 
     Chunks move between holders, none of which is in a chunk, until no move shortens the longer of two queues.
     The queues of the workers are then sorted by cost, the longest chunk first: what is left late is small, and fills

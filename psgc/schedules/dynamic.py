@@ -1,4 +1,4 @@
-"""The schedule `dynamic`: the server decides, report by report, who does what next."""
+"""The schedule `dynamic`: the server decides, report by report, what each worker does next."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from copy import copy
@@ -10,18 +10,18 @@ from psgc.schedules.decisions import LEAST_REST, LONG_REST, Decisions, balance, 
 from psgc.schedules.progress import LEAD, WorkerView
 from psgc.schedules.schedule import Loss, Order, Pass, Queue, Queues, split
 
-RETRY = 16  # iterations without work after which a worker is taken for one of which nothing is known
+RETRY = 16  # iterations without work after which the pace of a worker counts as unknown
 
 
 class DynamicSchedule(Decisions):
     """Own shares first, evened out as the workers' paces show; then backups of what is predicted to be recovered last.
 
     1. A worker *pulls*: it takes over chunks that it holds from workers that have more left to do, as long as it would
-       be through sooner than they. It does so before the iteration starts, after its first reports, and when it has one
+       finish sooner than they. It does so before the iteration starts, after its first reports, and when it has one
        chunk left.
-    2. A worker that was told nothing more *chooses*: of the chunks that it holds, the one predicted to be recovered
-       last, if it would be through before the chunk is recovered without it.
-    3. When nothing would be gained the worker rests, until its alarm at the latest.
+    2. A worker that was told nothing more *chooses*: of the chunks that it holds it takes the one predicted to be
+       recovered last, if it would finish before the chunk is recovered without it.
+    3. When no choice gains anything the worker is idle. It chooses again at its alarm, if not before.
 
     `tick` decides, for all reports that came before it at once. Choices are made ahead, so that no worker waits for an
     answer: when it starts the last chunk that it was told, shortly before the predicted end, and when another worker
@@ -33,18 +33,21 @@ class DynamicSchedule(Decisions):
       chunk that is overdue takes as much longer as it is late;
     * a worker begins its first pass when it did in the last iterations, in the median of STARTS: a slow one makes its
       step late, and hears late that the next iteration has begun;
-    * a worker without a report, or in a pass of the iteration before (`delayed`), needs UNKNOWN times what it has taken
-      so far. Where workers do several chunks in one pass, and paces jump, it has its pace of before if that differs by
-      more than paces jump, else the usual one;
-    * a worker that has had nothing to do in RETRY iterations in a row is one without a report: it may be quick again.
+    * a worker whose pace is unknown, or that is in a pass of the iteration before (`delayed`), still needs UNKNOWN
+      times as long as it has taken so far;
+    * paces that change much from one iteration to the next count as unknown. But where workers do several chunks in one
+      pass, a worker is expected to have its pace of before if that differs from the usual pace by more than paces
+      change, else the usual pace;
+    * after RETRY iterations without work the pace of a worker counts as unknown: it may be quick again.
 
-    The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
-    that, and work changes hands only for a gain of twice the lag. Otherwise a server would take its own backlog of
-    reports for slowness, and order copies that make it longer.
+    The server hears of a chunk some time after it was done: the *lag*. So a worker is overdue only when it is later
+    than the lag, and work changes hands only for a gain of twice the lag. Otherwise a server would take its backlog of
+    reports for slow workers, and order copies that make the backlog longer.
 
-    A late chunk may be a long one, of which a copy would take as long. So it is copied only once it is later than
-    chunks usually are: the *spread*. What is done in one pass is copied as a whole, or not before the pass is late. All
-    workers that rest copy it together, and begin when it is as late as their share of it takes.
+    A chunk may be late because it is long: then a copy takes as long. So a late chunk is copied only when it has taken
+    longer than long chunks usually do: the *spread*. The chunks of one pass are copied together: a worker that
+    cannot do all of them copies none before the pass is late. All idle workers share the copy, and begin when the pass
+    is as late as a worker's share of it takes.
     """
 
     is_adaptive = True
@@ -68,7 +71,7 @@ class DynamicSchedule(Decisions):
     def join(self, may: bool) -> bool:
         self._may_join = may
         self.fractions = {}  # where workers may not, they begin before `begin`
-        return may  # who has begun a large piece does not give chunks of it to others
+        return may  # a worker that has begun a large piece gives no chunks of it to others
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         workers, paces = self.workers.values(), self._paces_to_expect()
@@ -130,16 +133,16 @@ class DynamicSchedule(Decisions):
                 self.fractions[rank] *= pace / usual
         if is_steady:
             return self.estimates
-        if self.fractions:  # a large piece is to be known to be late
+        if self.fractions:  # without paces it could not be seen that a large piece is late
             return learning.believed(self.estimates)
         self.estimates.clear()  # begin as for the first time
         return self.estimates
 
     def _idle(self) -> dict[WorkerView, None]:
-        return dict.fromkeys(worker for worker in self.workers.values() if worker.rests)
+        return dict.fromkeys(worker for worker in self.workers.values() if worker.is_idle)
 
     def _second_shares(self, checked: Sequence[int]) -> Iterable[WorkerView]:
-        """Give the additional copy of each checked chunk to another holder, in equal shares. Returns who got some."""
+        """Give the additional copy of each checked chunk to another holder, in equal shares. Returns the workers."""
         more: dict[WorkerView, int] = {}
         for number in checked:
             chunk = self.chunks[number]
@@ -151,7 +154,7 @@ class DynamicSchedule(Decisions):
         return more
 
     def _shares_of(self, resting: Set[int]) -> Iterable[WorkerView]:
-        """Give chunks of resting workers to other holders, where there is one to spare. Returns whose share changed."""
+        """Give chunks of resting workers to other holders, if one is to spare. Returns workers with changed shares."""
         more: dict[WorkerView, None] = {}
         for worker in [self.workers[rank] for rank in sorted(resting)]:
             worker.before = None  # that it reports nothing is no surprise
@@ -278,7 +281,7 @@ class DynamicSchedule(Decisions):
         return self._share_out(self._invalidate(chunk, copies, able), now)
 
     def _invalidate(self, number: int, copies: int, able: Sequence[int]) -> list[WorkerView]:
-        """Only so many copies of this chunk are left; those who are `able` may do it. Returns who seems to be in it."""
+        """Only so many copies of this chunk are left; `able` workers may do it. Returns those that seem to be in it."""
         chunk = self.chunks[number]
         workers = [self.workers[rank] for rank in able]
         for worker in workers:  # one that did not hold the chunk does from now on

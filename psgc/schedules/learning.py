@@ -26,14 +26,14 @@ class Learning:
 
     lag: float = 0.0  # seconds from the end of a chunk until the server handles its report, smoothed
     fixed: float = 0.0  # what a pass costs besides its chunks, in average chunks; 0 until passes have differed
-    spread: float = 1.0  # how many times as long as expected the longest chunks take, of workers no slower than before
-    late: float = 0.0  # by which share of the expected time the slowest worker of an iteration is late, a weighted mean
-    _fixed_seen: int = 0  # passes that it was learnt from
+    spread: float = 1.0  # the longest chunks take so many times the expected time, on workers no slower than before
+    late: float = 0.0  # of the slowest worker of an iteration, as a share of the expected time; a weighted mean
+    _fixed_seen: int = 0  # passes from which `fixed` was learnt
     _fixed_sums: tuple[float, float] = (0.0, 0.0)  # weighted means, of which `fixed` is the ratio
     _surprise: float | None = None  # a weighted mean
 
     def trusts_paces(self, workers: Collection[WorkerView], seconds: float) -> bool:
-        """Whether the paces of the iteration that is over are a guide for the next; seconds: until its last report."""
+        """Whether the paces of the last iteration predict those of the next. seconds: until its last report."""
         changes: list[float] = []
         if late := [(w.least_pace(seconds, self.lag) - self.lag) / w.expected - 1.0 for w in workers if w.expected]:
             self.late += LATE_RATE * (max(0.0, *late) - self.late)
@@ -54,7 +54,7 @@ class Learning:
         return self._surprise is None or self._surprise <= TRUSTED
 
     def fraction(self) -> float:
-        """How much of what is left a worker is to do in one pass: the less, the later workers are. At first nothing.
+        """The share of its queue that a worker does in one pass: less when workers are later; 0 for single chunks.
 
         A worker that is as late as usual ends a pass of this size before the others have done the rest.
         """
@@ -65,14 +65,17 @@ class Learning:
         return max(LEAST, 1.0 / (1.0 + LATE * self.late))
 
     def believed(self, paces: Mapping[int, float]) -> dict[int, float]:
-        """The paces to expect when they jump: a worker's own if it differs by more than they change, else the usual."""
+        """The paces to expect when paces change much: the usual one, except of workers that differ from it by more."""
         usual, least = median(paces.values()), 1.0 + DISTINCT * (self._surprise or 0.0)
         return {rank: pace if max(pace, usual) > least * min(pace, usual) else usual for rank, pace in paces.items()}
 
     def learn(self, worker: WorkerView, piece: Collection[ChunkView], seconds: float, late: float) -> float:
-        """A report of these chunks, done in so many seconds and heard so late. Returns the new pace of `worker`.
+        """Learn from a report of these chunks. Returns the pace of `worker` for the next iteration.
 
-        That is for the next iteration: in this one `worker.pace` follows what was just seen.
+        In this iteration `worker.pace` follows the newest reports.
+
+        seconds: that the chunks took
+        late: seconds from their end until the server heard of it
         """
         pace = seconds / worker.cost_of(piece)
         self._learn_fixed(worker.took, len(piece), seconds)

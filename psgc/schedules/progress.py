@@ -52,20 +52,20 @@ class ChunkView:
         return self.cost * max(1.0, min(spread, *late)) if late else self.cost
 
     def with_others(self) -> list[ChunkView]:
-        """The chunk, and those without which a copy of it is of no use: all of a pass counts, or nothing."""
+        """The chunk, and the chunks that must be copied with it: of a pass all chunks count, or none."""
         piece = next((taker.piece for taker in self.takers if self in taker.piece), ())
         return [self, *(it for it in piece if it is not self and not it.committed and len(it.takers) == 1)]
 
     def share(self, now: float, lag: float, spread: float) -> float:
-        """The cost of a copy, with all it is of no use without, for each of those who would do it together."""
+        """The cost of a copy of `with_others`, for each of the workers that would share it."""
         chunks = self.with_others()
         lengths = [chunk.length(now, lag, spread) for chunk in chunks]
-        return max(*lengths, sum(lengths) / num_resting(chunks))
+        return max(*lengths, sum(lengths) / num_idle(chunks))
 
 
-def num_resting(chunks: Collection[ChunkView]) -> int:
-    """The number of workers that rest and can do some of these chunks, at least 1."""
-    return max(1, len({worker for chunk in chunks for worker in chunk.holders if worker.rests}))
+def num_idle(chunks: Collection[ChunkView]) -> int:
+    """The number of idle workers that can do some of these chunks, at least 1."""
+    return max(1, len({worker for chunk in chunks for worker in chunk.holders if worker.is_idle}))
 
 
 class Took(NamedTuple):
@@ -106,8 +106,8 @@ class WorkerView:
     pace: float | None = None  # the pace that is expected of it now, None before the first report
     expected: float | None = None  # the pace that was expected when the iteration began
     before_this: float | None = None  # the mean pace of the iterations before
-    is_guessed: bool = False  # whether `pace` is only the least that a pass which was not finished can have had
-    before: Took | None = None  # what it took in the iteration before, or the least that it can have taken
+    is_guessed: bool = False  # whether `pace` is only a lower bound, from a pass that was not finished
+    before: Took | None = None  # what it took in the iteration before, or a lower bound
     took: Took = field(default_factory=Took)  # what it took in this iteration
     reports: int = 0  # how many passes it has finished or left
     spared: int = 0  # iterations in a row in which it had nothing to do
@@ -145,14 +145,14 @@ class WorkerView:
         chunk.takers += (self,)
 
     def copy(self, chunk: ChunkView) -> None:
-        """The worker is to do `chunk`, and what a copy of it is of no use without."""
+        """The worker is to do `chunk`, and those of the chunks that must be copied with it that it can do."""
         choices = self.choices()
         for one in chunk.with_others():
             if one in choices:
                 self.tell(one)
 
     def start_next(self, now: float) -> None:
-        """The worker is in the next chunks that it was told, or rests."""
+        """The worker is in the next chunks that it was told, or idle."""
         for chunk in self.piece:
             self.forget(chunk)
         self.piece = tuple(islice(self.told, piece_length(len(self.told), self.fraction)))
@@ -163,13 +163,13 @@ class WorkerView:
         self.began(now)
 
     def wait(self) -> None:
-        """It has begun nothing: what it was believed to be in comes next, once it is through with an earlier pass."""
+        """It has begun nothing: what it was believed to be in comes next, after the pass that it is in."""
         self.is_delayed = True
         self.reported(())
         self.running, self.alarm = None, inf
 
     def began(self, now: float) -> None:
-        """The worker has begun the chunk that it is in, or rests, since `now`, or begins once it is there."""
+        """The worker is in its chunk, or idle, since `now`; it begins at `start` if that is later."""
         self.since = self.due = max(now, self.start)
         self.cost = self.cost_of(self.piece)
         if self.pace is not None:
@@ -179,7 +179,7 @@ class WorkerView:
         return self.fixed + sum(chunk.cost for chunk in piece) if piece else 0.0
 
     def reported(self, piece: Collection[ChunkView]) -> None:
-        """It was in these alone: what else was believed to be in the pass comes next."""
+        """Its pass had only these chunks. The other chunks that it was believed to be in come next."""
         rest = [chunk for chunk in self.piece if chunk not in piece]
         self.piece = tuple(chunk for chunk in self.piece if chunk in piece)
         for chunk in rest:
@@ -220,7 +220,7 @@ class WorkerView:
         return max(self.took.pace(self.fixed) if self.took.passes else 0.0, self.elapsed(now, lag))
 
     @property
-    def rests(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether it is in no pass, and was told nothing."""
         return self.running is None and not self.told and not self.is_delayed
 
@@ -238,6 +238,7 @@ class WorkerView:
         return self.due if self.due > now else now + max(0.0, now - self.due - lag)
 
     def through(self, now: float, lag: float) -> float:
+        """When it will have finished all that it was told."""
         pace = (1 + UNKNOWN) * self.elapsed(now, lag) if self.pace is None else self.pace
         return self.free(now, lag) + pace * (self.ahead + self.fixed * bool(self.told))
 
@@ -249,34 +250,34 @@ class WorkerView:
     def best(self, now: float, lag: float, spread: float) -> ChunkView | None:
         """The chunk that is predicted to be recovered last without it, of those that it would speed up.
 
-        Those that nobody begins soon come first: a second copy helps only when it is the worker that is slow.
+        Chunks that no worker begins soon come first: a second copy helps only when the worker of the first is slow.
         """
         pace, start = self.pace, self.free(now, lag) + 2 * lag
         is_untried = pace is None and (self.running is None or self.is_unwanted)  # then any chunk will do
         best, begun, latest = None, True, -inf
         for chunk in self.choices():
-            if chunk.copies >= chunk.wanted:  # they are being compared
+            if chunk.copies >= chunk.wanted:  # its copies are being compared
                 continue
             end = chunk.expected(now, lag)
             if end <= latest and not begun:
                 continue
             gain = end - start - (0.0 if pace is None else pace * (self.fixed + chunk.cost))
-            if gain >= 0 and pace is not None:  # its length takes long to find out, and is its cost at least
+            if gain >= 0 and pace is not None:  # `share` takes long to compute, and is at least the cost
                 gain = end - start - pace * (self.fixed + chunk.share(now, lag, spread))
             if gain < 0 and not is_untried:
                 continue
             running = any(chunk in taker.piece for taker in chunk.takers)
             if running and end < inf and pace is None and not is_untried:
                 continue  # it is not needed, and nothing says yet which of them is sooner
-            if not self._is_of_use(chunk, now, lag):
+            if not self._may_copy(chunk, now, lag):
                 continue
             soon = running or (pace is not None and gain < SOON * pace * chunk.cost)
             if soon < begun or (soon == begun and end > latest):
                 best, begun, latest = chunk, soon, end
         return best
 
-    def _is_of_use(self, chunk: ChunkView, now: float, lag: float) -> bool:
-        """Whether this worker can do all without which a copy is of no use, or the pass over these is late anyway."""
+    def _may_copy(self, chunk: ChunkView, now: float, lag: float) -> bool:
+        """Whether this worker can do all that must be copied together, or the pass over these chunks is late."""
         can = all(one in self.left for one in chunk.with_others())
         return can or all(now > taker.due + lag for taker in chunk.takers if chunk in taker.piece)
 
@@ -294,7 +295,7 @@ class WorkerView:
                 for taker in {taker for chunk in self.choices() for taker in chunk.takers}
                 if taker.running is not None or taker.is_delayed
                 for many in [self.fixed + max(1, len(taker.piece))]
-                for share in [self.fixed + max(1, len(taker.piece) / num_resting(taker.piece))]
+                for share in [self.fixed + max(1, len(taker.piece) / num_idle(taker.piece))]
                 for gain in [self.pace * share + 2 * lag]
             ]
             when = max(min(late, default=inf), now + LEAD * self.pace)

@@ -3,7 +3,7 @@
 * `begin`      an iteration starts;
 * `counts`     a worker reports a chunk: which of its copies count from now on?
 * `committed`  a chunk is recovered;
-* `freed`      a worker is through with a pass, and goes on with the next chunks in its queue;
+* `freed`      a worker has left a pass, finished or not, and goes on with the next chunks in its queue;
 * `again`      what a worker has done in one pass does not count;
 * `lost`       a worker is lost;
 * `disputed`   copies of a chunk do not agree (`verify`): one more is needed;
@@ -23,7 +23,7 @@ Queues: TypeAlias = "dict[int, list[int]]"  # chunks by worker, in the order in 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """`worker` need not do `chunk`. Unless it is `recovered`, who has begun it goes on: the copy may count."""
+    """`worker` need not begin `chunk`. If it has begun, it goes on unless `recovered`: the copy may count."""
 
     worker: int
     chunk: int
@@ -71,13 +71,13 @@ class Loss:
     worker: int
     dropped: Sequence[int]  # chunks, not recovered, that have one copy less
     invalidated: Mapping[int, tuple[int, Sequence[int]]]
-    reassigned: Sequence[tuple[int, int]]  # (worker, chunk): who holds what besides from now on
+    reassigned: Sequence[tuple[int, int]]  # (worker, chunk): the worker holds the chunk from now on
     holders: Sequence[Sequence[int]]  # of each chunk the live workers, new ones among them
     collected: bool  # whether the workers had been told that there is nothing more to do
 
 
 class Schedule:
-    """Every worker goes through its default queue. What was invalidated goes to those who are free soonest.
+    """Every worker goes through its default queue. What was invalidated goes to the workers that are free soonest.
 
     A subclass changes what it does differently, and says so in the class attributes.
 
@@ -154,7 +154,7 @@ class Schedule:
         return []
 
     def freed(self, it: Pass) -> list[Order]:
-        """Orders when a worker is through with a pass; `counts` comes first."""
+        """Orders when a worker has left a pass, finished or not; `counts` comes first."""
         self.ended(it)
         return []
 
