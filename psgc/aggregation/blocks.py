@@ -56,12 +56,12 @@ class Sums:
 
     @cached_property
     def parts(self) -> int:
-        """Of the gradient."""
+        """The number of parts of the gradient."""
         return int(self.matrix.shape[1])
 
     @cached_property
     def entries(self) -> int:
-        """Of an accumulator."""
+        """The number of entries of an accumulator."""
         return part_length(self.dim, self.parts)
 
 
@@ -248,7 +248,7 @@ class Blocks:
         return self.gradients[iteration]
 
     def forget_gradient(self, iteration: int, reuse: bool = True) -> None:
-        """Drop a gradient. reuse: whether nobody reads its memory any more."""
+        """Drop a gradient. reuse: whether its memory is not read any more."""
         gradient = self.gradients.pop(iteration, None)
         if reuse and gradient is not None and gradient.size == self._sums.dim:  # else it has the sums of an evaluation
             self.spare.append(gradient)

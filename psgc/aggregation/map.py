@@ -74,12 +74,16 @@ class Routes:
         role, whose accumulator may be there before the map comes
     summing: the ranks that may have to sum, as owners or carriers
 
-    In a shared map a host is one contributor, however many ranks it has; with nodes, it is as many contributors as its
-    ranks' nodes make up. The host's *carrier* of a block sums the accumulators of the host, sends the sum to the owner,
-    and gets the block of the gradient for the host. If the host contributes nothing, the carrier is a rank that owns a
-    slice, or rank 0, or any other. That one may have loaded a later state and gone on without the map: then it says so.
-    Messages between ranks of a host are notes that something can be read. If nothing crosses a link, a slice is a
-    block.
+    In a shared map a host is one contributor, however many ranks it has. With nodes, the ranks of a host merge their
+    nodes, and the host is a contributor for each node that is left.
+
+    For each block a host has a *carrier*: a rank that sums the accumulators of the host, sends the sum to the owner,
+    and receives the block of the gradient for the host. The contributing ranks of a host are its carriers in turn. A
+    host without contributors has one carrier: rank 0 or the first owner of a slice there, else the first receiver. This
+    rank may have loaded a later state, and gone on without the map. Then it tells the other ranks of the host.
+
+    A message between two ranks of a host is only a note that something can be read. If all ranks are on one host, each
+    slice is one block.
 
     Raises ValueError when the parts of the map do not fit each other.
     """

@@ -1,9 +1,9 @@
 """The memory that the ranks of a host share: the accumulators and the sums of each of them.
 
-The memory has no name, so nothing is left of it when its processes have ended, however they end. Pages that nobody
-writes to cost nothing. Notes say what can be read (`psgc.aggregation.protocol`), and are sent after it was written.
-Accumulators are overwritten when the next map comes, and nobody needs them any more. Sums are overwritten at the second
-map after their own. A slower rank may read a mixture, so it must check afterwards (`is_of`).
+The memory has no name, so nothing is left of it when its processes have ended, however they end. Pages that are
+never written cost nothing. A note says what can be read (`psgc.aggregation.protocol`), and is sent after it was
+written. Accumulators are overwritten when the next map comes: no rank needs them any more. Sums are overwritten at the
+second map after their own. A slower rank may read a mixture, so it must check afterwards (`is_of`).
 """
 
 import mmap
@@ -76,7 +76,10 @@ class HostMemory:
         return bool(self._begun[self._places[rank], iteration % GENERATIONS] == iteration + 1)
 
     def _fence(self) -> None:
-        """Order the reads and writes before this before those after it, for all processes. (A lock does both.)"""
-        for _ in range(2):
+        """A full memory barrier, which Python does not offer.
+
+        Other processes see the reads and writes before it happen before those after it.
+        """
+        for _ in range(2):  # earlier accesses stay before the first release, later ones after the second acquisition
             with self._lock:
                 pass

@@ -11,8 +11,8 @@ from psgc.processes import Identity
 class Shared(NamedTuple):
     """The memory that this rank shares.
 
-    hosts: by rank, the number of the host whose memory it shares; () if no rank shares any; a rank that shares with
-        nobody has a number of its own
+    hosts: by rank, the number of the host whose memory it shares; () if no rank shares any; a rank that shares
+        none has a number of its own
     memory: of this rank's host, None if the rank shares none
     order: by rank, the place of its part in the memory of its host
     """

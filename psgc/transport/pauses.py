@@ -1,4 +1,4 @@
-"""Pauses between two polls of MPI: how long a process sleeps, what it looks at meanwhile, and whom it wakes."""
+"""Pauses between two polls of MPI: how long a process sleeps, what it polls meanwhile, and which ranks it wakes."""
 
 import os
 import time
@@ -87,15 +87,15 @@ class Pauses:
     def wait(
         self, busy: bool = False, nap: float = 0.0, exchanging: bool = False, more: bool = False, rest: float = inf
     ) -> bool:
-        """Pause until there may be something to poll, for some milliseconds at most. Returns whether there may be.
+        """Pause until `poll` may find something, for some milliseconds at most. Returns whether it may.
 
-        The answer is no if a thread of this process ended the pause, and every other rank would have rung the bell.
-        Sends go on during the pause.
+        It returns False if a thread of this process has ended the pause, and all other ranks ring the bell when they
+        send something. Sends go on during the pause.
 
-        busy: another thread of this process needs the core
+        busy: whether another thread of this process needs the core
         nap: least seconds between two polls
-        exchanging: `nap` is also the most, and the end of a send is something to poll
-        more: something is to be sent once a send has ended; otherwise small sends need no polls, unless MPI has no room
+        exchanging: whether `nap` is also the most, and `poll` has to return the end of a send
+        more: whether the caller sends more once a send has ended; else small sends need polls only if MPI has no room
         rest: seconds after which the caller has something to do
         """
         if self.beside is not None:
@@ -112,28 +112,28 @@ class Pauses:
         until = NAP if more or size > SMALL else REST  # the next poll of a send
         if size and not exchanging and time.monotonic() - self._rang > until:  # the other end must call MPI too
             self._ring_at({rank for _, sends in self._ends for rank in sends.pending()})
-        large, looks = size >= LARGE, exchanging
+        large, polls = size >= LARGE, exchanging
         if nap:
             nap, large = max(nap, self._least_nap), False
         elif large and self._least_nap:  # polling without a pause would take the core that the transfer needs
             nap = rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
-            large, looks = False, True
+            large, polls = False, True
         elif self._rest == BELL and size and not large and not busy:  # no bell rings when a send can go on
-            nap, looks = until, True
-        if len(self._ends) > 1 and any(receives.stirs() for receives, _ in self._ends):
+            nap, polls = until, True
+        if len(self._ends) > 1 and any(receives.has_message() for receives, _ in self._ends):
             return True  # messages between the two ranks of this process
-        over = time.monotonic() + (REST if looks else rest)
+        over = time.monotonic() + (REST if polls else rest)
         while True:
-            if rung := self._bell.sleep(nap if looks else min(rest, self._backoff.next(large, busy, nap))):
+            if rung := self._bell.sleep(nap if polls else min(rest, self._backoff.next(large, busy, nap))):
                 self._backoff.rung() if NEIGHBOUR in rung else self._backoff.reset()
                 if rung != {OWN} or not self.is_woken or exchanging:
                     return True
                 for _, sends in self._ends:
                     sends.poll()  # a large send moves only in MPI calls
                 return False
-            if large or (looks and sum(sends.poll() for _, sends in self._ends)):
+            if large or (polls and sum(sends.poll() for _, sends in self._ends)):
                 return True
-            if any(receives.stirs() for receives, _ in self._ends) or time.monotonic() >= over:
+            if any(receives.has_message() for receives, _ in self._ends) or time.monotonic() >= over:
                 return True
 
     def close(self) -> None:

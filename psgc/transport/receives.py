@@ -106,7 +106,7 @@ class Receives:
         self.outside: deque[tuple[int, Records]] = deque()
         self._ring: deque[Posted] = deque()
         self._posted: list[Posted] = []  # from any source
-        self._arrived: list[tuple[Array, MPI.Status]] = []  # found by `stirs`, for the next `poll`
+        self._arrived: list[tuple[Array, MPI.Status]] = []  # found by `has_message`, for the next `poll`
         self._lent: list[Array] = []  # filled, and returned by the last `poll`
         self._named: list[Posted] = []  # from one source
         self._orphaned: list[Posted] = []  # half filled by dead ranks: MPI may still write to the memory
@@ -170,8 +170,8 @@ class Receives:
         """Begin the term after that of `before`, which is over. What came outside of all terms is taken over."""
         self._outside, self.outside, self.bytes = before._outside, before.outside, before.bytes
 
-    def stirs(self) -> bool:
-        """Whether `poll` would find something now. It may miss something for a while, since `poll` tests more."""
+    def has_message(self) -> bool:
+        """Whether `poll` would find something now. It may miss a message for a while, since `poll` tests more."""
         if self._posted:
             self._arrived += self._filled()
         heads = [*self._named, *([self._ring[0]] if self._ring else ()), *([self._outside] if self._outside else ())]

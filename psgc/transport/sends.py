@@ -32,7 +32,7 @@ class Sending:
 
     @property
     def is_done(self) -> bool:
-        """Whether nobody needs to wait for it: it `is_free`, or `dest` is forgotten and may still read the buffer."""
+        """Whether no rank waits for it: it `is_free`, or `dest` is forgotten and may still read the buffer."""
         return self.is_free or self.dest in self.forgotten
 
 
@@ -101,8 +101,8 @@ class Sends:
     def unreached(self, patience: float) -> list[int]:
         """Ranks, except forgotten ones, that have not taken a message for `patience` seconds.
 
-        Large messages have more time. In MPICH a stopped process that does not read ends up with all the memory that
-        the processes of a host have for messages, and then nobody gets any message.
+        Large messages have more time. In MPICH the messages to a stopped process fill all the memory that the
+        processes of a host have for messages, and then no message arrives there.
         """
         latest = self._running.now - patience - sum(sent.size for sent in self._sent) / SLOWEST
         return sorted({s.dest for s in self._sent if s.since < latest and not s.is_done})

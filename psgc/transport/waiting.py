@@ -37,7 +37,7 @@ class Backoff:
 
     def reset(self) -> None:
         """Something was sent, or another thread of this process has a message."""
-        self._looks, self._slept, self._sleep = 0, 0.0, self._first
+        self._polls, self._slept, self._sleep = 0, 0.0, self._first
 
     def rung(self) -> None:
         """The bell has rung for a message. The message may come later, or came before."""
@@ -58,9 +58,9 @@ class Backoff:
         if self._has_more:
             self._has_more = False
             return 0.0
-        self._looks += 1
+        self._polls += 1
         spins = HOT_SPINS if large else SPINS if self._first == SHORTEST and not busy else 0
-        if self._looks <= spins and not least:
+        if self._polls <= spins and not least:
             return 0.0
         least = max(least, BUSY if busy else 0.0)
         if self._expected:

@@ -306,10 +306,10 @@ def test_a_message_that_is_too_short_for_its_stamp_is_given_out_as_such(inbox, m
     assert (vector.iteration, vector.length) == (-1, 0)
 
 
-def test_what_stirs_is_given_out_by_the_next_poll(inbox, mpi):
-    assert not inbox.stirs()
+def test_a_message_that_has_come_is_given_out_by_the_next_poll(inbox, mpi):
+    assert not inbox.has_message()
     arrives(inbox, mpi, 2, (7, 0, 0.5))
-    assert inbox.stirs()
+    assert inbox.has_message()
     assert [vector.source for vector in inbox.poll()] == [2]
 
 

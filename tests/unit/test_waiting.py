@@ -63,7 +63,7 @@ class Waiting(Pauses):
 
         super().__init__(SimpleNamespace(works=works, sleep=sleep, ring_at=self.rung.append))
         self.enter({rank: rank for rank in range(4)})
-        receives = SimpleNamespace(repost=lambda: None, stirs=lambda: False)
+        receives = SimpleNamespace(repost=lambda: None, has_message=lambda: False)
         sends = SimpleNamespace(
             largest=lambda: sending,
             poll=lambda: self.looks.append(sending) or next(ended, False),
