@@ -65,7 +65,7 @@ class Backend:
         return scipy.sparse.csr_array((data, indices, indptr), shape=shape)
 
     def empty(self, length: int, dtype: Any) -> Array:
-        """An uninitialised vector, aligned to 64 bytes like torch's, so that its kernels round alike on all ranks."""
+        """An uninitialised vector, aligned to 64 bytes like torch's, so that kernels round the same on all ranks."""
         memory = np.empty(length * np.dtype(dtype).itemsize + ALIGNED, np.uint8)
         start = -memory.ctypes.data % ALIGNED
         return memory[start : start + memory.size - ALIGNED].view(dtype)

@@ -27,7 +27,7 @@ Read = TypeVar("Read")
 
 
 class Content(NamedTuple):
-    """A checkpoint to write. Nobody may change it any more."""
+    """A checkpoint to write. It must not change any more."""
 
     step: int  # the next iteration or step to do
     pieces: Sequence[bytes | memoryview]  # the bytes of the file
@@ -215,7 +215,7 @@ class CheckpointStore:
             return one_line(error)
         self._whole[path], self.no_room = True, False
         with suppress(OSError):  # the next call removes what remains
-            if content.step > self._last:  # given up meanwhile: nobody waits longer than TIMEOUT for a slow disk
+            if content.step > self._last:  # given up meanwhile: no rank waits longer than TIMEOUT for a slow disk
                 path.unlink()
             else:
                 self._remove_old(path)

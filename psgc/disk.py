@@ -2,7 +2,7 @@
 
 * Only regular files are read or replaced: a pipe would block, a device has no end, and if root renamed a new file to
   `/dev/full`, the machine would lose that device.
-* A new file appears whole or not at all: it is written under a name that nobody can guess, and renamed when it is
+* A new file appears whole or not at all: it is written under a name that cannot be guessed, and renamed when it is
   whole.
 * A link that another user may have made is never followed. The last directory of a path must not be a link either;
   callers resolve directories that a user may link.

@@ -17,7 +17,7 @@ def is_evaluated(iteration: int, every: int) -> bool:
 
 
 def summed(parts: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
-    """The sums of an evaluation over its chunks, in the order of the chunks, so that they always round alike.
+    """The sums of an evaluation over its chunks, in the order of the chunks, so that rounding is always the same.
 
     >>> summed({1: (1.0, 2.0), 0: (0.5, 3.0)})
     (1.5, 5.0)

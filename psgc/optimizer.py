@@ -51,13 +51,13 @@ class Optimizer(ABC):
         self._vectors: dict[str, Any] = dict.fromkeys(vectors, 0.0)
         self._numbers: dict[str, int] = {}
         self._is_shared = True  # whether somebody else may read the vectors, or there are none yet
-        self._spare: list[Any] = []  # vectors that nobody reads any more
+        self._spare: list[Any] = []  # vectors that are not read any more
         self._former: list[Any] = []  # the parameters before the newest step; others may read them
 
     def step(self, params: Array, gradient: Array, iteration: int = 0) -> Array:
         """The parameters after one step, in another array of params' dtype. iteration: for the schedule of the rate.
 
-        That is the memory of the parameters of a step before, once nobody refers to it any more: for long vectors new
+        That is the memory of the parameters of a step before, once nothing refers to it any more: for long vectors new
         pages take as long as the step. Raises FloatingPointError when some of them are NaN or infinite, or what a step
         divides by is. Its text says which.
         """
@@ -131,7 +131,7 @@ class Optimizer(ABC):
     def load(self, state: dict[str, Any], is_own: bool = False) -> None:
         """Go on from the `state` of an optimizer of the same kind, with arrays of the backend as vectors.
 
-        Integers may come as floats. is_own: nobody else reads the arrays, so that steps may change them.
+        Integers may come as floats. is_own: no other code reads the arrays, so that steps may change them.
         """
         self._vectors = {name: state[name] for name in self._vectors}
         self._numbers = {name: int(state[name]) for name in self._numbers}
@@ -139,7 +139,7 @@ class Optimizer(ABC):
 
 
 def _is_only_there(array: list[Any]) -> bool:
-    """Whether nobody refers to the memory of the NumPy array in this list besides the list."""
+    """Whether only this list refers to the memory of the NumPy array in it."""
     return type(array[0]) is np.ndarray and array[0].flags.owndata and sys.getrefcount(array[0]) <= _ALONE
 
 

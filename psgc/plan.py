@@ -126,7 +126,7 @@ def even_plan(settings: Coding, schedule: str, num_workers: int, num_chunks: int
 
 
 def _ordered(settings: Coding, schedule: str, ordering: Any, primary: scipy.sparse.csr_array, seed: int) -> Plan:
-    """The plan for an ordering, and for the copies that count when nobody is slow."""
+    """The plan for an ordering, and for the copies that count when no worker is slow."""
     num_workers = ordering.shape[1]
     assignment = coding.from_matrix(ordering > 0) if SCHEDULES[schedule].holds_backups else primary
     queues, backups = default_queues(schedule, ordering, primary, seed, range(1, num_workers + 1))

@@ -1,8 +1,8 @@
 """The memory that the ranks of a run hold, besides the data, the program and the memory of a model.
 
 A *vector* has the size of the parameters, a *coded* vector 1 / parts of it. Messages under way are counted; their
-remains after a rank is lost or stopped are not. Of the memory that a host's ranks share, each rank is counted with the
-part that it writes. Its resident size also includes the parts of other ranks that it has read.
+remains after a rank is lost or stopped are not. Each rank counts the part that it writes of the memory that the
+ranks of its host share. Its resident size also includes the parts of other ranks that it has read.
 """
 
 from collections.abc import Iterable

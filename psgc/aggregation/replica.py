@@ -1,7 +1,8 @@
 """One rank's copy of what training changes: the parameters and the state of the optimizer.
 
 The communication thread calls all methods. Another thread makes the steps, so that the communication never waits.
-Replicas that start alike and get the same gradients stay equal to the last bit; `digest` shows whether they are.
+Replicas that start in the same state and get the same gradients stay equal to the last bit; `digest` shows whether
+they are.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ def is_checked(iteration: int, first: int) -> bool:
 
 
 class Snapshot(NamedTuple):
-    """A replica between two steps, from which another rank can go on. Nobody may change the vectors.
+    """A replica between two steps, from which another rank can go on. The vectors must not change.
 
     steps: number of steps made
     vectors: the parameters, then the vectors in the optimizer's state, in the order of their names
@@ -68,7 +69,7 @@ class Replica:
     params: (dim,), never changed in place
     steps: number of steps made, so also the iteration whose gradients are computed at `params`
     is_stepping: whether a step is in progress; then only `poll` and `digest` may be called
-    optimizer: makes the steps; nobody else may use it during a step
+    optimizer: makes the steps; no other code may use it during a step
     wake: called by the thread when it has made a step, after which `poll` returns True
     """
 
@@ -114,7 +115,7 @@ class Replica:
         return Snapshot(self.steps, (self.params, *vectors), numbers)
 
     def step(self, gradient: Array, digest: bool = False) -> None:
-        """Begin the step with the gradient (dim,) of iteration `steps`. Nobody may change it during the step.
+        """Begin the step with the gradient (dim,) of iteration `steps`. It must not change during the step.
 
         digest: whether the thread also computes the digest of the new parameters and the new state
         """

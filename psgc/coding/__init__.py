@@ -1,4 +1,4 @@
-"""The mathematics of psgc: who holds which chunk, in which order, coded how, and how good that can be.
+"""The mathematics of psgc: which worker holds which chunk, in which order, coded how, and how good that can be.
 
 No MPI and no files; usable on its own. Workers are counted from 0 (MPI ranks minus one). Symbols: N chunks,
 m workers, l = `parts`, A = `assignment`, O = `ordering`, R = `coding_matrix`.

@@ -142,7 +142,7 @@ ASSIGNMENTS = {
 def from_matrix(matrix: Any) -> Assignment:
     """Any dense or sparse 0/1 matrix, shape (N, m), as an assignment; `matrix` itself when it is one already.
 
-    Raises UserError: wrong shape, an entry other than 0 and 1, or a chunk that nobody holds.
+    Raises UserError: wrong shape, an entry other than 0 and 1, or a chunk that no worker holds.
 
     >>> from_matrix([[1, 0], [1, 1]]).nonzero()[1].tolist()
     [0, 0, 1]

@@ -3,8 +3,8 @@
 To decode a chunk the server inverts R[S], S the l workers that did it. So R[S] must be well conditioned for every
 *meeting set*: l workers that share a chunk. The spread matrix ignores all other sets. It is built in two steps:
 
-1. Colour the workers so that those who share a chunk differ, and give each colour a vector. However many workers there
-   are, colours are few. With two parts k colours take k angles at equal distances.
+1. Colour the workers so that workers with a common chunk differ, and give each colour a vector. There are few colours,
+   however many workers there are. With two parts k colours take k angles at equal distances.
 2. With more parts search vectors for the colours, then for single workers: one at a time moves to the best of many
    random candidates. What is lowered is the sum over meeting sets of ||R[S]^-1||_F^32, in which only the worst count.
 """
@@ -138,7 +138,7 @@ def _colours(assignment: Assignment, rng: np.random.Generator) -> Any:
     """
     m, fewest = assignment.shape[1], int(np.diff(assignment.indptr).max())
     incidence = assignment.astype(np.int32)
-    sharing: Any = incidence.T @ incidence  # its pattern: who shares a chunk with whom (and with himself)
+    sharing: Any = incidence.T @ incidence  # its pattern: which workers share a chunk (each with itself, too)
     sharing = sharing.tocsr()
     neighbours = [row.tolist() for row in np.split(sharing.indices, sharing.indptr[1:-1])]
     order = np.argsort(-np.diff(sharing.indptr), kind="stable")

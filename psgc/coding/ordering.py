@@ -34,7 +34,7 @@ def ordering(assignment: Assignment, parts: int | None = None) -> Ordering:
     parts: l, when only Q_max for this l matters; by default all l that A allows matter.
     Raises UserError: `assignment` is not one, or a chunk has fewer than l holders.
 
-    The first l rounds recover everything when nobody is slow, and the backups of one slow worker start on different
+    The first l rounds recover everything when no worker is slow, and the backups of one slow worker start on different
     chunks. Round 1 is done in natural order. In later rounds a worker first takes what is last in the queue of its
     round-1 holder, which a slow holder is least likely to have done.
 

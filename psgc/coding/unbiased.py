@@ -23,9 +23,9 @@ def unbiased_weights(ordering: Any, done: ArrayLike, parts: int, rng: np.random.
     rng: source of the draws; it must not depend on which workers are late.
 
     The model: how much the workers finish by the deadline is a set of numbers, and every way to deal it out to them is
-    equally likely. Workers without chunks are left out. Of a worker that has finished a short queue nobody knows how
-    much more it would have done, and a longer queue that is dealt its number looks late: with queues of 4, 4, 4, 3 and
-    3 chunks the last chunks of the longer ones may count 1.5 times on average. Dealing numbers out only among queues of
+    equally likely. Workers without chunks are left out. It is unknown how much more a worker that has finished a
+    short queue would have done, and a longer queue that is dealt its number looks late: with queues of 4, 4, 4, 3 and 3
+    chunks the last chunks of the longer ones may count 1.5 times on average. Dealing numbers out only among queues of
     equal length would leave more chunks out of the mean.
 
     Let D be a random permutation of `done`, R(D) the chunks that it recovers (those with at least l holders j

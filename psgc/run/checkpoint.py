@@ -66,7 +66,7 @@ class Checkpoint(BaseModel):
         return {k: backend.asarray(v) if isinstance(v, np.ndarray) else v for k, v in self.optimizer.items()}
 
     def content(self) -> Content:
-        """The checkpoint as a file, with views of the arrays. Nobody may change the arrays any more."""
+        """The checkpoint as a file, with views of the arrays, which must not change any more."""
         about = {key: value for key, value in vars(self).items() if key not in ("params", "optimizer")}
         state = {"params": self.params, "optimizer": self.optimizer, "psgc": {"format": FORMAT, **about}}
         tensors: dict[str, np.ndarray] = {}

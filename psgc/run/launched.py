@@ -9,7 +9,7 @@
     PSGC_FOLDER    a folder in which rank 0 leaves the path of the run directory (`name_directory`)
     PSGC_STANDBY   a file by which ranks say that they are ready before the earlier run has ended (`psgc.run.meeting`)
 
-Ranks whose script ends before psgc.torch.init meet the others too (`psgc.run.meeting`), so that nobody waits for them.
+Ranks whose script ends before psgc.torch.init meet the others too (`psgc.run.meeting`), so that no rank waits for them.
 """
 
 import json

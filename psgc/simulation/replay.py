@@ -15,7 +15,7 @@ The model:
   be separated from the cost of rows, so fewer and larger chunks are often faster than predicted.
 * Lost workers are absent in the same iterations, and the other workers share their chunks as in production.
 * Recovery is exact. Approximate iterations of the run are used only for the speeds of workers.
-* The schedule learns from one iteration to the next. Of a long run, blocks of consecutive iterations are simulated,
+* The schedule learns from one iteration to the next. In a long run only blocks of consecutive iterations are simulated,
   spread over all of it. The first iteration of a block does not count.
 """
 

@@ -1,1 +1,1 @@
-"""What looks at runs and machines from outside: reports, comparisons, psgc doctor."""
+"""Tools that examine runs and machines from outside: reports, comparisons, psgc doctor."""
