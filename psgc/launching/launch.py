@@ -84,9 +84,9 @@ def launch(
         again += ["--", *program.after] if program.after else []
         hint = f", with -n and {placement.hosts()[0]} for the remaining hosts" if placement.hosts() else ""
         code, why = _exit_code(mpirun_code, stopped_by, left.end(), left.proof)
-        was_told = stopped_by is not None and code != 0 and TOLD in (code, mpirun_code)
-        was_told = was_told and left.end().get("status") == "done"
-        if was_told or (code == 0 and left.works_on()):  # in the latter case, it would have said that it ends
+        is_told = stopped_by is not None and code != 0 and TOLD in (code, mpirun_code)
+        was_done = left.end().get("status") == "done"
+        if (is_told and was_done) or (code == 0 and left.works_on()):  # in the latter case, it would have said so
             code = 1 if stopped_by is None else 128 + stopped_by
             how = "killed, or called os._exit," if stopped_by is None else stopped(stopped_by)
             why = f"the program was {how} after its run"

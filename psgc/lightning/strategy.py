@@ -169,9 +169,9 @@ class PsgcStrategy(SingleDeviceStrategy):
         loader = f"/dataloader_idx_{others[1]}" if len(others) > 1 else ""  # as Lightning's names have it
         metric = StepMetric(partial(self._step, "validation_step"), loader)
         self._others = others
-        self._of_run.may_save_last = False  # the state has no place within a validation
+        self._of_run.last.is_allowed = False  # the state has no place within a validation
         found = self._of_run.evaluate(batch.loader, metric)
-        self._of_run.may_save_last = True
+        self._of_run.last.is_allowed = True
         for name, how in metric.hows.items():
             self._module.log(name, float(found.get(metric.names[name], float("nan"))), batch_size=1, **how)
         return None

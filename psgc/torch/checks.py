@@ -17,12 +17,22 @@ LEVELS = 4  # depth of attributes in which schedules within a schedule are found
 
 
 def check_model(model: nn.Module, buffers: str | None) -> None:
-    """Refuse normalisation that changes running statistics while gradients are computed (in training mode).
+    """Refuse modules that change weights, or running statistics in training mode, while gradients are computed.
 
     buffers: "chunk" allows batch normalisation, see RunningStatistics
 
     Raises UserError, which names the modules.
     """
+    limited = [
+        name or "the model"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+    ]
+    if limited:
+        raise UserError(
+            f"{_listed(limited)}: max_norm changes weights of an embedding when they are looked up, so they would "
+            "differ between ranks; use max_norm=None, and weight.renorm_ after optimizer.step()"
+        )
     training = {name or "the model": module for name, module in model.named_modules() if module.training}
     if synchronised := [name for name, module in training.items() if isinstance(module, nn.SyncBatchNorm)]:
         raise UserError(

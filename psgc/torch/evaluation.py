@@ -56,18 +56,23 @@ class Evaluator:
         self.results: Sequence[Evaluation] = ()
         self._asked = Counter[tuple[int, int]]()
 
-    def asked(self, epochs: int, step: int) -> Callable[[], Means | None]:
+    def asked(self, epochs: int, step: int, is_past: Callable[[], bool]) -> Callable[[], Means | None]:
         """Count an evaluation at this place of the script. Returns a function that returns its means, or None.
 
         The means are known at once if a resumed script repeats an evaluation that was made before.
 
         epochs, step: see Evaluation
+        is_past: whether the script repeats what was done before
         """
         before = self._asked[epochs, step]
         self._asked[epochs, step] += 1
 
         def found() -> Means | None:
-            here = [result.means for result in self.results if result[:2] == (epochs, step)]
+            of_epochs = [result for result in self.results if result.epochs == epochs]
+            here = [result.means for result in of_epochs if result.step == step]
+            if not here and of_epochs and step < 0 and is_past():
+                # after `break` the iterator was kept, so that the loop had not ended: now it has no batch
+                here = [result.means for result in of_epochs if result.step == of_epochs[-1].step]
             return here[before] if before < len(here) else None
 
         return found

@@ -26,7 +26,7 @@ class FlatModel:
 
     dtype: of the sums of gradients
     params: (dim,), the parameters
-    grad: (dim,), the gradient; another tensor after `take`
+    grad: (dim,), the gradient after `take`; (0,) before the first one
     names: the names of the parameters, in their order in `params`
 
     Raises UserError: no trainable parameter, several dtypes or devices, a dtype other than those of DTYPES, a parameter
@@ -45,9 +45,9 @@ class FlatModel:
         self._strides = tuple(torch.empty_like(param, device="meta").stride() for param in self._parameters)
         # allocated by torch, not by NumPy: so it is aligned to 64 bytes on every rank
         self.params = torch.empty(self.dim, dtype=dtype, device=self.device)
-        self.grad = self._sum = torch.zeros_like(self.params)  # _sum: what `grad` is rounded from
+        self.grad = self._sum = self.params.new_empty(0)  # _sum: what `grad` is rounded from
         self._param_views = self.views(self.params)
-        self._grad_views: list[Tensor | None] = [*self.views(self.grad)]
+        self._grad_views: list[Tensor | None] = [None] * len(self._parameters)
         self._targets: list[Tensor] = []  # views of the vector of `gradients_into`
         self._written: set[int] = set()  # the places of the targets that have been written to
         moved = WeakMethod(self._moved)  # weak, because an object that a hook refers to is never collected

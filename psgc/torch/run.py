@@ -9,7 +9,7 @@ from torch import Tensor, nn, zeros
 from torch.utils.data import DataLoader, default_collate
 
 from psgc.config.torch import TorchRun
-from psgc.errors import ModelError, PsgcError, UserError
+from psgc.errors import PsgcError, UserError
 from psgc.run_rows import IterationRow
 from psgc.terminal import say
 from psgc.torch.batch_samplers import sampler_of
@@ -20,10 +20,11 @@ from psgc.torch.flat import FlatModel
 from psgc.torch.generators import preserved
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import ScriptState
+from psgc.torch.last_checkpoint import LastCheckpoint
 from psgc.torch.loader import ChunkLoader, taken_apart
 from psgc.torch.output import Output
 from psgc.torch.outputs import Outputs
-from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Position, Sampler
+from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
 from psgc.torch.standing import Standing
 from psgc.torch.state import Stateful, check_savable
 from psgc.torch.steps import Steps
@@ -35,7 +36,6 @@ class ScriptRun:
     """A training run. `psgc.torch.init` makes it; every rank makes the same calls."""
 
     engine: Engine  # computes the sums; `begin` sets it
-    may_save_last = True  # whether a run that ends now can go on from its state
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class ScriptRun:
         self._functions: list[Callable[[IterationRow], object]] = []  # the functions of `on`
         self._under_way = -1  # the step of the current batch; -1 between loops
         self._is_over = False
-        self._is_broken = False  # no checkpoint can be made: the loss is not finite, or a batch was not finished
-        self._stopped_at: Position | None = None  # the place of the call that has failed
+        self.last = LastCheckpoint(self._steps, self.standing, self._sampler)
+        self._has_told = False  # that a gradient is replaced which was not used
 
     @property
     def rank(self) -> int:
@@ -144,6 +144,7 @@ class ScriptRun:
             if batch is None:
                 if is_empty:
                     standing.has_none()
+                self.last.loop_ends()
                 return
             self.output.reaches(batch.iteration, steps() if is_empty or standing.has_moved else None)
             is_empty = False
@@ -155,6 +156,9 @@ class ScriptRun:
             self._steps.loops, outer, self._under_way = self._steps.loops + 1, self._under_way, batch.iteration
             try:
                 yield batch
+            except GeneratorExit:  # after `break`
+                self.last.loop_ends()
+                raise
             finally:
                 self._steps.loops, self._under_way = self._steps.loops - 1, outer
                 is_alone = standing.has_moved or self._sampler.position == batch.position
@@ -202,6 +206,11 @@ class ScriptRun:
                 f"run.backward was called twice for step {batch.iteration} without a step of an optimizer in between; "
                 "expected one call, or accumulate=True"
             )
+        if not (accumulate or is_within or is_again or self._has_told) and steps.is_unused:
+            self._has_told = True
+            if self.is_first:
+                what = "replaces the gradient of the step before, which no optimizer has used"
+                say(f"psgc: step {batch.iteration}: run.backward {what}; accumulate=True adds to it", error=True)
         is_whole = not (is_within or is_again or (due and steps.is_between))
         self._flat.check()
         standing.catches_up = False
@@ -243,7 +252,7 @@ class ScriptRun:
         are called loss and accuracy are `test_loss` and `test_accuracy` in iterations.csv as well. Raises UserError.
         """
         place, at = (self._sampler.epochs, self._under_way), None
-        found = self._evaluator.asked(*place)
+        found = self._evaluator.asked(*place, lambda: self.standing.is_past)
         if found() is None:
             self.standing.begins_evaluation()
         if found() is None and self.standing.pending is None and not self.standing.catches_up:
@@ -266,18 +275,12 @@ class ScriptRun:
         iteration = self.standing.iteration
         if iteration & (iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
             check_savable(self.attached)
-        self._stopped_at = None
+        self.last.begins_call()
         try:
             with preserved(self._flat.device):  # random numbers of the script
                 answer = self.engine.sum(iteration, call)
         except PsgcError as error:
-            # within a batch of several calls, the script has done only a part of what the batch needs
-            is_in_batch = batch is not None or self._steps.loops > 0
-            self._is_broken = isinstance(error, ModelError) or (is_in_batch and not call.is_whole)
-            if batch is not None:
-                self._stopped_at = batch.position
-            elif not self._steps.is_between:  # the loop before is over, also if it was left by `break`
-                self._stopped_at = Position(self._sampler.position.iteration, self._sampler.end_of_loop)
+            self.last.failed(error, call, batch)
             raise
         self.output.called()
         if isinstance(answer, ScriptState):
@@ -355,7 +358,7 @@ class ScriptRun:
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless the script has raised, maybe in the middle of a step."""
-        self._is_broken = self._is_broken or has_raised
+        self.last.is_broken = self.last.is_broken or has_raised
         try:
             self.give_rows()
             self._write_last()
@@ -366,9 +369,7 @@ class ScriptRun:
         self._is_over = True
 
     def _write_last(self) -> None:
-        position = self._steps.next and (self._stopped_at or self._steps.next)
-        is_whole = self.may_save_last and not self._is_broken and self.standing.pending is None
-        if position is not None and self._steps.is_complete and is_whole:
+        if (position := self.last.position) is not None:
             check_savable(self.attached)
             self.standing.is_at(position)
             self.output.write_checkpoint(position.iteration, self.standing.iteration)

@@ -58,7 +58,7 @@ class Steps:
         self._scaler, self._scale = scaler, scale
         self._due = {number for number, param in self._params.items() if param.grad is not None}
         if self._is_by_hand:
-            self._checksum = self._checksum_now()
+            self._checksum = self.checksum()
 
     def forget(self) -> None:
         """Forget the gradient, because another state was loaded."""
@@ -98,10 +98,17 @@ class Steps:
         return {number for number in self._due if self._params[number].grad is not None}
 
     @property
+    def is_unused(self) -> bool:
+        """Whether the newest gradient is still there, and no optimizer has used it."""
+        if self._is_by_hand or self.is_made:
+            return False
+        return any(bool(param.grad.any()) for param in self._params.values() if param.grad is not None)
+
+    @property
     def is_between(self) -> bool:
         """Whether there are gradients without a step yet. A state does not contain them."""
         if self._is_by_hand:
-            return self._newest is not None and self._checksum == self._checksum_now()
+            return self._newest is not None and self._checksum == self.checksum()
         due = self.due
         return any(not due.isdisjoint(_stepped_by(optimizer)) for optimizer in self._optimizers)
 
@@ -126,6 +133,12 @@ class Steps:
             return None
         return self._newest.position if self._is_by_hand and self.is_between else self._newest.after
 
+    def checksum(self) -> int:
+        """A checksum of the parameters."""
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+        params = [param.detach() for param in self._params.values()]  # whose memory the script may have replaced
+        return sum(int(param.view(bits[param.itemsize]).sum(dtype=torch.int64)) for param in params)
+
     @property
     def _is_by_hand(self) -> bool:
         return not self._optimizers
@@ -138,11 +151,6 @@ class Steps:
     def _is_left_out(self) -> bool:
         """Whether the scaler has skipped the step. It then lowers its scale."""
         return self._scale is not None and self._scaler.get_scale() < self._scale
-
-    def _checksum_now(self) -> int:
-        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-        params = [param.detach() for param in self._params.values()]  # whose memory the script may have replaced
-        return sum(int(param.view(bits[param.itemsize]).sum(dtype=torch.int64)) for param in params)
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         is_watched = self.loops > 0 or not self._is_made  # after its loops the script may train without the run

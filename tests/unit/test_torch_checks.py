@@ -1,4 +1,4 @@
-"""Normalisation that changes running statistics is refused, by the names of its modules."""
+"""Modules that change weights or running statistics are refused, by their names."""
 
 import pytest
 from torch import nn
@@ -40,6 +40,16 @@ def test_what_normalises_rows_of_their_own_or_is_frozen_is_allowed():
     frozen[0].eval()
     for model in (nn.GroupNorm(1, 3), nn.LayerNorm(3), nn.InstanceNorm1d(3), frozen):
         check_model(model, None)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_a_limit_of_an_embedding_which_changes_weights_when_they_are_looked_up(kind):
+    model = nn.ModuleDict({"words": kind(3, 2, max_norm=1.0), "others": kind(3, 2)})
+    for mode in (model.train(), model.eval()):
+        assert refusal(mode, None) == (
+            "words: max_norm changes weights of an embedding when they are looked up, so they would differ between "
+            "ranks; use max_norm=None, and weight.renorm_ after optimizer.step()"
+        )
 
 
 @pytest.mark.parametrize("buffers", [None, "chunk"])

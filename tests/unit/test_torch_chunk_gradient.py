@@ -36,6 +36,7 @@ def cross_entropy(model, batch):
 def made(model=None, loss=cross_entropy, **more) -> tuple[ChunkGradient, FlatModel]:
     model = model or small()
     flat = FlatModel(model)
+    flat.clear()
     return ChunkGradient(flat, model, loss, **more), flat
 
 

@@ -310,3 +310,60 @@ def test_a_script_that_was_stopped_between_loops_makes_those_that_were_made_ahea
     resumed.run.begin(Single(4, load_newest(tmp_path / "checkpoints", read)[1]))
     assert resumed.train()[1:] == expected[1:]
     assert ended.steps + resumed.steps == whole.steps
+
+
+class Held(Left):
+    """The iterator of each loop is kept, as a progress bar with a name keeps it, so that `break` does not end it."""
+
+    def train(self):
+        self.bars = []
+        for _ in range(3):
+            self.bars.append(iter(self.run.batches(8)))
+            for batch in self.bars[-1]:
+                self.steps.append((batch.position, self.run.backward(batch)))
+                self.states.append(self.run.standing.state())
+                self.optimizer.step()
+                if batch.iteration % 3 == 1:
+                    break
+            self.values += [self.run.evaluate(self.data, self.metric), self.run.evaluate(self.data, loss)]
+        return self.values
+
+
+def test_evaluations_after_a_break_have_their_results_also_where_the_loop_is_kept():
+    whole = Held()
+    expected = whole.train()
+    resumed = Held()
+    resumed.run.begin(Single(4, ScriptState(0, whole.states[-1])))
+    assert resumed.train() == expected
+    assert resumed.steps == whole.steps[-1:]
+
+
+class Swapped(Left):
+    """Evaluates with other parameters, which it puts into the model for that."""
+
+    def train(self):
+        for _ in range(3):
+            for batch in self.run.batches(8):
+                self.steps.append((batch.position, self.run.backward(batch)))
+                self.optimizer.step()
+            own = [param.detach().clone() for param in self.model.parameters()]
+            with torch.no_grad():
+                for param in self.model.parameters():
+                    param.data.mul_(0.5)
+                self.values.append(self.run.evaluate(self.data, self.metric))
+                for param, before in zip(self.model.parameters(), own, strict=True):
+                    param.copy_(before)
+        return self.values
+
+
+def test_parameters_that_were_put_in_for_an_evaluation_are_in_no_checkpoint(tmp_path):
+    whole = Swapped()
+    expected = whole.train()
+    ended = Swapped("evaluate", output=str(tmp_path), checkpoint_every=2)
+    with pytest.raises(RunFailed, match="SIGTERM"):
+        ended.train()
+    ended.run.end(has_raised=False)
+    resumed = Swapped()
+    resumed.run.begin(Single(4, load_newest(tmp_path / "checkpoints", read)[1]))
+    assert resumed.train() == expected
+    assert resumed.steps == whole.steps[2:]

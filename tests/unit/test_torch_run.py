@@ -71,6 +71,30 @@ def test_one_gradient_is_there_at_a_time_and_stays_until_the_next_one():
             optimizer.step()
 
 
+def test_a_gradient_that_is_replaced_before_a_step_is_told_once(capsys):
+    _, _, run, optimizer = made()
+    run.attach(optimizer)
+    for batch in run.batches(SIZE, epochs=4):
+        run.backward(batch)
+        if batch.iteration % 3 == 2:  # as with plain torch, where gradients add up
+            optimizer.step()
+            optimizer.zero_grad()
+    what = "the gradient of the step before, which no optimizer has used"
+    assert capsys.readouterr().err == f"psgc: step 1: run.backward replaces {what}; accumulate=True adds to it\n"
+
+
+def test_a_gradient_that_was_used_or_dropped_may_be_replaced(capsys):
+    _, _, run, optimizer = made()
+    run.attach(optimizer)
+    for batch in run.batches(SIZE, epochs=4):
+        run.backward(batch)
+        if batch.iteration % 3 == 0:
+            optimizer.step()
+        else:
+            optimizer.zero_grad(set_to_none=batch.iteration % 3 == 1)
+    assert capsys.readouterr().err == ""
+
+
 def test_calls_in_a_wrong_order_are_mistakes():
     _, data, run, optimizer = made()
     run.attach(optimizer)
