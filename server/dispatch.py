@@ -69,7 +69,7 @@ class Dispatcher(Target):
         for worker in cluster.welcome():
             self._links.returned(worker)
             self._observer.returned(worker, iteration)
-        cluster.leave_out(self.summing.without_state(iteration, cluster.here))
+        cluster.leave_out(self.summing.states.without_state(iteration, cluster.here))
         try:
             is_new = cluster.rebalance()
         except TooFewWorkers as error:
@@ -109,7 +109,7 @@ class Dispatcher(Target):
         self._lose_wrong()
         if self._coordinator.phase in (WORKING, REDOING):
             live = self._coordinator.membership.live
-            for worker in self.summing.without_state(self._coordinator.iteration, live):
+            for worker in self.summing.states.without_state(self._coordinator.iteration, live):
                 self._lose(worker, "it has fallen behind during the exchange, and no rank can give it a state now")
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
@@ -148,7 +148,7 @@ class Dispatcher(Target):
                 case BlockArrived():
                     self.summing.arrived(arrival)
                 case Moved():
-                    self.summing.moved(arrival)
+                    self.summing.states.moved(arrival)
                     self._lose_wrong()  # before reports of a wrong replica are handled
                 case Refused():
                     self._refused(arrival)
@@ -196,7 +196,7 @@ class Dispatcher(Target):
         if is_current:
             self._driver.reported(report)
         if is_current and worker in coordinator.membership.live:
-            self.summing.reported(worker)
+            self.summing.states.reported(worker)
             if self.num_sums:
                 if report.coded is not None or report.others or len(report.sums) != self.num_sums:
                     raise Malformed(f"a report of chunk {chunk} without its {self.num_sums} sums")
@@ -249,7 +249,7 @@ class Dispatcher(Target):
                 raise self._too_few from None
 
     def _lose_wrong(self) -> None:
-        for worker, iteration, names, is_early in self.summing.wrong():
+        for worker, iteration, names, is_early in self.summing.states.wrong():
             what = f"at iteration {iteration} it differs from rank 0 in {' and '.join(names)}"
             if is_early:
                 raise UserError(

@@ -228,7 +228,7 @@ class Server:
         replicas: once the run has begun, the workers whose parameters are known to equal those of rank 0, and when
         compared: with `verify: {idle: true}`, the share of the chunks that was compared
         """
-        found: dict[str, object] = {"replicas": self.summing.summary()} if self._has_begun else {}
+        found: dict[str, object] = {"replicas": self.summing.states.summary()} if self._has_begun else {}
         return found | ({"compared": self._idle.summary()} if self._idle else {})
 
     def _settle(self) -> None:
@@ -245,11 +245,11 @@ class Server:
 
     def _is_followed(self) -> bool:
         """Whether no rank needs this one any more."""
-        return not self.summing.allreduce.is_busy and self.summing.is_followed(self._driver.over_on())
+        return not self.summing.allreduce.is_busy and self.summing.states.is_followed(self._driver.over_on())
 
     def stop_workers(self, timeout: float, done: int = 0, stays: bool = False) -> bool:
         """Have every process end (`psgc.server.ending`). Returns whether all of them leave in order."""
         self.links.close()
-        lacking = self.summing.lack_a_state() if self._has_begun else ()
-        stepped = self.summing.told if self._has_begun else None
+        lacking = self.summing.states.lack_a_state() if self._has_begun else ()
+        stepped = self.summing.states.told if self._has_begun else None
         return end_workers(self._transport, self.cluster.detector, timeout, done, stays, lacking, stepped)

@@ -53,7 +53,7 @@ class WatchedSumming(Summing):
 
     def follows(self, worker: int) -> bool:
         """Whether the worker needs no state."""
-        return bool(self._replicas.following([worker]))
+        return bool(self.states.replicas.following([worker]))
 
     @property
     def gradient(self) -> np.ndarray:

@@ -19,7 +19,7 @@ from psgc.config import Config
 from psgc.errors import PsgcError
 from psgc.messages import Records
 from psgc.run.ending import CalledOff
-from psgc.server import ending, summing
+from psgc.server import ending, states
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.torch import serving, working
@@ -98,7 +98,7 @@ class ScriptWorld(ReplicatedWorld):
 
     def replace(self, stack: ExitStack) -> None:
         super().replace(stack)
-        stack.enter_context(mock.patch.object(summing, "CHECKED", CHECKED))
+        stack.enter_context(mock.patch.object(states, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(serving, "WAITING_BYTES", self.case.waiting))
         for module in (working, ending):
             stack.enter_context(mock.patch.object(module, "time", self.clock))
@@ -185,7 +185,7 @@ class ScriptWorld(ReplicatedWorld):
 
     def stop_workers(self, done: int) -> None:
         here, self.is_ending, self.events = self.here(), True, 0
-        lacking = self.server.summing.lack_a_state()  # who is left out may hear so from STOP first
+        lacking = self.server.summing.states.lack_a_state()  # who is left out may hear so from STOP first
         self.at_steps = [fault for fault in self.at_steps if fault.kind != "stops"]  # here nobody would wake it up
         self.server.stop_workers(PATIENCE, done)
         self.naps.clear()

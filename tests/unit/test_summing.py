@@ -100,9 +100,9 @@ def test_in_every_iteration_that_is_overdue_rank_0_gives_its_state_to_who_waits_
     rank_0.begin(10)
     for iteration, behind in ((11, 1), (12, 3)):
         since = 100.0 * iteration
-        rank_0.it.moved(Moved(behind, iteration - 1, True, b""))
+        rank_0.it.states.moved(Moved(behind, iteration - 1, True, b""))
         for worker in {2, 3} - {behind}:
-            rank_0.it.moved(Moved(worker, iteration, False, b""))
+            rank_0.it.states.moved(Moved(worker, iteration, False, b""))
         rank_0.it.poll(since, WORKING)
         rank_0.begin(iteration)
         assert (2, Kind.GIVE, behind) in rank_0.told()
@@ -112,13 +112,13 @@ def test_in_every_iteration_that_is_overdue_rank_0_gives_its_state_to_who_waits_
 
 def test_who_waits_for_the_state_of_a_rank_that_gives_none_any_more_is_not_waited_for(rank_0):
     rank_0.begin(10, [1, 2])
-    rank_0.it.moved(Moved(2, 11, False, b""))
-    rank_0.it.moved(Moved(1, 10, True, b""))
+    rank_0.it.states.moved(Moved(2, 11, False, b""))
+    rank_0.it.states.moved(Moved(1, 10, True, b""))
     rank_0.begin(11, [1, 2])
     assert (2, Kind.GIVE, 1) in rank_0.told()
     rank_0.it.allreduce.start(11, np.zeros(4))
-    assert not rank_0.it.is_followed(())
-    assert rank_0.it.is_followed({2})
+    assert not rank_0.it.states.is_followed(())
+    assert rank_0.it.states.is_followed({2})
 
 
 def test_who_waits_for_a_lost_owner_when_nobody_has_a_state_to_give_is_given_up(rank_0):
@@ -126,25 +126,25 @@ def test_who_waits_for_a_lost_owner_when_nobody_has_a_state_to_give_is_given_up(
     rank_0.within = {11}
     rank_0.begin(10)
     for worker in (2, 3):
-        rank_0.it.moved(Moved(worker, 11, False, b""))
+        rank_0.it.states.moved(Moved(worker, 11, False, b""))
     rank_0.it.poll(100.0, WORKING)
     rank_0.begin(11)
     for now, lacking in ((100.0 + 0.9 * TIMEOUT, set()), (100.0 + TIMEOUT, {1})):
         assert rank_0.gives(now) == set()
-        assert set(rank_0.it.without_state(11, WORKERS)) == lacking
+        assert set(rank_0.it.states.without_state(11, WORKERS)) == lacking
 
 
 def test_a_script_is_asked_for_its_state_only_in_a_call_that_is_whole(rank_0):
     """Else it would come some calls later, when the worker is not waited for any more."""
     rank_0.within = {11, 12, 13, 14, 15, 16, 17}
     rank_0.begin(10)
-    rank_0.it.moved(Moved(1, 10, True, b""))
+    rank_0.it.states.moved(Moved(1, 10, True, b""))
     for iteration in range(11, 19):
         for worker in (2, 3):
-            rank_0.it.moved(Moved(worker, iteration, False, b""))
+            rank_0.it.states.moved(Moved(worker, iteration, False, b""))
         rank_0.begin(iteration)
         assert ((2, Kind.GIVE, 1) in rank_0.told()) == (iteration == 18)
-    assert 1 in rank_0.it.receivers()  # of the gradients from there on
+    assert 1 in rank_0.it.states.receivers()  # of the gradients from there on
 
 
 @pytest.mark.parametrize(("dim", "most"), [(4, MOST_WAITING), (WAITING_BYTES // 8 // 5, 5), (WAITING_BYTES, WAITING)])
@@ -153,17 +153,17 @@ def test_short_sums_wait_for_a_script_that_is_late_by_a_chunk_or_a_slow_step(dim
     rank_0 = Rank0(dim)
     for iteration in range(FIRST, FIRST + most + 1):
         for worker in (2, 3):
-            rank_0.it.moved(Moved(worker, iteration, False, b""))
+            rank_0.it.states.moved(Moved(worker, iteration, False, b""))
         rank_0.begin(iteration)
-        assert (1 in rank_0.it.receivers()) == (iteration < FIRST + most)
+        assert (1 in rank_0.it.states.receivers()) == (iteration < FIRST + most)
 
 
 def test_who_has_not_made_the_step_before_owns_no_slice(rank_0):
     """All others would wait for it."""
     rank_0.begin(10)
-    rank_0.it.moved(Moved(1, 11, False, b""))
+    rank_0.it.states.moved(Moved(1, 11, False, b""))
     rank_0.begin(11)
-    rank_0.it.reported(2)
+    rank_0.it.states.reported(2)
     rank_0.it.share([(1, 1, 0), (2, 2, 0)], now=0.0)
     (made,) = rank_0.maps(3)
     assert {part.owner for part in made.slices} == {0, 1, 2}
@@ -175,7 +175,7 @@ def test_who_is_back_and_contributes_without_having_been_given_a_state_gets_the_
     rank_0.within = {11}  # nobody gives it a state
     rank_0.begin(10)
     for worker in (2, 3):
-        rank_0.it.moved(Moved(worker, 11, False, b""))
+        rank_0.it.states.moved(Moved(worker, 11, False, b""))
     rank_0.it.lost(3)
     rank_0.begin(11)
     rank_0.it.share([(3, 3, 0)], now=0.0)
@@ -188,9 +188,9 @@ def test_who_was_to_redo_something_that_came_after_all_still_needs_a_state(rank_
     rank_0.within = {11}
     rank_0.begin(10)
     for worker in (1, 3):
-        rank_0.it.moved(Moved(worker, 11, False, b""))
+        rank_0.it.states.moved(Moved(worker, 11, False, b""))
     rank_0.begin(11)
-    rank_0.it.moved(Moved(2, 11, True, b""))
+    rank_0.it.states.moved(Moved(2, 11, True, b""))
     rank_0.it.share([(1, 1, 0), (3, 3, 0)], now=0.0)
     for number in range(3):
         rank_0.it.have(11, 0, number)
@@ -209,13 +209,13 @@ def test_with_server_rank_0_owns_every_slice_and_gives_every_state():
     (made,) = rank_0.maps(3)
     assert {part.owner for part in made.slices} == {0}
     assert made.receivers == (0, *WORKERS)
-    rank_0.it.moved(Moved(1, 10, True, b""))
+    rank_0.it.states.moved(Moved(1, 10, True, b""))
     rank_0.told()
     rank_0.begin(11)
     assert Kind.GIVE not in [kind for _, kind, _ in rank_0.told()]
     assert rank_0.given == [1]
-    assert not rank_0.it.is_followed(())
-    assert rank_0.it.is_followed({1})  # its script is over
+    assert not rank_0.it.states.is_followed(())
+    assert rank_0.it.states.is_followed({1})  # its script is over
 
 
 def test_with_per_chunk_rank_0_hands_out_the_gradient_that_it_has():
@@ -237,19 +237,19 @@ def test_with_per_chunk_rank_0_hands_out_the_gradient_that_it_has():
 
 def test_who_falls_behind_when_nobody_has_a_state_does_nothing(rank_0):
     rank_0.begin(10)
-    rank_0.it.moved(Moved(1, 10, True, b""))
-    assert not rank_0.it.without_state(10, WORKERS)  # rank 0 has one
+    rank_0.it.states.moved(Moved(1, 10, True, b""))
+    assert not rank_0.it.states.without_state(10, WORKERS)  # rank 0 has one
     rank_0.within = {11}
-    assert rank_0.it.without_state(11, WORKERS) == {1}
+    assert rank_0.it.states.without_state(11, WORKERS) == {1}
 
 
 def test_what_differs_from_the_beginning_is_found_in_the_first_iteration_before_it_is_over(rank_0):
     """Before the gradients of a worker that differs are taken for those of a model that is not deterministic."""
     rank_0.begin(10)
-    rank_0.it.moved(Moved(2, 10, False, 8 * b"p" + 8 * b"o"))
-    assert rank_0.it.wrong() == []
+    rank_0.it.states.moved(Moved(2, 10, False, 8 * b"p" + 8 * b"o"))
+    assert rank_0.it.states.wrong() == []
     rank_0.it.poll(0.0, WORKING)
-    ((worker, iteration, _, is_early),) = rank_0.it.wrong()
+    ((worker, iteration, _, is_early),) = rank_0.it.states.wrong()
     assert (worker, iteration, is_early) == (2, 10, True)
     rank_0.it.lost(2)
     rank_0.begin(11)
@@ -259,12 +259,12 @@ def test_what_differs_from_the_beginning_is_found_in_the_first_iteration_before_
 def test_who_was_left_out_is_given_a_state_at_once_only_while_something_is_done_again(rank_0):
     def gives(*fall_behind):
         for worker in fall_behind:
-            rank_0.it.moved(Moved(worker, 11, True, b""))
+            rank_0.it.states.moved(Moved(worker, 11, True, b""))
         given, rank_0.given = rank_0.given, []
         return [(donor, worker) for donor, kind, worker in rank_0.told() if kind == Kind.GIVE] + given
 
     rank_0.begin(10)
-    rank_0.it.moved(Moved(1, 11, False, b""))
+    rank_0.it.states.moved(Moved(1, 11, False, b""))
     rank_0.begin(11)
     assert gives(2) == []
     rank_0.it.share([(1, 1, 0)], now=0.0)
@@ -279,9 +279,9 @@ def test_who_was_left_out_is_given_a_state_at_once_only_while_something_is_done_
     assert gives() == [3]
     rank_0.begin(12, [2, 3])
     assert gives() == [2]
-    rank_0.it.moved(Moved(3, 11, False, b""))
+    rank_0.it.states.moved(Moved(3, 11, False, b""))
     assert gives() == [3]
-    rank_0.it.moved(Moved(3, 12, True, b""))
+    rank_0.it.states.moved(Moved(3, 12, True, b""))
     assert gives() == []
 
 
