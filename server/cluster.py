@@ -1,14 +1,13 @@
-"""The workers of a run: which of them take part, what they hold, and what follows when one of them fails."""
+"""The workers of a run: which of them take part, what they hold, and which of them are to be declared lost."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from math import inf
 
-from psgc.errors import ModelError, RunFailed, UserError
 from psgc.iteration import is_evaluated
 from psgc.processes import RunningTime
 from psgc.schedules import SCHEDULES, Queues, Schedule
-from psgc.server.arrivals import Alive, Failed
+from psgc.server.arrivals import Alive
 from psgc.server.failure_detector import FailureDetector, Stuck
 from psgc.server.membership import Membership
 from psgc.server.observer import Observer
@@ -22,13 +21,14 @@ CHECK_EVERY = 0.05  # seconds between two checks of the timeouts
 class Cluster:
     """The workers as the server knows them.
 
+    settings: of the run
     hosts: the host of every rank
     membership, schedule, queues: of the current iteration
     now: seconds for which this process has run (`RunningTime`)
     """
 
     def __init__(self, settings: ServerSettings, hosts: Sequence[str], observer: Observer) -> None:
-        self._settings, self._config, self._plan = settings, settings.config, settings.plan
+        self.settings, self._config, self._plan = settings, settings.config, settings.plan
         self.hosts = hosts
         self.observer = observer
         config, plan = self._config, self._plan
@@ -44,15 +44,13 @@ class Cluster:
         # since the last rebalance a worker was lost or came back, or a chunk was reassigned (with `verify` at once)
         self.changed = any(map(self.membership.reassigned, workers))
         self.left_out: set[int] = set()  # workers that are not lost, but take no part
-        self.failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed, while nobody has done it
-        self._raised: set[int] = set()  # workers on which a gradient failed
         self.strikes = Counter(settings.strikes)  # wrong copies of each worker (`verify`)
         self._joins: dict[int, bool] = {}  # by worker that has said so, whether it can do several chunks in one pass
         self._stuck = Stuck()
 
     def _make_schedule(self, backups: Queues) -> Schedule:
         holders, parts = self.membership.holders, self.membership.parts
-        return SCHEDULES[self._config.schedule](self.queues, backups, holders, parts, self._settings.costs)
+        return SCHEDULES[self._config.schedule](self.queues, backups, holders, parts, self.settings.costs)
 
     @property
     def estimates(self) -> dict[int, float]:
@@ -103,7 +101,7 @@ class Cluster:
 
     def know_costs(self, iteration: int) -> bool:
         """Tell the schedule the costs of this iteration's chunks. Returns whether it has planned with them."""
-        known = self._settings.known_costs
+        known = self.settings.known_costs
         return known is not None and self.schedule.know_costs(known(iteration))
 
     def can_join(self, worker: int, can: bool) -> None:
@@ -172,36 +170,3 @@ class Cluster:
             return False
         self.changed = True
         return True
-
-    def failed(self, failure: Failed) -> str:
-        """The reason to declare the worker lost on which a gradient failed. Raises RunFailed if the model is at fault.
-
-        A chunk that fails on one worker is that worker's fault. A chunk that fails on two workers is the model's fault,
-        unless another worker has done the chunk in between. Raises UserError if the data of the chunk is wrong on rank
-        0 too: then it is wrong everywhere, and not only in this worker's copy.
-        """
-        self._settings.check_data(failure.iteration, failure.chunk)
-        reason = self.observer.failure_text(failure.worker, failure.text)
-        if failure.code:
-            kind = UserError if failure.code == UserError.exit_code else ModelError
-            raise kind(self._described(failure, reason))
-        other = self.failures.setdefault(failure.chunk, failure.worker)
-        if other != failure.worker:
-            before = f"as before on worker {other} on {self.hosts[other]}"
-            raise RunFailed(f"{self._described(failure, reason)}; {before}")
-        self._raised.add(failure.worker)
-        return reason
-
-    def check_blame(self, failure: Failed, reason: str) -> None:
-        """Too few workers are left after this failure.
-
-        Raises RunFailed when gradients failed on all lost workers, since other machines would not help.
-        """
-        if self._raised.issuperset(self.detector.away):
-            others = len(self._raised) - 1
-            too = f"; gradients failed on {others} other worker{'s' if others > 1 else ''}, too" if others else ""
-            raise RunFailed(self._described(failure, reason) + too) from None
-
-    def _described(self, failure: Failed, reason: str) -> str:
-        worker, host = failure.worker, self.hosts[failure.worker]
-        return f"worker {worker} on {host}, chunk {failure.chunk}, iteration {failure.iteration}: {reason}"

@@ -9,7 +9,6 @@ from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.driver import Driver
 from psgc.server.events import (
-    IDLE,
     REDOING,
     WORKING,
     Abandoned,
@@ -19,7 +18,6 @@ from psgc.server.events import (
     Delayed,
     Digested,
     Event,
-    Lost,
     Report,
     Summed,
     Tick,
@@ -27,6 +25,7 @@ from psgc.server.events import (
 from psgc.server.instructions import Fate, Roles, Target, carry_out
 from psgc.server.iteration_log import IterationLog, shares
 from psgc.server.links import Arrival, Links
+from psgc.server.losses import Losses
 from psgc.server.malformed import Malformed
 from psgc.server.summing import Summing
 from psgc.server.trial import TrialComparison
@@ -35,14 +34,10 @@ from psgc.server.trial import TrialComparison
 class Dispatcher(Target):
     """Hands what workers send to the coordinator, and carries out the coordinator's instructions over MPI.
 
-    decoder, summing: of the run; set before its first iteration
-    driver: the calls of the run
+    decoder, driver: of the run
     finished: whether the iteration has its gradient, or the sums of its evaluation
     num_sums: number of sums in an evaluation, 0 in an iteration with a gradient
     """
-
-    decoder: Decoder
-    summing: Summing
 
     def __init__(
         self,
@@ -52,12 +47,14 @@ class Dispatcher(Target):
         log: IterationLog,
         trial: TrialComparison,
         driver: Driver,
+        decoder: Decoder,
+        summing: Summing,
     ) -> None:
         self._coordinator, self._cluster, self._observer = coordinator, cluster, cluster.observer
         self._links, self._tell = links, links.outbox.tell
         self._log, self._trial, self._driver = log, trial, driver
-        self._too_few: TooFewWorkers | None = None  # the newest loss that left too few workers
-        self._complaints: dict[int, int] = {}  # worker -> the rank whose messages it has refused
+        self._decoder, self._summing = decoder, summing
+        self._losses = Losses(cluster, links, log, trial, summing, coordinator, self._bring)
         self._told = dict(cluster.queues)  # the default queue that each worker has
         self.finished = False
         self.num_sums = 0
@@ -69,11 +66,11 @@ class Dispatcher(Target):
         for worker in cluster.welcome():
             self._links.returned(worker)
             self._observer.returned(worker, iteration)
-        cluster.leave_out(self.summing.states.without_state(iteration, cluster.here))
+        cluster.leave_out(self._summing.states.without_state(iteration, cluster.here))
         try:
             is_new = cluster.rebalance()
         except TooFewWorkers as error:
-            raise self._too_few or error from None  # the earlier error names the worker that was lost
+            raise self._losses.too_few or error from None  # the earlier error names the worker that was lost
         if is_new:
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():
@@ -84,17 +81,17 @@ class Dispatcher(Target):
                     outbox.tell_default_queue(worker, queue)
         # Workers begin with their default queues. If the plan depends on the iteration, its orders must go first.
         has_plan = cluster.know_costs(iteration)
-        if resting := self.summing.resting(iteration):
+        if resting := self._summing.resting(iteration):
             cluster.schedule.rest(resting)
             has_plan = True
         self.num_sums = self._driver.num_sums(iteration)
         has_plan = cluster.join(iteration, self.num_sums) or has_plan
-        self.decoder.begin(has_gradient=not self.num_sums)
+        self._decoder.begin(has_gradient=not self.num_sums)
         self.finished = False
         before, begin = self._coordinator.books, Begin(iteration, has_gradient=not self.num_sums)
         if has_plan:
             self._bring(begin)
-        self.summing.begin(iteration, cluster.membership.live, cluster.schedule.fractions)
+        self._summing.begin(iteration, cluster.membership.live, cluster.schedule.fractions)
         self._links.outbox.send()
         self._log.finish(before)  # writes the row of the iteration before while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))
@@ -104,21 +101,22 @@ class Dispatcher(Target):
     def tick(self, deadline: float) -> None:
         """Check what is due. deadline: of the iteration, in seconds since it began."""
         now = self._links.now
-        self.summing.poll(self._cluster.now, self._coordinator.phase)
+        self._summing.poll(self._cluster.now, self._coordinator.phase)
         self._finish_if_summed()
-        self._lose_wrong()
+        self._losses.lose_wrong_replicas()
         if self._coordinator.phase in (WORKING, REDOING):
             live = self._coordinator.membership.live
-            for worker in self.summing.states.without_state(self._coordinator.iteration, live):
-                self._lose(worker, "it has fallen behind during the exchange, and no rank can give it a state now")
+            for worker in self._summing.states.without_state(self._coordinator.iteration, live):
+                reason = "it has fallen behind during the exchange, and no rank can give it a state now"
+                self._losses.lose(worker, reason)
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
         if now >= deadline and not self.finished:
             self._bring(Deadline())
         for worker, reason, failed in self._cluster.due(self._links.unreached):
-            self._lose(worker, reason, failed=failed)
+            self._losses.lose(worker, reason, failed=failed)
         for worker, reason in self._driver.due():
-            self._lose(worker, reason, failed=True)
+            self._losses.lose(worker, reason, failed=True)
 
     # arrivals
 
@@ -142,45 +140,36 @@ class Dispatcher(Target):
                         self._observer.chunk(worker, chunk, iteration, start, seconds, Outcome.ABANDONED)
                 case Alive():
                     self._cluster.alive(arrival)
-                    self.summing.alive(arrival)
+                    self._summing.alive(arrival)
                     if arrival.is_delayed:
                         self._bring_from_worker(Delayed(worker, arrival.iteration, self._links.now))
                 case BlockArrived():
-                    self.summing.arrived(arrival)
+                    self._summing.arrived(arrival)
                 case Moved():
-                    self.summing.states.moved(arrival)
-                    self._lose_wrong()  # before reports of a wrong replica are handled
+                    self._summing.states.moved(arrival)
+                    self._losses.lose_wrong_replicas()  # before reports of a wrong replica are handled
                 case Refused():
-                    self._refused(arrival)
+                    self._losses.refused(arrival)
                 case Tried(_, iteration, chunk, sketch, digest):
                     if (difference := self._trial.told(worker, iteration, chunk, sketch, digest)) is not None:
                         raise RunFailed(difference.text(self._cluster.hosts))
                 case Sketched(_, iteration, chunk, sketch):
                     if iteration == self._coordinator.iteration:
-                        self.decoder.hold_sketch(worker, chunk, sketch)
+                        self._decoder.hold_sketch(worker, chunk, sketch)
                 case Failed():
-                    self._failed(arrival)
+                    self._losses.failed(arrival)
                 case ScriptEnded(_, iteration, text, code):
                     text = text and self._observer.failure_text(worker, text)
                     self._driver.ended(worker, iteration, text, code == UserError.exit_code)
                 case Gone(_, reason, dead):
-                    self._lose(worker, reason, dead=dead, failed=not dead)
+                    self._losses.lose(worker, reason, dead=dead, failed=not dead)
         except Malformed as flaw:
             self._links.ignore(worker)
-            self._lose(worker, f"it sent {flaw}", failed=True)
+            self._losses.lose(worker, f"it sent {flaw}", failed=True)
         self._finish_if_summed()  # before accumulators are shared out again
 
-    def _refused(self, refused: Refused) -> None:
-        """The sender of a malformed message is lost. A worker that complains about two senders is itself faulty."""
-        worker, source, text = refused.worker, refused.source, refused.text
-        before = self._complaints.setdefault(worker, source)
-        if before != source:
-            raise Malformed(f"complaints of workers {before} and {source}")
-        if worker not in self._cluster.detector.away:
-            self._lose(source, f"it sent worker {worker} {text}")
-
     def _finish_if_summed(self) -> None:
-        if self._coordinator.is_combined and self.summing.is_complete and not self.finished:
+        if self._coordinator.is_combined and self._summing.is_complete and not self.finished:
             self._bring(Summed())
 
     def _digested(self, done: Report | Abandoned) -> None:
@@ -196,20 +185,20 @@ class Dispatcher(Target):
         if is_current:
             self._driver.reported(report)
         if is_current and worker in coordinator.membership.live:
-            self.summing.states.reported(worker)
+            self._summing.states.reported(worker)
             if self.num_sums:
                 if report.coded is not None or report.others or len(report.sums) != self.num_sums:
                     raise Malformed(f"a report of chunk {chunk} without its {self.num_sums} sums")
-                self.decoder.hold_sums(worker, chunk, report.sums)
+                self._decoder.hold_sums(worker, chunk, report.sums)
             elif report.coded is None:
                 if not coordinator.is_combined:
                     raise Malformed(f"a report of chunk {chunk} without its coded gradient")
-                if coordinator.is_sketched(chunk) and not self.decoder.has_sketch(worker, chunk):
+                if coordinator.is_sketched(chunk) and not self._decoder.has_sketch(worker, chunk):
                     raise Malformed(f"a report of chunk {chunk} without its sketch")
             elif coordinator.is_combined or not {*report.piece} <= {*coordinator.membership.held(worker)}:
                 raise Malformed(f"a coded gradient of chunk {chunk}, which it was not to send")
             else:
-                self.decoder.hold(worker, chunk, report.coded)
+                self._decoder.hold(worker, chunk, report.coded)
         self._bring_from_worker(report)
         self._cluster.detector.through(worker, report.seconds)
         self._trial.reported(worker, iteration)
@@ -217,46 +206,8 @@ class Dispatcher(Target):
             self._cluster.can_join(worker, report.joins)
         if is_current:
             for one in report.piece:
-                self._cluster.failures.pop(one, None)
+                self._losses.done(one)
         self._log.reported(report, counts=is_current and coordinator.books.used(worker, chunk, report.attempt))
-
-    def _failed(self, failure: Failed) -> None:
-        reason = self._cluster.failed(failure)
-        try:
-            self._lose(failure.worker, f"chunk {failure.chunk}: {reason}", failed=True)
-        except TooFewWorkers:
-            self._cluster.check_blame(failure, reason)
-            raise
-
-    def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False, counts: bool = True) -> None:
-        """`worker` is lost: go on without it. Arguments as of `FailureDetector.lost`."""
-        if not self._cluster.lose(worker, dead, failed, counts):
-            return  # lost before
-        host, iteration = self._cluster.hosts[worker], self._coordinator.iteration
-        self._log.lost(worker)
-        self._links.lost(worker, for_good=dead or failed)
-        self._trial.lost(worker)
-        self._observer.lost(worker, host, iteration, reason)
-        self.summing.lost(worker)
-        if worker not in self._coordinator.membership.live:
-            return  # it took no part in this iteration
-        try:
-            self._bring(Lost(worker, self._links.now))
-            self.summing.reassign(worker, self._cluster.now, self._coordinator.phase)
-        except TooFewWorkers as error:
-            self._too_few = TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}")
-            if self._coordinator.phase != IDLE:  # else the next iteration raises the error, if there is one
-                raise self._too_few from None
-
-    def _lose_wrong(self) -> None:
-        for worker, iteration, names, is_early in self.summing.states.wrong():
-            what = f"at iteration {iteration} it differs from rank 0 in {' and '.join(names)}"
-            if is_early:
-                raise UserError(
-                    f"worker {worker} on {self._cluster.hosts[worker]}: {what}; every rank must run the same script, "
-                    "and change model, optimizers and schedules alike"
-                )
-            self._lose(worker, what)
 
     def _bring(self, event: Event) -> None:
         carry_out(self._coordinator.handle(event), self)
@@ -273,7 +224,7 @@ class Dispatcher(Target):
 
     def commit(self, chunk: int, contributors: tuple[int, ...], told: Roles, serial: int) -> None:
         if not self._coordinator.is_combined:
-            self.decoder.commit(chunk, told)
+            self._decoder.commit(chunk, told)
             return
         for worker, role in told:
             for contributor in contributors:
@@ -293,7 +244,7 @@ class Dispatcher(Target):
         self._tell(worker, Kind.NEXT, chunk)
 
     def share(self, contributors: tuple[tuple[int, int, int], ...]) -> None:
-        self.summing.share(contributors, self._cluster.now)
+        self._summing.share(contributors, self._cluster.now)
 
     def reassign(self, worker: int, chunk: int, role: int) -> None:
         self._cluster.changed = True  # the next iteration begins with a rebalance
@@ -301,11 +252,11 @@ class Dispatcher(Target):
 
     def invalidate(self, worker: int, chunk: int, attempt: int) -> None:
         if not attempt:  # the piece does not count, and the chunk must be done again
-            self.decoder.forget(worker, chunk)
+            self._decoder.forget(worker, chunk)
         self._tell(worker, Kind.INVALIDATE, chunk, attempt=attempt)
 
     def compare(self, chunk: int, copies: Roles) -> None:
-        self._bring(Compared(chunk, tuple(self.decoder.agreeing(chunk, copies)), self._links.now))
+        self._bring(Compared(chunk, tuple(self._decoder.agreeing(chunk, copies)), self._links.now))
 
     def wrong(self, worker: int, chunk: int, others: tuple[int, ...], fate: Fate, before: int) -> None:
         self._cluster.strikes[worker] += 1
@@ -317,7 +268,7 @@ class Dispatcher(Target):
         self._observer.wrong(worker, self._cluster.hosts[worker], iteration, reason)
         if fate == "taken out":
             why = "its work of this iteration does not count, since one of its copies was wrong"
-            self._lose(worker, why, counts=False)  # it has had a strike
+            self._losses.lose(worker, why, counts=False)  # it has had a strike
 
     def check(self, worker: int, piece: tuple[int, ...], at_once: bool) -> None:
         self._links.outbox.tell_list(worker, Kind.CHECK, piece, attempt=int(at_once))

@@ -60,7 +60,6 @@ class Server:
         for worker, is_dead in settings.away.items():
             self.cluster.lose(worker, is_dead, failed=False)
             self.links.lost(worker, for_good=is_dead)
-        self._dispatcher = Dispatcher(self.coordinator, self.cluster, self.links, self.log, self._trial, self._driver)
 
     def run(
         self, params: Array, iterations: int, first: int = 0, begins: Callable[[int], object] = lambda _: None
@@ -79,13 +78,16 @@ class Server:
         settings, config, matrix = self._settings, self._settings.config, self._settings.plan.coding_matrix
         tolerance = settings.tolerance if config.verify_every else None
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
-        self._dispatcher.decoder = self._decoder
         nodes = end_of_nodes(settings.plan.num_chunks) if config.reproducible else 0
         sums = Sums.of(matrix, config.transfer, params.size, config.dtype, first, iterations, nodes)
-        self.summing = self._dispatcher.summing = Summing(
+        self.summing = Summing(
             self._transport, self._backend, self.links.outbox, config, sums, self._driver, params, settings.alike
         )
         self.summing.moment = settings.moment
+        self._dispatcher = Dispatcher(
+            *(self.coordinator, self.cluster, self.links, self.log, self._trial),
+            *(self._driver, self._decoder, self.summing),
+        )
         self._has_begun = True
         self.links.outbox.patient = (Kind.COMMIT,) if params.nbytes <= SMALL else ()
         if not self.coordinator.is_combined:
