@@ -4,6 +4,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from psgc.coding.sketch import Sketch
+from psgc.transport import TEXT_LIMIT, Text
+
+
+class Texts:
+    """The texts that workers send, each before the record that it belongs to. Pieces beyond TEXT_LIMIT are dropped."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, bytes] = {}  # by worker
+
+    def add(self, text: Text) -> None:
+        """A piece has come."""
+        self._pieces[text.source] = (self._pieces.get(text.source, b"") + text.piece)[:TEXT_LIMIT]
+
+    def take(self, worker: int) -> str:
+        """The text that belongs to the record of `worker` that has come now; empty if there is none."""
+        return self._pieces.pop(worker, b"").decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ class Cluster:
         """
         config = self._config
         is_plain = config.transfer != "per_chunk" and config.joins and self._plan.parts == 1
-        has_figures = num_sums > 0 or is_evaluated(iteration, config.evaluate.every if config.evaluate else 0)
+        has_figures = num_sums > 0 or is_evaluated(iteration, config.evaluate_every)
         # a slow worker may say nothing for many iterations, since others do its chunks
         said = [self._joins[worker] for worker in self.membership.live if worker in self._joins]
         return self.schedule.join(is_plain and not has_figures and bool(said) and all(said))

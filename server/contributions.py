@@ -9,12 +9,23 @@ no MPI.
 """
 
 from collections import Counter
+from collections.abc import Collection
 from statistics import median
 
-LATE = 1.5  # times the median of the contributors, after which a contributor is late
-LEAST_LATE = 0.05  # seconds
+LATE = 1.5  # times the median, after which a rank is late
+LEAST_LATE = 0.05  # seconds above that median, at least
 IN_A_ROW = 3  # iterations; where ranks share processors one of them is last each time, and another one the next time
 FIRST_REST, LONGEST_REST = 8, 64  # iterations; each rest of a worker is twice as long as its rest before
+
+
+def late_above(seconds: Collection[float]) -> float:
+    """By the seconds that each rank took, at least one: a rank that took longer than this was late.
+
+    >>> late_above([1.0, 2.0, 9.0]), late_above([0.0, 0.0])
+    (3.0, 0.05)
+    """
+    usual = median(seconds)
+    return max(LATE * usual, usual + LEAST_LATE)
 
 
 class Contributions:
@@ -39,7 +50,7 @@ class Contributions:
         """The iteration is over: late contributors rest from the next iteration on."""
         if not self._took:
             return
-        limit = max(LATE * (usual := median(self._took.values())), usual + LEAST_LATE)
+        limit = late_above(self._took.values())
         for worker, seconds in self._took.items():
             if seconds <= limit:
                 self._late[worker] = 0

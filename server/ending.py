@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection
 
 from psgc.messages import Kind, digest_in, entries, record
+from psgc.server.arrivals import Texts
 from psgc.server.failure_detector import FailureDetector
 from psgc.terminal import say_together
 from psgc.transport import Control, Died, Text, Transport
@@ -51,7 +52,7 @@ class _Farewell:
         self._workers = set(range(1, transport.size))
         self._goodbyes: set[int] = set()
         self._gone: set[int] = set()
-        self._texts: dict[int, bytes] = {}  # of which the records have not come, by worker
+        self._texts = Texts()
 
     def say(self, failure_detector: FailureDetector, timeout: float) -> bool:
         self._gone.update(failure_detector.dead)
@@ -91,9 +92,9 @@ class _Farewell:
                 if isinstance(message, Died):
                     self._gone.add(message.rank)
                 elif isinstance(message, Text):
-                    self._texts[message.source] = self._texts.get(message.source, b"") + message.piece
+                    self._texts.add(message)
                 elif isinstance(message, Control):
-                    text = self._texts.pop(message.source, b"").decode(errors="replace")
+                    text = self._texts.take(message.source)
                     for entry in entries(message.records):
                         if entry["kind"] == Kind.GOODBYE:
                             self._goodbyes.add(message.source)

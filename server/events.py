@@ -18,8 +18,21 @@ class Begin:
     has_gradient: bool = True
 
 
+class _OfPass:
+    """An event about one pass of a worker."""
+
+    __slots__ = ()
+    chunk: int
+    others: tuple[int, ...]
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """All chunks of the pass."""
+        return self.chunk, *self.others
+
+
 @dataclass(frozen=True, slots=True)
-class Report:
+class Report(_OfPass):
     """A worker has done a chunk. With `per_chunk` its coded gradient is here.
 
     For the coordinator:
@@ -53,14 +66,9 @@ class Report:
     joins: bool = False
     digest: int = 0
 
-    @property
-    def piece(self) -> tuple[int, ...]:
-        """All chunks of the pass."""
-        return self.chunk, *self.others
-
 
 @dataclass(frozen=True, slots=True)
-class Abandoned:
+class Abandoned(_OfPass):
     """A worker was told to skip a chunk while it did the chunk, and has dropped its copy. Fields as in `Report`."""
 
     worker: int
@@ -73,11 +81,6 @@ class Abandoned:
     start: float = 0.0
     others: tuple[int, ...] = ()
     digest: int = 0
-
-    @property
-    def piece(self) -> tuple[int, ...]:
-        """All chunks of the pass."""
-        return self.chunk, *self.others
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Digested:
+class Digested(_OfPass):
     """The digest of what a worker has computed in one pass (`verify: {idle: true}`). Fields as in `Report`.
 
     The digest of a pass comes before its `Report` or `Abandoned`.
@@ -142,11 +145,6 @@ class Digested:
     seconds: float = 0.0
     others: tuple[int, ...] = ()
     is_check: bool = False
-
-    @property
-    def piece(self) -> tuple[int, ...]:
-        """All chunks of the pass."""
-        return self.chunk, *self.others
 
 
 Event = Begin | Delayed | Report | Abandoned | Summed | Lost | Deadline | Tick | Compared | Digested

@@ -23,7 +23,7 @@ from psgc.messages import (
     tail_length,
 )
 from psgc.plan import Plan
-from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Tried
+from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Texts, Tried
 from psgc.server.events import Abandoned, Digested, Report
 from psgc.server.malformed import (
     Malformed,
@@ -35,7 +35,7 @@ from psgc.server.malformed import (
     check_seconds,
 )
 from psgc.server.outbox import Outbox
-from psgc.transport import TEXT_LIMIT, Control, Died, Text, Transport, Vector
+from psgc.transport import Control, Died, Text, Transport, Vector
 
 FromIterations = Report | Abandoned | Digested
 Arrival = FromIterations | Failed | Tried | Sketched | Alive | Gone | Moved | BlockArrived | Refused | ScriptEnded
@@ -54,7 +54,7 @@ class Links:
         self._iteration = -1
         self._began = 0.0
         self.outbox = Outbox(transport)
-        self._texts: dict[int, bytes] = {}  # text of each worker that belongs to its next record
+        self._texts = Texts()
         self._readers: defaultdict[int, SumsReader] = defaultdict(SumsReader)
         self._sums: dict[int, tuple[float, ...]] = {}  # sums of each worker that belong to its next report (evaluation)
         self._pieces: dict[int, tuple[int, ...]] = {}  # chunks of each worker's piece, until its last record comes
@@ -141,8 +141,8 @@ class Links:
                         for entry in entries(records):
                             if worker not in self._ignored and (arrival := self._read_record(worker, entry)):
                                 yield arrival
-                    case Text(worker, piece):
-                        self._texts[worker] = (self._texts.get(worker, b"") + piece)[:TEXT_LIMIT]
+                    case Text():
+                        self._texts.add(message)
             except Malformed as flaw:
                 self.ignore(message.source)
                 yield Gone(message.source, f"it sent {flaw}", dead=False)
@@ -195,21 +195,18 @@ class Links:
                 self._sums[worker] = sums
             return None
         if kind == Kind.FAILED:
-            return Failed(worker, iteration, chunk, attempt, self._text(worker))
+            return Failed(worker, iteration, chunk, attempt, self._texts.take(worker))
         if kind == Kind.STEPPED or kind == Kind.BEHIND:
             return Moved(worker, iteration, kind == Kind.BEHIND, digest_in(entry))
         if kind == Kind.REFUSED:
             if not 1 <= entry["worker"] <= self._num_workers or entry["worker"] == worker:
                 raise Malformed(f"a complaint of rank {entry['worker']}")
-            return Refused(worker, entry["worker"], self._text(worker))
+            return Refused(worker, entry["worker"], self._texts.take(worker))
         if kind == Kind.ENDED:
-            return ScriptEnded(worker, iteration, self._text(worker), attempt)
+            return ScriptEnded(worker, iteration, self._texts.take(worker), attempt)
         if kind == Kind.TRIAL:
             return Tried(worker, iteration, chunk, (start, seconds, loss), entry["worker"])
         if kind == Kind.SKETCH:
             return Sketched(worker, iteration, chunk, (start, seconds, loss))
-        stuck_at = self._text(worker) if kind == Kind.STUCK else None
+        stuck_at = self._texts.take(worker) if kind == Kind.STUCK else None
         return Alive(worker, chunk, seconds, iteration, start, entry["role"] == 1, stuck_at)
-
-    def _text(self, worker: int) -> str:
-        return self._texts.pop(worker, b"").decode(errors="replace")

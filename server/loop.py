@@ -5,7 +5,6 @@ from collections.abc import Callable
 from math import inf
 
 from psgc.aggregation.blocks import Sums
-from psgc.aggregation.tree import end_of_nodes
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
 from psgc.iteration import is_evaluated, summed
@@ -47,7 +46,7 @@ class Server:
         self._deadline = TimeLimit(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
         self._interrupted_at, self._usual = inf, 0.0  # when that was seen; seconds of the newest iteration
-        self._every = every = config.evaluate.every if config.evaluate else 0
+        self._every = every = config.evaluate_every
         self.log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)
         self.cluster = Cluster(settings, transport.hosts, observer)
         membership, schedule, combined = self.cluster.membership, self.cluster.schedule, config.transfer == "combined"
@@ -78,8 +77,8 @@ class Server:
         settings, config, matrix = self._settings, self._settings.config, self._settings.plan.coding_matrix
         tolerance = settings.tolerance if config.verify_every else None
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
-        nodes = end_of_nodes(settings.plan.num_chunks) if config.reproducible else 0
-        sums = Sums.of(matrix, config.transfer, params.size, config.dtype, first, iterations, nodes)
+        tree_chunks = settings.plan.num_chunks if config.reproducible else 0
+        sums = Sums.of(matrix, config.transfer, params.size, config.dtype, first, iterations, tree_chunks)
         self.summing = Summing(
             self._transport, self._backend, self.links.outbox, config, sums, self._driver, params, settings.alike
         )

@@ -26,13 +26,12 @@ from statistics import median
 from psgc.aggregation.map import Contributor, Map, in_order
 from psgc.aggregation.slices import Slice, least_slice, make_slices
 from psgc.errors import RunFailed
+from psgc.server.contributions import late_above
 
 LATE = 2.0  # times the median of the other owners, after which an owner is late
 LEAST_LATE = 0.1  # seconds
 UNKNOWN = 1.0  # seconds that the slices of hosts are taken to need, before the first iteration
 HEDGES = 8  # attempts in one iteration because of lateness
-SLOWER = 1.5  # times the median, after which an owner gets less
-LEAST_SLOWER = 0.05  # seconds
 RATES = (0.7, 1.05)  # factors of a rate after an iteration in which its owner was slow, and after another one
 LEAST_RATE = 0.05
 
@@ -225,8 +224,8 @@ class Owners:
             if not self._by_host or not self._versions[number]:
                 took[self._link(self._slices[number].owner)] = seconds
         self._usual = max(took.values(), default=UNKNOWN)
-        usual = median(took.values()) if took else 0.0
-        slow = {link for link, seconds in took.items() if seconds > max(SLOWER * usual, usual + LEAST_SLOWER)}
+        limit = late_above(took.values()) if took else 0.0
+        slow = {link for link, seconds in took.items() if seconds > limit}
         late = {part.owner for number, part in enumerate(self._slices) if self._versions[number]}
         slow = late.union(rank for rank in self.rates if self._link(rank) in slow)
         for rank, rate in self.rates.items():

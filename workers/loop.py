@@ -15,7 +15,6 @@ from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map_messages import CloseReader, MapReader
 from psgc.aggregation.replica import Stepping
 from psgc.aggregation.slices import least_slice
-from psgc.aggregation.tree import end_of_nodes
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError, current_line
@@ -67,8 +66,8 @@ class Duties:
     @staticmethod
     def of(config: Config, plan: Plan, dim: int, first: int, last: int, alike: bool) -> "Duties":
         """The duties that follow from the settings of a run."""
-        nodes = end_of_nodes(plan.num_chunks) if config.reproducible else 0
-        sums = Sums.of(plan.coding_matrix, config.transfer, dim, config.dtype, first, last, nodes)
+        tree_chunks = plan.num_chunks if config.reproducible else 0
+        sums = Sums.of(plan.coding_matrix, config.transfer, dim, config.dtype, first, last, tree_chunks)
         timeout = config.faults.collect_timeout
         return Duties(sums=sums, alike=alike, silence=min(LONGEST_SILENCE, timeout / 4), long=timeout)
 

@@ -18,6 +18,7 @@ from psgc.aggregation.map import Contributor, Routes, Term, leaves
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.protocol import BlockKey, Publish, SumBlock
 from psgc.aggregation.shared import HostMemory
+from psgc.aggregation.tree import end_of_nodes
 from psgc.backend import Array, Backend, copy, part_length
 from psgc.messages import BlockName, pack_block, stamp
 
@@ -45,14 +46,16 @@ class Sums:
 
     @staticmethod
     def of(
-        coding_matrix: np.ndarray, transfer: str, dim: int, dtype: str, first: int, last: int, nodes: int = 0
+        coding_matrix: np.ndarray, transfer: str, dim: int, dtype: str, first: int, last: int, tree_chunks: int = 0
     ) -> "Sums":
         """The sums of a run whose workers code with `coding_matrix`.
+
+        tree_chunks: over how many chunks sums have the order of a tree (`psgc.aggregation.tree`); 0: any order
 
         With `per_chunk` rank 0 has decoded the gradient: it is the only accumulator, in a code of one part.
         """
         matrix = coding_matrix if transfer == "combined" else np.ones((len(coding_matrix), 1))
-        return Sums(matrix, dim, np.dtype(dtype), first, last, nodes)
+        return Sums(matrix, dim, np.dtype(dtype), first, last, end_of_nodes(tree_chunks))
 
     @cached_property
     def parts(self) -> int:

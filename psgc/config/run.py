@@ -175,6 +175,11 @@ class Config(Section):
         return self.coding.parts == 1 and not self.verify_every and is_exact
 
     @property
+    def evaluate_every(self) -> int:
+        """Iterations from one evaluation of the held-out rows to the next (`evaluate.every`); 0: never."""
+        return self.evaluate.every if self.evaluate else 0
+
+    @property
     def verify_every(self) -> int:
         """Each chunk is checked once in this number of iterations (`verify.every`); 0: never."""
         return (self.verify.every or 0) if self.verify else 0

@@ -1,7 +1,7 @@
 """The beginning of a run: its first lines, and server and workers, for a NumPy problem or a script's model."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,12 +110,18 @@ def share_memory(transport: Transport, config: Config, backend: Backend, dim: in
         say(f"ranks of a host send each other what they sum: {reasons[0]}")
 
 
+def _tried(transport: Transport, config: Config, plan: Plan) -> Mapping[int, int]:
+    """By worker, the chunk that it does for the trial; empty if the run has had its trial. Server and workers agree."""
+    has_been = transport.term.number or were_tried(transport.term.size)
+    return {} if has_been else tried_chunks(config, plan)
+
+
 def make_worker(
     transport: Transport, config: Config, plan: Plan, program: WorkerProgram, first: int, injector: Injector
 ) -> WorkerLoop:
     """The worker of this rank, with the settings of the server, in a term that begins with iteration `first`."""
     transport.start(from_everybody=config.aggregation == "allreduce")
-    has_been = transport.term.number or were_tried(transport.term.size)
+    tried = _tried(transport, config, plan)
     backend, rank = program.backend, transport.rank
     every, combined = config.verify_every, config.transfer == "combined"
     named = plan.num_chunks if config.transfer == "per_pass" else 0
@@ -123,7 +129,6 @@ def make_worker(
     state = WorkerState(rank, plan.queues[rank], plan.num_chunks, combined, every)
     digester = Digester(backend.to_host) if config.verify_idle else None
     mailbox = Mailbox(state, encoder, transport.wake, digester)
-    tried = {} if has_been else tried_chunks(config, plan)
     trial = Trial(first, tried.get(rank), frozenset(tried.values()))
     runner = ChunkRunner(mailbox, backend, make_emulation(config, plan, rank), injector, trial)
     duties = Duties.of(config, plan, program.dim, first, program.last, program.is_alike)
@@ -169,7 +174,7 @@ def make_server(
     known: the driver, and other fields of `ServerSettings`
     """
     transport.start(from_everybody=config.aggregation == "allreduce")
-    has_been = transport.term.number or were_tried(transport.term.size)
+    tried = _tried(transport, config, plan)
     if beginning is not None:
         known |= {"alike": beginning.alike, "away": beginning.away, "strikes": beginning.strikes}
     if not config.dedicated_server:  # the worker of this process has the state of rank 0
@@ -177,7 +182,7 @@ def make_server(
     settings = ServerSettings(
         config=config,
         plan=plan,
-        tried={} if has_been else tried_chunks(config, plan),
+        tried=tried,
         interrupted=lambda: interruption(stopped_by),
         hurries=lambda: len(stopped_by) > 1 or not is_awaited(directory),
         **known,

@@ -13,7 +13,6 @@ import numpy as np
 
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.replica import Stepping
-from psgc.aggregation.tree import end_of_nodes
 from psgc.backend import Backend
 from psgc.config import Verify
 from psgc.messages import Kind
@@ -109,8 +108,9 @@ class Node(WorkerLoop):
         digester = Digester(np.asarray) if verify and verify.idle else None
         self.mailbox = NotedMailbox(self.state, self.encoder, digester=digester)
         self.mailbox.begun = self.begun
-        nodes = end_of_nodes(plan.num_chunks) if reproducible else 0
-        sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", first, last, nodes)
+        tree_chunks = plan.num_chunks if reproducible else 0
+        transfer = "combined" if combined else "per_chunk"
+        sums = Sums.of(plan.coding_matrix, transfer, dim, "float64", first, last, tree_chunks)
         duties = Duties(sums=sums, alike=alike, silence=silence)
         super().__init__(
             *(end, self.mailbox, self.encoder, None, Backend(), replica, injector, duties),  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pytest
 from psgc.messages import Kind
 from psgc.server import ending
 from psgc.server.ending import LAST_CHANCE, end_workers
-from psgc.transport import Text
+from psgc.transport import TEXT_LIMIT, Text
 from tests.simulation.network import Clock
 from tests.unit.scripted import Transport, said
 
@@ -103,3 +103,9 @@ def test_why_a_script_has_ended_is_told_if_the_run_was_over_by_then(ended, capsy
     arrived = [Text(2, b"no\ntrace"), Text(2, b"back"), said(2, Kind.ENDED, 7, attempt=code)]
     ended({1: 0.0, 2: 0.0}, answering=(1, 2), arrived=arrived, done=done)
     assert capsys.readouterr().err == told
+
+
+def test_of_why_a_script_has_ended_no_more_is_kept_than_of_other_texts(ended, capsys):
+    arrived = [*(Text(2, letter * TEXT_LIMIT) for letter in (b"a", b"b")), said(2, Kind.ENDED, 7, attempt=1)]
+    ended({1: 0.0, 2: 0.0}, answering=(1, 2), arrived=arrived, done=7)
+    assert capsys.readouterr().err == f"psgc: rank 2: {'a' * TEXT_LIMIT}\n"
