@@ -104,11 +104,11 @@ class Cluster:
         known = self.settings.known_costs
         return known is not None and self.schedule.know_costs(known(iteration))
 
-    def can_join(self, worker: int, can: bool) -> None:
+    def note_joins(self, worker: int, joins: bool) -> None:
         """Note whether a worker can do several chunks in one pass."""
-        self._joins[worker] = can
+        self._joins[worker] = joins
 
-    def join(self, iteration: int, num_sums: int) -> bool:
+    def allow_pieces(self, iteration: int, num_sums: int) -> bool:
         """Let workers do several chunks in one pass, in an iteration whose only result is one gradient.
 
         num_sums: as for `Dispatcher`
@@ -120,7 +120,7 @@ class Cluster:
         has_figures = num_sums > 0 or is_evaluated(iteration, config.evaluate_every)
         # a slow worker may say nothing for many iterations, since others do its chunks
         said = [self._joins[worker] for worker in self.membership.live if worker in self._joins]
-        return self.schedule.join(is_plain and not has_figures and bool(said) and all(said))
+        return self.schedule.allow_pieces(is_plain and not has_figures and bool(said) and all(said))
 
     def weights(
         self, iteration: int, reported: Iterable[tuple[int, int]], incomplete: Container[int]

@@ -55,7 +55,7 @@ class Dispatcher(Target):
         self._log, self._trial, self._driver = log, trial, driver
         self._decoder, self._summing = decoder, summing
         self._losses = Losses(cluster, links, log, trial, summing, coordinator, self._bring)
-        self._told = dict(cluster.queues)  # the default queue that each worker has
+        self._default_queues = dict(cluster.queues)  # the default queue that each worker has
         self.finished = False
         self.num_sums = 0
 
@@ -76,8 +76,8 @@ class Dispatcher(Target):
             for worker, queue in cluster.queues.items():
                 for chunk in cluster.membership.reassigned(worker):
                     self._tell(worker, Kind.REASSIGN, chunk, role=cluster.membership.role(worker, chunk))
-                if queue != self._told.get(worker):
-                    self._told[worker] = queue
+                if queue != self._default_queues.get(worker):
+                    self._default_queues[worker] = queue
                     outbox.tell_default_queue(worker, queue)
         # Workers begin with their default queues. If the plan depends on the iteration, its orders must go first.
         has_plan = cluster.know_costs(iteration)
@@ -85,7 +85,7 @@ class Dispatcher(Target):
             cluster.schedule.rest(resting)
             has_plan = True
         self.num_sums = self._driver.num_sums(iteration)
-        has_plan = cluster.join(iteration, self.num_sums) or has_plan
+        has_plan = cluster.allow_pieces(iteration, self.num_sums) or has_plan
         self._decoder.begin(has_gradient=not self.num_sums)
         self.finished = False
         before, begin = self._coordinator.books, Begin(iteration, has_gradient=not self.num_sums)
@@ -203,7 +203,7 @@ class Dispatcher(Target):
         self._cluster.detector.through(worker, report.seconds)
         self._trial.reported(worker, iteration)
         if is_current and not self.num_sums:
-            self._cluster.can_join(worker, report.joins)
+            self._cluster.note_joins(worker, report.joins)
         if is_current:
             for one in report.piece:
                 self._losses.done(one)

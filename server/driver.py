@@ -53,7 +53,7 @@ class Driver(Protocol):
         """The loss and the accuracy in the sums of an evaluation, None where it has none."""
 
     def reported(self, report: Report) -> None:
-        """A worker has done a chunk of this iteration. Raises RunFailed when the worker made another call."""
+        """A worker has done a chunk of this iteration. Raises UserError when the worker made another call."""
 
     def ended(self, worker: int, iteration: int, text: str, is_mistake: bool) -> None:
         """The program of `worker` makes no call for `iteration` or later ones.
@@ -64,7 +64,7 @@ class Driver(Protocol):
         Raises Malformed when a program cannot end so.
         """
 
-    def over_on(self) -> Collection[int]:
+    def ended_ranks(self) -> Collection[int]:
         """The ranks whose program has ended. They give no states any more."""
 
     def due(self) -> Sequence[tuple[int, str]]:
@@ -109,7 +109,7 @@ class ProblemDriver:
     def ended(self, worker: int, iteration: int, text: str, is_mistake: bool) -> None:
         raise Malformed("a record that only scripts send")
 
-    def over_on(self) -> Collection[int]:
+    def ended_ranks(self) -> Collection[int]:
         return ()
 
     def due(self) -> Sequence[tuple[int, str]]:

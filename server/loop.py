@@ -26,7 +26,7 @@ from psgc.server.verification import Checks
 from psgc.transport import SMALL, Transport
 
 SETTLED = 0.003  # seconds after which workers that have made their step have begun the iteration
-LONGER, LONGEST_REST = 2.0, 30.0  # times a usual iteration, and seconds, that an interrupted run may go on
+GRACE_FACTOR, MOST_GRACE = 2.0, 30.0  # times a usual iteration, and seconds, that an interrupted run may go on
 
 
 class Server:
@@ -45,7 +45,7 @@ class Server:
         self._trial = TrialComparison(settings.tried, settings.tolerance)
         self._deadline = TimeLimit(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
-        self._interrupted_at, self._usual = inf, 0.0  # when that was seen; seconds of the newest iteration
+        self._interrupted_at, self._last_seconds = inf, 0.0  # when that was seen; seconds of the newest iteration
         self._every = every = config.evaluate_every
         self.log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)
         self.cluster = Cluster(settings, transport.hosts, observer)
@@ -71,7 +71,7 @@ class Server:
         last good parameters.
         """
         self.params = params
-        self._moved = self._transport.bytes_sent, self._transport.bytes_received
+        self._bytes_before = self._transport.bytes_sent, self._transport.bytes_received
         self._trial.first = first
         self.links.start(first)
         settings, config, matrix = self._settings, self._settings.config, self._settings.plan.coding_matrix
@@ -137,12 +137,12 @@ class Server:
         missing = self.coordinator.books.missing / self._settings.copies
         gradient = None if dispatcher.num_sums else self._summed(is_approximate=missing > 0)
         row = self.log.row
-        sent, received = self._moved
-        self._moved = transport.bytes_sent, transport.bytes_received  # later bytes belong to the next iteration
+        sent, received = self._bytes_before
+        self._bytes_before = transport.bytes_sent, transport.bytes_received  # later bytes belong to the next iteration
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
-        self._usual = time.monotonic() - began
-        self.log.complete(self._usual, self.coordinator.books.recovered, missing)
+        self._last_seconds = time.monotonic() - began
+        self.log.complete(self._last_seconds, self.coordinator.books.recovered, missing)
         if gradient is not None and (loss := self._driver.loss(iteration, gradient)) is not None:
             row.loss = loss
         if row.is_evaluated:
@@ -200,8 +200,8 @@ class Server:
         """Whether a run that is interrupted may complete the iteration under way."""
         now = time.monotonic()
         self._interrupted_at = min(self._interrupted_at, now)
-        patience = min(LONGER * self._usual, LONGEST_REST)
-        return not self._settings.hurries() and now - self._interrupted_at < patience
+        patience = min(GRACE_FACTOR * self._last_seconds, MOST_GRACE)
+        return not self._settings.must_stop_now() and now - self._interrupted_at < patience
 
     def _step(self) -> Array:
         """Have every rank make the step. Returns this rank's parameters after it."""
@@ -246,7 +246,7 @@ class Server:
 
     def _is_followed(self) -> bool:
         """Whether no rank needs this one any more."""
-        return not self.summing.allreduce.is_busy and self.summing.states.is_followed(self._driver.over_on())
+        return not self.summing.allreduce.is_busy and self.summing.states.is_followed(self._driver.ended_ranks())
 
     def stop_workers(self, timeout: float, done: int = 0, stays: bool = False) -> bool:
         """Have every process end (`psgc.server.ending`). Returns whether all of them leave in order."""

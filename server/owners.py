@@ -4,16 +4,17 @@ For `aggregation: allreduce`. The map of attempt 0 has all slices. A further att
 other owners or other contributors: when contributors have changed, when an owner is lost, or when an owner is late. A
 late owner is not lost, and goes on. The first version of a slice to reach rank 0 counts.
 
-An owner is late when most of the other owners were done long ago, and both of these hold:
+An owner is late when all of these hold:
 
-* rank 0 itself does not wait for another contributor, who would make any owner late;
-* the rest of what its link has to carry would take, at its pace, longer than another owner would take, or the link is
-  not moving at all.
+* Most of the other owners were done long ago.
+* Rank 0 does not wait for another contributor. That one would make every owner late.
+* A new owner would be done earlier. The link of this owner does not move, or it needs longer for the rest of its bytes,
+  at its pace so far, than a new owner needs for the slice.
 
-Ranks that share the memory of a host have one link, so they are late together, and the first of them that is done says
-nothing about other hosts. The time that slices usually take is known from the iteration before. A new owner there takes
-longer than the first one, as many times as a host has ranks, since further attempts do not use the shared memory. If
-all ranks are on one host, nothing crosses a link, and each rank is late by itself.
+Ranks that share the memory of a host have one link, so they are late together. The first of them that is done says
+nothing about other hosts. So the time that slices usually take is known from the iteration before. A new owner takes
+that time once for each rank of a host, since further attempts do not use the shared memory. If all ranks are on one
+host, nothing crosses a link, and each rank is late by itself.
 
 A slow network that carries anything makes progress. When no byte has moved anywhere for `timeout`, all missing slices
 get other owners.

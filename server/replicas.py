@@ -24,18 +24,18 @@ class _WorkerReplica:
     """The replica of one worker.
 
     steps: the iteration that it has reached, as far as known
-    after: it needs a state of an iteration later than this one; None: it follows
+    behind_since: it needs a state of an iteration later than this one; None: it follows
     donor: the rank that gives it a state
-    given: the iteration of that state
+    given_iteration: the iteration of that state
     failures: states in a row with which it did not catch up
     earliest: the earliest iteration of its next state
     is_wrong: whether the worker has to drop it
     """
 
     steps: int = -1
-    after: int | None = None
+    behind_since: int | None = None
     donor: int | None = None
-    given: int = -1
+    given_iteration: int = -1
     failures: int = 0
     earliest: int = 0
     is_wrong: bool = False
@@ -71,33 +71,33 @@ class Replicas:
         if replica.is_wrong:
             return
         replica.steps = max(replica.steps, iteration)
-        if replica.after is not None and iteration > replica.after:
+        if replica.behind_since is not None and iteration > replica.behind_since:
             self.follows(worker)
-        elif replica.donor is not None and iteration >= replica.given:  # by now it needs a newer state
+        elif replica.donor is not None and iteration >= replica.given_iteration:  # by now it needs a newer state
             replica.donor = None
 
     def follows(self, worker: int) -> None:
         """The replica of `worker` is up to date: it needs no state."""
         replica = self._replicas[worker]
-        replica.donor, replica.after, replica.failures = None, None, 0
+        replica.donor, replica.behind_since, replica.failures = None, None, 0
 
     def behind(self, worker: int, iteration: int, now: int) -> None:
         """`worker` cannot follow `iteration`. now: the iteration of rank 0."""
         replica = self._replicas[worker]
         replica.is_wrong = False
         replica.steps = min(replica.steps, iteration)  # a wrong replica was dropped
-        if replica.after is not None and replica.after >= iteration:
+        if replica.behind_since is not None and replica.behind_since >= iteration:
             return
         if replica.donor is not None:
             replica.failures += 1
             replica.earliest = now + min(LONGEST, 2**replica.failures)
-        replica.donor, replica.after = None, iteration
+        replica.donor, replica.behind_since = None, iteration
         self._gives_nothing(worker)
 
     def lost(self, worker: int, now: int) -> None:
         """`worker` is lost: it gives no state, and needs one if it comes back."""
         self._gives_nothing(worker)
-        self._replicas[worker] = _WorkerReplica(after=now, is_wrong=self._replicas[worker].is_wrong)
+        self._replicas[worker] = _WorkerReplica(behind_since=now, is_wrong=self._replicas[worker].is_wrong)
 
     def wrong(self, worker: int) -> None:
         """The replica of `worker`, which is lost, is wrong: the worker must drop it when it comes back."""
@@ -116,15 +116,15 @@ class Replicas:
         """`worker` takes part again from iteration `now` on. It cannot follow if it has missed iterations."""
         replica = self._replicas[worker]
         if replica.steps < now:
-            replica.after = now - 1
+            replica.behind_since = now - 1
 
     def receivers(self, iteration: int, live: Collection[int]) -> tuple[int, ...]:
         """The ranks that get the gradient of `iteration`. The other live ranks fall behind."""
         receivers = [0]
         for worker in sorted(live):
             replica = self._replicas[worker]
-            if (replica.donor is not None and iteration < replica.given + self._catching_up) or (
-                replica.after is None and iteration < replica.steps + self._waiting
+            if (replica.donor is not None and iteration < replica.given_iteration + self._catching_up) or (
+                replica.behind_since is None and iteration < replica.steps + self._waiting
             ):
                 receivers.append(worker)
             elif not replica.is_wrong:
@@ -133,15 +133,18 @@ class Replicas:
 
     def following(self, workers: Iterable[int]) -> list[int]:
         """The workers that need no state."""
-        return [worker for worker in workers if self._replicas[worker].after is None]
+        return [worker for worker in workers if self._replicas[worker].behind_since is None]
 
     def lack_a_state(self, workers: Iterable[int]) -> set[int]:
         """The workers that need a state, and that no rank gives one."""
-        return {w for w in workers if self._replicas[w].after is not None and self._replicas[w].donor is None}
+        return {worker for worker in self._behind(workers) if self._replicas[worker].donor is None}
 
     def being_given(self, workers: Iterable[int]) -> set[int]:
         """The workers that are given a state, and have not reached it."""
-        return {w for w in workers if self._replicas[w].after is not None and self._replicas[w].donor is not None}
+        return {worker for worker in self._behind(workers) if self._replicas[worker].donor is not None}
+
+    def _behind(self, workers: Iterable[int]) -> list[int]:
+        return [worker for worker in workers if self._replicas[worker].behind_since is not None]
 
     def is_at(self, worker: int, iteration: int) -> bool:
         """Whether the replica of `worker` is known to be at `iteration`."""
@@ -155,22 +158,23 @@ class Replicas:
         waiting: list[int] = []
         for worker in live:
             replica = self._replicas[worker]
-            if replica.steps < iteration and (replica.after is None or replica.donor):
-                after = iteration - 1 if replica.after is None else replica.after
-                replica.donor, replica.given, replica.after = 0 if has_state else None, iteration, after
+            if replica.steps < iteration and (replica.behind_since is None or replica.donor):
+                replica.donor, replica.given_iteration = 0 if has_state else None, iteration
+                if replica.behind_since is None:
+                    replica.behind_since = iteration - 1
                 waiting.append(worker)
         return waiting
 
-    def are_at(self, iteration: int, live: Iterable[int], over_on: Collection[int] = ()) -> bool:
+    def are_at(self, iteration: int, live: Iterable[int], ended_ranks: Collection[int] = ()) -> bool:
         """Whether all of the live workers that follow have reached `iteration`.
 
-        over_on: ranks that give no states any more; a worker that waits for a state of theirs does not count
+        ended_ranks: ranks that give no states any more; a worker that waits for a state of theirs does not count
         """
         replicas = [self._replicas[worker] for worker in live]
         return all(
             replica.steps >= iteration
             for replica in replicas
-            if replica.after is None or (replica.donor is not None and replica.donor not in over_on)
+            if replica.behind_since is None or (replica.donor is not None and replica.donor not in ended_ranks)
         )
 
     def gifts(self, iteration: int, live: Collection[int], urgent: bool = False) -> list[tuple[int, int]]:
@@ -184,14 +188,14 @@ class Replicas:
         for worker in sorted(live):
             replica = self._replicas[worker]
             if (
-                replica.after is None
+                replica.behind_since is None
                 or replica.donor is not None
                 or replica.is_wrong
                 or replica.steps >= iteration
-                or (not urgent and max(replica.after + 1, replica.earliest) > iteration)
+                or (not urgent and max(replica.behind_since + 1, replica.earliest) > iteration)
             ):
                 continue
-            donors = [rank for rank in live if self._workers_give and self._replicas[rank].after is None]
+            donors = [rank for rank in live if self._workers_give and self._replicas[rank].behind_since is None]
             donors = [rank for rank in donors if self._replicas[rank].steps >= iteration - 1]  # one step away at most
             first = sorted(donors, key=lambda rank: (not self._is_near(rank, worker), giving[rank]))
             donor = next((rank for rank in first if giving[rank] < WIDTH), None)
@@ -200,7 +204,7 @@ class Replicas:
             if donor is None or (not urgent and self._waits_for_its_host(worker, donor)):
                 continue
             giving[donor] += 1
-            replica.donor, replica.given = donor, iteration
+            replica.donor, replica.given_iteration = donor, iteration
             made.append((donor, worker))
         return made
 

@@ -29,7 +29,7 @@ class ServerSettings:
     strikes: by worker, its wrong copies before the run goes on here (`verify`)
     moment: called at the steps of the exchange at which faults can be injected
     interrupted: gives a reason to end early, or None
-    hurries: whether such a reason ends the iteration under way too, however soon it is over
+    must_stop_now: whether an interrupted run stops at once; otherwise it may complete its iteration, within a limit
     check_data: called with the iteration and the chunk of a gradient that failed; raises UserError if the data is wrong
     """
 
@@ -46,7 +46,7 @@ class ServerSettings:
     strikes: Mapping[int, int] = field(default_factory=dict)
     moment: Callable[[Moment, int], object] = lambda moment, iteration: None
     interrupted: Callable[[], str | None] = lambda: None
-    hurries: Callable[[], bool] = lambda: True
+    must_stop_now: Callable[[], bool] = lambda: True
     check_data: Callable[[int, int], object] = lambda iteration, chunk: None
 
     @property

@@ -58,8 +58,9 @@ class States:
     # an iteration
 
     def without_state(self, iteration: int, live: Collection[int]) -> Collection[int]:
-        """The live workers that need a state, while no rank can give one because the script of rank 0 is in the middle
-        of a step. Empty when a state can be given.
+        """The live workers that need a state, while no rank can give one. Empty when a state can be given.
+
+        No rank can while the script of rank 0 is in the middle of a step.
         """
         if self._has_state(iteration):
             return ()
@@ -171,7 +172,7 @@ class States:
     def is_followed(self, ended_ranks: Collection[int]) -> bool:
         """Whether no rank needs this one any more, except for messages that have not left.
 
-        ended_ranks: as for `Replicas.are_at`
+        ended_ranks: as of `Driver`
 
         If all ranks own slices, that is when the live workers that follow have made the last step (`Replicas.are_at`).
         Until then they may need slices from each other, and new owners. Otherwise it is when every worker that is given

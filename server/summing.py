@@ -62,7 +62,7 @@ class Summing(Listener):
         self._owners = Owners(ranks, sums.entries, sums.parts, sums.dtype.itemsize, timeout, hosts, sums.nodes > 0)
         self._contributions = Contributions()
         self.states = States(outbox, self.allreduce, driver, config, sums, hosts, params, alike)
-        self._before: dict[int, Map] = {}  # by worker: the newest first map that it was sent
+        self._last_first_maps: dict[int, Map] = {}  # by worker: the newest first map that it was sent
         self._iteration, self._now = sums.first - 1, 0.0
         if config.transfer == "combined":  # with `per_chunk` no block comes to rank 0
             self.allreduce.open()
@@ -161,7 +161,7 @@ class Summing(Listener):
 
     def lost(self, worker: int) -> None:
         """`worker` is lost. The coordinator is told after this, and then `reassign` is called."""
-        self._before.pop(worker, None)
+        self._last_first_maps.pop(worker, None)
         self.states.lost(worker)
 
     def reassign(self, worker: int, now: float, phase: Phase) -> None:
@@ -209,10 +209,10 @@ class Summing(Listener):
         self.states.mapped(made.receivers)
         told: dict[int, Records] = {}  # by the id of the earlier map, since most workers have the same one
         for worker in self.states.live:
-            before = self._before.get(worker)
+            before = self._last_first_maps.get(worker)
             if id(before) not in told:
                 told[id(before)] = to_records(made, self._owners.shares, before)
             self._outbox.tell_all(worker, told[id(before)])
             if not made.attempt:
-                self._before[worker] = made
+                self._last_first_maps[worker] = made
         self.allreduce.mapped(made, own)

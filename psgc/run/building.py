@@ -184,7 +184,7 @@ def make_server(
         plan=plan,
         tried=tried,
         interrupted=lambda: interruption(stopped_by),
-        hurries=lambda: len(stopped_by) > 1 or not is_awaited(directory),
+        must_stop_now=lambda: len(stopped_by) > 1 or not is_awaited(directory),
         **known,
     )
     return Server(transport, backend, observer, settings)

@@ -68,7 +68,7 @@ class DynamicSchedule(Decisions):
             chunk.cost = cost
         return self._plans
 
-    def join(self, may: bool) -> bool:
+    def allow_pieces(self, may: bool) -> bool:
         self._may_join = may
         self.fractions = {}  # where workers may not, they begin before `begin`
         return may  # a worker that has begun a large piece gives no chunks of it to others

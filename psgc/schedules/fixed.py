@@ -39,7 +39,7 @@ class UncodedSchedule(Schedule):
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
         return split(ordered, own)[0], {}
 
-    def join(self, may: bool) -> bool:
+    def allow_pieces(self, may: bool) -> bool:
         self.fractions = dict.fromkeys(self._queues, float(may))
         return False
 

@@ -90,7 +90,7 @@ class Schedule:
     keeps_queues: ClassVar[bool] = False  # a worker leaves its default queue only after a loss or a dispute
     counts_whole_loads: ClassVar[bool] = False  # chunks count only when all chunks of their worker are done
     holds_backups: ClassVar[bool] = True  # False: only `parts` workers hold a chunk
-    joins: ClassVar[bool] = False  # has workers do several chunks in one pass where they may (`join`)
+    joins: ClassVar[bool] = False  # has workers do several chunks in one pass where they may (`allow_pieces`)
     tried_by_default: ClassVar[bool] = True  # simulations and `psgc replay` try it unless told otherwise
 
     def __init__(
@@ -125,7 +125,7 @@ class Schedule:
         """
         return False
 
-    def join(self, may: bool) -> bool:
+    def allow_pieces(self, may: bool) -> bool:
         """Let workers do several chunks in one pass from now on (`fractions`), or not. Returns as `know_costs`."""
         return False
 

@@ -92,7 +92,7 @@ class VirtualCluster(Target):
         heapify(self._ends)
         self._recovered, self._orders, self._now = False, 0, 0.0
         self.begun = []
-        self._schedule.join(self._passes.joins)
+        self._schedule.allow_pieces(self._passes.joins)
         self._bring(events.Begin(self._iteration))  # the orders arrive together with the parameters
         for rank, worker in self._workers.items():
             worker.begin(self._iteration, self._schedule.fractions.get(rank, 0.0))

@@ -166,7 +166,7 @@ class ScriptDriver:
     def ended(self, worker: int, iteration: int, text: str, is_mistake: bool) -> None:
         (self._mistakes if is_mistake else self._ended)[worker] = iteration, text
 
-    def over_on(self) -> set[int]:
+    def ended_ranks(self) -> set[int]:
         return {*self._ended, *self._mistakes, *([0] if self._hand_over.is_ended else [])}
 
     def due(self) -> list[tuple[int, str]]:

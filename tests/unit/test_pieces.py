@@ -212,7 +212,7 @@ def test_of_a_piece_that_was_left_what_is_still_needed_is_done_again():
 def test_after_an_iteration_with_pieces_one_without_them_may_begin_before_its_orders(name):
     made = SCHEDULES[name]({1: [0, 1, 2], 2: [3]}, {2: [0, 1, 2]}, [[1, 2], [1, 2], [1, 2], [2]], 1)
     made.fractions = {1: 0.95, 2: 0.95}
-    made.join(False)  # an evaluation comes with each chunk
+    made.allow_pieces(False)  # an evaluation comes with each chunk
     assert not any(made.fractions.values())
 
 
@@ -220,7 +220,7 @@ def test_what_was_told_before_a_piece_was_left_is_told_once():
     """The worker has begun it by then, or so it is believed."""
     made = SCHEDULES["dynamic"]({1: [0, 1, 2], 2: [3]}, {2: [0, 1, 2]}, [[1, 2], [1, 2], [1, 2], [2]], 1)
     made.estimates.update({1: 1.0, 2: 1.0})
-    made.join(True)
+    made.allow_pieces(True)
     made.begin()
     worker = made.workers[1]
     worker.start_next(0.0)
@@ -236,7 +236,7 @@ def test_whoever_rests_takes_over_what_is_left_of_a_piece_that_was_in_vain():
     made = SCHEDULES["dynamic"](own, {2: own[1], 3: own[1]}, holders, 1)
     made.estimates.update(dict.fromkeys(own, 1.0))
     made.learning.fraction = lambda: 1.0
-    made.join(True)
+    made.allow_pieces(True)
     made.begin()
     for worker, chunk in ((2, 4), (3, 5)):
         for taker in made.workers.values():

@@ -169,7 +169,7 @@ def test_who_is_behind_is_not_waited_for_but_who_is_given_a_state_is(it):
     assert it.are_at(11, LIVE)
     ((donor, _),) = it.gifts(11, LIVE)
     assert not it.are_at(11, LIVE)
-    assert it.are_at(11, LIVE, over_on={donor})
+    assert it.are_at(11, LIVE, ended_ranks={donor})
 
 
 def test_rank_0_gives_its_state_to_those_that_wait_for_others_in_vain(it):

@@ -321,7 +321,7 @@ def test_who_was_spared_a_chunk_before_it_began_is_in_the_next_but_one():
 def with_a_late_start(pace=1.0):
     """Worker 2 of two, with chunks 2 and 3 in one pass, is still in a pass of the iteration before."""
     schedule = dynamic({1: [0, 1], 2: [2, 3]}, {1: [2, 3], 2: [0, 1]}, {1: 1.0, 2: pace})
-    schedule.join(True)
+    schedule.allow_pieces(True)
     schedule.learning.fraction = lambda: 1.0
     schedule.begin()
     assert len(schedule.workers[2].piece) == 2
@@ -350,7 +350,7 @@ def test_a_worker_that_never_begins_is_not_waited_for():
 
 def test_a_worker_that_is_late_to_begin_need_not_do_what_is_recovered_by_then():
     schedule = dynamic({1: [0, 1], 2: [2, 3]}, {1: [2, 3], 2: [0, 1]}, {1: 1.0, 2: 1.0})
-    schedule.join(True)
+    schedule.allow_pieces(True)
     schedule.learning.fraction = lambda: 1.0
     schedule.begin()
     schedule.counts(1, 2)

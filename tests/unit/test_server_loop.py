@@ -92,7 +92,7 @@ def chunk_by_chunk(events):
 def trained(make_run, monkeypatch):
     """What happens in what order in a run of so many iterations, at a time when `interrupted` says nothing."""
 
-    def train(settled, iterations, interrupted=lambda events: None, hurries=True, takes=0.0):
+    def train(settled, iterations, interrupted=lambda events: None, must_stop_now=True, takes=0.0):
         """takes: seconds of a poll"""
         events = []
 
@@ -101,7 +101,7 @@ def trained(make_run, monkeypatch):
             return interrupted(events)
 
         monkeypatch.setattr(loop, "SETTLED", settled)
-        run = make_run(replication=WORKERS, given={"interrupted": looks, "hurries": lambda: hurries})
+        run = make_run(replication=WORKERS, given={"interrupted": looks, "must_stop_now": lambda: must_stop_now})
         observer = run.server.cluster.observer
         observer.iteration = lambda row: events.append(f"row {row.iteration}, {row.redundant} redundant")
         observer.stepped = lambda done, row, params: events.append(f"step {done}")
@@ -127,12 +127,12 @@ def test_a_run_that_ends_early_has_the_row_of_the_last_whole_iteration(trained):
     assert events[-3:] == ["step 1", "row 0, 0 redundant", "asked to stop"]
 
 
-@pytest.mark.parametrize("hurries", [True, False])
+@pytest.mark.parametrize("must_stop_now", [True, False])
 @pytest.mark.parametrize("takes", [1.0, 0.0])
-def test_a_run_that_other_ranks_continue_completes_its_iteration_if_that_is_as_short_as_usual(trained, hurries, takes):
-    events = trained(60, 3, lambda events: "asked to stop" if "chunk of 1" in events else None, hurries, takes)
+def test_a_run_that_other_ranks_continue_completes_an_iteration_as_short_as_usual(trained, must_stop_now, takes):
+    events = trained(60, 3, lambda events: "asked to stop" if "chunk of 1" in events else None, must_stop_now, takes)
     assert events[-1] == "asked to stop"
-    assert ("step 2" in events) == (takes > 0 and not hurries)
+    assert ("step 2" in events) == (takes > 0 and not must_stop_now)
     assert "chunk of 2" not in events
 
 

@@ -221,8 +221,8 @@ def test_whose_loss_leaves_too_few_workers_for_the_next_iteration_is_named(make_
 
 def test_a_slow_worker_that_has_said_nothing_yet_keeps_nobody_from_doing_several_chunks_in_one_pass(make_run):
     cluster = make_run("dynamic", combined=True).server.cluster
-    assert not cluster.join(0, 0)
-    cluster.can_join(1, True)
-    assert cluster.join(1, 0)
-    cluster.can_join(2, False)
-    assert not cluster.join(2, 0)
+    assert not cluster.allow_pieces(0, 0)
+    cluster.note_joins(1, True)
+    assert cluster.allow_pieces(1, 0)
+    cluster.note_joins(2, False)
+    assert not cluster.allow_pieces(2, 0)

@@ -260,11 +260,11 @@ def test_an_iteration_begins_when_rank_0_calls_for_it():
     hand_over.call(1, True, 0.0)
     assert script.is_whole(1) is True
     assert script.is_whole(0) is False  # the script has gone on
-    assert script.over_on() == set()
+    assert script.ended_ranks() == set()
     hand_over.end()
     assert script.may_begin(2) is script.is_whole(2) is script.is_whole(1) is False
     assert script.is_over()
-    assert script.over_on() == {0}
+    assert script.ended_ranks() == {0}
 
 
 def test_chunks_of_a_small_batch_cost_less_than_those_of_the_first_one():
@@ -303,13 +303,13 @@ def test_a_script_that_ends_is_missed_where_that_of_rank_0_goes_on():
     script.ended(1, 5, "", False)
     assert script.due() == []
     script.ended(2, 5, "its script raised KeyError: 3", False)
-    assert script.over_on() == {1, 2}
+    assert script.ended_ranks() == {1, 2}
     assert script.due() == [(2, "its script raised KeyError: 3")]  # at once
     hand_over.call(5, True, 0.0)
     assert script.due() == [(1, "its script has ended, that of rank 0 has not")]
     script.ended(2, 6, "run.backward: got a list", True)
     assert script.due() == []  # the script of rank 0 may come to the same mistake
-    assert script.over_on() == {2}
+    assert script.ended_ranks() == {2}
     hand_over.call(6, True, 0.0)
     with pytest.raises(UserError, match=r"^worker 2 on c: run.backward: got a list$"):
         script.due()
