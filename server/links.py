@@ -10,18 +10,7 @@ import numpy as np
 from psgc.aggregation.memory import pool_buffers
 from psgc.backend import Backend
 from psgc.config import Config
-from psgc.messages import (
-    TAIL,
-    UNDER_WAY,
-    Entry,
-    Kind,
-    SumsReader,
-    chunks_in,
-    digest_in,
-    entries,
-    receive_length,
-    tail_length,
-)
+from psgc.messages import Entry, Kind, SumsReader, digest_in, entries
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Texts, Tried
 from psgc.server.events import Abandoned, Digested, Report
@@ -36,6 +25,7 @@ from psgc.server.malformed import (
 )
 from psgc.server.outbox import Outbox
 from psgc.transport import Control, Died, Text, Transport, Vector
+from psgc.vectors import TAIL, UNDER_WAY, chunks_in, receive_length, tail_length
 
 FromIterations = Report | Abandoned | Digested
 Arrival = FromIterations | Failed | Tried | Sketched | Alive | Gone | Moved | BlockArrived | Refused | ScriptEnded

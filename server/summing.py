@@ -15,7 +15,7 @@ from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError
 from psgc.iteration import Moment
-from psgc.messages import Kind, Records, joined, sums_records, unpack_block
+from psgc.messages import Kind, Records, joined, sums_records
 from psgc.server.arrivals import Alive, BlockArrived
 from psgc.server.contributions import Contributions
 from psgc.server.driver import Driver
@@ -25,6 +25,7 @@ from psgc.server.outbox import Outbox
 from psgc.server.owners import Owners
 from psgc.server.states import States
 from psgc.transport import Transport
+from psgc.vectors import unpack_block
 
 OF_RANK_0 = 1  # the role in which rank 0 contributes
 NONE: Accumulators = {}

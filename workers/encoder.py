@@ -15,8 +15,8 @@ from psgc.aggregation.tree import Tree
 from psgc.backend import Array, Backend, encode, part_length
 from psgc.coding import encoding_coefficients
 from psgc.coding.sketch import Sketch, sketch
-from psgc.messages import BUNDLE, UNDER_WAY, chunk_set, stamp, stamp_length
 from psgc.transport import Transport
+from psgc.vectors import BUNDLE, UNDER_WAY, chunk_set, stamp, stamp_length
 
 SHARE_OF_DIGESTS = 0.005  # of the computing time, which digests may take
 
@@ -108,7 +108,7 @@ class Encoder:
         return sketch(gradient, self._backend.xp)
 
     def coded(self, gradient: Array, role: int, tail: Sequence[float], piece: Sequence[int] = ()) -> Array:
-        """A coded gradient, sum_k R[role, k] g_i[k], with the tail of its report (`psgc.messages.TAIL`).
+        """A coded gradient, sum_k R[role, k] g_i[k], with the tail of its report (`psgc.vectors.TAIL`).
 
         piece: its chunks, which the message names with `per_pass`. Its memory has room for a stamp at the end.
         """

@@ -21,8 +21,9 @@ from psgc.aggregation.state_transfer import Giver, Receiver
 from psgc.backend import Array, Backend
 from psgc.errors import ProtocolError
 from psgc.iteration import Moment
-from psgc.messages import Entry, unpack_block
+from psgc.messages import Entry
 from psgc.transport import SMALL, Transport, Vector
+from psgc.vectors import unpack_block
 
 LOOKS, LONGEST_NAP = 4.0, 2e-3  # polls of MPI while a block is sent; most seconds between two of them
 SHORT, SHORT_NAP = 1 << 16, 2e-4  # bytes of a short gradient, and the most seconds between two polls for it

@@ -20,7 +20,7 @@ from psgc.aggregation.protocol import BlockKey, Publish, SumBlock
 from psgc.aggregation.shared import HostMemory
 from psgc.aggregation.tree import end_of_nodes
 from psgc.backend import Array, Backend, copy, part_length
-from psgc.messages import BlockName, pack_block, stamp
+from psgc.vectors import BlockName, pack_block, stamp
 
 Accumulators = Mapping[tuple[int, int], Array]  # (role, serial) -> (part_length,)
 PIECE = 1 << 15  # entries that are summed at a time, so that they stay in the cache

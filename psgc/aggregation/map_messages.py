@@ -22,7 +22,8 @@ import numpy as np
 from psgc.aggregation.map import Contributor, Map, in_order
 from psgc.aggregation.slices import Slice, make_slices
 from psgc.errors import ProtocolError
-from psgc.messages import FIELD_BITS, RECORD, Entry, Kind, Records, record
+from psgc.messages import RECORD, Entry, Kind, Records, record
+from psgc.vectors import FIELD_BITS
 
 RECEIVES, SLICE, AS_BEFORE = 1, 2, 4
 ATTEMPTS, SERIALS = 1 << FIELD_BITS["attempt"], 1 << FIELD_BITS["serial"]

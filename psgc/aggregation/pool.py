@@ -11,8 +11,8 @@ import numpy as np
 from psgc.aggregation.protocol import SendBlock, Sent, TakesLong
 from psgc.aggregation.slices import BLOCK
 from psgc.backend import Array, Backend, part_length
-from psgc.messages import stamp_length
 from psgc.transport import Sending, Transport
+from psgc.vectors import stamp_length
 
 POSTED = 8  # receives, so that the next blocks come while one is handled
 LEAST_ROOM = 1 << 18  # bytes of a buffer; in smaller blocks a large state of a small model would take too long

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from psgc.aggregation.pool import Pool
 from psgc.backend import Array, Backend, copy
 from psgc.errors import ProtocolError
-from psgc.messages import BlockName, Entry, Kind, Records, pack_block, record, stamp
+from psgc.messages import Entry, Kind, Records, record
 from psgc.transport import Sending, Transport
+from psgc.vectors import BlockName, pack_block, stamp
 
 WINDOW = 2  # blocks under way to one rank
 NAMES = 1 << 10  # in an optimizer's state, at most

@@ -9,10 +9,10 @@ from rich.filesize import decimal
 
 from psgc import __version__
 from psgc.config import Config
-from psgc.messages import MESSAGE
 from psgc.plan import Plan
 from psgc.record.recorder import Recorder
 from psgc.run_rows import Outcome
+from psgc.vectors import MESSAGE
 
 NAMED = 4  # lost and returned workers that are named at the end
 MUCH = 0.3  # share of the time; advice is given if the overhead is larger

@@ -16,11 +16,11 @@ from psgc.backend import Backend
 from psgc.config import Config, ScriptProblem
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError, one_line, raised_at
-from psgc.messages import MESSAGE
 from psgc.problems import Problem, evaluate
 from psgc.run.checkpoint import initial_params
 from psgc.run.inputs import rows_in_iteration
 from psgc.schedules import SCHEDULES
+from psgc.vectors import MESSAGE
 from psgc.workers.compute import gradient_of
 
 MOST = 8  # chunks for each worker

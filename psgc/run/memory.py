@@ -15,9 +15,9 @@ from psgc.backend import part_length
 from psgc.config import AssignmentFile, Config, load
 from psgc.errors import UserError
 from psgc.machine import available_memory
-from psgc.messages import receive_length, tail_length
 from psgc.processes import die_with_parent
 from psgc.run.auto import vector_bytes, without_auto
+from psgc.vectors import receive_length, tail_length
 
 MARK = b"psgc-dimension "  # the answer, among what a model prints
 LIMIT = 20.0  # seconds

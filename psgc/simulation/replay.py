@@ -29,7 +29,7 @@ from psgc.backend import Backend, part_length
 from psgc.config import AssignmentFile, BatchSettings, Config, ScriptProblem
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
-from psgc.messages import MESSAGE, RECORD, tail_length
+from psgc.messages import RECORD
 from psgc.plan import Plan, even_plan, make_plan, read_assignment
 from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.membership import Membership
@@ -37,6 +37,7 @@ from psgc.server.rebalance import queues_for
 from psgc.simulation.recording import read_recording
 from psgc.simulation.virtual import Passes, VirtualCluster
 from psgc.tools.run_directory import RecordedRun
+from psgc.vectors import MESSAGE, tail_length
 
 BLOCK = 10  # consecutive iterations of a long run
 

@@ -39,8 +39,9 @@ def ranks() -> None:
     """One of three or more ranks: measure the cores, exchange vectors as a run does, lose the last rank, and end."""
     import numpy as np
 
-    from psgc.messages import Kind, record, stamp
+    from psgc.messages import Kind, record
     from psgc.transport import Control, Died, Transport, Vector
+    from psgc.vectors import stamp
 
     transport = Transport()
     serving, victim = transport.rank == 0, transport.size - 1

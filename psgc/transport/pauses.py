@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from typing import NamedTuple
 
-from psgc.messages import MESSAGE
 from psgc.processes import Identity
 from psgc.transport.receives import Receives
 from psgc.transport.sends import SMALL, Sends
 from psgc.transport.waiting import BELL, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, Backoff, Bell
+from psgc.vectors import MESSAGE
 
 NAP = 5e-4  # seconds between two polls when ranks share cores, which the others need
 REST = 4e-3  # seconds after which `wait` returns at the latest, without a bell and while blocks are exchanged

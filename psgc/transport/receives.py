@@ -25,19 +25,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from psgc.backend import Array, finish
-from psgc.messages import (
-    BATCH,
-    OF_WORKER,
-    OF_WORKERS_RECORD,
-    RECORD,
-    Kind,
-    Records,
-    stamp_length,
-    unbundled,
-)
+from psgc.messages import BATCH, OF_WORKERS_RECORD, RECORD, Kind, Records
 from psgc.mpi_start import MPI
 from psgc.rendezvous import Deaths, in_bytes, received
 from psgc.transport.terms import OUTSIDE_TAG, Term
+from psgc.vectors import OF_WORKER, stamp_length, unbundled
 
 RING = 16  # posted control receives
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 
 from psgc.backend import Array
-from psgc.messages import BATCH, OF_WORKERS_RECORD, RECORD, Kind, Records, bundle, joined, mark, record
+from psgc.messages import BATCH, OF_WORKERS_RECORD, RECORD, Kind, Records, joined, record
 from psgc.mpi_start import MPI, TIMEOUT, start_mpi
 from psgc.processes import Identity, die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import Deaths, Rendezvous, failed_ranks
@@ -24,6 +24,7 @@ from psgc.transport.sends import Sending, Sends
 from psgc.transport.survival import lacks_for_survival
 from psgc.transport.terms import Term
 from psgc.transport.waiting import LONGEST, Bell
+from psgc.vectors import bundle, mark
 
 TEXT_LIMIT = 1 << 16
 PATIENCE = 2.0  # seconds for steps that should take none: the last processes of a run

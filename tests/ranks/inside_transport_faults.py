@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from psgc import rendezvous
-from psgc.messages import BlockName, Kind, pack_block, record, stamp
+from psgc.messages import Kind, record
 from psgc.transport import Transport, Vector
+from psgc.vectors import BlockName, pack_block, stamp
 from tests.ranks.ear import LARGE, Ear, die, failure, finish, is_content, start
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from psgc.aggregation.shared import memory_bytes
-from psgc.messages import Kind, Records, stamp_length, stamp_of
+from psgc.messages import Kind, Records
 from psgc.transport import Control, Died, Shared, Term, Text, Vector
+from psgc.vectors import stamp_length, stamp_of
 from tests.simulation.network import Clock
 
 ALIVE = int(Kind.ALIVE)

@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 
-from psgc import messages
+from psgc import vectors
 from psgc.aggregation import allreduce, pool, replica, slices
 from psgc.aggregation.map import Map
 from psgc.aggregation.replica import Replica
@@ -115,7 +115,7 @@ class ReplicatedWorld(World):
         for module in (slices, pool):
             stack.enter_context(mock.patch.object(module, "BLOCK", LARGEST))
         stack.enter_context(mock.patch.object(pool, "LEAST_ROOM", 0))
-        stack.enter_context(mock.patch.object(messages, "BUNDLE", 0))  # receives have room for one vector
+        stack.enter_context(mock.patch.object(vectors, "BUNDLE", 0))  # receives have room for one vector
         for module in (outbox, worker_loop):
             stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
         for least in ("LEAST_BLOCK", "LEAST_WITHIN_HOST"):

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgc.config import Verify
-from psgc.messages import TAIL, Kind, record
+from psgc.messages import Kind, record
 from psgc.transport import Control, Text, Vector
+from psgc.vectors import TAIL
 from tests.simulation.case import Case, Nap
 from tests.simulation.faults import plan_of
 from tests.simulation.mesh import STAMP

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
-from psgc.messages import MESSAGE, RECORD, TAIL
+from psgc.messages import RECORD
 from psgc.run_rows import Outcome, WorkerEvent
 from psgc.simulation.replay import Choice, Replay, own_choice
 from psgc.simulation.virtual import Passes
+from psgc.vectors import MESSAGE, TAIL
 from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings, torch_settings
 
 WORKERS = 4

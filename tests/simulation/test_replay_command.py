@@ -14,9 +14,9 @@ from psgc import coding
 from psgc import config as configuration
 from psgc.cli import main
 from psgc.data import write_dense
-from psgc.messages import TAIL
 from psgc.record.csv_files import COLUMNS
 from psgc.simulation import advice
+from psgc.vectors import TAIL
 from psgc.yaml_source import to_text
 from tests.simulation.recorded import record, settings, torch_settings
 from tests.unit import recorded_runs

@@ -8,8 +8,8 @@ from unittest import mock
 import pytest
 
 from psgc.config import Recovery
-from psgc.messages import pack_block, stamp, stamp_of, unpack_block
 from psgc.server.owners import Owners
+from psgc.vectors import pack_block, stamp, stamp_of, unpack_block
 from tests.simulation import faults
 from tests.simulation.case import Fault
 from tests.simulation.replicated import ReplicatedWorld

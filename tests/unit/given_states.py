@@ -9,9 +9,10 @@ from psgc.aggregation.map_messages import to_records
 from psgc.aggregation.pool import LEAST_ROOM
 from psgc.aggregation.state_transfer import AnnouncedState, state_records
 from psgc.config import OptimizerSettings
-from psgc.messages import BlockName, joined, pack_block, stamp_length
+from psgc.messages import joined
 from psgc.optimizer import make_optimizer
 from psgc.transport import Control, Vector
+from psgc.vectors import BlockName, pack_block, stamp_length
 
 SGD = OptimizerSettings(kind="sgd", lr=0.1)
 

@@ -1,7 +1,8 @@
 """Transports over a list: what is sent lies in the sender's memory until it is delivered, as with MPI."""
 
-from psgc.messages import entries, stamp_length, stamp_of
+from psgc.messages import entries
 from psgc.transport import Shared, Term, Vector
+from psgc.vectors import stamp_length, stamp_of
 
 
 class Handle:

@@ -9,9 +9,10 @@ import pytest
 from psgc.aggregation.blocks import Sums
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
-from psgc.messages import Kind, record, unpack_block
+from psgc.messages import Kind, record
 from psgc.optimizer import make_optimizer
 from psgc.transport import Control
+from psgc.vectors import unpack_block
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
 from psgc.workers.encoder import Encoder

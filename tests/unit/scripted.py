@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from psgc.config import Config, OptimizerSettings, PythonProblem
-from psgc.messages import TAIL, Kind, Records, record, stamp_length, stamp_of
+from psgc.messages import Kind, Records, record
 from psgc.transport import Control, Shared, Term, Vector
+from psgc.vectors import TAIL, stamp_length, stamp_of
 
 HAS_LEFT = SimpleNamespace(is_done=True, is_free=True)  # of everything that is sent
 

@@ -15,11 +15,12 @@ from psgc.aggregation.slices import Slice
 from psgc.aggregation.state_transfer import AnnouncedState, state_records
 from psgc.backend import Backend
 from psgc.config import OptimizerSettings
-from psgc.messages import BlockName, entries, joined, pack_block, stamp_length
+from psgc.messages import entries, joined
 from psgc.optimizer import make_optimizer
 from psgc.torch.hand_over import HandOver
 from psgc.torch.serving import ScriptReplica, vector_of
 from psgc.transport import SMALL, Shared, Vector
+from psgc.vectors import BlockName, pack_block, stamp_length
 from tests.unit.list_transport import ListTransport
 
 

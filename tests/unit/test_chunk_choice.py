@@ -7,9 +7,9 @@ from psgc.backend import Backend
 from psgc.config import from_yaml_text
 from psgc.data import open_data, write_dense
 from psgc.errors import UserError
-from psgc.messages import MESSAGE
 from psgc.run import auto
 from psgc.run.auto import chosen_chunks, seconds_of_share
+from psgc.vectors import MESSAGE
 
 CONFIG = """
 problem: {python: "some:Model"}

@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from psgc.backend import Backend
-from psgc.messages import TAIL
 from psgc.run.gradient_error import unseen
 from psgc.server.decoder import Decoder
+from psgc.vectors import TAIL
 from psgc.workers.encoder import Encoder
 
 FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-9), ("float32", 2e-2)])

@@ -4,11 +4,12 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import Coding
-from psgc.messages import UNDER_WAY, Kind, joined, stepped_record, sums_records
+from psgc.messages import Kind, joined, stepped_record, sums_records
 from psgc.plan import make_plan
 from psgc.server.arrivals import Failed, Gone, Moved
 from psgc.server.links import Links
 from psgc.transport import Control, Text
+from psgc.vectors import UNDER_WAY
 from tests.unit.scripted import Transport, config_of, said
 
 DIGEST = b"0123456789abcdef"

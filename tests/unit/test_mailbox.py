@@ -12,7 +12,8 @@ import pytest
 from psgc.backend import Backend
 from psgc.coding.sketch import sketch
 from psgc.errors import ModelError
-from psgc.messages import TAIL, Kind, stamp_length
+from psgc.messages import Kind
+from psgc.vectors import TAIL, stamp_length
 from psgc.workers import mailbox
 from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import SHORT, Mailbox

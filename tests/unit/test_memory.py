@@ -11,7 +11,6 @@ from psgc.aggregation.memory import Held
 from psgc.config import OptimizerSettings, load
 from psgc.data import write_dense
 from psgc.errors import UserError
-from psgc.messages import TAIL
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.run.ending import Ending
@@ -20,6 +19,7 @@ from psgc.run.meeting import Meeting
 from psgc.run.memory import check_memory, dimension, expected_memory, held, memory_line
 from psgc.run.prepare import prepare
 from psgc.run.worker_side import work
+from psgc.vectors import TAIL
 from tests.unit.scripted import Transport
 
 CONFIG = """

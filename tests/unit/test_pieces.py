@@ -6,12 +6,13 @@ from coordinating import begun
 
 from psgc.backend import Backend
 from psgc.data import ChunkSource, Dataset, Epochs
-from psgc.messages import TAIL, Kind, chunks_in, entries
+from psgc.messages import Kind, entries
 from psgc.schedules import SCHEDULES
 from psgc.schedules.progress import ChunkView, WorkerView
 from psgc.schedules.schedule import Pass, Queue, Skip
 from psgc.server.events import Abandoned, Lost, Report
 from psgc.server.instructions import Commit, Discard, Invalidate, Share
+from psgc.vectors import TAIL, chunks_in
 from psgc.workers.compute import Gradients
 from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import Mailbox

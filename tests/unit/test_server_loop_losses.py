@@ -7,11 +7,12 @@ import scipy.sparse
 from psgc import coding
 from psgc.aggregation import memory
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.messages import BUNDLE, Kind
+from psgc.messages import Kind
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
 from psgc.server.recovery import AT_FIRST
 from psgc.transport import Died
+from psgc.vectors import BUNDLE
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import SEED, WORKERS, approximate
 

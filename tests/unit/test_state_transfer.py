@@ -10,7 +10,8 @@ from psgc.aggregation.pool import Pool
 from psgc.aggregation.state_transfer import WINDOW, AnnouncedState, Giver, Receiver, state_records
 from psgc.backend import Backend
 from psgc.errors import ProtocolError
-from psgc.messages import BlockName, entries, joined, unpack_block
+from psgc.messages import entries, joined
+from psgc.vectors import BlockName, unpack_block
 from tests.unit.list_transport import ListTransport
 
 DIM, NUMBERS = 1100, {0: 3.0}

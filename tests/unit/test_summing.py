@@ -13,7 +13,7 @@ from psgc.aggregation.protocol import BlockKey
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.config import Coding, OptimizerSettings
-from psgc.messages import BlockName, Kind, pack_block, stamp_length
+from psgc.messages import Kind
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.server.arrivals import BlockArrived, Moved
@@ -25,6 +25,7 @@ from psgc.server.replicas import WAITING
 from psgc.server.summing import Summing
 from psgc.torch.serving import MOST_WAITING, WAITING_BYTES, ScriptDriver
 from psgc.transport import Term, Vector
+from psgc.vectors import BlockName, pack_block, stamp_length
 from tests.unit.list_transport import ListTransport
 from tests.unit.scripted import config_of
 

@@ -7,7 +7,8 @@ import pytest
 
 from psgc.aggregation.replica import Replica
 from psgc.errors import RunFailed
-from psgc.messages import BlockName, Kind, pack_block
+from psgc.messages import Kind
+from psgc.vectors import BlockName, pack_block
 from tests.unit.given_states import block_of
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import WORKERS

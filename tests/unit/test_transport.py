@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from psgc import processes
-from psgc.messages import OF_WORKERS_RECORD, Kind, bundle, mark, record, stamp
+from psgc.messages import OF_WORKERS_RECORD, Kind, record
 from psgc.mpi_start import MPI
 from psgc.transport import Control, Died, Term, Vector, receives, sends
 from psgc.transport.receives import Receives
 from psgc.transport.sends import SLOWEST, SMALL, Sends
 from psgc.transport.transport import Transport
+from psgc.vectors import bundle, mark, stamp
 from tests.stand_in import cupy
 
 FIRST = Term(0, 5)

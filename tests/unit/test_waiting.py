@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from psgc.messages import MESSAGE, Kind, record
+from psgc.messages import Kind, record
 from psgc.processes import Identity
 from psgc.transport import Transport, pauses, waiting
 from psgc.transport.pauses import NAP, REST, Pauses
 from psgc.transport.sends import SMALL
 from psgc.transport.waiting import BUSY, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, SILENCE, SILENT, SPINS, Backoff, Bell
+from psgc.vectors import MESSAGE
 
 
 def sleeps(it, count, large=False, busy=False):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from psgc.messages import TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length
+from psgc.messages import UNHEARD, Kind, record
 from psgc.transport import Control
+from psgc.vectors import TAIL, UNDER_WAY, stamp_length
 from psgc.workers import encoder as worker_encoder
 from psgc.workers import loop as worker_loop
 from psgc.workers.work import Result

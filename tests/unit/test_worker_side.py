@@ -10,13 +10,14 @@ from psgc.backend import Backend
 from psgc.config import load
 from psgc.data import ChunkSource, open_data, write_dense
 from psgc.iteration import is_checked
-from psgc.messages import TAIL, Kind, unpack_block
+from psgc.messages import Kind
 from psgc.plan import make_plan
 from psgc.problems import evaluate
 from psgc.run.ending import Ending
 from psgc.run.inputs import Given, open_problem, rows_taken
 from psgc.run.meeting import Meeting
 from psgc.run.worker_side import work
+from psgc.vectors import TAIL, unpack_block
 from psgc.workers import loop
 from psgc.workers.compute import gradient_of
 from tests.simulation.network import Clock
