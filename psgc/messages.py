@@ -141,19 +141,36 @@ def sums_records(iteration: int, chunk: int, sums: Sequence[float]) -> Records:
     return records
 
 
+class RecordList:
+    """Collects the records of one sender up to that which is the last of its list.
+
+    >>> found = RecordList()
+    >>> [len(found.read(entry)) for entry in entries(piece_records(Kind.REPORT, 3, (4, 5, 6)))]
+    [0, 0, 3]
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+
+    def read(self, entry: Entry) -> list[Entry]:
+        """With the last record: all records of the list. Empty before it."""
+        self._entries.append(entry)
+        if not entry["last"]:
+            return []
+        complete, self._entries = self._entries, []
+        return complete
+
+
 class SumsReader:
     """Reads SUMS records of one sender."""
 
     def __init__(self) -> None:
-        self._list: list[float] = []
+        self._list = RecordList()
 
     def read(self, entry: Entry) -> tuple[float, ...]:
         """The sums, with their last record; empty before it."""
-        self._list += [entry[name] for name in OF_SUMS]
-        if not entry["last"]:
-            return ()
-        sums, self._list = tuple(self._list[: max(0, entry["role"])]), []
-        return sums
+        sums = [one[name] for one in self._list.read(entry) for name in OF_SUMS]
+        return tuple(sums[: max(0, entry["role"])])
 
 
 def stepped_record(iteration: int, digest: bytes = b"") -> Records:

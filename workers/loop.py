@@ -19,16 +19,7 @@ from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError, current_line
 from psgc.iteration import Moment
-from psgc.messages import (
-    UNHEARD,
-    Entry,
-    Kind,
-    Records,
-    SumsReader,
-    entries,
-    record,
-    stepped_record,
-)
+from psgc.messages import UNHEARD, Entry, Kind, RecordList, Records, SumsReader, entries, record, stepped_record
 from psgc.plan import Plan
 from psgc.transport import Control, Died, Pause, Transport, Vector
 from psgc.workers.compute import Computing
@@ -99,7 +90,7 @@ class WorkerLoop(Listener):
         self.took: dict[int, float] = {}  # by recent iteration, seconds from its begin here to its step
         self._due = -1  # the newest iteration that the server has begun
         self._fraction = 0.0  # of a queue that is taken as one piece in that iteration
-        self._list: list[int] = []  # the part of a list of contributors or chunks that has come
+        self._list = RecordList()  # of contributors or chunks
         self._stopped = False
         self.is_orphaned = False  # whether rank 0 has died before it stopped this worker
         self._in_order: bool | None = None  # how to leave, once the server has said so
@@ -230,19 +221,17 @@ class WorkerLoop(Listener):
                     chunk, seconds = old
                     self._transport.send(SERVER, [record(Kind.ALIVE, iteration, chunk, seconds=seconds, role=1)])
             case Kind.COMMIT:
-                self._list.append(entry["worker"])
-                if entry["last"]:
-                    self._mailbox.commit(iteration, chunk, tuple(self._take_list()), role, entry["attempt"])
+                if parts := self._list.read(entry):
+                    contributors = tuple(part["worker"] for part in parts)
+                    self._mailbox.commit(iteration, chunk, contributors, role, entry["attempt"])
                     self._injector.at("after_commit", iteration)
-            case Kind.QUEUE | Kind.DEFAULT_QUEUE as kind:
-                self._list.append(chunk)
-                if entry["last"]:
-                    order = WorkerState.queue if kind == Kind.QUEUE else WorkerState.default_queue
-                    tell(order, iteration, self._take_list())
-            case Kind.CHECK:
-                self._list.append(chunk)
-                if entry["last"]:
-                    tell(WorkerState.check, iteration, self._take_list(), bool(entry["attempt"]))
+            case Kind.QUEUE | Kind.DEFAULT_QUEUE | Kind.CHECK as kind:
+                if parts := self._list.read(entry):
+                    chunks = [part["chunk"] for part in parts if part["chunk"] >= 0]
+                    if kind == Kind.CHECK:
+                        tell(WorkerState.check, iteration, chunks, bool(entry["attempt"]))
+                    else:
+                        tell(WorkerState.queue if kind == Kind.QUEUE else WorkerState.default_queue, iteration, chunks)
             case Kind.DISCARD:
                 tell(WorkerState.discard, iteration, chunk)
             case Kind.SKIP:
@@ -302,10 +291,6 @@ class WorkerLoop(Listener):
     def _stop(self, iteration: int, rank_0_stays: bool) -> None:
         """The run is over before `iteration`. rank_0_stays: in MPI, since another run may follow."""
         self._stopped = True
-
-    def _take_list(self) -> list[int]:
-        values, self._list = self._list, []
-        return [value for value in values if value >= 0]
 
     # messages to the server
 

@@ -22,7 +22,7 @@ import numpy as np
 from psgc.aggregation.map import Contributor, Map, in_order
 from psgc.aggregation.slices import Slice, make_slices
 from psgc.errors import ProtocolError
-from psgc.messages import RECORD, Entry, Kind, Records, record
+from psgc.messages import RECORD, Entry, Kind, RecordList, Records, record
 from psgc.vectors import FIELD_BITS
 
 RECEIVES, SLICE, AS_BEFORE = 1, 2, 4
@@ -78,15 +78,13 @@ class MapReader:
     ) -> None:
         self._ranks, self._entries, self._parts, self._least = ranks, entries, parts, least
         self._hosts, self._nodes = hosts, nodes
-        self._list: list[Entry] = []  # the records of a map that have come
+        self._list = RecordList()
         self._before: Map | None = None  # the newest first map
 
     def read(self, entry: Entry) -> Map | None:
         """The map whose last record `entry` is, else None. Raises ProtocolError when its records do not make a map."""
-        self._list.append(entry)
-        if not entry["last"]:
+        if not (entries := self._list.read(entry)):
             return None
-        entries, self._list = self._list, []
         try:
             new = self._put_together(entries)
         except ValueError as error:
@@ -182,14 +180,12 @@ class CloseReader:
     """Reads CLOSE records of one sender."""
 
     def __init__(self) -> None:
-        self._list: list[Entry] = []
+        self._list = RecordList()
 
     def read(self, entry: Entry) -> tuple[int, dict[int, int]] | None:
         """With the last record: the iteration, and the versions other than 0, by slice. Raises ProtocolError."""
-        self._list.append(entry)
-        if not entry["last"]:
+        if not (entries := self._list.read(entry)):
             return None
-        entries, self._list = self._list, []
         iteration, said = entry["iteration"], [(entry["chunk"], entry["attempt"]) for entry in entries]
         versions = dict(said) if said != [(-1, 0)] else {}
         of_slices = said == [(-1, 0)] or len(versions) == len(said)

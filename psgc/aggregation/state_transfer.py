@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from psgc.aggregation.pool import Pool
 from psgc.backend import Array, Backend, copy
 from psgc.errors import ProtocolError
-from psgc.messages import Entry, Kind, Records, record
+from psgc.messages import Entry, Kind, RecordList, Records, record
 from psgc.transport import Sending, Transport
 from psgc.vectors import BlockName, pack_block, stamp
 
@@ -48,14 +48,13 @@ class StateReader:
     """Reads STATE records of one sender."""
 
     def __init__(self) -> None:
-        self._list: list[Entry] = []
+        self._list = RecordList()
 
     def read(self, entry: Entry) -> AnnouncedState | None:
         """The state whose last record `entry` is, else None. Raises ProtocolError when the records are malformed."""
-        self._list.append(entry)
-        if not entry["last"]:
+        if not (entries := self._list.read(entry)):
             return None
-        (head, *others), self._list = self._list, []
+        head, *others = entries
         iteration, vectors, size = head["iteration"], head["start"], head["seconds"]
         numbers = {other["chunk"]: other["start"] for other in others}
         names = len(numbers) + vectors - 1  # not a whole number, or NaN, when the first record is malformed

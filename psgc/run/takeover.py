@@ -5,10 +5,11 @@ missed the news.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from psgc.messages import Entry, Kind, Records, entries, record
+from psgc.messages import Entry, Kind, RecordList, Records, entries, record
 from psgc.processes import RunningTime
 from psgc.run.succession import Named, ReplicaPosition, Succession
 from psgc.transport import Term, Transport
@@ -64,7 +65,7 @@ class Takeover:
         self._transport, self._patience = transport, patience
         self._replica = 0, -1
         self._said: dict[int, ReplicaPosition] = {}
-        self._reading: dict[int, list[Entry]] = {}
+        self._reading = defaultdict[int, RecordList](RecordList)
         self._standing: Named | None = None  # the term that was begun
         self._named: Named | None = None  # a later term
         self._between: Succession | None = None  # from the death of a rank 0 to the next term
@@ -168,10 +169,8 @@ class Takeover:
                 if self._standing is not None and self._between is None and said.term < self._standing.term.number:
                     self._tell_standing(place)
                 continue
-            read = self._reading.setdefault(place, [])
-            read.append(entry)
-            if entry["last"]:
-                named = _named(self._reading.pop(place), self._transport.term)
+            if parts := self._reading[place].read(entry):
+                named = _named(parts, self._transport.term)
                 if place not in self._transport.dead:  # otherwise other processes have another position of this one
                     self._told(named)
 
