@@ -17,24 +17,20 @@ from psgc.aggregation.replica import Stepping
 from psgc.aggregation.slices import least_slice
 from psgc.backend import Array, Backend
 from psgc.config import Config
-from psgc.errors import ProtocolError, current_line
+from psgc.errors import ProtocolError
 from psgc.iteration import Moment
-from psgc.messages import UNHEARD, Entry, Kind, RecordList, Records, SumsReader, entries, record, stepped_record
+from psgc.messages import Entry, Kind, RecordList, SumsReader, entries, record
 from psgc.plan import Plan
 from psgc.transport import Control, Died, Pause, Transport, Vector
 from psgc.workers.compute import Computing
-from psgc.workers.encoder import CodedSends, Encoder
+from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.mailbox import Mailbox
+from psgc.workers.reports import SERVER, Reports, SignsOfLife
 from psgc.workers.state import WorkerState
-from psgc.workers.work import CodedGradient, Ended, Failure
 
-SERVER = 0
-LONGEST_SILENCE = 1.0  # seconds
 RECENT = 4  # iterations; rank 0 has written the rows of earlier ones
 LAST_WORD = 30.0  # seconds after goodbye in which the server says how to leave
-PATIENCE = 1e-3  # seconds that a step waits for a report, which tells the server the same
-LONGER = 2.0  # times what a pass was expected to take at most; after that it takes very long
 SWITCH_INTERVAL = 5e-4  # seconds; with Python's 5 ms a gradient in pure Python starves this loop
 
 
@@ -44,23 +40,19 @@ class Duties:
 
     sums: what the ranks sum
     alike: whether the replica begins the run in the state of rank 0
-    silence: seconds without a message after which the server gets a sign of life
-    long: seconds in one pass after which the server gets the line of code, then after twice as long, and so on. It does
-        not before LONGER times what the pass was expected to take
+    signs: when the server gets a sign of life
     """
 
     sums: Sums
     alike: bool
-    silence: float
-    long: float = inf
+    signs: SignsOfLife
 
     @staticmethod
     def of(config: Config, plan: Plan, dim: int, first: int, last: int, alike: bool) -> "Duties":
         """The duties that follow from the settings of a run."""
         tree_chunks = plan.num_chunks if config.reproducible else 0
         sums = Sums.of(plan.coding_matrix, config.transfer, dim, config.dtype, first, last, tree_chunks)
-        timeout = config.faults.collect_timeout
-        return Duties(sums=sums, alike=alike, silence=min(LONGEST_SILENCE, timeout / 4), long=timeout)
+        return Duties(sums=sums, alike=alike, signs=SignsOfLife.of(config.faults.collect_timeout))
 
 
 class WorkerLoop(Listener):
@@ -78,7 +70,8 @@ class WorkerLoop(Listener):
         duties: Duties,
     ) -> None:
         self._transport, self._mailbox, self._encoder, self._compute = transport, mailbox, encoder, compute
-        self._injector, self._duties, self._long = injector, duties, duties.long
+        self._injector, self._duties = injector, duties
+        self._reports = Reports(transport, mailbox, compute, injector, encoder.length, duties.signs)
         sums = duties.sums
         self.allreduce = AllReduce(transport, backend, sums, replica, self)
         encoder.places = self.allreduce.blocks.places
@@ -94,11 +87,6 @@ class WorkerLoop(Listener):
         self._stopped = False
         self.is_orphaned = False  # whether rank 0 has died before it stopped this worker
         self._in_order: bool | None = None  # how to leave, once the server has said so
-        self._last_sent = time.monotonic()
-        self._unanswered = 0  # messages received since the last one to the server
-        self._reported = -1  # iteration of the newest report
-        self._untold, self._stepped_at = -1, 0.0  # a step that the server has not been told of, and when it was made
-        self._coded = CodedSends(transport, SERVER)
 
     def run(self) -> bool:
         """Work until the server stops this worker, or has died. Returns whether all ranks leave in order."""
@@ -119,9 +107,8 @@ class WorkerLoop(Listener):
         while True:
             if may_have_come is not False or self.allreduce.is_moving:
                 self.poll()
-            self._send_outbox()
-            self._send_vectors()
-            if self._reported == self._iteration and not (self._coded.waiting or self._transport.sending()):
+            self._report()
+            if self._reports.has_reported(self._iteration):
                 self._injector.at("after_report", self._iteration)
             if self._stopped:
                 break
@@ -149,11 +136,13 @@ class WorkerLoop(Listener):
         if self._duties.alike:
             self.allreduce.start(self._duties.sums.first, self.allreduce.replica.params)
 
+    def _report(self) -> None:
+        self._reports.send(self._iteration, self.allreduce.link.carried[self._iteration])
+
     def _pause(self) -> Pause:
         it = self.allreduce
         nap = it.nap if it.is_busy or not self._transport.sending() else 0.0  # coded gradients move only in MPI calls
-        more = bool(self._coded.waiting)
-        return Pause(self._mailbox.busy, nap, it.needs_looks, more)
+        return Pause(self._mailbox.busy, nap, it.needs_looks, self._reports.has_more)
 
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> Generator[Pause, bool | None, None]:
         end = time.monotonic() + timeout
@@ -167,7 +156,7 @@ class WorkerLoop(Listener):
     def poll(self) -> None:
         """Handle the messages that have come."""
         for message in self._transport.poll():
-            self._unanswered += 1
+            self._reports.received()
             match message:
                 case Vector():
                     self.allreduce.arrived(message)
@@ -184,19 +173,8 @@ class WorkerLoop(Listener):
                 self.took[self._iteration] = time.monotonic() - self._begun
                 self.took.pop(self._iteration - RECENT, None)
             if self.allreduce.exchange.is_at(iteration):  # otherwise the replica was dropped during the step
-                self._stepped(iteration)
+                self._reports.stepped(iteration, self.allreduce.digest())
             self._begin_when_ready()
-
-    def _stepped(self, iteration: int) -> None:
-        """Tell the server of a step at once if it has a digest, or if no report since the last step did."""
-        digest, is_silent = self.allreduce.digest(), self._untold > self._reported
-        self._untold, self._stepped_at = iteration, time.monotonic()
-        if digest or is_silent:
-            self._tell_stepped(digest)
-
-    def _tell_stepped(self, digest: bytes = b"") -> None:
-        self._transport.send(SERVER, [stepped_record(self._untold, digest)], hurries=False)
-        self._untold = -1
 
     def _begin_when_ready(self) -> None:
         if self._iteration >= self._due or not self.allreduce.exchange.is_at(self._due):
@@ -277,8 +255,7 @@ class WorkerLoop(Listener):
         self._transport.send(SERVER, [record(Kind.REFUSED, worker=source)])
 
     def behind(self, iteration: int) -> None:
-        self._untold = -1
-        self._transport.send(SERVER, [record(Kind.BEHIND, iteration)])
+        self._reports.behind(iteration)
 
     def at(self, moment: Moment, iteration: int) -> None:
         self._injector.at(moment, iteration)
@@ -291,50 +268,3 @@ class WorkerLoop(Listener):
     def _stop(self, iteration: int, rank_0_stays: bool) -> None:
         """The run is over before `iteration`. rank_0_stays: in MPI, since another run may follow."""
         self._stopped = True
-
-    # messages to the server
-
-    def _send_outbox(self) -> None:
-        records: list[Records] = []
-        for message in self._mailbox.outgoing():
-            match message:
-                case CodedGradient(iteration, chunk, vector):
-                    self._injector.flip("sending", vector[: self._encoder.length], iteration)
-                    self._coded.waiting.append((iteration, chunk, vector))
-                    self._reported = iteration
-                case Failure(iteration, chunk, text, code):
-                    self._send_text(records, text)
-                    records = [record(Kind.FAILED, iteration, chunk, attempt=code)]
-                case Ended(iteration, text, code):
-                    self._send_text(records, text)
-                    records = [record(Kind.ENDED, iteration, attempt=code)]
-                case _:
-                    records.append(message)
-                    if message["kind"][0] == Kind.REPORT:
-                        self._reported = int(message["iteration"][0])
-        now = time.monotonic()
-        if self._untold > self._reported and not (self._mailbox.busy and now - self._stepped_at < PATIENCE):
-            self._tell_stepped()
-        if not records and (now - self._last_sent > self._duties.silence or self._unanswered >= UNHEARD // 2):
-            chunk, seconds = self._mailbox.running()
-            kind = Kind.ALIVE
-            if seconds > max(self._long, LONGER * self._mailbox.expected()):
-                self._long = 2 * seconds
-                self._transport.send_text(SERVER, current_line(self._compute.ident))
-                kind = Kind.STUCK
-            carried = float(self.allreduce.link.carried[self._iteration])
-            records.append(record(kind, self._iteration, chunk, seconds=seconds, start=carried))
-        if records:
-            self._transport.send(SERVER, records)
-            self._last_sent, self._unanswered = now, 0
-
-    def _send_text(self, before: list[Records], text: str) -> None:
-        """Send a text. It belongs to the records that come next, so the records `before` go first."""
-        if before:
-            self._transport.send(SERVER, before)
-        self._transport.send_text(SERVER, text)
-
-    def _send_vectors(self) -> None:
-        for iteration in self._coded.send():
-            self._unanswered = 0
-            self._injector.at("sending", iteration)

@@ -17,8 +17,9 @@ from psgc.torch.memory import Memory
 from psgc.torch.serving import ScriptReplica
 from psgc.torch.settings import OPEN_END
 from psgc.workers.chunk_runner import ChunkRunner, Computed
-from psgc.workers.loop import SERVER, WorkerLoop
+from psgc.workers.loop import WorkerLoop
 from psgc.workers.mailbox import Mailbox
+from psgc.workers.reports import SERVER
 from psgc.workers.work import Ended, Work
 
 LAST_SUM = 15.0  # seconds after the end of the run in which a script may make its last steps
@@ -65,13 +66,13 @@ class ScriptLoop(WorkerLoop):
                 self._hand_over.stop(CalledOff())
             self._stopped = self._stopped or has_all or time.monotonic() > late
 
-    def _send_outbox(self) -> None:
+    def _report(self) -> None:
         """Also send the digest of the script's first call. Later digests are sent after each step."""
         if self._first is not None and self._hand_over.called >= self._first:
             if digest := self._hand_over.digest(self._first):
                 self._transport.send(SERVER, [stepped_record(self._first, digest)])
             self._first = None
-        super()._send_outbox()
+        super()._report()
 
 
 class ScriptWorker:

@@ -21,6 +21,7 @@ from psgc.workers.encoder import Digester, Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties, WorkerLoop
 from psgc.workers.mailbox import Mailbox
+from psgc.workers.reports import SignsOfLife
 from psgc.workers.state import WorkerState
 from psgc.workers.work import Result, Work
 from tests.simulation.mesh import MeshEnd
@@ -111,12 +112,12 @@ class Node(WorkerLoop):
         tree_chunks = plan.num_chunks if reproducible else 0
         transfer = "combined" if combined else "per_chunk"
         sums = Sums.of(plan.coding_matrix, transfer, dim, "float64", first, last, tree_chunks)
-        duties = Duties(sums=sums, alike=alike, silence=silence)
+        duties = Duties(sums=sums, alike=alike, signs=SignsOfLife(silence))
         super().__init__(
             *(end, self.mailbox, self.encoder, None, Backend(), replica, injector, duties),  # type: ignore[arg-type]
             **more,
         )
-        self._last_sent = clock.now  # in this world, of which the loop has not known
+        self._reports.last_sent = clock.now  # in this world, of which the loop has not known
         self._open()
         self.verified = every > 0
         self.silence = silence  # after which the loop says that all is well
@@ -139,18 +140,17 @@ class Node(WorkerLoop):
     @property
     def has_vectors(self) -> bool:
         """Whether coded gradients are still to be sent."""
-        return bool(self._coded.waiting)
+        return self._reports.has_more
 
     @property
     def last_sent(self) -> float:
-        return self._last_sent
+        return self._reports.last_sent
 
     def spin(self) -> None:
         """One turn of the loop."""
         with suppress(Killed):
             self.poll()
-            self._send_outbox()
-            self._send_vectors()
+            self._report()
 
     def alive(self) -> int:
         """How many gradients are still in memory, besides those that have become accumulators."""

@@ -26,7 +26,7 @@ from psgc.server import outbox
 from psgc.server.events import COLLECTING
 from psgc.server.outbox import LASTING
 from psgc.server.summing import Summing
-from psgc.workers import loop as worker_loop
+from psgc.workers import reports as worker_reports
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.mesh import Link, MeshEnd, shared
 from tests.simulation.node import Killed
@@ -116,7 +116,7 @@ class ReplicatedWorld(World):
             stack.enter_context(mock.patch.object(module, "BLOCK", LARGEST))
         stack.enter_context(mock.patch.object(pool, "LEAST_ROOM", 0))
         stack.enter_context(mock.patch.object(vectors, "BUNDLE", 0))  # receives have room for one vector
-        for module in (outbox, worker_loop):
+        for module in (outbox, worker_reports):
             stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
         for least in ("LEAST_BLOCK", "LEAST_WITHIN_HOST"):
             stack.enter_context(mock.patch.object(slices, least, SMALL))

@@ -14,7 +14,7 @@ from psgc.run.ending import CalledOff
 from psgc.torch.hand_over import HandOver, ScriptState
 from psgc.torch.serving import ScriptReplica
 from psgc.torch.working import ScriptLoop
-from psgc.workers.loop import SERVER
+from psgc.workers.reports import SERVER
 from psgc.workers.work import Work
 from tests.simulation.node import Node
 

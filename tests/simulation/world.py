@@ -35,6 +35,7 @@ from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
+from psgc.workers import reports as worker_reports
 from tests.simulation import schedules
 from tests.simulation.beliefs import check_beliefs, check_nobody_rests
 from tests.simulation.case import Case, Nap
@@ -103,7 +104,7 @@ class World:
         """All iterations, or until too few workers are left."""
         with ExitStack() as stack:
             self.replace(stack)
-            for module in (processes, server_links, server_loop, worker_loop, worker_mailbox):
+            for module in (processes, server_links, server_loop, worker_loop, worker_mailbox, worker_reports):
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             stack.enter_context(mock.patch.dict(SCHEDULES, reordering=Reordering))
             stack.enter_context(mock.patch.object(server_cluster, "SCHEDULES", FACTORIES))

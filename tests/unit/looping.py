@@ -15,10 +15,12 @@ from psgc.transport import Control
 from psgc.vectors import unpack_block
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
+from psgc.workers import reports as worker_reports
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties, WorkerLoop
 from psgc.workers.mailbox import Mailbox
+from psgc.workers.reports import SignsOfLife
 from psgc.workers.state import WorkerState
 from psgc.workers.work import Result
 from tests.simulation.network import Clock
@@ -39,7 +41,7 @@ class Worker:
         self.replica = Replica(make_optimizer(SGD), Backend(), lambda: None)
         self.replica.params = np.zeros(3)
         sums = Sums(np.ones((2, 1)), 3, np.dtype("float64"), 0, 9)
-        duties = Duties(sums=sums, alike=True, silence=silence, long=long)
+        duties = Duties(sums=sums, alike=True, signs=SignsOfLife(silence, long))
         compute = SimpleNamespace(start=lambda: None, ident=5)
         self.loop = WorkerLoop(
             self.transport, self.mailbox, encoder, compute, Backend(), self.replica, Injector(), duties
@@ -76,7 +78,7 @@ def begin(iteration):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (worker_loop, worker_mailbox):
+    for module in (worker_loop, worker_mailbox, worker_reports):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

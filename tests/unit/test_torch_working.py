@@ -30,6 +30,7 @@ from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import Duties
 from psgc.workers.mailbox import Mailbox
+from psgc.workers.reports import SignsOfLife
 from psgc.workers.state import WorkerState
 from tests.simulation.network import Clock
 from tests.unit.given_states import block_of, map_of, state_of
@@ -55,7 +56,7 @@ def test_a_term_begins_for_the_script_when_its_loop_is_there():
     hand_over, begun_with = HandOver(0), []
     worker, mailbox = computing(3, hand_over, begins=lambda: begun_with.append(worker.current))
     transport, encoder = Transport(3), Encoder(Backend(), np.ones((2, 1)), 3, np.float32)
-    duties = Duties(sums=Sums(np.ones((2, 1)), 3, np.dtype("float32"), 0, 99), alike=True, silence=1000.0)
+    duties = Duties(sums=Sums(np.ones((2, 1)), 3, np.dtype("float32"), 0, 99), alike=True, signs=SignsOfLife(1000.0))
     others = encoder, ScriptThread(5), Backend(), worker.own, Injector(), duties
     assert begun_with == [worker.loop(transport, mailbox, *others)]
 
@@ -204,7 +205,7 @@ class Worker:
         encoder = Encoder(Backend(), np.ones((2, 1)), 3, np.float32)
         mailbox = Mailbox(WorkerState(1, [0], 1, combined=False), encoder)
         sums = Sums(np.ones((2, 1)), 3, np.dtype("float32"), first, 99)
-        duties = Duties(sums=sums, alike=True, silence=1000.0)
+        duties = Duties(sums=sums, alike=True, signs=SignsOfLife(1000.0))
         arguments = self.transport, mailbox, encoder, ScriptThread(5), Backend(), replica, Injector(), duties
         self.loop = ScriptLoop(*arguments, hand_over=self.hand_over)
         self.thread = threading.Thread(target=self.loop.run)

@@ -7,7 +7,7 @@ from psgc.messages import UNHEARD, Kind, record
 from psgc.transport import Control
 from psgc.vectors import TAIL, UNDER_WAY, stamp_length
 from psgc.workers import encoder as worker_encoder
-from psgc.workers import loop as worker_loop
+from psgc.workers import reports as worker_reports
 from psgc.workers.work import Result
 from tests.unit.given_states import block_of, map_of, state_of
 from tests.unit.looping import Worker, begin, said, told
@@ -76,7 +76,7 @@ def test_who_is_to_drop_its_replica_during_a_step_does_not_say_that_it_is_at_the
 
 
 def test_a_report_says_that_its_iteration_has_begun_unless_it_does_not_come_within_a_millisecond(clock):
-    for waits, expected in ((0.0, [Kind.REPORT]), (worker_loop.PATIENCE, [Kind.STEPPED, Kind.REPORT])):
+    for waits, expected in ((0.0, [Kind.REPORT]), (worker_reports.PATIENCE, [Kind.STEPPED, Kind.REPORT])):
         worker = Worker(1)
 
         @worker.follow
@@ -233,7 +233,7 @@ def test_a_worker_that_is_free_when_an_iteration_begins_says_nothing():
 
 
 def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_twice_as_long(clock, monkeypatch):
-    monkeypatch.setattr(worker_loop, "current_line", lambda thread: f"model.py:3, thread {thread}")
+    monkeypatch.setattr(worker_reports, "current_line", lambda thread: f"model.py:3, thread {thread}")
     worker = Worker(2, silence=5.0, long=30.0)
     texts = []
     worker.transport.send_text = lambda dest, text: texts.append((dest, text, len(worker.transport.records[0])))

@@ -18,7 +18,7 @@ from psgc.run.inputs import Given, open_problem, rows_taken
 from psgc.run.meeting import Meeting
 from psgc.run.worker_side import work
 from psgc.vectors import TAIL, unpack_block
-from psgc.workers import loop
+from psgc.workers import reports
 from psgc.workers.compute import gradient_of
 from tests.simulation.network import Clock
 from tests.unit.given_states import map_of, state_of
@@ -159,7 +159,7 @@ def test_with_combined_and_verify_checked_chunks_are_sketched_and_what_is_commit
 
 def test_it_says_that_it_is_there_four_times_in_the_time_after_which_it_is_lost(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(reports, "time", clock)
     server = Served(["faults.collect_timeout=0.4"])
 
     def script():
