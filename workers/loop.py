@@ -129,7 +129,7 @@ class WorkerLoop(Listener):
         while self.allreduce.replica.is_stepping:
             self.allreduce.finish_step()
         steps = self.allreduce.steps
-        return steps if self.allreduce.exchange.is_at(steps) else -1
+        return steps if self.allreduce.position.is_at(steps) else -1
 
     def _open(self) -> None:
         self.allreduce.open()
@@ -172,12 +172,12 @@ class WorkerLoop(Listener):
             if iteration == self._iteration + 1:
                 self.took[self._iteration] = time.monotonic() - self._begun
                 self.took.pop(self._iteration - RECENT, None)
-            if self.allreduce.exchange.is_at(iteration):  # otherwise the replica was dropped during the step
+            if self.allreduce.position.is_at(iteration):  # otherwise the replica was dropped during the step
                 self._reports.stepped(iteration, self.allreduce.digest())
             self._begin_when_ready()
 
     def _begin_when_ready(self) -> None:
-        if self._iteration >= self._due or not self.allreduce.exchange.is_at(self._due):
+        if self._iteration >= self._due or not self.allreduce.position.is_at(self._due):
             return
         self.allreduce.drop_accumulators()
         self._iteration, params = self._due, self.allreduce.replica.params

@@ -55,6 +55,7 @@ class AllReduce:
 
     replica: the replica of this rank
     exchange: decides what to send and sum
+    position: where the replica is, and which iterations it follows
     blocks, pool: the arrays and the buffers
     receiver: of states
     link: the sends of blocks
@@ -66,6 +67,7 @@ class AllReduce:
         self._transport, self._sums, self._listener = transport, sums, listener or Listener()
         self.replica = replica
         self.exchange = Exchange(transport.rank, sums.parts)
+        self.position = self.exchange.position
         self.pool = Pool(backend, sums.dim, sums.parts, sums.dtype)
         self.link = Link(transport, self.pool)
         shared, memory = transport.shared, None
@@ -89,13 +91,13 @@ class AllReduce:
     @property
     def steps(self) -> int:
         """The iteration that the replica has reached; -1 while it has no parameters."""
-        return self.exchange.steps
+        return self.position.steps
 
     @property
     def is_behind(self) -> bool:
         """Whether only the state of another rank helps the replica, and no such state waits for the end of a step."""
         waiting = self.receiver.waiting
-        return self.exchange.is_behind and not (waiting is not None and self.exchange.can_use(waiting))
+        return self.position.is_behind and not (waiting is not None and self.position.can_use(waiting))
 
     @property
     def nap(self) -> float:
@@ -313,7 +315,7 @@ class AllReduce:
 
     def _load(self) -> bool:
         """Load a state that has come whole. Returns whether there was one."""
-        if (found := self.receiver.complete()) is None or not self.exchange.can_use(found[0]):
+        if (found := self.receiver.complete()) is None or not self.position.can_use(found[0]):
             return False
         iteration, vectors, numbers = found
         self.replica.load(Snapshot(iteration, tuple(vectors), numbers))
@@ -322,7 +324,7 @@ class AllReduce:
 
     def _give(self) -> None:
         for dest, iteration in [*self._to_give.items()]:
-            if self.replica.is_stepping or self.steps < iteration or not self.exchange.is_at(self.steps):
+            if self.replica.is_stepping or self.steps < iteration or not self.position.is_at(self.steps):
                 continue
             if (snapshot := self.replica.snapshot()) is None:
                 continue

@@ -23,6 +23,7 @@ from collections.abc import Collection
 
 from psgc.aggregation.attempts import Attempt, Iteration
 from psgc.aggregation.map import Map, Routes
+from psgc.aggregation.position import Position
 from psgc.aggregation.protocol import (
     TRANSITIONS,
     WHOLE,
@@ -61,23 +62,18 @@ class Exchange:
     """One rank's part in the exchanges.
 
     parts: of the gradient; a block of it is so many times as long as a block of an accumulator
-    steps: the steps that the replica has made, so also the iteration that is next or under way; -1 before `Loaded`
-    is_behind: whether the replica needs the state of another rank
+    position: where the replica is, and which iterations it follows
 
     An iteration is forgotten when it is past and nothing is left to send.
     """
 
     def __init__(self, rank: int, parts: int = 1) -> None:
         self._rank, self._parts = rank, parts
-        self.steps = -1
+        self.position = Position()
         self._iterations: dict[int, Iteration] = {}
         self._routes: Routes | None = None  # of the newest map
         self._held: set[int] = set()
         self._left: set[int] = set()
-        self._stepping = False
-        self.is_behind = False
-        self._is_wrong = False  # whether the replica is wrong: it makes no more steps
-        self._dropped = -1  # the newest iteration that is not followed
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
 
     # questions
@@ -116,23 +112,11 @@ class Exchange:
         """The ranks known to be lost."""
         return self._left
 
-    def is_at(self, iteration: int) -> bool:
-        """Whether gradients of `iteration` can be computed with the replica. This rank may not get their sum."""
-        return self.steps == iteration and not self._is_wrong
-
-    def _comes_to(self, iteration: int) -> bool:
-        """Whether the replica is at `iteration`, or will be after the step in progress."""
-        return self.steps + self._stepping == iteration and not self._is_wrong
-
-    def can_use(self, iteration: int) -> bool:
-        """Whether another rank's state at the beginning of `iteration` helps this rank."""
-        return iteration > self.steps - self._is_wrong and iteration >= self._dropped
-
     def phase(self, iteration: int) -> Phase:
         """The phase of an iteration on this rank, see `protocol`."""
-        if iteration < self.steps or iteration <= self._dropped:
+        if self.position.is_past(iteration):
             return "past"
-        if self._stepping and iteration == self.steps:
+        if self.position.is_stepping(iteration):
             return "stepping"
         known = self._iterations.get(iteration)
         return known.phase if known else "awaited"
@@ -166,7 +150,7 @@ class Exchange:
             case Chosen(iteration) | Closed(iteration) | Evaluated(iteration) | Missed(iteration):
                 return iteration, True
             case Stepped():
-                return self.steps, self._stepping
+                return self.position.steps, self.position.is_stepping(self.position.steps)
         return None, True
 
     def _attempt(self, key: BlockKey) -> Attempt | None:
@@ -202,28 +186,25 @@ class Exchange:
             case Evaluated(number):
                 instructions = self._give_up_before(number, is_told=True)
                 self._iterations[number] = Iteration("closed", versions=())
-                self.is_behind = self.is_behind and not self._comes_to(number)
+                self.position.follow(number)
             case RankLeft(rank):
                 self._left.add(rank)
                 instructions = [due for it in self._iterations.values() for due in it.leave(rank)] + self._let_go()
                 for number, iteration in self._iterations.items():
                     if self.phase(number) != "past" and rank in iteration.lacks():
-                        return instructions + self._fall_behind(number, number)
+                        return instructions + self._fall_behind(number)
             case Stepped():
-                self._stepping = False
-                self.steps += 1
+                self.position.stepped()
                 instructions = self._let_go()
             case Loaded(number):
-                self.is_behind = number == self._dropped  # it may redo chunks of the iteration, but gets no sum of it
-                self._stepping, self._is_wrong = False, False
-                self.steps, self._dropped = number, number - 1
+                self.position.loaded(number)
                 instructions = self._give_up_before(number)
             case Missed(number):
-                self._stepping = self._stepping and number != self.steps
-                return self._fall_behind(number, number)
+                self.position.missed(number)
+                return [*self._let_go(), FallBehind(number)]
             case Dropped():
-                self._is_wrong, missed = True, self.steps + self._stepping - 1
-                return self._fall_behind(missed, missed)
+                last = self.position.drop()
+                return [*self._let_go(), FallBehind(last)]
         return instructions + self._step_if_complete()
 
     # maps
@@ -244,10 +225,9 @@ class Exchange:
             return self._skip(map, most)
         self._left -= set(map.receivers)
         instructions = self._give_up_before(map.iteration, is_told=True)
-        is_there = self._comes_to(map.iteration)
-        if self._rank not in map.receivers:  # if its replica is at the iteration it may still have to redo chunks
-            return instructions + self._fall_behind(map.iteration, map.iteration - is_there)
-        self.is_behind = self.is_behind and not is_there
+        if self._rank not in map.receivers:
+            return instructions + self._fall_behind(map.iteration, self.position.comes_to(map.iteration))
+        self.position.follow(map.iteration)
         iteration = self._iterations.setdefault(map.iteration, Iteration())
         self._routes = self._routes.of(map, most) if self._routes else Routes(map, most)
         attempt = iteration.add(self._routes, self._rank, self._held.intersection(map.receivers))
@@ -272,7 +252,7 @@ class Exchange:
         if not attempt.is_possible(event, self._parts):
             return [Refuse(event)]
         if contributor is None and block == WHOLE:
-            return self._fall_behind(number, number) if self._rank and attempt.awaits(event.source) else []
+            return self._fall_behind(number) if self._rank and attempt.awaits(event.source) else []
         if contributor is None:
             attempt.absent.discard(block)
             return [
@@ -317,15 +297,16 @@ class Exchange:
         iteration = self._iterations[number]
         instructions = iteration.choose(others)
         if self._left.intersection(iteration.lacks()):
-            return instructions + self._fall_behind(number, number)
+            return instructions + self._fall_behind(number)
         return instructions + iteration.place_kept()
 
     def _step_if_complete(self) -> list[Instruction]:
-        is_closed = not self.is_behind and self.phase(self.steps) == "closed"
-        if not is_closed or any(True for _ in self._iterations[self.steps].lacks()):
+        steps = self.position.steps
+        is_closed = not self.position.is_behind and self.phase(steps) == "closed"
+        if not is_closed or any(True for _ in self._iterations[steps].lacks()):
             return []
-        self._stepping = True
-        return [Step(self.steps)]
+        self.position.begin_step()
+        return [Step(steps)]
 
     def _let_go(self) -> list[Instruction]:
         """Wait for nothing more of past iterations, and forget those with nothing left to send."""
@@ -338,9 +319,8 @@ class Exchange:
 
     # ranks that are slow, lost or behind
 
-    def _fall_behind(self, number: int, dropped: int) -> list[Instruction]:
-        self.is_behind = True
-        self._dropped = max(self._dropped, dropped)
+    def _fall_behind(self, number: int, may_redo: bool = False) -> list[Instruction]:
+        self.position.fall_behind(number, may_redo)
         return [*self._let_go(), FallBehind(number)]
 
     def _give_up_before(self, number: int, is_told: bool = False) -> list[Instruction]:
@@ -352,8 +332,7 @@ class Exchange:
         instructions: list[Instruction] = []
         for past, iteration in self._iterations.items():
             if past < number and iteration.versions is None:
-                self._dropped = max(self._dropped, past)
-                self.is_behind = self.is_behind or past >= self.steps
+                self.position.ended_unheard(past)
                 instructions += iteration.give_up(is_told)
             if is_told and past < number - 1 and self.phase(past) == "past":  # the sums of its host are overwritten
                 instructions += iteration.stop_relaying()

@@ -91,7 +91,7 @@ class Rank:
                 over = lambda key: key.iteration == iteration and attempt in (None, key.attempt)  # noqa: E731
                 self.buffers = {key: content for key, content in self.buffers.items() if not over(key)}
                 assert not any(over(sent.send.key) for sent in self.sending)
-                if attempt is None and iteration != self.exchange.steps:
+                if attempt is None and iteration != self.exchange.position.steps:
                     self.gradients.pop(iteration, None)
 
     def term(self, key, contributors):
@@ -156,18 +156,18 @@ class Rank:
 
     def go_on(self):
         """What follows when the replica is at another iteration, or was told something."""
-        steps = self.exchange.steps
+        steps = self.exchange.position.steps
         if not self.is_stepping:
             states, self.states = self.states, []
-            if usable := [state for state in states if self.exchange.can_use(state)]:
+            if usable := [state for state in states if self.exchange.position.can_use(state)]:
                 self.load(max(usable))
                 return
             for dest, iteration in [*self.to_give.items()]:
-                if steps >= iteration and self.exchange.is_at(steps):
+                if steps >= iteration and self.exchange.position.is_at(steps):
                     del self.to_give[dest]
                     if steps == iteration and dest not in self.left:
                         self.network.states.append((dest, iteration))
-        if self.begun < self.due and self.exchange.is_at(self.due):
+        if self.begun < self.due and self.exchange.position.is_at(self.due):
             self.begun = self.due
             self.to_server.append(("report", self.due))
 
@@ -180,11 +180,11 @@ class Rank:
 
     def stepped(self):
         self.is_stepping = False
-        del self.gradients[self.exchange.steps]
+        del self.gradients[self.exchange.position.steps]
         self.bring(part.Stepped())
         self.moved()
 
     def moved(self):
-        if self.exchange.is_at(self.exchange.steps):
-            self.to_server.append(("stepped", self.exchange.steps))
+        if self.exchange.position.is_at(self.exchange.position.steps):
+            self.to_server.append(("stepped", self.exchange.position.steps))
         self.go_on()

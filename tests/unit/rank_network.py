@@ -112,7 +112,7 @@ class Network:
         }
         self.ranks[0].bring(part.Chosen(self.iteration, others))
         assert self.ranks[0].gradients[self.iteration] == self.closed[self.iteration], "read before it is there"
-        assert self.ranks[0].exchange.steps == self.iteration, "a step before the end"
+        assert self.ranks[0].exchange.position.steps == self.iteration, "a step before the end"
         self.tell("close", (self.iteration, others))
         self.phase = "stepping"
         self.ranks[0].bring(part.Closed(self.iteration, others))
@@ -176,7 +176,7 @@ class Network:
             made.append((self.evaluate if self.iteration in self.evaluations else self.share,))
         if self.phase in ("collecting", "redoing") and self.owners.is_complete:
             made.append((self.close,))
-        if self.phase == "stepping" and self.ranks[0].exchange.steps > self.iteration:
+        if self.phase == "stepping" and self.ranks[0].exchange.position.steps > self.iteration:
             made.append((self.begin,))
         return made
 
@@ -233,9 +233,9 @@ class Network:
         for rank in self.ranks:
             if rank.rank in self.live | {0} and self.phase == "over":
                 needs = rank.rank and not self.replicas.following([rank.rank])
-                assert needs or rank.exchange.steps == self.last
+                assert needs or rank.exchange.position.steps == self.last
                 assert needs or not rank.is_wrong
-                if rank.exchange.steps == self.last:
+                if rank.exchange.position.steps == self.last:
                     assert not rank.exchange.is_busy
                     assert rank.exchange.is_empty
                     assert not rank.buffers

@@ -269,7 +269,7 @@ def test_who_is_left_out_sums_what_others_need_and_waits_for_nothing_else():
     map = equal_map([0, 1], [own(1)], entries=2)
     exchange, _ = begun(replace(map, iteration=1), 0)  # which its replica has not reached
     exchange.handle(Mapped(Map(1, 1, (1,), (own(1),), (Slice(1, 0, 2),)), 1))
-    assert exchange.is_behind
+    assert exchange.position.is_behind
     summed, passed_on = exchange.handle(Arrived(1, BlockKey(1, 0, 0, own(1))))
     assert (summed, passed_on) == (SumBlock(BlockKey(1, 0, 0), ((own(1),),)), SendBlock(1, BlockKey(1, 0, 0)))
     exchange.handle(Sent(passed_on))

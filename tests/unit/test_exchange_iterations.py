@@ -56,7 +56,7 @@ def test_who_was_away_sends_nothing_of_an_iteration_whose_end_it_was_not_told():
     it = exchange(1)
     sends = it.handle(mapped(0))
     it.handle(mapped(3, contributors=(TWO,)))
-    assert it.is_behind
+    assert it.position.is_behind
     assert it.handle(part.Sent(sends[0])) == []
     assert it.handle(part.Sent(sends[1])) == [part.Forget(0, None)]
 
@@ -78,9 +78,9 @@ def test_who_is_left_out_while_it_makes_the_step_before_may_be_asked_to_redo_som
     it.handle(part.Evaluated(0))
     it.handle(mapped(1, receivers=(0, 2), contributors=(TWO,)))
     it.handle(part.Stepped())
-    assert it.is_at(1)
+    assert it.position.is_at(1)
     it.handle(mapped(1, contributors=(Contributor(1, 2, 1),), attempt=1))
-    assert not it.is_behind
+    assert not it.position.is_behind
 
 
 def test_who_was_left_out_while_it_is_there_may_be_asked_to_redo_something():
@@ -100,15 +100,15 @@ def test_a_rank_that_has_left_and_returned_is_waited_for_again():
     it.handle(part.RankLeft(2))
     it.handle(mapped(0))
     assert part.FallBehind not in kinds(it.handle(part.Closed(0, {})))
-    assert not it.is_behind
+    assert not it.position.is_behind
 
 
 def test_a_wrong_replica_makes_no_step_and_goes_on_from_a_state_alone():
     it = exchange(1)
     it.handle(part.Loaded(3))
     assert it.handle(part.Dropped()) == [part.FallBehind(2)]
-    assert it.is_behind
-    assert [it.can_use(iteration) for iteration in (2, 3)] == [False, True]
+    assert it.position.is_behind
+    assert [it.position.can_use(iteration) for iteration in (2, 3)] == [False, True]
     it = exchange(1)
     it.handle(mapped(0, owners=(0,), contributors=(TWO,)))
     for block in (0, 1):
@@ -116,28 +116,28 @@ def test_a_wrong_replica_makes_no_step_and_goes_on_from_a_state_alone():
     assert kinds(it.handle(part.Closed(0, {}))) == [part.Step]
     assert part.FallBehind(0) in it.handle(part.Dropped())  # also after that step
     it.handle(part.Stepped())
-    assert [it.can_use(iteration) for iteration in (0, 1)] == [False, True]
+    assert [it.position.can_use(iteration) for iteration in (0, 1)] == [False, True]
     it.handle(mapped(1, owners=(0,), contributors=(TWO,)))
-    assert it.is_behind
+    assert it.position.is_behind
 
 
 def test_which_states_are_of_use():
     it = exchange(1)
-    assert [it.can_use(iteration) for iteration in (0, 1)] == [False, True]
+    assert [it.position.can_use(iteration) for iteration in (0, 1)] == [False, True]
     it.handle(mapped(3, receivers=(0, 2), contributors=(TWO,)))
-    assert [it.can_use(iteration) for iteration in (2, 3, 4)] == [False, True, True]
+    assert [it.position.can_use(iteration) for iteration in (2, 3, 4)] == [False, True, True]
     it.handle(part.Loaded(3))  # in case that it is needed to redo something
-    assert it.is_at(3)
-    assert it.is_behind  # else nobody sends it the sum
+    assert it.position.is_at(3)
+    assert it.position.is_behind  # else nobody sends it the sum
     assert it.handle(part.Arrived(2, BlockKey(3, 1, 0))) == []  # and nothing is dropped
     it.handle(mapped(3, contributors=(Contributor(1, 2, 1),), attempt=1))
-    assert not it.is_behind
+    assert not it.position.is_behind
 
 
 def test_an_evaluation_is_a_step_for_whoever_has_the_state_now_or_later_and_nothing_for_whoever_is_past_it():
     it = exchange(1)
     it.handle(mapped(2, receivers=(0, 2), contributors=(TWO,)))
-    assert it.is_behind
+    assert it.position.is_behind
     it.handle(part.Loaded(3))
     assert it.handle(part.Evaluated(3)) == [part.Step(3)]
     assert it.handle(part.Evaluated(4)) == []  # one step after the other
@@ -148,16 +148,16 @@ def test_an_evaluation_is_a_step_for_whoever_has_the_state_now_or_later_and_noth
     assert it.handle(part.Loaded(8)) == []
     assert it.handle(part.Evaluated(7)) == []
     assert it.is_empty
-    assert it.is_behind  # the sum of 8 does not come here
+    assert it.position.is_behind  # the sum of 8 does not come here
     it = exchange(1)
     it.handle(mapped(2, receivers=(0, 2), contributors=(TWO,)))
     it.handle(part.Evaluated(3))
-    assert it.is_behind
+    assert it.position.is_behind
     assert it.handle(part.Loaded(3)) == [part.Step(3)]
     it.handle(part.Dropped())
     it.handle(part.Stepped())
     it.handle(part.Evaluated(4))
-    assert it.is_behind  # it is at the iteration, with a wrong replica
+    assert it.position.is_behind  # it is at the iteration, with a wrong replica
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -233,8 +233,8 @@ def test_who_misses_a_later_iteration_ends_the_step_that_it_makes():
     it.handle(mapped(1))
     it.handle(part.Missed(1))
     assert it.handle(part.Stepped()) == []
-    assert it.steps == 1
-    assert it.is_behind
+    assert it.position.steps == 1
+    assert it.position.is_behind
 
 
 def test_a_carrier_sends_nothing_of_its_host_when_the_iteration_is_closed():
@@ -265,7 +265,7 @@ def test_who_has_gone_on_without_the_map_tells_its_host_whose_other_ranks_are_be
     for block in (0, 1):
         assert it.handle(part.Arrived(0, BlockKey(0, 0, block))) == [part.Drop(BlockKey(0, 0, block))]
     assert it.handle(part.Sent(send)) == [part.Forget(0, None)]
-    assert it.steps == 3
+    assert it.position.steps == 3
     other.handle(without_contributors(2))
     assert part.FallBehind(0) in other.handle(part.Arrived(1, key))
 
@@ -344,4 +344,4 @@ def test_rank_0_does_not_fall_behind_when_a_carrier_has_gone_on():
     it = exchange(0)
     it.handle(part.Mapped(Map(0, 0, (0, 1, 2), (Contributor(1, 1, 0),), (Slice(2, 0, 4),), (5, 5, 9)), 2))
     assert it.handle(part.Arrived(1, BlockKey(0, 0, part.WHOLE))) == []
-    assert not it.is_behind
+    assert not it.position.is_behind
