@@ -79,9 +79,9 @@ class WorkerLoop(Listener):
         self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least, hosts, sums.nodes)
         self._closes, self._sums = CloseReader(), SumsReader()
         self._iteration = sums.first - 1
-        self._begun = 0.0  # when the iteration began here, time.monotonic()
+        self._begun_at = 0.0  # when the iteration began here, time.monotonic()
         self.took: dict[int, float] = {}  # by recent iteration, seconds from its begin here to its step
-        self._due = -1  # the newest iteration that the server has begun
+        self._begun_by_server = -1  # the newest iteration that the server has begun
         self._fraction = 0.0  # of a queue that is taken as one piece in that iteration
         self._list = RecordList()  # of contributors or chunks
         self._stopped = False
@@ -170,18 +170,18 @@ class WorkerLoop(Listener):
         while self.allreduce.poll():  # a short step may follow at once
             iteration = self.allreduce.steps
             if iteration == self._iteration + 1:
-                self.took[self._iteration] = time.monotonic() - self._begun
+                self.took[self._iteration] = time.monotonic() - self._begun_at
                 self.took.pop(self._iteration - RECENT, None)
             if self.allreduce.position.is_at(iteration):  # otherwise the replica was dropped during the step
                 self._reports.stepped(iteration, self.allreduce.digest())
             self._begin_when_ready()
 
     def _begin_when_ready(self) -> None:
-        if self._iteration >= self._due or not self.allreduce.position.is_at(self._due):
+        if self._iteration >= self._begun_by_server or not self.allreduce.position.is_at(self._begun_by_server):
             return
         self.allreduce.drop_accumulators()
-        self._iteration, params = self._due, self.allreduce.replica.params
-        self._begun = time.monotonic()
+        self._iteration, params = self._begun_by_server, self.allreduce.replica.params
+        self._begun_at = time.monotonic()
         if hasattr(params, "setflags"):
             params.setflags(write=False)  # a model that changes them in place would break exactness silently
         self._encoder.begin()
@@ -194,7 +194,7 @@ class WorkerLoop(Listener):
         tell = self._mailbox.tell
         match entry["kind"]:
             case Kind.BEGIN:
-                self._due, self._fraction = iteration, entry["start"]
+                self._begun_by_server, self._fraction = iteration, entry["start"]
                 if old := self._mailbox.delaying(iteration):
                     chunk, seconds = old
                     self._transport.send(SERVER, [record(Kind.ALIVE, iteration, chunk, seconds=seconds, role=1)])

@@ -222,12 +222,12 @@ class Mailbox:
             return (-1 if self._evaluating else chunk), time.monotonic() - self._taken
 
     def expected(self) -> float:
-        """The most seconds that the pass takes which the compute thread is in, by what chunks took before."""
+        """The most seconds that the current pass should take: its number of chunks times the slowest chunk so far."""
         with self._changed:
             return self._slowest * len(self._state.piece)
 
     def delaying(self, iteration: int) -> tuple[int, float] | None:
-        """As `running`, of a pass of an iteration before this one, whose end will be reported; None without one."""
+        """As `running`, if the pass belongs to an iteration before this one and its end will be reported; else None."""
         with self._changed:
             chunk = self._state.running
             if chunk is None or self._state.is_check or self._trying is not None or self._state.iteration >= iteration:

@@ -59,7 +59,8 @@ class Reports:
         self.last_sent = time.monotonic()
         self._unanswered = 0  # messages received since the last one to the server
         self._reported = -1  # iteration of the newest report
-        self._untold, self._stepped_at = -1, 0.0  # a step that the server has not been told of, and when it was made
+        self._untold_step = -1  # the iteration that the replica has reached, if the server has not been told
+        self._stepped_at = 0.0  # when it reached it
 
     def received(self) -> None:
         """A message has come."""
@@ -70,14 +71,14 @@ class Reports:
 
         digest: of the parameters, which is told at once too; empty without one
         """
-        is_silent = self._untold > self._reported
-        self._untold, self._stepped_at = iteration, time.monotonic()
+        is_silent = self._untold_step > self._reported
+        self._untold_step, self._stepped_at = iteration, time.monotonic()
         if digest or is_silent:
             self._tell_stepped(digest)
 
     def behind(self, iteration: int) -> None:
         """The replica cannot follow `iteration`."""
-        self._untold = -1
+        self._untold_step = -1
         self._transport.send(SERVER, [record(Kind.BEHIND, iteration)])
 
     def send(self, current: int, carried: int) -> None:
@@ -118,7 +119,7 @@ class Reports:
                     if message["kind"][0] == Kind.REPORT:
                         self._reported = int(message["iteration"][0])
         now = time.monotonic()
-        if self._untold > self._reported and not (self._mailbox.busy and now - self._stepped_at < PATIENCE):
+        if self._untold_step > self._reported and not (self._mailbox.busy and now - self._stepped_at < PATIENCE):
             self._tell_stepped()
         if not records and (now - self.last_sent > self._silence or self._unanswered >= UNHEARD // 2):
             records.append(self._sign_of_life(current, carried))
@@ -142,5 +143,5 @@ class Reports:
         self._transport.send_text(SERVER, text)
 
     def _tell_stepped(self, digest: bytes = b"") -> None:
-        self._transport.send(SERVER, [stepped_record(self._untold, digest)], hurries=False)
-        self._untold = -1
+        self._transport.send(SERVER, [stepped_record(self._untold_step, digest)], hurries=False)
+        self._untold_step = -1

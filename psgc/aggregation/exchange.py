@@ -47,10 +47,10 @@ from psgc.aggregation.protocol import (
     Relay,
     SendBlock,
     Sent,
+    SlowSends,
     Step,
     Stepped,
     SumBlock,
-    TakesLong,
 )
 from psgc.aggregation.slices import Block
 from psgc.errors import ProtocolError
@@ -167,10 +167,10 @@ class Exchange:
                 attempt = self._iterations[send.key.iteration].attempts[send.key.attempt]
                 attempt.under_way.remove(send)
                 return [*attempt.due(), *self._let_go()]
-            case TakesLong(dest, False):
+            case SlowSends(dest, False):
                 self._held.discard(dest)
                 return []
-            case TakesLong(dest):
+            case SlowSends(dest):
                 is_known = dest in self._held
                 self._held.add(dest)
                 return [] if is_known else [due for it in self._iterations.values() for due in it.hold(dest)]
@@ -324,10 +324,11 @@ class Exchange:
         return [*self._let_go(), FallBehind(number)]
 
     def _give_up_before(self, number: int, is_told: bool = False) -> list[Instruction]:
-        """All iterations before `number` are closed. Iterations whose end this rank was not told are not followed.
+        """Stop following the iterations before `number` whose CLOSE has not come here; all of them are closed.
 
-        That happens when this rank was lost meanwhile, or gets a state before the end of the iteration before.
-        is_told: whether rank 0 says so; then it will not tell the end any more, as it took this rank for lost.
+        That happens after rank 0 took this rank for lost, or when a state arrives before CLOSE.
+        is_told: whether rank 0 has gone on to `number`; then no earlier CLOSE will come, and this rank passes nothing
+        more on to its host.
         """
         instructions: list[Instruction] = []
         for past, iteration in self._iterations.items():

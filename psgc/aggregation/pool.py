@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from psgc.aggregation.protocol import SendBlock, Sent, TakesLong
+from psgc.aggregation.protocol import SendBlock, Sent, SlowSends
 from psgc.aggregation.slices import BLOCK
 from psgc.backend import Array, Backend, part_length
 from psgc.transport import Sending, Transport
@@ -158,7 +158,7 @@ class Link:
         """Forget what the links carried for earlier iterations."""
         self.carried = Counter({number: size for number, size in self.carried.items() if number >= iteration})
 
-    def poll(self) -> Iterator[Sent | TakesLong]:
+    def poll(self) -> Iterator[Sent | SlowSends]:
         """The ends of sends, and destinations that are slow. The caller must handle each event before the next one."""
         now, long = time.monotonic(), max(LEAST_LONG, LONG * self.usual)
         before, self._under_way = self._under_way, []
@@ -174,7 +174,7 @@ class Link:
                 if one.send.key.contributor is not None:  # a block of the gradient may be going to other ranks too
                     self._pool.give_back(one.buffer)
             if took < long:
-                yield TakesLong(one.send.dest, False)
+                yield SlowSends(one.send.dest, False)
             yield Sent(one.send)
         for dest in {one.send.dest for one in self._under_way if now - one.since > long}:
-            yield TakesLong(dest)
+            yield SlowSends(dest)

@@ -66,11 +66,11 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class TakesLong:
+class SlowSends:
     """Sends to `dest` have become slow, or are slow no more."""
 
     dest: int
-    is_so: bool = True
+    is_slow: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class Dropped:
 
 
 Event = (
-    Mapped | Arrived | Sent | TakesLong | Chosen | Closed | Evaluated | Stepped | Missed | RankLeft | Loaded | Dropped
+    Mapped | Arrived | Sent | SlowSends | Chosen | Closed | Evaluated | Stepped | Missed | RankLeft | Loaded | Dropped
 )
 
 # For each event and phase of its iteration, the phases that may follow. (): the event is ignored. No entry: the event

@@ -25,10 +25,10 @@ from psgc.aggregation.protocol import (
     Refuse,
     SendBlock,
     Sent,
+    SlowSends,
     Step,
     Stepped,
     SumBlock,
-    TakesLong,
 )
 from psgc.aggregation.slices import Slice, make_slices
 from psgc.errors import ProtocolError
@@ -244,7 +244,7 @@ def test_a_map_that_does_not_fit_together_is_refused(live, contributors, slices,
 
 def test_a_held_destination_gets_one_block_at_a_time():
     exchange, under_way = begun(equal_map([1, 2, 3], [own(1), own(2), own(3)], entries=9), 1)
-    under_way += exchange.handle(TakesLong(2))
+    under_way += exchange.handle(SlowSends(2))
     to_2 = []
     while under_way:
         assert sum(send.dest == 2 for send in under_way) <= 1
@@ -256,7 +256,7 @@ def test_a_held_destination_gets_one_block_at_a_time():
 
 def test_who_has_left_is_sent_nothing_more_also_when_it_was_held():
     exchange, under_way = begun(equal_map([1, 2, 3], [own(1), own(2), own(3)], entries=9), 1)
-    under_way += exchange.handle(TakesLong(2))
+    under_way += exchange.handle(SlowSends(2))
     while to_3 := [send for send in under_way if send.dest == 3]:  # others to rank 2 wait meanwhile
         under_way.remove(to_3[0])
         under_way += exchange.handle(Sent(to_3[0]))
