@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,18 +39,26 @@ def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:
         "batch": (_sampled(before), _sampled(config)),
         "seed": (checkpoint.seed, config.seed),
     }
-    for what, (then, now) in pairs.items():
-        if then != now:
-            raise UserError(
-                f"{what}: {_shown(now)} does not match {name}, which has {_shown(then)}; "
-                "set it back, or leave out --resume to start from the beginning"
-            )
+    check_kept(pairs, name)
     state, usual = checkpoint.optimizer, make_optimizer(config.optimizer).state()
     if set(state) != set(usual) or any(isinstance(state[k], int) != isinstance(v, int) for k, v in usual.items()):
         raise UserError(
             f"{name} does not hold the state of the optimizer {config.optimizer.kind}; "
             "leave out --resume to start from the beginning"
         )
+
+
+def check_kept(pairs: Mapping[str, tuple[object, object]], name: str) -> None:
+    """Raises UserError for the first key whose value is another one now. pairs: the values then and now, by key.
+
+    name: of the checkpoint
+    """
+    for what, (then, now) in pairs.items():
+        if then != now:
+            raise UserError(
+                f"{what}: {_shown(now)} does not match {name}, which has {_shown(then)}; "
+                "set it back, or leave out --resume to start from the beginning"
+            )
 
 
 def _sampled(config: Config) -> object:

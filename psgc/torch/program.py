@@ -153,7 +153,7 @@ class TorchProgram:
             say(f"no checkpoint in {directory}: starting from the beginning")
             return record, None
         if isinstance(self.settings, TorchConfig):
-            check_resumed(self.settings, directory.parent)
+            check_resumed(self.settings, directory.parent, found[0])
         if not restored():
             say(f"resuming from step {found[0]}, checkpoint in {directory}")
         return record, found[1]

@@ -12,8 +12,6 @@ from psgc.config import (
     ScriptConfig,
     Stragglers,
     TorchConfig,
-    TorchOptimizer,
-    TorchScheduler,
     load_written,
 )
 from psgc.config.torch import ARGUMENTS, TorchRun
@@ -21,8 +19,9 @@ from psgc.errors import UserError
 from psgc.plan import Plan, even_plan
 from psgc.run.auto import without_auto
 from psgc.run.inputs import check_ranks, emulated_chunks
+from psgc.run.resume import check_kept
 from psgc.validation import checked
-from psgc.yaml_source import flat, shown
+from psgc.yaml_source import flat
 
 OPEN_END = 2**31 - 1  # iterations of a script, which ends the run itself
 
@@ -81,21 +80,20 @@ def by_name(settings: TorchRun) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in found.items()}
 
 
-def check_resumed(now: TorchConfig, directory: Path) -> None:
-    """Raises UserError when optimizer or scheduler have other arguments than in the run that is resumed.
+def check_resumed(now: TorchConfig, directory: Path, step: int) -> None:
+    """Raises UserError when a setting that a checkpoint depends on is another one than in the run that is resumed.
 
-    Their states contain the arguments, so a change would have no effect.
+    directory: of this run; step: of the checkpoint
     """
     before = load_written(directory / "config.yaml") if (directory / "config.yaml").exists() else None
-    if not isinstance(before, TorchConfig):
-        return
-    for section in ("optimizer", "scheduler"):
-        then, given = (_arguments_of(getattr(config, section)) for config in (before, now))
-        for key in [*given, *then]:
-            if given.get(key) != then.get(key):
-                text = f"is {shown(given.get(key))}, but was {shown(then.get(key))} in the run that is resumed"
-                raise UserError(f"{section}.{key}: {text}, whose {section} goes on; start a new run to change it")
+    if isinstance(before, TorchConfig):
+        then, given = _kept(before), _kept(now)
+        pairs = {key: (then.get(key), given.get(key)) for key in {**given, **then}}
+        check_kept(pairs, f"the checkpoint of step {step} in {directory}")
 
 
-def _arguments_of(settings: TorchOptimizer | TorchScheduler | None) -> dict[str, Any]:
-    return {} if settings is None else {"torch": settings.torch, **settings.arguments}
+def _kept(settings: TorchConfig) -> dict[str, Any]:
+    """The settings that stay when a run is resumed, by key. The states of optimizer and scheduler contain theirs."""
+    kept = {"problem", "batch", "optimizer", "scheduler", "autocast", "buffers", "draws", "seed"}
+    found = settings.model_dump(include=kept, exclude={"batch": {"epochs"}, "optimizer": {"clip_norm"}})
+    return flat({**found, "coding.chunks": settings.coding.chunks})

@@ -45,4 +45,4 @@ def test_the_bits_are_those_of_one_process(tmp_path):
     assert saved[0] == saved[1]
     other_rate = ["--set", "output=alone", "--set", "optimizer.lr=0.5", "--resume"]
     refused = run(psgc("train", "run.yaml", *other_rate, python=prepared(TORCH)), tmp_path, code=2)
-    assert refused.stderr.startswith("psgc: optimizer.lr: is 0.5, but was 0.01 in the run that is resumed")
+    assert refused.stderr.startswith("psgc: optimizer.lr: 0.5 does not match the checkpoint of step ")

@@ -155,12 +155,47 @@ def test_wrong_functions(folder, problem, said):
     assert refusal(f"problem={problem}") == f"problem.torch: {expected}"
 
 
-def test_a_resumed_run_keeps_the_arguments_of_its_optimizer(folder):
+@pytest.fixture
+def made(folder):
+    """A run directory with the settings of the run."""
     Path("out").mkdir()
     Path("out/config.yaml").write_text(load("run.yaml").to_yaml())
-    check_resumed(load("run.yaml", ["optimizer.clip_norm=3", "batch.epochs=5", "coding.replication=1"]), Path("out"))
-    with pytest.raises(UserError, match=r"^scheduler\.torch: is nothing, but was 'MultiStepLR' in"):
-        check_resumed(load("run.yaml", ["scheduler="]), Path("out"))
+    return Path("out")
+
+
+def test_what_may_change_in_a_resumed_run(made):
+    changed = ["optimizer.clip_norm=3", "batch.epochs=5", "coding.replication=1", "micro_batch=7", "initial=gone.npy"]
+    changed += ["schedule=uncoded", "transfer=per_chunk", "reproducible=true", "trial=false", "checkpoint.every=1"]
+    changed += ["faults={collect_timeout: 9}", "stragglers={kind: slow, factor: {1: 2}}", "output=moved", "metrics={}"]
+    check_resumed(load("run.yaml", changed), made, 4)
+    check_resumed(load("run.yaml", ["seed=3"]), Path("elsewhere"), 4)  # there is nothing to compare with
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("problem.torch=torch_problem:slow", "problem.torch: torch_problem:slow does not match {}torch_problem:build"),
+        ("problem.options.hidden=6", "problem.options.hidden: 6 does not match {}5"),
+        ("problem.options.dropout=0.5", "problem.options.dropout: 0.5 does not match {}null"),
+        ("optimizer.lr=0.2", "optimizer.lr: 0.2 does not match {}0.01"),
+        ("optimizer.betas=[0.8, 0.8]", "optimizer.betas: [0.8, 0.8] does not match {}[0.8, 0.9]"),
+        ("scheduler=", "scheduler.torch: null does not match {}MultiStepLR"),
+        ("batch.size=64", "batch.size: 64 does not match {}100"),
+        ("batch.shuffle=false", "batch.shuffle: false does not match {}true"),
+        ("autocast=bfloat16", "autocast: bfloat16 does not match {}none"),
+        ("buffers=chunk", "buffers: chunk does not match {}null"),
+        ("draws=piece", "draws: piece does not match {}chunk"),
+        ("coding.chunks=5", "coding.chunks: 5 does not match {}4"),
+        ("seed=1", "seed: 1 does not match {}0"),
+    ],
+)
+def test_what_a_checkpoint_depends_on_stays_in_a_resumed_run(made, setting, said):
+    with pytest.raises(UserError) as caught:
+        check_resumed(load("run.yaml", [setting]), made, 4)
+    assert str(caught.value) == (
+        said.format("the checkpoint of step 4 in out, which has ")
+        + "; set it back, or leave out --resume to start from the beginning"
+    )
 
 
 def test_the_steps_are_those_of_a_script(folder, one_process, capsys, monkeypatch):
@@ -191,8 +226,8 @@ def test_the_steps_are_those_of_a_script(folder, one_process, capsys, monkeypatc
         torch.testing.assert_close(load_file("out/model.safetensors"), dict(model.state_dict()), rtol=0, atol=0)
         assert re.findall("^epoch (.)  right", capsys.readouterr().out, re.MULTILINE) == epochs
         monkeypatch.setenv("PSGC_RESUME", "1")
-    with pytest.raises(UserError, match=r"^optimizer\.lr: is 0\.2, but was 0\.01 in the run that is resumed"):
-        from_yaml.train("run.yaml", [*settings, "optimizer.lr=0.2"])
+    with pytest.raises(UserError, match=r"^batch\.shuffle: true does not match the checkpoint of step 6 in out, which "):
+        from_yaml.train("run.yaml", [*settings, "batch.shuffle=true"])
 
 
 def test_launch_has_ranks_train_as_with_other_yaml_files(mpirun, capsys):
