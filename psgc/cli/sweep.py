@@ -11,7 +11,7 @@ import yaml
 from psgc.cli import Options, Parser, add_dedicated_server, add_resume, add_settings
 from psgc.cli.compare import compare
 from psgc.cli.launch import add_ranks, placement_of
-from psgc.config import BatchSettings, Config, load
+from psgc.config import BatchSettings, Config, TorchConfig, load
 from psgc.disk import escaped
 from psgc.errors import RunFailed, UserError, visible
 from psgc.launching.launch import launch
@@ -133,8 +133,10 @@ def _changed(now: Config, before: Config, is_done: bool) -> str:
 def _results(config: Config) -> dict[str, Any]:
     settings = yaml.safe_load(config.to_yaml())
     found = {section: settings.get(section) for section in RESULTS}
-    if isinstance(config.batch, int):  # the rows of each chunk
+    if isinstance(config, TorchConfig):  # the random numbers of each chunk
+        found["coding"] = {"chunks": config.coding.chunks}
+    elif isinstance(config.batch, int):  # the rows of each chunk
         found["coding"] = {name: settings["coding"].get(name) for name in ("chunks_per_worker", "assignment")}
-    elif isinstance(config.batch, BatchSettings):
+    if isinstance(config.batch, BatchSettings):
         found["batch"] = config.batch.model_dump(exclude={"epochs"})
     return found

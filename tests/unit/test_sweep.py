@@ -164,6 +164,16 @@ def test_resume_makes_runs_again_whose_batches_would_be_other_rows(sweep, launch
     assert "was made with another coding.chunks_per_worker; it is made again" in out
 
 
+def test_resume_makes_torch_runs_again_whose_chunks_would_draw_other_random_numbers(sweep, launch):
+    Path("net.py").touch()
+    torch = "problem: {torch: 'net:build'}\noptimizer: {torch: SGD, lr: 0.1}\nbatch: {size: 4, epochs: 1}\n"
+    Path("run.yaml").write_text(f"{torch}output: runs/a\n")
+    sweep(*LR)
+    assert sweep(*LR, "--resume", "--set", "coding.replication=2")[1].count("done already") == len(launch.calls) == 2
+    _, out, _ = sweep(*LR, "--resume", "--set", "coding.chunks=12")
+    assert out.count("was made with another coding.chunks; it is made again") == 2
+
+
 def test_a_setting_of_all_runs_that_a_value_would_replace_is_refused(sweep, launch):
     values = "optimizer={kind: sgd, lr: 0.1},{kind: adam, lr: 0.001}"
     code, _, err = sweep("run.yaml", "-n", "3", "--set", "optimizer.clip_norm=1.0", "--set", values)
