@@ -49,7 +49,7 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     """Make a run for each combination of the program's settings, and print a table. again: the command to go on.
 
     Returns 0 when all runs are done, 1 when some failed, 128 + the number of a signal that stopped it.
-    Raises UserError before the first run: a script, no value to vary, or what a run would refuse.
+    Raises UserError before the first run: a script, no value to vary, what a run would refuse, or no working mpirun.
     """
     path, overrides = program.path, program.overrides
     if program.is_script:
@@ -64,6 +64,7 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     check_runs(path, fixed, points, placement.ranks)
     configs = [load(path, [*fixed, *point]) for point in points]
     failed: list[str] = []
+    was_launched = False
     for place, (point, config) in enumerate(zip(points, configs, strict=True), start=1):
         what = f"run {place} of {len(points)}: {' '.join(point[:-1])}"
         one = replace(program, overrides=[*fixed, *point])
@@ -80,6 +81,12 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
             code = launch(one, placement, heard=heard, hints=False)
         except KeyboardInterrupt:  # while no mpirun runs
             code, heard.stopped_by = 128 + signal.SIGINT, signal.SIGINT
+        except UserError as error:
+            if not was_launched:  # no mpirun on the PATH, for example: it concerns all runs
+                raise
+            say(f"psgc: {error}", error=True)
+            code = error.exit_code
+        was_launched = True
         if heard.stopped_by is not None and (code or place < len(points)):
             reason = stopped(heard.stopped_by)
             say(f"psgc sweep: {reason} in run {place} of {len(points)}; to go on: {shlex.join(again)}", error=True)
@@ -87,9 +94,10 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
         if code:
             failed.append(config.output)
             say(f"psgc sweep: {what} failed", error=True)
-    say()
-    compare([config.output for config in configs])
-    say(f"the runs are in {visible(output)}; psgc report RUN_DIR says more about one")
+    if any(_made(config) is not None for config in configs):
+        say()
+        compare([config.output for config in configs])
+        say(f"the runs are in {visible(output)}; psgc report RUN_DIR says more about one")
     if failed:
         how = f"to go on with them: {shlex.join(again)}"
         say(f"psgc sweep: {len(failed)} of {len(points)} runs failed; {how}", error=True)

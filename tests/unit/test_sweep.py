@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from psgc.config import load
+from psgc.errors import UserError
 from psgc.launching.mpirun import Placement
 from tests.unit.recorded_runs import record
 
@@ -89,6 +90,32 @@ def test_a_failed_run_does_not_end_the_sweep(sweep, launch, monkeypatch):
     again = "psgc sweep run.yaml -n 3 --set optimizer.lr=0.1,0.3 --set 'output=$HERE/a' --resume"
     assert last == f"psgc sweep: 1 of 2 runs failed; to go on with them: {again}"
     assert "runs/a/1_optimizer.lr=0.3" in out.splitlines()[-3]
+
+
+def test_runs_of_which_none_has_a_directory_have_no_table(sweep, launch):
+    launch.ends = {1: 2, 2: 2}
+    code, out, err = sweep(*LR)
+    again = "psgc sweep run.yaml -n 3 --set optimizer.lr=0.1,0.3 --resume"
+    assert (code, err.splitlines()[2:]) == (1, [f"psgc sweep: 2 of 2 runs failed; to go on with them: {again}"])
+    assert [line.partition(":")[0] for line in out.splitlines()] == ["run 1 of 2", "run 2 of 2"]
+
+
+def test_a_run_that_cannot_start_does_not_end_the_sweep(sweep, launch):
+    launch.ends = {2: UserError("mpirun --version: no answer in 20 s, expected a working MPI")}
+    code, out, err = sweep("run.yaml", "-n", "3", "--set", "optimizer.lr=0.1,0.3,0.9")
+    assert (code, len(launch.calls)) == (1, 3)
+    lines = err.splitlines()
+    assert lines[0] == "psgc: mpirun --version: no answer in 20 s, expected a working MPI"
+    assert lines[1] == "psgc sweep: run 2 of 3: optimizer.lr=0.3 failed"
+    assert lines[-1].startswith("psgc sweep: 1 of 3 runs failed; to go on with them: ")
+    assert "runs/a/2_optimizer.lr=0.9" in out
+
+
+def test_what_keeps_the_first_run_from_starting_ends_the_sweep_at_once(sweep, launch):
+    """There is no mpirun, for example."""
+    launch.ends = dict.fromkeys((1, 2), UserError("no mpirun on the PATH"))
+    code, _, err = sweep(*LR)
+    assert (code, err, len(launch.calls)) == (2, "psgc: no mpirun on the PATH\n", 1)
 
 
 @pytest.mark.parametrize("end", [130, KeyboardInterrupt()])
