@@ -65,11 +65,13 @@ def _write(path: Path, content: bytes) -> None:
 def write_events(run: RecordedRun, directory: Path) -> None:
     """Replace the event file in `directory` by one with `SCALARS` and metrics, without nan. Raises UserError.
 
-    The times of events begin when the settings of the run were written.
+    The last event is of the time at which iterations.csv was written, those before it are as many seconds earlier as
+    their iterations took. (A run that goes on writes its settings anew, so their time is not that of its beginning.)
     """
     Event, Summary, RecordWriter = event_classes()
-    began = (run.path / "config.yaml").stat().st_mtime
-    times = (began + np.cumsum(run.iterations["seconds"])).tolist()
+    took = np.cumsum(run.iterations["seconds"])
+    began = (run.path / "iterations.csv").stat().st_mtime - float(took[-1] if took.size else 0)
+    times = (began + took).tolist()
     columns = {name: run.iterations[column] for name, column in SCALARS.items() if column in run.iterations}
     columns = {name: np.cumsum(column) if MEASURES[name].is_total else column for name, column in columns.items()}
 

@@ -219,8 +219,8 @@ def test_tensorboard_reads_what_was_recorded(tmp_path, read_back):
     held_out = lambda i: {"test_loss": 0.5, "test_accuracy": 0.75} if i == 2 else {}  # noqa: E731
     run = read_run(record(tmp_path / "run", 3, 2, 5, lost={2: 1}, loss=loss, held_out=held_out))
     run = changed(run, evaluated=[EvaluationRow(3, 1, "auc", 0.5), EvaluationRow(3, 1, "f1", np.nan)])
-    for began in (1000, 2000):  # a report that is made again takes the place of the one before
-        os.utime(run.path / "config.yaml", (began, began))
+    for written in (1000, 2000):  # a report that is made again takes the place of the one before
+        os.utime(run.path / "iterations.csv", (written, written))  # config.yaml is newer, as when the run is resumed
         write_events(run, tmp_path / "events")
     found = read_back(tmp_path / "events")
     assert [(event.step, event.value) for event in found.pop("evaluate/auc")] == [(3, 0.5)]
@@ -233,6 +233,7 @@ def test_tensorboard_reads_what_was_recorded(tmp_path, read_back):
         assert [event.step for event in found[name]] == np.flatnonzero(known).tolist()
         assert [event.value for event in found[name]] == pytest.approx(column[known].tolist(), rel=1e-6)
     times = [event.wall_time for event in found["seconds"]]
+    assert times[-1] == pytest.approx(2000, abs=1e-5)
     assert np.diff(times) == pytest.approx(run.iterations["seconds"][1:], abs=1e-5)
     assert len(list((tmp_path / "events").iterdir())) == 1
 
