@@ -226,7 +226,7 @@ def test_the_steps_are_those_of_a_script(folder, one_process, capsys, monkeypatc
         torch.testing.assert_close(load_file("out/model.safetensors"), dict(model.state_dict()), rtol=0, atol=0)
         assert re.findall("^epoch (.)  right", capsys.readouterr().out, re.MULTILINE) == epochs
         monkeypatch.setenv("PSGC_RESUME", "1")
-    with pytest.raises(UserError, match=r"^batch\.shuffle: true does not match the checkpoint of step 6 in out, which "):
+    with pytest.raises(UserError, match=r"^batch\.shuffle: true does not match the checkpoint of step 6 in out, "):
         from_yaml.train("run.yaml", [*settings, "batch.shuffle=true"])
 
 
