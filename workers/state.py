@@ -29,7 +29,7 @@ Each method is an event, from the server or from this worker's compute thread. B
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
@@ -79,11 +79,6 @@ class WorkerState:
         self._check: tuple[tuple[int, ...], bool] | None = None  # the check that the compute thread is in
         self._attempts: dict[int, int] = {}  # by chunk, how many times it was invalidated in this iteration
         self._early: list[tuple[int, Order, tuple[Any, ...]]] = []  # (iteration, order, its arguments)
-
-    @property
-    def held(self) -> Collection[int]:
-        """The chunks of this iteration that wait for a commit or a discard."""
-        return self._held.keys()
 
     @property
     def running(self) -> int | None:

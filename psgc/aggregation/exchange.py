@@ -91,11 +91,6 @@ class Exchange:
         """Whether blocks are still to be received or sent."""
         return any(iteration.attempts for iteration in self._iterations.values())
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no iteration is kept."""
-        return not self._iterations
-
     def awaited(self, iteration: int) -> set[int]:
         """The ranks whose accumulators this rank lacks for its own slices."""
         known = self._iterations.get(iteration)

@@ -26,6 +26,7 @@ from psgc.workers.state import WorkerState
 from psgc.workers.work import Result, Work
 from tests.simulation.mesh import MeshEnd
 from tests.simulation.network import Clock
+from tests.unit.kept import held_chunks
 
 
 class Killed(BaseException):
@@ -169,7 +170,7 @@ class Node(WorkerLoop):
     def begun(self) -> None:
         """The mailbox has begun an iteration."""
         self.waiting, self.taken, self.in_vain = False, [], set()
-        assert not self.state.held, "a chunk of an older iteration is still held"
+        assert not held_chunks(self.state), "a chunk of an older iteration is still held"
         assert self.alive() == 0, "gradients of an older iteration are still in memory"
 
     def hear(self, entry: Any, source: int = 0) -> None:
@@ -198,7 +199,7 @@ class Node(WorkerLoop):
         super().hear(entry, source)
         self._may_take_again()
         if kind == Kind.DISCARD:
-            assert iteration != self.state.iteration or chunk not in self.state.held
+            assert iteration != self.state.iteration or chunk not in held_chunks(self.state)
         if kind == Kind.MAP and entry["last"]:
             assert iteration != self.state.iteration or self.alive() == 0, "gradients are left after the last commit"
             self._is_over(iteration)

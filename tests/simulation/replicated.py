@@ -32,6 +32,7 @@ from tests.simulation.mesh import Link, MeshEnd, shared
 from tests.simulation.node import Killed
 from tests.simulation.replicated_node import ReplicatedNode, SlowReplica, Told
 from tests.simulation.world import STEPS, World
+from tests.unit.kept import is_empty
 
 LARGEST = 64  # bytes of a block: 8 entries
 SMALL = 16  # bytes from which a slice is cut into several blocks
@@ -224,7 +225,7 @@ class ReplicatedWorld(World):
                 self.counts["behind at the end"] += 1
 
     def check_empty(self, it: allreduce.AllReduce) -> None:
-        assert it.exchange.is_empty, "exchanges are left over"
+        assert is_empty(it.exchange), "exchanges are left over"
         assert not it.is_busy
         assert not it.pool.in_use, "blocks are left over"
         assert not it.receiver.incoming, "states are left over"

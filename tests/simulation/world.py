@@ -44,6 +44,7 @@ from tests.simulation.node import Node
 from tests.simulation.outputs import Observer
 from tests.simulation.schedules import FACTORIES, FIXED, Reordering
 from tests.simulation.watched import Watch, WatchedCoordinator
+from tests.unit.kept import held_chunks
 from tests.unit.scripted import config_of
 
 STEPS = 4000  # events of one iteration; more, and it does not end
@@ -271,7 +272,7 @@ class World:
         what, node = able[self.choose(len(able))]
         message = what(self, node)
         if self.thorough:
-            assert node is None or node.alive() == len(node.state.held), (
+            assert node is None or node.alive() == len(held_chunks(node.state)), (
                 "gradients in memory and chunks held are not the same"
             )
         return [] if message is None else [message]

@@ -8,6 +8,7 @@ from psgc.aggregation import protocol as part
 from psgc.aggregation.map import Contributor
 from psgc.server.owners import Owners
 from psgc.server.replicas import Replicas
+from tests.unit.kept import is_empty
 from tests.unit.network_rank import MOST, Rank
 
 ENTRIES, ITEMSIZE = 7, 8
@@ -237,6 +238,6 @@ class Network:
                 assert needs or not rank.is_wrong
                 if rank.exchange.position.steps == self.last:
                     assert not rank.exchange.is_busy
-                    assert rank.exchange.is_empty
+                    assert is_empty(rank.exchange)
                     assert not rank.buffers
                     assert not rank.gradients

@@ -18,6 +18,7 @@ from psgc.aggregation.shared import GENERATIONS, HostMemory, memory_bytes
 from psgc.aggregation.slices import Slice, make_slices
 from psgc.backend import Backend
 from psgc.transport import Shared
+from tests.unit.kept import is_empty
 from tests.unit.list_transport import ListTransport
 
 
@@ -317,7 +318,7 @@ def test_the_sums_of_an_evaluation_are_what_the_step_is_made_with_unless_it_is_p
         world.end_steps(1)
     assert not it.blocks.gradients
     assert not it.blocks.spare  # they are no memory for a gradient
-    assert it.exchange.is_empty
+    assert is_empty(it.exchange)
 
 
 def slow_sends(world, seconds):

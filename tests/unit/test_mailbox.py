@@ -19,6 +19,7 @@ from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import SHORT, Mailbox
 from psgc.workers.state import WorkerState
 from psgc.workers.work import CodedGradient, Failure, Result
+from tests.unit.kept import held_chunks
 
 LIMIT = 20.0  # seconds until a thread counts as stuck
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -184,7 +185,7 @@ def test_a_failure_is_told_unless_nobody_needs_the_chunk_which_then_was_left(com
 def test_what_comes_for_a_failed_chunk_before_the_run_ends_changes_nothing(combined):
     worker = Worker([1, 0], combined)
     worker.mailbox.failed(worker.mailbox.take(), "division by zero")
-    assert not worker.state.held
+    assert not held_chunks(worker.state)
     worker.mailbox.tell(WorkerState.discard, 0, 1)  # somebody else has done it meanwhile
     worker.compute()
     worker.mailbox.tell(WorkerState.share, 0)
@@ -388,7 +389,7 @@ def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
         mailbox.tell(WorkerState.share, iteration)
         if combined and reported:
             assert worker.sum() == [sum(iteration * 10 + chunk for chunk in reported)] * 3
-        assert not worker.state.held
+        assert not held_chunks(worker.state)
     mailbox.stop()
     assert answer() == messages + len(list(heard()))
     assert not mixed

@@ -18,6 +18,7 @@ from psgc.workers.encoder import Encoder
 from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import Done, WorkerState
 from psgc.workers.work import Failure, Result
+from tests.unit.kept import held_chunks
 
 FIXED = 0.76  # of a perceptron on a CPU: what a pass costs besides its chunks, in chunks
 
@@ -72,7 +73,7 @@ def test_a_piece_is_held_and_committed_as_its_first_chunk():
     state = at_work()
     state.take(joins=True)
     assert state.finished(0, 0, "of both") == Done(True, 0)
-    assert {*state.held} == {0}
+    assert {*held_chunks(state)} == {0}
     state.queue(0, [1, 0, 3])
     assert state.following() == (3,)  # both are done
     assert state.commit(0, 0) == "of both"
@@ -156,7 +157,7 @@ def test_a_gradient_that_travels_with_its_report_says_of_which_chunks_it_is():
     assert (message.iteration, message.chunk) == (0, 67)
     assert message.vector[: 3 + TAIL].tolist() == [9.0] * 3 + [0.5, 0.25, 6.0, 0.0, 0.0, 1.0]
     assert chunks_in(message.vector[3 + TAIL : -2]) == [3, 67]
-    assert not state.held
+    assert not held_chunks(state)
 
 
 def test_a_pass_that_fails_when_it_is_not_needed_is_left_as_a_whole():

@@ -6,6 +6,7 @@ import pytest
 from refusal import refused
 
 from psgc.workers.state import Done, WorkerState
+from tests.unit.kept import held_chunks
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
@@ -247,7 +248,7 @@ def test_any_sequence_of_events_goes_by_the_rules(seed):
         elif kind == "commit":
             assert state.commit(when, chunk) == model.commit(when, chunk)
         assert state.iteration == model.iteration
-        assert set(state.held) == model.held
+        assert set(held_chunks(state)) == model.held
         assert state.running == (model.running and model.running[1])
         assert [state.role(c) for c in range(4)] == [model.roles.get(c, RANK) for c in range(4)]
 
@@ -257,6 +258,6 @@ def test_a_checked_chunk_is_held_and_sketched():
     state.begin(0)
     while (chunk := state.take()) is not None:
         state.finished(0, chunk, gradient(chunk))
-    assert state.held == {0, 1}
+    assert held_chunks(state) == {0, 1}
     sketched = [(iteration, chunk) for iteration in (0, 1) for chunk in (0, 1) if state.is_sketched(iteration, chunk)]
     assert sketched == [(0, 0), (1, 1)]
