@@ -50,6 +50,13 @@ def draw(text: str) -> None:
         raise OutputLost(error) from None
 
 
+def flush() -> None:
+    """Write what standard output and standard error still hold, if anybody reads them, before the process ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
 def say_traceback() -> None:
     """Print the traceback of the current exception on standard error."""
     for line in traceback.format_exc().rstrip("\n").split("\n"):

@@ -24,7 +24,7 @@ from psgc.processes import die_with_parent
 from psgc.run import launched
 from psgc.run.ending import leave_mpi
 from psgc.run.meeting import NotAllCame, meet, wait_for_turn
-from psgc.terminal import say
+from psgc.terminal import flush, say
 from psgc.transport import Transport
 
 WITHOUT_RUN = "it calls neither psgc.train nor psgc.torch.init; the class of a model is trained by a YAML that names it"
@@ -100,23 +100,17 @@ def _end(script: Execution, rank: int) -> None:
             if serving and launched.leave_summary(code) and not code:
                 name = os.path.basename(sys.modules["__main__"].__file__ or "the script")
                 say(f"psgc launch: {name} has ended without a run: {WITHOUT_RUN}", error=True)
-    _flush()
+    flush()
     code = code if serving else 0
     leave_mpi(transport, in_order=True, has_failed=code != 0)
     transport.end(code)
 
 
 def _leave(transport: Transport | None, code: int) -> NoReturn:
-    _flush()
+    flush()
     if transport is None:
         os._exit(code)
     transport.leave(code, range(1, transport.size) if transport.survives_deaths else ())
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import ClassVar, Protocol
 
 from psgc.errors import PsgcError, RunFailed, UserError, one_line, raised_at
 from psgc.run import launched
-from psgc.terminal import say
+from psgc.terminal import flush, say
 
 STOPPERS = (signal.SIGTERM, signal.SIGUSR1)  # with these `psgc launch` and SLURM ask a run to end; and SIGINT
 
@@ -184,9 +183,7 @@ def leave(code: int) -> None:
     """End the process with this exit code, which Python would not take from an exception."""
     run: Callable[[], object] = atexit._run_exitfuncs
     run()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
+    flush()
     os._exit(code)
 
 

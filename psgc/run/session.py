@@ -24,7 +24,7 @@ from psgc.run.inputs import PREPARING, Given
 from psgc.run.launched import interruption
 from psgc.run.meeting import Meeting, NotAllCame, meet_at_the_end, wait_for_turn
 from psgc.run.script_ending import STOPPERS, ScriptEnding, leave, stopped_by
-from psgc.terminal import say_together, say_traceback
+from psgc.terminal import flush, say_together, say_traceback
 from psgc.transport import Transport
 
 LAST_RESORT = 20  # seconds after SIGTERM at which a worker ends although the server has not told it to
@@ -102,9 +102,7 @@ def train(
     ending = Ending(transport, stopped_by)
     take_part(transport, Given(config_path, overrides=overrides), ending, resuming, debug)
     code = ending.code
-    for stream in (sys.stdout, sys.stderr):  # may hold what a model has printed
-        with suppress(OSError):
-            stream.flush()
+    flush()  # what a model has printed
     leave_mpi(transport, ending.in_order, has_failed=code != 0)
     if ending.in_order:
         transport.end(code)  # without waiting for a compute thread that is inside a gradient

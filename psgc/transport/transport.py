@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
@@ -17,6 +16,7 @@ from psgc.messages import BATCH, OF_WORKERS_RECORD, RECORD, Kind, Records, joine
 from psgc.mpi_start import MPI, TIMEOUT, start_mpi
 from psgc.processes import Identity, die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import Deaths, Rendezvous, failed_ranks
+from psgc.terminal import flush
 from psgc.transport.host_memory import Shared, share
 from psgc.transport.pauses import Pauses
 from psgc.transport.receives import Message, Receives
@@ -284,9 +284,7 @@ class Transport:
     def leave(self, code: int, others: Collection[int] = ()) -> NoReturn:
         """End this process without leaving MPI, since Finalize and Abort hang after a death. others: see `outlast`."""
         self.outlast(others)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # a pipe without a reader
-                stream.flush()
+        flush()
         os._exit(code)
 
     def outlast(self, others: Collection[int]) -> None:

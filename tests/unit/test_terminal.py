@@ -97,6 +97,12 @@ def psgc_python(program, **environ):
     return subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, **environ})
 
 
+def test_what_a_process_has_printed_is_there_when_it_ends_at_once_even_without_standard_error():
+    program = "import os, sys; from psgc.terminal import flush; print('a model'); sys.stderr.close(); flush(); "
+    finished = psgc_python(program + "os._exit(0)", PYTHONUNBUFFERED="")
+    assert (finished.stdout, finished.returncode) == (b"a model\n", 0)
+
+
 def shell(command):
     """Exit code of psgc, then what is on stdout and stderr; PSGC in the command is psgc."""
     script = f"set -o pipefail; {command.replace('PSGC', f'{sys.executable} -m psgc')}"
