@@ -14,6 +14,7 @@ from psgc.data.npz import map_npy
 from psgc.disk import expanded
 from psgc.errors import visible
 from psgc.record.files import reading
+from psgc.record.recorder import BEST
 from psgc.record.summary import duration
 from psgc.tools.comparison import compared, final_loss
 from psgc.tools.run_directory import RecordedRun, read_run
@@ -74,7 +75,7 @@ class Run:
 
         `summary["best"]` has their loss and accuracy, and their iteration. Raises UserError when the file is damaged.
         """
-        return self._vector("best.npy")
+        return self._vector(BEST)
 
     def _vector(self, name: str) -> np.ndarray | None:
         path = self.path / name

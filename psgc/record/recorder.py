@@ -26,6 +26,8 @@ from psgc.record.timeline import ENTRY, TimelineWriter, pieces, read_timeline, r
 from psgc.run_rows import COLUMNS, TIMELINE, EvaluationRow, IterationRow, Outcome, WorkerEvent
 from psgc.terminal import say
 
+BEST, BEST_FIGURES = "best.npy", "best.json"  # the latter is written after the former
+
 
 class Recorder:
     """Keeps the record of a run in a directory. Raises UserError.
@@ -253,15 +255,14 @@ class Recorder:
         """Write the best parameters so far (`evaluate.keep_best`), and then their figures."""
 
         def write() -> None:
-            best = self._directory / "best.npy"
-            write_whole(best, lambda stream: np.save(stream, params, allow_pickle=False))
-            write_text(best.with_suffix(".json"), json.dumps(figures) + "\n")
+            write_whole(self._directory / BEST, lambda stream: np.save(stream, params, allow_pickle=False))
+            write_text(self._directory / BEST_FIGURES, json.dumps(figures) + "\n")
 
-        self._keep("best.npy", write)
+        self._keep(BEST, write)
 
     def drop_best(self) -> None:
         """Remove the best parameters: they are wrong."""
-        for name in ("best.npy", "best.json"):
+        for name in (BEST, BEST_FIGURES):
             (self._directory / name).unlink(missing_ok=True)
 
     def drop_timeline(self) -> None:

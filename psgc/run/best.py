@@ -10,9 +10,8 @@ from typing import Any
 from psgc.backend import Array
 from psgc.config import Evaluate
 from psgc.record.csv_files import earlier_rows
+from psgc.record.recorder import BEST, BEST_FIGURES
 from psgc.run_rows import HELD_OUT, IterationRow
-
-FILE, ITS_FIGURES = "best.npy", "best.json"  # the latter is written after the former
 
 
 @dataclass(frozen=True)
@@ -120,29 +119,33 @@ class Best:
 
     def summary(self) -> dict[str, Any]:
         """For summary.json: the best figures, none when nothing was evaluated."""
-        return {"best": self.known | ({"file": FILE} if self.keep else {})} if self.known else {}
+        return {"best": self.known | ({"file": BEST} if self.keep else {})} if self.known else {}
 
 
-def best_so_far(best: Best, directory: Path, evaluate: Evaluate | None, first: int) -> None:
-    """Give `best` the figures of an earlier part of the run in `directory`. The run goes on from iteration `first`.
+def best_so_far(directory: Path, evaluate: Evaluate | None, first: int | None) -> Best:
+    """The best figures of the run in `directory`, before iteration `first`, from which it goes on; None: it begins.
 
     best.npy may be newer than the checkpoint, so its figures are those that were written with it, not those of rows.
     """
-    kept = _kept(directory) if evaluate is not None and evaluate.keep_best else None
-    if evaluate is None or (evaluate.keep_best and kept is None):
-        return
+    best = Best(evaluate.patience if evaluate else None)
+    if evaluate is None or first is None:
+        return best
+    kept = _kept(directory) if evaluate.keep_best else None
+    if evaluate.keep_best and kept is None:
+        return best
     for row in earlier_rows(directory / "iterations.csv", first):
         if row.is_evaluated:
             best.add(Figures.of(row))
     best.figures = kept or best.figures
+    return best
 
 
 def _kept(directory: Path) -> Figures | None:
     """The figures of best.npy, None if they are not known."""
     try:
-        told = json.loads((directory / ITS_FIGURES).read_text())
+        told = json.loads((directory / BEST_FIGURES).read_text())
         known = {name: float(told[name]) for name in HELD_OUT if name in told}
         figures = Figures(int(told["iteration"]), *(known.get(name) for name in HELD_OUT))
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return figures if known and (directory / FILE).exists() else None
+    return figures if known and (directory / BEST).exists() else None

@@ -61,11 +61,9 @@ def serve(
             claim = Claim(directory)
             at_end.callback(claim.release)
             run = prepare(transport, config, given, resuming)
-            config, resumed = run.config, run.checkpoint is not None
+            config = run.config
             check_installed(config)
-            best = Best(config.evaluate.patience if config.evaluate else None)
-            if resumed:
-                best_so_far(best, directory, config.evaluate, run.first)
+            best = best_so_far(directory, config.evaluate, None if run.checkpoint is None else run.first)
             if resume.is_done(directory) and (run.first >= run.iterations or best.enough):
                 why = f" ({best.enough})" if best.enough else ""
                 say(f"nothing to do: {directory} has done {run.first} iterations of {run.iterations}{why}")
@@ -141,8 +139,7 @@ def serve_on(
             replica.start(beginning.first, run.backend.asarray(initial_params(config, run.problem)))
         run.initial = run.backend.to_host(replica.params)
         run.checkpoint = run.state_after(run.first, replica.params, replica.optimizer, {}, seconds)
-        best = Best(config.evaluate.patience if config.evaluate else None)
-        best_so_far(best, directory, config.evaluate, run.first)
+        best = best_so_far(directory, config.evaluate, run.first)
         record = Writers.of(run, claim, best)
         at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
         train(transport, run, record, ending, debug)

@@ -58,9 +58,7 @@ def directory(tmp_path):
 
 
 def resumed(directory, keep_best):
-    best = Best(2)
-    best_so_far(best, directory, Evaluate(keep_best=keep_best, patience=2), first=30)
-    return best
+    return best_so_far(directory, Evaluate(keep_best=keep_best, patience=2), first=30)
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_been_killed(directory):
@@ -106,10 +104,15 @@ def test_best_npy_has_the_figures_that_were_written_with_it_whatever_the_rows_sa
         assert resumed(directory, keep_best=True).figures is None
 
 
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_run_that_begins_does_not_know_what_an_earlier_one_has_left(directory, keep_best):
+    best = best_so_far(directory, Evaluate(keep_best=keep_best, patience=1), first=None)
+    assert (best.figures, best.enough) == (None, "")
+
+
 def test_patience_is_about_evaluations_and_not_about_the_end_of_the_run_before(directory):
     """Its parameters are in best.npy, after the iteration with which the run goes on."""
     (directory / "best.json").write_text('{"iteration": 30, "test_loss": 1.0}')
-    best = Best(1)
-    best_so_far(best, directory, Evaluate(keep_best=True, patience=1), first=30)
+    best = best_so_far(directory, Evaluate(keep_best=True, patience=1), first=30)
     assert best.figures == Figures(30, 1.0, None)
     assert best.enough == "no lower held-out loss in 1 evaluation after that of iteration 10"
