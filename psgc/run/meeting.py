@@ -22,9 +22,9 @@ from psgc.disk import write_text
 from psgc.errors import RunFailed, UserError
 from psgc.mpi_start import MPI
 from psgc.rendezvous import Rendezvous
-from psgc.run.ending import CalledOff, Ending
-from psgc.run.launched import STANDBY, is_on_standby, leave_exit_code
-from psgc.terminal import say
+from psgc.run import launched
+from psgc.run.ending import CalledOff, Ending, leave_mpi
+from psgc.terminal import say, say_together
 from psgc.transport import Transport
 
 PAUSE = 0.01  # seconds between two checks of the file for which ranks on standby wait
@@ -56,22 +56,46 @@ def meet(transport: Transport, ended: str = "", wrong: str = "") -> list[str]:
     return endings
 
 
-def meet_at_the_end(transport: Transport, code: int, text: str) -> tuple[Transport, bool, NotAllCame | None]:
-    """Tell the ranks that begin another run that this script has ended after a run. Collective.
+def tell_of_the_end(rank: int, text: str, code: int) -> None:
+    """The script of this rank ends after a run. text, code: its error, or empty, and the exit code in this case.
 
-    It waits without a limit, since rank 0 may take long until its next run, or its end.
-
-    transport: of the run, closed; code, text: the exit code, and why the script has ended, or empty
-    Returns the transport to leave with; whether all ranks leave through MPI's Finalize; and what rank 0 raises, unless
-    its script has raised.
+    Another rank than 0 shows its error, of which nobody else knows. That of rank 0 is shown by Python.
     """
+    if rank == 0:
+        launched.say_whether_it_works_on(False)
+    elif text:
+        say_together(f"psgc: rank {rank}: {text}".split("\n"))
+        with suppress(OSError):
+            launched.leave_exit_code(code)
+
+
+def leave_after_a_run(ending: Ending, text: str, code: int, meets: bool = True) -> NotAllCame | None:
+    """Leave MPI for good. Collective. First tell those that begin another run that this script has ended.
+
+    It waits for them without a limit, since rank 0 may take long until its next run, or its end.
+
+    ending: of the run, whose transport is closed; text, code: as of `tell_of_the_end`
+    meets: whether this rank tells them; they tell each other only while all can leave through MPI's Finalize
+    Returns what rank 0 raises, unless its script has raised.
+    """
+    if ending.transport is None:
+        return None
+    error = None
+    if ending.in_order and meets:
+        ending.transport, ending.in_order, error = _meet_at_the_end(ending.transport, text, code if text else 0)
+    leave_mpi(ending.transport, ending.in_order, has_failed=bool(text))
+    return error
+
+
+def _meet_at_the_end(transport: Transport, text: str, code: int) -> tuple[Transport, bool, NotAllCame | None]:
+    """The transport to leave with; whether all ranks leave through MPI's Finalize; and what rank 0 raises."""
     try:
         transport = Transport(timeout=math.inf)
         meet(transport, f"{code} {text.partition(chr(10))[0] or 'without an error'}")
     except NotAllCame as error:
         if transport.rank == 0:
             with suppress(OSError):
-                leave_exit_code(code or 1)
+                launched.leave_exit_code(code or 1)
             if not text:
                 return transport, True, error
             say(f"psgc: {error}", error=True)
@@ -190,9 +214,9 @@ def wait_for_turn(load: Callable[[], object], interrupted: Callable[[], str | No
 
     Raises RunFailed as `Rendezvous`, and OSError when rank 0 cannot write.
     """
-    if not is_on_standby():
+    if not launched.is_on_standby():
         return
-    file = Path(os.environ[STANDBY])
+    file = Path(os.environ[launched.STANDBY])
     with suppress(ImportError):  # the error comes again when the module is needed
         load()
     MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)

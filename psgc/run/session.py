@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -22,9 +22,9 @@ from psgc.run import launched
 from psgc.run.ending import CalledOff, Ending, leave_mpi
 from psgc.run.inputs import PREPARING, Given
 from psgc.run.launched import interruption
-from psgc.run.meeting import Meeting, NotAllCame, meet_at_the_end, wait_for_turn
+from psgc.run.meeting import Meeting, NotAllCame, leave_after_a_run, tell_of_the_end, wait_for_turn
 from psgc.run.script_ending import STOPPERS, ScriptEnding, leave, stopped_by
-from psgc.terminal import flush, say_together, say_traceback
+from psgc.terminal import flush, say_traceback
 from psgc.transport import Transport
 
 LAST_RESORT = 20  # seconds after SIGTERM at which a worker ends although the server has not told it to
@@ -173,23 +173,12 @@ class RunOfProgram:
 
     def end(self, text: str = "", code: int = 1) -> None:
         """Leave MPI for good. An error of the program on a worker, after the run, is shown: nobody else knows of it."""
-        if self.rank == 0:
-            launched.say_whether_it_works_on(False)
-        is_own, error = bool(text and self.rank and not self.is_cut_short), None
-        if is_own:
-            say_together(f"psgc: rank {self.rank}: {text}".split("\n"))
-            with suppress(OSError):
-                launched.leave_exit_code(code)
-        if self.in_order and not self.is_cut_short:
-            assert self._ending.transport is not None
-            self._ending.transport, self._ending.in_order, error = meet_at_the_end(
-                self._ending.transport, code if text else 0, text
-            )
-        if self._ending.transport is not None:
-            leave_mpi(self._ending.transport, self.in_order, has_failed=bool(text))
+        shown = "" if self.is_cut_short else text
+        tell_of_the_end(self.rank, shown, code)
+        error = leave_after_a_run(self._ending, text, code, meets=not self.is_cut_short)
         if error is not None:
             raise error
-        if is_own and not launched.is_launched():  # which looks at more than mpirun's exit code
+        if shown and self.rank and not launched.is_launched():  # which looks at more than mpirun's exit code
             leave(code)
 
 

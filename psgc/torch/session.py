@@ -28,7 +28,7 @@ from psgc.run.building import all_work, at_begin, make_server, share_memory, wor
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
 from psgc.run.inputs import known_costs, make_injector
 from psgc.run.launched import interruption
-from psgc.run.meeting import Meeting, meet_at_the_end
+from psgc.run.meeting import Meeting, leave_after_a_run, tell_of_the_end
 from psgc.run.takeover import Beginning
 from psgc.run.terms import claim_after, record_takeover, work_in_terms
 from psgc.terminal import say, say_together, say_traceback
@@ -208,13 +208,7 @@ class Session:
         do_in_mpi_thread(self._transport.close)
 
     def _leave_after_the_run(self, text: str, code: int) -> None:
-        if self.rank == 0:
-            launched.say_whether_it_works_on(False)
-        elif text and not self.is_cut_short:
-            say_together(f"psgc: rank {self.rank}: {text}".split("\n"))
-        if text:
-            with suppress(OSError):
-                launched.leave_exit_code(code)
+        tell_of_the_end(self.rank, "" if self.is_cut_short else text, code)
         do_in_mpi_thread(partial(self._tell_and_leave, code, text))
 
     def _end(self, text: str = "", code: int = 1) -> None:
@@ -292,12 +286,9 @@ class Session:
 
     def _tell_and_leave(self, code: int, text: str) -> None:
         """Leave MPI. Ranks that begin another run, or stay, are told that the script of this one has ended."""
-        transport = self._transport
         if self.in_order:
-            transport.close()
-            transport, self._ending.in_order, self._failure = meet_at_the_end(transport, code if text else 0, text)
-            self._transport = transport
-        leave_mpi(transport, self.in_order, bool(text))
+            self._transport.close()
+        self._failure = leave_after_a_run(self._ending, text, code)
 
     @property
     def _rank_0_stays(self) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from psgc.errors import UserError
 from psgc.launching import rank
 from psgc.run import launched, meeting
+from psgc.run.ending import Ending
 from psgc.run.launched import Found
 
 
@@ -67,7 +68,56 @@ def test_of_ranks_that_end_alike_one_says_why(monkeypatch, capsys, errors, shown
     assert codes == [2, 0, 0]
 
 
+class Leaving(Gathered):
+    """The transport of rank 0 of two, when all its rank does is to leave."""
+
+    rank, size = 0, 2
+
+    def __init__(self, *texts):
+        super().__init__(*texts)
+        self.done = []
+        self.finalize = lambda: self.done.append("finalize")
+        self.outlast = self.done.append
+
+
+def ending_of(transport):
+    ending = Ending(transport)
+    ending.call_off()
+    return ending
+
+
+@pytest.mark.parametrize("other", ["ended 0 without an error", ""])
+def test_a_script_of_rank_0_that_ends_after_its_run_has_failed_if_another_one_begins_a_run(monkeypatch, other):
+    before, after = Leaving(), Leaving("ended 0 without an error", other)
+    monkeypatch.setattr(meeting, "Transport", lambda timeout: after)
+    error = meeting.leave_after_a_run(ending := ending_of(before), "", 1)
+    assert isinstance(error, type(None) if other else meeting.NotAllCame)
+    assert (before.done, after.done, ending.transport) == ([], ["finalize"], after)
+
+
+def test_who_knows_that_nobody_comes_leaves_alone(monkeypatch):
+    monkeypatch.setattr(meeting, "Transport", MagicMock(side_effect=AssertionError))
+    assert meeting.leave_after_a_run(Ending(), "", 1) is None  # the ranks have not met
+    assert meeting.leave_after_a_run(ending_of(before := Leaving()), "an error", 1, meets=False) is None
+    assert before.done == ["finalize", range(1, 2)]
+
+
 # what `psgc launch` is told
+
+
+def test_the_end_of_a_script_after_its_run_is_told_by_rank_0_and_its_error_by_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
+    monkeypatch.setattr(launched, "_works_on", False)
+    launched.say_whether_it_works_on(True)
+    meeting.tell_of_the_end(1, "", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["works-on"]
+    meeting.tell_of_the_end(1, "it raised\nTraceback", 3)
+    assert capsys.readouterr().err == "psgc: rank 1: it raised\nTraceback\n"
+    assert json.loads((tmp_path / "exited.json").read_text()) == {"exit_code": 3}
+    meeting.tell_of_the_end(0, "it raised", 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["exited.json"]
+    assert json.loads((tmp_path / "exited.json").read_text()) == {"exit_code": 3}
+    assert capsys.readouterr().err == ""
 
 
 def test_rank_0_names_its_directory_and_what_was_in_there(tmp_path, monkeypatch):

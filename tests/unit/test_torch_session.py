@@ -139,7 +139,7 @@ def test_the_parameters_of_a_run_that_is_stopped_are_not_read_while_the_script_m
 
 def test_a_script_of_rank_0_that_ends_while_others_begin_another_run_has_failed(ranks, tmp_path, monkeypatch):
     run, error = begun(tmp_path), meeting.NotAllCame("the script of rank 0 on h0 ended before the others")
-    monkeypatch.setattr(session, "meet_at_the_end", lambda transport, code, text: (transport, True, error))
+    monkeypatch.setattr(session, "leave_after_a_run", lambda ending, text, code: error)
     run.engine.close()
     with pytest.raises(meeting.NotAllCame):
         run.engine.end()
