@@ -115,6 +115,7 @@ class _Starts:
         """Start ranks, which with `standby` write this file and wait until it is removed. Raises UserError."""
         program, environ = self.program, self.environ
         if self.mpirun is not None:
+            self._check_settings()
             program = replace(program, resume=True)
             environ = {**environ, **program.told, RESTORED: str(self.ranks)}
         self._starting = placement.ranks
@@ -130,6 +131,12 @@ class _Starts:
         self.mpirun = self.mpirun or find_mpirun(environ)
         command, additions = command_for(program, placement, environ, self.mpirun)
         return MpirunProcess(command, {**environ, **additions}, self.heard)
+
+    def _check_settings(self) -> None:
+        """Raises UserError unless the YAML, which all ranks read when they start, says what it said at first."""
+        path = self.program.path
+        if self.config is not None and load(path, self.program.overrides) != self.config:
+            raise UserError(f"{path} has changed since the run began; expected the settings with which it began")
 
     def left(self) -> RunDirectory:
         """The run directory of the run that was started last. Call it when the run before has ended."""

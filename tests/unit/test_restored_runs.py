@@ -97,6 +97,16 @@ def test_a_run_that_undoes_a_step_is_started_again_from_its_checkpoint_but_not_f
     assert not Path("out/.undo").exists()
 
 
+@pytest.mark.parametrize(("edit", "is_changed"), [("echo seed: 5", True), ("echo '# a remark'", False)])
+def test_a_run_is_not_started_again_with_settings_that_are_not_its_own(mpirun, capfd, edit, is_changed):
+    """The user has edited the YAML meanwhile."""
+    mpirun(UNDOES.replace("TIMES", "1").replace("touch out/.undo", f"{edit} >> run.yaml; touch out/.undo"))
+    assert launch("run.yaml", 2) == int(is_changed)
+    assert len(Path("started").read_text().splitlines()) == (1 if is_changed else 2)
+    why = "run.yaml has changed since the run began; expected the settings with which it began"
+    assert (f"psgc launch: the run cannot start again: {why}\n" in capfd.readouterr().err) == is_changed
+
+
 def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun):
     mpirun(ONCE.replace('"interrupted"', '"failed"'))
     assert launch("run.yaml", 2) == 1
