@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from psgc.config.run import Config
 from psgc.errors import UserError, one_line
+from psgc.record.csv_files import restored
 from psgc.record.measures import MEASURES, of_row
 from psgc.run_rows import IterationRow
 from psgc.terminal import say
@@ -59,9 +60,13 @@ def _targets(config: Config) -> dict[str, _LogTarget]:
 
 
 def check_installed(config: Config) -> None:
-    """Raises UserError, with the package to install, when the package of a logger is missing."""
-    for target in _targets(config).values():
-        target.check()
+    """Raises UserError, with the package to install, when the package of a logger is missing.
+
+    A run that is started again may be on another host, and goes on without that logger.
+    """
+    if not restored():
+        for target in _targets(config).values():
+            target.check()
 
 
 class Loggers:
@@ -70,7 +75,7 @@ class Loggers:
     Use it in one thread, because MLflow has one run for each thread.
 
     directory: the run directory
-    must_begin: raise UserError when a logger cannot begin; else leave the logger out
+    must_begin: raise UserError when a logger cannot begin; else, and in a run that is started again, leave it out
     """
 
     def __init__(self, config: Config, directory: Path, must_begin: bool = True) -> None:
@@ -81,7 +86,7 @@ class Loggers:
             try:
                 self._loggers[name] = target.begin(directory)
             except UserError as error:
-                if must_begin:
+                if must_begin and not restored():
                     self.close(has_failed=True)
                     raise
                 say(f"psgc: {error}; the run goes on without it", error=True)

@@ -19,6 +19,7 @@ import psgc.torch
 from psgc.config.torch import ScriptConfig
 from psgc.errors import UserError
 from psgc.record import loggers
+from psgc.record.csv_files import RESTORED
 from psgc.record.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
@@ -216,6 +217,22 @@ def test_a_port_that_is_taken_is_refused_before_the_run_and_left_out_after_a_tak
     taken.close(has_failed=False)
     with pytest.raises(UserError, match="metrics: expected output, the directory of the run, as well"):
         psgc.torch.init(torch.nn.Linear(1, 1), [1], print, metrics={"prometheus": port})
+
+
+def test_a_run_that_is_started_again_goes_on_without_a_logger_that_cannot_begin(
+    one_process, tmp_path, monkeypatch, capsys
+):
+    """The port may be taken, and a package missing on the host on which it goes on."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv(RESTORED, "1")
+    taken = loggers.Loggers(settings(metrics={"prometheus": (port := free_port())}), tmp_path)
+    trained(one_process, tmp_path / "run", ["wandb"], metrics={"prometheus": port})
+    taken.close(has_failed=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "psgc: log: wandb is not installed; pip install wandb; the run goes on without it",
+        f"psgc: metrics.prometheus: port {port} is taken by another program; expected a free port; "
+        "the run goes on without it",
+    ]
 
 
 def test_the_dashboard_and_the_page_name_what_there_is():
