@@ -5,6 +5,7 @@ begun a run of MLflow or wandb itself, that run is used.
 """
 
 import errno
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -59,14 +60,17 @@ def _targets(config: Config) -> dict[str, _LogTarget]:
     return found
 
 
-def check_installed(config: Config) -> None:
-    """Raises UserError, with the package to install, when the package of a logger is missing.
+def check_loggers(config: Config) -> None:
+    """Raises UserError when the package of a logger is missing, with the package to install, or the port is taken.
 
     A run that is started again may be on another host, and goes on without that logger.
     """
-    if not restored():
-        for target in _targets(config).values():
-            target.check()
+    if restored():
+        return
+    for target in _targets(config).values():
+        target.check()
+    if config.metrics is not None:
+        _check_port(config.metrics.prometheus)
 
 
 class Loggers:
@@ -177,8 +181,7 @@ def _prometheus(port: int, directory: Path) -> _Logger:
     try:
         server, thread = start_http_server(port, registry=registry)
     except OSError as error:
-        why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-        raise UserError(f"metrics.prometheus: port {port} {why}; expected a free port") from None
+        raise _unusable(port, error) from None
 
     def close(_: bool) -> None:
         server.shutdown()
@@ -186,6 +189,20 @@ def _prometheus(port: int, directory: Path) -> _Logger:
         thread.join()
 
     return _Logger(lambda values, _: newest.update(values), close)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            one.bind(("", port))
+        except OSError as error:
+            raise _unusable(port, error) from None
+
+
+def _unusable(port: int, error: OSError) -> UserError:
+    why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+    return UserError(f"metrics.prometheus: port {port} {why}; expected a free port")
 
 
 MAKERS: Mapping[str, Callable[[Path], _Logger]] = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}

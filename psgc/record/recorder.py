@@ -64,12 +64,13 @@ class Recorder:
         self._saved: np.ndarray | None = None  # the parameters that params.npy holds
         self.not_whole: dict[str, str] = {}  # incomplete files, and why
         try:
-            for name in ("summary.json", "params.npy"):  # they would say that the run has ended
-                (directory / name).unlink(missing_ok=True)
             self.restores = RestoreRecord(directory, resume_at)
             self._start(resume_at, took)
             # after iterations.csv, which shows that a run was here
             self._making_room(lambda: write_text(directory / "config.yaml", config_text))
+            # last, since a run that cannot begin leaves them: they would say that the run has ended
+            for name in ("summary.json", "params.npy"):
+                (directory / name).unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(self._named, error) from None
         # record one chunk; called for each chunk of each worker, so it is the writer's method itself

@@ -18,7 +18,7 @@ from psgc.errors import RunFailed, ServerDiffers, UserError
 from psgc.optimizer import make_optimizer
 from psgc.problems import has_loss, measures_of
 from psgc.record.csv_files import RESTORED, restored
-from psgc.record.loggers import Loggers, check_installed
+from psgc.record.loggers import Loggers, check_loggers
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.summary import lines
@@ -62,7 +62,6 @@ def serve(
             at_end.callback(claim.release)
             run = prepare(transport, config, given, resuming)
             config = run.config
-            check_installed(config)
             best = best_so_far(directory, config.evaluate, None if run.checkpoint is None else run.first)
             if resume.is_done(directory) and (run.first >= run.iterations or best.enough):
                 why = f" ({best.enough})" if best.enough else ""
@@ -70,10 +69,10 @@ def serve(
                 os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
                 meeting.call_off()
                 return
+            check_loggers(config)
         _tell_workers(meeting, run)
         with meeting.preparing():  # only now, since a run that is refused leaves the one before as it is
-            record = Writers.of(run, claim, best)
-            at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
+            record = Writers.of(run, claim, best, at_end)
         meeting.tell(b"begin")
         all_work(transport, config)
         share_memory(transport, config, run.backend, run.problem.dim)
@@ -90,11 +89,20 @@ class Writers:
     best: Best
 
     @classmethod
-    def of(cls, run: PreparedRun, claim: Claim, best: Best) -> "Writers":
-        """Begin it, or go on with it where there is a checkpoint. Raises UserError."""
+    def of(cls, run: PreparedRun, claim: Claim, best: Best, at_end: ExitStack) -> "Writers":
+        """Begin it, or go on with it where there is a checkpoint. at_end: closes loggers. Raises UserError."""
         config, plan, directory = run.config, run.plan, Path(run.config.output)
         resume_at, took = None if run.checkpoint is None else run.first, run.beginning.took if run.beginning else None
+
+        def begin_loggers() -> Loggers:
+            loggers = Loggers(config, directory, must_begin=run.beginning is None)
+            at_end.callback(loggers.close, has_failed=True)  # unless they were closed before
+            return loggers
+
         claim.make_room(resume_at is not None)
+        # where a run goes on, loggers may refuse before its end is removed; a new directory needs a record first, since
+        # the next run moves no directory without one
+        loggers = None if resume_at is None else begin_loggers()
         recorder = Recorder(
             *(directory, config.to_yaml(), plan.assignment, plan.parts, plan.own_chunks.tolist(), run.iterations),
             resume_at,
@@ -102,7 +110,7 @@ class Writers:
         )
         if config.evaluate and config.evaluate.keep_best:
             best.keep = lambda params: recorder.keep_best(run.backend.to_host(params), best.known)
-        return cls(claim, recorder, Loggers(config, directory, must_begin=run.beginning is None), best)
+        return cls(claim, recorder, loggers or begin_loggers(), best)
 
 
 def _tell_workers(meeting: Meeting, run: PreparedRun) -> None:
@@ -140,8 +148,7 @@ def serve_on(
         run.initial = run.backend.to_host(replica.params)
         run.checkpoint = run.state_after(run.first, replica.params, replica.optimizer, {}, seconds)
         best = best_so_far(directory, config.evaluate, run.first)
-        record = Writers.of(run, claim, best)
-        at_end.callback(record.loggers.close, has_failed=True)  # unless it was closed before
+        record = Writers.of(run, claim, best, at_end)
         train(transport, run, record, ending, debug)
 
 

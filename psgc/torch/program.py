@@ -23,7 +23,7 @@ from psgc.config.torch import TorchRun
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.record.csv_files import restored
-from psgc.record.loggers import check_installed
+from psgc.record.loggers import check_loggers
 from psgc.run import launched, resume
 from psgc.run.building import opening_lines
 from psgc.run.inputs import Given, source_of
@@ -143,7 +143,7 @@ class TorchProgram:
 
     def prepare(self, columns: int | None = None) -> tuple[Record, ScriptState | None]:
         """On rank 0, before the run: the record, and the state to resume from or None. Raises UserError."""
-        check_installed(self.settings)
+        check_loggers(self.settings)
         record = Record(self.output, columns)
         if self.output is None or not launched.resuming():
             return record, None

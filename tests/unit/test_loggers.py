@@ -161,7 +161,7 @@ def test_what_is_wrong_is_told_before_the_run_begins(one_process, tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     with pytest.raises(UserError, match="log: mlflow is not installed; pip install mlflow"):
-        loggers.check_installed(settings(log=["mlflow"]))
+        loggers.check_loggers(settings(log=["mlflow"]))
     wandb = Recording()
     wandb.init = mock.Mock(side_effect=RuntimeError("no\nkey"))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -212,6 +212,7 @@ def test_a_port_that_is_taken_is_refused_before_the_run_and_left_out_after_a_tak
     with pytest.raises(UserError) as refused:
         trained(one_process, tmp_path / "run", metrics={"prometheus": port})
     assert str(refused.value) == said
+    assert not (tmp_path / "run").exists()
     loggers.Loggers(settings(metrics={"prometheus": port}), tmp_path, must_begin=False)
     assert capsys.readouterr().err.splitlines()[-1] == f"psgc: {said}; the run goes on without it"
     taken.close(has_failed=False)

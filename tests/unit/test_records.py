@@ -8,9 +8,11 @@ import os
 import numpy as np
 import pytest
 
+from psgc.errors import UserError
 from psgc.record.recorder import Recorder
 from psgc.record.summary import summarise
 from psgc.run_rows import EvaluationRow, Outcome, WorkerEvent
+from tests.unit.full_disk import no_file_longer_than
 from tests.unit.recording import BOTH_HOLD_ALL, EVEN, add
 
 
@@ -48,6 +50,13 @@ def test_a_run_that_goes_on_has_no_parameters_of_its_end_before(recorder_in, tmp
     assert (tmp_path / "out/params.npy").exists()
     recorder_in(tmp_path / "out")
     assert not (tmp_path / "out/params.npy").exists()
+
+
+def test_a_run_that_cannot_go_on_leaves_the_end_of_the_one_before(recorder_in, tmp_path):
+    recorder_in(tmp_path / "out").finish(np.zeros(1), {"status": "done"})
+    with no_file_longer_than(20), pytest.raises(UserError, match="File too large"):
+        going_on(tmp_path / "out", 0)
+    assert {"summary.json", "params.npy"} < {*os.listdir(tmp_path / "out")}
 
 
 # the bound and the time without redundancy

@@ -2,8 +2,12 @@
 
 import shutil
 import signal
+import socket
+import sys
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -103,6 +107,29 @@ def test_a_resume_that_another_rank_refuses_changes_nothing(monkeypatch):
     monkeypatch.setattr(Following, "gather", lambda self, text, doing="": [text, refused, text])
     with pytest.raises(UserError, match=refused):
         train(iter([]), "iterations=2", resuming=True)
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("resuming", [True, False])
+def test_a_run_whose_port_is_taken_changes_nothing(resuming):
+    assert train(chunks_of(0), ONCE) == 0
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    with socket.create_server(("", 0)) as taken:
+        metrics = f"metrics={{prometheus: {taken.getsockname()[1]}}}"
+        with pytest.raises(UserError, match="is taken by another program"):
+            train(iter([]), "iterations=2", metrics, resuming=resuming)
+        assert train(iter([]), ONCE, metrics, resuming=True) == 0, "nothing is to be done"
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_a_logger_that_cannot_begin_leaves_the_end_of_the_run_that_was_to_go_on(monkeypatch):
+    assert train(chunks_of(0), ONCE) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    wandb = SimpleNamespace(run=None, init=Mock(side_effect=OSError("no network")), __spec__=Mock(origin="here"))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(UserError, match="wandb cannot begin: OSError: no network"):
+        train(iter([]), "iterations=2", "log=[tensorboard, wandb]", resuming=True)
+    shutil.rmtree("out/tensorboard")
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
