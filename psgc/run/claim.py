@@ -63,12 +63,14 @@ class Claim:
     def make_room(self, resuming: bool) -> None:
         """Create and lock the directory. resuming: keep what is in it; otherwise it will be empty.
 
-        An earlier run is moved to a numbered directory. Raises UserError: as above, or there are other files in it.
+        An earlier run is moved to a numbered directory, beside its own where the directory is a link: so both are on
+        the disk to which the user has linked it. Raises UserError: as above, or there are other files in it.
         """
         directory = self._directory
         with _one_line(directory):
             while True:
-                directory.mkdir(parents=True, exist_ok=True)
+                place = Path(os.path.realpath(directory)) if directory.is_symlink() else directory
+                place.mkdir(parents=True, exist_ok=True)
                 ready = resuming or all(path.match(LOCK) or path.match(UNNAMED) for path in directory.iterdir())
                 if not ready and not (directory.name and (directory / "iterations.csv").exists()):
                     reason = "holds other files, which stay where they are; give the run its own directory"
@@ -80,7 +82,7 @@ class Claim:
                         (directory / name).unlink(missing_ok=True)  # left by an earlier `psgc launch` that was killed
                     return
                 else:
-                    self._lock.release(_move_to_number(directory))
+                    self._lock.release(_move_to_number(place))
                     self._lock = None
 
     def release(self) -> None:

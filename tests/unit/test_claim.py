@@ -277,6 +277,19 @@ def test_earlier_runs_are_kept_under_a_number():
     assert [Path("runs", name, "iterations.csv").read_text() for name in names] == ["0", "1", "2", "3"]
 
 
+def test_a_linked_directory_stays_a_link_and_earlier_runs_stay_where_it_leads():
+    Path("runs").mkdir()
+    Path("runs/mine").symlink_to(Path("scratch/me/mine").absolute())
+    for run in range(2):
+        with claimed("runs/mine", record=str(run)):
+            pass
+    assert (os.listdir("runs"), Path("runs/mine").is_symlink()) == (["mine"], True)
+    assert sorted(os.listdir("scratch/me")) == ["mine", "mine.1"]
+    names = ("scratch/me/mine.1", "scratch/me/mine", "runs/mine")
+    assert [Path(name, "iterations.csv").read_text() for name in names] == ["0", "1", "1"]
+    assert not [*Path("scratch").rglob(LOCK)]
+
+
 @pytest.mark.parametrize("output", ["out", "a/b/out", ".", "killed"])
 def test_an_empty_directory_or_none_becomes_the_runs(output):
     if output == "out":
