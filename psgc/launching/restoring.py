@@ -102,8 +102,9 @@ class Watch:
 
     def begin(self, left: RunDirectory) -> None:
         """The run begins, or begins again: let the new ranks continue. left: the run directory."""
-        with suppress(OSError):
-            self._ready_file(self._left if self.is_asked else left).unlink(missing_ok=True)
+        if self.is_asked:  # else it may be another run's; the run that gets the directory removes an old one
+            with suppress(OSError):
+                self._ready_file(self._left).unlink(missing_ok=True)
         self._left: RunDirectory = left
         self.is_asked = False
         self._settings: Restore | None = None
@@ -164,7 +165,7 @@ class Watch:
             return None
 
     def _next_after(self, code: int) -> MpirunProcess | None:
-        is_undone = self._is_undone()
+        is_undone = code != UserError.exit_code and self._is_undone()  # else this run was refused, and another goes on
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
             (process, *_), self._next, self._retries = self._next, None, RETRIES
             self._before = stamp(self._restores_file)
@@ -181,11 +182,11 @@ class Watch:
         return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
 
     def _is_undone(self) -> bool:
-        try:
+        """Whether this run has ended to undo a step. The file of another run stays."""
+        is_wish = self._left.summary().get("status") == "interrupted" and (self._left.directory / UNDO).exists()
+        if is_wish:
             (self._left.directory / UNDO).unlink()
-        except OSError:
-            return False
-        return self._left.summary().get("status") == "interrupted"
+        return is_wish
 
     def _from_older_checkpoint(self) -> MpirunProcess | None:
         settings, now = self._settings or Restore(), time.monotonic()

@@ -12,7 +12,7 @@ from psgc.launching.hosts import slots_of
 from psgc.launching.mpirun import Placement
 from psgc.launching.outcome import RunDirectory
 from psgc.launching.restoring import HOUR, Restores, Watch
-from psgc.run.launched import READY
+from psgc.run.launched import READY, UNDO
 from tests.unit.fake_mpirun import RUN
 
 # the decision
@@ -157,6 +157,20 @@ def test_what_an_earlier_run_has_left_is_not_looked_at(folder):
     Path("out/lost.csv").unlink()
     begins()
     assert not is_asked(watched)
+
+
+@pytest.mark.parametrize(("code", "ends"), [(2, False), (2, True), (143, False)])
+def test_a_second_launch_leaves_the_files_of_the_run_that_has_the_directory(folder, code, ends):
+    """Its own run was refused, or stopped before; meanwhile that run may end to undo a step."""
+    files = [Path("out", name) for name in (READY, UNDO)]
+    for file in files:
+        file.touch()
+    second = watch()
+    if ends:
+        Path("out/summary.json").write_text('{"status": "interrupted"}')
+    assert second.take_next(code) is None
+    second.close()
+    assert all(file.exists() for file in files)
 
 
 def test_without_the_key_a_run_is_left_alone(folder):
