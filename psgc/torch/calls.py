@@ -178,7 +178,10 @@ class Single:
             outcome = RunOutcome.of(self._error)
         if self._stopped_by and text:
             outcome = replace(outcome, status="interrupted", code=128 + self._stopped_by[0])
-        self.record.finish(self._params(), outcome, {})
+        try:
+            self.record.finish(self._params(), outcome, {})
+        finally:
+            self.record.release()
 
     def close(self) -> None:
         """The run is over, and the script is not."""

@@ -149,6 +149,9 @@ class Record(RunRecord):
         elif self._summary_in is not None:
             summary = {"version": __version__, "status": status, "reason": reason, "exit_code": code}
             write_text(self._summary_in / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def release(self) -> None:
+        """Give up the run directory. Called by the script, after the summary and its last checkpoint are written."""
         if self._claim is not None:
             self._claim.release()
 

@@ -186,7 +186,7 @@ class Session:
             self._asks_to_stay = True
             if self.rank == 0:  # before the summary says that all is done
                 launched.say_whether_it_works_on(True)
-            self._end()
+        self._end()
         if (error := self._ending.raised or self._failure) is not None:
             launched.say_whether_it_works_on(False)
             self.is_cut_short, self._is_told = isinstance(error, CalledOff), True
@@ -232,6 +232,8 @@ class Session:
             if (loop := self._loop) is not None and loop.calls is not None and not is_heard:
                 say_together(f"psgc: rank {self.rank}: {text}".split("\n"))
         wait(self._over)  # rank 0 may take its time
+        if self.record is not None:  # only now: a run that was stopped has its summary before its last checkpoint
+            self.record.release()
 
     # called by the MPI thread
 

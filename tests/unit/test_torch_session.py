@@ -13,9 +13,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 import psgc.torch
+from psgc.checkpoints import CheckpointStore
 from psgc.errors import RunFailed, UserError
 from psgc.messages import Kind, record, sums_records
 from psgc.run import launched, meeting
+from psgc.run.claim import LOCK
 from psgc.run.ending import CalledOff
 from psgc.run.takeover import Beginning
 from psgc.torch import begin, program, session
@@ -116,6 +118,22 @@ def test_what_ends_the_run_after_the_last_call_of_the_script_is_told_at_its_end(
     run.engine.end("stopped by SIGTERM")  # what the script has been told is not told again
     with pytest.raises(RunFailed, match="stopped by SIGTERM"):  # and no run follows
         run.engine.close()
+
+
+@pytest.mark.parametrize("ends", ["end", "close"])
+def test_a_run_that_is_stopped_has_its_directory_until_its_last_checkpoint_is_written(
+    ranks, tmp_path, monkeypatch, ends
+):
+    """Else the next run could move the directory meanwhile, and get this checkpoint into its own."""
+    run, lock, locked = begun(tmp_path), tmp_path / "out" / LOCK, []
+    ranks.signals.append(signal.SIGTERM)
+    assert run.engine._over.wait(30)
+    close = CheckpointStore.close
+    monkeypatch.setattr(CheckpointStore, "close", lambda store: locked.append(lock.exists()) or close(store))
+    run.end(False)
+    with pytest.raises(RunFailed, match="stopped by SIGTERM"):
+        getattr(run.engine, ends)()
+    assert (locked, lock.exists()) == ([True], False)
 
 
 def test_the_parameters_of_a_run_that_is_stopped_are_not_read_while_the_script_makes_a_step(
