@@ -15,8 +15,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -163,16 +164,17 @@ class _Stream(io.BufferedWriter):
 
 
 class GrowingFile:
-    """A file that grows. It begins with `content`, and replaces the file of that name. Raises OSError.
+    """A file that grows. It begins with `content` and `more`, and then replaces the file of that name. Raises OSError.
 
     Bytes that cannot be written wait for the next `write`, so that the file never has a hole.
     """
 
-    def __init__(self, path: Path, content: bytes) -> None:
+    def __init__(self, path: Path, content: bytes, more: Iterable[bytes] = ()) -> None:
         self._path = path
         self._waiting = bytearray()
         with naming(path), NewFile(path.parent, path.name) as file:
-            file.stream.write(content)
+            for piece in chain((content,), more):
+                file.stream.write(piece)
             file.stream.flush()
             self._descriptor = os.dup(file.descriptor)  # stays open, to write more
             try:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +21,7 @@ from psgc.record.csv_files import RestoreRecord, RowFile, csv_text, earlier, ear
 from psgc.record.files import finite
 from psgc.record.measures import slow_workers
 from psgc.record.tally import BoundSampler, Tally, seconds_per_chunk
-from psgc.record.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every, remove_timeline
+from psgc.record.timeline import ENTRY, Columns, TimelineWriter, pieces, read_timeline, recorded_every, remove_timeline
 from psgc.run_rows import COLUMNS, TIMELINE, EvaluationRow, IterationRow, Outcome, WorkerEvent
 from psgc.terminal import say
 
@@ -95,37 +94,44 @@ class Recorder:
         self._evaluations = RowFile(evaluations, EvaluationRow._fields, evaluated)
         self._evaluated = max((found.iteration for found in evaluated), default=-1)
 
-        def begin() -> None:
-            if resume_at is not None and evaluations.exists():
-                self._evaluations.begin()
-            self._csv = GrowingFile(path, text.encode())
-            self._timeline = TimelineWriter(self._directory, self._workers, self._num_chunks, self.timeline_every)
-
-        try:
-            begin()
-        except OSError as error:
-            if resume_at is None or error.errno not in NO_ROOM:
-                raise
-            timeline = None  # while it is mapped, its file takes room
-            remove_timeline(self._directory)
-            begin()
-            self._lacks("timeline.raw", error)
-            self._timeline.drop()
-        if resume_at is not None and took is None:  # after a takeover, lost workers are still lost
-            self._all_are_back(resume_at)
         seen: set[int] = set()  # iterations
-        for piece in pieces(timeline) if timeline is not None else ():
-            kept = (piece["iteration"] < resume_at) & (piece["worker"] <= self._workers)
-            entries = np.zeros(int(kept.sum()), ENTRY)
-            for name in TIMELINE:
-                entries[name] = piece[name][kept]
+        for entries in self._kept(timeline, resume_at):
             self.tally.count(entries)
-            self._keep("timeline.raw", partial(self._timeline.write, entries, all_iterations=True))
-            if "timeline.raw" in self.not_whole:
-                self._timeline.drop()  # there is no room for a copy of it; what comes now needs the room
             seen.update(np.unique(entries["iteration"]).tolist())
         if self.timeline_every > 1 and seen:
             self.tally.scale(len(self.tally.seconds) / len(seen))
+
+        def begin(timeline: Columns | None) -> None:
+            if resume_at is not None and evaluations.exists():
+                self._evaluations.begin()
+            self._csv = GrowingFile(path, text.encode())
+            about = self._directory, self._workers, self._num_chunks, self.timeline_every
+            self._timeline = TimelineWriter(*about, self._kept(timeline, resume_at))
+
+        lacking = 0  # the error
+        try:
+            begin(timeline)
+        except OSError as error:
+            lacking = error.errno or 0
+            if resume_at is None or lacking not in (*NO_ROOM, errno.EFBIG):
+                raise
+        if lacking:  # here, since the error has references to the timeline: while it is mapped, its file takes room
+            timeline = None
+            remove_timeline(self._directory)
+            begin(None)
+            self._lacks("timeline.raw", OSError(lacking, os.strerror(lacking)))
+            self._timeline.drop()  # what comes now needs the room
+        if resume_at is not None and took is None:  # after a takeover, lost workers are still lost
+            self._all_are_back(resume_at)
+
+    def _kept(self, timeline: Columns | None, end: int | None) -> Iterator[np.ndarray]:
+        """The entries of the timeline of the run before that stay: those before the iteration `end`."""
+        for piece in pieces(timeline) if timeline is not None else ():
+            kept = (piece["iteration"] < end) & (piece["worker"] <= self._workers)
+            entries = np.zeros(int(kept.sum()), ENTRY)
+            for name in TIMELINE:
+                entries[name] = piece[name][kept]
+            yield entries
 
     def _all_are_back(self, iteration: int) -> None:
         """Record that lost workers have returned: all workers take part in a resumed run."""

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -68,14 +68,17 @@ class TimelineWriter:
     """Writes the timeline of the run in `directory`. Only the newest iteration is in memory. Raises OSError.
 
     every: record only iterations that are a multiple of this
+    before: the entries with which it begins, all of them; then it replaces the timeline of the run before, as a whole
     """
 
-    def __init__(self, directory: Path, workers: int, chunks: int, every: int = 1) -> None:
+    def __init__(
+        self, directory: Path, workers: int, chunks: int, every: int = 1, before: Iterable[np.ndarray] = ()
+    ) -> None:
         self._directory = directory
         self._every = every
         self._new = bytearray()
         head = json.dumps({"format": FORMAT, "workers": workers, "chunks": chunks}).encode() + b"\n"
-        self._raw = GrowingFile(directory / "timeline.raw", head)
+        self._raw = GrowingFile(directory / "timeline.raw", head, (entries.tobytes() for entries in before))
         self._is_finished = False
         self.gave_up = False  # nothing more is recorded, because the disk is full
         self.is_dropped = False
@@ -89,9 +92,9 @@ class TimelineWriter:
         new, self._new = self._new, bytearray()
         return np.frombuffer(new, ENTRY)
 
-    def write(self, entries: np.ndarray, all_iterations: bool = False) -> None:
+    def write(self, entries: np.ndarray) -> None:
         """Write these entries to timeline.raw. Raises OSError; entries that did not fit are written the next time."""
-        if self._every > 1 and not all_iterations:
+        if self._every > 1:
             entries = entries[entries["iteration"] % self._every == 0]
         if self.gave_up:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,6 +1,7 @@
 """The run directory: what is in each file, against cases computed by hand, and what happens to an earlier one."""
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
+from psgc.record import recorder, timeline
 from psgc.record.recorder import Recorder
 from psgc.record.summary import summarise
+from psgc.record.timeline import read_timeline
 from psgc.run_rows import EvaluationRow, Outcome, WorkerEvent
 from tests.unit.full_disk import no_file_longer_than
 from tests.unit.recording import BOTH_HOLD_ALL, EVEN, add
@@ -247,6 +250,36 @@ def test_a_record_goes_on_where_the_checkpoint_is(recorder_in, tmp_path, finish)
     assert expected.items() <= summary.items()
     assert [event["event"] for event in summary["lost"]] == ["lost", "returned"]
     assert np.load(out / "timeline.npz")["iteration"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_run_that_is_killed_while_it_begins_to_go_on_has_the_timeline_of_before(
+    recorder_in, tmp_path, monkeypatch, finish
+):
+    """It is killed at each piece of the timeline that it takes, until it begins."""
+    stopped_run(recorder_in, tmp_path / "out", finish)
+    monkeypatch.setattr(timeline, "PIECE", 4)
+    recorded = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    pieces, left = timeline.pieces, 0
+
+    def until_killed(columns):
+        nonlocal left
+        for piece in pieces(columns):
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(recorder, "pieces", until_killed)
+    for many in itertools.count():
+        left = many
+        try:
+            going_on(tmp_path / "out", 3)
+            break
+        except KeyboardInterrupt:
+            assert read_timeline(tmp_path / "out")[0]["iteration"].tolist() == recorded
+    assert many >= 4
+    assert read_timeline(tmp_path / "out")[0]["iteration"].tolist() == recorded[:9]
 
 
 def test_iterations_of_which_a_dead_rank_0_has_left_no_row_get_one_of_what_is_known(recorder_in, tmp_path):
