@@ -192,7 +192,7 @@ def _conclude(
             corrected["reason"] = reason
     if corrected != summary:
         with suppress(OSError):
-            write_text(left.summary_file, json.dumps(corrected, indent=2) + "\n")
+            write_text(left.directory.resolve() / "summary.json", json.dumps(corrected, indent=2) + "\n")
     # SIGUSR1 ended the run, or the loss of ranks or hosts did (then mpirun returns 0, 1 or a rank's code)
     is_cut = status in (None, "interrupted") or too_few_workers or left.works_on() or code == TOLD
     cut_off = stopped_by in (None, signal.SIGUSR1) and is_cut

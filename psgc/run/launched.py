@@ -209,7 +209,7 @@ def undo(directory: Path, give_up_after: Callable[[int], int | None], step: int)
         step = min(step, before)
     if not is_launched() or (newest := give_up_after(step)) is None:
         return ""
-    write_text(directory / UNDO, str(step))
+    write_text(directory.resolve() / UNDO, str(step))  # a user may link it
     os.kill(os.getpid(), signal.SIGUSR1)  # as a scheduler's warning: the run ends in order
     return f"; so the run goes back to the checkpoint of step {newest}"
 

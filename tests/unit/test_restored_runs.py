@@ -59,12 +59,15 @@ def test_ranks_that_end_with_a_users_mistake_are_not_started_again(mpirun):
     assert len(Path("started").read_text().splitlines()) == 2
 
 
-def test_a_run_that_finds_several_wrong_steps_goes_back_to_before_the_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_run_that_finds_several_wrong_steps_goes_back_to_before_the_first(tmp_path, monkeypatch, is_link):
+    out = tmp_path / "out"
+    out.symlink_to(tmp_path) if is_link else out.mkdir()
     monkeypatch.setenv("PSGC_LAUNCHED", "1")
     monkeypatch.setattr("os.kill", lambda *_: None)
     for step in (5, 3, 4):
-        assert undo(tmp_path, lambda step: step, step)
-    assert (tmp_path / UNDO).read_text() == "3"
+        assert undo(out, lambda step: step, step)
+    assert (out / UNDO).read_text() == "3"
 
 
 UNDOES = f"""
@@ -76,8 +79,13 @@ touch out/.undo; echo '{{"status": "interrupted", "starts_again": true}}' > out/
 """
 
 
-@pytest.mark.parametrize(("times", "code"), [(1, 0), (7, 1)])
-def test_a_run_that_undoes_a_step_is_started_again_from_its_checkpoint_but_not_for_ever(mpirun, capfd, times, code):
+@pytest.mark.parametrize(("times", "code", "is_link"), [(1, 0, False), (7, 1, False), (7, 1, True)])
+def test_a_run_that_undoes_a_step_is_started_again_from_its_checkpoint_but_not_for_ever(
+    mpirun, capfd, times, code, is_link
+):
+    if is_link:
+        Path("out").rename("scratch")
+        Path("out").symlink_to("scratch")
     mpirun(UNDOES.replace("TIMES", str(times)))
     assert launch("run.yaml", 2) == code
     first, *again = Path("started").read_text().splitlines()
