@@ -29,11 +29,22 @@ from psgc.launching.scheduler import Scheduler
 from psgc.launching.schedulers import this_job
 from psgc.launching.script import Program, check_script
 from psgc.record.csv_files import RESTORED
-from psgc.run.launched import DEBUG, DEDICATED, FOLDER, LAUNCHED, RESUME, STANDBY, stopped
+from psgc.run.launched import (
+    DEBUG,
+    DEDICATED,
+    FOLDER,
+    JOB,
+    LAUNCHED,
+    OF_JOB,
+    RESUME,
+    STANDBY,
+    jobs_of,
+    stopped,
+)
 from psgc.terminal import say
 
 TERMINAL = "PSGC_TERMINAL"  # the width of the terminal, see psgc/record/progress.py
-OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, DEDICATED, FOLDER, STANDBY, TERMINAL)
+OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, DEDICATED, FOLDER, JOB, STANDBY, TERMINAL)
 TOLD = 128 + signal.SIGUSR1  # the exit code of a script that this process has told to end
 RESERVE = 10.0  # seconds of a scheduler's warning that are kept for killing the run and requeueing the job
 
@@ -46,7 +57,8 @@ def launch(
     docs/getting-started.md explains the exit codes. The last line on stderr says how to resume, if that may succeed.
 
     requeue: seconds between the scheduler's SIGUSR1 and the time limit of this job. The job is requeued if that signal
-        or a lost host ended the run, and the run left a new checkpoint.
+        or a lost host ended the run, and the run left a new checkpoint. If the job has run before, it goes on with the
+        run that it has begun.
     heard: collects the output, for callers in Python
     hints: whether to print how to resume the run
 
@@ -56,7 +68,8 @@ def launch(
     if requeue is not None and not job:
         raise UserError("--requeue: not inside a job of SLURM, PBS or LSF; `psgc submit` writes one")
     config = None if program.is_script else load(program.path, program.overrides)
-    environ = environ_for({**program.told, LAUNCHED: "1"})
+    program, told = (program, {}) if requeue is None or job is None else _in_job(program, config, job[0])
+    environ = environ_for({**program.told, **told, LAUNCHED: "1"})
     if sys.stdout.isatty():
         environ[TERMINAL] = str(shutil.get_terminal_size().columns)
     several_hosts = bool(placement.hosts()) or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
@@ -124,7 +137,8 @@ class _Starts:
         if self.config is None:
             folder = self.at_end.enter_context(folder_for_answers(self.several_hosts))
             environ = {**environ, FOLDER: str(folder)}
-            self._left = partial(RunDirectory, folder, program.resume, of_script=True)
+            job = environ.get(JOB) if environ.get(RESUME) == OF_JOB else None
+            self._left = partial(RunDirectory, folder, program.resume, of_script=True, job=job)
         else:
             self._left = partial(RunDirectory, Path(self.config.output), program.resume)
         self._found = None if standby is not None else self._left()
@@ -142,6 +156,20 @@ class _Starts:
         """The run directory of the run that was started last. Call it when the run before has ended."""
         self.ranks = self._starting
         return self._found or self._left()
+
+
+def _in_job(program: Program, config: Config | None, scheduler: Scheduler) -> tuple[Program, dict[str, str]]:
+    """The program as a job runs it that goes back into the queue, and the variables that tell its ranks of the job.
+
+    A job that has run before goes on with the run that it has begun then. If it had not come so far, it begins the run:
+    what is in the directory is of another job.
+    """
+    job, may_resume = scheduler.first_job(os.environ), scheduler.has_run_before(os.environ) and not program.resume
+    if may_resume and config is None:  # only rank 0 will know the directory
+        return program, {JOB: job, RESUME: OF_JOB}
+    if may_resume and config is not None:
+        program = replace(program, resume=job in jobs_of(Path(config.output)))
+    return program, {JOB: job}
 
 
 def environ_for(told: Mapping[str, str]) -> dict[str, str]:

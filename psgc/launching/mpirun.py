@@ -21,8 +21,8 @@ SSH_ARGUMENTS = ("plm_ssh_args", "plm_rsh_args")  # of those that give it argume
 RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks; the first one counts
 KERNELS = ("ATEN_", "DNNL_", "MKL_", "NPY_", "ONEDNN_", "OPENBLAS_")  # of libraries: with others, last bits may differ
 PASSED_ON = (
-    "PSGC_CUDA_AWARE", "PSGC_DEBUG", "PSGC_DEDICATED_SERVER", "PSGC_FOLDER", "PSGC_LAUNCHED", "PSGC_RESTORED",
-    "PSGC_RESUME", "PSGC_STANDBY", "PSGC_TERMINAL", "PYTHONPATH",
+    "PSGC_CUDA_AWARE", "PSGC_DEBUG", "PSGC_DEDICATED_SERVER", "PSGC_FOLDER", "PSGC_JOB", "PSGC_LAUNCHED",
+    "PSGC_RESTORED", "PSGC_RESUME", "PSGC_STANDBY", "PSGC_TERMINAL", "PYTHONPATH",
 )  # fmt: skip
 PROBE_SECONDS = 20.0
 FAMILIES = {

@@ -23,12 +23,13 @@ class RunDirectory:
 
     directory: the run directory
     resumed: whether the run continues an earlier one
+    job: a run that this job has begun is continued in any case
     of_script: `directory` is a folder in which rank 0 of a script will name the run directory. If there is none, and
         before psgc.torch.init, the summary is written to this folder.
     """
 
-    def __init__(self, directory: Path, resumed: bool, of_script: bool = False) -> None:
-        self._resumed = resumed
+    def __init__(self, directory: Path, resumed: bool, of_script: bool = False, job: str | None = None) -> None:
+        self._is_resumed, self._job = resumed, job
         self._folder = directory if of_script else None
         self._named = None if of_script else ""  # what rank 0 has said last
         self._found = Found.now(directory)
@@ -94,13 +95,18 @@ class RunDirectory:
     def can_resume(self) -> bool:
         """Whether there is a checkpoint after iteration 0, of this run or of the run that it continues."""
         before = self._before()
-        return _newest(Found.now(before.directory).checkpoints - (set() if self._resumed else before.checkpoints)) > 0
+        earlier = set() if self._resumed else before.checkpoints
+        return _newest(Found.now(before.directory).checkpoints - earlier) > 0
 
     def got_further(self) -> bool:
         """Whether this run left a checkpoint of a later iteration than the one from which it continued."""
         before = self._before()
         new = Found.now(before.directory).checkpoints - before.checkpoints
         return _newest(new) > (_newest(before.checkpoints) if self._resumed else -1)
+
+    @property
+    def _resumed(self) -> bool:
+        return self._is_resumed or self._job in self._before().jobs
 
     def _before(self) -> Found:
         """The content of the run directory before this run. A script may have several runs, one after the other."""

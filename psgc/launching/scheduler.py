@@ -18,6 +18,7 @@ from psgc.launching.script import Program
 from psgc.machine import THREADS
 from psgc.yaml_source import printable
 
+AGAIN = "PSGC_AGAIN"  # the first job, in the environment of a job that has run before or follows another one
 MIN_WARNING = 15  # seconds, of which `psgc launch` reserves ten
 _WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # needs no quotes; directives are not read by a shell
 VALUE = r"[^\s\"'\\#]+"
@@ -98,7 +99,6 @@ class Scheduler(ABC):
     prefix: ClassVar[str]  # the beginning of a directive
     commands: ClassVar[tuple[str, ...]]  # its commands; the first one submits
     index: ClassVar[str]  # the number of this run in a sweep, from 0, in shell
-    resume: ClassVar[str] = "${again:+--resume}"  # --resume if the job has run before, in shell
     own: ClassVar[tuple[str, ...]]  # options that the script sets, or that would contradict it
     form: ClassVar[str] = rf"-[A-Za-z_]+( {VALUE})?"  # a pattern for other options
     example: ClassVar[str]  # another option
@@ -130,6 +130,14 @@ class Scheduler(ABC):
     @abstractmethod
     def job_id(self, environ: Mapping[str, str]) -> str | None:
         """The job of this process; None outside of a job."""
+
+    def first_job(self, environ: Mapping[str, str]) -> str:
+        """The job that was submitted first, of those that run what this process's job runs."""
+        return self.job_id(environ) or ""
+
+    def has_run_before(self, environ: Mapping[str, str]) -> bool:
+        """Whether the job of this process is started once more, or goes on after another one."""
+        return bool(environ.get(AGAIN))
 
     @abstractmethod
     def requeue(self, job: str) -> str:
@@ -192,10 +200,14 @@ class Scheduler(ABC):
             raise RunFailed(f"{self.title} does not work: {printable(reason)}")
         raise UserError(f"{failure}: {printable(reason)}")
 
-    def _append_to_log(self, job: Job, variable: str, num_runs: int) -> list[str]:
-        """Commands that append the output to the log of this job, and set `again` if the job has run before."""
-        log = self.log(job.name, variable, num_runs)
-        return [f'log="{log}"', '[ ! -e "$log" ] || again=1', 'exec >> "$log" 2>&1']
+    def _append_to_log(self, job: Job, variable: str, number: str, num_runs: int) -> list[str]:
+        """Commands that append the output to the log of this job, and set AGAIN if the job has run before.
+
+        variable: with the job; number: its number, from that variable
+        """
+        log = self.log(job.name, number, num_runs)
+        again = f'[ ! -e "$log" ] || export {AGAIN}="${{{AGAIN}:-${variable}}}" # it goes on with its run'
+        return [f'log="{log}"', again, 'exec >> "$log" 2>&1']
 
     def _find_hosts(self, job: Job, variable: str) -> str:
         """A command that sets `hosts` for `psgc launch`, from a file that names each host once for each slot."""
@@ -259,7 +271,7 @@ def batch_script(
     launch += [shlex.quote(program.path), f"-n {job.ranks}", scheduler.hosts, _settings(program.overrides)]
     launch += [f"--set \"{key}='{copy}'\"" for key, copy in local.items()]
     launch += ['"${run[@]}"' if points else "", f"--requeue {job.warned()}"]
-    launch += ["--resume" if program.resume else scheduler.resume]
+    launch += ["--resume"] if program.resume else []
     launch += [shlex.quote(option) for option in program.mpirun]
     launch += [f"-- {shlex.join(program.after)}"] if program.after else []
     end = [] if local_dir is None else _AWAITED  # to remove the copies then

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from psgc.errors import UserError
-from psgc.launching.scheduler import VALUE, Job, Scheduler
+from psgc.launching.scheduler import AGAIN, VALUE, Job, Scheduler
 
-AGAIN, RUN, SCRIPT = "PSGC_AGAIN", "PSGC_RUN", "PSGC_SCRIPT"  # variables of a PBS job, see Pbs.requeue
+RUN, SCRIPT = "PSGC_RUN", "PSGC_SCRIPT"  # variables of a PBS job, see Pbs.requeue
 
 
 class Slurm(Scheduler):
     """SLURM warns the script before its time limit, and restarts it when it has lost a node."""
 
     title, suffix, prefix, commands = "SLURM", ".sbatch", "#SBATCH", ("sbatch",)
-    index, resume = "$SLURM_ARRAY_TASK_ID", "${SLURM_RESTART_COUNT:+--resume}"
+    index = "$SLURM_ARRAY_TASK_ID"
     own = (
         "--job-name", "--nodes", "--ntasks", "--ntasks-per-node", "--cpus-per-task", "--gpus-per-node", "--time",
         "--partition", "--account", "--array", "--output", "--signal", "--open-mode", "--requeue", "--no-requeue",
@@ -62,6 +62,9 @@ class Slurm(Scheduler):
     def job_id(self, environ: Mapping[str, str]) -> str | None:
         array = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
         return "_".join(map(str, array)) if all(array) else environ.get("SLURM_JOB_ID")
+
+    def has_run_before(self, environ: Mapping[str, str]) -> bool:
+        return bool(environ.get("SLURM_RESTART_COUNT"))
 
     def requeue(self, job: str) -> str:
         failure = f"SLURM does not requeue job {job}"
@@ -104,8 +107,7 @@ class Pbs(Scheduler):
     def begin(self, job: Job, num_runs: int, script: Path) -> list[str]:
         return [
             'cd "$PBS_O_WORKDIR" || exit 2',
-            f"again=${{{AGAIN}-}}",
-            *self._append_to_log(job, "${PBS_JOBID%%.*}", num_runs),
+            *self._append_to_log(job, "PBS_JOBID", "${PBS_JOBID%%.*}", num_runs),
             f"export {SCRIPT}={shlex.quote(str(script))} # the job that goes on runs it again",
             self._find_hosts(job, "PBS_NODEFILE"),
         ]
@@ -126,6 +128,9 @@ class Pbs(Scheduler):
     def job_id(self, environ: Mapping[str, str]) -> str | None:
         return environ.get("PBS_JOBID")
 
+    def first_job(self, environ: Mapping[str, str]) -> str:
+        return environ.get(AGAIN) or super().first_job(environ)
+
     def requeue(self, job: str) -> str:
         failure = f"PBS does not submit the job that goes on after job {job}"
         if not re.search(r"job_state = R\b", self.client(["qstat", "-f", job], failure)):
@@ -133,7 +138,7 @@ class Pbs(Scheduler):
         script, run = os.environ.get(SCRIPT, ""), os.environ.get(RUN) or os.environ.get("PBS_ARRAY_INDEX")
         if not script:
             raise UserError(f"{failure}: {SCRIPT} does not name its script, as those of psgc submit do")
-        variables = f"{AGAIN}=1" + (f",{RUN}={run}" if run else "")
+        variables = f"{AGAIN}={self.first_job(os.environ) or job}" + (f",{RUN}={run}" if run else "")
         return f"job {self.client(['qsub', '-v', variables, script], failure).strip()} follows job {job}"
 
 
@@ -170,8 +175,7 @@ class Lsf(Scheduler):
 
     def begin(self, job: Job, num_runs: int, script: Path) -> list[str]:
         return [
-            "again=",
-            *self._append_to_log(job, "${LSB_JOBID}", num_runs),
+            *self._append_to_log(job, "LSB_JOBID", "${LSB_JOBID}", num_runs),
             "trap '' USR1 # LSF's warning is for psgc launch",
             self._find_hosts(job, "LSB_DJOB_HOSTFILE"),
         ]

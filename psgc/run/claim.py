@@ -26,10 +26,11 @@ from psgc.disk import UNNAMED, check_regular, naming
 from psgc.errors import RunFailed, UserError
 from psgc.record.loggers import OPEN
 from psgc.record.recorder import unwritable
-from psgc.run.launched import READY, UNDO
+from psgc.run.launched import JOBS, READY, UNDO, note_job
 from psgc.terminal import say
 
 LOCK = "run.lock"
+BEFORE = (LOCK, JOBS, UNNAMED)  # files of a run that was killed before it had begun iterations.csv
 TOUCHED = 2.0  # seconds between two touches of the file
 WATCHED = 7.0  # seconds without a touch after which another host's run is taken for ended
 PATIENCE = 1.0  # seconds for a killed process to disappear
@@ -71,7 +72,7 @@ class Claim:
             while True:
                 place = Path(os.path.realpath(directory)) if directory.is_symlink() else directory
                 place.mkdir(parents=True, exist_ok=True)
-                ready = resuming or all(path.match(LOCK) or path.match(UNNAMED) for path in directory.iterdir())
+                ready = resuming or all(any(map(path.match, BEFORE)) for path in directory.iterdir())
                 if not ready and not (directory.name and (directory / "iterations.csv").exists()):
                     reason = "holds other files, which stay where they are; give the run its own directory"
                     raise UserError(f"output: {directory}: {reason}")
@@ -80,6 +81,8 @@ class Claim:
                 elif ready:
                     for name in () if self._term else (UNDO, READY, OPEN):
                         (directory / name).unlink(missing_ok=True)  # left by an earlier `psgc launch` that was killed
+                    if not self._term:
+                        note_job(directory, resuming)
                     return
                 else:
                     self._lock.release(_move_to_number(place))

@@ -4,7 +4,8 @@
 
     PSGC_LAUNCHED  `psgc launch` says who stopped the run and how to resume it
     PSGC_DEDICATED_SERVER  rank 0 is only the server, whatever the script says
-    PSGC_RESUME    the run goes on from the newest checkpoint in its directory
+    PSGC_RESUME    the run goes on from the newest checkpoint in its directory; "job": only if this job has begun it
+    PSGC_JOB       the job of a scheduler that runs it, and goes back into the queue (`note_job`)
     PSGC_DEBUG     errors are shown with their tracebacks
     PSGC_FOLDER    a folder in which rank 0 leaves the path of the run directory (`name_directory`)
     PSGC_STANDBY   a file by which ranks say that they are ready before the earlier run has ended (`psgc.run.meeting`)
@@ -22,11 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from psgc.disk import write_text
+from psgc.disk import open_regular, write_text
 from psgc.terminal import say
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
-DEDICATED = "PSGC_DEDICATED_SERVER"
+DEDICATED, JOB = "PSGC_DEDICATED_SERVER", "PSGC_JOB"
+OF_JOB = "job"  # a value of PSGC_RESUME
+JOBS = ".jobs"  # in the run directory: the jobs that have begun this run or gone on with it, one a line
 STANDBY, READY = "PSGC_STANDBY", ".ready"  # READY is the name of the file, in the run directory
 UNDO = ".undo"  # in the run directory, with a step: the run ends to go on from a checkpoint before it (`undo`)
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # one of these has the number of ranks
@@ -42,12 +45,13 @@ _stopped_by: Sequence[int] = ()
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The content of a run directory: stamps of its summary, its settings, and its checkpoints, by iteration."""
+    """The content of a run directory: its jobs; stamps of its summary, settings, and checkpoints, by iteration."""
 
     directory: Path
     summary: tuple[int, int] | None
     settings: tuple[int, int] | None
     checkpoints: frozenset[tuple[int, tuple[int, int] | None]]
+    jobs: tuple[str, ...]
 
     @classmethod
     def now(cls, directory: Path) -> "Found":
@@ -55,18 +59,19 @@ class Found:
             path: re.match(r"(\d+)(-[^.]*)?\.\w+$", path.name) for path in (directory / "checkpoints").glob("[0-9]*")
         }
         checkpoints = frozenset((int(match[1]), stamp(path)) for path, match in names.items() if match)
-        return cls(directory, stamp(directory / "summary.json"), stamp(directory / SETTINGS), checkpoints)
+        stamps = stamp(directory / "summary.json"), stamp(directory / SETTINGS)
+        return cls(directory, *stamps, checkpoints, jobs_of(directory))
 
     @classmethod
     def from_text(cls, text: str) -> "Found":
         """The content that `text()` described. Raises ValueError."""
-        directory, *stamps, checkpoints = json.loads(text)
+        directory, *stamps, checkpoints, jobs = json.loads(text)
         summary, settings = (tuple(at) if at else None for at in stamps)
         pairs = ((int(iteration), tuple(at) if at else None) for iteration, at in checkpoints)
-        return cls(Path(directory), summary, settings, frozenset(pairs))
+        return cls(Path(directory), summary, settings, frozenset(pairs), tuple(jobs))
 
     def text(self) -> str:
-        return json.dumps([str(self.directory), self.summary, self.settings, sorted(self.checkpoints)])
+        return json.dumps([str(self.directory), self.summary, self.settings, sorted(self.checkpoints), self.jobs])
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
@@ -93,8 +98,36 @@ def is_launched() -> bool:
     return LAUNCHED in os.environ
 
 
-def resuming() -> bool:
+def resuming(output: str | os.PathLike[str] | None = None) -> bool:
+    """Whether the run goes on with the one in the directory `output`; without `output`, whether it may."""
+    if output is not None and os.environ.get(RESUME) == OF_JOB:
+        return os.environ.get(JOB) in jobs_of(Path(output))
     return RESUME in os.environ
+
+
+def jobs_of(directory: Path) -> tuple[str, ...]:
+    """The jobs that have begun the run in this directory, or gone on with it."""
+    try:
+        with open_regular(directory / JOBS) as stream:
+            return tuple(stream.read().decode().splitlines())
+    except (OSError, ValueError):
+        return ()
+
+
+def note_job(directory: Path, resuming: bool) -> None:
+    """The run in this directory begins now, or goes on, in this process's job, if `psgc launch` has named one.
+
+    When this job starts again, it goes on with this run. Before, there may be an earlier run, which is none of its own.
+    Raises OSError.
+    """
+    job, jobs = os.environ.get(JOB), jobs_of(directory) if resuming else ()
+    if job is None or job in jobs:
+        return
+    try:
+        write_text(directory / JOBS, "".join(f"{known}\n" for known in (*jobs, job)))
+    except OSError:
+        if not resuming:  # on a full disk a run may still go on, see `Recorder`
+            raise
 
 
 def is_on_standby() -> bool:

@@ -205,12 +205,13 @@ def train_in_program(given: Given | UserError, program: str, resuming: bool) -> 
         timeout = given.config.faults.setup_timeout
     launched.begin(stopped_by)
     run = RunOfProgram()
+    output = given.config.output if isinstance(given, Given) and given.config else None
     with _signals():
         _script.session = run
-        raised = run.take_part(given, resuming or launched.resuming(), timeout)
+        raised = run.take_part(given, resuming or launched.resuming(output), timeout)
     if raised is not None:
         raise raised
-    directory = Path(given.config.output) if run.rank == 0 and isinstance(given, Given) and given.config else None
+    directory = Path(output) if run.rank == 0 and output is not None else None
     late = stopped_by.copy()
     stopped_by.clear()
     if late and directory is not None and not (late[0] == signal.SIGUSR1 and launched.hands_over(directory)):

@@ -145,7 +145,7 @@ class TorchProgram:
         """On rank 0, before the run: the record, and the state to resume from or None. Raises UserError."""
         check_loggers(self.settings)
         record = Record(self.output, columns)
-        if self.output is None or not launched.resuming():
+        if self.output is None or not launched.resuming(self.output):
             return record, None
         directory = Path(self.output) / "checkpoints"
         found = load_newest(directory, read)

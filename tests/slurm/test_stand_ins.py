@@ -39,24 +39,37 @@ def environ_of_job(scheduler, number, told, folder):
     return variables | dict(part.split("=") for part in told.split(",") if part)
 
 
+@pytest.fixture
+def place(tmp_path):
+    """A folder with run.yaml, which the function makes ready for a scheduler. Returns the environment."""
+
+    def make(scheduler):
+        (tmp_path / "model.py").write_text(
+            MODEL.replace('"OMP_NUM_THREADS"', '"PWD"').replace("SLURMD_NODENAME", "HOME")
+        )
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
+        (tmp_path / "nodes").write_text(NODES)
+        for name in ("where", "bin"):
+            (tmp_path / name).mkdir()
+        for name, body in COMMANDS[scheduler].items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        environ = {**os.environ, "PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+        environ["OMPI_MCA_btl_tcp_if_include"] = "lo"
+        asked = ["--scheduler", scheduler, "--nodes", "1", "--ranks-per-node", "3", "--time", "0:10:00"]
+        submit = [sys.executable, "-m", "psgc", "submit", "run.yaml", *asked, "--go"]
+        submitted = subprocess.run(submit, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+        line = f"job 1: a run on 1 x 3 ranks, script out.{scheduler}, log run-1.log\n"
+        assert submitted.stdout == line, submitted.stderr
+        return environ
+
+    return make
+
+
 @pytest.mark.parametrize(("scheduler", "files"), [("pbs", ["run-1.log", "run-2.log"]), ("lsf", ["run-1.log"])])
-def test_a_job_that_is_warned_goes_on(tmp_path, scheduler, files):
-    (tmp_path / "model.py").write_text(MODEL.replace('"OMP_NUM_THREADS"', '"PWD"').replace("SLURMD_NODENAME", "HOME"))
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
-    (tmp_path / "nodes").write_text(NODES)
-    (tmp_path / "where").mkdir()
+def test_a_job_that_is_warned_goes_on(tmp_path, place, scheduler, files):
+    environ, script = place(scheduler), f"out.{scheduler}"
     (tmp_path / "slow").touch()
-    (tmp_path / "bin").mkdir()
-    for name, body in COMMANDS[scheduler].items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    environ = {**os.environ, "PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    environ["OMPI_MCA_btl_tcp_if_include"] = "lo"
-    asked = ["--scheduler", scheduler, "--nodes", "1", "--ranks-per-node", "3", "--time", "0:10:00"]
-    submit = [sys.executable, "-m", "psgc", "submit", "run.yaml", *asked, "--go"]
-    submitted = subprocess.run(submit, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
-    script, log = f"out.{scheduler}", "run-1.log"
-    assert submitted.stdout == f"job 1: a run on 1 x 3 ranks, script {script}, log {log}\n", submitted.stderr
     done = 0
     while done < len(queue := (tmp_path / "queue").read_text().splitlines()):
         told = environ_of_job(scheduler, done + 1, queue[done], tmp_path)
@@ -76,3 +89,20 @@ def test_a_job_that_is_warned_goes_on(tmp_path, scheduler, files):
     assert f"psgc launch: stopped by SIGUSR1; {goes_on} and will resume from its checkpoint" in said
     assert "resuming from iteration " in said
     assert json.loads((tmp_path / "out/summary.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("scheduler", COMMANDS)
+def test_a_job_that_starts_again_before_its_run_has_begun_begins_it(tmp_path, place, scheduler):
+    """And not the run of another job, which is in the directory. After that, it has done its own run."""
+    environ = place(scheduler) | environ_of_job(scheduler, 1, "", tmp_path)
+    other = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "3"]
+    subprocess.run(other, cwd=tmp_path, env=environ, capture_output=True, timeout=60, check=True)
+    (tmp_path / "run-1.log").touch()
+    for _ in range(2):
+        job = ["bash", f"out.{scheduler}"]
+        subprocess.run(job, cwd=tmp_path, env=environ, timeout=100, start_new_session=True, check=True)
+    said = (tmp_path / "run-1.log").read_text()
+    assert said.count("resuming from ") == said.count("nothing to do: ") == 1
+    before, after = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out.1", "out"))
+    assert before["status"] == after["status"] == "done"
+    assert not (tmp_path / "out.2").exists()

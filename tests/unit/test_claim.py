@@ -268,6 +268,32 @@ def test_what_a_run_has_left_for_psgc_launch_is_of_that_run_and_no_later_one(nam
     assert wish.exists() == remains
 
 
+def test_the_run_names_the_jobs_that_have_begun_it_or_gone_on_with_it(monkeypatch):
+    jobs, named = Path("out/.jobs"), []
+    for job, resuming in (("12", False), ("12", True), ("13[1].server", True), (None, True), ("14", False)):
+        monkeypatch.delenv("PSGC_JOB", raising=False)
+        if job is not None:
+            monkeypatch.setenv("PSGC_JOB", job)
+        with claimed(resuming=resuming):
+            named.append(jobs.read_text().split())
+    assert named == [["12"], ["12"], *2 * [["12", "13[1].server"]], ["14"]]
+    claim = Claim(Path("out"), term=1)
+    monkeypatch.setenv("PSGC_JOB", "15")
+    claim.make_room(resuming=True)
+    claim.release()
+    assert jobs.read_text().split() == ["14"], "who takes over is of the same job"
+
+
+def test_a_job_that_was_killed_as_it_began_its_run_may_begin_it_again(monkeypatch):
+    monkeypatch.setenv("PSGC_JOB", "12")
+    claim = Claim(Path("out"))
+    claim.make_room(resuming=False)
+    claim.release()
+    with claimed():
+        pass
+    assert os.listdir() == ["out"]
+
+
 def test_earlier_runs_are_kept_under_a_number():
     for run in range(4):
         with claimed("runs/out", record=str(run)):

@@ -10,7 +10,8 @@ import pytest
 
 from psgc.errors import RunFailed, UserError
 from psgc.launching.schedulers import SCHEDULERS, this_job, usual
-from tests.unit.fake_mpirun import launch, summary, wait_for
+from psgc.run.launched import Found
+from tests.unit.fake_mpirun import NAMED, launch, summary, wait_for
 
 SLURM = SCHEDULERS["slurm"]
 CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/0000000{}-0123456789abcdef.safetensors"
@@ -134,10 +135,11 @@ def test_pbs_submits_the_job_that_goes_on(client, monkeypatch):
     client("qsub", 'printf "%s\\n" "$@" > asked; echo 13.server')
     pbs = SCHEDULERS["pbs"]
     assert pbs.requeue("12[3].server") == "job 13.server follows job 12[3].server"
-    assert Path("asked").read_text() == "-v\nPSGC_AGAIN=1\na b.pbs\n"
+    assert Path("asked").read_text() == "-v\nPSGC_AGAIN=12[3].server\na b.pbs\n"
+    monkeypatch.setenv("PSGC_AGAIN", "7[3].server")  # the first of them
     monkeypatch.setenv("PBS_ARRAY_INDEX", "3")
     pbs.requeue("12[3].server")
-    assert Path("asked").read_text() == "-v\nPSGC_AGAIN=1,PSGC_RUN=3\na b.pbs\n"
+    assert Path("asked").read_text() == "-v\nPSGC_AGAIN=7[3].server,PSGC_RUN=3\na b.pbs\n"
     client("qstat", 'echo "    job_state = E"')
     assert pbs.requeue("12[3].server") == ""
     assert pbs.submit(Path("a b.pbs"), 2) == "13"
@@ -178,12 +180,12 @@ def in_job(mpirun, monkeypatch):
     """`psgc launch --requeue 60` in job 12 with an mpirun that does `body`: its exit code, and whether it requeued."""
     monkeypatch.setenv("SLURM_JOB_ID", "12")
 
-    def run(body, resume=False, requeue="echo $* > requeued"):
+    def run(body, resume=False, requeue="echo $* > requeued", path="run.yaml"):
         mpirun(body)
         for name, script in (("squeue", "[ $2 = --jobs=12 ] && echo RUNNING"), ("scontrol", requeue)):
             Path("bin", name).write_text(f"#!/bin/sh\n{script}\n")
             Path("bin", name).chmod(0o755)
-        code = launch("run.yaml", 2, resume=resume, requeue=60)
+        code = launch(path, 2, resume=resume, requeue=60)
         requeued = Path("requeued")
         assert not requeued.exists() or requeued.read_text() == "requeue 12\n"
         return code, requeued.exists()
@@ -227,6 +229,56 @@ def test_a_run_that_gets_nowhere_does_not_go_back_for_ever(in_job):
     assert in_job(WARNED, resume=True) == (138, False)
     assert in_job(f"{CHECKPOINT.format(5)}; {WARNED}", resume=True) == (138, False)  # the same again
     assert in_job(f"{CHECKPOINT.format(6)}; {WARNED}", resume=True) == (138, True)
+
+
+STARTED_AGAIN = [
+    ({"SLURM_RESTART_COUNT": "1"}, "12"),
+    ({"SLURM_RESTART_COUNT": "2", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}, "9_3"),
+    ({"PBS_JOBID": "13.server", "PSGC_AGAIN": "12[1].server"}, "12[1].server"),  # that follows the first one
+    ({"LSB_JOBID": "12", "LSB_JOBINDEX": "4", "PSGC_AGAIN": "12"}, "12[4]"),
+]
+
+
+@pytest.mark.parametrize(("environ", "first"), STARTED_AGAIN)
+def test_a_job_that_is_started_again_goes_on_with_its_own_run_alone(mpirun, monkeypatch, environ, first):
+    """It may have been preempted before its run began, when the directory had the run of an earlier job."""
+    for name, value in (({"SLURM_JOB_ID": "12"} if "SLURM_RESTART_COUNT" in environ else {}) | environ).items():
+        monkeypatch.setenv(name, value)
+    mpirun(f"""printf '%s\\n' "$*" "$PSGC_JOB" "$PSGC_RESUME" > given; {DONE}; exit 0""")
+    Path("train.py").touch()
+
+    def given(path, *jobs, resume=False):
+        Path("out/.jobs").write_text("".join(f"{job}\n" for job in jobs))
+        launch(path, 2, resume=resume, requeue=60)
+        command, job, resumes = Path("given").read_text().splitlines()
+        assert job == first
+        assert " -x PSGC_JOB " in command, "for rank 0 on another host"
+        return command.endswith(" --resume"), resumes
+
+    assert given("run.yaml", "11", first, "14") == (True, "")
+    assert given("run.yaml", "11") == (False, "")
+    assert given("run.yaml", "11", resume=True) == (True, ""), "the user has said so"
+    assert given("train.py") == (False, "job"), "its rank 0 sees whose run it is"
+    assert given("train.py", resume=True) == (False, "1")
+
+
+def test_the_first_start_of_a_job_begins_its_run(in_job):
+    Path("out/.jobs").write_text("12\n")
+    in_job('echo "$*" > given')
+    assert "--resume" not in Path("given").read_text()
+
+
+@pytest.mark.parametrize(("jobs", "requeued"), [("11\n", True), ("11\n12\n", False)])
+@pytest.mark.parametrize("path", ["run.yaml", "train.py"])
+def test_how_far_the_run_of_another_job_has_come_does_not_count(in_job, monkeypatch, path, jobs, requeued):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    subprocess.run(CHECKPOINT.format(9), shell=True, check=True)
+    Path("out/.jobs").write_text(jobs)
+    Path("train.py").touch()
+    Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    named = NAMED if path == "train.py" else ""
+    body = f"{named} echo 12 > out/.jobs; {CHECKPOINT.format(5)}; {WARNED}"
+    assert in_job(body, path=path) == (138, requeued)
 
 
 def test_what_slurm_sends_a_requeued_job_does_not_cut_its_last_line_short(in_job, capsys):

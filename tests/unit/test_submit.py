@@ -126,7 +126,7 @@ EVIL = "my $(touch hacked) run.yaml"
     ],
 )  # fmt: skip
 def test_the_command_of_the_job(submit, program, given, before, after):
-    """No text of the user's is read by the shell. Only a start after the first goes on, unless it is asked for."""
+    """No text of the user's is read by the shell. Whether a restarted job goes on is for `psgc launch` to say."""
     Path(EVIL).write_text(RUN)
     Path("train.py").touch()
 
@@ -137,8 +137,8 @@ def test_the_command_of_the_job(submit, program, given, before, after):
         return executed(Path("s").read_text().splitlines(), **environ)[0]
 
     begin = ["psgc", "launch", program, "-n", "6", *before, "--requeue", "60"]
-    assert words() == [*begin, *after]
-    assert words(SLURM_RESTART_COUNT="1") == words("--resume") == [*begin, "--resume", *after]
+    assert words() == words(SLURM_RESTART_COUNT="1") == [*begin, *after]
+    assert words("--resume") == [*begin, "--resume", *after]
     assert not Path("hacked").exists()
 
 
@@ -379,22 +379,24 @@ def test_the_script_for_another_scheduler(submit, scheduler):
     assert expected[scheduler] <= set(found)
     Path("nodes").write_text("n1\n" * 3 + "n2\n" * 3)
 
-    def words(**environ):
-        words = executed([line for line in lines if line != 'exec >> "$log" 2>&1'], **IN_JOB[scheduler], **environ)[0]
+    def words(again="", **environ):
+        here = [line for line in lines if line != 'exec >> "$log" 2>&1']
+        here.insert(-1, "printenv PSGC_AGAIN")
+        words, first_job, _ = executed(here, **IN_JOB[scheduler], **environ)
+        assert first_job.strip() == again
         return words[words.index("psgc") :]
 
     output = ["--set", "seed=2", "--set", "output=runs/a/1_seed=2"]
     warning = {"pbs": "90", "lsf": "120"}[scheduler]
     begin = ["psgc", "launch", "run.yaml", "-n", "6", "--host", "n1:3,n2:3", *output, "--requeue", warning]
     assert words() == begin
-    Path({"pbs": "run-12[1].log", "lsf": "run-12_2.log"}[scheduler]).touch()  # it has begun before
-    assert words() == [*begin, "--resume"]
+    Path({"pbs": "run-12[1].log", "lsf": "run-12_2.log"}[scheduler]).touch()  # it has run before
+    assert words({"pbs": "12[1].server", "lsf": "12"}[scheduler]) == begin
     if scheduler == "pbs":  # a job that another one has submitted
         assert " --signal=USR1 7110 psgc " in lines[-1]
+        assert words("7[2].server", PSGC_AGAIN="7[2].server") == begin
         Path("run-12[1].log").unlink()
-        goes_on = words(PSGC_AGAIN="1", PSGC_RUN="2")
-        assert goes_on[-1] == "--resume"
-        assert "seed=3" in goes_on
+        assert "seed=3" in words("7[2].server", PSGC_AGAIN="7[2].server", PSGC_RUN="2")
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")

@@ -65,6 +65,20 @@ def test_one_process_leaves_a_record(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[1].startswith("iteration 7/9")
 
 
+def test_a_script_in_a_job_that_is_started_again_goes_on_with_a_run_of_this_job_alone(tmp_path, monkeypatch):
+    def rows(job, epochs):
+        monkeypatch.setenv("PSGC_JOB", job)
+        trained(tmp_path / "run", epochs)
+        return len(rows_in(tmp_path / "run"))
+
+    assert rows("11", 2) == 6
+    monkeypatch.setenv("PSGC_RESUME", "job")
+    assert rows("12", 1) == 3
+    assert (tmp_path / "run.1").exists()
+    assert rows("12", 3) == 9
+    assert not (tmp_path / "run.2").exists()
+
+
 def test_the_newest_results_of_evaluations_are_in_the_summary(tmp_path, capsys):
     model, data, run, _ = made(output=str(tmp_path / "run"))
     first = run.evaluate(data, loss)

@@ -92,6 +92,17 @@ def test_a_program_that_calls_psgc_train_goes_on_with_resume(train, monkeypatch,
     assert (tmp_path / "out.1").exists()
 
 
+def test_a_program_in_a_job_that_is_started_again_goes_on_with_a_run_of_this_job_alone(train, monkeypatch, tmp_path):
+    monkeypatch.setenv("PSGC_JOB", "11")
+    train(Ranks(step(0)))
+    monkeypatch.setenv("PSGC_JOB", "12")
+    monkeypatch.setenv("PSGC_RESUME", "job")
+    assert train(Ranks(step(0))).params.tolist() == [-0.5, -0.5]
+    assert (tmp_path / "out.1").exists()
+    assert train(Ranks(step(1)), iterations=2).params.tolist() == [-1.0, -1.0]
+    assert not (tmp_path / "out.2").exists()
+
+
 @pytest.mark.parametrize(
     ("number", "error", "code"), [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGUSR1, SystemExit, 138)]
 )
