@@ -51,7 +51,11 @@ def without(placement: Placement, gone: Collection[str]) -> Placement | None:
 
 
 class HostAnswers:
-    """Checks which hosts answer to ssh, or to the program and with the arguments that MPI uses (from `environ`)."""
+    """Checks which hosts answer to ssh, or to the program and with the arguments that MPI uses (from `environ`).
+
+    In a job of PBS or LSF, MPI may reach hosts in another way, and ssh be forbidden. So silence means something only of
+    a host that would answer: of one that has answered since the run has begun, or that was not asked then.
+    """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -63,25 +67,48 @@ class HostAnswers:
         first = agent.partition(" : ")[0] or "ssh"  # Open MPI takes several; usually the first one exists
         self._command = [*shlex.split(first), *shlex.split(arguments), *options]
         self._thread: threading.Thread | None = None
+        self._first: threading.Thread | None = None
+        self._unreached: frozenset[str] = frozenset()
         self._known: tuple[frozenset[str], set[str]] = frozenset(), set()
         self._next = 0.0
 
+    def begin(self, hosts: Collection[str]) -> None:
+        """A run has begun on these hosts: a thread asks them. Only the first call counts."""
+        if self._first is None:
+
+            def ask() -> None:
+                self._unreached = frozenset(self._without_answer(hosts))
+
+            self._first = threading.Thread(target=ask, daemon=True)
+            self._first.start()
+
+    def unreached(self, hosts: Collection[str]) -> frozenset[str]:
+        """The hosts of which nobody can say whether they are gone: they have not answered since the run has begun."""
+        return self._unreached.intersection(hosts)
+
     def silent(self, hosts: Collection[str]) -> set[str]:
-        """The hosts that do not answer now. Takes up to PATIENCE seconds."""
-        asked = {host: self._ask(host) for host in hosts if not _is_here(host)}
-        end = time.monotonic() + PATIENCE
-        found = {host for host, process in asked.items() if not _answers(process, end)}
+        """The hosts that would answer, and do not now. Takes up to PATIENCE seconds, twice that when a run begins."""
+        if self._first is not None:
+            self._first.join()
+        found = self._without_answer(hosts)
+        self._unreached -= set(hosts) - found
+        found -= self._unreached
         self._known = frozenset(hosts), found
         return found
 
     def all_answer(self, hosts: Collection[str]) -> bool:
-        """Whether all hosts answered at the last check. A thread checks them every EVERY seconds."""
+        """Whether no host was silent at the last check. A thread checks them every EVERY seconds."""
         is_asking = self._thread is not None and self._thread.is_alive()
         if time.monotonic() >= self._next and not is_asking:
             self._next = time.monotonic() + EVERY
             self._thread = threading.Thread(target=self.silent, args=(list(hosts),), daemon=True)
             self._thread.start()
         return self._known == (frozenset(hosts), set())
+
+    def _without_answer(self, hosts: Collection[str]) -> set[str]:
+        asked = {host: self._ask(host) for host in hosts if not _is_here(host)}
+        end = time.monotonic() + PATIENCE
+        return {host for host, process in asked.items() if not _answers(process, end)}
 
     def _ask(self, host: str) -> "subprocess.Popen[bytes] | None":
         quiet = subprocess.DEVNULL

@@ -9,7 +9,7 @@ the run goes on as it is.
 A run that has made a step with a wrong gradient ends by itself, and starts again from an older checkpoint.
 
 When a host is shut down, mpirun ends, and so does the run. It starts again on the hosts that answer, and with all ranks
-once all hosts answer.
+once all hosts answer. Where hosts do not answer to ssh from the beginning, it is the scheduler that can start it again.
 """
 
 import time
@@ -215,6 +215,10 @@ class Watch:
         if not hosts or settings is None or self._left.summary() or not self._left.can_resume():
             return None
         gone = self.answers.silent(hosts)
+        if unreached := self.answers.unreached(hosts):
+            why = f"ssh does not reach {', '.join(sorted(unreached))}, so nobody knows which hosts are gone"
+            say(f"psgc launch: {why}: the run does not start again on the others (faults.restore)", error=True)
+            return None
         placement = without(self._whole, gone) if gone else self._whole
         if placement is None or not self._restores.may_begin(settings, now):
             return None
@@ -263,6 +267,8 @@ class Watch:
             with suppress(UserError):  # an old run may have written the settings of another version
                 config = load_written(path)
                 self._settings, self._more = config.faults.restore, 0 if config.dedicated_server else 1
+            if self._settings is not None:
+                self.answers.begin(slots_of(self.placement))
 
     def _missing(self) -> set[int]:
         """The missing ranks. Files are read again when they have changed."""

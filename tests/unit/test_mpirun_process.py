@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from psgc.launching import mpirun_process as module
-from psgc.launching.hosts import HostAnswers
 from psgc.launching.mpirun_process import MpirunProcess, catching
 from tests.unit.fake_mpirun import wait_for
 
@@ -67,15 +66,6 @@ def test_sighup_stays_ignored_as_with_nohup():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_hosts_are_asked_as_open_mpi_asks_them(folder):
-    ssh = folder / "agent"
-    ssh.write_text('#!/bin/sh\necho "$@" > asked\n')
-    ssh.chmod(0o755)
-    environ = {"PATH": os.environ["PATH"], "PRTE_MCA_plm_ssh_agent": f"{ssh} : rsh", "PRTE_MCA_plm_ssh_args": "-p 2222"}
-    assert HostAnswers(environ).silent(["far"]) == set()
-    assert Path("asked").read_text() == "-p 2222 far true\n"
 
 
 def test_a_warning_gives_no_longer_than_its_patience_to_a_checkpoint(folder, monkeypatch):

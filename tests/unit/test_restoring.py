@@ -101,10 +101,16 @@ def folder(tmp_path, monkeypatch):
 
 
 class Answers:
-    """silent: the hosts that do not answer."""
+    """hosts: those that do not answer; mute: those that never do; begun: those that were asked as the run began."""
 
-    def __init__(self, *hosts):
-        self.hosts = set(hosts)
+    def __init__(self, *hosts, mute=()):
+        self.hosts, self.mute, self.begun = set(hosts), set(mute), set()
+
+    def begin(self, hosts):
+        self.begun |= set(hosts)
+
+    def unreached(self, hosts):
+        return self.mute & set(hosts) & self.begun
 
     def silent(self, hosts):
         return self.hosts & set(hosts)
@@ -335,6 +341,24 @@ def test_without_a_host_the_run_goes_on_on_those_that_are_left_until_it_answers(
         "psgc launch: no answer from b",
         "psgc launch: all hosts answer",
     ]
+
+
+def test_where_ssh_reaches_no_host_nobody_knows_which_one_is_gone(folder, capsys):
+    """The run is for the scheduler to start again."""
+    started = []
+    watched = Watch(
+        Placement(5, host="a:1,b:2,c:2"), lambda *_: started.append(1), lambda _: None, False, Answers(mute="bc")
+    )
+    Path("out/lost.csv").unlink()
+    watched.begin(RunDirectory(Path("out"), resumed=False))
+    begins()
+    watched.look()
+    Path("out/checkpoints/00000004.safetensors").touch()
+    assert watched.take_next(0) is None
+    assert started == []
+    why = "ssh does not reach b, c, so nobody knows which hosts are gone"
+    line = f"psgc launch: {why}: the run does not start again on the others (faults.restore)\n"
+    assert capsys.readouterr().err == line
 
 
 def test_ranks_that_wait_are_ended_before_others_start(folder):
