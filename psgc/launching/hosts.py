@@ -1,5 +1,6 @@
 """The hosts of a run: the number of ranks of each host, and which hosts answer."""
 
+import math
 import re
 import shlex
 import socket
@@ -15,6 +16,7 @@ from psgc.launching.mpirun import AGENTS, SSH_ARGUMENTS, Placement
 SLOTS = re.compile(r"\s*([^\s#:]+)(?::(\d+))?(?:\s[^#]*?(?<![\w-])slots\s*=\s*(\d+))?")
 PATIENCE = 5.0  # seconds within which a host must answer
 EVERY = 5.0  # seconds between two checks
+LATE = 3  # so many times that after its beginning a check says nothing any more; it may take PATIENCE itself
 
 
 def slots_of(placement: Placement) -> dict[str, int]:
@@ -69,7 +71,7 @@ class HostAnswers:
         self._thread: threading.Thread | None = None
         self._first: threading.Thread | None = None
         self._unreached: frozenset[str] = frozenset()
-        self._known: tuple[frozenset[str], set[str]] = frozenset(), set()
+        self._known: tuple[frozenset[str], set[str], float] = frozenset(), set(), -math.inf  # hosts, silent ones, time
         self._next = 0.0
 
     def begin(self, hosts: Collection[str]) -> None:
@@ -90,20 +92,25 @@ class HostAnswers:
         """The hosts that would answer, and do not now. Takes up to PATIENCE seconds, twice that when a run begins."""
         if self._first is not None:
             self._first.join()
+        began = time.monotonic()
         found = self._without_answer(hosts)
         self._unreached -= set(hosts) - found
         found -= self._unreached
-        self._known = frozenset(hosts), found
+        self._known = frozenset(hosts), found, began
         return found
 
     def all_answer(self, hosts: Collection[str]) -> bool:
-        """Whether no host was silent at the last check. A thread checks them every EVERY seconds."""
+        """Whether no host was silent at the last check. A thread checks them every EVERY seconds.
+
+        It does so while this is called again and again; after a pause this is False until they have been asked anew.
+        """
         is_asking = self._thread is not None and self._thread.is_alive()
         if time.monotonic() >= self._next and not is_asking:
             self._next = time.monotonic() + EVERY
             self._thread = threading.Thread(target=self.silent, args=(list(hosts),), daemon=True)
             self._thread.start()
-        return self._known == (frozenset(hosts), set())
+        asked, found, began = self._known
+        return (asked, found) == (frozenset(hosts), set()) and time.monotonic() - began <= LATE * EVERY
 
     def _without_answer(self, hosts: Collection[str]) -> set[str]:
         asked = {host: self._ask(host) for host in hosts if not _is_here(host)}

@@ -1,7 +1,9 @@
 """Which hosts answer: to a program in the place of ssh."""
 
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +28,8 @@ def agent(tmp_path, monkeypatch):
 @pytest.fixture
 def answers(agent, monkeypatch):
     """Of hosts that answer while there is a file of their name; each that is asked is in `asked`."""
-    monkeypatch.setattr(module, "EVERY", 0.02)
+    for name, value in (("EVERY", 0.02), ("LATE", 1000)):  # so 20 s, however busy the machine is
+        monkeypatch.setattr(module, name, value)
     Path("asked").touch()
     return HostAnswers(agent('echo "$1" >> asked; [ -e "$1" ]'))
 
@@ -75,6 +78,18 @@ def test_silence_means_nothing_of_hosts_that_never_answer(answers):
     assert answers.silent(hosts) == {"b"}
     answers.begin(["b", "c", "new"])
     assert answers.silent([*hosts, "new"]) == {"b", "new"}, "only the first time all hosts are there"
+
+
+def test_an_answer_of_long_ago_says_nothing(answers, monkeypatch):
+    """Nobody asks between two losses of workers."""
+    Path("b").touch()
+    wait_for(lambda: answers.all_answer(["b"]))
+    Path("b").unlink()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 3600))
+    assert not answers.all_answer(["b"])
+    assert not is_checked(answers, ["b"])
+    Path("b").touch()
+    wait_for(lambda: answers.all_answer(["b"]))
 
 
 def test_a_host_that_answers_late_may_be_gone_afterwards(answers):
