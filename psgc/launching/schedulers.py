@@ -106,9 +106,10 @@ class Pbs(Scheduler):
 
     def begin(self, job: Job, num_runs: int, script: Path) -> list[str]:
         return [
+            f"export {SCRIPT}={shlex.quote(str(script))} # the job that goes on runs it again",
+            f'! grep -qs -- {SCRIPT} "$0" || {SCRIPT}=$0 # or PBS\'s copy of it: another one may have its name by then',
             'cd "$PBS_O_WORKDIR" || exit 2',
             *self._append_to_log(job, "PBS_JOBID", "${PBS_JOBID%%.*}", num_runs),
-            f"export {SCRIPT}={shlex.quote(str(script))} # the job that goes on runs it again",
             self._find_hosts(job, "PBS_NODEFILE"),
         ]
 

@@ -17,10 +17,12 @@ from tests.slurm.workplace import MODEL, ROOT, RUN
 
 pytestmark = pytest.mark.timeout(120)
 NODES = "localhost\n" * 3
-# Each job is a line of `queue`: its number, and what the job that submits it wants it to know.
+# Each job is a line of `queue`: its number, and what the job that submits it wants it to know. PBS keeps a copy of its
+# script.
 COMMANDS = {
     "pbs": {
-        "qsub": '[ "$1" = -v ] && { told=$2; shift 2; }; echo "$told" >> queue; echo "$(wc -l < queue).server"',
+        "qsub": '[ "$1" = -v ] && { told=$2; shift 2; }; echo "$told" >> queue; n=$(wc -l < queue); '
+        'cp "$1" "spool/$n.SC"; echo "$n.server"',
         "qstat": 'echo "    job_state = R"',
         "pbsnodes": "",
     },
@@ -49,7 +51,7 @@ def place(tmp_path):
         )
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
         (tmp_path / "nodes").write_text(NODES)
-        for name in ("where", "bin"):
+        for name in ("where", "bin", "spool"):
             (tmp_path / name).mkdir()
         for name, body in COMMANDS[scheduler].items():
             (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -68,12 +70,17 @@ def place(tmp_path):
 
 @pytest.mark.parametrize(("scheduler", "files"), [("pbs", ["run-1.log", "run-2.log"]), ("lsf", ["run-1.log"])])
 def test_a_job_that_is_warned_goes_on(tmp_path, place, scheduler, files):
-    environ, script = place(scheduler), f"out.{scheduler}"
+    """With the script that was submitted, although another one has its name by then."""
+    environ, script = place(scheduler), tmp_path / f"out.{scheduler}"
+    if scheduler == "pbs":
+        script.write_text("exit 3\n")
     (tmp_path / "slow").touch()
     done = 0
     while done < len(queue := (tmp_path / "queue").read_text().splitlines()):
         told = environ_of_job(scheduler, done + 1, queue[done], tmp_path)
-        job = subprocess.Popen(["bash", script], cwd=tmp_path, env={**environ, **told}, start_new_session=True)
+        copy = tmp_path / f"spool/{done + 1}.SC"
+        run = ["bash", str(copy if scheduler == "pbs" else script)]
+        job = subprocess.Popen(run, cwd=tmp_path, env={**environ, **told}, start_new_session=True)
         while not (tmp_path / "out/checkpoints").exists() and job.poll() is None:
             time.sleep(0.1)
         if done:

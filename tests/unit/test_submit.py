@@ -399,6 +399,26 @@ def test_the_script_for_another_scheduler(submit, scheduler):
         assert "seed=3" in words("7[2].server", PSGC_AGAIN="7[2].server", PSGC_RUN="2")
 
 
+def test_the_job_that_goes_on_in_pbs_runs_what_was_submitted(submit, tmp_path):
+    """Another `psgc submit` may have written the script anew by then. PBS runs a copy of its own."""
+    assert submit(*PLAIN, "--scheduler", "pbs", "--output", "my job.pbs")[0] == 0
+    *lines, _ = Path("my job.pbs").read_text().splitlines()
+    (tmp_path / "the spool").mkdir()
+    copy = tmp_path / "the spool/12.server.SC"
+    copy.write_text("\n".join([line for line in lines if not line.startswith("exec ")] + ['echo "$PSGC_SCRIPT"']))
+
+    def script(*command, **of_process):
+        environ = {"PATH": os.environ["PATH"], **IN_JOB["pbs"], "PBS_O_WORKDIR": str(tmp_path)}
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20, **of_process).stdout
+
+    Path("nodes").touch()
+    assert script("bash", str(copy), cwd="/") == f"{copy}\n"
+    with copy.open() as stdin:  # other versions may let the shell read it so
+        assert script("bash", stdin=stdin) == "my job.pbs\n"
+    with copy.open() as stdin:
+        assert script("-bash", executable=shutil.which("bash"), stdin=stdin) == "my job.pbs\n"
+
+
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_shellcheck_finds_nothing(submit, scheduler):
