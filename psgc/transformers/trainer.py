@@ -7,7 +7,7 @@ Its batches are those of `run.batches`, which contain no data. A training step i
 import copy
 import os
 from collections.abc import Iterator, Mapping
-from math import ceil, isfinite
+from math import ceil
 from typing import Any
 
 import torch
@@ -24,8 +24,7 @@ from psgc.errors import UserError
 from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding
 from psgc.torch import Batch, ScriptRun
-from psgc.torch.evaluation import NOTHING, evaluation_mode
-from psgc.torch.generators import preserved
+from psgc.torch.evaluation import NOTHING
 from psgc.torch.reading import length_of
 from psgc.transformers.arguments import check, of_rank
 from psgc.transformers.progress import LoopProgress
@@ -68,7 +67,6 @@ class Trainer(transformers.Trainer):
     """
 
     run: ScriptRun | None = None
-    _divides: bool | None = None  # whether the loss is divided by the number of labels; None: unknown
 
     def __init__(
         self,
@@ -206,27 +204,16 @@ class Trainer(transformers.Trainer):
     def _loss(self, model: nn.Module, inputs: Any) -> Any:
         """The loss of psgc: (sum, count) if transformers counts labels, else the mean over the examples.
 
-        Many models take the number of labels, and return the mean over them all the same.
+        `compute_loss` gets the number of these labels, so that its loss is their mean, with what a model adds to it.
         """
         inputs = self._prepare_inputs(inputs)
         count = self._get_num_items_in_batch([inputs], self.args.device)
         with self.compute_loss_context_manager():
             if count is None:
                 return self.compute_loss(model, inputs)
-            if self._divides is None and count > 0:
-                self._divides = self._divides_by_number(model, inputs, count)
-            found = self.compute_loss(model, inputs, num_items_in_batch=torch.ones_like(count))
-            return found if self._divides or not count > 0 else found * count, float(count)
-
-    def _divides_by_number(self, model: nn.Module, inputs: Any, count: Tensor) -> bool | None:
-        """Whether the loss is divided by the number of labels that it is given; None where the loss does not tell."""
-        with preserved(self.args.device), evaluation_mode(model), torch.no_grad():
-            whole, half = (
-                float(self.compute_loss(model, {**inputs}, num_items_in_batch=torch.full_like(count, number)))
-                for number in (1, 2)
-            )
-        tells = isfinite(whole) and isfinite(half) and whole != 0
-        return abs(whole - 2 * half) < abs(whole - half) if tells else None
+            if not count > 0:  # a mean over no labels is NaN
+                return torch.zeros((), device=self.args.device), 0.0
+            return self.compute_loss(model, inputs, num_items_in_batch=count) * count, float(count)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0 if isinstance(inputs, Batch) else super().floating_point_ops(inputs)

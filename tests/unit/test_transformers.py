@@ -175,3 +175,22 @@ def test_a_model_whose_loss_is_a_mean_whatever_it_is_given(tmp_path, one_process
     close(*trainers)
     with pytest.raises(AssertionError):
         close(trainers[0], SimpleNamespace(model=model))  # that learns something
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_term_that_is_added_to_the_mean_over_tokens_keeps_its_weight(tmp_path, one_process, chunks):
+    """Such as the balance of a mixture of experts. Rows have different numbers of labels, and the first five none."""
+    labels = torch.where(torch.arange(4) < torch.arange(20)[:, None] // 5, TOKENS, -100)
+    rows = [{"input_ids": row, "labels": its} for row, its in zip(TOKENS, labels, strict=True)]
+    settings = {"per_device_train_batch_size": 10, "optim": "sgd", "learning_rate": 0.3, "save_strategy": "no"}
+
+    def loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        of_tokens = transformers.Trainer.compute_loss(self, model, inputs, num_items_in_batch=num_items_in_batch)
+        return of_tokens + 50 * model.transformer.wte.weight.square().mean()
+
+    transformers, trained = importlib.import_module("transformers"), []
+    for package, more in ("transformers", {}), ("psgc.transformers", {"psgc": {"chunks": chunks}}):
+        kind = type("Adds", (importlib.import_module(package).Trainer,), {"compute_loss": loss})
+        trained.append(trainer(package, tmp_path, rows, partial(kind, **more), **settings))
+        trained[-1].train()
+    close(*trained)
