@@ -158,6 +158,8 @@ class Trainer(transformers.Trainer):
         """Run an epoch, from the run's place in it, and again from there when this rank has loaded another state."""
         while True:
             self._peeked = self._peeked or next(self._batches, None)
+            while self._peeked is not None and self._place(self._peeked)[0] < how["epoch"]:
+                self._peeked = next(self._batches, None)  # a callback has ended the epoch before
             if self._peeked is None:
                 return None
             epoch, step = self._place(self._peeked)

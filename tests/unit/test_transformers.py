@@ -194,3 +194,18 @@ def test_a_term_that_is_added_to_the_mean_over_tokens_keeps_its_weight(tmp_path,
         trained.append(trainer(package, tmp_path, rows, partial(kind, **more), **settings))
         trained[-1].train()
     close(*trained)
+
+
+def test_a_callback_may_end_an_epoch_early(tmp_path, one_process):
+    def on_step_end(_self, _args, state, control, **_):
+        control.should_epoch_stop = state.global_step in (2, 6)
+
+    stops = type("Stops", (importlib.import_module("transformers").TrainerCallback,), {"on_step_end": on_step_end})
+    settings = {"train_sampling_strategy": "random", "learning_rate": 0.01, "num_train_epochs": 3}
+    trained = []
+    for package in ("transformers", "psgc.transformers"):
+        kind = partial(importlib.import_module(package).Trainer, callbacks=[stops()])
+        trained.append(trainer(package, tmp_path, kind=kind, save_strategy="no", **settings))
+        trained[-1].train()
+    assert [(one.state.global_step, one.state.epoch) for one in trained] == [(2 + 4 + 5, 3.0)] * 2
+    close(*trained)
