@@ -7,6 +7,7 @@ for their chunks, and the gradient is complete before Lightning's backward. A va
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -40,17 +41,23 @@ class TrainingLoader:
 
     def __init__(self, batches: Iterator[Batch], number: int, fetched: Callable[[], object]) -> None:
         self._batches, self._number, self._fetched = batches, number, fetched
+        self._newest: Batch | None = None
 
     def __len__(self) -> int:
         return self._number
 
     def __iter__(self) -> Iterator[Batch]:
+        """Lightning calls this when an epoch begins. The batches that are left of the one before are skipped."""
+        newest = self._newest
+        if newest is not None and newest.after.epoch == newest.epoch:
+            rest = (batch for batch in self._batches if batch.epoch != newest.epoch)
+            self._batches = chain(islice(rest, 1), self._batches)
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._batches)
+        self._newest = next(self._batches)
         self._fetched()
-        return batch
+        return self._newest
 
 
 class Examples:
@@ -136,7 +143,8 @@ class PsgcStrategy(SingleDeviceStrategy):
         rank_zero_only.rank = run.rank
         share = self._loss.share = module.trainer.accumulate_grad_batches
         self._others, self._progress.in_batch = others, True
-        mean = run.backward(batch, accumulate=share > 1)  # if the run ends here, it is still in the batch
+        is_added = module.trainer.fit_loop.epoch_loop.batch_idx % share > 0  # else Lightning's zero_grad comes
+        mean = run.backward(batch, accumulate=is_added)  # if the run ends here, it is still in the batch
         self._progress.in_batch = False
         self._gradients = [param.grad for param in module.parameters()]
         for param in module.parameters():  # until `backward`: a zero_grad in place would make them 0

@@ -107,6 +107,23 @@ def test_a_module_is_trained_in_the_precision_of_the_trainer(modules, fit, preci
     assert {param.dtype for param in module.parameters()} == {dtype}
 
 
+def check_like_lightning(modules, fit, kind, **more):
+    """Train modules of a class with psgc and with Lightning: the weights agree."""
+
+    def weights(train):
+        torch.manual_seed(0)
+        module = kind()
+        train(module, DataLoader(ROWS, batch_size=5))
+        return module.state_dict()
+
+    more = {"enable_progress_bar": False, **more}
+    alone = {"logger": False, "enable_checkpointing": False, "plugins": [modules.LightningEnvironment()]}
+    plain = modules.Trainer(max_epochs=3, devices=1, **alone, **more)
+    torch.testing.assert_close(
+        weights(lambda *given: fit(*given, epochs=3, **more)), weights(plain.fit), rtol=1e-5, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_gradients_that_are_zeroed_in_place_are_those_of_lightning(modules, fit, accumulate, one_process):
     """They are complete before Lightning's zero_grad."""
@@ -115,18 +132,18 @@ def test_gradients_that_are_zeroed_in_place_are_those_of_lightning(modules, fit,
         def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
             optimizer.zero_grad(set_to_none=False)
 
-    def weights(train):
-        torch.manual_seed(0)
-        module = InPlace()
-        train(module, DataLoader(ROWS, batch_size=5))
-        return module.state_dict()
+    check_like_lightning(modules, fit, InPlace, accumulate_grad_batches=accumulate)
 
-    more = {"accumulate_grad_batches": accumulate, "enable_progress_bar": False}
-    alone = {"logger": False, "enable_checkpointing": False, "plugins": [modules.LightningEnvironment()]}
-    plain = modules.Trainer(max_epochs=2, devices=1, **alone, **more)
-    torch.testing.assert_close(
-        weights(lambda *given: fit(*given, epochs=2, **more)), weights(plain.fit), rtol=1e-5, atol=1e-6
-    )
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_module_may_end_an_epoch_early(modules, fit, accumulate, one_process):
+    """The next epoch begins with its first examples, and without the gradient that waited for another one."""
+
+    class Ends(modules.Module):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 1 and self.current_epoch != 1 else None
+
+    check_like_lightning(modules, fit, Ends, accumulate_grad_batches=accumulate)
 
 
 def test_a_loader_with_a_batch_sampler_has_its_batches(modules, fit, one_process):
