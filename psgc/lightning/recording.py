@@ -1,8 +1,10 @@
 """Collects the values that a LightningModule logs in a step, as sums over examples, from all workers."""
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
@@ -73,7 +75,7 @@ class StepLoss:
         self.figures = LoggedFigures(2 * len(found))
 
     def __call__(self, module: nn.Module, batch: Any) -> Tensor:
-        """The mean over the batch. Raises UserError: the step returns no loss, logs something new, or fills a list."""
+        """The mean over the batch. Raises UserError: no loss is returned, something new is logged, or kept."""
         assert isinstance(module, LightningModule)
         returned, found = self._stepped(module, batch)
         loss = returned.get("loss") if isinstance(returned, Mapping) else returned
@@ -87,10 +89,10 @@ class StepLoss:
 
     def _stepped(self, module: LightningModule, batch: Any) -> tuple[Any, dict[str, Logged]]:
         """What the step returns, and what it logs."""
-        before = _lengths(module)
+        before = _kept(module)
         with recording(module, batch) as found:
             returned = self._step(batch)
-        _check_kept("training_step", before, _lengths(module))
+        _check_kept("training_step", before, _kept(module))
         return returned, found
 
     def means(self) -> dict[str, tuple[float, int]]:
@@ -116,28 +118,40 @@ class StepMetric:
 
     def __call__(self, module: nn.Module, batch: Any) -> dict[str, tuple[float, float]]:
         assert isinstance(module, LightningModule)
-        before = _lengths(module)
+        before = _kept(module)
         with recording(module, batch) as found:
             self._step(batch)
-        _check_kept("validation_step", before, _lengths(module))
+        _check_kept("validation_step", before, _kept(module))
         for name, logged in found.items():
             self.hows[name] = logged.how
             self.names[name] = name + (self._loader if logged.how.get("add_dataloader_idx", True) else "")
         return {self.names[name]: (logged.total, logged.of) for name, logged in found.items()} or {NOTHING: (0.0, 1.0)}
 
 
-def _check_kept(step: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+def _check_kept(step: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Raises UserError when the module keeps something of the batch, which other workers do not have."""
-    if grown := [name for name, number in after.items() if number != before.get(name, 0)]:
-        raise UserError(
-            f"{step} changes self.{grown[0]}, which would differ between workers: log means of the batch; for metrics "
-            "that are not a mean use run.evaluate with outputs"
-        )
+    for name, value in after.items():
+        if value != before.get(name, value if isinstance(value, tuple) else 0):
+            raise UserError(
+                f"{step} changes self.{name}, which would differ between workers: log means of the batch, count "
+                "batches in on_train_batch_end; for metrics that are not a mean use run.evaluate with outputs"
+            )
 
 
-def _lengths(module: LightningModule) -> dict[str, int]:
-    return {
-        name: len(value)
-        for name, value in vars(module).items()
-        if isinstance(value, list | dict) and not name.startswith("_")
-    }
+def _kept(module: LightningModule) -> dict[str, Any]:
+    """What a module keeps, by name: lengths of lists, and numbers, tensors and metrics as tuples that change with them.
+
+    A number or a tensor that a step makes for the first time may be the same for all batches.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, list | dict | set | deque):
+            kept[name] = len(value)
+        elif isinstance(value, Number):
+            kept[name] = (value,)
+        elif isinstance(value, Tensor):
+            kept[name] = id(value), value.is_inference() or value._version
+    counts = {name: getattr(one, "_update_count", None) for name, one in module.named_modules()}  # of torchmetrics
+    return kept | {name: (count,) for name, count in counts.items() if count is not None}

@@ -2,14 +2,15 @@
 
 import lightning
 import torch
+import torchmetrics
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 __all__ = [
-    "CSVLogger", "Collects", "EMAWeightAveraging", "Keeps", "LightningEnvironment", "Manual",
-    "Maximum", "Module", "Skips", "StochasticWeightAveraging", "Timer", "Trainer", "Whole",
+    "CSVLogger", "Collects", "Counts", "EMAWeightAveraging", "Keeps", "LightningEnvironment", "Manual", "Maximum",
+    "Measures", "Module", "Sees", "Skips", "StochasticWeightAveraging", "Sums", "Timer", "Trainer", "Whole",
 ]  # fmt: skip
 
 
@@ -46,6 +47,46 @@ class Keeps(Module):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         self.seen.append(loss)
+        return loss
+
+
+class Counts(Module):
+    count = 0
+
+    def training_step(self, batch, batch_idx):
+        self.count = self.count + 1
+        return super().training_step(batch, batch_idx)
+
+
+class Sums(Module):
+    """Its tensor is changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = torch.zeros(())
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.total += loss.detach()
+        return loss
+
+
+class Sees(Module):
+    """Its tensor is another one after each step."""
+
+    def training_step(self, batch, batch_idx):
+        self.newest = batch[0]
+        return super().training_step(batch, batch_idx)
+
+
+class Measures(Module):
+    def __init__(self):
+        super().__init__()
+        self.metrics = torchmetrics.MetricCollection({"mean": torchmetrics.MeanMetric()})
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.metrics.update(loss)
         return loss
 
 
