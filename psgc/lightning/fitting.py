@@ -121,6 +121,8 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
         raise UserError(
             f"precision {trainer.precision}: expected bf16-mixed, bf16-true, 32-true or 64-true; psgc.torch scales"
         )
+    if getattr(trainer, "_val_check_time_interval", None) is not None:  # since Lightning 2.6
+        raise UserError("val_check_interval: the clocks of ranks differ; give a number of batches")
     for callback in trainer.callbacks:
         if isinstance(callback, Timer):
             raise UserError(f"Timer: {ARGUMENTS['max_time']}")

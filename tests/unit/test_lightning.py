@@ -54,6 +54,7 @@ ROWS = TensorDataset(torch.randn(20, 2))
         ("Module", Stream(), {}, r"the dataset \(Stream\) is an IterableDataset"),
         ("Module", ROWS, {"strategy": "ddp"}, "strategy: psgc is the strategy"),
         ("Module", ROWS, {"limit_train_batches": 2}, "limit_train_batches: give a smaller dataset"),
+        ("Module", ROWS, {"val_check_interval": "00:00:15:00"}, "val_check_interval: the clocks of ranks differ"),
         ("Module", ROWS, {"callbacks": ("Timer",)}, "Timer: the clocks of ranks differ"),
         ("Module", ROWS, {"callbacks": ("EMAWeightAveraging",)}, "EMAWeightAveraging: use torch.optim.swa_utils with"),
         ("Module", ROWS, {"callbacks": ("StochasticWeightAveraging", 0.1)}, "StochasticWeightAveraging: use torch.opt"),
