@@ -22,6 +22,7 @@ from tests.simulation.node import Node
 from tests.simulation.replicated import ReplicatedWorld
 from tests.simulation.schedules import SCHEDULES
 from tests.simulation.world import STEPS
+from tests.unit.kept import held_chunks
 from tests.unit.refusal import refused
 
 KINDS = st.sampled_from(["deaf", "slow", "mute"])
@@ -148,7 +149,7 @@ class Unruly(ReplicatedWorld):
         if node.work is not None:
             yield it, it.take
         for chunk in range(foreign):
-            if chunk not in it.held:
+            if chunk not in held_chunks(it):
                 yield it, lambda chunk=chunk: it.commit(now, chunk)
 
 
