@@ -194,6 +194,7 @@ class Trainer(transformers.Trainer):
         run = self._of_run
         self.state.is_world_process_zero = self.state.is_local_process_zero = run.is_first
         model.train()
+        self._set_mode("train")
         mean = run.backward(inputs)
         self._check_place()
         return torch.tensor(mean, device=self.args.device)
@@ -202,6 +203,11 @@ class Trainer(transformers.Trainer):
         """Raises _Elsewhere when this rank has fallen behind: what it does until the next batch would be undone."""
         if self._of_run.standing.pending is not None and self.is_in_train:
             raise _Elsewhere
+
+    def _set_mode(self, mode: str) -> None:
+        """Set an optimizer that evaluates with other parameters, such as a schedule-free one, to "train" or "eval"."""
+        if callable(change := getattr(self.optimizer, mode, None)):
+            change()
 
     def _loss(self, model: nn.Module, inputs: Any) -> Any:
         """The loss of psgc: (sum, count) if transformers counts labels, else the mean over the examples.
@@ -248,6 +254,7 @@ class Trainer(transformers.Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate with the run. The loss is the mean over all examples, or all tokens, with any batch size."""
+        self._set_mode("eval")
         only_loss = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         kept: dict[str, Any] = {}
 

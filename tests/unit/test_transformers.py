@@ -209,3 +209,35 @@ def test_a_callback_may_end_an_epoch_early(tmp_path, one_process):
         trained[-1].train()
     assert [(one.state.global_step, one.state.epoch) for one in trained] == [(2 + 4 + 5, 3.0)] * 2
     close(*trained)
+
+
+class Halves(torch.optim.SGD):
+    """Evaluates with half of each parameter, as schedule-free optimizers evaluate with averages."""
+
+    factor = 1.0
+
+    def scaled(self, factor):
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.data *= factor / self.factor
+        self.factor = factor
+
+    def train(self):
+        self.scaled(1.0)
+
+    def eval(self):
+        self.scaled(0.5)
+
+
+def test_an_optimizer_that_has_a_mode_is_set_to_it(tmp_path, one_process):
+    settings = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "no"}
+    trained, losses = [], []
+    for package in ("transformers", "psgc.transformers"):
+        kind = importlib.import_module(package).Trainer
+        kind = partial(kind, eval_dataset=ROWS[:8], optimizer_cls_and_kwargs=(Halves, {"lr": 0.3}))
+        trained.append(trainer(package, tmp_path, kind=kind, **settings))
+        trained[-1].train()
+        losses.append([logs["eval_loss"] for logs in trained[-1].state.log_history if "eval_loss" in logs])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert len(losses[0]) == 3
+    close(*trained)
