@@ -1,7 +1,6 @@
 """The gradient of a batch, as a call of the run."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from math import isfinite
 from zlib import crc32
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from psgc.coding.sketch import Sketch, adds_up, sketch
 from psgc.config.torch import TorchRun
+from psgc.data.epochs import bounds
 from psgc.errors import UserError
 from psgc.record.csv_files import were_tried
 from psgc.run.launched import ranks
@@ -21,14 +21,17 @@ from psgc.torch.halves import Halves, NoResult
 from psgc.torch.loader import ChunkLoader, Loading, MicroBatch
 from psgc.torch.sampling import Batch, ChunkCosts
 
+LOOKS = 0, 1, 4, 16, 64, 256  # calls in which the loss is compared with the loss of halves
+
 
 class BatchGradient:
     """Makes the calls for gradients of batches.
 
     It also checks the user's code. Before the first chunk the loss is compared with the loss of halves
-    (`psgc.torch.halves`). The first chunk, and some later ones, are computed twice (`psgc.torch.determinism`). The
-    first pass over several chunks is compared with the sum over the single chunks. With bfloat16, for example, these
-    differ by more than the order of a sum explains; then each chunk is computed alone from then on.
+    (`psgc.torch.halves`), and again in some later calls, since all examples of the first may be of one class. The first
+    chunk, and some later ones, are computed twice (`psgc.torch.determinism`). The first pass over several chunks is
+    compared with the sum over the single chunks. With bfloat16, for example, these differ by more than the order of a
+    sum explains. Then halves of the pass are compared, and each chunk is computed alone from then on.
 
     loader: loads micro-batches
     compute: computes the vector of a chunk
@@ -52,7 +55,8 @@ class BatchGradient:
         self._seed, self._micro_batch = settings.seed, settings.micro_batch
         self._is_free = settings.draws == "piece"  # random numbers may depend on which chunks are in one pass
         is_tried = were_tried(ranks())  # the run before has compared halves, and a chunk with its repetition
-        self._halves = None if is_tried else Halves(model, compute, loader.micro_batch)  # None: no check
+        self._halves = Halves(model, compute, loader.micro_batch)
+        self._calls, self._looks = 0, [] if is_tried else [*LOOKS]  # calls so far, and of LOOKS those to come
         self._is_checked, self._sampled = is_tried, Sampled(model, gradient)
         self._is_sum: bool | None = None  # whether a pass over several chunks is the sum over them; None: unknown
         self._passes: list[tuple[int, ...]] = []  # the chunks of each pass of the newest call
@@ -68,6 +72,7 @@ class BatchGradient:
         of_all = self._loading(batch, range(num_chunks), engine)
         self._loader.size, self._loader.seed = of_all.size, of_all.seed
         before, self._passes = self._passes, []
+        number, self._calls = self._calls, self._calls + 1
 
         def in_one_pass(
             chunks: Sequence[int], wanted: Callable[[], bool], then: Sequence[Sequence[int]] = ()
@@ -79,8 +84,11 @@ class BatchGradient:
                 seed = self._seed, batch.iteration, chunks[0]
                 return self._compute.vector(micro_batches, seed, wanted, len(batch), scale, len(chunks))
 
-            if self._halves is not None:
-                self._compare_halves(self._halves, batch, rows, chunks[0], num_chunks, scale)
+            if self._looks and number >= self._looks[0]:
+                at = bounds(chunks[0], len(batch), num_chunks)[0]
+                size = max(2, of_all.size)  # a chunk may have a single row
+                if self._halves_agree(batch, np.roll(batch.rows, -at)[:size], chunks[0], num_chunks, scale):
+                    self._looks = [later for later in self._looks if later > number]
             load = partial(self._loader.micro_batches, rows, coming)
             if self._is_checked:
                 return self._sampled.compute(batch.iteration, load, compute)
@@ -97,8 +105,8 @@ class BatchGradient:
                 return in_one_pass(chunks, wanted)
             then: list[Sequence[int]] = [*((chunk,) for chunk in filled), chunks]
             single = list[tuple[float, Sketch] | None]()  # of the chunks in which something counts
-            for number, chunk in enumerate(filled, 1):
-                one = in_one_pass((chunk,), wanted, then[number:])  # only one vector is in memory at a time
+            for place, chunk in enumerate(filled, 1):
+                one = in_one_pass((chunk,), wanted, then[place:])  # only one vector is in memory at a time
                 if one is None or self._counts(one):
                     single.append(self._figures(one))
             found = in_one_pass(chunks, wanted)
@@ -107,6 +115,9 @@ class BatchGradient:
                 self._is_sum = adds_up(figures, [one for one in single if one is not None], TOLERANCE[found.dtype])
             if found is None or self._is_sum is not False:
                 return found
+            of_pass = self._loading(batch, chunks, engine)
+            for place in range(of_pass.batches):
+                self._halves_agree(batch, of_pass.rows_of(place), chunks[0], num_chunks, scale, both=True)
             found.zero_()
             for chunk in chunks:
                 if (one := in_one_pass((chunk,), wanted)) is None:
@@ -161,18 +172,17 @@ class BatchGradient:
             return None
         return float(vector[self._gradient]), sketch(vector[: self._gradient].cpu().numpy())
 
-    def _compare_halves(
-        self, halves: Halves, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None
-    ) -> None:
-        """Compare the loss of a micro-batch with that of its halves. A chunk of one row takes two rows of the batch."""
-        size = self._loader.size
-        if size == 1 or len(batch) < 2 or (num_chunks == 1 and len(batch) <= size):
-            return  # the loss is only called with single examples, or with whole batches
-        some = (rows if len(rows) > 1 else batch.rows[:2])[:size]
-        with suppress(NoResult):  # try again with another chunk
-            try:
-                halves.check(some.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale)
-            except UserError:
-                if not self._loader.mixes:  # if it mixes, the halves have had other random numbers
-                    raise
-            self._halves = None
+    def _halves_agree(
+        self, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None, both: bool = False
+    ) -> bool:
+        """Compare the loss of these rows with that of their halves. False: try again with others. Raises UserError."""
+        if len(rows) < 2 or (num_chunks == 1 and len(batch) <= self._loader.size):
+            return True  # the loss is only called with whole batches
+        try:
+            self._halves.check(rows.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale, both)
+        except NoResult:
+            return False
+        except UserError:
+            if not self._loader.mixes:  # if it mixes, the halves have had other random numbers
+                raise
+        return True

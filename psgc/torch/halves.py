@@ -6,7 +6,7 @@ examples, or a loss in which examples are compared with each other. Then the hal
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from math import isfinite
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ Mode: TypeAlias = Callable[[], AbstractContextManager[Any]]
 HALF = (torch.float16, torch.bfloat16)
 LOSS, GRADIENT = 1e-3, 1e-2  # relative differences that count as rounding errors
 IN_HALF = 30  # factor of these limits if the model seems to compute in half precision
+LEAST = 4  # examples of which the halves are compared with the whole, if there are more
 TINY = 1e-6  # a loss of one example that counts as a rounding error of numbers of size 1
 OTHERS = (
     "Where the loss of an example depends on others of the batch (contrastive losses, padding that is not masked), "
@@ -47,22 +48,38 @@ class Halves:
     def __init__(self, model: nn.Module, compute: ChunkGradient, load: Callable[[Sequence[int]], MicroBatch]) -> None:
         self._model, self._compute, self._load = model, compute, load
 
-    def check(self, rows: Sequence[int], seed: Seed, of: int, scale: float | None) -> None:
+    def check(self, rows: Sequence[int], seed: Seed, of: int, scale: float | None, both: bool = False) -> None:
         """Compare in evaluation mode, and if the halves differ there, in training mode as well.
 
         In evaluation mode most models draw no random numbers, and batch normalisation does not depend on the other
         examples. If the loss is random, or does not work in this mode, the check has no result.
 
+        The first half is then compared with its halves in turn, down to two examples in each: with weights of classes,
+        for example, halves agree that have as many examples of each class.
+
         rows: at least two
         seed: (seed, step, chunk), for the random numbers
         of: number of examples of the step
         scale: see ChunkGradient.vector
+        both: compare the second half with its halves as well
 
         Raises UserError when the loss cannot be computed in parts, and NoResult.
         """
         norms = [module for module in self._model.modules() if isinstance(module, _BatchNorm)]
         if any(norm.running_mean is None for norm in norms):
             return  # it depends on the other examples in evaluation mode, too
+        self._compare(rows, seed, of, scale, norms)
+        parts = [rows]
+        for part in parts:
+            smaller = [half for half in _halves(part)[: 2 if both else 1] if len(half) >= LEAST]
+            parts += smaller
+            for half in smaller:
+                with suppress(NoResult):
+                    self._compare(half, seed, of, scale, norms)
+
+    def _compare(
+        self, rows: Sequence[int], seed: Seed, of: int, scale: float | None, norms: Sequence[nn.Module]
+    ) -> None:
         modes: list[Mode] = [lambda: evaluation_mode(self._model)]
         if not norms:
             modes.append(nullcontext)
@@ -91,7 +108,11 @@ class Halves:
                 with _looking_for_half(self._model) as is_in_half:
                     whole = vector(rows)
                 tolerance = IN_HALF if is_in_half else 1
-                if self._are_same(whole, vector(*_halves(rows)), tolerance):
+                first, second = _halves(rows)
+                halves = vector(first, second)
+                if self._are_same(whole, halves, tolerance):
+                    return False
+                if self._are_same(whole, halves, tolerance, vector(first)):
                     return False
                 is_random = not self._are_same(whole, vector(rows, seed=(seed[0] + 1, *seed[1:])), tolerance)
         except NoResult:
@@ -100,15 +121,23 @@ class Halves:
             return None
         return None if is_random else True
 
-    def _are_same(self, one: Tensor, other: Tensor, tolerance: float) -> bool:
+    def _are_same(self, one: Tensor, other: Tensor, tolerance: float, part: Tensor | None = None) -> bool:
+        """part: a part of `other`; gradients of parts that nearly cancel leave more of their rounding errors."""
         dim = self._compute.gradient
         (loss, count), (its, its_count) = one[dim : dim + 2].tolist(), other[dim : dim + 2].tolist()
         if not _close(count, its_count, LOSS):
             return False
-        if max(abs(loss), abs(its)) <= tolerance * TINY * count:
+        tiny = tolerance * TINY * count
+        if max(abs(loss), abs(its)) <= tiny:
             return True
-        same = _close(loss, its, tolerance * LOSS)
-        return same and agree(one[:dim], other[:dim], min(tolerance, 10) * GRADIENT)
+        if abs(loss - its) > tolerance * LOSS * max(abs(loss), abs(its)) + tiny:
+            return False
+        limit = min(tolerance, 10) * GRADIENT
+        if part is None:
+            return agree(one[:dim], other[:dim], limit)
+        norm = torch.linalg.vector_norm
+        lengths = norm(part[:dim]) + norm(other[:dim] - part[:dim])
+        return bool(norm(one[:dim] - other[:dim]) <= limit * lengths)
 
     def _explanation(self, rows: Sequence[int], seed: Seed) -> str:
         """The text of the error: what the loss returned, and what is expected."""

@@ -101,8 +101,7 @@ EITHER = "; expected (sum, number of examples), or the mean over the examples"
 @pytest.mark.parametrize("chunks", [4, 48])
 def test_losses_that_cannot_be_added_up_are_refused(model, loss, data, told, chunks):
     said = refusal(model(), loss, data, chunks=chunks)
-    rows = 8 if chunks == 4 else 2
-    assert said.startswith(f"the loss of {rows} examples is ")
+    assert said.startswith("the loss of 8 examples is ")  # also where a chunk has a single one
     assert f", with the same parameters: {told}" in said
 
 
@@ -160,6 +159,25 @@ def compiled():
     return model
 
 
+def by_one(model, batch):
+    x, y = batch
+    if len(y) > 1:
+        raise ValueError("works with single examples only")
+    return F.mse_loss(model(x), y[:, None].float())
+
+
+def at_the_end():
+    """The least squares of `residuals`: the gradients of the examples add up to rounding errors."""
+    model = nn.Linear(6, 1)
+    found = torch.linalg.lstsq(F.pad(X, (0, 1), value=1.0).double(), Y[:, None].double()).solution.flatten().float()
+    model.load_state_dict({"weight": found[None, :6], "bias": found[6:]})
+    return model
+
+
+def residuals(model, batch):
+    return F.mse_loss(model(batch[0]).flatten(), batch[1].float())
+
+
 def under_autocast(dtype):
     def loss(model, batch):
         with torch.autocast("cpu", dtype):
@@ -182,10 +200,13 @@ def under_autocast(dtype):
         (compiled, lambda model, batch: model(batch[0]).square().mean(), {}),
         (small, under_autocast(torch.float16), {"scaler": torch.amp.GradScaler("cpu")}),
         (small, lambda model, batch: (model(batch[0]).sum() - model(batch[0].flip(0)).sum()) / len(batch[0]), {}),
-        (small, lambda model, batch: total(model, batch)[0], {"chunks": 5, "micro_batch": 1}),
+        (small, total, {"chunks": 5, "micro_batch": 1}),
+        (lambda: nn.Linear(6, 1), by_one, {"chunks": 5, "micro_batch": 1}),
+        (at_the_end, residuals, {"micro_batch": 48}),
     ],
     ids=["sum", "batch norm", "batch norm without statistics", "dropout in a function", "noise", "trains only",
-         "bfloat16", "compiled", "float16", "rounding errors", "one by one"],
+         "bfloat16", "compiled", "float16", "rounding errors", "one by one", "one alone",
+         "gradients that cancel"],
 )  # fmt: skip
 def test_losses_that_can_be_added_up_are_not(model, loss, settings):
     """tests/torch_equivalence has the usual ones."""
@@ -207,8 +228,8 @@ def test_it_is_looked_at_again_once_gradients_are_finite():
         run.backward(second, scaler=scaler)
 
 
-def test_a_loss_is_looked_at_once():
-    calls = []
+def test_a_loss_is_looked_at_in_some_calls():
+    calls, looks = [], []
 
     def counted(model, batch):
         calls.append(len(batch[1]))
@@ -218,9 +239,70 @@ def test_a_loss_is_looked_at_once():
     run = psgc.torch.init(model, torch.utils.data.TensorDataset(X, Y), counted, chunks=4, micro_batch=8)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     run.attach(optimizer)
-    for batch in run.batches(24):
+    look = [8, 4, 4, 4, 2, 2]  # the halves of 8, and those of a half
+    for batch in run.batches(24, epochs=35):
+        calls.clear()
         run.backward(batch)
         optimizer.step()
-    # the first chunk is computed twice, too, and the first pass over all of them compared with each
-    assert calls == [6, 3, 3, 6, 6, *[6] * 4, *[8] * 3, *[8] * 3]
+        if batch.iteration == 0:  # the first chunk is computed twice, too, and the first pass compared with each
+            assert calls == [*look, 6, 6, *[6] * 4, *[8] * 3]
+        elif calls[1] != 8:
+            assert calls[:9] == [*look, *[8] * 3]
+            looks.append(batch.iteration)
+    assert looks == [1, 4, 16, 64]
     pickle.dumps(model)  # no hook of ours is left on its modules
+
+
+WEIGHTS = torch.tensor([1.0, 19.0])
+
+
+def weighted(model, batch):
+    return F.cross_entropy(model(batch[0])[:, :2], batch[1], WEIGHTS)
+
+
+def train(rare, loss, batch=48, **settings):
+    """Train with the second class in these rows, and the first one in the others."""
+    labels = torch.zeros(48, dtype=torch.int64)
+    labels[rare] = 1
+    model = small()
+    run = psgc.torch.init(model, torch.utils.data.TensorDataset(X, labels), loss, **settings)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    run.attach(optimizer)
+    for part in run.batches(batch, epochs=2, shuffle=False):
+        run.backward(part)
+        optimizer.step()
+
+
+def ignoring(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], ignore_index=1)
+
+
+@pytest.mark.parametrize("rare", [[5], [5, 40], [3, 16, 27, 40], [30, 47]], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"chunks": 48}, {"chunks": 6, "micro_batch": 48}, {"batch": 24}, {"micro_batch": 24, "batch": 24}],
+    ids=str,
+)
+def test_weights_of_classes_of_which_one_is_rare_are_found(rare, settings):
+    """Chunks of one row have the loss without weights, and so have halves with as many rows of each class nearly."""
+    with pytest.raises(UserError, match="not the mean over the examples"):
+        train(rare, weighted, **settings)
+
+
+@pytest.mark.parametrize("rare", [[5], [5, 40], [12, 36]], ids=str)
+def test_labels_of_which_a_rare_one_is_ignored_are_found(rare):
+    with pytest.raises(UserError, match="not the mean over the examples"):
+        train(rare, ignoring, chunks=8)
+
+
+def test_weights_that_are_counted_are_right():
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0])[:, :2], batch[1], WEIGHTS, reduction="sum"), WEIGHTS[batch[1]].sum()
+
+    train([5, 40], loss)
+
+
+def test_a_pass_that_is_not_the_sum_of_its_chunks_is_looked_at():
+    """Micro-batches of 2 have no mixture until then."""
+    with pytest.raises(UserError, match=r"^the loss of 8 examples is .* not the mean over the examples"):
+        train([20, 21, 22], weighted, micro_batch=8, chunks=12)

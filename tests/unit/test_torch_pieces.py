@@ -77,7 +77,9 @@ def test_by_default_a_pass_is_what_a_worker_has_of_a_step_or_a_chunk(workers, ch
 
     call, _ = call_of(loss=watching, micro_batch=None, workers=workers, chunks=chunks)
     call.vector((0,), always)
-    assert {*sizes[3:]} == {60 // chunks}  # after the comparison with its halves
+    sizes.clear()  # of the comparison with halves
+    call.vector((0,), always)
+    assert {*sizes} == {60 // chunks}
     call.vector(range(chunks), always)  # which compares it with its chunks
     sizes.clear()
     call.vector(range(chunks), always)
@@ -108,9 +110,9 @@ def in_bfloat16(model, batch):
 
 
 def of_several(model, batch):
-    """A sum over examples, but for batches of more than 15."""
+    """A sum over examples, but for batches of more than 15. The check with halves lets it pass."""
     total, count = cross_entropy(model, batch)
-    return (total if count <= 15 else 1.01 * total), count
+    return (total if count <= 15 else 1.0001 * total), count
 
 
 @pytest.mark.parametrize(("loss", "model"), [(in_bfloat16, small().float()), (of_several, small())])
