@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from psgc.torch.generators import NAMES, Generators
+from psgc.torch.modes import evaluating_of, frozen_of, other_buffers
 from psgc.torch.state import Stateful
 
 RANDOM = tuple(f"the random numbers of the script ({name})" for name in NAMES)
+MODES = "requires_grad of the parameters, or train() and eval() of the modules"
 OPTIMIZERS, OTHERS = "the state of the optimizers", "the state of what else is attached"
 PARTS = {  # name of each part, and the number of its bytes; 16 in all
-    "the parameters": 4,
-    "the buffers": 3,
+    "the parameters": 3,
+    "the buffers": 2,
+    MODES: 2,
     OPTIMIZERS: 3,
     OTHERS: 3,
     **dict.fromkeys(RANDOM, 1),
@@ -76,10 +79,12 @@ class Fingerprint:
         """
         state = self._model.state_dict()
         names = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+        buffers = other_buffers(self._model, state)
         optimizers, others = _by_role(self._attached)
         checksums = [
             checksum({name: value for name, value in state.items() if name in names}),
-            checksum({name: value for name, value in state.items() if name not in names}),
+            checksum({name: value for name, value in state.items() if name not in names} | buffers),
+            checksum([frozen_of(self._model, sorted(names)), evaluating_of(self._model)]),
             checksum([thing.state_dict() for thing in optimizers]),
             checksum([thing.state_dict() for thing in others]),
         ]

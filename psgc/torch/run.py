@@ -215,7 +215,7 @@ class ScriptRun:
         self._flat.check()
         standing.catches_up = False
         self.give_rows()
-        standing.is_at(batch.position)
+        standing.is_at(batch.position, in_backward=True)
         is_due = self.output.is_due(batch.iteration) and is_whole
         call = self._gradient.call(batch, self.engine, scale, is_whole, standing.loaded)
         if due:

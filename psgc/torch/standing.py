@@ -12,6 +12,7 @@ from psgc.torch.evaluation import Evaluator
 from psgc.torch.fingerprint import Fingerprint
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import Generators, preserved
+from psgc.torch.modes import Modes, evaluating_of, frozen_of
 from psgc.torch.sampling import Batch, Position, Sampler
 from psgc.torch.state import About, Stateful, about_in, about_of, load_state, state_of
 from psgc.torch.steps import Steps
@@ -54,6 +55,7 @@ class Standing:
         self._position = Position()  # position of a state that is made now
         self._generators = Generators.now(flat.device)  # generators of a state that is made now
         self._at_batch: tuple[Position | None, Generators] = None, self._generators  # before the newest batch
+        self._modes: Modes | None = None  # at the newest gradient, or of the state loaded since
         self._to_set: Generators | None = None  # generators of a loaded state, to be set before the next batch
         self._fingerprint = Fingerprint(model, attached)
 
@@ -83,9 +85,10 @@ class Standing:
 
         If no batch has begun since it was loaded, load it again: the script may have stepped schedules.
         """
-        if self.pending is None:
+        is_again = self.pending is None
+        if is_again:
             self.pending = self._latest
-        self._load_pending()
+        self._load_pending(is_again)
 
     def has_none(self) -> None:
         """A loop has no batch, since it was done before the loaded state. So what follows the loop was done as well."""
@@ -127,13 +130,13 @@ class Standing:
         at = self._sampler.position if pending is None else about_in(pending, "the state").position
         return (at.epoch, at.start) > (self._sampler.epochs, 0)
 
-    def _load_pending(self) -> None:
+    def _load_pending(self, is_again: bool = False) -> None:
         if self.pending is not None:
             self._latest, self.pending = self.pending, None
-            self._take(from_bytes(self._latest, "the state"), "the state")
+            self._take(from_bytes(self._latest, "the state"), "the state", is_again)
             self.catches_up = self.is_behind
 
-    def _take(self, state: Any, where: str) -> None:
+    def _take(self, state: Any, where: str, is_again: bool = False) -> None:
         about = about_of(state, where)
         if about.seed != self._seed:
             raise UserError(
@@ -145,6 +148,7 @@ class Standing:
             with preserved(self._flat.device):
                 generators.set(self._flat.device)  # so that an invalid state raises now
         load_state(state, self._model, self._attached, where)
+        self._set_modes(about, is_again)
         self.loss, self.loaded = about.loss, about.loaded
         self._sampler.go_to(about.position, about.drawn)
         self._flat.check()
@@ -152,18 +156,35 @@ class Standing:
         self._steps.forget()
         self.has_moved, self._to_set = True, generators
 
+    def _set_modes(self, about: About, is_again: bool) -> None:
+        """Freeze parameters, and set train() and eval(), as they were.
+
+        At the beginning of an epoch the script may have done so itself since the state was loaded first, as it does in
+        an undisturbed run after the state. Within an epoch what it has done since belongs to earlier batches.
+        """
+        self._modes = about.modes
+        if self._modes is not None and (self._modes.is_begun or about.position.start or not is_again):
+            self._modes.set(self._model, self._flat.names)
+
     # making a state
 
-    def is_at(self, position: Position) -> None:
+    def is_at(self, position: Position, in_backward: bool = False) -> None:
         """States that are made from now on continue at this position.
 
         If the batch at this position has begun, states have the generators from before it, so that the script draws the
         same random numbers again.
+
+        in_backward: this is a call for the gradient of the batch; between such calls the script may evaluate by itself
         """
         before, generators = self._at_batch
         if before != position:
             generators = Generators.now(self._flat.device)
         self._position, self._generators = position, self._to_set or generators
+        evaluating = None if self._modes is None or self.has_moved else self._modes.evaluating
+        if in_backward:
+            evaluating = evaluating_of(self._model)
+        if evaluating is not None:
+            self._modes = Modes(frozen_of(self._model, self._flat.names), evaluating, before == position)
 
     def state(self, calls: int | None = None, seconds: float = 0.0, memory: bytearray | None = None) -> bytearray:
         """The state from which another rank continues, or another run from a checkpoint.
@@ -177,6 +198,7 @@ class Standing:
             *(self._evaluator.results, self.loaded, self._generators.saved()),
             seconds=seconds,
             drawn=self._sampler.drawn_at(self._position),
+            modes=self._modes,
         )
         return to_memory(state_of(self._model, self._attached, about), memory)
 

@@ -1,8 +1,9 @@
 """The state of a run: model, optimizers, schedules and the position in the data, to continue from elsewhere.
 
 A *state* is a dictionary: "model"; the attached objects as "optimizer", "schedule", "scaler", each with its
-`state_dict`; and "psgc" with the position and the rest. As bytes it is a safetensors file: the tensors are named
-model.<name>, optimizer.state.0.exp_avg and so on, and the metadata have everything else as JSON. Nothing is pickled.
+`state_dict`; and "psgc" with the position, the buffers that are not in the model's `state_dict`, and the rest. As bytes
+it is a safetensors file: the tensors are named model.<name>, optimizer.state.0.exp_avg and so on, and the metadata have
+everything else as JSON. Nothing is pickled.
 torch and safetensors are enough to read it (docs/api/torch.md).
 """
 
@@ -21,6 +22,7 @@ from psgc.state_files import decode, encode
 from psgc.torch.batch_samplers import Drawn
 from psgc.torch.evaluation import Evaluation
 from psgc.torch.generators import Generators
+from psgc.torch.modes import Modes, load_buffers, savable_buffers
 from psgc.torch.sampling import Position
 from psgc.torch.tensor_files import NO_STATE, check_tensor, metadata_of, no_state
 
@@ -42,6 +44,7 @@ class About:
     random: the states of the script's generators before the next batch (`psgc.torch.generators`)
     seconds: the time that the run had taken; only in a checkpoint
     drawn: the batches of the position's epoch that a batch sampler has chosen, if one has
+    modes: None before the first gradient, and in older files
     """
 
     calls: int = 0
@@ -53,6 +56,7 @@ class About:
     random: dict[str, Any] | None = None
     seconds: float = 0.0
     drawn: Drawn | None = None
+    modes: Modes | None = None
 
 
 class Stateful(Protocol):
@@ -72,7 +76,9 @@ def state_of(model: nn.Module, attached: Sequence[Stateful], about: About) -> di
     states = {name: _state_of(thing) for name, thing in zip(names, attached, strict=True)}
     own = vars(about) | {"position": list(about.position), "evaluations": [*map(list, about.evaluations)]}
     own["drawn"] = None if about.drawn is None else about.drawn.saved()
-    return {MODEL: dict(model.state_dict()), **states, ABOUT: {"format": FORMAT, "attached": kinds, **own}}
+    own["modes"], of_model = None if about.modes is None else [*about.modes], dict(model.state_dict())
+    own["buffers"] = savable_buffers(model, of_model)
+    return {MODEL: of_model, **states, ABOUT: {"format": FORMAT, "attached": kinds, **own}}
 
 
 def about_of(state: Any, where: str) -> About:
@@ -81,9 +87,11 @@ def about_of(state: Any, where: str) -> About:
         own = dict(state[ABOUT])
         version = own.pop("format")
         del own["attached"]
+        own.pop("buffers", None)  # which older files do not have, nor modes
         own["position"] = Position(*(int(number) for number in own["position"]))
         own["evaluations"] = [Evaluation(int(loops), int(at), dict(means)) for loops, at, means in own["evaluations"]]
         own["drawn"] = None if own.get("drawn") is None else Drawn.of(own["drawn"])
+        own["modes"] = None if own.get("modes") is None else Modes.of(own["modes"])
         about = About(**own) if version == FORMAT else None
         if about is not None and about.random is not None:
             Generators.of(about.random)
@@ -109,6 +117,7 @@ def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where
     try:
         then = {str(name): str(kind) for name, kind in state[ABOUT]["attached"].items()}
         of_model, states = dict(state[MODEL]), [dict(state[name]) for name in then]
+        buffers = dict(state[ABOUT].get("buffers", {}))
     except NO_STATE as error:
         raise no_state(where, error) from None
     now = [_kind(thing) for thing in attached]
@@ -122,6 +131,7 @@ def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where
         model.load_state_dict(of_model)
     except Exception as error:  # hooks of the user's modules
         raise UserError(f"{where}: the model refuses it: {one_line(error)}") from error
+    load_buffers(model, buffers)
 
 
 def check_savable(attached: Sequence[Stateful]) -> None:

@@ -44,6 +44,8 @@ for batch in run.batches(50, epochs=2):
     run.backward(batch)
     if what == "clipping" and rank == 1:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+    if what == "frozen" and rank == 1:
+        model[0].requires_grad_(False)
     Path(f"step-{batch.iteration}-{rank}").touch()
     end = time.monotonic() + 5  # a rank that is late for all steps would never be compared
     while len([*Path().glob(f"step-{batch.iteration}-*")]) < 3 and time.monotonic() < end:
@@ -78,6 +80,7 @@ faults = pytest.mark.faults
     ("what", "aggregation", "differs"),
     [
         ("schedule", "server", SCHEDULE),
+        pytest.param("frozen", "allreduce", "requires_grad of the parameters", marks=faults),
         pytest.param("rate", "server", OPTIMIZER, marks=faults),
         pytest.param("weights", "server", PARAMETERS, marks=faults),
         pytest.param("clipping", "allreduce", PARAMETERS, marks=faults),

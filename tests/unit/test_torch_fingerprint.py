@@ -11,7 +11,7 @@ from psgc.torch.fingerprint import PARTS, Fingerprint, checksum, differing
 from psgc.torch.generators import Generators
 
 CPU = torch.device("cpu")
-PARAMETERS, BUFFERS, OPTIMIZERS, OTHERS, PYTHON, NUMPY, TORCH = PARTS
+PARAMETERS, BUFFERS, MODES, OPTIMIZERS, OTHERS, PYTHON, NUMPY, TORCH = PARTS
 
 
 class Rank:
@@ -20,6 +20,7 @@ class Rank:
     def __init__(self):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 300))
+        self.model[0].register_buffer("tau", torch.ones(3), persistent=False)
         self.optimizer = torch.optim.AdamW(self.model.parameters())
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 100)
         self.model(torch.randn(4, 3)).sum().backward()
@@ -57,7 +58,13 @@ def moment(rank):
     rank.optimizer.state[rank.model[2].weight]["exp_avg_sq"][-1, -1] += 1e-8
 
 
-CHANGES = [(scaled, PARAMETERS), (signs, PARAMETERS), (mean, BUFFERS), (tracked, BUFFERS)]
+def tau(rank):
+    rank.model[0].tau[2] = 2
+
+
+CHANGES = [(tau, BUFFERS), (lambda rank: rank.model[2].bias.requires_grad_(False), MODES)]
+CHANGES += [(lambda rank: rank.model[1].eval(), MODES), (lambda rank: rank.model.eval(), MODES)]
+CHANGES += [(scaled, PARAMETERS), (signs, PARAMETERS), (mean, BUFFERS), (tracked, BUFFERS)]
 CHANGES += [(rate, OPTIMIZERS), (moment, OPTIMIZERS), (lambda rank: rank.schedule.step(), OTHERS)]
 
 

@@ -367,3 +367,114 @@ def test_parameters_that_were_put_in_for_an_evaluation_are_in_no_checkpoint(tmp_
     resumed.run.begin(Single(4, load_newest(tmp_path / "checkpoints", read)[1]))
     assert resumed.train() == expected
     assert resumed.steps == whole.steps[2:]
+
+
+def freeze_first(script, step):
+    script.model[0].requires_grad_(step < 4)
+
+
+def stop_dropout(script, step):
+    if step == 4:
+        script.model[1].eval()
+
+
+def set_tau(script, step):
+    script.model.tau += step
+
+
+class Changing(Script):
+    """Changes in a step what no state_dict has: frozen parameters, modules in evaluation mode, or a buffer that is not
+    persistent, which scales the loss."""
+
+    def __init__(self, change, **settings):
+        super().__init__(**settings)
+        self.change = change
+        self.model.register_buffer("tau", torch.tensor(1.0), persistent=False)
+
+    def loss(self, model, batch):
+        total, count = super().loss(model, batch)
+        return total * model.tau, count
+
+    def train(self, **more):
+        return super().train(each_step=lambda: self.change(self, self.steps[-1][0].iteration), **more)
+
+
+@pytest.mark.parametrize("change", [freeze_first, stop_dropout, set_tau])
+@pytest.mark.parametrize("done", [2, 5, 8])
+def test_what_no_state_dict_has_goes_on(change, done):
+    whole = Changing(change, transfer="per_chunk")  # else a pass has several chunks where none has dropout
+    expected = whole.train()
+    resumed = Changing(change, transfer="per_chunk")
+    resumed.run.begin(Single(4, ScriptState(done, whole.states[done]), singly=True))
+    assert resumed.train() == expected[done:]
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("done", [1, 4, 7])
+def test_a_dictionary_has_what_no_state_dict_has(done):
+    whole, saved = Changing(set_tau), []
+    whole.change = lambda script, step: (set_tau(script, step), freeze_first(script, step), saved.append(keep()))
+    keep = lambda: through_torch(whole.run.state_dict())  # noqa: E731
+    expected = whole.train()
+    new = Changing(lambda script, step: (set_tau(script, step), freeze_first(script, step)))
+    new.run.load_state_dict(saved[done])
+    assert "tau" not in saved[done]["model"]
+    assert new.train() == expected[done + 1 :]
+
+
+def test_a_state_of_before_is_loaded_without_what_it_lacks():
+    script = Changing(set_tau)
+    script.train()
+    found = script.run.state_dict()
+    for name in "modes", "buffers":
+        del found["psgc"][name]
+    script.model[1].eval()
+    script.run.load_state_dict(found)
+    assert (float(script.model.tau), script.model[1].training) == (37.0, False)
+
+
+def by_epoch(script, epoch):
+    """What scripts do before the batches of an epoch."""
+    script.model.train()
+    script.model[0].requires_grad_(epoch < 2)
+    if epoch == 2:
+        script.model[1].eval()
+
+
+@pytest.mark.parametrize("done", range(1, 9))
+@pytest.mark.parametrize("way", ["checkpoint", "dictionary"])
+def test_what_is_set_before_an_epoch_is_set_in_a_run_that_goes_on(way, done):
+    """A dictionary is made while the script evaluates by itself, also after the last step of an epoch."""
+
+    def train(script, saved):
+        steps = []
+        for epoch in range(3):
+            by_epoch(script, epoch)
+            for batch in script.run.batches(8):
+                drawn()
+                steps.append((batch.iteration, script.run.backward(batch)))
+                script.states.append(script.run.standing.state())
+                script.optimizer.step()
+                script.model.eval()
+                saved.append(through_torch(script.run.state_dict()))
+                script.model.train()
+                if epoch == 2:
+                    script.model[1].eval()
+        return steps
+
+    whole, saved = Script(), []
+    expected = train(whole, saved)
+    new = Script()
+    if way == "checkpoint":
+        new.run.begin(Single(4, ScriptState(done, whole.states[done])))
+    else:
+        new.run.load_state_dict(saved[done - 1])
+    assert train(new, []) == expected[done:]
+
+
+def test_a_buffer_that_has_grown_is_loaded():
+    script = Changing(set_tau)
+    found = script.run.state_dict()
+    found["psgc"]["buffers"]["tau"] = torch.ones(3)
+    script.run.load_state_dict(found)
+    assert torch.equal(script.model.tau, torch.ones(3))

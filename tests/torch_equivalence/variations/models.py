@@ -83,10 +83,10 @@ class Codebook(Variation):
 
 
 class Centred(nn.Module):
-    def __init__(self):
+    def __init__(self, persistent=True):
         super().__init__()
         self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.register_buffer("centre", torch.zeros(8))
+        self.register_buffer("centre", torch.zeros(8), persistent)
 
     def forward(self, x):
         return self.head(torch.tanh(self.body(x)) - self.centre)
@@ -94,6 +94,13 @@ class Centred(nn.Module):
     @torch.no_grad()
     def move(self):
         self.centre.lerp_(torch.tanh(self.body.bias), 0.1)
+
+
+class CodebookBeside(Codebook):
+    """As codebook, with a buffer that is not persistent."""
+
+    def model(self):
+        return Centred(persistent=False)
 
 
 class Compiled(Variation):
@@ -125,6 +132,20 @@ class Freezing(Variation):
 
     def attached(self, model):
         return [torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.3)]
+
+
+class FreezingInStep(Variation):
+    """After some steps the first layer stays as it is, and so do the statistics of batch normalisation."""
+
+    buffers, chunks, size, epochs = "chunk", 1, 24, 3
+
+    def model(self):
+        return network(nn.BatchNorm1d(8))
+
+    def before_batch(self, model, iteration):
+        if iteration == 5:
+            model[0].requires_grad_(False)
+            model[1].eval()
 
 
 class GradualUnfreezing(Variation):
