@@ -89,9 +89,9 @@ def computed_twice(model: nn.Module, dim: int, load: Load, compute: Compute) -> 
     dim: number of entries of the gradient, at the beginning of the vector
 
     Raises ModelError: the loss or the model writes to the batch, to parameters or to buffers; or the second time the
-    rows or the results differ. The text names what differs first.
+    rows or the results differ, be it by a bit if a number in a module has changed. The text names what differs first.
     """
-    state = _state(model)
+    state, numbers = _state(model), _numbers(model)
     with _watched(model) as first:
         vector = compute(_watched_batches(load(), first))
     if vector is None:
@@ -104,7 +104,15 @@ def computed_twice(model: nn.Module, dim: int, load: Load, compute: Compute) -> 
         )
     with _watched(model) as second:
         again = compute(_watched_batches(load(), second))
-    if again is None or agree(vector[:dim], again[:dim], TOLERANCE[vector.dtype]):
+    if again is None or agree(vector[:dim], again[:dim], 0.0):
+        return vector
+    now = _numbers(model)  # what counts slowly differs by less than rounding errors do
+    if counted := next((name for name in numbers if repr(now.get(name)) != repr(numbers[name])), None):
+        raise ModelError(
+            f"{counted} changes while a gradient is computed, from {numbers[counted]} to {now.get(counted)}, and the "
+            f"gradients of {TWICE} differ; change it in the script, after optimizer.step(), as a buffer of the model"
+        )
+    if agree(vector[:dim], again[:dim], TOLERANCE[vector.dtype]):
         return vector
     raise ModelError(_difference(model, first, second))
 
@@ -189,6 +197,16 @@ def _watched_batches(pieces: Iterable[MicroBatch], seen: list[Seen]) -> Iterator
 def _state(model: nn.Module) -> dict[str, bytes]:
     named = [("parameter", model.named_parameters()), ("buffer", model.named_buffers())]
     return {f"{what} {name}": digest(tensor) for what, tensors in named for name, tensor in tensors}
+
+
+def _numbers(model: nn.Module) -> dict[str, int | float]:
+    """The numbers that are attributes of the modules, such as counters, each with the name of its module."""
+    return {
+        f"{attribute} of {name or 'the model'} ({type(module).__name__})": value
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, int | float)
+    }
 
 
 def _parts(batch: Any, name: str = "batch") -> dict[str, bytes]:

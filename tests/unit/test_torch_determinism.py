@@ -266,9 +266,33 @@ def test_a_count_that_matters_later_is_found_then():
             run.backward(batch)
             optimizer.step()
 
-    with pytest.raises(ModelError, match=r"what 2 \(Late\) returns differs between two computations of the same chunk"):
+    with pytest.raises(ModelError, match=r"^calls of 2 \(Late\) changes while a gradient is computed, from "):
         train()
     assert steps[-1] % 16 == 0
+
+
+class Annealed(nn.Module):
+    """Counts its calls; what it returns changes slowly, or not at all."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.calls, self.rate = 0, rate
+
+    def forward(self, x):
+        self.calls += 1
+        return x * (1 + self.rate * self.calls)
+
+
+def test_a_slow_count_is_named():
+    """Two computations differ by less than rounding errors may."""
+    model = small(nn.Sequential(Annealed(1e-6)))
+    counts = r"^calls of 2.0 \(Annealed\) changes while a gradient is computed, from 0 to 4, and the gradients of"
+    with pytest.raises(ModelError, match=counts):
+        twice(model)
+
+
+def test_a_count_that_changes_nothing_is_none():
+    assert twice(small(Annealed(0.0))) is not None
 
 
 def sampled(monkeypatch, compute, seconds=lambda step: 1.0, steps=400, chunks=4):
