@@ -30,5 +30,5 @@ def with_psgc(**settings):
     optimizer = torch.optim.LBFGS(model.parameters(), 0.5, max_iter=3)
     run.attach(optimizer)
     for batch in run.batches(48, epochs=6, shuffle=False):
-        optimizer.step(lambda batch=batch: torch.tensor(run.backward(batch)))
+        optimizer.step(lambda batch=batch: run.backward(batch))
     return model
