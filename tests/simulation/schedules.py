@@ -52,12 +52,12 @@ def make(name: str, *arguments: Any) -> Schedule:
     """The schedule, with `recipe`, which makes another one from the same arguments."""
     schedule = Reordering(*arguments) if name == "reordering" else production.SCHEDULES[name](*arguments)
     if name in ("static", "random", "skipping", "reordering"):  # only here: passes that do not count are frequent then
-        schedule.join = partial(_join, schedule, arguments[0])  # type: ignore[method-assign]
+        schedule.allow_pieces = partial(_allow_pieces, schedule, arguments[0])  # type: ignore[method-assign]
     schedule.recipe = lambda: make(name, *arguments)  # type: ignore[attr-defined]
     return schedule
 
 
-def _join(schedule: Schedule, queues: Queues, may: bool) -> bool:
+def _allow_pieces(schedule: Schedule, queues: Queues, may: bool) -> bool:
     schedule.fractions = dict.fromkeys(queues, FRACTION if may else 0.0)
     return False
 

@@ -62,7 +62,7 @@ class WatchedCoordinator(Coordinator):
         assert not isinstance(event, Tick) or self.wake > event.now, "wakes up for ever"
         if fresh is not None:
             assert fresh.handle(event) == instructions
-            assert snapshot(fresh, ["recipe", "join"]) == snapshot(self, ["recipe", "join"]), (
+            assert snapshot(fresh, ["recipe", "allow_pieces"]) == snapshot(self, ["recipe", "allow_pieces"]), (
                 "something survived into this iteration"
             )
         watch.hear(event, late)
