@@ -215,14 +215,16 @@ class Watch:
         if not hosts or settings is None or self._left.summary() or not self._left.can_resume():
             return None
         gone = self.answers.silent(hosts)
-        if unreached := self.answers.unreached(hosts):
+        unreached = self.answers.unreached(hosts)
+        if unreached and not gone:
             why = f"ssh does not reach {', '.join(sorted(unreached))}, so nobody knows which hosts are gone"
             say(f"psgc launch: {why}: the run does not start again on the others (faults.restore)", error=True)
             return None
-        placement = without(self._whole, gone) if gone else self._whole
+        placement = without(self._whole, gone | unreached) if gone else self._whole
         if placement is None or not self._restores.may_begin(settings, now):
             return None
-        why = f"no answer from {', '.join(sorted(gone))}" if gone else "mpirun has lost a host that answers again"
+        silent = ", ".join(sorted(gone | unreached))
+        why = f"no answer from {silent}" if gone else "mpirun has lost a host that answers again"
         say(f"psgc launch: {why}: the run starts again, with {placement.ranks} ranks (faults.restore)", error=True)
         self.close()
         self._restores.begins(now)

@@ -108,13 +108,19 @@ class Recorder:
             about = self._directory, self._workers, self._num_chunks, self.timeline_every
             self._timeline = TimelineWriter(*about, self._kept(timeline, resume_at))
 
-        lacking = 0  # the error
-        try:
-            begin(timeline)
-        except OSError as error:
-            lacking = error.errno or 0
-            if resume_at is None or lacking not in (*NO_ROOM, errno.EFBIG):
-                raise
+        def lacks() -> int:
+            """The error of `begin` for which room can be made, or 0."""
+            try:
+                begin(timeline)
+            except OSError as error:
+                if resume_at is None or error.errno not in (*NO_ROOM, errno.EFBIG):
+                    raise
+                return error.errno
+            return 0
+
+        if (lacking := lacks()) in NO_ROOM:
+            (self._directory / "params.npy").unlink(missing_ok=True)  # it is written again at the end
+            lacking = lacks()
         if lacking:  # here, since the error has references to the timeline: while it is mapped, its file takes room
             timeline = None
             remove_timeline(self._directory)

@@ -85,7 +85,7 @@ class Claim:
                         note_job(directory, resuming)
                     return
                 else:
-                    self._lock.release(_move_to_number(place))
+                    self._lock.release(_moved(place, directory))
                     self._lock = None
 
     def release(self) -> None:
@@ -93,6 +93,16 @@ class Claim:
         if self._lock is not None:
             self._lock.release(self._directory)
             self._lock = None
+
+
+def _moved(place: Path, directory: Path) -> Path:
+    """Move an earlier run, or the link to it where it cannot be moved: then the next one is where the link was."""
+    try:
+        return _move_to_number(place)
+    except OSError:  # a mount point, or its folder is somebody else's
+        if place == directory:
+            raise
+        return _move_to_number(directory)
 
 
 def _move_to_number(directory: Path) -> Path:

@@ -120,11 +120,14 @@ def note_job(directory: Path, resuming: bool) -> None:
     When this job starts again, it goes on with this run. Before, there may be an earlier run, which is none of its own.
     Raises OSError.
     """
-    job, jobs = os.environ.get(JOB), jobs_of(directory) if resuming else ()
+    place = directory.resolve()  # it may be a link, but nothing in it is
+    job, jobs = os.environ.get(JOB), jobs_of(place) if resuming else ()
+    if job is None and not resuming:
+        (place / JOBS).unlink(missing_ok=True)  # of a job that was ended before its run began
     if job is None or job in jobs:
         return
     try:
-        write_text(directory / JOBS, "".join(f"{known}\n" for known in (*jobs, job)))
+        write_text(place / JOBS, "".join(f"{known}\n" for known in (*jobs, job)))
     except OSError:
         if not resuming:  # on a full disk a run may still go on, see `Recorder`
             raise

@@ -23,17 +23,14 @@ def check_model(model: nn.Module, buffers: str | None) -> None:
 
     Raises UserError, which names the modules.
     """
-    limited = [
-        name or "the model"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
-    ]
-    if limited:
+    named = {name or "the model": module for name, module in model.named_modules()}
+    embeddings = {name: module for name, module in named.items() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    if limited := [name for name, module in embeddings.items() if module.max_norm is not None]:
         raise UserError(
             f"{_listed(limited)}: max_norm changes weights of an embedding when they are looked up, so they would "
             "differ between ranks; use max_norm=None, and weight.renorm_ after optimizer.step()"
         )
-    training = {name or "the model": module for name, module in model.named_modules() if module.training}
+    training = {name: module for name, module in named.items() if module.training}
     if synchronised := [name for name, module in training.items() if isinstance(module, nn.SyncBatchNorm)]:
         raise UserError(
             f'{_listed(synchronised)}: SyncBatchNorm needs torch.distributed; use BatchNorm and buffers="chunk"'

@@ -16,12 +16,13 @@ from psgc.record.csv_files import were_tried
 from psgc.run.launched import ranks
 from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import ChunkGradient
-from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice
+from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice, digest
 from psgc.torch.halves import Halves, NoResult
 from psgc.torch.loader import ChunkLoader, Loading, MicroBatch
 from psgc.torch.sampling import Batch, ChunkCosts
 
-LOOKS = 0, 1, 4, 16, 64, 256  # calls in which the loss is compared with the loss of halves
+LOOKS = 0, 1, 16, 256  # calls in which the loss is compared with the loss of halves
+MOST_LOOKS = 8  # micro-batches of a pass that is not the sum of its chunks, of which the loss is compared so
 
 
 class BatchGradient:
@@ -86,8 +87,9 @@ class BatchGradient:
 
             if self._looks and number >= self._looks[0]:
                 at = bounds(chunks[0], len(batch), num_chunks)[0]
-                size = max(2, of_all.size)  # a chunk may have a single row
-                if self._halves_agree(batch, np.roll(batch.rows, -at)[:size], chunks[0], num_chunks, scale):
+                size = of_all.size if self._joins() else min(len(rows), of_all.size)  # no more than what is computed
+                some = np.roll(batch.rows, -at)[: max(2, size)]  # a chunk may have a single row
+                if self._halves_agree(batch, some, chunks[0], num_chunks, scale):
                     self._looks = [later for later in self._looks if later > number]
             load = partial(self._loader.micro_batches, rows, coming)
             if self._is_checked:
@@ -115,15 +117,16 @@ class BatchGradient:
                 self._is_sum = adds_up(figures, [one for one in single if one is not None], TOLERANCE[found.dtype])
             if found is None or self._is_sum is not False:
                 return found
+            del found  # only one vector is in memory at a time, and then two
             of_pass = self._loading(batch, chunks, engine)
-            for place in range(of_pass.batches):
-                self._halves_agree(batch, of_pass.rows_of(place), chunks[0], num_chunks, scale, both=True)
-            found.zero_()
+            for place in range(min(of_pass.batches, MOST_LOOKS) if self._looks else 0):
+                self._halves_agree(batch, of_pass.rows_of(place), chunks[0], num_chunks, scale)
+            total: Tensor | None = None
             for chunk in chunks:
                 if (one := in_one_pass((chunk,), wanted)) is None:
                     return None
-                found += one
-            return found
+                total = one if total is None else total.add_(one)
+            return total
 
         def expect(chunks: Sequence[int]) -> None:
             self._loader.expect(batch.of_chunks(chunks, num_chunks))
@@ -172,14 +175,18 @@ class BatchGradient:
             return None
         return float(vector[self._gradient]), sketch(vector[: self._gradient].cpu().numpy())
 
-    def _halves_agree(
-        self, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None, both: bool = False
-    ) -> bool:
+    def _takes_one(self, rows: list[int]) -> bool:
+        """Whether collate_fn makes the batch of the first of these rows, as some do that get single examples."""
+        return digest(self._loader.micro_batch(rows).batch) == digest(self._loader.micro_batch(rows[:1]).batch)
+
+    def _halves_agree(self, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None) -> bool:
         """Compare the loss of these rows with that of their halves. False: try again with others. Raises UserError."""
         if len(rows) < 2 or (num_chunks == 1 and len(batch) <= self._loader.size):
             return True  # the loss is only called with whole batches
+        if self._micro_batch == 1 and self._takes_one(rows[:2].tolist()):
+            return True
         try:
-            self._halves.check(rows.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale, both)
+            self._halves.check(rows.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale)
         except NoResult:
             return False
         except UserError:

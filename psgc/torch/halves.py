@@ -7,6 +7,7 @@ examples, or a loss in which examples are compared with each other. Then the hal
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import cycle
 from math import isfinite
 from typing import Any, TypeAlias
 
@@ -48,20 +49,20 @@ class Halves:
     def __init__(self, model: nn.Module, compute: ChunkGradient, load: Callable[[Sequence[int]], MicroBatch]) -> None:
         self._model, self._compute, self._load = model, compute, load
 
-    def check(self, rows: Sequence[int], seed: Seed, of: int, scale: float | None, both: bool = False) -> None:
+    def check(self, rows: Sequence[int], seed: Seed, of: int, scale: float | None) -> None:
         """Compare in evaluation mode, and if the halves differ there, in training mode as well.
 
         In evaluation mode most models draw no random numbers, and batch normalisation does not depend on the other
         examples. If the loss is random, or does not work in this mode, the check has no result.
 
-        The first half is then compared with its halves in turn, down to two examples in each: with weights of classes,
-        for example, halves agree that have as many examples of each class.
+        The first half is then compared with its halves, the second half of it with its own, and so on: with weights of
+        classes, for example, halves agree that have as many examples of each class. (Not where modules are compiled:
+        they would be compiled again for each number of examples.)
 
         rows: at least two
         seed: (seed, step, chunk), for the random numbers
         of: number of examples of the step
         scale: see ChunkGradient.vector
-        both: compare the second half with its halves as well
 
         Raises UserError when the loss cannot be computed in parts, and NoResult.
         """
@@ -69,13 +70,12 @@ class Halves:
         if any(norm.running_mean is None for norm in norms):
             return  # it depends on the other examples in evaluation mode, too
         self._compare(rows, seed, of, scale, norms)
-        parts = [rows]
-        for part in parts:
-            smaller = [half for half in _halves(part)[: 2 if both else 1] if len(half) >= LEAST]
-            parts += smaller
-            for half in smaller:
-                with suppress(NoResult):
-                    self._compare(half, seed, of, scale, norms)
+        for which in cycle((0, 1)):
+            rows = _halves(rows)[which]
+            if len(rows) < LEAST or _has_compiled(self._model):
+                break
+            with suppress(NoResult):
+                self._compare(rows, seed, of, scale, norms)
 
     def _compare(
         self, rows: Sequence[int], seed: Seed, of: int, scale: float | None, norms: Sequence[nn.Module]
@@ -184,12 +184,16 @@ def _close(one: float, other: float, tolerance: float) -> bool:
     return abs(one - other) <= tolerance * max(abs(one), abs(other))
 
 
+def _has_compiled(model: nn.Module) -> bool:
+    return len([*open_modules(model, "")]) < len(set(model.modules()))
+
+
 @contextmanager
 def _looking_for_half(model: nn.Module) -> Iterator[list[bool]]:
     """A list that is not empty if half precision was seen, or if a compiled module may hide it."""
     modules = [module for _, module in open_modules(model, "")]
     tensors = [*model.parameters(), *model.buffers()]
-    found = [True] if any(t.dtype in HALF for t in tensors) or len(modules) < len(set(model.modules())) else []
+    found = [True] if any(t.dtype in HALF for t in tensors) or _has_compiled(model) else []
 
     def look(_module: nn.Module, _args: Any, output: Any) -> None:
         if any(leaf.dtype in HALF for _, leaf in leaves(output, "")):

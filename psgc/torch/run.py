@@ -322,6 +322,7 @@ class ScriptRun:
         self.standing.load_own()
         if self.standing.pending is None:  # else another rank has loaded it
             self.standing.load(state_dict, "run.load_state_dict")
+            self.last.loop_ends()
             self.output.has_moved = True
 
     def close(self) -> None:

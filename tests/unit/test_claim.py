@@ -19,7 +19,7 @@ from psgc.errors import RunFailed, UserError
 from psgc.record.loggers import OPEN
 from psgc.run import claim as module
 from psgc.run.claim import LOCK, Claim
-from psgc.run.launched import READY, UNDO
+from psgc.run.launched import JOB, JOBS, READY, UNDO, jobs_of
 
 HOLD = """
 import sys
@@ -303,7 +303,10 @@ def test_earlier_runs_are_kept_under_a_number():
     assert [Path("runs", name, "iterations.csv").read_text() for name in names] == ["0", "1", "2", "3"]
 
 
-def test_a_linked_directory_stays_a_link_and_earlier_runs_stay_where_it_leads():
+@pytest.mark.parametrize("job", ["", "12"])
+def test_a_linked_directory_stays_a_link_and_earlier_runs_stay_where_it_leads(monkeypatch, job):
+    if job:
+        monkeypatch.setenv(JOB, job)
     Path("runs").mkdir()
     Path("runs/mine").symlink_to(Path("scratch/me/mine").absolute())
     for run in range(2):
@@ -314,6 +317,35 @@ def test_a_linked_directory_stays_a_link_and_earlier_runs_stay_where_it_leads():
     names = ("scratch/me/mine.1", "scratch/me/mine", "runs/mine")
     assert [Path(name, "iterations.csv").read_text() for name in names] == ["0", "1", "1"]
     assert not [*Path("scratch").rglob(LOCK)]
+    assert jobs_of(Path("scratch/me/mine")) == ((job,) if job else ())
+
+
+def test_where_the_target_of_a_link_cannot_be_moved_the_link_is(monkeypatch):
+    """A mount point, for example."""
+    Path("scratch").mkdir()
+    Path("mine").symlink_to("scratch")
+    rename = Path.rename
+
+    def refusing(path, to):
+        if path.name == "scratch":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    for run in range(2):
+        with claimed("mine", record=str(run)):
+            pass
+    names = ("scratch", "mine.1", "mine")
+    assert [Path(name, "iterations.csv").read_text() for name in names] == ["0", "0", "1"]
+    assert not [*Path().rglob(LOCK)]
+
+
+def test_a_run_of_no_job_does_not_become_that_of_a_job_which_was_ended_before_it_began(monkeypatch):
+    Path("out").mkdir()
+    Path("out", JOBS).write_text("12\n")
+    with claimed("out", record="by hand"):
+        pass
+    assert jobs_of(Path("out")) == ()
 
 
 @pytest.mark.parametrize("output", ["out", "a/b/out", ".", "killed"])

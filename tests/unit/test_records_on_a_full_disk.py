@@ -113,6 +113,21 @@ def test_the_timeline_makes_room_for_the_record_of_a_run_that_goes_on(tmp_path, 
         successor.finish(np.zeros(1), {})
 
 
+def test_the_parameters_of_the_end_make_room_for_a_run_that_goes_on(tmp_path):
+    with small_disk(tmp_path / "disk", "192k") as disk:
+        (out := disk / "out").mkdir()
+        before = recorder.Recorder(out, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10)
+        with_a_long_timeline(before)
+        before.finish(np.zeros(8192), {})
+        with suppress(OSError):
+            (disk / "others").write_bytes(bytes(200_000))
+        successor = takes_over(out)
+        add(successor, 5, EVEN)
+        assert successor.not_whole == {}
+        assert iterations(out) == [0, 1, 2, 3, 4, 5]
+        assert not (out / "params.npy").exists()
+
+
 def test_what_lacks_at_the_end_is_in_the_summary(recorder_in, tmp_path, monkeypatch):
     recorder = recorder_in(tmp_path / "out")
     with monkeypatch.context() as patch:

@@ -350,5 +350,5 @@ def test_a_run_computes_the_first_chunk_of_a_process_twice(monkeypatch):
     for batch in run.batches(4):
         run.backward(batch)
         counted.calls, before = 0, counted.calls
-        assert before == {0: 3 + 5, 1: 3 + 4, 2: 2}[batch.iteration]  # chunks of a row; 3: all rows, and their halves
+        assert before == {0: 3 + 5, 1: 3 + 4, 2: 2}[batch.iteration]  # chunks of a row; 3: two rows, and each
         optimizer.step()
