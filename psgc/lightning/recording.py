@@ -4,7 +4,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Number
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from psgc.errors import UserError
 from psgc.torch.chunk_gradient import LoggedFigures
 from psgc.torch.evaluation import NOTHING
+from psgc.torch.generators import Generators
 
 Step = Callable[[Any], Any]  # (batch) -> what the step returns
+_OF_METRICS = {"_update_count", "_forward_cache", "_computed"}  # attributes of torchmetrics' objects
 _LOG = inspect.signature(LightningModule.log)
 
 
@@ -67,10 +69,14 @@ class StepLoss:
     """
 
     def __init__(self, module: LightningModule, step: Step, first: Any) -> None:
-        self._step = step
+        self._step, self._kept = step, Kept("training_step", module)
         self.share = 1
         with torch.no_grad():
-            _, found = self._stepped(module, first)
+            generators = Generators.now(module.device)
+            self._stepped(module, deepcopy(first))  # a step that writes to its batch is found later
+            generators.set(module.device)
+            with self._kept.numbers_stay():
+                _, found = self._stepped(module, first)
         self.hows = {name: logged.how for name, logged in found.items()}
         self.figures = LoggedFigures(2 * len(found))
 
@@ -89,11 +95,8 @@ class StepLoss:
 
     def _stepped(self, module: LightningModule, batch: Any) -> tuple[Any, dict[str, Logged]]:
         """What the step returns, and what it logs."""
-        before = _kept(module)
-        with recording(module, batch) as found:
-            returned = self._step(batch)
-        _check_kept("training_step", before, _kept(module))
-        return returned, found
+        with self._kept.nothing(), recording(module, batch) as found:
+            return self._step(batch), found
 
     def means(self) -> dict[str, tuple[float, int]]:
         """The logged values of the newest batch: the mean over its examples, and their number, by name."""
@@ -111,47 +114,82 @@ class StepMetric:
     names: the names of the metric, with the loader, by name
     """
 
-    def __init__(self, step: Step, loader: str) -> None:
-        self._step, self._loader = step, loader
+    def __init__(self, module: LightningModule, step: Step, loader: str) -> None:
+        self._step, self._loader, self._kept = step, loader, Kept("validation_step", module)
         self.hows: dict[str, Mapping[str, Any]] = {}
         self.names: dict[str, str] = {}
 
     def __call__(self, module: nn.Module, batch: Any) -> dict[str, tuple[float, float]]:
         assert isinstance(module, LightningModule)
-        before = _kept(module)
-        with recording(module, batch) as found:
+        with self._kept.nothing(), recording(module, batch) as found:
             self._step(batch)
-        _check_kept("validation_step", before, _kept(module))
         for name, logged in found.items():
             self.hows[name] = logged.how
             self.names[name] = name + (self._loader if logged.how.get("add_dataloader_idx", True) else "")
         return {self.names[name]: (logged.total, logged.of) for name, logged in found.items()} or {NOTHING: (0.0, 1.0)}
 
 
-def _check_kept(step: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Raises UserError when the module keeps something of the batch, which other workers do not have."""
-    for name, value in after.items():
-        if value != before.get(name, value if isinstance(value, tuple) else 0):
-            raise UserError(
-                f"{step} changes self.{name}, which would differ between workers: log means of the batch, count "
-                "batches in on_train_batch_end; for metrics that are not a mean use run.evaluate with outputs"
-            )
+class Kept:
+    """What a module keeps. Finds what a step adds to it of its batch, which other workers do not have.
 
+    What depends on the batch or the number of the step alone may change: a size, a mask, a weight that rises slowly.
 
-def _kept(module: LightningModule) -> dict[str, Any]:
-    """What a module keeps, by name: lengths of lists, and numbers, tensors and metrics as tuples that change with them.
-
-    A number or a tensor that a step makes for the first time may be the same for all batches.
+    step: the name of the step, for errors
     """
-    kept: dict[str, Any] = {}
-    for name, value in vars(module).items():
-        if name.startswith("_"):
-            continue
-        if isinstance(value, list | dict | set | deque):
-            kept[name] = len(value)
-        elif isinstance(value, Number):
-            kept[name] = (value,)
-        elif isinstance(value, Tensor):
-            kept[name] = id(value), value.is_inference() or value._version
-    counts = {name: getattr(one, "_update_count", None) for name, one in module.named_modules()}  # of torchmetrics
-    return kept | {name: (count,) for name, count in counts.items() if count is not None}
+
+    def __init__(self, step: str, module: LightningModule) -> None:
+        self._step, self._module = step, module
+        # once, since a model may have many modules; psgc does not import torchmetrics
+        metrics = {name: one for name, one in module.named_modules() if vars(one).keys() >= _OF_METRICS}
+        self._metrics: dict[str, Any] = metrics
+
+    @contextmanager
+    def nothing(self) -> Iterator[None]:
+        """Raises UserError if a list grows in the block, a tensor changes in place, or a metric is used but for its
+        value of the batch, which its `forward` returns.
+        """
+        lengths, versions = self._lengths(), self._versions()
+        metrics = [(one._update_count, one._forward_cache, one._computed) for one in self._metrics.values()]
+        yield
+        for name, length in self._lengths().items():
+            if length != lengths.get(name, 0):
+                raise self._changed(name)
+        for name, (tensor, version) in self._versions().items():
+            if name in versions and tensor is versions[name][0] and version != versions[name][1]:
+                raise self._changed(name)
+        for (name, one), (count, value, computed) in zip(self._metrics.items(), metrics, strict=True):
+            is_updated = one._update_count != count and one._forward_cache is value
+            if is_updated or (one._computed is not None and one._computed is not computed):
+                raise UserError(
+                    f"{self._step} calls update or compute of self.{name}, whose examples differ between workers: "
+                    f"log what self.{name}(...) returns; for metrics that are not a mean use run.evaluate with outputs"
+                )
+
+    @contextmanager
+    def numbers_stay(self) -> Iterator[None]:
+        """Raises UserError if a number changes in the block, which repeats a step: it counts or adds up."""
+        before = self._numbers()
+        yield
+        for name, number in self._numbers().items():
+            old = before.get(name, number)
+            if abs(number - old) > 1e-5 * abs(old):  # of the same batch, but for rounding errors
+                raise self._changed(name)
+
+    def _changed(self, name: str) -> UserError:
+        return UserError(
+            f"{self._step} changes self.{name}, which would differ between workers: log means of the batch, count "
+            "batches in on_train_batch_end; for metrics that are not a mean use run.evaluate with outputs"
+        )
+
+    def _public(self) -> Iterator[tuple[str, Any]]:
+        return ((name, value) for name, value in vars(self._module).items() if not name.startswith("_"))
+
+    def _lengths(self) -> dict[str, int]:
+        return {name: len(value) for name, value in self._public() if isinstance(value, list | dict | set | deque)}
+
+    def _versions(self) -> dict[str, tuple[Tensor, int]]:
+        tensors = ((name, value) for name, value in self._public() if isinstance(value, Tensor))
+        return {name: (value, value._version) for name, value in tensors if not value.is_inference()}
+
+    def _numbers(self) -> dict[str, int | float]:
+        return {name: value for name, value in self._public() if isinstance(value, int | float)}

@@ -175,7 +175,7 @@ class PsgcStrategy(SingleDeviceStrategy):
         if not isinstance(batch, Examples):
             return super().validation_step(batch, *others)
         loader = f"/dataloader_idx_{others[1]}" if len(others) > 1 else ""  # as Lightning's names have it
-        metric = StepMetric(partial(self._step, "validation_step"), loader)
+        metric = StepMetric(self._module, partial(self._step, "validation_step"), loader)
         self._others = others
         self._of_run.last.is_allowed = False  # the state has no place within a validation
         found = self._of_run.evaluate(batch.loader, metric)

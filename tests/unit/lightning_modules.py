@@ -9,8 +9,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 __all__ = [
-    "CSVLogger", "Collects", "Counts", "EMAWeightAveraging", "Keeps", "LightningEnvironment", "Manual", "Maximum",
-    "Measures", "Module", "Sees", "Skips", "StochasticWeightAveraging", "Sums", "Timer", "Trainer", "Whole",
+    "Adds", "CSVLogger", "Collects", "Computes", "Counts", "EMAWeightAveraging", "Keeps", "LightningEnvironment",
+    "Logs", "Manual", "Maximum", "Measures", "Module", "Notes", "Objects", "Skips", "StochasticWeightAveraging",
+    "Sums", "Timer", "Trainer", "Whole", "Writes",
 ]  # fmt: skip
 
 
@@ -71,12 +72,35 @@ class Sums(Module):
         return loss
 
 
-class Sees(Module):
-    """Its tensor is another one after each step."""
+class Notes(Module):
+    """It keeps what depends on the batch or the step alone."""
+
+    beta, size, total, noise, newest, is_begun = 0.0, 0, 0.0, 0.0, None, False
 
     def training_step(self, batch, batch_idx):
-        self.newest = batch[0]
-        return super().training_step(batch, batch_idx)
+        self.train()
+        self.beta, self.size, self.is_begun = min(1.0, (1 + self.global_step) / 1000), len(batch[0]), True
+        self.newest, self.total, self.noise = batch[0].clone(), float(batch[0].sum()), float(torch.rand(()))
+        return self.layer(self.newest).square().mean()
+
+
+class Writes(Module):
+    """Its batch has other values after the step, and so has what it keeps."""
+
+    def training_step(self, batch, batch_idx):
+        rows = batch[0].clone()
+        batch[0].zero_()
+        self.size = float(rows.norm())
+        return self.layer(rows).square().mean()
+
+
+class Adds(Module):
+    mean = 0.0
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.mean = 0.9 * self.mean + 0.1 * float(loss)
+        return loss
 
 
 class Measures(Module):
@@ -87,6 +111,38 @@ class Measures(Module):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         self.metrics.update(loss)
+        return loss
+
+
+class Logs(Module):
+    """It logs the positive share of a batch as torchmetrics computes it, alone and in a collection."""
+
+    def __init__(self):
+        super().__init__()
+        self.positive = torchmetrics.MeanMetric()
+        self.metrics = torchmetrics.MetricCollection({"accuracy": torchmetrics.classification.BinaryAccuracy()})
+
+    def training_step(self, batch, batch_idx):
+        labels = (batch[0][:, 0] > 0).int()
+        self.log("positive", self.positive(labels.float()), on_epoch=True, on_step=False)
+        self.log_dict(self.metrics(torch.ones(len(labels)), labels), on_epoch=True, on_step=False)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", self.positive((batch[0][:, 0] > 0).float()))
+
+
+class Computes(Logs):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("all", self.positive.compute())
+        return loss
+
+
+class Objects(Logs):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("positive", self.positive)
         return loss
 
 

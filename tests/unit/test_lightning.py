@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 
-from psgc.errors import UserError
+from psgc.errors import ModelError, UserError
 from psgc.run import launched
 
 pytestmark = [
@@ -47,8 +47,10 @@ ROWS = TensorDataset(torch.randn(20, 2))
         ("Keeps", ROWS, {}, "training_step changes self.seen, which would differ between workers: log means"),
         ("Counts", ROWS, {}, "training_step changes self.count, which .* count batches in on_train_batch_end"),
         ("Sums", ROWS, {}, "training_step changes self.total, which would differ between workers"),
-        ("Sees", ROWS, {}, "training_step changes self.newest, which would differ between workers"),
-        ("Measures", ROWS, {}, "training_step changes self.metrics.mean, which would differ between workers"),
+        ("Adds", ROWS, {}, "training_step changes self.mean, which would differ between workers"),
+        ("Measures", ROWS, {}, r"training_step calls update .* of self.metrics.mean, .* log what self.metrics.mean\("),
+        ("Computes", ROWS, {}, "training_step calls update or compute of self.positive, whose examples differ"),
+        ("Objects", ROWS, {}, r"self.log\('positive'\): got MeanMetric, which would differ between workers"),
         ("Maximum", ROWS, {}, r"self.log\('largest'\): reduce_fx: expected mean"),
         ("Skips", ROWS, {}, "training_step returned NoneType; expected the loss of every batch"),
         ("Module", Stream(), {}, r"the dataset \(Stream\) is an IterableDataset"),
@@ -98,6 +100,37 @@ def test_a_batch_that_is_uneven_counts_by_its_examples(modules, fit, one_process
     loader = DataLoader(TensorDataset(rows), batch_size=20)
     trainer = fit(Logs(), loader, loader, epochs=2, enable_progress_bar=False, chunks=3)
     assert float(trainer.callback_metrics["mean"]) == pytest.approx(1.0)
+
+
+def test_what_torchmetrics_returns_for_a_batch_is_logged_as_the_mean_over_examples(modules, fit, one_process):
+    rows = torch.ones(21, 2)
+    rows[:4] = -1.0
+    loader = DataLoader(TensorDataset(rows), batch_size=20)
+    found = fit(modules.Logs(), loader, loader, epochs=2, enable_progress_bar=False, chunks=3).callback_metrics
+    means = {name: float(found[name]) for name in ("positive", "accuracy", "val")}
+    assert means == pytest.approx(dict.fromkeys(means, 17 / 21))
+
+
+def test_a_step_may_keep_what_depends_on_the_batch_or_the_step_alone(modules, fit, one_process):
+    module = modules.Notes()
+    loader = DataLoader(TensorDataset(torch.ones(21, 2)), batch_size=20)
+    fit(module, loader, epochs=2, enable_progress_bar=False, chunks=3)
+    assert module.is_begun
+    assert module.beta == 0.004
+
+
+def test_a_step_that_writes_to_its_batch_is_not_taken_for_a_counter(modules, fit, one_process):
+    with pytest.raises(ModelError, match=r"writes to batch\[0\]"):
+        fit(modules.Writes(), DataLoader(ROWS, batch_size=5), epochs=1, enable_progress_bar=False)
+
+
+def test_a_micro_batch_does_not_walk_the_modules(modules, monkeypatch):
+    """A large model would lose time with it."""
+    module, walks = modules.Module(), []
+    metric = importlib.import_module("psgc.lightning.recording").StepMetric(module, lambda batch: None, "")
+    monkeypatch.setattr(module, "named_modules", lambda: walks.append(1) or iter(()), raising=False)
+    metric(module, [torch.ones(2, 2)])
+    assert not walks
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)])
