@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from psgc.torch.generators import NAMES, Generators
-from psgc.torch.modes import evaluating_of, frozen_of, other_buffers
+from psgc.torch.modes import evaluating_of, frozen_of
 from psgc.torch.state import Stateful
 
 RANDOM = tuple(f"the random numbers of the script ({name})" for name in NAMES)
@@ -74,16 +74,17 @@ class Fingerprint:
     def digest(self, generators: Generators) -> bytes:
         """16 bytes, see PARTS. generators: the present generators.
 
+        Buffers that are not persistent are left out: many are caches, which change in `forward` on each rank.
+
         It reads everything once, at 8 GB/s on one core, and takes 0.02 ms more for each tensor. With AdamW and 4.7
         million parameters that is 11 ms; at every sixteenth step, 0.2 % of the time of a step of 512 tokens.
         """
         state = self._model.state_dict()
         names = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
-        buffers = other_buffers(self._model, state)
         optimizers, others = _by_role(self._attached)
         checksums = [
             checksum({name: value for name, value in state.items() if name in names}),
-            checksum({name: value for name, value in state.items() if name not in names} | buffers),
+            checksum({name: value for name, value in state.items() if name not in names}),
             checksum([frozen_of(self._model, sorted(names)), evaluating_of(self._model)]),
             checksum([thing.state_dict() for thing in optimizers]),
             checksum([thing.state_dict() for thing in others]),

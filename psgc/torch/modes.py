@@ -1,6 +1,7 @@
 """What decides the steps of a model besides its `state_dict`: frozen parameters, train() and eval(), other buffers."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -47,20 +48,17 @@ def evaluating_of(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if not module.training]
 
 
-def other_buffers(model: nn.Module, known: Container[str]) -> dict[str, Tensor]:
-    """The buffers that are not in the model's `state_dict`, whose names are `known`: those with persistent=False."""
-    return {name: buffer for name, buffer in model.named_buffers() if name not in known}
-
-
 def savable_buffers(model: nn.Module, known: Container[str]) -> dict[str, Tensor]:
-    """`other_buffers` without those that no file can hold, such as sparse ones: a script has to make these again."""
+    """The buffers that are not in the model's `state_dict`, whose names are `known`: those with persistent=False.
+
+    Those that no file can hold, such as sparse ones, are left out: a script has to make these again.
+    """
     found = {}
-    for name, buffer in other_buffers(model, known).items():
-        try:
-            check_tensor(name, buffer)
-        except UserError:
-            continue
-        found[name] = buffer
+    for name, buffer in model.named_buffers():
+        if name not in known:
+            with suppress(UserError):
+                check_tensor(name, buffer)
+                found[name] = buffer
     return found
 
 
