@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from psgc.torch.generators import NAMES, Generators
-from psgc.torch.modes import evaluating_of, frozen_of
+from psgc.torch.modes import Modes
 from psgc.torch.state import Stateful
 
 RANDOM = tuple(f"the random numbers of the script ({name})" for name in NAMES)
@@ -71,8 +71,11 @@ class Fingerprint:
     def __init__(self, model: nn.Module, attached: Sequence[Stateful]) -> None:
         self._model, self._attached = model, attached
 
-    def digest(self, generators: Generators) -> bytes:
-        """16 bytes, see PARTS. generators: the present generators.
+    def digest(self, generators: Generators, modes: Modes | None) -> bytes:
+        """16 bytes, see PARTS.
+
+        generators: the present generators
+        modes: those of the newest gradient, if any: one rank may draw a picture in `eval()`, and evaluate then
 
         Buffers that are not persistent are left out: many are caches, which change in `forward` on each rank.
 
@@ -85,7 +88,7 @@ class Fingerprint:
         checksums = [
             checksum({name: value for name, value in state.items() if name in names}),
             checksum({name: value for name, value in state.items() if name not in names}),
-            checksum([frozen_of(self._model, sorted(names)), evaluating_of(self._model)]),
+            checksum(None if modes is None else [modes.frozen, modes.evaluating]),
             checksum([thing.state_dict() for thing in optimizers]),
             checksum([thing.state_dict() for thing in others]),
         ]

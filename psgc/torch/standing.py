@@ -204,4 +204,4 @@ class Standing:
 
     def digest(self) -> bytes:
         """16 bytes of everything that decides the next step, at present."""
-        return self._fingerprint.digest(Generators.now(self._flat.device))
+        return self._fingerprint.digest(Generators.now(self._flat.device), self._modes)

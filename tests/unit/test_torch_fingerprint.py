@@ -9,6 +9,7 @@ from torch import nn
 
 from psgc.torch.fingerprint import PARTS, Fingerprint, checksum, differing
 from psgc.torch.generators import Generators
+from psgc.torch.modes import Modes, evaluating_of, frozen_of
 
 CPU = torch.device("cpu")
 PARAMETERS, BUFFERS, MODES, OPTIMIZERS, OTHERS, PYTHON, NUMPY, TORCH = PARTS
@@ -29,7 +30,9 @@ class Rank:
         self._fingerprint = Fingerprint(self.model, [self.optimizer, self.schedule])
 
     def digest(self):
-        return self._fingerprint.digest(Generators.now(CPU))
+        names = [name for name, _ in self.model.named_parameters()]
+        modes = Modes(frozen_of(self.model, names), evaluating_of(self.model), is_begun=True)
+        return self._fingerprint.digest(Generators.now(CPU), modes)
 
 
 def scaled(rank):

@@ -4,6 +4,7 @@ import io
 import random
 import signal
 from contextlib import suppress
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from psgc.checkpoints import load_newest
 from psgc.errors import RunFailed, UserError
 from psgc.torch.calls import Single
 from psgc.torch.checkpoints import read
+from psgc.torch.fingerprint import MODES, differing
 from psgc.torch.hand_over import ScriptState
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -470,6 +472,20 @@ def test_what_is_set_before_an_epoch_is_set_in_a_run_that_goes_on(way, done):
     else:
         new.run.load_state_dict(saved[done - 1])
     assert train(new, []) == expected[done:]
+
+
+def test_ranks_are_compared_by_what_is_set_for_a_gradient_alone():
+    """One rank may draw a picture in eval(), and all evaluate then."""
+    script, found = Script(), []
+    for batch in script.run.batches(8):
+        script.model[1].train(batch.iteration < 2)
+        script.run.backward(batch)
+        script.optimizer.step()
+        found.append(script.run.standing.digest())
+        script.model.eval().requires_grad_(False)
+        assert differing(found[-1], script.run.standing.digest()) == []
+        script.model.train().requires_grad_(True)
+    assert [MODES in differing(*pair) for pair in pairwise(found)] == [False, True]
 
 
 def test_a_buffer_that_has_grown_is_loaded():
