@@ -313,6 +313,7 @@ class ScriptRun:
 
         Every rank loads the same state. The next batch is the first one after the state. Loops over earlier batches
         have no batches, and what the script does after them is undone. With `--resume` the checkpoint is used instead.
+        What is frozen, or in `eval()`, stays so.
 
         Raises UserError when the state has another model, other optimizers, another seed or another dataset, or is no
         state.

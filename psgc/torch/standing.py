@@ -73,8 +73,12 @@ class Standing:
             self._load_pending()
 
     def load(self, state: dict[str, Any], where: str) -> None:
-        """Continue from a state that the script has. where: the state's name in errors. Raises UserError."""
+        """Continue from a state that the script has. where: the state's name in errors. Raises UserError.
+
+        As in torch, what is frozen or in evaluation mode stays so: the script may have frozen a part just before.
+        """
         self._take(state, where)
+        self._modes = None
         if self._latest is None:  # else the latest state is loaded again before the next batch
             self._evaluator.results = about_of(state, where).evaluations
         params = self._flat.params.detach().cpu().view(torch.uint8).numpy()
@@ -133,10 +137,10 @@ class Standing:
     def _load_pending(self, is_again: bool = False) -> None:
         if self.pending is not None:
             self._latest, self.pending = self.pending, None
-            self._take(from_bytes(self._latest, "the state"), "the state", is_again)
+            self._set_modes(self._take(from_bytes(self._latest, "the state"), "the state"), is_again)
             self.catches_up = self.is_behind
 
-    def _take(self, state: Any, where: str, is_again: bool = False) -> None:
+    def _take(self, state: Any, where: str) -> About:
         about = about_of(state, where)
         if about.seed != self._seed:
             raise UserError(
@@ -148,13 +152,13 @@ class Standing:
             with preserved(self._flat.device):
                 generators.set(self._flat.device)  # so that an invalid state raises now
         load_state(state, self._model, self._attached, where)
-        self._set_modes(about, is_again)
         self.loss, self.loaded = about.loss, about.loaded
         self._sampler.go_to(about.position, about.drawn)
         self._flat.check()
         self._flat.clear()
         self._steps.forget()
         self.has_moved, self._to_set = True, generators
+        return about
 
     def _set_modes(self, about: About, is_again: bool) -> None:
         """Freeze parameters, and set train() and eval(), as they were.

@@ -413,15 +413,36 @@ def test_what_no_state_dict_has_goes_on(change, done):
 
 
 @pytest.mark.parametrize("done", [1, 4, 7])
-def test_a_dictionary_has_what_no_state_dict_has(done):
+def test_a_dictionary_has_a_buffer_that_is_in_no_state_dict(done):
     whole, saved = Changing(set_tau), []
-    whole.change = lambda script, step: (set_tau(script, step), freeze_first(script, step), saved.append(keep()))
+    whole.change = lambda script, step: (set_tau(script, step), saved.append(keep()))
     keep = lambda: through_torch(whole.run.state_dict())  # noqa: E731
     expected = whole.train()
-    new = Changing(lambda script, step: (set_tau(script, step), freeze_first(script, step)))
+    new = Changing(set_tau)
     new.run.load_state_dict(saved[done])
     assert "tau" not in saved[done]["model"]
     assert new.train() == expected[done + 1 :]
+
+
+@pytest.mark.parametrize("best", [1, 2, 3, 6])
+def test_what_is_frozen_before_a_dictionary_is_loaded_stays_frozen(best):
+    """As in a second stage, from the best state of the first. The last state leaves out a loop."""
+    whole, saved = Script(), []
+    whole.train(each_step=lambda: saved.append(through_torch(whole.run.state_dict())))
+    script = Script()
+    for batch in script.run.batches(8):
+        script.run.backward(batch)
+        script.optimizer.step()
+    script.model[0].requires_grad_(False)
+    script.model[1].eval()
+    script.run.load_state_dict(saved[best])
+    for _ in range(2):
+        for batch in script.run.batches(8):
+            script.run.backward(batch)
+            script.optimizer.step()
+            assert not script.model[1].training
+    assert batch.iteration > 6
+    assert torch.equal(script.model[0].weight, saved[best]["model"]["0.weight"])
 
 
 def test_a_state_of_before_is_loaded_without_what_it_lacks():
