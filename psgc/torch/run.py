@@ -164,6 +164,7 @@ class ScriptRun:
                 is_alone = standing.has_moved or self._sampler.position == batch.position
                 if is_alone and not standing.has_moved:
                     self._sampler.position = batch.after
+                    standing.ends()
             if not is_alone:
                 raise UserError(
                     f"run.batches: in step {batch.iteration} there was another loop over batches within this one, and "

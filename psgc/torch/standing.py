@@ -55,7 +55,7 @@ class Standing:
         self._position = Position()  # position of a state that is made now
         self._generators = Generators.now(flat.device)  # generators of a state that is made now
         self._at_batch: tuple[Position | None, Generators] = None, self._generators  # before the newest batch
-        self._modes: Modes | None = None  # at the newest gradient, or of the state loaded since
+        self._modes: Modes | None = None  # at the newest gradient (`frozen`: or `ends`), or of the state loaded since
         self._to_set: Generators | None = None  # generators of a loaded state, to be set before the next batch
         self._fingerprint = Fingerprint(model, attached)
 
@@ -184,11 +184,16 @@ class Standing:
         if before != position:
             generators = Generators.now(self._flat.device)
         self._position, self._generators = position, self._to_set or generators
-        evaluating = None if self._modes is None or self.has_moved else self._modes.evaluating
         if in_backward:
-            evaluating = evaluating_of(self._model)
-        if evaluating is not None:
-            self._modes = Modes(frozen_of(self._model, self._flat.names), evaluating, before == position)
+            frozen, evaluating = frozen_of(self._model, self._flat.names), evaluating_of(self._model)
+            self._modes = Modes(frozen, evaluating, before == position)
+        elif self._modes is not None and not self.has_moved:
+            self._modes = self._modes._replace(is_begun=before == position)
+
+    def ends(self) -> None:
+        """The script has done what it does with a batch. What it freezes later, for an export, is in no state."""
+        if self._modes is not None:
+            self._modes = self._modes._replace(frozen=frozen_of(self._model, self._flat.names))
 
     def state(self, calls: int | None = None, seconds: float = 0.0, memory: bytearray | None = None) -> bytearray:
         """The state from which another rank continues, or another run from a checkpoint.

@@ -509,6 +509,27 @@ def test_ranks_are_compared_by_what_is_set_for_a_gradient_alone():
     assert [MODES in differing(*pair) for pair in pairwise(found)] == [False, True]
 
 
+@pytest.mark.parametrize("most", [4, 5])
+def test_what_is_frozen_in_the_last_batch_goes_on_and_what_is_frozen_for_an_export_does_not(tmp_path, most):
+    """A loop that is left by `break`, and one that is done."""
+    expected = Changing(freeze_first).train()
+    ended = Changing(freeze_first, output=str(tmp_path))
+    for batch in ended.run.batches(8, epochs=2):
+        ended.scale = 1 + drawn()[-1]
+        ended.run.backward(batch)
+        ended.optimizer.step()
+        freeze_first(ended, batch.iteration)
+        if batch.iteration in (2, 5):
+            ended.schedule.step(), drawn()
+        if batch.iteration == most:
+            break
+    ended.model.requires_grad_(False)
+    ended.run.end(has_raised=False)
+    resumed = Changing(lambda script, step: None)
+    resumed.run.begin(Single(4, load_newest(tmp_path / "checkpoints", read)[1]))
+    assert resumed.train() == expected[most + 1 :]
+
+
 def test_a_buffer_that_has_grown_is_loaded():
     script = Changing(set_tau)
     found = script.run.state_dict()
