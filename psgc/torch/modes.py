@@ -63,14 +63,14 @@ def savable_buffers(model: nn.Module, known: Container[str]) -> dict[str, Tensor
 
 
 def load_buffers(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Load `savable_buffers`. One that has another shape now, as a table that grows, is replaced."""
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            its = saved.get(name)
-            if its is None:
-                continue
-            if its.shape == buffer.shape and its.dtype == buffer.dtype:
+    """Load `savable_buffers`. One that has another shape now, as a table that grows, or is expanded, is replaced."""
+    for name, buffer in [*model.named_buffers()]:
+        its = saved.get(name)
+        if its is None:
+            continue
+        if its.shape == buffer.shape and its.dtype == buffer.dtype:
+            with torch.no_grad(), suppress(RuntimeError):  # raised where entries share memory
                 buffer.copy_(its)
-            else:
-                owner, _, own_name = name.rpartition(".")
-                model.get_submodule(owner)._buffers[own_name] = its.to(buffer.device, copy=True)
+                continue
+        owner, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(owner), own_name, its.to(buffer.device, copy=True))
