@@ -295,6 +295,18 @@ def test_a_count_that_changes_nothing_is_none():
     assert twice(small(Annealed(0.0))) is not None
 
 
+def test_a_count_is_not_named_for_the_rounding_errors_of_others():
+    """As of an operation that adds up in another order each time, in a model that counts its calls."""
+    draw, model = counter(), small(Annealed(0.0)).double()
+
+    def rounded(model, batch):
+        total, count = cross_entropy(model, (batch[0].double(), batch[1]))
+        return total * (1 + 1e-12 * draw()), count
+
+    assert twice(model, rounded) is not None
+    assert model[2].calls > 0
+
+
 def sampled(monkeypatch, compute, seconds=lambda step: 1.0, steps=400, chunks=4):
     """How often each step's chunks were computed, by a `Sampled` whose chunks take so long."""
     now, calls = [0.0], [0] * steps
