@@ -133,7 +133,7 @@ class _Starts:
             environ = {**environ, **program.told, RESTORED: str(self.ranks)}
         self._starting = placement.ranks
         if standby is not None:  # in a SLURM job the ranks share the processors of the present run
-            environ = {**environ, STANDBY: str(standby.parent.resolve() / standby.name), "SLURM_OVERLAP": "1"}
+            environ = {**environ, STANDBY: str(standby.absolute()), "SLURM_OVERLAP": "1"}
         if self.config is None:
             folder = self.at_end.enter_context(folder_for_answers(self.several_hosts))
             environ = {**environ, FOLDER: str(folder)}

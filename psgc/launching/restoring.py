@@ -294,7 +294,8 @@ class Watch:
                     self._most = self._slots
         end, more = ranks + self._more, self._more
         new = range(end, self._slots + more) if hostfile and self._slots > self._most else range(0)
-        if self.placement != self._whole and self.answers.all_answer(slots_of(self._whole)):
+        hosts = slots_of(self._whole)
+        if self.placement != self._whole and self.answers.all_answer(hosts) and not self.answers.unreached(hosts):
             new = range(end, self._whole.ranks + more)
         return {worker for worker in self._lost if worker < end} | set(new)
 

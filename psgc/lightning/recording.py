@@ -3,7 +3,7 @@
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -73,7 +73,9 @@ class StepLoss:
         self.share = 1
         with torch.no_grad():
             generators = Generators.now(module.device)
-            self._stepped(module, deepcopy(first))  # a step that writes to its batch is found later
+            with suppress(TypeError, RuntimeError):  # not every batch can be copied
+                before = deepcopy(first)  # a step that writes to its batch is found later
+                self._stepped(module, before)
             generators.set(module.device)
             with self._kept.numbers_stay():
                 _, found = self._stepped(module, first)

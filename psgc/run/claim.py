@@ -65,7 +65,8 @@ class Claim:
         """Create and lock the directory. resuming: keep what is in it; otherwise it will be empty.
 
         An earlier run is moved to a numbered directory, beside its own where the directory is a link: so both are on
-        the disk to which the user has linked it. Raises UserError: as above, or there are other files in it.
+        the disk to which the user has linked it. Where it cannot be moved, the link is. Raises UserError: as above, or
+        there are other files in it.
         """
         directory = self._directory
         with _one_line(directory):
@@ -99,9 +100,10 @@ def _moved(place: Path, directory: Path) -> Path:
     """Move an earlier run, or the link to it where it cannot be moved: then the next one is where the link was."""
     try:
         return _move_to_number(place)
-    except OSError:  # a mount point, or its folder is somebody else's
-        if place == directory:
+    except OSError as error:  # a mount point, or its folder is somebody else's
+        if place == directory or error.errno not in (errno.EBUSY, errno.EACCES, errno.EPERM):
             raise
+        say(f"psgc: {place} cannot be renamed ({error.strerror}): the run is in {directory.absolute()}", error=True)
         return _move_to_number(directory)
 
 

@@ -223,6 +223,7 @@ def wait_for_turn(load: Callable[[], object], interrupted: Callable[[], str | No
     ranks = Rendezvous(MPI.COMM_WORLD, interrupted)
     is_first = MPI.COMM_WORLD.Get_rank() == 0
     if is_first:
+        file = file.parent.resolve() / file.name  # the run directory may be a link, but nothing in it is
         write_text(file, "")
         while file.exists() and not (interrupted and interrupted()):
             time.sleep(PAUSE)

@@ -61,6 +61,11 @@ class FlatModel:
             if buffer.layout == torch.strided and 0 in buffer.stride():
                 buffer.data = buffer.clone(memory_format=torch.contiguous_format)
 
+    @property
+    def frozen(self) -> list[str]:
+        """The names of its parameters that the script has frozen since."""
+        return [name for name, param in zip(self.names, self._parameters, strict=True) if not param.requires_grad]
+
     def views(self, flat: Tensor) -> list[Tensor]:
         """A view of `flat` for each parameter, with its shape and strides. flat: (dim,) or longer."""
         views, start = [], flat.storage_offset()

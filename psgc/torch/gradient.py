@@ -16,7 +16,7 @@ from psgc.record.csv_files import were_tried
 from psgc.run.launched import ranks
 from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import ChunkGradient
-from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice, digest
+from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice
 from psgc.torch.halves import Halves, NoResult
 from psgc.torch.loader import ChunkLoader, Loading, MicroBatch
 from psgc.torch.sampling import Batch, ChunkCosts
@@ -87,8 +87,8 @@ class BatchGradient:
 
             if self._looks and number >= self._looks[0]:
                 at = bounds(chunks[0], len(batch), num_chunks)[0]
-                size = of_all.size if self._joins() else min(len(rows), of_all.size)  # no more than what is computed
-                some = np.roll(batch.rows, -at)[: max(2, size)]  # a chunk may have a single row
+                most = len(batch.of_chunks(self._passes[-1], num_chunks))  # of the pass that is under way
+                some = np.roll(batch.rows, -at)[: max(2, min(most, of_all.size))]  # a chunk may have a single row
                 if self._halves_agree(batch, some, chunks[0], num_chunks, scale):
                     self._looks = [later for later in self._looks if later > number]
             load = partial(self._loader.micro_batches, rows, coming)
@@ -175,16 +175,10 @@ class BatchGradient:
             return None
         return float(vector[self._gradient]), sketch(vector[: self._gradient].cpu().numpy())
 
-    def _takes_one(self, rows: list[int]) -> bool:
-        """Whether collate_fn makes the batch of the first of these rows, as some do that get single examples."""
-        return digest(self._loader.micro_batch(rows).batch) == digest(self._loader.micro_batch(rows[:1]).batch)
-
     def _halves_agree(self, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None) -> bool:
         """Compare the loss of these rows with that of their halves. False: try again with others. Raises UserError."""
-        if len(rows) < 2 or (num_chunks == 1 and len(batch) <= self._loader.size):
-            return True  # the loss is only called with whole batches
-        if self._micro_batch == 1 and self._takes_one(rows[:2].tolist()):
-            return True
+        if self._micro_batch == 1 or len(rows) < 2 or (num_chunks == 1 and len(batch) <= self._loader.size):
+            return True  # the loss is only called with single examples, or with whole batches
         try:
             self._halves.check(rows.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale)
         except NoResult:

@@ -39,11 +39,6 @@ class Modes(NamedTuple):
                 module.train(name not in evaluating)  # which some modules have overridden
 
 
-def frozen_of(model: nn.Module, trained: Iterable[str]) -> list[str]:
-    params = dict(model.named_parameters())
-    return [name for name in trained if name in params and not params[name].requires_grad]
-
-
 def evaluating_of(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if not module.training]
 

@@ -12,7 +12,7 @@ from psgc.torch.evaluation import Evaluator
 from psgc.torch.fingerprint import Fingerprint
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import Generators, preserved
-from psgc.torch.modes import Modes, evaluating_of, frozen_of
+from psgc.torch.modes import Modes, evaluating_of
 from psgc.torch.sampling import Batch, Position, Sampler
 from psgc.torch.state import About, Stateful, about_in, about_of, load_state, state_of
 from psgc.torch.steps import Steps
@@ -121,7 +121,7 @@ class Standing:
         self.load_own()
         if self._latest is not None and not self.is_behind and not self.is_past:
             self.pending = self._latest
-            self._load_pending()
+            self._load_pending(is_again=True)  # what the script has frozen since, it has frozen before the state, too
             self._latest = None
             self.restore_generators()
 
@@ -185,15 +185,14 @@ class Standing:
             generators = Generators.now(self._flat.device)
         self._position, self._generators = position, self._to_set or generators
         if in_backward:
-            frozen, evaluating = frozen_of(self._model, self._flat.names), evaluating_of(self._model)
-            self._modes = Modes(frozen, evaluating, before == position)
+            self._modes = Modes(self._flat.frozen, evaluating_of(self._model), before == position)
         elif self._modes is not None and not self.has_moved:
             self._modes = self._modes._replace(is_begun=before == position)
 
     def ends(self) -> None:
         """The script has done what it does with a batch. What it freezes later, for an export, is in no state."""
         if self._modes is not None:
-            self._modes = self._modes._replace(frozen=frozen_of(self._model, self._flat.names))
+            self._modes = self._modes._replace(frozen=self._flat.frozen)
 
     def state(self, calls: int | None = None, seconds: float = 0.0, memory: bytearray | None = None) -> bytearray:
         """The state from which another rank continues, or another run from a checkpoint.

@@ -320,7 +320,7 @@ def test_a_linked_directory_stays_a_link_and_earlier_runs_stay_where_it_leads(mo
     assert jobs_of(Path("scratch/me/mine")) == ((job,) if job else ())
 
 
-def test_where_the_target_of_a_link_cannot_be_moved_the_link_is(monkeypatch):
+def test_where_the_target_of_a_link_cannot_be_moved_the_link_is(monkeypatch, capsys):
     """A mount point, for example."""
     Path("scratch").mkdir()
     Path("mine").symlink_to("scratch")
@@ -335,6 +335,9 @@ def test_where_the_target_of_a_link_cannot_be_moved_the_link_is(monkeypatch):
     for run in range(2):
         with claimed("mine", record=str(run)):
             pass
+    place = Path.cwd()
+    line = f"psgc: {place}/scratch cannot be renamed (Device or resource busy): the run is in {place}/mine\n"
+    assert capsys.readouterr().err == line
     names = ("scratch", "mine.1", "mine")
     assert [Path(name, "iterations.csv").read_text() for name in names] == ["0", "0", "1"]
     assert not [*Path().rglob(LOCK)]

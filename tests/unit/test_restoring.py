@@ -361,6 +361,24 @@ def test_where_ssh_reaches_no_host_nobody_knows_which_one_is_gone(folder, capsys
     assert capsys.readouterr().err == line
 
 
+def test_a_host_that_ssh_has_never_reached_is_not_waited_for(folder, capsys):
+    """Where another host is known to be gone, the run goes on without both."""
+    answers = Answers("c", mute="b")
+    watched = Watch(Placement(5, host="a:2,b:1,c:2"), is_ready, lambda _: None, False, answers)
+    Path("out/lost.csv").unlink()
+    watched.begin(RunDirectory(Path("out"), resumed=False))
+    begins("{after: 0.05}")
+    watched.look()
+    Path("out/checkpoints/00000004.safetensors").touch()
+    assert watched.take_next(0) is not None
+    assert watched.placement == Placement(2, host="a:2")
+    watched.begin(RunDirectory(Path("out"), resumed=True))
+    begins("{after: 0.05}")
+    answers.hosts.clear()
+    assert not is_asked(watched)
+    assert "no answer from b, c: the run starts again, with 2 ranks" in capsys.readouterr().err
+
+
 def test_ranks_that_wait_are_ended_before_others_start(folder):
     """Otherwise both would have the directory."""
     made = []

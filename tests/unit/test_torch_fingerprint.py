@@ -9,7 +9,7 @@ from torch import nn
 
 from psgc.torch.fingerprint import PARTS, Fingerprint, checksum, differing
 from psgc.torch.generators import Generators
-from psgc.torch.modes import Modes, evaluating_of, frozen_of
+from psgc.torch.modes import Modes, evaluating_of
 
 CPU = torch.device("cpu")
 PARAMETERS, BUFFERS, MODES, OPTIMIZERS, OTHERS, PYTHON, NUMPY, TORCH = PARTS
@@ -30,8 +30,8 @@ class Rank:
         self._fingerprint = Fingerprint(self.model, [self.optimizer, self.schedule])
 
     def digest(self):
-        names = [name for name, _ in self.model.named_parameters()]
-        modes = Modes(frozen_of(self.model, names), evaluating_of(self.model), is_begun=True)
+        frozen = [name for name, param in self.model.named_parameters() if not param.requires_grad]
+        modes = Modes(frozen, evaluating_of(self.model), is_begun=True)
         return self._fingerprint.digest(Generators.now(CPU), modes)
 
 

@@ -540,3 +540,29 @@ def test_a_buffer_that_is_another_one_now_is_loaded(now):
     script.run.load_state_dict(found)
     assert torch.equal(script.model[2].table, torch.arange(3.0))
     assert "2.table" not in script.model.state_dict()
+
+
+class FrozenBetween(Left):
+    """Freezes a part after the first epoch, before the evaluation."""
+
+    def train(self):
+        for epoch in range(3):
+            for batch in self.run.batches(8):
+                self.steps.append((batch.position, self.run.backward(batch)))
+                self.optimizer.step()
+            self.model[0].requires_grad_(epoch > 0)
+            self.values.append(self.run.evaluate(self.data, self.metric))
+        return self.values
+
+
+def test_what_is_frozen_before_the_evaluation_in_which_a_run_is_stopped_stays_frozen(tmp_path):
+    whole = FrozenBetween()
+    expected = whole.train()
+    ended = FrozenBetween("evaluate", output=str(tmp_path))
+    with pytest.raises(RunFailed, match="SIGTERM"):
+        ended.train()
+    ended.run.end(has_raised=False)
+    resumed = FrozenBetween()
+    resumed.run.begin(Single(4, load_newest(tmp_path / "checkpoints", read)[1]))
+    assert resumed.train() == expected
+    assert ended.steps + resumed.steps == whole.steps
