@@ -71,7 +71,7 @@ from late import wait
 
 torch.manual_seed(0)
 x = torch.randn(80, 6)
-model, has_stepped = torch.nn.Linear(6, 1), False
+model, steps = torch.nn.Linear(6, 1), 0
 
 class Waits(torch.autograd.Function):
     @staticmethod
@@ -80,7 +80,7 @@ class Waits(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient):
-        if has_stepped:  # in the first step the loss is called more often, to look at it
+        if steps > 1:  # in the first two steps the loss is called more often, to look at it
             wait()
         return gradient
 
@@ -98,7 +98,7 @@ run.attach(optimizer)
 for batch in run.batches(80, 12, shuffle=False):
     run.backward(batch)
     optimizer.step()
-    has_stepped = True
+    steps += 1
 """
 FLIPS = [{"kind": "flip", "rank": 2, "iteration": 5, "step": "gradient", "error": 2}] * 2  # of both chunks
 UNDONE = [
