@@ -23,7 +23,6 @@ from collections.abc import Collection
 
 from psgc.aggregation.attempts import Attempt, Iteration
 from psgc.aggregation.map import Map, Routes
-from psgc.aggregation.position import Position
 from psgc.aggregation.protocol import (
     TRANSITIONS,
     WHOLE,
@@ -53,6 +52,7 @@ from psgc.aggregation.protocol import (
     SumBlock,
 )
 from psgc.aggregation.slices import Block
+from psgc.aggregation.step_position import StepPosition
 from psgc.errors import ProtocolError
 
 EVENTS_KEPT = 20  # for the traceback of a ProtocolError
@@ -69,7 +69,7 @@ class Exchange:
 
     def __init__(self, rank: int, parts: int = 1) -> None:
         self._rank, self._parts = rank, parts
-        self.position = Position()
+        self.position = StepPosition()
         self._iterations: dict[int, Iteration] = {}
         self._routes: Routes | None = None  # of the newest map
         self._held: set[int] = set()

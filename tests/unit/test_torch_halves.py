@@ -298,7 +298,10 @@ def test_labels_of_which_a_rare_one_is_ignored_are_found(rare):
 
 def test_a_collate_function_that_gets_single_examples_makes_no_batch_of_two():
     data = torch.utils.data.TensorDataset(X, Y)
-    alone = lambda examples: [value[None] for value in examples[0]]  # noqa: E731
+
+    def alone(examples):
+        return [value[None] for value in examples[0]]
+
     run = psgc.torch.init(small(), data, mean, collate_fn=alone, micro_batch=1)
     run.backward(next(run.batches(8)))
 

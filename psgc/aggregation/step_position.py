@@ -1,13 +1,13 @@
 """Where a rank's replica is, and which iterations the rank follows. A pure state machine, which `Exchange` drives."""
 
 
-class Position:
+class StepPosition:
     """Where this rank's replica is, and which iterations this rank follows: those that are neither past nor given up.
 
     steps: the steps that the replica has made, so also the iteration that is next or under way; -1 before `loaded`
     is_behind: whether the replica needs the state of another rank
 
-    >>> position = Position()
+    >>> position = StepPosition()
     >>> position.loaded(3)
     >>> position.fall_behind(3)
     >>> position.is_at(3), position.is_past(3), position.is_behind, position.can_use(4)

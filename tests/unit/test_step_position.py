@@ -2,13 +2,13 @@
 
 import pytest
 
-from psgc.aggregation.position import Position
+from psgc.aggregation.step_position import StepPosition
 
 
 @pytest.fixture
 def it():
     """In the step of iteration 3."""
-    position = Position()
+    position = StepPosition()
     position.loaded(3)
     position.begin_step()
     return position
