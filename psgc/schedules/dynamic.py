@@ -30,7 +30,7 @@ class DynamicSchedule(Decisions):
     The predictions (`psgc.schedules.progress`), at time `now`:
 
     * a worker needs its pace for each chunk: an exponentially weighted mean that lasts from iteration to iteration. A
-      chunk that is overdue takes as much longer as it is late;
+      chunk that is overdue takes as much longer as it is late, and a pass over several chunks HELD_UP times that;
     * a worker begins its first pass when it did in the last iterations, in the median of STARTS: a slow one makes its
       step late, and hears late that the next iteration has begun;
     * a worker whose pace is unknown, or that is in a pass of the iteration before (`delayed`), still needs UNKNOWN
@@ -47,7 +47,7 @@ class DynamicSchedule(Decisions):
     A chunk may be late because it is long: then a copy takes as long. So a late chunk is copied only when it has taken
     longer than long chunks usually do: the *spread*. The chunks of one pass are copied together: a worker that
     cannot do all of them copies none before the pass is late. All idle workers share the copy, and begin when the pass
-    is as late as a worker's share of it takes.
+    is half as late as a worker's share of it takes.
     """
 
     is_adaptive = True

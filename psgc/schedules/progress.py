@@ -17,6 +17,7 @@ from psgc.iteration import piece_length
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is chosen once more
 SOON = 0.5  # share of a chunk's time: two workers that would end a chunk within this of each other would both begin it
 STARTS = 3  # iterations whose median says when a worker begins: one late start is no rule
+HELD_UP = 2.0  # times as much longer as it is late that an overdue pass over several chunks is expected to take
 UNKNOWN = 5.0  # a worker without a report, after e seconds: expected to need this times e more
 
 
@@ -229,13 +230,21 @@ class WorkerView:
         """Whether the pass that it is in cannot count any more."""
         return any(chunk.committed for chunk in self.piece)
 
+    @property
+    def delay_factor(self) -> float:
+        """A late chunk may be a long one, of which a copy takes as long. A late pass was held up: copies begin sooner.
+
+        An idle worker that copies for nothing loses little.
+        """
+        return HELD_UP if len(self.piece) > 1 else 1.0
+
     def free(self, now: float, lag: float) -> float:
-        """When it will have finished the chunk that it is in. A late chunk is expected to take as much longer."""
+        """When it will have finished the pass that it is in. A late one takes `delay_factor` times as much longer."""
         if self.running is None and not self.is_delayed:
             return max(now, self.start)
         if self.pace is None or self.is_delayed:
             return now + UNKNOWN * max(0.0, now - self.since - lag)
-        return self.due if self.due > now else now + max(0.0, now - self.due - lag)
+        return self.due if self.due > now else now + self.delay_factor * max(0.0, now - self.due - lag)
 
     def through(self, now: float, lag: float) -> float:
         """When it will have finished all that it was told."""
@@ -291,7 +300,11 @@ class WorkerView:
             late = [
                 taker.since
                 + lag
-                + (gain / UNKNOWN if taker.pace is None or taker.is_delayed else spread * gain + taker.pace * many)
+                + (
+                    gain / UNKNOWN
+                    if taker.pace is None or taker.is_delayed
+                    else spread * gain / taker.delay_factor + taker.pace * many
+                )
                 for taker in {taker for chunk in self.choices() for taker in chunk.takers}
                 if taker.running is not None or taker.is_delayed
                 for many in [self.fixed + max(1, len(taker.piece))]
