@@ -26,7 +26,7 @@ class Sending:
     buffer: Array
     size: int  # bytes
     dest: int
-    since: float  # of `RunningTime`
+    since: float  # of `RunningTime`: when it was sent, or `dest` was remembered
     forgotten: Set[int]  # ranks
     is_free: bool = False
 
@@ -119,5 +119,10 @@ class Sends:
         self._forgotten.add(rank)
 
     def remember(self, rank: int) -> None:
-        """Undo `forget`: `rank` has been heard again."""
-        self._forgotten.discard(rank)
+        """Undo `forget`: `rank` has been heard again. It has the time anew for what was on its way to it."""
+        if rank not in self._forgotten:
+            return
+        self._forgotten.remove(rank)
+        for sent in self._sent:
+            if sent.dest == rank:
+                sent.since = self._running.now

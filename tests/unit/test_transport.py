@@ -135,7 +135,20 @@ def test_who_takes_nothing_for_too_long_is_unreached_unless_it_is_forgotten(it, 
     it.forget(1)
     assert it.unreached(3.0) == [2]
     it.remember(1)
-    assert it.unreached(3.0) == [1, 2]
+    assert it.unreached(3.0) == [2]
+
+
+def test_who_is_remembered_has_the_time_anew_for_what_was_on_its_way(it, clock):
+    send(it, 1, 8)
+    pass_by(it, clock, 4.0)
+    it.forget(1)
+    pass_by(it, clock, 10.0)
+    it.remember(1)
+    pass_by(it, clock, 2.5)
+    it.remember(1)  # it is not forgotten now
+    assert it.unreached(3.0) == []
+    pass_by(it, clock, 1.0)
+    assert it.unreached(3.0) == [1]
 
 
 def test_the_time_in_which_this_process_was_stopped_itself_does_not_count(it, clock):
