@@ -81,7 +81,7 @@ class WorkerLoop(Listener):
         self._iteration = sums.first - 1
         self._begun_at = 0.0  # when the iteration began here, time.monotonic()
         self.took: dict[int, float] = {}  # by recent iteration, seconds from its begin here to its step
-        self._begun_by_server = -1  # the newest iteration that the server has begun
+        self.begun_by_server = -1  # the newest iteration that the server has begun
         self._fraction = 0.0  # of a queue that is taken as one piece in that iteration
         self._list = RecordList()  # of contributors or chunks
         self._stopped = False
@@ -177,10 +177,10 @@ class WorkerLoop(Listener):
             self._begin_when_ready()
 
     def _begin_when_ready(self) -> None:
-        if self._iteration >= self._begun_by_server or not self.allreduce.position.is_at(self._begun_by_server):
+        if self._iteration >= self.begun_by_server or not self.allreduce.position.is_at(self.begun_by_server):
             return
         self.allreduce.drop_accumulators()
-        self._iteration, params = self._begun_by_server, self.allreduce.replica.params
+        self._iteration, params = self.begun_by_server, self.allreduce.replica.params
         self._begun_at = time.monotonic()
         if hasattr(params, "setflags"):
             params.setflags(write=False)  # a model that changes them in place would break exactness silently
@@ -194,7 +194,7 @@ class WorkerLoop(Listener):
         tell = self._mailbox.tell
         match entry["kind"]:
             case Kind.BEGIN:
-                self._begun_by_server, self._fraction = iteration, entry["start"]
+                self.begun_by_server, self._fraction = iteration, entry["start"]
                 if old := self._mailbox.delaying(iteration):
                     chunk, seconds = old
                     self._transport.send(SERVER, [record(Kind.ALIVE, iteration, chunk, seconds=seconds, role=1)])

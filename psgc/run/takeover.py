@@ -23,6 +23,7 @@ class Beginning:
     is_alike: whether this rank has that state
 
     After a takeover, for the rank that serves the term:
+    reached: the newest iteration that an earlier rank 0 is known to have begun
     alike: the workers that have that state
     away: by lost worker, whether its process has died
     before: the host of the earlier rank 0
@@ -36,6 +37,7 @@ class Beginning:
 
     first: int
     is_alike: bool = False
+    reached: int = 0
     alike: Collection[int] = ()
     away: Mapping[int, bool] = field(default_factory=dict)
     before: str = ""

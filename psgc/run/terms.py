@@ -15,6 +15,7 @@ from psgc.config import Config
 from psgc.errors import PsgcError, RunFailed, UserError
 from psgc.plan import Plan
 from psgc.processes import RunningTime
+from psgc.record.csv_files import earlier_rows
 from psgc.record.run_record import RunRecord
 from psgc.run.building import WorkerProgram, make_worker
 from psgc.run.claim import Claim
@@ -46,7 +47,7 @@ def work_in_terms(
     Raises CalledOff and RunFailed, and what `serve` raises, of which the others hear.
     """
     takeover, injector = Takeover(transport, config.faults.collect_timeout), make_injector(config, transport.rank)
-    beginning = Beginning(first=first, is_alike=program.is_alike)
+    beginning, reached = Beginning(first=first, is_alike=program.is_alike), first
     with watching(transport, lambda: takeover.awaited, config.faults.collect_timeout):
         while transport.rank:
             program.is_alike = beginning.is_alike
@@ -58,15 +59,12 @@ def work_in_terms(
             if not (loop.is_orphaned and transport.survives_deaths):
                 ending.in_order = in_order
                 return
-            host = transport.hosts[0]
+            reached = max(reached, beginning.first, loop.begun_by_server)
             beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left)
-            beginning.took, beginning.since = loop.took, first
+            beginning.took, beginning.since, beginning.reached = loop.took, first, reached
             if beginning.first == CALLED_OFF:
                 raise CalledOff
-            if beginning.first < 0:  # rank 0 has died before it has given its state to anybody
-                if first:
-                    raise RunFailed(f"rank 0 on {host} died before any other rank had the state of its checkpoint")
-                beginning.first = 0
+            beginning.first = max(beginning.first, 0)  # if no rank has a state: see `claim_after`
     try:
         serve(beginning, injector)
     except (PsgcError, CalledOff):
@@ -117,10 +115,14 @@ def claim_after(
 
     summary: the file of the run
 
-    Raises CalledOff when the run is over, or the earlier rank 0 has the claim.
+    Raises CalledOff when the run is over, or the earlier rank 0 has the claim. Raises RunFailed when the run has made
+    steps, and no rank has its state; without steps the run begins.
     """
     if summary is not None and _is_final(summary):  # without this rank, which was stopped meanwhile
         raise CalledOff
+    if not beginning.is_alike and (beginning.reached or (directory is not None and _has_rows(directory))):
+        how = "" if directory is None else "; --resume goes on from its newest checkpoint"
+        raise RunFailed(f"rank 0 on {beginning.before} died, and no other rank has the state of the run{how}")
     if directory is None:
         return None
     try:
@@ -128,6 +130,10 @@ def claim_after(
     except UserError as error:
         say(f"psgc: rank 0 on {beginning.before} was lost, but its process goes on: {error}", error=True)
         raise CalledOff from None
+
+
+def _has_rows(directory: Path) -> bool:
+    return next(earlier_rows(directory / "iterations.csv"), None) is not None
 
 
 def _is_final(summary: Path) -> bool:

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from psgc import processes
+from psgc.errors import RunFailed
 from psgc.processes import Identity
 from psgc.run import claim, terms
 from psgc.run.claim import Claim
 from psgc.run.ending import CalledOff
 from psgc.run.takeover import Beginning
-from psgc.run.terms import claim_after, watching
+from psgc.run.terms import claim_after, watching, work_in_terms
+from psgc.run_rows import COLUMNS
 from psgc.transport import Term
 
 TIMEOUT = 0.4  # seconds
@@ -140,3 +142,71 @@ def test_a_run_that_is_over_is_not_taken_over(tmp_path):
         taken(tmp_path)
     (tmp_path / "out/summary.json").write_text(json.dumps({"status": "done", "evaluating": True}))
     taken(tmp_path).release()
+
+
+ROW = ",".join(COLUMNS) + "\n" + ",".join("0" for _ in COLUMNS) + "\n"
+
+
+@pytest.fixture
+def serving(tmp_path, monkeypatch):
+    """A rank whose rank 0 dies in each of its terms; then it serves. Gives a function of what is known of the run.
+
+    first: of the run; known: of each term, the newest iteration that rank 0 has begun, and the first of the next term
+    """
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def serve(first, *known, is_alike=False):
+        transport = SimpleNamespace(rank=1, term=Term(0, 3), dead={0}, survives_deaths=True, hosts=["h", "h", "h"])
+        program, coming = SimpleNamespace(is_alike=False, successor="json"), list(known)
+        exchange = SimpleNamespace(left=set())
+
+        def loop(*_):
+            about = {"is_orphaned": True, "took": {}, "allreduce": SimpleNamespace(exchange=exchange)}
+            return SimpleNamespace(run=lambda: False, end_term=lambda: -1, begun_by_server=coming[0][0], **about)
+
+        def next_term(*_):
+            begins = coming.pop(0)[1]
+            transport.rank = 1 if coming else 0
+            return Beginning(first=begins, is_alike=is_alike and not coming, before="h")
+
+        takeover = SimpleNamespace(next_term=next_term, call_off=lambda: called_off.append(True), awaited=0)
+        called_off, served = [], []
+        monkeypatch.setattr(terms, "Takeover", lambda *_: takeover)
+        monkeypatch.setattr(terms, "make_worker", loop)
+        monkeypatch.setattr(terms, "make_injector", lambda *_: None)
+        monkeypatch.setattr(terms, "_watch", lambda *_: None)
+        transport.place = 1
+
+        def serves(beginning, _):
+            claim_after(folder, folder / "summary.json", transport, beginning).release()
+            served.append(beginning.first)
+
+        config = SimpleNamespace(faults=SimpleNamespace(collect_timeout=1.0))
+        try:
+            work_in_terms(transport, config, None, program, first, None, serves)
+        except RunFailed as error:
+            served.append(str(error))
+            assert called_off
+        return served
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("first", "known", "row"),
+    [(0, [(1, -1)], ""), (7, [(-1, -1)], ""), (0, [(4, 5), (-1, -1)], ""), (0, [(0, -1)], ROW)],
+    ids=["it has begun a second iteration", "it was resumed", "in an earlier term", "another rank knows it"],
+)
+def test_a_run_that_has_made_steps_whose_state_no_rank_has_is_not_begun_again(serving, tmp_path, first, known, row):
+    (tmp_path / "out/iterations.csv").write_text(row)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    line = "rank 0 on h died, and no other rank has the state of the run; --resume goes on from its newest checkpoint"
+    assert serving(first, *known) == [line]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_has_made_no_step_begins_although_no_rank_has_its_state(serving):
+    assert serving(0, (0, -1)) == [0]
+    assert serving(0, (-1, -1)) == [0]
+    assert serving(0, (4, 5), is_alike=True) == [5]
