@@ -17,6 +17,7 @@ from psgc.coding import encoding_coefficients
 from psgc.coding.sketch import Sketch, sketch
 from psgc.transport import Transport
 from psgc.vectors import BUNDLE, UNDER_WAY, chunk_set, stamp, stamp_length
+from psgc.workers.work import CodedGradient
 
 SHARE_OF_DIGESTS = 0.005  # of the computing time, which digests may take
 
@@ -123,29 +124,36 @@ class Encoder:
 class CodedSends:
     """Coded gradients on their way to `dest`. Small ones that are ready together travel in one message.
 
-    waiting: (iteration, chunk, coded gradient) of the unsent ones
+    waiting: the unsent ones
     """
 
     def __init__(self, transport: Transport, dest: int) -> None:
         self._transport, self._dest = transport, dest
-        self.waiting: deque[tuple[int, int, Array]] = deque()
+        self.waiting: deque[CodedGradient] = deque()
+
+    def drop_before(self, iteration: int) -> list[CodedGradient]:
+        """Drop the unsent ones of earlier iterations, and return them."""
+        dropped = []
+        while self.waiting and self.waiting[0].iteration < iteration:
+            dropped.append(self.waiting.popleft())
+        return dropped
 
     def send(self) -> Iterator[int]:
         """Send what may be sent now. Yields the iteration of each message.
 
         At most two messages are under way: the server has spare memory for so many if this worker is cut off.
         """
-        while self.waiting and self._transport.pending()[self._dest] < UNDER_WAY * self.waiting[0][2].nbytes:
+        while self.waiting and self._transport.pending()[self._dest] < UNDER_WAY * self.waiting[0].vector.nbytes:
             bundle = self._take_bundle()
-            self._transport.send_vectors(self._dest, [stamp(vector, *of) for *of, vector in bundle])
-            yield bundle[-1][0]
+            self._transport.send_vectors(self._dest, [stamp(it.vector, it.iteration, it.chunk) for it in bundle])
+            yield bundle[-1].iteration
 
-    def _take_bundle(self) -> list[tuple[int, int, Array]]:
+    def _take_bundle(self) -> list[CodedGradient]:
         bundle = [self.waiting.popleft()]
-        first = bundle[0][2]
+        first = bundle[0].vector
         if isinstance(first, np.ndarray):
             room = BUNDLE // first.nbytes
-            while self.waiting and len(bundle) < room and self.waiting[0][2].size == first.size:
+            while self.waiting and len(bundle) < room and self.waiting[0].vector.size == first.size:
                 bundle.append(self.waiting.popleft())
         return bundle
 

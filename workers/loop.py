@@ -137,7 +137,7 @@ class WorkerLoop(Listener):
             self.allreduce.start(self._duties.sums.first, self.allreduce.replica.params)
 
     def _report(self) -> None:
-        self._reports.send(self._iteration, self.allreduce.link.carried[self._iteration])
+        self._reports.send(self._iteration, self.allreduce.link.carried[self._iteration], self.begun_by_server)
 
     def _pause(self) -> Pause:
         it = self.allreduce

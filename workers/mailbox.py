@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from psgc.backend import Array
@@ -117,25 +118,23 @@ class Mailbox:
             done = self._state.finished(iteration, chunk, gradient)
             waits = self._state.has_next and result.seconds < SHORT
         message: Message
-        if done.wanted and coded is not None:
-            message = CodedGradient(iteration, chunk, coded)
+        times: dict[str, Any] = {"attempt": done.attempt, "start": result.start, "seconds": result.seconds}
+        times["worker"] = digest
+        if work.is_check:
+            message = piece_records(Kind.CHECKED, iteration, work.piece, **times)
+        elif done.wanted and gradient is None:
+            self._outbox.append(sums_records(iteration, chunk, result.sums))
+            message = record(Kind.REPORT, iteration, chunk, **times, loss=result.loss)
+        elif done.wanted:
+            test_loss, test_accuracy = result.sums
+            figures: dict[str, Any] = {"loss": result.loss, "test_loss": test_loss, "test_accuracy": test_accuracy}
+            figures["role"] = int(result.joins)
+            report = partial(piece_records, Kind.REPORT, iteration, work.piece, **times, **figures)
+            message = report() if coded is None else CodedGradient(iteration, chunk, coded, report)
         else:
-            times: dict[str, Any] = {"attempt": done.attempt, "start": result.start, "seconds": result.seconds}
-            times["worker"] = digest
-            if work.is_check:
-                message = piece_records(Kind.CHECKED, iteration, work.piece, **times)
-            elif done.wanted and gradient is None:
-                self._outbox.append(sums_records(iteration, chunk, result.sums))
-                message = record(Kind.REPORT, iteration, chunk, **times, loss=result.loss)
-            elif done.wanted:
-                test_loss, test_accuracy = result.sums
-                figures: dict[str, Any] = {"loss": result.loss, "test_loss": test_loss, "test_accuracy": test_accuracy}
-                figures["role"] = int(result.joins)
-                message = piece_records(Kind.REPORT, iteration, work.piece, **times, **figures)
-            else:
-                message = piece_records(Kind.ABANDONED, iteration, work.piece, **times)
-            if done.wanted and found is not None:
-                self._outbox.append(_sketch_record(Kind.SKETCH, iteration, chunk, found))
+            message = piece_records(Kind.ABANDONED, iteration, work.piece, **times)
+        if done.wanted and found is not None:
+            self._outbox.append(_sketch_record(Kind.SKETCH, iteration, chunk, found))
         self._outbox.append(message)
         if not waits:
             self._wake()

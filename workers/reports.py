@@ -81,12 +81,13 @@ class Reports:
         self._untold_step = -1
         self._transport.send(SERVER, [record(Kind.BEHIND, iteration)])
 
-    def send(self, current: int, carried: int) -> None:
+    def send(self, current: int, carried: int, begun: int) -> None:
         """Send what there is to send now.
 
         current: the iteration that the worker is in; carried: bytes of its blocks that this worker's link has carried
+        begun: the newest iteration that the server has begun; coded gradients of earlier ones are of no use
         """
-        self._send_outbox(current, carried)
+        self._send_outbox(current, carried, begun)
         for iteration in self._coded.send():
             self._unanswered = 0
             self._injector.at("sending", iteration)
@@ -100,13 +101,13 @@ class Reports:
         """Whether the newest report was of this iteration, and everything has left."""
         return self._reported == iteration and not (self._coded.waiting or self._transport.sending())
 
-    def _send_outbox(self, current: int, carried: int) -> None:
+    def _send_outbox(self, current: int, carried: int, begun: int) -> None:
         records: list[Records] = []
         for message in self._mailbox.outgoing():
             match message:
-                case CodedGradient(iteration, chunk, vector):
+                case CodedGradient(iteration, _, vector):
                     self._injector.flip("sending", vector[: self._length], iteration)
-                    self._coded.waiting.append((iteration, chunk, vector))
+                    self._coded.waiting.append(message)
                     self._reported = iteration
                 case Failure(iteration, chunk, text, code):
                     self._send_text(records, text)
@@ -118,6 +119,10 @@ class Reports:
                     records.append(message)
                     if message["kind"][0] == Kind.REPORT:
                         self._reported = int(message["iteration"][0])
+        for dropped in self._coded.drop_before(begun):
+            records.append(dropped.report())
+            if dropped.iteration == self._reported:
+                self._reported = -1  # a report that comes too late does not tell where the replica is
         now = time.monotonic()
         if self._untold_step > self._reported and not (self._mailbox.busy and now - self._stepped_at < PATIENCE):
             self._tell_stepped()

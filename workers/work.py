@@ -1,6 +1,6 @@
 """What passes between the two threads of a worker: the work, its result, and messages for the server."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from psgc.backend import Array
@@ -52,11 +52,15 @@ class Result:
 
 @dataclass(slots=True)
 class CodedGradient:
-    """A message for the server: a coded gradient with the tail of its report."""
+    """A message for the server: a coded gradient with the tail of its report.
+
+    report: the report without the coded gradient, which is sent in its place if the iteration is over before
+    """
 
     iteration: int
     chunk: int
     vector: Array
+    report: Callable[[], Records]
 
 
 @dataclass(slots=True)

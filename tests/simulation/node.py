@@ -152,6 +152,8 @@ class Node(WorkerLoop):
         with suppress(Killed):
             self.poll()
             self._report()
+            waiting = self._reports._coded.waiting
+            assert all(it.iteration >= self.begun_by_server for it in waiting), "keeps vectors that cannot count"
 
     def alive(self) -> int:
         """How many gradients are still in memory, besides those that have become accumulators."""

@@ -20,7 +20,8 @@ def test_what_became_of_each_chunk_that_was_worked_on(make_run):
         yield [done(1, 0, chunk, 1.0) for chunk in range(7)]
         yield [done(2, 0, 0, 1.0), done(3, 0, 1, 1.0), said(4, Kind.ABANDONED, 0, 2), Died(3)]
         yield [done(1, 0, 7, 1.0)]
-        yield [done(2, 0, 1, 1.0), said(4, Kind.ABANDONED, 0, 3)]  # when iteration 0 is over
+        # when iteration 0 is over: a copy, a pass, and a copy that was not sent any more
+        yield [done(2, 0, 1, 1.0), said(4, Kind.ABANDONED, 0, 3), said(2, Kind.REPORT, 0, 2)]
         yield [done(2, 1, chunk, 1.0) for chunk in range(8)]
 
     run.follow(script(), 2)
@@ -28,7 +29,8 @@ def test_what_became_of_each_chunk_that_was_worked_on(make_run):
         (worker, chunk): outcome for (worker, chunk, iteration), outcome in run.outcomes.items() if iteration == 0
     }
     used = {(1, chunk): Outcome.USED for chunk in range(8)}
-    late, abandoned = dict.fromkeys([(2, 0), (2, 1)], Outcome.LATE), dict.fromkeys([(4, 2), (4, 3)], Outcome.ABANDONED)
+    late = dict.fromkeys([(2, 0), (2, 1), (2, 2)], Outcome.LATE)
+    abandoned = dict.fromkeys([(4, 2), (4, 3)], Outcome.ABANDONED)
     assert outcomes == used | late | abandoned | {(3, 1): Outcome.LOST}
     assert [(row.iteration, row.redundant, row.lost) for row in run.rows] == [(0, 2, 1), (1, 0, 1)]
 

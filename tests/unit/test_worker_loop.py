@@ -172,6 +172,52 @@ def test_two_vectors_are_on_their_way_at_most():
         worker.transport.on_the_way[0] = 0  # else it would wait for that before it leaves
 
 
+def test_a_vector_whose_iteration_is_over_before_it_is_sent_is_dropped_and_reported_all_the_same():
+    worker = Worker(2, combined=False)
+
+    @worker.follow
+    def script():
+        transport = worker.transport
+        full = UNDER_WAY * 8 * (3 + TAIL + stamp_length("float64"))
+        yield begin(0)
+        for iteration in range(3):
+            transport.on_the_way[0] = full
+            worker.does(10.0 + iteration)
+            yield []
+            assert worker.loop._reports.has_more
+            work = worker.mailbox.take()
+            yield begin(iteration + 1)  # rank 0 has; this worker waits for the step
+            assert not worker.loop._reports.has_more
+            worker.mailbox.finished(work, Result(np.full(3, 20.0 + iteration), 7.0, 0.5, 0.25, joins=True))
+            transport.on_the_way[0] = 0
+            yield [map_of(iteration, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, iteration, -1))]
+            yield [block_of(iteration, np.ones(3))]
+        assert transport.vectors == []
+        worker.does(9.0)
+        yield []
+        assert [(iteration, what) for _, iteration, what, _ in transport.vectors] == [(3, 0)]
+        reports = [entry for entry in transport.records[0] if entry["kind"] == Kind.REPORT]
+        of = [(int(entry["iteration"]), int(entry["chunk"])) for entry in reports]
+        assert of == [(iteration, chunk) for iteration in range(3) for chunk in (0, 1)]
+        assert [reports[1][name] for name in ("loss", "start", "seconds", "role", "attempt")] == [7.0, 0.5, 0.25, 1, 0]
+
+
+def test_a_vector_that_is_dropped_has_not_said_which_step_is_made(clock):
+    """Rank 0 would give a state to a rank that has it."""
+    worker = Worker(1, combined=False)
+
+    @worker.follow
+    def script():
+        yield [*begin(5), *state_of(5, np.zeros(3))]
+        worker.transport.on_the_way[0] = UNDER_WAY * 8 * (3 + TAIL + stamp_length("float64"))
+        worker.does(1.0)
+        yield []
+        assert said(worker) == []
+        yield begin(6)
+        assert said(worker) == [Kind.STEPPED, Kind.REPORT]
+        worker.transport.on_the_way[0] = 0
+
+
 def test_small_vectors_travel_together_as_many_as_the_receive_has_room_for(monkeypatch):
     size = 8 * (3 + TAIL + stamp_length("float64"))
     monkeypatch.setattr(worker_encoder, "BUNDLE", 3 * size)
