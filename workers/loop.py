@@ -124,12 +124,12 @@ class WorkerLoop(Listener):
         yield from self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
         return bool(self._in_order)
 
-    def end_term(self) -> int:
-        """Rank 0 has died: complete the step in progress. Returns the number of steps made, -1 for none."""
+    def end_term(self) -> int | None:
+        """Rank 0 has died: complete the step in progress. Returns the steps made, for `Takeover.next_term`."""
         while self.allreduce.replica.is_stepping:
             self.allreduce.finish_step()
         steps = self.allreduce.steps
-        return steps if self.allreduce.position.is_at(steps) else -1
+        return steps if self.allreduce.position.is_at(steps) else None
 
     def _open(self) -> None:
         self.allreduce.open()

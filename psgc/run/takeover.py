@@ -81,10 +81,10 @@ class Takeover:
         live = (place for place in range(transport.term.size) if place not in transport.dead)
         return min(live) if is_between else transport.term.server
 
-    def next_term(self, steps: int, left: Collection[int]) -> Beginning:
+    def next_term(self, steps: int | None, left: Collection[int]) -> Beginning:
         """Rank 0 has died: reach the next term. The transport then has its ranks.
 
-        steps: that the replica has made, -1 if it has made none in this term
+        steps: that the replica has made; -1 if it had no state in this term; None if its state is wrong
         left: workers that were lost before
         """
         clock, died, before = RunningTime(), time.monotonic(), self._transport.hosts[0]
@@ -108,10 +108,12 @@ class Takeover:
                 transport.send_outside(place, _term_records(named, to_server=place == named.term.server))
         transport.wake_others()
 
-    def leave_term(self, steps: int, left: Collection[int]) -> None:
+    def leave_term(self, steps: int | None, left: Collection[int]) -> None:
         """The first part of `next_term`."""
         transport, term = self._transport, self._transport.term
-        if steps >= 0:
+        if steps is None:  # nor has it that of an earlier term any more
+            self._replica = 0, -1
+        elif steps >= 0:
             begun = None if self._standing is None else self._standing.replica  # with which the term has begun
             self._replica = begun if begun is not None and steps == begun[1] else (term.number, steps)
         absent = [term.place(rank) for rank in left]

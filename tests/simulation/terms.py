@@ -303,7 +303,7 @@ class History:
             self.waiting.remove(place)
             self.entered[place] = takeover.enter_term("here", 0.0)
 
-    def _leave(self, place: int, steps: int, left: list[int]) -> None:
+    def _leave(self, place: int, steps: int | None, left: list[int]) -> None:
         self.entered.pop(place, None)
         self.waiting.add(place)
         self.takeovers[place].leave_term(steps, left)

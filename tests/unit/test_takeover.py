@@ -37,18 +37,22 @@ class End:
 
 
 class Process:
-    """history: for each step that its replica has made, the term in which."""
+    """history: for each step that its replica has made, the term in which; is_wrong: whether its state is wrong."""
 
     def __init__(self, world, place):
         self.world, self.end = world, End(world, place)
         self.takeover = Takeover(self.end, PATIENCE)
-        self.history, self.is_between, self.has_state = (), False, True
+        self.history, self.is_between, self.has_state, self.is_wrong = (), False, True, False
+
+    @property
+    def steps(self):
+        return None if self.is_wrong else len(self.history) if self.has_state else -1
 
     def look(self):
         """Go on by a little."""
         end = self.end
         if not self.is_between and end.rank and end.term.server in end.dead:
-            self.takeover.leave_term(len(self.history) if self.has_state else -1, [])
+            self.takeover.leave_term(self.steps, [])
             self.is_between = True
         if self.is_between and self.takeover.is_named(self.world.now):
             self.beginning = self.takeover.enter_term("h", 0.0)
@@ -162,3 +166,31 @@ def test_the_survivors_come_to_one_term_whose_server_lives_and_all_begin_it_alik
         world = run(number)
         newest = {process.end.term for process in world.processes.values()}
         assert len(newest) == 1, number
+
+
+def test_a_state_that_was_dropped_is_not_taken_for_that_of_the_term_before():
+    world = World(3, True, random.Random(0))
+
+    def lose(place):
+        world.kill(place)
+        for other in world.processes.values():
+            other.end.dead[place] = None
+        for _ in range(20):
+            for other in world.processes.values():
+                other.look()
+            world.deliver()
+
+    world.train(1)
+    lose(0)
+    assert [process.beginning.first for process in world.processes.values()] == [0, 0]
+    for _ in range(3):
+        world.train(1)
+        world.train(2)
+    last = world.processes[2]
+    last.has_state, last.is_wrong = False, True
+    last.takeover.leave_term(last.steps, [])
+    world.kill(1)
+    last.end.dead[1] = None
+    assert last.takeover.is_named(world.now)
+    beginning = last.takeover.enter_term("h", 0.0)
+    assert (beginning.first, beginning.is_alike) == (-1, False)
