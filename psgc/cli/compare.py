@@ -9,7 +9,7 @@ from rich.table import Table
 from psgc.cli import Options, Parser, add_json, add_plot, cell
 from psgc.disk import expanded
 from psgc.errors import UserError, visible
-from psgc.record.files import check_file, check_plot, finite, write_json
+from psgc.record.files import check_file, check_plot, write_json
 from psgc.record.progress import show
 from psgc.terminal import say
 from psgc.tools.comparison import ComparedRun, compared, shown
@@ -44,7 +44,7 @@ def compare(paths: Sequence[str], json_file: str | None = None, plot_file: str |
     for line in table_of(rows):
         say(line)
     if json_file is not None:
-        write_json(Path(json_file), [finite(row) for row in rows])
+        write_json(Path(json_file), rows)
     if plot_file is not None:
         figure, remark = draw(rows, runs)
         save(figure, Path(plot_file))

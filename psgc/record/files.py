@@ -88,14 +88,22 @@ def check_plot(file: str | None) -> None:
         raise UserError(f"--plot {file}: expected a name that ends in .png, .pdf or .svg")
 
 
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with nan and inf as text. JSON has neither, and null means here that there is no number."""
-    return {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+def json_text(content: Any, indent: int) -> str:
+    """The content as JSON, with nan and inf as text. JSON has neither, and null means here that there is no number."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, content: Any) -> None:
     with writing(path):
-        write_output_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_output_text(path, json_text(content, indent=1))
 
 
 def _is_stream(path: Path) -> bool:

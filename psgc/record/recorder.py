@@ -18,7 +18,7 @@ import scipy.sparse
 from psgc.disk import NO_ROOM, GrowingFile, write_text, write_whole
 from psgc.errors import RunFailed, UserError
 from psgc.record.csv_files import RestoreRecord, RowFile, csv_text, earlier, earlier_rows, row_text
-from psgc.record.files import finite
+from psgc.record.files import json_text
 from psgc.record.measures import slow_workers
 from psgc.record.tally import BoundSampler, Tally, seconds_per_chunk
 from psgc.record.timeline import ENTRY, Columns, TimelineWriter, pieces, read_timeline, recorded_every, remove_timeline
@@ -252,8 +252,7 @@ class Recorder:
             self.not_whole["params.npy"] = str(error.strerror)
 
     def _write_summary(self, summary: dict[str, Any]) -> None:
-        text = json.dumps(finite(self._completed(summary)), indent=2, allow_nan=False)
-        write_text(self._directory / "summary.json", f"{text}\n")
+        write_text(self._directory / "summary.json", json_text(self._completed(summary), indent=2))
 
     def _completed(self, summary: dict[str, Any]) -> dict[str, Any]:
         """The summary with the files that are incomplete."""

@@ -125,14 +125,16 @@ def test_metrics_of_scripts_have_columns(compare, recorded, tmp_path, monkeypatc
     names = ["auc", "lost", *(f"[b]{number}" for number in range(6))]
     place = record(tmp_path / "script", workers=2, chunks_per_worker=2, iterations=3)
     rows = ["iteration,epoch,name,value", *(f"2,1,{name},0.12345" for name in names)]
-    (place / "evaluations.csv").write_text("\n".join([*rows, ""]))
+    (place / "evaluations.csv").write_text("\n".join([*rows, "2,1,[b]6,nan", ""]))
     monkeypatch.chdir(tmp_path)
-    code, out, _ = compare("script", str(recorded / "b"))
+    code, out, _ = compare("script", str(recorded / "b"), "--json", "rows.json")
     head, script = (line.split() for line in out.splitlines()[1:3])
     assert code == 0
     assert head[head.index("loss") + 1 :][:6] == names[:6]
     assert script[head.index("loss") + 1 :][:6] == ["0.1235"] * 6
-    assert out.splitlines()[-1] == "2 more metrics, which --json FILE has: [b]4, [b]5"
+    assert out.splitlines()[-1] == "3 more metrics, which --json FILE has: [b]4, [b]5, [b]6"
+    (row,) = (row for row in json.loads((tmp_path / "rows.json").read_text()) if row["metrics"])
+    assert (row["metrics"]["auc"], row["metrics"]["[b]6"]) == (0.12345, "nan")
 
 
 def test_a_wrong_directory_is_a_line_and_does_not_hide_the_others(compare):

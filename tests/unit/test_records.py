@@ -135,13 +135,15 @@ def test_a_finished_run_has_all_its_files_and_no_other(recorder_in, tmp_path):
 
 
 def test_the_summary_is_json_whatever_the_numbers(recorder_in, tmp_path):
-    recorder_in(tmp_path / "out").finish(np.zeros(1), {"a": float("nan"), "b": -math.inf, "c": 0.5, "d": np.float64(2)})
+    summary = {"a": float("nan"), "b": -math.inf, "c": 0.5, "d": np.float64(2), "metrics": {"auc": [math.nan, 1]}}
+    recorder_in(tmp_path / "out").finish(np.zeros(1), summary)
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
     text = (tmp_path / "out/summary.json").read_text()
-    assert json.loads(text, parse_constant=refuse) == {"a": "nan", "b": "-inf", "c": 0.5, "d": 2.0}
+    written = {"a": "nan", "b": "-inf", "c": 0.5, "d": 2.0, "metrics": {"auc": ["nan", 1]}}
+    assert json.loads(text, parse_constant=refuse) == written
 
 
 def test_a_text_of_several_lines_is_kept_and_its_first_line_told(recorder_in, tmp_path):

@@ -103,6 +103,14 @@ def test_the_newest_results_of_evaluations_are_in_the_summary(tmp_path, capsys):
     )
 
 
+def test_a_metric_that_is_no_number_is_in_the_summary(tmp_path):
+    _, data, run, _ = made(output=str(tmp_path / "run"))
+    run.evaluate(data, lambda *_: {"auc": np.nan})
+    end(run)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["metrics"]) == ("done", {"auc": "nan"})
+
+
 def test_every_result_is_recorded_once_also_where_a_run_goes_on(tmp_path, monkeypatch):
     def evaluated(epochs):
         _, data, run, optimizer = made(output=str(tmp_path), checkpoint_every=4)
