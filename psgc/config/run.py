@@ -169,6 +169,11 @@ class Config(Section):
             raise refuse(text, "reproducible", "coding")
 
     @property
+    def of_torch(self) -> bool:
+        """Whether this is a run of psgc.torch, of a YAML or of a script; one of psgc.train has psgc's own optimizer."""
+        return isinstance(self.optimizer, ScriptOptimizer)
+
+    @property
     def joins(self) -> bool:
         """Whether workers may compute several chunks in one pass, where the schedule has them do so."""
         is_exact = self.recovery.mode == "exact" and not self.reproducible

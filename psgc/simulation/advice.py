@@ -44,7 +44,7 @@ class ReplayResult:
     predictions: list[Prediction]  # the quickest first
     advised: Prediction  # one of them
     sentence: str  # the advice in words
-    yaml: str  # the advice as lines of a YAML file, or as arguments of psgc.torch.init
+    yaml: str  # the advice as lines of a YAML file, or as arguments of psgc.torch.init or psgc.train
     remarks: list[str]  # further remarks for the reader
 
     def plain(self) -> dict[str, Any]:
@@ -57,10 +57,9 @@ def predict(run_directory: str, grid: Grid) -> ReplayResult:
     run = read_run(run_directory)
     if run.timeline is None:
         raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
-    is_script = isinstance(run.config.problem, ScriptProblem)
     if not run.chunks:  # without a summary, the number follows from the settings, or from the timeline
         number = int(run.timeline["chunk"].max(initial=0)) + 1
-        run = replace(run, chunks=number if is_script else run.config.coding.per_worker * run.workers)
+        run = replace(run, chunks=number if run.config.of_torch else run.config.coding.per_worker * run.workers)
     from_file = isinstance(run.config.coding.assignment, AssignmentFile)
     own = own_choice(run.config, run.chunks)
     tried = choices(grid, own, run.workers, from_file, run.config.reproducible)
@@ -235,11 +234,14 @@ def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str
 
 
 def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> str:
-    """The YAML lines, or a script's arguments, for this choice, with as many rows in an iteration. num_chunks: now."""
-    if isinstance(config.problem, ScriptProblem) and not isinstance(config, TorchConfig):
-        given = {**choice.coding(), "schedule": choice.schedule, "transfer": config.transfer}
-        return f"psgc.torch.init(..., {', '.join(f'{name}={value!r}' for name, value in given.items())})"
-    return to_text(_lines(config, choice, num_chunks, workers))
+    """The YAML lines, or a call's arguments, for this choice, with as many rows in an iteration. num_chunks: now."""
+    lines = _lines(config, choice, num_chunks, workers)
+    if not isinstance(config.problem, ScriptProblem) or isinstance(config, TorchConfig):
+        return to_text(lines)
+    call = "psgc.train"
+    if config.of_torch:
+        call, lines = "psgc.torch.init", choice.coding() | {name: lines[name] for name in ("schedule", "transfer")}
+    return f"{call}(..., {', '.join(f'{name}={value!r}' for name, value in lines.items())})"
 
 
 def _lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> dict[str, Any]:

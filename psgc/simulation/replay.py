@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from psgc.backend import Backend, part_length
-from psgc.config import AssignmentFile, BatchSettings, Config, ScriptProblem
+from psgc.config import AssignmentFile, BatchSettings, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.messages import RECORD
@@ -62,13 +62,13 @@ class Choice:
 
 def own_choice(config: Config, num_chunks: int) -> Choice:
     """The settings of a run with so many chunks. Raises UserError for an assignment file that is not there."""
-    coding, is_script = config.coding, isinstance(config.problem, ScriptProblem)
+    coding = config.coding
     if isinstance(coding.assignment, AssignmentFile):  # the file says both numbers, and the settings have defaults
         held = read_assignment(coding.assignment.path)
         fewest = int(np.diff(held.indptr).min())
         return Choice(config.schedule, max(1, held.shape[0] // held.shape[1]), fewest, coding.parts)
-    chunks = num_chunks if is_script else coding.per_worker
-    return Choice(config.schedule, chunks, coding.replication, coding.parts, not is_script)
+    chunks = num_chunks if config.of_torch else coding.per_worker
+    return Choice(config.schedule, chunks, coding.replication, coding.parts, not config.of_torch)
 
 
 @dataclass(frozen=True, eq=False)

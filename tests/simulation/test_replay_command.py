@@ -83,6 +83,27 @@ def test_runs_of_psgc_torch_have_their_chunks_together(capsys):
     assert capsys.readouterr().err.endswith("expected --chunks\n")
 
 
+def test_a_program_with_psgc_train_has_chunks_for_each_worker(capsys):
+    config = settings("static", chunks_per_worker=4, replication=2).model_copy(update={"batch": 6})
+    write_run(config)
+    own = psgc.replay("run", schedule=["static"], chunks_per_worker=[4, 8])["rows"]
+    write_run(config.model_copy(update={"problem": of_program()}))
+    result = psgc.replay("run", schedule=["static"], chunks_per_worker=[4, 8])
+    assert result["rows"] == own
+    assert result["yaml"].startswith("psgc.train(..., coding={'chunks_per_worker': ")
+    assert exit_code("--schedule", "skipping", "--chunks-per-worker", "8", "--replication", "2", "--parts", "1") == 0
+    out = capsys.readouterr().out
+    assert "chunks: for each worker" in out
+    assert out.endswith("schedule='skipping', transfer='per_chunk', batch=3)\n")
+    assert exit_code("--chunks", "8") == 2
+    assert capsys.readouterr().err.endswith("expected --chunks-per-worker\n")
+
+
+def of_program():
+    """The problem in the record of a program that calls psgc.train."""
+    return configuration.ScriptProblem(script="train_ridge.py", of="Ridge")
+
+
 def test_a_table_with_the_run_marked_and_one_recommended(capsys):
     assert exit_code("--json", "rows.json") == 0
     out, err = capsys.readouterr()
