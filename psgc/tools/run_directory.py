@@ -14,7 +14,7 @@ import numpy as np
 
 from psgc import __version__
 from psgc import config as configuration
-from psgc.config import Config, ScriptProblem
+from psgc.config import Config
 from psgc.disk import open_regular
 from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
@@ -73,7 +73,7 @@ class RecordedRun:
     def evaluations(self) -> np.ndarray:
         """Which iterations are evaluations without a step, as of psgc.torch, (iterations,) bool. They have no loss."""
         unknown = np.full(len(self.iterations["iteration"]), np.nan)
-        return isinstance(self.config.problem, ScriptProblem) & ~np.isfinite(self.iterations.get("loss", unknown))
+        return self.config.of_torch & ~np.isfinite(self.iterations.get("loss", unknown))
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from psgc.config import ScriptProblem
 from psgc.run_rows import EvaluationRow, WorkerEvent
 from psgc.tools.drawing import DARK, LIGHT, MANY, MARKED, SERIES, course, new_figure
 from psgc.tools.figures import PANELS, pictures
@@ -80,6 +81,13 @@ def test_a_problem_without_a_loss_and_a_loss_that_is_none_look_different(run):
         assert picture.alt.endswith(remark)
         assert picture.caption.endswith(remark)
         picture.draw(LIGHT)
+
+
+def test_a_loss_of_psgc_train_that_is_none_is_no_evaluation(run):
+    problem = ScriptProblem(script="train_ridge.py", of="Ridge")
+    told = with_columns(run, loss=[*run.iterations["loss"][:5], np.nan])
+    program = changed(told, config=run.config.model_copy(update={"problem": problem}))
+    assert named(program, "convergence").alt.endswith("The loss of iteration 5 is nan.")
 
 
 def test_a_loss_that_was_not_recorded_is_no_remark(run):

@@ -81,6 +81,13 @@ def step(iteration):
         yield [done(1, iteration, chunk, np.full(2, 0.25))]
 
 
+def test_the_record_of_a_program_is_not_taken_for_one_of_torch(train):
+    train(Ranks([entry for iteration in range(3) for entry in step(iteration)]), iterations=3)
+    result = psgc.replay("out", schedule=["static"], parts=[1])
+    assert {row["chunks_per_worker"] for row in result["rows"]} == {1, 2}
+    assert result["yaml"].startswith("psgc.train(..., coding={")
+
+
 def test_a_program_that_calls_psgc_train_goes_on_with_resume(train, monkeypatch, tmp_path):
     assert train(Ranks(step(0))).params.tolist() == [-0.5, -0.5]
     monkeypatch.setenv("PSGC_RESUME", "1")  # psgc launch --resume
