@@ -3,6 +3,7 @@
 import math
 from bisect import bisect
 from collections.abc import Mapping
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -44,8 +45,8 @@ def of_row(row: IterationRow) -> dict[str, float]:
 def slow_workers(pace: np.ndarray) -> int:
     """The number of slow workers. pace: (workers,), seconds per chunk, nan for a worker that has done no chunk.
 
-    >>> slow_workers(np.array([1.0, 1.2, np.nan, 5.0]))
-    1
+    >>> slow_workers(np.array([1.0, 1.2, np.nan, 5.0])), slow_workers(np.array([0.02, 0.2]))
+    (1, 1)
     """
     known = sorted(seconds for seconds in pace.tolist() if not math.isnan(seconds))  # np.median is slower
-    return len(known) - bisect(known, SLOW * known[len(known) // 2]) if known else 0
+    return len(known) - bisect(known, SLOW * median(known)) if known else 0
