@@ -18,7 +18,7 @@ from psgc.schedules import SCHEDULES
 from psgc.simulation.replay import Choice, Prediction, Replay, own_choice
 from psgc.tools.run_directory import RecordedRun, read_run
 from psgc.validation import checked
-from psgc.yaml_source import to_text
+from psgc.yaml_source import printable, to_text
 
 COPIES = 400_000  # approximate number of chunks that are simulated, which takes some seconds
 ITERATIONS = (3, 500)  # smallest and largest number of iterations that are simulated
@@ -56,7 +56,7 @@ class ReplayResult:
 def predict(run_directory: str, grid: Grid) -> ReplayResult:
     run = read_run(run_directory)
     if run.timeline is None:
-        raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
+        raise UserError(f"{run.path}: it has no {_without_timeline(run)}; nothing to replay")
     if not run.chunks:  # without a summary, the number follows from the settings, or from the timeline
         number = int(run.timeline["chunk"].max(initial=0)) + 1
         run = replace(run, chunks=number if run.config.of_torch else run.config.coding.per_worker * run.workers)
@@ -74,6 +74,13 @@ def predict(run_directory: str, grid: Grid) -> ReplayResult:
     sentence = reason(advised, replay.own, quick, predictions[0].seconds) if tried else "Nothing else was asked for."
     yaml = yaml_lines(run.config, advised.choice, run.chunks, run.workers)
     return ReplayResult(replay, predictions, advised, sentence, yaml, [*remark, *impossible])
+
+
+def _without_timeline(run: RecordedRun) -> str:
+    reasons = (run.summary or {}).get("not_whole")
+    if isinstance(reasons, dict) and "timeline.raw" in reasons:
+        return f"timeline.raw ({printable(str(reasons['timeline.raw']))})"
+    return "timeline.raw and no timeline.npz: the disk was full, or they were removed"
 
 
 def _data(config: Config) -> tuple[Dataset | None, list[str]]:

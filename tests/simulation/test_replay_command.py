@@ -266,11 +266,20 @@ def test_a_run_that_was_killed_is_replayed_as_far_as_it_came(capsys):
     assert uncoded["bytes_in"] is None  # no params.npy
 
 
+def without_room(run, reasons):
+    """The run's record as a full disk leaves it. reasons: as in its summary."""
+    (run / "timeline.npz").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"not_whole": reasons}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (lambda run: shutil.rmtree(run), "run: no such directory"),
-        (lambda run: (run / "timeline.npz").unlink(), "run: the run was killed before its timeline was"),
+        (lambda run: (run / "timeline.npz").unlink(), "run: it has no timeline.raw and no timeline.npz: the"),
+        (lambda run: without_room(run, {"timeline.raw": "No space"}), "run: it has no timeline.raw (No space); "),
+        (lambda run: without_room(run, 3), "run: it has no timeline.raw and no timeline.npz: the disk was full"),
         (lambda run: (run / "iterations.csv").write_text(",".join(COLUMNS) + "\n"), "run: its timeline has no chunk"),
         (lambda run: (run / "params.npy").write_text("no"), "run/params.npy"),
     ],
