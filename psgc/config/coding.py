@@ -1,6 +1,7 @@
 """How a gradient is coded, checked and recovered: the sections coding, verify and recovery of a run's YAML."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
@@ -21,6 +22,8 @@ from psgc.validation import (
 )
 from psgc.yaml_source import shown
 
+OF_TORCH = "only a torch problem has it, problem: {torch: 'module:function'}"
+
 
 class AssignmentFile(Section):
     kind: Literal["file"]
@@ -38,6 +41,8 @@ def _assignment(value: Any, info: ValidationInfo) -> Any:
 
 
 class Coding(Section):
+    unused: ClassVar[Mapping[str, str]] = {"chunks": f"{OF_TORCH}; others have chunks_per_worker"}
+
     chunks_per_worker: Annotated[WholeNumber | Literal["auto"], expect("a whole number >= 1 or auto", union=True)] = (
         key(8, "chunks for every worker; auto: 1 to 8, by the time of a gradient")
     )

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from psgc.config.coding import Coding, Recovery, Verify
+from psgc.config.coding import OF_TORCH, Coding, Recovery, Verify
 from psgc.config.faults import OF_OWNERS, Faults, Stragglers
 from psgc.config.problem import (
     BatchSettings,
@@ -53,8 +53,7 @@ class Config(Section):
     """The settings of a run, read-only. The attributes are the keys of the YAML."""
 
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("scheduler", "micro_batch", "autocast", "buffers"),
-        "only a torch problem has it, problem: {torch: 'module:function'}",
+        ("scheduler", "micro_batch", "autocast", "buffers", "draws"), OF_TORCH
     )
 
     problem: Annotated[BuiltinProblem | PythonProblem | ScriptProblem, by(problem_of)] = Field(

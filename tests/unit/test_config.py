@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from psgc.config import BuiltinProblem, from_yaml_text, load
+from psgc.config import BuiltinProblem, Coding, Config, TorchConfig, from_yaml_text, load
+from psgc.config.torch import TorchCoding
 from psgc.errors import UserError
 
 RUN = """\
@@ -137,6 +138,9 @@ FAULTS = [
          "stragglers.chunk_costs: expected unknown, known or {known: RELATIVE_ERROR}, got 'some'"),
         ("stragglers={kind: chunk_trace, path: t, chunk_costs: {known: -1}}",
          "stragglers.chunk_costs.known: expected a number >= 0, got -1"),
+        ("draws=piece", "only a torch problem has it, problem: {torch: 'module:function'}"),
+        ("coding.chunks=8", "only a torch problem has it, problem: {torch: 'module:function'}; others have "
+         "chunks_per_worker"),
         ("schedule=dynamics", "expected uncoded, full, random, static, skipping or dynamic, got 'dynamics'"),
         ("aggregation=ring", "expected server, allreduce or auto, got 'ring'"),
         ("faults.collect_timeout=0", f"{NUMBER}, got 0"),
@@ -184,6 +188,11 @@ FAULTS = [
 )  # fmt: skip
 def test_refused_overrides(run_yaml, override, message):
     assert refusal(run_yaml, override) == f"--set {override}: {message}"
+
+
+def test_every_key_of_torch_alone_is_refused_as_such():
+    for torch, usual in ((TorchConfig, Config), (TorchCoding, Coding)):
+        assert set(usual.unused) == set(torch.model_fields) - set(usual.model_fields)
 
 
 def test_a_fault_in_the_file_is_blamed_by_its_line(run_yaml):
