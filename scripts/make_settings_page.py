@@ -51,7 +51,9 @@ def page() -> str:
         for key, schema in torch["properties"].items()
         if schema != usual["properties"].get(key) and not fields[key].exclude
     }
-    of_torch = OF_TORCH.format(without=", ".join(f"`{key}`" for key in usual["properties"] if fields[key].exclude))
+    without = [key for key in usual["properties"] if fields[key].exclude]
+    without += [f"coding.{key}" for key in fields["coding"].default.unused]
+    of_torch = OF_TORCH.format(without=", ".join(f"`{key}`" for key in without))
     texts = [HEAD, *tables(usual, "", Config), of_torch, *tables(torch, "PyTorch: ", TorchConfig)]
     return "".join(texts)
 

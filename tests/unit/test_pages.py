@@ -12,7 +12,7 @@ import pytest
 
 import psgc
 from psgc import coding
-from psgc.config import checked_settings
+from psgc.config import TorchConfig, checked_settings
 from psgc.torch import init
 from psgc.torch.settings import settings_of
 from psgc.yaml_source import YamlSource
@@ -51,6 +51,13 @@ def test_the_page_is_what_the_models_say():
     text = "run python scripts/make_settings_page.py"
     assert make_settings_page.PAGE.read_text() == make_settings_page.page(), text
     assert make_settings_page.PAGE_OF_INIT.read_text() == make_settings_page.page_of_init(), text
+
+
+def test_the_page_names_each_key_that_a_torch_problem_has_not():
+    coding = TorchConfig.model_fields["coding"].default
+    keys = [*TorchConfig.unused, *(f"coding.{key}" for key in coding.unused)]
+    (line,) = [line for line in make_settings_page.page().splitlines() if "are refused" in line]
+    assert [key for key in keys if f"`{key}`" not in line] == []
 
 
 def test_every_key_has_a_meaning():
