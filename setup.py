@@ -66,7 +66,7 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.6",
             "scikit-learn>=1.3",
-            "scipy-stubs; python_version >= '3.11'",
+            "scipy-stubs",
             "tensorboard>=2.16",
             "types-PyYAML",
             *TORCH,
