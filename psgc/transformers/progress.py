@@ -6,16 +6,28 @@ import torch
 import transformers
 from transformers.trainer_callback import ExportableState
 
+from psgc.torch.tensor_files import from_bytes
+
 STATE = ("global_step", "epoch", "best_metric", "best_global_step", "best_model_checkpoint", "log_history")
 OWN = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
 TIMES = ("_runtime", "_per_second")  # ends of names whose values differ between ranks
 
 
 class LoopProgress:
-    """The progress of a Trainer. Attach it to the run. trainer: the Trainer of this rank."""
+    """The progress of a Trainer. Attach it to the run.
 
-    def __init__(self, trainer: transformers.Trainer) -> None:
-        self._trainer = trainer
+    trainer: the Trainer of this rank
+    workers: number of workers with which the run began
+    """
+
+    def __init__(self, trainer: transformers.Trainer, workers: int) -> None:
+        self._trainer, self._workers = trainer, workers
+
+    @classmethod
+    def workers_in(cls, state: bytes | bytearray | None) -> int | None:
+        """The number of workers with which the run of this state began; None if it did not train yet."""
+        known = {} if state is None else from_bytes(state, "the state")
+        return known.get(cls.__name__.lower(), {}).get("workers")
 
     def state_dict(self) -> dict[str, Any]:
         trainer = self._trainer
@@ -24,7 +36,7 @@ class LoopProgress:
         own = {name: getattr(trainer, name, 0) for name in OWN}
         loss = float(getattr(trainer, "_tr_loss", 0.0))
         callbacks = {type(one).__name__: dict(one.state()["attributes"]) for one in self._callbacks}
-        return _plain({"state": state, "own": own, "loss": loss, "callbacks": callbacks})
+        return _plain({"workers": self._workers, "state": state, "own": own, "loss": loss, "callbacks": callbacks})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         trainer = self._trainer

@@ -11,6 +11,7 @@ import torch
 
 import psgc.torch
 from psgc.errors import UserError
+from psgc.torch.calls import Single
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -152,6 +153,29 @@ def test_it_goes_on_from_a_checkpoint_of_transformers_within_an_epoch(tmp_path, 
     again.train(resume_from_checkpoint=str(tmp_path / "own/checkpoint-3"))
     assert (again.state.global_step, again.state.epoch) == (10, 2.0)
     close(whole, again)
+
+
+def test_a_run_goes_on_with_its_steps_in_another_number_of_workers(tmp_path, one_process, monkeypatch):
+    def on_step_end(_self, _args, state, _control, **_):
+        if state.global_step == 3:
+            raise RuntimeError("stop")
+
+    stops = type("Stops", (importlib.import_module("transformers").TrainerCallback,), {"on_step_end": on_step_end})
+    settings = {"learning_rate": 0.01, "lr_scheduler_type": "cosine", "save_strategy": "no"}
+    kind = partial(importlib.import_module("psgc.transformers").Trainer, psgc={"output": tmp_path / "run", "chunks": 4})
+    whole = trainer("psgc.transformers", tmp_path, **settings)
+    whole.train()
+    stopped = trainer("psgc.transformers", tmp_path, kind=partial(kind, callbacks=[stops()]), **settings)
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped.train()
+    stopped.run.end(has_raised=False)  # as after a signal
+    stopped.run.engine.end("stopped")
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    monkeypatch.setattr(Single, "num_workers", 2)
+    resumed = trainer("psgc.transformers", tmp_path, kind=kind, **settings)
+    resumed.train()
+    assert (resumed.state.global_step, resumed.state.max_steps) == (10, 10)
+    close(whole, resumed)
 
 
 @pytest.mark.parametrize("chunks", [1, 5])
