@@ -63,6 +63,7 @@ class Fingerprint:
     One rank may draw random numbers that the others do not draw, for a picture for example. So a generator counts only
     if this rank has drawn from it since the digest before.
 
+    attached: of an object with `state_for_digest` the digest has what this returns, in place of its `state_dict`
     generators: the generators at the digest before; set it when a state with other generators is loaded
     """
 
@@ -90,7 +91,7 @@ class Fingerprint:
             checksum({name: value for name, value in state.items() if name not in names}),
             checksum(None if modes is None else [modes.frozen, modes.evaluating]),
             checksum([thing.state_dict() for thing in optimizers]),
-            checksum([thing.state_dict() for thing in others]),
+            checksum([getattr(thing, "state_for_digest", thing.state_dict)() for thing in others]),
         ]
         pairs = zip(generators.contents(), (self.generators or generators).contents(), strict=True)
         drawn = [1 + crc32(now) % 255 if now != before else 0 for now, before in pairs]

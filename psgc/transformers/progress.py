@@ -8,7 +8,7 @@ from transformers.trainer_callback import ExportableState
 
 from psgc.torch.tensor_files import from_bytes
 
-STATE = ("global_step", "epoch", "best_metric", "best_global_step", "best_model_checkpoint", "log_history")
+STATE = ("global_step", "epoch", "best_metric", "best_global_step", "best_model_checkpoint")
 OWN = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
 TIMES = ("_runtime", "_per_second")  # ends of names whose values differ between ranks
 
@@ -30,9 +30,14 @@ class LoopProgress:
         return known.get(cls.__name__.lower(), {}).get("workers")
 
     def state_dict(self) -> dict[str, Any]:
+        found = self.state_for_digest()
+        found["state"]["log_history"] = [_plain(_without_times(logs)) for logs in self._trainer.state.log_history]
+        return found
+
+    def state_for_digest(self) -> dict[str, Any]:
+        """Without the log, which grows and decides nothing."""
         trainer = self._trainer
         state = {name: getattr(trainer.state, name) for name in STATE}
-        state["log_history"] = [_without_times(logs) for logs in state["log_history"]]
         own = {name: getattr(trainer, name, 0) for name in OWN}
         loss = float(getattr(trainer, "_tr_loss", 0.0))
         callbacks = {type(one).__name__: dict(one.state()["attributes"]) for one in self._callbacks}

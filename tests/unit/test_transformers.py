@@ -178,6 +178,19 @@ def test_a_run_goes_on_with_its_steps_in_another_number_of_workers(tmp_path, one
     close(whole, resumed)
 
 
+def test_the_log_is_in_states_and_not_in_the_digests_of_many_steps(tmp_path, one_process):
+    made = trainer("psgc.transformers", tmp_path, logging_steps=1, save_strategy="no")
+    made.train()
+    before = made.run.standing.digest()
+    made.state.log_history += 50 * [{"loss": 1.0, "step": 7, "eval_runtime": 2.0}]
+    assert made.run.standing.digest() == before
+    log = made.run.state_dict()["loopprogress"]["state"]["log_history"]
+    assert len(log) == 10 + 1 + 50  # a row of each step, and one of the end
+    assert log[-1] == {"loss": 1.0, "step": 7}
+    made.state.best_metric = 3.0
+    assert made.run.standing.digest() != before
+
+
 @pytest.mark.parametrize("chunks", [1, 5])
 def test_a_model_whose_loss_is_a_mean_whatever_it_is_given(tmp_path, one_process, chunks):
     """Of the labels, of which each row has another number. Models of transformers that take **kwargs are so."""
