@@ -29,6 +29,7 @@ ARGUMENTS = {  # of Trainer
     "max_time": "the clocks of ranks differ; use epochs, or max_steps",
     "limit_train_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
     "limit_val_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
+    "fast_dev_run": "give a smaller dataset, such as a torch.utils.data.Subset",
     "overfit_batches": "give a smaller dataset, such as a torch.utils.data.Subset",
     "reload_dataloaders_every_n_epochs": "a run has one dataset; let its rows depend on the epoch",
     "ckpt_path": "psgc launch --resume goes on from the newest checkpoint in output",
@@ -100,7 +101,7 @@ def _check_arguments(given: Mapping[str, Any], epochs: object) -> None:
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"psgc.lightning.fit: epochs is {epochs!r:.40}, expected a whole number >= 1")
     for name, instead in ARGUMENTS.items():
-        if given.get(name) is not None:
+        if given.get(name) is not None and given[name] is not False:
             raise UserError(f"psgc.lightning.fit: {name}: {instead}")
 
 
