@@ -43,7 +43,8 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Evaluates metrics, in calls of the run.
 
-    collate: makes a batch from a list of examples, unless a DataLoader has a function of its own for that
+    collate: makes a batch from a list of examples, unless a DataLoader has a function of its own for that; or None
+    own: the function of the training's DataLoader, for a dataset that comes without a DataLoader
     settings: the settings of the run
     flat: the model's flat parameters
     dim: number of entries of a gradient's vector
@@ -51,8 +52,9 @@ class Evaluator:
     results: all evaluations of the whole run, in order; set when a state is loaded
     """
 
-    def __init__(self, model: nn.Module, collate: Any, settings: TorchRun, flat: FlatModel, dim: int) -> None:
-        self._model, self._collate, self._flat, self._device, self._dim = model, collate, flat, flat.device, dim
+    def __init__(self, model: nn.Module, collate: Any, own: Any, settings: TorchRun, flat: FlatModel, dim: int) -> None:
+        self._model, self._flat, self._device, self._dim = model, flat, flat.device, dim
+        self._collate, self._own = collate, own
         self._at_once, self._seed = settings.micro_batch or AT_ONCE, settings.seed
         self.results: Sequence[Evaluation] = ()
         self._asked = Counter[tuple[int, int]]()
@@ -94,10 +96,12 @@ class Evaluator:
                 f"run.evaluate: the DataLoader has {name}, and each example is evaluated once; expected a DataLoader "
                 "without sampler and batch_sampler, such as one of a torch.utils.data.Subset"
             )
-        has_own = isinstance(dataset, DataLoader) and dataset.collate_fn is not default_collate
+        collate = self._collate or self._own
+        if isinstance(dataset, DataLoader):
+            collate = self._collate if dataset.collate_fn is default_collate else None
         stays = isinstance(dataset, DataLoader) and dataset.persistent_workers
         kept = self._kept.get(dataset) if stays else None
-        loader = kept or ChunkLoader(dataset, None if has_own else self._collate, self._at_once)
+        loader = kept or ChunkLoader(dataset, collate, self._at_once)
         if stays:
             self._kept[dataset] = loader
         seed = (self._seed, len(self.results) + 1)

@@ -49,9 +49,9 @@ class ScriptRun:
         cost: CostFunction | None = None,
     ) -> None:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
-        self._evaluator = Evaluator(model, collate, settings, flat, compute.dim)
-        self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1)
         self._dataset, own, _ = taken_apart(dataset, None)
+        self._evaluator = Evaluator(model, collate, own, settings, flat, compute.dim)
+        self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1)
         self._collates = (default_collate, own, collate)  # that a DataLoader may have for `batches`
         self._sampler_name = sampler_of(dataset)
         costs = ChunkCosts(cost, settings.micro_batch)

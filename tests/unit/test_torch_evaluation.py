@@ -202,3 +202,13 @@ def test_an_evaluation_collates_as_its_data_loader_does():
     data = [torch.tensor([float(number)]) for number in range(4)]
     twice = torch.utils.data.DataLoader(data, collate_fn=lambda examples: 2 * torch.stack(examples))
     assert run.evaluate(twice, lambda model, batch: (batch.sum(), len(batch))) == 3.0
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_dataset_without_a_data_loader_is_collated_as_in_training():
+    data = [torch.tensor([float(number)]) for number in range(4)]
+    twice = torch.utils.data.DataLoader(data, collate_fn=lambda examples: 2 * torch.stack(examples))
+    run = psgc.torch.init(torch.nn.Linear(1, 1), twice, lambda model, batch: model(batch).mean())
+    assert run.evaluate(data, lambda model, batch: (batch.sum(), len(batch))) == 3.0
+    plain = torch.utils.data.DataLoader(data)
+    assert run.evaluate(plain, lambda model, batch: (batch.sum(), len(batch))) == 1.5
