@@ -13,7 +13,7 @@ from psgc.errors import PsgcError, UserError
 from psgc.run_rows import IterationRow
 from psgc.terminal import say
 from psgc.torch.batch_samplers import sampler_of
-from psgc.torch.calls import Call, Engine
+from psgc.torch.calls import Call, Engine, Single
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.evaluation import NOTHING, Evaluator, name_of
 from psgc.torch.flat import FlatModel
@@ -275,7 +275,8 @@ class ScriptRun:
             raise UserError("this run has ended, by run.close or another psgc.torch.init; expected one run at a time")
         iteration = self.standing.iteration
         if iteration & (iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
-            check_savable(self.attached)
+            has_states = self._settings.output or not isinstance(self.engine, Single)
+            check_savable(self.attached, self._model if has_states else None)
         self.last.begins_call()
         try:
             with preserved(self._flat.device):  # random numbers of the script

@@ -134,19 +134,31 @@ def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where
     load_buffers(model, buffers)
 
 
-def check_savable(attached: Sequence[Stateful]) -> None:
+def check_savable(attached: Sequence[Stateful], model: nn.Module | None = None) -> None:
     """Raises UserError, with the object and the entry, when a file cannot hold the present states of these objects.
 
     It copies no tensor, and takes some microseconds for each.
+
+    model: whose state is needed as well
     """
     for name, thing in zip(_names(attached), attached, strict=True):
-        tensors: dict[str, Tensor] = {}
         try:
-            encode(_state_of(thing), name, tensors, Tensor)
-            for place, tensor in tensors.items():
-                check_tensor(place, tensor)
+            _check_savable(name, thing)
         except UserError as error:
             raise UserError(f"{_kind(thing)}, attached to the run: {error}") from None
+    if model is not None:
+        try:
+            _check_savable(MODEL, model)
+        except UserError as error:
+            what = "checkpoints need it; expected another one, or a buffer with persistent=False"
+            raise UserError(f"{_kind(model)}, the model: {error}; {what}") from None
+
+
+def _check_savable(name: str, thing: Stateful) -> None:
+    tensors: dict[str, Tensor] = {}
+    encode(_state_of(thing), name, tensors, Tensor)
+    for place, tensor in tensors.items():
+        check_tensor(place, tensor)
 
 
 def is_state(content: bytes | bytearray) -> bool:

@@ -170,3 +170,44 @@ def test_older_checkpoints_make_room_for_the_result(tmp_path):
         summary = json.loads((disk / "run/summary.json").read_text())
         assert (summary["status"], steps_in(disk / "run")) == ("done", [8])
         assert len(np.load(disk / "run/params.npy")) == 5001
+
+
+class WithObject(torch.nn.Linear):
+    def get_extra_state(self):
+        return object()
+
+
+def sparse(**how):
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("odd", torch.ones(2, 2).to_sparse(), **how)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (sparse(), "Linear, the model: model.odd is a tensor that a safetensors file cannot hold (torch.sparse_coo); "),
+        (WithObject(2, 2), "WithObject, the model: model._extra_state is a object, which cannot be saved; "),
+        (sparse(persistent=False), None),
+    ],
+    ids=["sparse", "object", "not persistent"],
+)
+def test_a_model_that_no_checkpoint_holds_is_refused_before_the_first_step(tmp_path, model, told):
+    computed = []
+
+    def loss(model, batch):
+        computed.append(len(batch[0]))
+        return model(batch[0]).mean()
+
+    data = TensorDataset(torch.ones(4, 2))
+    for folder in (None, tmp_path):  # no checkpoint, or some
+        run = psgc.torch.init(model, data, loss, chunks=2, output=folder)
+        batch = next(run.batches(4))
+        computed.clear()
+        if folder and told:
+            with pytest.raises(UserError) as caught:
+                run.backward(batch)
+            assert str(caught.value).startswith(told)
+            assert not computed
+        else:
+            run.backward(batch)
