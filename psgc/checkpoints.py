@@ -21,6 +21,7 @@ from psgc.errors import UserError, one_line, visible
 from psgc.terminal import say
 
 BLOCK = 1 << 16  # entries
+EXPONENT = np.uint16(0x7F80)  # these bits of a bfloat16 are all set in NaN and infinity alone
 TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
 _NAME = re.compile(r"[0-9]{8,}-[0-9a-f]{16}\.(safetensors|npz)")  # .npz files of old versions are refused
 Read = TypeVar("Read")
@@ -100,9 +101,15 @@ def _damage(path: Path) -> str | None:
 
 
 def is_finite(values: np.ndarray | float) -> bool:
-    """Whether all entries of a vector, or a number, are finite. Works block by block, which takes no memory."""
+    """Whether all entries of a vector, or a number, are finite. Works block by block, which takes no memory.
+
+    values: uint16 are the bits of bfloat16, which NumPy does not have
+    """
     entries = np.atleast_1d(values)
-    return all(np.isfinite(entries[start : start + BLOCK]).all() for start in range(0, len(entries), BLOCK))
+    blocks = (entries[start : start + BLOCK] for start in range(0, len(entries), BLOCK))
+    if entries.dtype == np.uint16:
+        return not any((block & EXPONENT == EXPONENT).any() for block in blocks)
+    return all(np.isfinite(block).all() for block in blocks)
 
 
 def write_file(content: Content, directory: Path) -> Path:

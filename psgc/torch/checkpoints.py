@@ -20,7 +20,7 @@ from psgc.torch.hand_over import ScriptState
 from psgc.torch.state import MODEL, about_in, check_model, is_state
 from psgc.torch.tensor_files import from_bytes
 
-FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+FLOATS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}  # see `is_finite`
 OPTIMIZER = re.compile(r"optimizer(_\d+)?\.state\.")
 EXPECTED = "expected a safetensors file of the model, or a run directory"
 

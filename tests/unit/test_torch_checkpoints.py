@@ -27,10 +27,10 @@ def loss(model, batch):
 class Script:
     """Eight steps an epoch. steps: those that it has made, with the parameters before each."""
 
-    def __init__(self, folder, rate=0.01, loss=loss, width=4, **settings):
+    def __init__(self, folder, rate=0.01, loss=loss, width=4, dtype=torch.float32, **settings):
         torch.manual_seed(0)
         x = torch.randn(40, width)
-        self.model = torch.nn.Linear(width, 1)
+        self.model = torch.nn.Linear(width, 1, dtype=dtype)
         self.model.register_buffer("mask", torch.zeros(1))
         data = TensorDataset(x, x.sum(1))
         self.run = psgc.torch.init(self.model, data, loss, chunks=4, output=str(folder), **settings)
@@ -107,8 +107,9 @@ def test_a_run_that_diverges_goes_on_from_before(tmp_path, monkeypatch):
     assert math.isfinite(resumed.run.backward(batch))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("what", ["the model", "its optimizer"])
-def test_a_state_that_is_not_finite_is_not_written(tmp_path, capsys, what):
+def test_a_state_that_is_not_finite_is_not_written(tmp_path, capsys, what, dtype):
     """A buffer may be infinite: a mask. So may the sum of large numbers, and a moment whose steps are 0."""
 
     def each_step(script, step):
@@ -119,13 +120,19 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path, capsys, what):
             script.optimizer.state[script.model.bias]["momentum_buffer"].fill_(math.inf)
 
     constant = lambda model, batch: (0 * model.bias.sum(), len(batch[1]))  # noqa: E731
-    Script(tmp_path, 0.0, constant, checkpoint_every=1, checkpoint_keep=2).train(1, each_step)
+    Script(tmp_path, 0.0, constant, dtype=dtype, checkpoint_every=1, checkpoint_keep=2).train(1, each_step)
     assert steps_in(tmp_path) == [6, 7]
     entry = "model.weight" if what == "the model" else "optimizer.state.1.momentum_buffer"
     assert capsys.readouterr().err.splitlines() == [
         f"psgc: no checkpoint of step 8: entries of {entry} are NaN or infinite; the run goes on",
         f"psgc: the last checkpoint is not in {tmp_path}/checkpoints",
     ]
+
+
+def test_any_bfloat16_is_finite_or_not_as_torch_says():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    known = torch.isfinite(torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)).tolist()
+    assert [checkpoints.is_finite(bits[at : at + 1]) for at in range(len(bits))] == known
 
 
 def test_a_checkpoint_stays_as_it_is_while_a_slow_disk_takes_it(tmp_path, monkeypatch):
