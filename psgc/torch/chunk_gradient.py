@@ -57,6 +57,7 @@ class ChunkGradient:
     gradient: D
     device: the device of the model
     draws: whether a chunk has drawn random numbers so far
+    is_used: (parameters,), whether each has a gradient in the newest batch
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ChunkGradient:
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
         self._num_chunks = num_chunks
         self._passes = 0  # backward passes
-        self.draws = False
+        self.draws, self.is_used = False, list[bool]()
         self.gradient, self.device = flat.dim, flat.device
         self._unused = slice(flat.dim + SUMS, flat.dim + SUMS + len(flat.names))
         self._of_buffers = slice(
@@ -151,7 +152,7 @@ class ChunkGradient:
         if not examples > 0:
             raise UserError(f"the loss counted {examples:g} examples in the whole batch; expected more than 0")
         flat.restore()
-        is_used = [chunks < self._num_chunks - 0.5 for chunks in unused]
+        self.is_used = is_used = [chunks < self._num_chunks - 0.5 for chunks in unused]
         gradient = total[: flat.dim].div_(examples)
         flat.call_hooks(gradient, is_used)
         if accumulate:

@@ -113,11 +113,14 @@ class FlatModel:
                         its.copy_(changed)
                 view.copy_(its)
 
-    def call_late_hooks(self) -> None:
-        """Call the hooks of `register_post_accumulate_grad_hook`. `.grad` is the gradient of the batch."""
-        for param, own in zip(self._parameters, self._own_hooks, strict=True):
+    def call_late_hooks(self, is_used: Sequence[bool]) -> None:
+        """Call the hooks of `register_post_accumulate_grad_hook`. `.grad` has the gradient of the batch.
+
+        is_used: (parameters,), whether each has a gradient in the batch: `.grad` may be one that was kept
+        """
+        for param, own, has in zip(self._parameters, self._own_hooks, is_used, strict=True):
             hooks = param._post_accumulate_grad_hooks
-            for number, hook in [*hooks.items()] if param.grad is not None else []:
+            for number, hook in [*hooks.items()] if has else []:
                 if number != own:
                     hook(param)
 

@@ -232,7 +232,7 @@ class ScriptRun:
         standing.loaded = None
         standing.loss = self._compute.apply(total, bool(due))
         steps.has_gradient(batch, accumulate, scaler, scale)
-        self._flat.call_late_hooks()
+        self._flat.call_late_hooks(self._compute.is_used)
         return standing.loss
 
     def evaluate(self, dataset: Any, metric: Callable[..., Any], outputs: Outputs | None = None) -> Any:

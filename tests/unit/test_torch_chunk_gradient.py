@@ -268,7 +268,7 @@ def test_hooks_of_a_parameter_without_a_gradient_are_not_called():
         head.bias.register_post_accumulate_grad_hook(lambda param, name=name: called.append(f"{name}, late"))
     gradient, flat = made(model)
     gradient.apply(gradient.vector(PIECES, SEED, always, 10))
-    flat.call_late_hooks()
+    flat.call_late_hooks(gradient.is_used)
     assert called == ["one", "one, late"]
 
 

@@ -165,3 +165,23 @@ def test_a_gradient_is_kept_while_its_parameter_is_frozen():
         total, count = loss(plain, data[batch.rows])
         (total / count).backward()
         torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
+
+
+def test_a_gradient_that_is_kept_is_not_given_to_a_hook_a_second_time():
+    """The second batch does not use the branch whose gradient is accumulated, so torch calls no hook of it."""
+    torch.manual_seed(3)
+    model = torch.nn.ModuleList([torch.nn.Linear(4, 1, bias=False), torch.nn.Linear(4, 1, bias=False)])
+    uses, called = [], []
+
+    def loss(model, batch):
+        return sum(model[at](batch[0]).mean() for at in uses)
+
+    run = psgc.torch.init(model, torch.utils.data.TensorDataset(torch.randn(20, 4)), loss, chunks=2)
+    run.attach(torch.optim.SGD(model.parameters(), 0.1))
+    for at, part in enumerate(model):
+        part.weight.register_hook(lambda gradient, at=at: called.append((at, "first")))
+        part.weight.register_post_accumulate_grad_hook(lambda param, at=at: called.append((at, "late")))
+    for batch, uses[:] in zip(run.batches(10), ([0, 1], [1]), strict=True):
+        called.clear()
+        run.backward(batch, accumulate=True)
+        assert called == [(at, when) for when in ("first", "late") for at in uses]
