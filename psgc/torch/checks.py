@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from psgc.errors import UserError
 
+LOOKED_AT = nn.Embedding, nn.EmbeddingBag, _BatchNorm, _InstanceNorm  # the kinds of modules that may be refused
 LEVELS = 4  # depth of attributes in which schedules within a schedule are found
 
 
@@ -23,7 +24,7 @@ def check_model(model: nn.Module, buffers: str | None) -> None:
 
     Raises UserError, which names the modules.
     """
-    named = {name or "the model": module for name, module in model.named_modules()}
+    named = {name or "the model": module for name, module in model.named_modules() if isinstance(module, LOOKED_AT)}
     embeddings = {name: module for name, module in named.items() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
     if limited := [name for name, module in embeddings.items() if module.max_norm is not None]:
         raise UserError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from psgc.errors import ModelError, UserError
-from psgc.torch.checks import check_leaves, check_model
+from psgc.torch.checks import check_leaves
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import Seed, places, seeded
 from psgc.torch.loader import MicroBatch
@@ -63,7 +63,7 @@ class ChunkGradient:
     def __init__(
         self, flat: FlatModel, model: nn.Module, loss: Loss, buffers: Buffers = None, num_chunks: int = 1
     ) -> None:
-        self._flat, self._model, self.loss, self._buffers = flat, model, loss, buffers
+        self._flat, self._model, self.loss = flat, model, loss
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
         self._num_chunks = num_chunks
         self._passes = 0  # backward passes
@@ -96,10 +96,9 @@ class ChunkGradient:
             without it, an error. The sum of the loss is not scaled.
         chunks: number of chunks in these micro-batches, the first of which `seed` names; more than one only if `is_sum`
 
-        Raises UserError: the loss returns a wrong value, or batch normalisation is in training mode or has only one
-        example. ModelError: the loss or the gradient is not finite.
+        Raises UserError: the loss returns a wrong value, or batch normalisation has only one example. ModelError: the
+        loss or the gradient is not finite.
         """
-        check_model(self._model, self._buffers)
         flat = self._flat
         vector = torch.empty(self.dim, dtype=flat.dtype, device=flat.device)  # no page of it takes memory yet
         merging: AbstractContextManager[None] = nullcontext()
@@ -110,7 +109,7 @@ class ChunkGradient:
         flat.gradients_into(vector)
         try:
             with seeded(seed, flat.device), merging, torch.enable_grad():
-                before = places(flat.device)
+                before = () if self.draws else places(flat.device)
                 for number, piece in enumerate(micro_batches):
                     if number and not wanted():
                         return None

@@ -15,6 +15,7 @@ from psgc.errors import UserError
 from psgc.record.csv_files import were_tried
 from psgc.run.launched import ranks
 from psgc.torch.calls import Call, Engine, signature
+from psgc.torch.checks import check_model
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import TOLERANCE, Sampled, computed_twice
 from psgc.torch.halves import Halves, NoResult
@@ -53,7 +54,7 @@ class BatchGradient:
     ) -> None:
         self._model, self._loader, self._compute, self._following = model, loader, compute, following
         self._gradient, self._costs = gradient, costs
-        self._seed, self._micro_batch = settings.seed, settings.micro_batch
+        self._seed, self._micro_batch, self._buffers = settings.seed, settings.micro_batch, settings.buffers
         self._is_free = settings.draws == "piece"  # random numbers may depend on which chunks are in one pass
         is_tried = were_tried(ranks())  # the run before has compared halves, and a chunk with its repetition
         self._halves = Halves(model, compute, loader.micro_batch)
@@ -68,7 +69,10 @@ class BatchGradient:
         scale: the scale of the GradScaler, or None
         is_whole: see HandOver
         loaded: a checksum of the state that the script has loaded, or None; part of the signature
+
+        Raises UserError for a model as `check_model`: the script may have called its train().
         """
+        check_model(self._model, self._buffers)
         num_chunks = engine.num_chunks
         of_all = self._loading(batch, range(num_chunks), engine)
         self._loader.size, self._loader.seed = of_all.size, of_all.seed

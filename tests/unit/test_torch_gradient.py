@@ -1,12 +1,16 @@
 """The gradient that a script gets is that of plain torch: unused parameters, hooks, float16, bfloat16."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import psgc.torch
+from psgc.errors import UserError
+from psgc.torch import gradient
+from psgc.torch.checks import check_model
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -185,3 +189,18 @@ def test_a_gradient_that_is_kept_is_not_given_to_a_hook_a_second_time():
         called.clear()
         run.backward(batch, accumulate=True)
         assert called == [(at, when) for when in ("first", "late") for at in uses]
+
+
+def test_a_model_is_looked_at_once_a_step(monkeypatch):
+    """Also after psgc.torch.init: the script may call train()."""
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)).eval()
+    looks = []
+    monkeypatch.setattr(gradient, "check_model", lambda *given: looks.append(given) or check_model(*given))
+    x = torch.randn(20, 4)
+    run = psgc.torch.init(model, torch.utils.data.TensorDataset(x, x.sum(1)), loss, chunks=5)
+    for batch in run.batches(10):
+        model.train(batch.iteration == 1)
+        with pytest.raises(UserError, match=r"^1: batch normalisation in tr") if batch.iteration else nullcontext():
+            run.backward(batch)
+        assert len(looks) == batch.iteration + 1

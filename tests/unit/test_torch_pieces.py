@@ -43,7 +43,7 @@ def call_of(
     model = model or small()
     flat = FlatModel(model)
     compute = ChunkGradient(flat, model, loss, buffers, chunks)
-    settings = SimpleNamespace(seed=7, micro_batch=micro_batch, draws=draws)
+    settings = SimpleNamespace(seed=7, micro_batch=micro_batch, draws=draws, buffers=buffers)
     loader = ChunkLoader(data, collate, MICRO_BATCH)
     gradient = BatchGradient(model, loader, compute, flat.dim, settings, ChunkCosts(None, None))
     engine = SimpleNamespace(num_workers=workers, num_chunks=chunks)
