@@ -60,6 +60,7 @@ class BatchGradient:
         self._halves = Halves(model, compute, loader.micro_batch)
         self._calls, self._looks = 0, [] if is_tried else [*LOOKS]  # calls so far, and of LOOKS those to come
         self._is_checked, self._sampled = is_tried, Sampled(model, gradient)
+        self._has_noted = False
         self._is_sum: bool | None = None  # whether a pass over several chunks is the sum over them; None: unknown
         self._passes: list[tuple[int, ...]] = []  # the chunks of each pass of the newest call
 
@@ -142,6 +143,17 @@ class BatchGradient:
         made = signature("backward", batch.position, len(batch), crc32(batch.rows.data), scale, loaded)
         costs = partial(self._costs.of, batch.rows, num_chunks)
         return Call(vector, expect, loss_in, made, is_whole, costs, joins=self._joins)
+
+    def note(self, batch: Batch, num_chunks: int) -> str:
+        """What to say after the step of this batch, once; empty if there is nothing to say."""
+        most = min(self._loader.size, -(-len(batch) // num_chunks))
+        if self._has_noted or not self._loader.mixes or self._joins() or most >= len(batch):
+            return ""
+        self._has_noted = True
+        return (
+            f"collate_fn draws random numbers, and gets at most {most} of the {len(batch)} examples of a step, those of"
+            " a chunk; where it mixes examples, as MixUp does, fewer `chunks` give it more"
+        )
 
     def _joins(self) -> bool:
         draws = self._compute.draws or self._loader.mixes

@@ -229,6 +229,9 @@ class ScriptRun:
             return standing.loss
         if is_due:  # only now: the loss before this step is known to be finite
             self.output.write_checkpoint(batch.iteration, standing.iteration - 1)
+        note = self._gradient.note(batch, self.engine.num_chunks)
+        if note and self.rank == int(self._settings.dedicated_server):  # the first rank that computes
+            say(f"psgc: {note}", error=True)
         standing.loaded = None
         standing.loss = self._compute.apply(total, bool(due))
         steps.has_gradient(batch, accumulate, scaler, scale)

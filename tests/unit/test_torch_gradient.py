@@ -204,3 +204,30 @@ def test_a_model_is_looked_at_once_a_step(monkeypatch):
         with pytest.raises(UserError, match=r"^1: batch normalisation in tr") if batch.iteration else nullcontext():
             run.backward(batch)
         assert len(looks) == batch.iteration + 1
+
+
+def mixed(examples):
+    x, y = torch.utils.data.default_collate(examples)
+    part, order = torch.rand(()), torch.randperm(len(y))
+    return part * x + (1 - part) * x[order], part * y + (1 - part) * y[order]
+
+
+@pytest.mark.parametrize(
+    ("collate", "settings", "most"),
+    [
+        (mixed, {"chunks": 6}, 4),
+        (mixed, {"chunks": 6, "micro_batch": 3}, 3),
+        (mixed, {"chunks": 1}, None),
+        (mixed, {"chunks": 6, "draws": "piece"}, None),
+        (None, {"chunks": 6}, None),
+    ],
+)
+def test_how_many_examples_a_collate_fn_that_draws_mixes_is_told_once(capsys, collate, settings, most):
+    torch.manual_seed(3)
+    x, model = torch.randn(40, 4), torch.nn.Linear(4, 1)
+    run = psgc.torch.init(model, torch.utils.data.TensorDataset(x, x[:, 0]), loss, collate_fn=collate, **settings)
+    for batch in run.batches(20, epochs=2):
+        run.backward(batch)
+    told = f"psgc: collate_fn draws random numbers, and gets at most {most} of the 20 examples of a step"
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", those of a chunk;")[0] for line in lines] == [told] * (most is not None)
