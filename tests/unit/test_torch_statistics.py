@@ -34,6 +34,17 @@ def test_iterations_are_one_update_per_chunk_in_their_order(momentum):
     assert model.num_batches_tracked == 12
 
 
+def test_with_a_momentum_for_chunks_a_step_weighs_as_much_as_one_update():
+    """The momentum that docs/pytorch.md gives. With 0.1 itself nothing would be left of what was before 60 chunks."""
+    for momentum, left in ((1 - (1 - 0.1) ** (1 / 60), 0.9), (0.1, 0.9**60)):
+        model = nn.BatchNorm1d(3, momentum=momentum)
+        model.running_mean.fill_(1.0)
+        statistics = RunningStatistics(model, 60)
+        x = CHUNKS[0] - CHUNKS[0].mean(0)
+        statistics.update(torch.stack([contribution(statistics, model, chunk, x) for chunk in range(60)]).sum(0))
+        torch.testing.assert_close(model.running_mean, torch.full((3,), left), rtol=1e-4, atol=1e-4)
+
+
 def test_a_chunk_leaves_the_model_as_it_was():
     model = nn.BatchNorm1d(3)
     model(CHUNKS[0])
