@@ -89,7 +89,8 @@ def blob_of(vector: np.ndarray) -> bytes:
 
 
 OTHER_CALL = (
-    "its script makes another call than that of rank 0; every rank must make the same calls, for the same batches"
+    "its script makes another call than that of rank 0; every rank must make the same calls, for the same batches and "
+    "datasets"
 )
 
 
