@@ -42,8 +42,8 @@ from psgc.torch.record import Record
 from psgc.torch.rows import differing, sample
 from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import CostFunction
-from psgc.torch.settings import by_name, check_resumed, settled
-from psgc.torch.state import About, load_state, state_of
+from psgc.torch.settings import by_name, check_resumed, check_script_resumed, settled
+from psgc.torch.state import About, about_in, load_state, state_of
 from psgc.torch.streams import StreamBuffer
 from psgc.torch.tensor_files import from_bytes, to_bytes
 from psgc.transport import Transport
@@ -154,6 +154,9 @@ class TorchProgram:
             return record, None
         if isinstance(self.settings, TorchConfig):
             check_resumed(self.settings, directory.parent, found[0])
+        else:
+            kept = about_in(found[1].blob, found[1].file).kept
+            check_script_resumed(self.settings, kept, directory.parent, found[0])
         if not restored():
             say(f"resuming from step {found[0]}, checkpoint in {directory}")
         return record, found[1]

@@ -59,7 +59,7 @@ class ScriptRun:
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings, costs, self._sampler.following)
         self.attached: list[Stateful] = []
         self._steps = Steps(model, self.attached)
-        self.standing = Standing(model, self.attached, flat, settings.seed, self._sampler, self._steps, self._evaluator)
+        self.standing = Standing(model, self.attached, flat, settings, self._sampler, self._steps, self._evaluator)
         self._functions: list[Callable[[IterationRow], object]] = []  # the functions of `on`
         self._under_way = -1  # the step of the current batch; -1 between loops
         self._is_over = False

@@ -87,9 +87,23 @@ def check_resumed(now: TorchConfig, directory: Path, step: int) -> None:
     """
     before = load_written(directory / "config.yaml") if (directory / "config.yaml").exists() else None
     if isinstance(before, TorchConfig):
-        then, given = _kept(before), _kept(now)
-        pairs = {key: (then.get(key), given.get(key)) for key in {**given, **then}}
-        check_kept(pairs, f"the checkpoint of step {step} in {directory}")
+        _check_same(_kept(before), _kept(now), directory, step)
+
+
+def check_script_resumed(now: TorchRun, kept: Mapping[str, Any], directory: Path, step: int) -> None:
+    """As `check_resumed`, of a script. kept: what the checkpoint has of its settings; empty in older files."""
+    if kept:
+        _check_same(kept, kept_in_states(now), directory, step)
+
+
+def _check_same(then: Mapping[str, Any], now: Mapping[str, Any], directory: Path, step: int) -> None:
+    pairs = {key: (then.get(key), now.get(key)) for key in {**now, **then}}
+    check_kept(pairs, f"the checkpoint of step {step} in {directory}")
+
+
+def kept_in_states(settings: TorchRun) -> dict[str, Any]:
+    """The settings of a script that stay when it is resumed, by argument. A state has them, as config.yaml has not."""
+    return {"chunks": settings.coding.chunks, "buffers": settings.buffers, "draws": settings.draws}
 
 
 def _kept(settings: TorchConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from zlib import crc32
 import torch
 from torch import nn
 
+from psgc.config.torch import TorchRun
 from psgc.errors import UserError
 from psgc.torch.evaluation import Evaluator
 from psgc.torch.fingerprint import Fingerprint
@@ -14,6 +15,7 @@ from psgc.torch.flat import FlatModel
 from psgc.torch.generators import Generators, preserved
 from psgc.torch.modes import Modes, evaluating_of
 from psgc.torch.sampling import Batch, Position, Sampler
+from psgc.torch.settings import kept_in_states
 from psgc.torch.state import About, Stateful, about_in, about_of, load_state, state_of
 from psgc.torch.steps import Steps
 from psgc.torch.tensor_files import from_bytes, to_memory
@@ -23,7 +25,7 @@ class Standing:
     """Loads and makes states of a run.
 
     attached: the objects that are part of the state besides the model
-    seed: the seed of the run
+    settings: the settings of the run
     sampler, steps, evaluator: the run's; they are set to the state that is loaded
 
     iteration: the iteration of the next call
@@ -40,12 +42,13 @@ class Standing:
         model: nn.Module,
         attached: Sequence[Stateful],
         flat: FlatModel,
-        seed: int,
+        settings: TorchRun,
         sampler: Sampler,
         steps: Steps,
         evaluator: Evaluator,
     ) -> None:
-        self._model, self._attached, self._flat, self._seed = model, attached, flat, seed
+        self._model, self._attached, self._flat = model, attached, flat
+        self._seed, self._kept = settings.seed, kept_in_states(settings)
         self._sampler, self._steps, self._evaluator = sampler, steps, evaluator
         self.iteration, self.loss = 0, 0.0
         self.pending: bytes | bytearray | None = None
@@ -207,6 +210,7 @@ class Standing:
             seconds=seconds,
             drawn=self._sampler.drawn_at(self._position),
             modes=self._modes,
+            kept=self._kept,
         )
         return to_memory(state_of(self._model, self._attached, about), memory)
 

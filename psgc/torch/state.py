@@ -10,7 +10,7 @@ torch and safetensors are enough to read it (docs/api/torch.md).
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +45,7 @@ class About:
     seconds: the time that the run had taken; only in a checkpoint
     drawn: the batches of the position's epoch that a batch sampler has chosen, if one has
     modes: None before the first gradient, and in older files
+    kept: the settings that stay when the run is resumed, by argument; empty in older files
     """
 
     calls: int = 0
@@ -57,6 +58,7 @@ class About:
     seconds: float = 0.0
     drawn: Drawn | None = None
     modes: Modes | None = None
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Stateful(Protocol):
@@ -92,6 +94,7 @@ def about_of(state: Any, where: str) -> About:
         own["evaluations"] = [Evaluation(int(loops), int(at), dict(means)) for loops, at, means in own["evaluations"]]
         own["drawn"] = None if own.get("drawn") is None else Drawn.of(own["drawn"])
         own["modes"] = None if own.get("modes") is None else Modes.of(own["modes"])
+        own["kept"] = dict(own.get("kept", {}))
         about = About(**own) if version == FORMAT else None
         if about is not None and about.random is not None:
             Generators.of(about.random)

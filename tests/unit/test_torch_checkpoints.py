@@ -33,7 +33,7 @@ class Script:
         self.model = torch.nn.Linear(width, 1, dtype=dtype)
         self.model.register_buffer("mask", torch.zeros(1))
         data = TensorDataset(x, x.sum(1))
-        self.run = psgc.torch.init(self.model, data, loss, chunks=4, output=str(folder), **settings)
+        self.run = psgc.torch.init(self.model, data, loss, output=str(folder), **{"chunks": 4} | settings)
         self.optimizer = torch.optim.SGD(self.model.parameters(), rate, momentum=0.9)
         self.run.attach(self.optimizer)
         self.steps = []
@@ -177,6 +177,19 @@ def test_older_checkpoints_make_room_for_the_result(tmp_path):
         summary = json.loads((disk / "run/summary.json").read_text())
         assert (summary["status"], steps_in(disk / "run")) == ("done", [8])
         assert len(np.load(disk / "run/params.npy")) == 5001
+
+
+@pytest.mark.parametrize(
+    ("setting", "now", "then"), [("chunks", 5, "4"), ("buffers", "chunk", "null"), ("draws", "piece", "chunk")]
+)
+def test_a_script_with_other_chunks_is_not_resumed(tmp_path, monkeypatch, setting, now, then):
+    Script(tmp_path).train(1)
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    Script(tmp_path, micro_batch=1, transfer="per_chunk").train(1)
+    with pytest.raises(UserError) as caught:
+        Script(tmp_path, **{setting: now})
+    told = f"{setting}: {now} does not match the checkpoint of step 8 in {tmp_path}, which has {then}; set it"
+    assert str(caught.value).startswith(told)
 
 
 class WithObject(torch.nn.Linear):
