@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from psgc.errors import UserError
 
 LOOKED_AT = nn.Embedding, nn.EmbeddingBag, _BatchNorm, _InstanceNorm  # the kinds of modules that may be refused
+Groups: TypeAlias = list[dict[str, Any]]  # the settings of each group of an optimizer
 LEVELS = 4  # depth of attributes in which schedules within a schedule are found
 
 
@@ -145,6 +146,36 @@ class Schedules:
 
 def _settings_of(optimizer: Optimizer) -> list[Any]:
     return [value for group in optimizer.param_groups for value in group.values() if isinstance(value, float | int)]
+
+
+def groups_of(optimizer: Optimizer) -> Groups:
+    """The settings of the groups of an optimizer that are numbers. `lr` is the one that its schedule began with."""
+    found: Groups = []
+    for group in optimizer.param_groups:
+        plain = {name: value for name, value in group.items() if isinstance(value, int | float) or name == "betas"}
+        rate = group.get("initial_lr", group.get("lr"))
+        if isinstance(rate, int | float | Tensor):
+            plain["lr"] = float(rate)
+        plain.pop("initial_lr", None)
+        found.append(plain)
+    return found
+
+
+def changed(then: Sequence[Groups], now: Sequence[Groups], kinds: Sequence[str]) -> str:
+    """What optimizers were attached with in the run of a checkpoint, and not now, as text; empty if nothing.
+
+    kinds: the class of each optimizer
+
+    >>> changed([[{"lr": 0.1, "momentum": 0.0}]], [[{"lr": 0.01, "momentum": 0.0}]], ["SGD"])
+    'SGD goes on as in the checkpoint: it was attached with lr 0.1 there, and with lr 0.01 now, which has no effect'
+    """
+    for kind, before, after in zip(kinds, then, now, strict=False):
+        for its, own in zip(before, after, strict=False):
+            if names := [name for name in its if name in own and its[name] != own[name]]:
+                there, here = (", ".join(f"{name} {found[name]}" for name in names) for found in (its, own))
+                what = f"it was attached with {there} there, and with {here} now, which has no effect"
+                return f"{kind} goes on as in the checkpoint: {what}"
+    return ""
 
 
 def _ids_within(things: Iterable[object]) -> set[int]:

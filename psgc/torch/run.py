@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn, zeros
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, default_collate
 
 from psgc.config.torch import TorchRun
@@ -14,6 +15,7 @@ from psgc.run_rows import IterationRow
 from psgc.terminal import say
 from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.calls import Call, Engine, Single
+from psgc.torch.checks import groups_of
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.evaluation import NOTHING, Evaluator, name_of
 from psgc.torch.flat import FlatModel
@@ -93,6 +95,8 @@ class ScriptRun:
             if not any(thing is other for other in attached):
                 attached.append(thing)
         check_savable(attached)
+        new = attached[len(self.attached) :]
+        self.standing.initial += [groups_of(thing) for thing in new if isinstance(thing, Optimizer)]
         self.attached[:] = attached
 
     def batches(
@@ -140,6 +144,9 @@ class ScriptRun:
         is_empty, standing, steps = True, self.standing, self._sampler.steps
         while True:
             standing.before_batch()
+            if standing.note and self.is_first:
+                say(f"psgc: {standing.note}", error=True)
+            standing.note = ""
             batch = next(batches, None)
             if batch is None:
                 if is_empty:

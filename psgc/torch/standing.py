@@ -9,6 +9,7 @@ from torch import nn
 
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError
+from psgc.torch.checks import Groups, changed
 from psgc.torch.evaluation import Evaluator
 from psgc.torch.fingerprint import Fingerprint
 from psgc.torch.flat import FlatModel
@@ -35,6 +36,8 @@ class Standing:
     is_behind: whether the newest state that has come is of another rank
     catches_up: whether this state was loaded, and the next call is the one of the state
     loaded: a checksum of the state of `load`, for the next call
+    initial: of each attached optimizer, the settings when it was attached; in a resumed run those of the checkpoint
+    note: what rank 0 is to say about the state that was loaded; empty if nothing
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Standing:
         self._latest: bytes | bytearray | None = None  # the state that was loaded, until the next batch begins
         self.has_moved = self.is_behind = self.catches_up = False
         self.loaded: int | None = None
+        self.initial, self.note = list[Groups](), ""
+        self._initial_then: Sequence[Groups] = ()  # of the state of a resumed run, until it is loaded
         self._position = Position()  # position of a state that is made now
         self._generators = Generators.now(flat.device)  # generators of a state that is made now
         self._at_batch: tuple[Position | None, Generators] = None, self._generators  # before the newest batch
@@ -68,7 +73,9 @@ class Standing:
         """Continue with the call of `iteration`. state: to be loaded before the next batch; None: nothing to load."""
         self.iteration, self.pending, self.is_behind = iteration, state, is_behind
         if state is not None:
-            self._evaluator.results = about_in(state, "the state").evaluations
+            about = about_in(state, "the state")
+            self._evaluator.results = about.evaluations
+            self._initial_then = () if is_behind else about.initial
 
     def load_own(self) -> None:
         """Load the pending state, unless it is of another rank: such a state is only loaded before a batch."""
@@ -142,6 +149,10 @@ class Standing:
             self._latest, self.pending = self.pending, None
             self._set_modes(self._take(from_bytes(self._latest, "the state"), "the state"), is_again)
             self.catches_up = self.is_behind
+            if self._initial_then:
+                kinds = [type(thing).__name__ for thing in self._attached if isinstance(thing, torch.optim.Optimizer)]
+                self.note = changed(self._initial_then, self.initial, kinds)
+                self.initial, self._initial_then = [*self._initial_then], ()
 
     def _take(self, state: Any, where: str) -> About:
         about = about_of(state, where)
@@ -211,6 +222,7 @@ class Standing:
             drawn=self._sampler.drawn_at(self._position),
             modes=self._modes,
             kept=self._kept,
+            initial=self.initial,
         )
         return to_memory(state_of(self._model, self._attached, about), memory)
 

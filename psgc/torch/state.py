@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from psgc.errors import UserError, one_line, visible
 from psgc.state_files import decode, encode
 from psgc.torch.batch_samplers import Drawn
+from psgc.torch.checks import Groups
 from psgc.torch.evaluation import Evaluation
 from psgc.torch.generators import Generators
 from psgc.torch.modes import Modes, load_buffers, savable_buffers
@@ -46,6 +47,7 @@ class About:
     drawn: the batches of the position's epoch that a batch sampler has chosen, if one has
     modes: None before the first gradient, and in older files
     kept: the settings that stay when the run is resumed, by argument; empty in older files
+    initial: of each optimizer, the settings of its groups when it was attached; empty in older files
     """
 
     calls: int = 0
@@ -59,6 +61,7 @@ class About:
     drawn: Drawn | None = None
     modes: Modes | None = None
     kept: Mapping[str, Any] = field(default_factory=dict)
+    initial: Sequence[Groups] = ()
 
 
 class Stateful(Protocol):
@@ -95,6 +98,7 @@ def about_of(state: Any, where: str) -> About:
         own["drawn"] = None if own.get("drawn") is None else Drawn.of(own["drawn"])
         own["modes"] = None if own.get("modes") is None else Modes.of(own["modes"])
         own["kept"] = dict(own.get("kept", {}))
+        own["initial"] = tuple([dict(group) for group in groups] for groups in own.get("initial", ()))
         about = About(**own) if version == FORMAT else None
         if about is not None and about.random is not None:
             Generators.of(about.random)

@@ -192,6 +192,42 @@ def test_a_script_with_other_chunks_is_not_resumed(tmp_path, monkeypatch, settin
     assert str(caught.value).startswith(told)
 
 
+@pytest.mark.parametrize("way", ["by hand", "a schedule", "warming up"])
+def test_a_rate_that_a_resumed_script_has_changed_is_told(tmp_path, monkeypatch, capsys, way):
+    """Nothing is told where a schedule or the loop has changed the rate, so that the checkpoint has another one."""
+
+    def resumed(epochs, rate):
+        script = Script(tmp_path, rate)
+        schedules = {
+            "a schedule": lambda: torch.optim.lr_scheduler.ExponentialLR(script.optimizer, 0.5),
+            "warming up": lambda: torch.optim.lr_scheduler.LinearLR(script.optimizer, 1e-9, total_iters=100),
+        }
+        if way != "by hand":
+            # as in a script that makes its schedule before it attaches both
+            script.run.attached.clear(), script.run.standing.initial.clear()
+            schedule = schedules[way]()
+            script.run.attach(script.optimizer, schedule)
+
+        def each_step(script, step):
+            if way == "by hand":
+                script.optimizer.param_groups[0]["lr"] *= 0.9
+            else:
+                schedule.step()
+
+        capsys.readouterr()
+        script.train(epochs, each_step)
+        return capsys.readouterr().err
+
+    assert resumed(1, 0.01) == ""
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    assert resumed(2, 0.01) == ""
+    for epochs in (3, 4):  # it has no effect then either
+        told = resumed(epochs, 0.02)
+        what = "it was attached with lr 0.01 there, and with lr 0.02 now, which has no effect"
+        assert told == f"psgc: SGD goes on as in the checkpoint: {what}\n"
+    assert resumed(5, 0.01) == ""
+
+
 class WithObject(torch.nn.Linear):
     def get_extra_state(self):
         return object()
