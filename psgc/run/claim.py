@@ -1,12 +1,12 @@
 """Only one run at a time uses a run directory: its lock, and the move of an earlier run of the same name.
 
 `run.lock` names the process that has the directory. It is locked (flock) until that process ends, however it ends. On
-some network file systems other hosts do not see such a lock. So the holder also touches the file every two seconds. If
-the file names another host and is not locked, it is watched before it is taken.
+some network file systems other hosts do not see such a lock, on others it stays when its host loses its power. So the
+holder also touches the file every two seconds. If the file names another host, it is watched before it is taken.
 
 A rank that takes over from a dead rank 0 takes the claim too, with the number of its term. If the old rank 0 still has
-the lock, it was only cut off, and the claim is not taken. On file systems without reliable locks the old rank 0 finds
-another name in the file, and writes nothing more.
+the lock, and touches the file where it is on another host, it was only cut off, and the claim is not taken. If the
+claim was taken without the lock, the old rank 0 finds another name in the file, and writes nothing more.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from psgc.terminal import say
 LOCK = "run.lock"
 BEFORE = (LOCK, JOBS, UNNAMED)  # files of a run that was killed before it had begun iterations.csv
 TOUCHED = 2.0  # seconds between two touches of the file
-WATCHED = 7.0  # seconds without a touch after which another host's run is taken for ended
+WATCHED, LOOKS = 7.0, 20  # seconds without a touch after which another host's run is taken for ended, and looks in it
 PATIENCE = 1.0  # seconds for a killed process to disappear
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without flock
 
@@ -125,20 +125,17 @@ def _one_line(directory: Path) -> Iterator[None]:
 class _Lock:
     """The lock in `directory`. Raises OSError, and UserError if another process has the lock.
 
-    term: larger than 0 for a process that takes over; then no holder is watched if locks are reliable
+    term: larger than 0 for a process that takes over; then no holder is watched whose lock is free
     """
 
     _is_of_parent = False
 
     def __init__(self, directory: Path, term: int) -> None:
         with naming(directory / LOCK), contextlib.ExitStack() as on_error:
-            self._descriptor, reliable = _lock(directory)
+            self._descriptor, locked = _lock(directory, term)
             on_error.callback(os.close, self._descriptor)
-            holder, boot = _holder(self._descriptor), _boot()
-            if holder and not (reliable and (term or holder["boot"] == boot)) and _is_alive(directory, holder):
-                raise _taken(directory, holder)
             os.ftruncate(self._descriptor, 0)
-            about = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot, "term": term}
+            about = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "term": term, "locked": locked}
             os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
             self._own = _holder(self._descriptor)
             on_error.pop_all()
@@ -192,28 +189,37 @@ def _in_child() -> None:
 os.register_at_fork(after_in_child=_in_child)
 
 
-def _lock(directory: Path) -> tuple[int, bool]:
-    """The file, opened and locked, and whether the file system has reliable locks."""
+def _lock(directory: Path, term: int) -> tuple[int, bool]:
+    """The file, which is free, and whether it could be locked. Argument and errors as of `_Lock`."""
     end = time.monotonic() + PATIENCE
     while True:
         with contextlib.ExitStack() as on_error:
             descriptor = _open(directory, os.O_RDWR | os.O_CREAT)
             on_error.callback(os.close, descriptor)
-            free = reliable = True
+            free = locked = True
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                free = False
-                if time.monotonic() > end:
-                    raise _taken(directory, _holder(descriptor)) from None
+                free, locked, holder = time.monotonic() > end, False, _holder(descriptor)
+                if free and (holder is None or holder["boot"] == _boot()):
+                    raise _taken(directory, holder) from None
             except OSError as error:
-                reliable = False
+                locked = False
                 if error.errno not in NO_LOCKS:
                     raise
-            if free and _is_in(directory, descriptor):  # the last holder may have removed it after it was opened
+            if free and _is_free(directory, descriptor, locked, term):
                 on_error.pop_all()
-                return descriptor, reliable
+                return descriptor, locked
         time.sleep(0.05)
+
+
+def _is_free(directory: Path, descriptor: int, locked: bool, term: int) -> bool:
+    """Whether nobody has the directory any more; False if it must be looked at again. Raises UserError."""
+    holder = _holder(descriptor)
+    has_ended = locked and holder is not None and holder["locked"] and (term or holder["boot"] == _boot())
+    if holder is not None and not has_ended and _is_alive(directory, holder):
+        raise _taken(directory, _holder(descriptor))
+    return _is_in(directory, descriptor)  # the last holder may have removed it after it was opened
 
 
 def _open(directory: Path, flags: int) -> int:
@@ -237,10 +243,11 @@ def _is_in(directory: Path, descriptor: int) -> bool:
 
 
 def _holder(descriptor: int) -> dict[str, Any] | None:
-    """host, pid and boot of the process that the file names; None if it names none."""
+    """host, pid and boot of the process that the file names, and whether it has the lock; None if it names none."""
     try:
         about = json.loads(os.pread(descriptor, 1000, 0))
-        return {"host": str(about["host"])[:100], "pid": int(about["pid"]), "boot": about["boot"]}
+        names = {"host": str(about["host"])[:100], "pid": int(about["pid"]), "boot": about["boot"]}
+        return {**names, "locked": bool(about.get("locked", True))}
     except (ValueError, LookupError, TypeError):
         return None
 
@@ -251,14 +258,15 @@ def _boot() -> str:
 
 
 def _is_alive(directory: Path, holder: dict[str, Any]) -> bool:
-    """Whether the process, on another host, still touches the file."""
+    """Whether the process, on another host, still touches the file. It looks often: one look may wait for a server."""
     names = f"{directory / LOCK} names process {holder['pid']} on {holder['host']}"
     say(f"psgc: {names}; waiting {WATCHED:g} s to see whether it still runs", error=True)
-    before, end = last_touched(directory), time.monotonic() + WATCHED
-    while time.monotonic() < end:
-        time.sleep(WATCHED / 20)
-        if last_touched(directory) != before:
-            return True
+    with contextlib.suppress(FileNotFoundError):  # removed: the run has ended
+        before = last_touched(directory)
+        for _ in range(LOOKS):
+            time.sleep(WATCHED / LOOKS)
+            if last_touched(directory) != before:
+                return True
     return False
 
 

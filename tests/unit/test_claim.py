@@ -209,6 +209,65 @@ def test_a_run_of_another_host_that_still_goes_is_noticed_without_a_lock(capsys)
     assert "run.lock names process 4711 on n17; waiting 0.4 s to see whether it still runs" in capsys.readouterr().err
 
 
+@contextmanager
+def lock_of_another_host():
+    """A process of this host that has the lock of `out`, in place of one of another host: the file says so."""
+    with another_process() as process:
+        about = json.loads(Path("out", LOCK).read_text())
+        Path("out", LOCK).write_text(json.dumps({**about, "host": "n17", "pid": 4711, "boot": "another"}))
+        yield process
+
+
+@pytest.mark.parametrize("term", [0, 4])
+def test_a_lock_that_stays_though_its_host_has_lost_its_power_is_passed_over(capsys, term):
+    """As on NFS. Here its process is stopped: so it has the lock, and does not touch the file."""
+    with lock_of_another_host() as process:
+        process.send_signal(signal.SIGSTOP)
+        claim = Claim(Path("out"), term)
+        claim.make_room(resuming=True)
+        claim.check()
+        assert holder() == (socket.gethostname(), os.getpid())
+        assert "names process 4711 on n17; waiting 0.4 s to see" in capsys.readouterr().err
+        process.kill()
+        process.wait()  # now the lock is free, which nobody has
+        for later in (0, term + 1):
+            with pytest.raises(UserError, match=f"another run uses it .process {os.getpid()} on"):
+                Claim(Path("out"), later)
+        claim.check()
+        claim.release()
+
+
+@pytest.mark.parametrize("term", [0, 4])
+def test_a_lock_of_another_host_whose_process_lives_is_not_passed_over(monkeypatch, term):
+    monkeypatch.setattr(module, "WATCHED", 4.0)  # that process touches the file every two seconds
+    with lock_of_another_host(), pytest.raises(UserError, match=r"another run uses it \(process 4711 on n17\)"):
+        Claim(Path("out"), term)
+
+
+def test_a_file_server_that_does_not_answer_for_long_counts_as_one_look(monkeypatch):
+    """Its clients go on only afterwards: one of them is the process that touches the file."""
+    of_another_host()
+    looks, last_touched = [], module.last_touched
+
+    def slow(directory):
+        looks.append(directory)
+        if len(looks) == 2:
+            module.time.sleep(0.5)
+        if len(looks) == 5:
+            os.utime(Path("out", LOCK))
+        return last_touched(directory)
+
+    monkeypatch.setattr(module, "last_touched", slow)
+    assert "another run uses it (process 4711 on n17)" in refusal()
+
+
+def test_a_run_of_another_host_that_ends_while_it_is_watched_leaves_its_directory(monkeypatch):
+    of_another_host()
+    threading.Timer(0.1, Path("out", LOCK).unlink).start()
+    with claimed(resuming=True):
+        assert holder() == (socket.gethostname(), os.getpid())
+
+
 def test_a_run_of_another_host_that_is_over_is_not_waited_for_longer():
     of_another_host()
     with claimed(resuming=True):
