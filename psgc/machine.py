@@ -49,7 +49,8 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
 
 def limit_threads() -> None:
     """Limit BLAS to this rank's share of the cores. BLAS uses all by default, and reads the limit when it is loaded."""
-    cores = os.cpu_count() or 1
+    of_job = os.environ.get("SLURM_CPUS_ON_NODE", "")  # SLURM may share a node among jobs
+    cores = int(of_job) if of_job.isdigit() else os.cpu_count() or 1
     ranks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or "1"
     here = max(1, int(ranks)) if ranks.isdigit() else cores  # ranks on this machine
     bound = len(os.sched_getaffinity(0))  # SLURM and mpirun may have bound this rank to fewer cores

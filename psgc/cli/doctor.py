@@ -67,7 +67,7 @@ def run(options: Options) -> int:
             command, additions = launch_command(placement, ["train", "run.yaml"], environ, mpirun=mpirun)
             line = " ".join([*(f"{k}={shlex.quote(v)}" for k, v in additions.items()), shlex.join(command)])
             found, survived = _probe_mpi(mpirun, placement, environ, deadline)
-            if not placement.hosts() and environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
+            if not placement.may_be_several(environ):
                 threads = {**additions, **environ}["OMP_NUM_THREADS"]
                 found += findings.core_findings(ranks, usable_cores(), threads)
         files_tested, slurm = files(), partitions()

@@ -72,10 +72,9 @@ def launch(
     environ = environ_for({**program.told, **told, LAUNCHED: "1"})
     if sys.stdout.isatty():
         environ[TERMINAL] = str(shutil.get_terminal_size().columns)
-    several_hosts = bool(placement.hosts()) or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
     patience, got_further = 0.0 if requeue is None else requeue - RESERVE, False
     with ExitStack() as at_end:
-        starts = _Starts(program, config, environ, several_hosts, heard, at_end)
+        starts = _Starts(program, config, environ, placement.may_be_several(environ), heard, at_end)
         needs_checkpoint = config is None or isinstance(config, TorchConfig)
         watch = Watch(placement, starts.start, partial(_check_ranks, program), needs_checkpoint, HostAnswers(environ))
         with catching() as received:

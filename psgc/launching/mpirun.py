@@ -63,6 +63,10 @@ class Placement:
         """The hosts as arguments of a command whose options are `host` and `hostfile`; empty if mpirun chooses."""
         return [*([host, self.host] if self.host else []), *([hostfile, self.hostfile] if self.hostfile else [])]
 
+    def may_be_several(self, environ: Mapping[str, str]) -> bool:
+        """Whether there may be several hosts: named ones, or those of a SLURM job."""
+        return bool(self.hosts()) or environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
+
     def arguments(self) -> list[str]:
         """The placement as arguments of psgc's commands."""
         return ["-n", str(self.ranks), *self.hosts(), *([] if self.fault_tolerance else ["--no-fault-tolerance"])]
@@ -123,7 +127,7 @@ def launch_command(
     mpirun = mpirun or find_mpirun(environ)
     additions: dict[str, str] = {}
     flags = ["-n", str(placement.ranks), *extra]  # the first -x of a variable counts
-    if not placement.hosts():  # with several hosts, each rank takes its share of its own host's cores
+    if not placement.may_be_several(environ):  # on several hosts, each rank takes its share of its own host's cores
         additions |= dict.fromkeys(THREADS, str(max(1, usable_cores() // placement.ranks)))
     if mpirun.family == "Open MPI":
         # Open MPI allows as many ranks as cores, whatever the hardware threads or SLURM tasks.

@@ -41,7 +41,7 @@ def trained(monkeypatch):
         sys.exit(0)
 
     monkeypatch.setattr("psgc.run.session.train", train := Mock(side_effect=look))
-    for name in (*THREADS, *LOCAL_SIZES):
+    for name in (*THREADS, *LOCAL_SIZES, "SLURM_CPUS_ON_NODE"):
         monkeypatch.setenv(name, "")  # so that what psgc sets is taken back
         monkeypatch.delenv(name)
     before = {number: signal.getsignal(number) for number in STOPPERS}
@@ -170,6 +170,7 @@ def test_signals_are_noted_for_the_run_to_end_in_order(trained, number):
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, 64, 1, 1),  # bound to one core
         ({}, 128, 4, 4),  # srun --cpus-per-task=4
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "nine"}, 8, 8, 1),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8", "SLURM_CPUS_ON_NODE": "32"}, 128, 32, 4),  # a part of a node
     ],
 )
 def test_each_rank_takes_its_share_of_the_cores(trained, monkeypatch, environment, cores, bound_to, threads):

@@ -68,6 +68,13 @@ def test_root_is_allowed_and_more_ranks_than_cores_get_a_thread_each(line, monke
     assert additions["OMP_NUM_THREADS"] == "1"
 
 
+def test_in_a_slurm_job_of_several_nodes_each_rank_takes_its_share_of_its_own_node(line):
+    command, additions = line(Placement(32), environ={"SLURM_JOB_NUM_NODES": "4"})
+    assert not additions.keys() & set(THREADS)
+    assert not any(name in command for name in THREADS)
+    assert line(Placement(32), environ={"SLURM_JOB_NUM_NODES": "1"})[1].keys() >= set(THREADS)
+
+
 def test_mpirun_gets_arguments_of_its_own(line):
     """Before ours: of two -x of one variable, Open MPI heeds the first. It refuses a second --bind-to, and PE=2 with
     none.
