@@ -143,6 +143,7 @@ class RestoreRecord:
         self._path, self._record = directory / "restores.csv", directory / "iterations.csv"
         self.rows: list[Restored] = []
         self._last_step: float | None = None
+        self._is_whole = True  # whether the file has all rows
         if resume_at is None:
             return
         self.rows = earlier(self._path, Restored)
@@ -157,7 +158,14 @@ class RestoreRecord:
             # both times are by the clock of the file system, which may be another host's
             seconds, self._last_step = self._record.stat().st_mtime - self._last_step, None
             self.rows.append(Restored(iteration, round(max(0.0, seconds), 3), self._repeated))
+            self._is_whole = False
+        self.write()
+
+    def write(self) -> None:
+        """Write the row that could not be written before, if any. Raises OSError."""
+        if not self._is_whole:
             write_text(self._path, csv_text(Restored._fields, *self.rows))
+            self._is_whole = True
 
 
 def _value(column: str, text: str) -> float | str | None:

@@ -232,6 +232,7 @@ class Recorder:
         self.tally.count(entries)
         self._keep("timeline.raw", lambda: self._timeline.finish(entries))
         self._keep("iterations.csv", self._csv.write)
+        self._keep("restores.csv", self.restores.write)
         self._keep("lost.csv", self._lost_csv.write)
         self._keep("evaluations.csv", self._evaluations.write)
         self._making_room(lambda: self._write_summary(summary))

@@ -10,7 +10,7 @@ import pytest
 from psgc import disk
 from psgc.errors import UserError
 from psgc.record import recorder, timeline
-from psgc.record.csv_files import earlier_rows
+from psgc.record.csv_files import RESTORED, Restored, earlier, earlier_rows
 from psgc.record.summary import lines, summarise
 from psgc.record.timeline import read_timeline
 from psgc.run.claim import Claim
@@ -54,6 +54,23 @@ def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, mon
     summary = recorder.finish(np.zeros(1), summarise(recorder, 1.0, {}, "done", ""))
     assert "not_whole" not in summary
     assert not any("whole" in line for line in lines(summary))
+
+
+@pytest.mark.parametrize("more", [True, False], ids=["at the next step", "at the end"])
+def test_the_row_of_a_restart_that_did_not_fit_follows(recorder_in, tmp_path, monkeypatch, more):
+    out = tmp_path / "out"
+    add(recorder_in(out), 0, EVEN)
+    monkeypatch.setenv(RESTORED, "3")
+    again = recorder.Recorder(out, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10, resume_at=1)
+    with no_file_longer_than(20):
+        for iteration in (1, 2):
+            add(again, iteration, EVEN)
+            assert "restores.csv" in again.not_whole
+    if more:
+        add(again, 3, EVEN)
+        assert again.not_whole == {}
+    assert "not_whole" not in again.finish(np.zeros(1), {})
+    assert [row.iteration for row in earlier(out / "restores.csv", Restored)] == [1]
 
 
 def test_a_run_without_room_to_begin_leaves_its_directory_to_the_next_one(recorder_in, tmp_path):
