@@ -83,6 +83,7 @@ class Claim:
                     for name in () if self._term else (UNDO, READY, OPEN):
                         (directory / name).unlink(missing_ok=True)  # left by an earlier `psgc launch` that was killed
                     if not self._term:
+                        _remove_halves(directory / "checkpoints")
                         note_job(directory, resuming)
                     return
                 else:
@@ -94,6 +95,13 @@ class Claim:
         if self._lock is not None:
             self._lock.release(self._directory)
             self._lock = None
+
+
+def _remove_halves(checkpoints: Path) -> None:
+    """Remove what a killed run has not written to its end: `psgc launch` would wait for it."""
+    for path in [] if checkpoints.is_symlink() else checkpoints.glob(UNNAMED):
+        with contextlib.suppress(OSError):  # a directory, for example
+            path.unlink()
 
 
 def _moved(place: Path, directory: Path) -> Path:

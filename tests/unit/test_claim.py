@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from psgc.errors import RunFailed, UserError
+from psgc.launching.outcome import RunDirectory
 from psgc.record.loggers import OPEN
 from psgc.run import claim as module
 from psgc.run.claim import LOCK, Claim
@@ -325,6 +326,31 @@ def test_what_a_run_has_left_for_psgc_launch_is_of_that_run_and_no_later_one(nam
     claim.make_room(resuming=True)
     claim.release()
     assert wish.exists() == remains
+
+
+@pytest.mark.parametrize(("term", "remains"), [(0, False), (1, True)])
+def test_a_half_checkpoint_of_a_killed_run_is_not_taken_for_one_of_the_next_run(term, remains):
+    (checkpoints := Path("out/checkpoints")).mkdir(parents=True)
+    Path("out/iterations.csv").touch()
+    whole, half = checkpoints / "00000050-0123456789abcdef.safetensors", checkpoints / ".psgc-0123.tmp"
+    for path in (whole, half):
+        path.touch()
+    left = RunDirectory(Path("out"), resumed=True)
+    claim = Claim(Path("out"), term)
+    assert left.is_writing()
+    claim.make_room(resuming=True)
+    assert (left.is_writing(), half.exists(), whole.exists()) == (remains, remains, True)
+    claim.release()
+
+
+def test_where_a_link_to_checkpoints_leads_nothing_is_removed():
+    (other := Path("other")).mkdir()
+    (half := other / ".psgc-0123.tmp").touch()
+    Path("out").mkdir()
+    Path("out/iterations.csv").touch()
+    Path("out/checkpoints").symlink_to(other.absolute())
+    with claimed(resuming=True):
+        assert half.exists()
 
 
 def test_the_run_names_the_jobs_that_have_begun_it_or_gone_on_with_it(monkeypatch):
