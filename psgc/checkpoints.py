@@ -50,11 +50,12 @@ def newest_first(directory: Path) -> list[Path]:
     return sorted(written, key=written.__getitem__, reverse=True)
 
 
-def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "") -> Read | None:
+def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "", quietly: bool = False) -> Read | None:
     """What `read` makes of the newest usable checkpoint; None if there is no file at all.
 
     read: gets the path of an undamaged file, and raises ValueError with the reason when it cannot be used
     whose: the beginning of the lines about newer checkpoints that cannot be used
+    quietly: without these lines, which another rank prints
 
     Raises UserError when there are files, but none can be used.
     """
@@ -71,7 +72,7 @@ def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "") 
         except ValueError as error:
             complaints.append(visible(f"{path}: {str(error).removeprefix(visible(f'{path}: '))}"))
             continue
-        for complaint in complaints:
+        for complaint in complaints if not quietly else ():
             say(f"psgc: {whose}{complaint}; trying the one before it", error=True)
         return found
     if complaints:

@@ -12,9 +12,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from psgc.checkpoints import Content, newest_first, step_of
+from psgc.checkpoints import Content, load_newest, step_of
 from psgc.disk import is_kind, open_regular
 from psgc.errors import UserError, one_line
+from psgc.run.launched import number
 from psgc.state_files import header_of
 from psgc.torch.hand_over import ScriptState
 from psgc.torch.state import MODEL, about_in, check_model, is_state
@@ -22,7 +23,6 @@ from psgc.torch.tensor_files import from_bytes
 
 FLOATS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}  # see `is_finite`
 OPTIMIZER = re.compile(r"optimizer(_\d+)?\.state\.")
-EXPECTED = "expected a safetensors file of the model, or a run directory"
 
 
 def content_of(step: int, blob: bytearray, model: nn.Module) -> Content:
@@ -49,21 +49,13 @@ def read(path: Path) -> tuple[int, ScriptState]:
 def load_initial(path: str, model: nn.Module) -> None:
     """Load tensors into the model, from a safetensors file of the model alone or from a checkpoint of psgc.
 
-    path: the file, or a run directory, of which model.safetensors is taken, else the newest checkpoint
+    path: the file, or a run directory, of which model.safetensors is taken, else the newest usable checkpoint
 
     Raises UserError, and changes nothing, when names, shapes or dtypes are not those of the model, or when a tensor is
     not finite.
     """
-    file = _file(Path(path))
+    file, of_model = _found(Path(path))
     where = f"initial: {file}"
-    try:
-        with open_regular(file) as stream:
-            content = stream.read()
-        of_model: Any = from_bytes(content, where)[MODEL] if is_state(content) else safetensors.torch.load(content)
-    except OSError as error:
-        raise UserError(f"{where}: cannot read it: {(error.strerror or str(error)).lower()}; {EXPECTED}") from None
-    except SafetensorError as error:
-        raise UserError(f"{where}: not a whole safetensors file: {one_line(error)}; {EXPECTED}") from None
     check_model(model, of_model, where)
     for name, tensor in of_model.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -71,12 +63,28 @@ def load_initial(path: str, model: nn.Module) -> None:
     model.load_state_dict(of_model)
 
 
-def _file(path: Path) -> Path:
-    if not is_kind(path, stat.S_ISDIR, f"initial: {path}"):
-        return path
-    files = [path / "model.safetensors", *newest_first(path / "checkpoints")]
-    if (found := next((file for file in files if file.exists()), None)) is None:
+def _found(path: Path) -> tuple[Path, dict[str, Any]]:
+    try:
+        is_run = is_kind(path, stat.S_ISDIR, path)
+        if not is_run or (path / "model.safetensors").exists():
+            return _of_model(path / "model.safetensors" if is_run else path)
+        found = load_newest(path / "checkpoints", _of_model, "initial: ", quietly=number() > 0)
+    except UserError as error:
+        raise UserError(f"initial: {error}; expected a safetensors file of the model, or a run directory") from None
+    if found is None:
         raise UserError(
             f"initial: {path}: expected a run directory, but it holds neither model.safetensors nor a checkpoint"
         )
     return found
+
+
+def _of_model(file: Path) -> tuple[Path, dict[str, Any]]:
+    """The file, and the tensors of the model in it. Raises UserError."""
+    try:
+        with open_regular(file) as stream:
+            content = stream.read()
+        return file, from_bytes(content, str(file))[MODEL] if is_state(content) else safetensors.torch.load(content)
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it: {(error.strerror or str(error)).lower()}") from None
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a whole safetensors file: {one_line(error)}") from None

@@ -294,11 +294,26 @@ def test_a_model_begins_with_what_another_run_has_left(folder, name):
     assert all((other.state_dict()[key] == value).all() for key, value in model.state_dict().items())
     with pytest.raises(UserError, match=r"0.weight has the shape \(5, 8\), that of the model \(6, 8\)$"):
         load_initial(name, torch_problem.network(6))
-    with pytest.raises(UserError, match=r"^initial: a{300}: file name too long$"):
+    with pytest.raises(UserError, match=r"^initial: a{300}: file name too long; expected a safetensors file of the mo"):
         load_initial(300 * "a", other)
     assert "0.weight has the shape (5, 8), that of the model (7, 8)" in refusal(
         "problem.options.hidden=7", f"initial={name}"
     )
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_model_does_not_begin_with_a_damaged_checkpoint(folder, monkeypatch, capsys, rank):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
+    older, newer = torch_problem.network(5), torch_problem.network(5)
+    Path("left/checkpoints").mkdir(parents=True)
+    for step, model in ((7, older), (9, newer)):
+        newest = write_file(Content(step, [to_bytes(state_of(model, [], About()))], {}), Path("left/checkpoints"))
+    content = newest.read_bytes()
+    newest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    load_initial("left", newer)
+    assert all((newer.state_dict()[key] == value).all() for key, value in older.state_dict().items())
+    said = f"psgc: initial: {newest}: damaged, its checksum is wrong; trying the one before it\n"
+    assert capsys.readouterr().err == (said if rank == "0" else "")
 
 
 @pytest.mark.parametrize("resume", [False, True])
