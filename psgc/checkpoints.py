@@ -54,7 +54,7 @@ def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "", 
     """What `read` makes of the newest usable checkpoint; None if there is no file at all.
 
     read: gets the path of an undamaged file, and raises ValueError with the reason when it cannot be used
-    whose: the beginning of the lines about newer checkpoints that cannot be used
+    whose: the beginning of the lines about newer checkpoints that cannot be used; empty when a run is resumed
     quietly: without these lines, which another rank prints
 
     Raises UserError when there are files, but none can be used.
@@ -76,8 +76,8 @@ def load_newest(directory: Path, read: Callable[[Path], Read], whose: str = "", 
             say(f"psgc: {whose}{complaint}; trying the one before it", error=True)
         return found
     if complaints:
-        hint = "without --resume the run starts from the beginning"
-        raise UserError(f"no checkpoint can be used: {'; '.join(complaints)}; {hint}")
+        hint = "" if whose else "; without --resume the run starts from the beginning"
+        raise UserError(f"no checkpoint can be used: {'; '.join(complaints)}{hint}")
     return None
 
 

@@ -67,6 +67,15 @@ def test_a_run_that_has_ended_has_its_parameters_and_another_one_its_newest_chec
     assert (begun_with("earlier") == 3 * LEFT).all()
 
 
+def test_a_run_directory_without_a_usable_checkpoint_is_refused():
+    """The checkpoints are not those of this run: --resume has nothing to do with them."""
+    newest = write_checkpoint(5, LEFT)
+    newest.write_bytes(b"damaged")
+    said = f"initial: no checkpoint can be used: {newest}: damaged, its checksum is wrong; expected a .npy file with"
+    with pytest.raises(UserError, match=f"^{re.escape(said)} the parameters, or a run directory$"):
+        begun_with("earlier")
+
+
 @pytest.mark.parametrize(
     ("initial", "said"),
     [
