@@ -83,6 +83,9 @@ class EvaluationRow(NamedTuple):
     value: float
 
 
+UNDONE = " (undone)"  # the end of a reason
+
+
 class WorkerEvent(NamedTuple):
     """A row of lost.csv: a worker was lost ("lost"), sent a wrong copy ("wrong"), or came back ("returned")."""
 
@@ -91,6 +94,16 @@ class WorkerEvent(NamedTuple):
     host: str
     event: str
     reason: str
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether this is a wrong copy in a step that is made again."""
+        return self.event == "wrong" and self.reason.endswith(UNDONE)
+
+    def resumed(self, iteration: int) -> "WorkerEvent":
+        """This event in a run that is resumed at the iteration."""
+        is_new = self.event == "wrong" and self.iteration >= iteration and not self.is_undone
+        return self._replace(reason=self.reason + UNDONE) if is_new else self
 
     @property
     def line(self) -> str:

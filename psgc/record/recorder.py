@@ -84,7 +84,7 @@ class Recorder:
             for row in _with_missing(earlier_rows(path, resume_at), resume_at, took):
                 self.tally.row(row)
                 text += row_text(row)
-            self.events = earlier(lost, WorkerEvent)
+            self.events = [event.resumed(resume_at) if took is None else event for event in earlier(lost, WorkerEvent)]
             evaluated = [found for found in earlier(evaluations, EvaluationRow) if found.iteration < resume_at]
             try:
                 timeline, _ = read_timeline(self._directory)
@@ -128,6 +128,8 @@ class Recorder:
             self._lacks("timeline.raw", OSError(lacking, os.strerror(lacking)))
             self._timeline.drop()  # what comes now needs the room
         if resume_at is not None and took is None:  # after a takeover, lost workers are still lost
+            if any(event.is_undone for event in self.events):  # for a rank that takes over, which reads it
+                self._keep("lost.csv", self._lost_csv.begin)
             self._all_are_back(resume_at)
 
     def _kept(self, timeline: Columns | None, end: int | None) -> Iterator[np.ndarray]:

@@ -159,8 +159,8 @@ def record_takeover(record: RunRecord, beginning: Beginning, transport: Transpor
         serves = "it has taken over as the server"
         record.recorder.event(WorkerEvent(first, successor, hosts[0], "lost", serves))  # without a line of its own
     events, there = record.recorder.events, dict(enumerate(hosts))
-    now = [event for event in events if event.event == "wrong" and event.iteration >= beginning.since]
-    wrong = [event for event in now if event.host == there.get(event.worker)]
+    now = [event for event in events if event.iteration >= beginning.since and not event.is_undone]
+    wrong = [event for event in now if event.event == "wrong" and event.host == there.get(event.worker)]
     beginning.strikes = Counter(event.worker for event in wrong)
     known = {event.worker: event.event for event in events if event.event != "wrong"}
     for worker in range(1, transport.term.ranks):

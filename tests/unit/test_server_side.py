@@ -17,8 +17,11 @@ from psgc.config import load
 from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.launching.outcome import RunDirectory
+from psgc.record.recorder import Recorder
 from psgc.run.claim import Claim
+from psgc.run_rows import WorkerEvent
 from psgc.transport import Died
+from tests.unit.recording import BOTH_HOLD_ALL
 from tests.unit.scripted import Following, done
 from tests.unit.served_run import FEATURES, VECTOR, chunks_of, newest, summary, take_over, train
 
@@ -214,6 +217,25 @@ def test_a_takeover_knows_who_was_lost_and_whose_copies_were_wrong(since):
         ("2", "2", "returned", ""),
         *([] if since else [("2", "3", "lost", "its copies were wrong 2 times (verify.strikes)")]),
     ]
+
+
+@pytest.mark.parametrize("new", [1, 2])
+def test_after_a_step_was_undone_its_wrong_copies_are_no_strikes_in_a_takeover(new):
+    """The run went back to iteration 1. Then `new` copies were wrong, in the processes of which one takes over."""
+    settings = ("coding.chunks_per_worker=1", "coding.replication=3", "verify={every: 100, strikes: 2}")
+    lost = Path("out/lost.csv")
+    lost.parent.mkdir()
+    lost.write_text("iteration,worker,host,event,reason\n0,3,h3,wrong,why\n" + 2 * "1,3,h3,wrong,why\n")
+    for _ in range(2):
+        recorder = Recorder(lost.parent, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10, resume_at=1)
+    undone = ["0,3,h3,wrong,why", *2 * ["1,3,h3,wrong,why (undone)"]]
+    assert lost.read_text().splitlines()[1:] == undone
+    for _ in range(new):
+        recorder.event(WorkerEvent(1, 3, "h3", "wrong", "why"))
+    script = chain([[], []], ([done(5, 2, chunk, VECTOR)] for chunk in range(5)))
+    assert take_over(script, 2, *settings, "iterations=3", ranks=6, away=[4], since=1) == 0
+    assert lost.read_text().splitlines()[1 : 4 + new] == [*undone, *new * ["1,3,h3,wrong,why"]]
+    assert lost.read_text().count("2,3,h3,lost,its copies were wrong 2 times") == new - 1
 
 
 def test_the_time_of_a_takeover_is_known_also_when_no_step_is_left_but_not_of_an_earlier_part():
