@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from psgc.config import Config, TorchConfig, load
 from psgc.disk import write_text
@@ -68,7 +69,9 @@ def launch(
     if requeue is not None and not job:
         raise UserError("--requeue: not inside a job of SLURM, PBS or LSF; `psgc submit` writes one")
     config = None if program.is_script else load(program.path, program.overrides)
-    program, told = (program, {}) if requeue is None or job is None else _in_job(program, config, job[0])
+    told = {JOB: uuid4().hex} if program.is_script else {}  # by which its runs know what it has begun, see `start`
+    if requeue is not None and job is not None:
+        program, told = _in_job(program, config, job[0])
     environ = environ_for({**program.told, **told, LAUNCHED: "1"})
     if sys.stdout.isatty():
         environ[TERMINAL] = str(shutil.get_terminal_size().columns)
@@ -128,8 +131,11 @@ class _Starts:
         program, environ = self.program, self.environ
         if self.mpirun is not None:
             self._check_settings()
-            program = replace(program, resume=True)
-            environ = {**environ, **program.told, RESTORED: str(self.ranks)}
+            environ = {**environ, RESTORED: str(self.ranks)}
+            if self.config is not None:
+                program = replace(program, resume=True)
+            else:  # the directories of its later runs may have runs of before, with which only `--resume` goes on
+                environ = {RESUME: OF_JOB, **environ}
         self._starting = placement.ranks
         if standby is not None:  # in a SLURM job the ranks share the processors of the present run
             environ = {**environ, STANDBY: str(standby.absolute()), "SLURM_OVERLAP": "1"}

@@ -5,7 +5,8 @@
     PSGC_LAUNCHED  `psgc launch` says who stopped the run and how to resume it
     PSGC_DEDICATED_SERVER  rank 0 is only the server, whatever the script says
     PSGC_RESUME    the run goes on from the newest checkpoint in its directory; "job": only if this job has begun it
-    PSGC_JOB       the job of a scheduler that runs it, and goes back into the queue (`note_job`)
+    PSGC_JOB       the job of a scheduler that runs it, and goes back into the queue; of a script that is in none, a
+                   name for this start of `psgc launch` (`note_job`)
     PSGC_DEBUG     errors are shown with their tracebacks
     PSGC_FOLDER    a folder in which rank 0 leaves the path of the run directory (`name_directory`)
     PSGC_STANDBY   a file by which ranks say that they are ready before the earlier run has ended (`psgc.run.meeting`)

@@ -80,7 +80,7 @@ def test_ranks_are_told_that_somebody_says_how_to_resume(program, monkeypatch, w
     given = f'echo "$PSGC_LAUNCHED,$PSGC_RESUME,$PSGC_DEBUG" "$*" > given; {summary("done")}'
     assert program(given, host=where) == 0
     is_script = program.path == "train.py"
-    exported = "PSGC_FOLDER -x PSGC_LAUNCHED" if is_script else "PSGC_LAUNCHED"
+    exported = "PSGC_FOLDER -x PSGC_JOB -x PSGC_LAUNCHED" if is_script else "PSGC_LAUNCHED"
     assert re.match(f"1,, .*-x {exported} .* {program.path}$", Path("given").read_text())
     if is_script:
         assert program(given, host=where, resume=True, debug=True, arguments=["3"]) == 0

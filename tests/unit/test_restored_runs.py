@@ -9,9 +9,9 @@ import pytest
 
 from psgc.record.csv_files import RESTORED
 from psgc.record.recorder import Recorder
-from psgc.run.launched import READY, UNDO, undo
+from psgc.run.launched import READY, UNDO, Found, undo
 from psgc.run_rows import IterationRow, WorkerEvent
-from tests.unit.fake_mpirun import CHECKPOINT, launch, summary
+from tests.unit.fake_mpirun import CHECKPOINT, NAMED, launch, summary
 from tests.unit.recording import BOTH_HOLD_ALL
 
 LOST = "iteration,worker,host,event,reason\n5,{},n1,lost,its process died\n"
@@ -113,6 +113,21 @@ def test_a_run_is_not_started_again_with_settings_that_are_not_its_own(mpirun, c
     assert len(Path("started").read_text().splitlines()) == (1 if is_changed else 2)
     why = "run.yaml has changed since the run began; expected the settings with which it began"
     assert (f"psgc launch: the run cannot start again: {why}\n" in capfd.readouterr().err) == is_changed
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_script_that_is_started_again_goes_on_with_what_this_launch_has_begun_alone(mpirun, resume):
+    """Its later runs may find those of last week in their directories."""
+    Path("train.py").touch()
+    Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    told = """printf '%s\\n' "$PSGC_RESUME" "$PSGC_JOB" >> told"""
+    mpirun(f"{told}; {NAMED}{UNDOES.replace('TIMES', '1')}")
+    for _ in range(2):
+        Path("started").unlink(missing_ok=True)
+        assert launch("train.py", 2, resume=resume) == 0
+    first, job, again, same, _, other, *_ = Path("told").read_text().splitlines()
+    assert (first, again) == (("1", "1") if resume else ("", "job")), "the user may have said so"
+    assert job == same != other
 
 
 def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun):
