@@ -17,7 +17,7 @@ from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, ServerDiffers, UserError
 from psgc.optimizer import make_optimizer
 from psgc.problems import has_loss, measures_of
-from psgc.record.csv_files import RESTORED, restored
+from psgc.record.csv_files import restored
 from psgc.record.loggers import Loggers, check_loggers
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
@@ -135,7 +135,6 @@ def serve_on(
     """
     if signal.alarm(0):  # SIGTERM came before: now it is for this rank to end the run
         os.kill(os.getpid(), signal.SIGTERM)
-    os.environ.pop(RESTORED, None)  # nobody has started the run again
     config, directory = run.config, Path(run.config.output)
     claim = claim_after(directory, directory / "summary.json", transport, beginning)
     assert claim is not None
