@@ -18,7 +18,6 @@ from psgc.torch.flat import FlatModel
 from psgc.torch.generators import seeded
 from psgc.torch.loader import ChunkLoader, MicroBatch
 from psgc.torch.outputs import OutputCalls, Outputs, figures_of, parts_of
-from psgc.torch.rows import checksum
 
 AT_ONCE = 64  # examples of a batch without micro_batch; the same for any number of workers, so sums are the same too
 NOTHING = "_"  # the name of what a trainer evaluates where there is no metric; it is not recorded
@@ -133,7 +132,6 @@ class Evaluator:
         with seeded(seed, self._device), evaluation_mode(self._model), torch.no_grad():
             first = next(loader.micro_batches([0]))
             names = sorted(sums_of(metric(self._model, first.batch), first.rows))
-            rows = checksum(loader)
 
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
             (chunk,) = chunks
@@ -142,7 +140,7 @@ class Evaluator:
             with seeded((*seed, chunk), self._device):
                 return sums_of_chunk(self._model, metric, names, loader.micro_batches(parts[chunk]), wanted)
 
-        made = signature("evaluate", seed[1], loader.length, rows, names)
+        made = signature("evaluate", seed[1], loader.length, names)
         expect, costs = lambda chunks: loader.expect(parts[chunks[0]]), lambda: [*map(len, parts)]
         called = [name or name_of(metric) for name in names]
         total = ask(Call(vector, expect, lambda _: None, made, False, costs, 2 * len(names), called))

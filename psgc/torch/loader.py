@@ -85,7 +85,6 @@ class ChunkLoader:
     size: largest number of examples of a micro-batch; may be changed
     seed: (seed, epoch), for the random numbers of rows; may be changed
     length: number of examples of the dataset
-    at_hand: number of examples, the first ones, that can be loaded in any order: of a stream not all
     ahead: number of micro-batches that are loaded ahead
 
     Raises UserError for a dataset without length (`length_of`), or a DataLoader that cannot be used (`taken_apart`).
@@ -96,9 +95,7 @@ class ChunkLoader:
         self.seed: tuple[object, ...] = (0, 0)
         rows, collate, like = taken_apart(dataset, collate_fn)
         self._reader = Reader(rows, collate)
-        self.length = self.at_hand = self._reader.length
-        if isinstance(rows, StreamBuffer):
-            self.at_hand = min(self.length, rows.size)
+        self.length = self._reader.length
         self._processes = None if like is None else Processes(self._reader, like)
         self.ahead = 0 if self._processes is None else self._processes.ahead
         self._current = Loading()

@@ -16,7 +16,6 @@ from psgc.errors import UserError
 from psgc.torch.calls import Call, signature
 from psgc.torch.generators import seeded
 from psgc.torch.loader import ChunkLoader, MicroBatch
-from psgc.torch.rows import checksum
 
 Outputs: TypeAlias = Callable[[nn.Module, Any], Any]
 EXPECTED = "expected a tensor with a row for each example, or a mapping of names to such"
@@ -51,7 +50,6 @@ class OutputCalls:
         with seeded(seed, vector[2]):
             first = next(loader.micro_batches([0]))
             self._kinds = kinds_of(tensors_of(function(model, first.batch), first.rows))
-            self._same = checksum(loader)
         self._width = -(-sum(prod(shape) * dtype.itemsize for shape, dtype in self._kinds.values()) // 2)
         if self._width > room:
             raise UserError(
@@ -98,7 +96,7 @@ class OutputCalls:
                             return None
             return found
 
-        made = signature("outputs", number, rows.start, self._loader.length, self._same, [*self._kinds.items()])
+        made = signature("outputs", number, rows.start, self._loader.length, [*self._kinds.items()])
         expect = lambda chunks: self._loader.expect(parts[chunks[0]])  # noqa: E731
         return Call(vector, expect, lambda _: None, made, False, lambda: [*map(len, parts)], joins=lambda: True)
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import time
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from psgc.coding.sketch import relative_difference, sketch
 from psgc.torch.determinism import leaves
 from psgc.torch.generators import preserved, seeded
-from psgc.torch.loader import ChunkLoader
 
 MOST, LEAST = 64, 5  # number of rows: at least LEAST, and up to MOST until SECONDS have passed
 SECONDS = 0.02
@@ -52,19 +50,6 @@ def differing(one: str, other: str) -> int | None:
         if row in there and not _agree((exact, sketches), there[row]):
             return int(row)
     return None
-
-
-def checksum(loader: ChunkLoader) -> int:
-    """A checksum of LEAST rows of a dataset: the first one, the last one and some fixed ones, each as a batch.
-
-    Of numbers that may be rounded only the size counts, to two digits, since a checksum has no tolerance.
-    """
-    found = list[Any]()
-    for row in _places(loader.at_hand)[:LEAST]:
-        for piece in loader.micro_batches([row]):
-            exact, sketches = _described(piece.batch)
-            found.append((row, exact, [f"{size:.1e}" for *_, size in sketches]))
-    return crc32(repr(found).encode())
 
 
 def _agree(one: Any, other: Any) -> bool:

@@ -89,8 +89,7 @@ def blob_of(vector: np.ndarray) -> bytes:
 
 
 OTHER_CALL = (
-    "its script makes another call than that of rank 0; every rank must make the same calls, for the same batches and "
-    "datasets"
+    "its script makes another call than that of rank 0; every rank must make the same calls, for the same batches"
 )
 
 

@@ -37,8 +37,6 @@ optimizer = torch.optim.SGD(model.parameters(), 0.1)
 state = {}
 if mistake != "no attach":
     run.attach(optimizer, SimpleNamespace(state_dict=lambda: state, load_state_dict=state.update))
-if mistake == "part for each":
-    run.evaluate(torch.utils.data.Subset(data, range(rank, 198, 3)), loss)
 for batch in run.batches(50):
     run.backward([] if mistake == "batch" or (mistake == "batch on rank 2" and rank == 2) else batch)
     optimizer.step()
@@ -94,11 +92,3 @@ def test_a_mistake_that_one_worker_makes_ends_the_run(tmp_path):
     first, line = said(tmp_path, "batch on rank 2")
     assert first == "replication is 9, but there are 3 workers: every worker may compute every chunk"
     assert line == f"psgc: worker 3 on {HOST}: {MISTAKES['batch']}"
-
-
-@pytest.mark.faults
-def test_an_evaluation_of_a_part_for_each_rank_ends_the_run(tmp_path):
-    """As a script for DDP has it. The parts are equally long."""
-    line = said(tmp_path, "part for each")[-1]
-    told = "its script makes another call than that of rank 0; every rank must make the same calls, for the same"
-    assert re.fullmatch(rf"psgc: worker [23] on {HOST}, iteration 0: {told} batches and datasets", line)

@@ -212,31 +212,3 @@ def test_a_dataset_without_a_data_loader_is_collated_as_in_training():
     assert run.evaluate(data, lambda model, batch: (batch.sum(), len(batch))) == 3.0
     plain = torch.utils.data.DataLoader(data)
     assert run.evaluate(plain, lambda model, batch: (batch.sum(), len(batch))) == 1.5
-
-
-@pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("of_all", [False, True], ids=["a mean", "of all outputs"])
-def test_ranks_with_other_rows_make_another_call(monkeypatch, of_all):
-    """As with a Subset by rank that was kept from DDP. A last bit, as of another processor, makes no other call."""
-    first, add_up = [], Single.sum
-    monkeypatch.setattr(Single, "sum", lambda self, *call: calls.append(call[1].signature) or add_up(self, *call))
-    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-    labelled = TensorDataset(torch.ones(40, 3), torch.arange(40) // 20)
-    parts = [torch.utils.data.Subset(TensorDataset(x), range(rank, 40, 2)) for rank in range(2)]
-    for data in (
-        TensorDataset(x),
-        TensorDataset(x * (1 + 1e-6)),
-        *parts,
-        labelled,
-        TensorDataset(*labelled.tensors[:1]),
-    ):
-        calls = []
-        run = psgc.torch.init(torch.nn.Linear(3, 1), data, lambda model, batch: model(batch[0]).mean(), chunks=2)
-        if of_all:
-            run.evaluate(data, lambda found: 1.0, lambda model, batch: batch[0][:, 0].to(torch.int8))
-        else:
-            run.evaluate(data, lambda *_: 1.0)
-        first.append(calls[0])
-    one, same, *others = first
-    assert one == same
-    assert len({one, *others}) == 5
