@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,6 @@ class Evaluator:
         self._at_once, self._seed = settings.micro_batch or AT_ONCE, settings.seed
         self.results: Sequence[Evaluation] = ()
         self._asked = Counter[tuple[int, int]]()
-        self._kept = WeakKeyDictionary[DataLoader[Any], ChunkLoader]()  # with persistent_workers
 
     def asked(self, epochs: int, step: int, is_past: Callable[[], bool]) -> Callable[[], Means | None]:
         """Count an evaluation at this place of the script. Returns a function that returns its means, or None.
@@ -99,31 +97,19 @@ class Evaluator:
         collate = self._collate or self._own
         if isinstance(dataset, DataLoader):
             collate = self._collate if dataset.collate_fn is default_collate else None
-        stays = isinstance(dataset, DataLoader) and dataset.persistent_workers
-        kept = self._kept.get(dataset) if stays else None
-        loader = kept or ChunkLoader(dataset, collate, self._at_once)
-        if stays:
-            self._kept[dataset] = loader
+        loader = ChunkLoader(dataset, collate, self._at_once)
         seed = (self._seed, len(self.results) + 1)
-        loader.seed, means = (*seed, "evaluation"), None
+        loader.seed = (*seed, "evaluation")
         try:
             if outputs is None:
                 means = self._means(loader, metric, num_chunks, ask, seed)
             else:
                 means = self._of_outputs(loader, metric, outputs, num_chunks, ask, seed)
         finally:
-            if means is not None and stays:
-                loader.expect(())
-            else:
-                loader.close()
+            loader.close()
         if means is not None:
             self.results = [*self.results, Evaluation(*place, means)]
         return means
-
-    def close(self) -> None:
-        """End the processes that are left. May be called again."""
-        for loader in self._kept.values():
-            loader.close()
 
     def _means(
         self, loader: ChunkLoader, metric: Metric, num_chunks: int, ask: Ask, seed: tuple[int, int]

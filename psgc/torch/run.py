@@ -380,7 +380,6 @@ class ScriptRun:
             self.output.close()
         self._steps.close()
         self._loader.close()
-        self._evaluator.close()
         self._is_over = True
 
     def _write_last(self) -> None:

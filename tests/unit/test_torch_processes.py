@@ -150,24 +150,6 @@ def test_processes_end_with_the_loader(loading):
             os.kill(pid, 0)
 
 
-@pytest.mark.parametrize("persistent", [True, False])
-def test_processes_of_an_evaluation_stay_with_persistent_workers(persistent, one_process):
-    def processes():
-        pids.append(set())
-        assert run.evaluate(loader, lambda model, batch: pids[-1].update(batch[2].tolist()) or 1.0) == 1.0
-        return pids[-1]
-
-    data, pids = Augmented(), []
-    run = psgc.torch.init(nn.Linear(3, 1), data, lambda model, batch: model(batch[0]).mean(), chunks=4)
-    loader = DataLoader(torch.utils.data.Subset(data, range(20)), num_workers=1, persistent_workers=persistent)
-    assert (processes() == processes()) is persistent
-    assert [len(of_one) for of_one in pids] == [1, 1]
-    run.end(has_raised=False)
-    for pid in set.union(*pids):
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-
-
 def test_a_dataloader_without_processes_is_its_dataset_and_collate_fn():
     data = TensorDataset(torch.zeros(3))
     loader = DataLoader(data, 2, shuffle=True, collate_fn=noisy)
