@@ -35,6 +35,7 @@ ARGUMENTS = {  # of Trainer
     "ckpt_path": "psgc launch --resume goes on from the newest checkpoint in output",
     "max_epochs": "use epochs",
 }
+SWITCHES = ("sync_batchnorm", "fast_dev_run")  # of these arguments, which may be False
 HOOKS = {  # of the module
     "backward": "psgc computes the gradient of the loss of training_step; use torch's hooks of parameters",
     "on_before_batch_transfer": "use on_after_batch_transfer, or collate_fn of the DataLoader",
@@ -101,7 +102,8 @@ def _check_arguments(given: Mapping[str, Any], epochs: object) -> None:
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"psgc.lightning.fit: epochs is {epochs!r:.40}, expected a whole number >= 1")
     for name, instead in ARGUMENTS.items():
-        if given.get(name) is not None and given[name] is not False:
+        value = given.get(name)
+        if value is not None and not (value is False and name in SWITCHES):
             raise UserError(f"psgc.lightning.fit: {name}: {instead}")
 
 

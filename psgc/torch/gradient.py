@@ -147,7 +147,7 @@ class BatchGradient:
     def note(self, batch: Batch, num_chunks: int) -> str:
         """What to say after the step of this batch, once; empty if there is nothing to say."""
         most = min(self._loader.size, -(-len(batch) // num_chunks))
-        if self._has_noted or not self._loader.mixes or self._joins() or most >= len(batch):
+        if self._has_noted or not self._is_checked or not self._loader.mixes or self._joins() or most >= len(batch):
             return ""
         self._has_noted = True
         return (

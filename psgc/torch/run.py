@@ -237,7 +237,8 @@ class ScriptRun:
         if is_due:  # only now: the loss before this step is known to be finite
             self.output.write_checkpoint(batch.iteration, standing.iteration - 1)
         note = self._gradient.note(batch, self.engine.num_chunks)
-        if note and self.rank == int(self._settings.dedicated_server):  # the first rank that computes
+        first = int(self._settings.dedicated_server and not isinstance(self.engine, Single))
+        if note and self.rank == first:  # that computes
             say(f"psgc: {note}", error=True)
         standing.loaded = None
         standing.loss = self._compute.apply(total, bool(due))

@@ -17,17 +17,17 @@ class LoopProgress:
     """The progress of a Trainer. Attach it to the run.
 
     trainer: the Trainer of this rank
-    workers: number of workers with which the run began
+    size: number of examples of a step
     """
 
-    def __init__(self, trainer: transformers.Trainer, workers: int) -> None:
-        self._trainer, self._workers = trainer, workers
+    def __init__(self, trainer: transformers.Trainer, size: int) -> None:
+        self._trainer, self._size = trainer, size
 
     @classmethod
-    def workers_in(cls, state: bytes | bytearray | None) -> int | None:
-        """The number of workers with which the run of this state began; None if it did not train yet."""
+    def size_in(cls, state: bytes | bytearray | None) -> int | None:
+        """The size of the steps of the run of this state; None if it did not train yet."""
         known = {} if state is None else from_bytes(state, "the state")
-        return known.get(cls.__name__.lower(), {}).get("workers")
+        return known.get(cls.__name__.lower(), {}).get("size")
 
     def state_dict(self) -> dict[str, Any]:
         found = self.state_for_digest()
@@ -41,7 +41,7 @@ class LoopProgress:
         own = {name: getattr(trainer, name, 0) for name in OWN}
         loss = float(getattr(trainer, "_tr_loss", 0.0))
         callbacks = {type(one).__name__: dict(one.state()["attributes"]) for one in self._callbacks}
-        return _plain({"workers": self._workers, "state": state, "own": own, "loss": loss, "callbacks": callbacks})
+        return _plain({"size": self._size, "state": state, "own": own, "loss": loss, "callbacks": callbacks})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         trainer = self._trainer

@@ -58,7 +58,7 @@ class Trainer(transformers.Trainer):
     """transformers.Trainer on all ranks of psgc launch, or in one process. It has the same arguments, and `psgc`.
 
     A step has per_device_train_batch_size * gradient_accumulation_steps examples for each worker at the beginning of
-    the run, also when another number of workers goes on with it.
+    the run. It keeps this size when another number of workers goes on with the run.
 
     psgc: arguments of psgc.torch.init, such as output and chunks
     run: the run (`psgc.torch.ScriptRun`)
@@ -105,12 +105,12 @@ class Trainer(transformers.Trainer):
             lengths = self._order.lengths
             of_init = {"cost_fn": lambda rows: len(rows) * max(lengths[row] for row in rows), **of_init}
         self.run = run = psgc.torch.init(self.model, own, self._loss, collate_fn=self._collate, **of_init)
-        workers = LoopProgress.workers_in(run.standing.pending) or run.engine.num_workers
-        self._size = args.per_device_train_batch_size * workers * args.gradient_accumulation_steps
+        size = args.per_device_train_batch_size * run.engine.num_workers * args.gradient_accumulation_steps
+        self._size = LoopProgress.size_in(run.standing.pending) or size
         self._batches: Iterator[Batch] = iter(())
         self._peeked: Batch | None = None
         self._first_epoch, self._next = 0, (0, 0)  # the loop's first epoch in the run; the next (epoch, step)
-        self._progress = LoopProgress(self, workers)
+        self._progress = LoopProgress(self, self._size)
 
     @property
     def _of_run(self) -> ScriptRun:

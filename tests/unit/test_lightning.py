@@ -58,6 +58,7 @@ ROWS = TensorDataset(torch.randn(20, 2))
         ("Module", ROWS, {"limit_train_batches": 2}, "limit_train_batches: give a smaller dataset"),
         ("Module", ROWS, {"fast_dev_run": True}, "fast_dev_run: give a smaller dataset"),
         ("Module", ROWS, {"fast_dev_run": False, "overfit_batches": 1}, "overfit_batches: give a smaller dataset"),
+        ("Module", ROWS, {"limit_train_batches": False}, "limit_train_batches: give a smaller dataset"),
         ("Module", ROWS, {"val_check_interval": "00:00:15:00"}, "val_check_interval: the clocks of ranks differ"),
         ("Module", ROWS, {"callbacks": ("Timer",)}, "Timer: the clocks of ranks differ"),
         ("Module", ROWS, {"callbacks": ("EMAWeightAveraging",)}, "EMAWeightAveraging: use torch.optim.swa_utils with"),

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import SequentialSampler
 
-from tests.torch_equivalence.scripts.transformers_gpt import BATCH, of_worker, result, sentences, small_gpt
+from tests.torch_equivalence.scripts.transformers_gpt import result, sentences, small_gpt
 from tests.torch_equivalence.variation import quiet
 
 with warnings.catch_warnings():
@@ -20,6 +20,9 @@ with warnings.catch_warnings():
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     import psgc.transformers
+from psgc.run.launched import ranks
+
+BATCH = 12  # of all workers
 
 
 def filled(rows):
@@ -76,4 +79,4 @@ def with_torch():
 @quiet
 def with_psgc(checkpoint=None, **of_run):
     of_run |= {"chunks": 6, "dedicated_server": True}
-    return trained(begin(psgc.transformers.Trainer, of_worker(), psgc=of_run), checkpoint)
+    return trained(begin(psgc.transformers.Trainer, BATCH // max(1, ranks() - 1), psgc=of_run), checkpoint)

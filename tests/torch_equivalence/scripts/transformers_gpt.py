@@ -8,7 +8,6 @@ import warnings
 import torch
 
 from tests.torch_equivalence.variation import quiet
-from tests.torch_equivalence.ways import WORKERS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -16,7 +15,7 @@ with warnings.catch_warnings():
     from transformers import EarlyStoppingCallback, GPT2Config, GPT2LMHeadModel, TrainingArguments
 
     import psgc.transformers
-from psgc.run.launched import ranks, resuming
+from psgc.run.launched import ranks
 
 BATCH = 12  # of all workers
 
@@ -100,11 +99,6 @@ def result(trainer, without=()):
     return trainer.model.state_dict(), logs, trainer.state.global_step, trainer.state.best_global_step
 
 
-def of_worker():
-    """The batch size of each worker with which the run began. Another number of workers may go on with it."""
-    return BATCH // max(1, (WORKERS if resuming() else ranks()) - 1)
-
-
 @quiet
 def with_torch():
     trainer = begin(transformers.Trainer, BATCH)
@@ -114,7 +108,8 @@ def with_torch():
 
 @quiet
 def with_psgc(**of_run):
+    workers = max(1, ranks() - 1)
     of_run |= {"chunks": 6, "dedicated_server": True}
-    trainer = begin(psgc.transformers.Trainer, of_worker(), psgc=of_run)
+    trainer = begin(psgc.transformers.Trainer, BATCH // workers, psgc=of_run)
     trainer.train()
     return result(trainer, ("eval_loss", "epoch"))  # those of transformers are means and parts of small batches
