@@ -69,7 +69,7 @@ def _found(path: Path) -> tuple[Path, dict[str, Any]]:
         if not is_run or (path / "model.safetensors").exists():
             return _of_model(path / "model.safetensors" if is_run else path)
         found = load_newest(path / "checkpoints", _of_model, "initial: ", quietly=number() > 0)
-    except UserError as error:
+    except ValueError as error:
         raise UserError(f"initial: {error}; expected a safetensors file of the model, or a run directory") from None
     if found is None:
         raise UserError(
@@ -79,12 +79,12 @@ def _found(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _of_model(file: Path) -> tuple[Path, dict[str, Any]]:
-    """The file, and the tensors of the model in it. Raises UserError."""
+    """The file, and the tensors of the model in it. Raises ValueError with the reason when it cannot be used."""
     try:
         with open_regular(file) as stream:
             content = stream.read()
         return file, from_bytes(content, str(file))[MODEL] if is_state(content) else safetensors.torch.load(content)
     except OSError as error:
-        raise UserError(f"{file}: cannot read it: {(error.strerror or str(error)).lower()}") from None
+        raise ValueError(f"{file}: cannot read it: {(error.strerror or str(error)).lower()}") from None
     except SafetensorError as error:
-        raise UserError(f"{file}: not a whole safetensors file: {one_line(error)}") from None
+        raise ValueError(f"{file}: not a whole safetensors file: {one_line(error)}") from None
