@@ -19,7 +19,7 @@ from psgc.config.problem import (
     TorchProblem,
     TorchScheduler,
 )
-from psgc.config.run import ADAPTIVE, Config, Evaluate, ScheduleName
+from psgc.config.run import Config, Evaluate, ScheduleName
 from psgc.config.torch import ScriptConfig, TorchConfig, is_torch
 from psgc.disk import escaped
 from psgc.errors import UserError, visible
@@ -27,8 +27,8 @@ from psgc.validation import validated
 from psgc.yaml_source import YamlSource
 
 __all__ = [
-    "ADAPTIVE", "AssignmentFile", "BatchSettings", "BuiltinProblem", "ChunkCosts", "Coding", "Config", "Data",
-    "Evaluate", "Faults", "Injection", "KnownCosts", "OptimizerSettings", "PythonData", "PythonProblem", "RateSchedule",
+    "AssignmentFile", "BatchSettings", "BuiltinProblem", "ChunkCosts", "Coding", "Config", "Data", "Evaluate",
+    "Faults", "Injection", "KnownCosts", "OptimizerSettings", "PythonData", "PythonProblem", "RateSchedule",
     "Recovery", "ScheduleName", "ScriptConfig", "ScriptOptimizer", "ScriptProblem", "Stragglers", "TorchConfig",
     "TorchOptimizer", "TorchProblem", "TorchScheduler", "Verify", "checked_settings", "from_yaml_text",
     "has_torch_problem", "load", "load_written", "read",

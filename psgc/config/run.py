@@ -27,7 +27,7 @@ from psgc.validation import Count, Flag, Natural, PathText, Section, by, either,
 from psgc.yaml_source import to_text
 
 ScheduleName = Annotated[str, one_of(SCHEDULES)]
-ADAPTIVE = either(name for name, schedule in SCHEDULES.items() if schedule.is_adaptive)
+
 
 Port = Annotated[int, Field(ge=1, le=65535), expect("a port, a whole number from 1 to 65535")]
 
@@ -129,8 +129,6 @@ class Config(Section):
             if self.transfer == "combined":
                 text = "unbiased weights single chunks, which combined does not send; use per_chunk"
                 raise refuse(f"recovery.estimator: {text}", "transfer", "recovery")
-        if self.stragglers.chunk_costs != "unknown" and not schedule.is_adaptive:
-            raise refuse(f"stragglers.chunk_costs: only the schedule {ADAPTIVE} uses it", "schedule", "stragglers")
         sends_gradients = self.transfer in ("per_chunk", "per_pass") or self.recovery.estimator == "unbiased"
         if self.verify_idle and (coding.parts > 1 or sends_gradients or self.faults.flips("sending")):
             text = "idle compares gradients that workers keep: it needs parts 1 and transfer combined"

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from psgc.coding import ASSIGNMENTS
-from psgc.config import ADAPTIVE, AssignmentFile, ChunkCosts, ScheduleName
+from psgc.config import AssignmentFile, ChunkCosts, ScheduleName
 from psgc.config import read as read_yaml
 from psgc.data.times import Seconds, chunk_trace, read, rounds
 from psgc.errors import UserError
@@ -25,6 +25,7 @@ from psgc.validation import (
     RelativeError,
     Section,
     by_kind,
+    either,
     expect,
     refuse,
     validated,
@@ -129,7 +130,7 @@ class ChunkTrace(Speeds):
 
     path: PathText = Field(description="an .npy file with seconds, steps x ranks x chunks")
     split: Count = 1  # every recorded chunk becomes so many equal ones
-    chunk_costs: ChunkCosts = "unknown"  # to adaptive schedules
+    chunk_costs: ChunkCosts = "unknown"  # to the schedules
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
         return np.ones(shape)
@@ -197,11 +198,9 @@ class Settings(Section):
     def _keys_agree(self) -> Self:
         if self.pass_cost is not None and max(self.parts) > 1:
             raise refuse("several chunks are done in one pass with parts 1 alone", "pass_cost", "parts")
-        if not any(SCHEDULES[name].is_adaptive for name in self.schedules):
-            if self.known_speeds is not None:
-                raise refuse(f"only the schedule {ADAPTIVE} uses it", "known_speeds", "schedules")
-            if self.speeds.known_costs is not None:
-                raise refuse(f"speeds.chunk_costs: only the schedule {ADAPTIVE} uses it", "schedules", "speeds")
+        if self.known_speeds is not None and not any(SCHEDULES[name].is_adaptive for name in self.schedules):
+            adaptive = either(name for name, schedule in SCHEDULES.items() if schedule.is_adaptive)
+            raise refuse(f"only the schedule {adaptive} uses it", "known_speeds", "schedules")
         return self
 
 

@@ -67,10 +67,6 @@ def test_passes_over_several_chunks_need_one_part(sim_yaml):
 def test_known_speeds_need_a_schedule_that_uses_them(sim_yaml):
     with pytest.raises(UserError, match=r"known_speeds=0\.1: only the schedule dynamic uses it"):
         load(sim_yaml, ["schedules=[static, skipping]", "known_speeds=0.1"])
-    speeds = "speeds={kind: chunk_trace, path: c.npy, chunk_costs: {known: 0.1}}"
-    assert load(sim_yaml, ["schedules=[static, dynamic]", speeds]).speeds.known_costs == 0.1
-    with pytest.raises(UserError, match=r"^--set schedules=.*: speeds.chunk_costs: only the schedule dynamic uses it"):
-        load(sim_yaml, ["schedules=[static, skipping]", speeds])
 
 
 def test_the_example_in_scripts_is_valid():

@@ -221,8 +221,6 @@ FLIP, AFTER_COMMIT = FAULT % ("flip", "sending"), FAULT % ("kill", "after_commit
          "--set batch={size: 4096, epochs: 10}: epochs are over the rows of data: {path: ...}, which is missing"),
         (["evaluate.every=5", "data={path: train.npz}"],
          "--set evaluate.every=5: evaluate: held-out rows are needed, data: {path: ..., test: ...}"),
-        (["stragglers={kind: chunk_trace, path: t, chunk_costs: known}", "schedule=skipping"],
-         "--set schedule=skipping: stragglers.chunk_costs: only the schedule dynamic uses it"),
         (["iterations=null"],
          "--set iterations=null: missing, expected a whole number >= 1, or batch: {size: ..., epochs: ...}"),
         ([AFTER_COMMIT, "transfer=per_chunk"],
