@@ -195,6 +195,7 @@ class WorkerLoop(Listener):
         match entry["kind"]:
             case Kind.BEGIN:
                 self.begun_by_server, self._fraction = iteration, entry["start"]
+                self._report()  # what is dropped now; after ALIVE it would be taken for the end of the pass under way
                 if old := self._mailbox.delaying(iteration):
                     chunk, seconds = old
                     self._transport.send(SERVER, [record(Kind.ALIVE, iteration, chunk, seconds=seconds, role=1)])

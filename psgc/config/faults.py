@@ -130,7 +130,7 @@ class Stragglers(Section):
     scale: Annotated[Positive, _RECORDED] = key(1.0, "multiplies the seconds of the file")
     split: Annotated[Count, _OF_CHUNKS] = key(1, "every recorded chunk becomes so many equal ones")
     chunk_costs: Annotated[ChunkCosts, _OF_CHUNKS] = key(
-        "unknown", "what the schedule knows of them: unknown, known or {known: RELATIVE_ERROR}"
+        "unknown", "what the schedule knows of them, which only dynamic uses: unknown, known or {known: RELATIVE_ERROR}"
     )
 
     @model_validator(mode="after")

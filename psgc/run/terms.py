@@ -122,16 +122,18 @@ def claim_after(
     """
     if summary is not None and _is_final(summary):  # without this rank, which was stopped meanwhile
         raise CalledOff
+    claim = None
+    if directory is not None:
+        try:
+            claim = Claim(directory, transport.term.number)
+        except UserError as error:
+            say(f"psgc: rank 0 on {beginning.before} was lost, but its process goes on: {error}", error=True)
+            raise CalledOff from None
     if not beginning.is_alike and (beginning.reached or (directory is not None and _has_rows(directory))):
-        how = "" if directory is None else "; --resume goes on from its newest checkpoint"
-        raise RunFailed(f"rank 0 on {beginning.before} died, and no other rank has the state of the run{how}")
-    if directory is None:
-        return None
-    try:
-        return Claim(directory, transport.term.number)
-    except UserError as error:
-        say(f"psgc: rank 0 on {beginning.before} was lost, but its process goes on: {error}", error=True)
-        raise CalledOff from None
+        if claim is not None:
+            claim.release()
+        raise RunFailed(f"rank 0 on {beginning.before} died, and no other rank has the state of the run")
+    return claim
 
 
 def _has_rows(directory: Path) -> bool:

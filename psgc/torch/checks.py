@@ -152,7 +152,7 @@ def groups_of(optimizer: Optimizer) -> Groups:
     """The settings of the groups of an optimizer that are numbers. `lr` is the one that its schedule began with."""
     found: Groups = []
     for group in optimizer.param_groups:
-        plain = {name: value for name, value in group.items() if isinstance(value, int | float)}
+        plain: dict[str, Any] = {name: value for name, value in group.items() if isinstance(value, int | float)}
         if "betas" in group:  # a list as well as a tuple, also of tensors
             plain["betas"] = [float(beta) for beta in group["betas"] if isinstance(beta, int | float | Tensor)]
         rate = group.get("initial_lr", group.get("lr"))

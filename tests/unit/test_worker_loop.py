@@ -199,6 +199,9 @@ def test_a_vector_whose_iteration_is_over_before_it_is_sent_is_dropped_and_repor
         reports = [entry for entry in transport.records[0] if entry["kind"] == Kind.REPORT]
         of = [(int(entry["iteration"]), int(entry["chunk"])) for entry in reports]
         assert of == [(iteration, chunk) for iteration in range(3) for chunk in (0, 1)]
+        kinds = [entry["kind"] for entry in transport.records[0]]
+        before = [kinds[place - 1] for place, kind in enumerate(kinds) if kind == Kind.ALIVE]
+        assert before == [Kind.REPORT] * 3, "after ALIVE it would be taken for the end of the pass under way"
         assert [reports[1][name] for name in ("loss", "start", "seconds", "role", "attempt")] == [7.0, 0.5, 0.25, 1, 0]
 
 
