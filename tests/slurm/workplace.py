@@ -108,7 +108,7 @@ class Workplace:
             self.cluster.wait_for(job, ("RUNNING",), 60)
         return bool(failed)
 
-    def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             self._start_again()
