@@ -209,7 +209,7 @@ def _lock(directory: Path, term: int) -> tuple[int, bool]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 free, locked, holder = time.monotonic() > end, False, _holder(descriptor)
-                if free and (holder is None or holder["boot"] == _boot()):
+                if free and (holder is None or (holder["locked"] and holder["boot"] == _boot())):
                     raise _taken(directory, holder) from None
             except OSError as error:
                 locked = False

@@ -26,7 +26,6 @@ TIMEOUT = 0.4  # seconds
 LONG = 30.0  # a test that waits for so long has failed
 SLEEP = """
 import time
-from psgc.record.csv_files import RESTORED, restored
 from psgc.processes import Identity
 print(Identity.own().text(), flush=True)
 time.sleep(1000)
