@@ -5,6 +5,11 @@ script ends without psgc.torch.init, this rank meets the ranks that have called 
 called it, each different error is printed once.
 """
 
+from psgc.machine import limit_threads
+
+if __name__ == "__main__":
+    limit_threads()  # before the imports below load NumPy
+
 import atexit
 import os
 import sys

@@ -23,6 +23,7 @@ import psgc.torch
 from psgc.errors import UserError
 from psgc.run import launched
 from psgc.run.script_ending import ScriptEnding
+from psgc.terminal import say
 from psgc.torch import Batch, ScriptRun
 from psgc.torch.evaluation import NOTHING
 from psgc.torch.reading import length_of
@@ -107,6 +108,8 @@ class Trainer(transformers.Trainer):
         self.run = run = psgc.torch.init(self.model, own, self._loss, collate_fn=self._collate, **of_init)
         size = args.per_device_train_batch_size * run.engine.num_workers * args.gradient_accumulation_steps
         self._size = LoopProgress.size_in(run.standing.pending) or size
+        if self._size != size and run.is_first:
+            say(f"psgc: steps keep the {self._size} examples of the checkpoint; a new run has {size}", error=True)
         self._batches: Iterator[Batch] = iter(())
         self._peeked: Batch | None = None
         self._first_epoch, self._next = 0, (0, 0)  # the loop's first epoch in the run; the next (epoch, step)

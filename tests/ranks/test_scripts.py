@@ -111,3 +111,10 @@ def test_a_script_that_is_stopped_before_init(folder):
         os.kill(running.process.pid, signal.SIGINT)
         finished = running.wait(20, code=130)
     assert finished.stderr == "psgc launch: stopped by Ctrl-C (SIGINT); there is no checkpoint yet\n", finished.said
+
+
+def test_ranks_on_named_hosts_have_their_share_of_the_cores(tmp_path):
+    (tmp_path / "train.py").write_text('import os\nprint("threads", os.environ.get("MKL_NUM_THREADS"), flush=True)\n')
+    share = max(1, min(os.cpu_count() // 2, len(os.sched_getaffinity(0))))
+    finished = run(psgc("launch", "train.py", "-n", "2", "--host", "localhost:2"), tmp_path, timeout=30)
+    assert finished.stdout.count(f"threads {share}\n") == 2, finished.said

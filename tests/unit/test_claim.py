@@ -239,6 +239,18 @@ def test_a_lock_that_stays_though_its_host_has_lost_its_power_is_passed_over(cap
 
 
 @pytest.mark.parametrize("term", [0, 4])
+def test_a_process_that_has_passed_over_a_lock_and_died_does_not_keep_its_own_host_out(term):
+    """The lock of the host that has lost its power is still there."""
+    with lock_of_another_host() as process:
+        process.send_signal(signal.SIGSTOP)
+        about = {"host": socket.gethostname(), "pid": 4712, "boot": module._boot(), "locked": False}
+        Path("out", LOCK).write_text(json.dumps(about))
+        claim = Claim(Path("out"), term)
+        assert holder() == (socket.gethostname(), os.getpid())
+        claim.release()
+
+
+@pytest.mark.parametrize("term", [0, 4])
 def test_a_lock_of_another_host_whose_process_lives_is_not_passed_over(monkeypatch, term):
     monkeypatch.setattr(module, "WATCHED", 4.0)  # that process touches the file every two seconds
     with lock_of_another_host(), pytest.raises(UserError, match=r"another run uses it \(process 4711 on n17\)"):

@@ -155,7 +155,7 @@ def test_it_goes_on_from_a_checkpoint_of_transformers_within_an_epoch(tmp_path, 
     close(whole, again)
 
 
-def test_a_run_goes_on_with_its_steps_in_another_number_of_workers(tmp_path, one_process, monkeypatch):
+def test_a_run_goes_on_with_its_steps_in_another_number_of_workers(tmp_path, one_process, monkeypatch, capfd):
     def on_step_end(_self, _args, state, _control, **_):
         if state.global_step == 3:
             raise RuntimeError("stop")
@@ -175,6 +175,7 @@ def test_a_run_goes_on_with_its_steps_in_another_number_of_workers(tmp_path, one
     resumed = trainer("psgc.transformers", tmp_path, kind=kind, **settings)
     resumed.train()
     assert (resumed.state.global_step, resumed.state.max_steps) == (10, 10)
+    assert "psgc: steps keep the 4 examples of the checkpoint; a new run has 8\n" in capfd.readouterr().err
     close(whole, resumed)
 
 
