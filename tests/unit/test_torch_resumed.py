@@ -492,7 +492,8 @@ def test_what_is_set_before_an_epoch_is_set_in_a_run_that_goes_on(way, done):
         new.run.begin(Single(4, ScriptState(done, whole.states[done])))
     else:
         new.run.load_state_dict(saved[done - 1])
-    assert train(new, []) == expected[done:]
+    # where it begins without dropout, it may do several chunks in one pass: other rounding
+    assert train(new, []) == [(iteration, pytest.approx(value, rel=1e-6)) for iteration, value in expected[done:]]
 
 
 def test_ranks_are_compared_by_what_is_set_for_a_gradient_alone():
