@@ -41,6 +41,11 @@ class RunDirectory:
         return self._before().directory
 
     @property
+    def run(self) -> object:
+        """A value that changes when a script names the directory of another run."""
+        return self._before()
+
+    @property
     def summary_file(self) -> Path:
         return self.directory / "summary.json"
 

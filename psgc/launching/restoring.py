@@ -104,14 +104,20 @@ class Watch:
         """The run begins, or begins again: let the new ranks continue. left: the run directory."""
         if self.is_asked:  # else it may be another run's; the run that gets the directory removes an old one
             with suppress(OSError):
-                self._ready_file(self._left).unlink(missing_ok=True)
+                self._ready.unlink(missing_ok=True)
         self._left: RunDirectory = left
         self.is_asked = False
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        """Know nothing of the run: it begins, or the script begins another one."""
+        self._run = self._left.run
         self._settings: Restore | None = None
         self._is_known = False  # whether the settings were read
         self._more = 0  # 1 if rank 0 is a worker as well, whose number is then one more than its process's
         self._lost: set[int] = set()
         self._seen: dict[Path, object] = {}  # stamps of the files that were read
+        self._restores.lacks((), 0.0)
 
     def look(self) -> bool:
         """Whether the run must end now, because new ranks are ready. A line says so once."""
@@ -141,8 +147,9 @@ class Watch:
             self._restores.begins(now)
             self._has_warned = False
             try:
-                self._ready_file(self._left).unlink(missing_ok=True)
-                self._next = self.start(placement, self._ready_file(self._left)), placement, why, now + START
+                self._ready = self._left.directory / READY
+                self._ready.unlink(missing_ok=True)
+                self._next = self.start(placement, self._ready), placement, why, now + START
                 self._due = due
             except (UserError, OSError) as error:  # the host file is gone, for example
                 say(f"psgc launch: {why}; the run goes on: {error}", error=True)
@@ -165,6 +172,7 @@ class Watch:
             return None
 
     def _next_after(self, code: int) -> MpirunProcess | None:
+        self._read_settings()  # the script may have begun another run since the last look
         is_undone = code != UserError.exit_code and self._is_undone()  # else this run was refused, and another goes on
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
             (process, *_), self._next, self._retries = self._next, None, RETRIES
@@ -236,11 +244,7 @@ class Watch:
         if self._next is not None:
             (process, *_), self._next = self._next, None
             process.kill()
-            self._ready_file(self._left).unlink(missing_ok=True)
-
-    @staticmethod
-    def _ready_file(left: RunDirectory) -> Path:
-        return left.directory / READY
+            self._ready.unlink(missing_ok=True)
 
     def _look_at(self, process: MpirunProcess, placement: Placement, why: str, until: float) -> bool:
         """Whether the new ranks are ready, and still needed. If they cannot start, the run goes on as it is."""
@@ -251,7 +255,7 @@ class Watch:
             self._restores.withdraws()
             why = f"{_workers(sorted(back))} came back before the new ranks were ready"
             say(f"psgc launch: {why}: the run goes on as it is", error=True)
-        elif self._ready_file(self._left).exists():
+        elif self._ready.exists():
             again = f"the run starts again from here, with {placement.ranks} ranks (faults.restore)"
             say(f"psgc launch: {why}: {again}", error=True)
             if placement.ranks >= self._whole.ranks:
@@ -264,6 +268,10 @@ class Watch:
         return self.is_asked
 
     def _read_settings(self) -> None:
+        """Know the settings of the present run. A script may have several, each with its own."""
+        if not self.is_asked and self._left.run != self._run:
+            self.close()
+            self._begin_run()
         if not self._is_known and (path := self._left.settings_file()) is not None:
             self._is_known = True
             with suppress(UserError):  # an old run may have written the settings of another version
