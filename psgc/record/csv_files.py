@@ -124,22 +124,27 @@ class Restored(NamedTuple):
 
 
 def restored() -> bool:
-    """Whether `psgc launch` has started this run again."""
+    """Whether `psgc launch` has started these processes to go on with a run, and they do not yet (`ranks_before`)."""
     return bool(os.environ.get(RESTORED))
 
 
-def were_tried(ranks: int) -> bool:
-    """Whether the run before the restart had the same number of ranks, so that its trial covers this run."""
-    return os.environ.get(RESTORED) == str(ranks)
+def ranks_before(was_done: bool) -> int:
+    """The number of ranks before `psgc launch` started the run again; 0 if it did not.
+
+    For each run of these processes that goes on from a checkpoint, on each rank, once. The first one that was not done
+    is the one that was started again, and all later ones are new. A script passes over those that were done.
+    """
+    return int(os.environ.get(RESTORED, "0") if was_done else os.environ.pop(RESTORED, "0"))
 
 
 class RestoreRecord:
     """Writes restores.csv. Create it before iterations.csv is written anew.
 
     resume_at: the first iteration of a resumed run; None for a new run
+    is_restored: whether `psgc launch` has started the run again
     """
 
-    def __init__(self, directory: Path, resume_at: int | None) -> None:
+    def __init__(self, directory: Path, resume_at: int | None, is_restored: bool) -> None:
         self._path, self._record = directory / "restores.csv", directory / "iterations.csv"
         self.rows: list[Restored] = []
         self._last_step: float | None = None
@@ -147,7 +152,7 @@ class RestoreRecord:
         if resume_at is None:
             return
         self.rows = earlier(self._path, Restored)
-        if restored():
+        if is_restored:
             with suppress(OSError):
                 self._last_step = self._record.stat().st_mtime  # a row is written right after its step
                 self._repeated = sum(row.iteration >= resume_at for row in earlier_rows(self._record))

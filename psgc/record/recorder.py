@@ -39,6 +39,7 @@ class Recorder:
     resume_at: continue the record from this iteration; later rows are dropped
     took: seconds of the last iterations before `resume_at`, by iteration. After the death of rank 0 these may have no
         row; they get a row in which all else is unknown.
+    is_restored: as of `RestoreRecord`
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Recorder:
         iterations: int,
         resume_at: int | None = None,
         took: Mapping[int, float] | None = None,
+        is_restored: bool = False,
     ) -> None:
         self._named = directory
         self._directory = directory = directory.resolve()  # a user may link it, but nothing in it is a link
@@ -63,7 +65,7 @@ class Recorder:
         self._saved: np.ndarray | None = None  # the parameters that params.npy holds
         self.not_whole: dict[str, str] = {}  # incomplete files, and why
         try:
-            self.restores = RestoreRecord(directory, resume_at)
+            self.restores = RestoreRecord(directory, resume_at, is_restored)
             self._start(resume_at, took)
             # after iterations.csv, which shows that a run was here
             self._making_room(lambda: write_text(directory / "config.yaml", config_text))

@@ -15,7 +15,6 @@ from psgc.backend import Backend
 from psgc.config import Config
 from psgc.machine import THREADS, carried
 from psgc.plan import Plan
-from psgc.record.csv_files import were_tried
 from psgc.run.inputs import make_emulation, make_injector, tried_chunks
 from psgc.run.launched import NOBODY_RESTORES, interruption, is_awaited, is_launched
 from psgc.run.takeover import Beginning
@@ -89,8 +88,12 @@ def opening_lines(
     return ["; ".join(lacks), what] if lacks else [what]
 
 
-def all_work(transport: Transport, config: Config) -> None:
-    """From here on each process is a worker, and the first one is also rank 0, if the settings say so."""
+def all_work(transport: Transport, config: Config, size_before: int) -> None:
+    """From here on each process is a worker, and the first one is also rank 0, if the settings say so.
+
+    size_before: as of `Term`
+    """
+    transport.term = replace(transport.term, size_before=size_before)
     if not config.dedicated_server:
         transport.enter(replace(transport.term, is_dedicated=False))
 
@@ -112,8 +115,7 @@ def share_memory(transport: Transport, config: Config, backend: Backend, dim: in
 
 def _tried(transport: Transport, config: Config, plan: Plan) -> Mapping[int, int]:
     """By worker, the chunk that it does for the trial; empty if the run has had its trial. Server and workers agree."""
-    has_been = transport.term.number or were_tried(transport.term.size)
-    return {} if has_been else tried_chunks(config, plan)
+    return {} if transport.term.is_tried else tried_chunks(config, plan)
 
 
 def make_worker(

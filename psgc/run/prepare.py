@@ -53,6 +53,7 @@ class PreparedRun:
     checkpoint, initial: the state and the parameters to begin with; None once the run has begun
     callbacks: of a program
     beginning: of a term that this rank serves after another rank 0 has died; None: the run begins or is resumed
+    ranks_before: as of `psgc.record.csv_files`
     program, injector: of a process that has been a worker
     file: the name of the checkpoint, or ""
     alike: the places of the ranks that have read it
@@ -72,6 +73,7 @@ class PreparedRun:
     chosen: str
     callbacks: Sequence[Callback] = ()
     beginning: Beginning | None = None
+    ranks_before: int = 0
     program: ProblemProgram | None = None
     injector: Injector | None = None
     file: str = ""

@@ -17,7 +17,7 @@ from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, ServerDiffers, UserError
 from psgc.optimizer import make_optimizer
 from psgc.problems import has_loss, measures_of
-from psgc.record.csv_files import restored
+from psgc.record.csv_files import ranks_before
 from psgc.record.loggers import Loggers, check_loggers
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
@@ -70,11 +70,12 @@ def serve(
                 meeting.call_off()
                 return
             check_loggers(config)
+            run.ranks_before = 0 if run.checkpoint is None else ranks_before(was_done=False)
         _tell_workers(meeting, run)
         with meeting.preparing():  # only now, since a run that is refused leaves the one before as it is
             record = Writers.of(run, claim, best, at_end)
         meeting.tell(b"begin")
-        all_work(transport, config)
+        all_work(transport, config, run.ranks_before)
         share_memory(transport, config, run.backend, run.problem.dim)
         train(transport, run, record, ending, debug)
 
@@ -95,7 +96,7 @@ class Writers:
         resume_at, took = None if run.checkpoint is None else run.first, run.beginning.took if run.beginning else None
 
         def begin_loggers() -> Loggers:
-            loggers = Loggers(config, directory, must_begin=run.beginning is None)
+            loggers = Loggers(config, directory, must_begin=run.beginning is None and not run.ranks_before)
             at_end.callback(loggers.close, has_failed=True)  # unless they were closed before
             return loggers
 
@@ -107,6 +108,7 @@ class Writers:
             *(directory, config.to_yaml(), plan.assignment, plan.parts, plan.own_chunks.tolist(), run.iterations),
             resume_at,
             took,
+            is_restored=run.ranks_before > 0,
         )
         if config.evaluate and config.evaluate.keep_best:
             best.keep = lambda params: recorder.keep_best(run.backend.to_host(params), best.known)
@@ -155,7 +157,7 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     """Train, stop the workers, and write the results."""
     config, plan, directory, beginning = run.config, run.plan, Path(run.config.output), run.beginning
     recorder, loggers, best = record.recorder, record.loggers, record.best
-    if beginning is None and not restored():
+    if beginning is None and not run.ranks_before:
         computes = f"{run.problem.dim} parameters, {run.backend.name} {config.dtype}"
         for line in opening_lines(transport, config, plan, computes, run.go_on, run.chosen):
             say(line)
@@ -213,8 +215,8 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
     )
     program = None
     if not config.dedicated_server:
-        test = run.test if config.evaluate else None
-        program = run.program or ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, test)
+        about = run.test if config.evaluate else None, transport.term.is_tried
+        program = run.program or ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, *about)
         program.is_alike = True
         work_beside(transport, config, plan, program, replica, run.first, run.injector)
     if run.checkpoint:

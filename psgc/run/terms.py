@@ -4,7 +4,6 @@ A NumPy problem and a script share this code. Each has its own code for serving.
 """
 
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from psgc.config import Config
 from psgc.errors import PsgcError, RunFailed, UserError
 from psgc.plan import Plan
 from psgc.processes import RunningTime
-from psgc.record.csv_files import RESTORED, earlier_rows
+from psgc.record.csv_files import earlier_rows
 from psgc.record.run_record import RunRecord
 from psgc.run.building import WorkerProgram, make_worker
 from psgc.run.claim import Claim
@@ -66,7 +65,6 @@ def work_in_terms(
             if beginning.first == CALLED_OFF:
                 raise CalledOff
             beginning.first = max(beginning.first, 0)  # if no rank has a state: see `claim_after`
-    os.environ.pop(RESTORED, None)  # nobody has started the term again
     try:
         serve(beginning, injector)
     except (PsgcError, CalledOff):

@@ -16,13 +16,12 @@ from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import ChunkCheck, Problem, evaluate
-from psgc.record.csv_files import were_tried
+from psgc.record.csv_files import ranks_before
 from psgc.run import resume
 from psgc.run.building import all_work, share_memory
 from psgc.run.checkpoint import read
 from psgc.run.ending import Ending
 from psgc.run.inputs import SAME, Given, description, iterations_of, open_held_out, open_problem, rows_taken
-from psgc.run.launched import ranks
 from psgc.run.meeting import Meeting
 from psgc.run.memory import check_memory
 from psgc.run.takeover import Beginning
@@ -40,6 +39,7 @@ from psgc.workers.mailbox import Mailbox
 class ProblemProgram:
     """A NumPy problem on a worker (`psgc.run.building.WorkerProgram`). test: rows that are evaluated during the run.
 
+    is_tried: whether the run has compared a chunk with its halves already
     own: the replica, unless that of rank 0 is taken.
     """
 
@@ -55,8 +55,10 @@ class ProblemProgram:
         chunks: ChunkSource,
         wake: Callable[[], object],
         test: Dataset | None = None,
+        is_tried: bool = False,
     ) -> None:
         self._config, self._problem, self._chunks, self._test = config, problem, chunks, test
+        self._is_tried = is_tried
         self.dim, self.backend, self.last = problem.dim, backend, iterations_of(config, chunks.num_rows)
         self.own = Replica(make_optimizer(config.optimizer, self.last), backend, wake)
         self.replica: Stepping = self.own
@@ -70,7 +72,7 @@ class ProblemProgram:
         if config.evaluate and self._test is not None:
             rows = ChunkSource(self._test, min(chunks.num_chunks, self._test.num_rows), config.dtype, backend)
             gradients.held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
-        if not isinstance(config.problem, BuiltinProblem) and not were_tried(ranks()):
+        if not isinstance(config.problem, BuiltinProblem) and not self._is_tried:
             gradients.halves = ChunkCheck(problem, InputGuard(evaluate(problem), backend, always=True))
         thread = ComputeThread(runner, gradients, self._thread)
         ProblemProgram._newest = weakref.ref(thread)  # which does not keep the data of a run that has ended
@@ -112,9 +114,9 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
         checkpoint = load_same(Path(config.output) / "checkpoints" / file[0], read)
         meeting.have(checkpoint is not None)
     meeting.tell()  # rank 0 can write
-    all_work(transport, config)
+    all_work(transport, config, ranks_before(was_done=False) if file else 0)
     share_memory(transport, config, backend, problem.dim)
-    program = ProblemProgram(config, backend, problem, chunks, transport.wake, test)
+    program = ProblemProgram(config, backend, problem, chunks, transport.wake, test, transport.term.is_tried)
     if checkpoint is not None:
         program.own.optimizer.load(checkpoint.optimizer_in(backend), is_own=True)
         program.own.start(int(first), backend.asarray(checkpoint.params))

@@ -133,7 +133,8 @@ def _begun(program: TorchProgram, engine: Session | Single, ending: ScriptEnding
 
     def log() -> None:
         if (program.settings.log or program.settings.metrics) and output is not None:
-            run.output.loggers = loggers = Loggers(program.settings, Path(output), must_begin=not takes_over)
+            goes_on = takes_over or (engine.record is not None and engine.record.ranks_before > 0)
+            run.output.loggers = loggers = Loggers(program.settings, Path(output), must_begin=not goes_on)
             run.on("iteration", loggers.row)
             ending.come_first()
             ending.closed = loggers.close

@@ -112,6 +112,7 @@ class Single:
         self.iteration = 0 if state is None else state.iteration
         self.state = None if state is None else state.blob
         self.record = record or Record(None)
+        self.is_tried = self.record.ranks_before == 1
         self._params, self._stopped_by, self._singly = params, stopped_by, singly
         self._error: PsgcError | None = None
         self._is_over = False

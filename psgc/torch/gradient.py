@@ -12,8 +12,6 @@ from psgc.coding.sketch import Sketch, adds_up, sketch
 from psgc.config.torch import TorchRun
 from psgc.data.epochs import bounds
 from psgc.errors import UserError
-from psgc.record.csv_files import were_tried
-from psgc.run.launched import ranks
 from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.checks import check_model
 from psgc.torch.chunk_gradient import ChunkGradient
@@ -56,13 +54,16 @@ class BatchGradient:
         self._gradient, self._costs = gradient, costs
         self._seed, self._micro_batch, self._buffers = settings.seed, settings.micro_batch, settings.buffers
         self._is_free = settings.draws == "piece"  # random numbers may depend on which chunks are in one pass
-        is_tried = were_tried(ranks())  # the run before has compared halves, and a chunk with its repetition
         self._halves = Halves(model, compute, loader.micro_batch)
-        self._calls, self._looks = 0, [] if is_tried else [*LOOKS]  # calls so far, and of LOOKS those to come
-        self._is_checked, self._sampled = is_tried, Sampled(model, gradient)
+        self._calls, self._looks = 0, [*LOOKS]  # calls so far, and of LOOKS those to come
+        self._is_checked, self._sampled = False, Sampled(model, gradient)
         self._has_noted = False
         self._is_sum: bool | None = None  # whether a pass over several chunks is the sum over them; None: unknown
         self._passes: list[tuple[int, ...]] = []  # the chunks of each pass of the newest call
+
+    def is_tried(self) -> None:
+        """The run has compared halves, and a chunk with its repetition, before it was started again."""
+        self._looks, self._is_checked = [], True
 
     def call(self, batch: Batch, engine: Engine, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
         """The call for the gradient of a batch.

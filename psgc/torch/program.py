@@ -22,7 +22,7 @@ from psgc.config import Coding, Config, TorchConfig
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError
 from psgc.plan import Plan
-from psgc.record.csv_files import restored
+from psgc.record.csv_files import ranks_before, restored
 from psgc.record.loggers import check_loggers
 from psgc.run import launched, resume
 from psgc.run.building import opening_lines
@@ -200,6 +200,7 @@ class Agreed:
 
     state: the state to resume from; None for a new run
     record: the record of the run, which has begun; only on rank 0
+    ranks_before: as of `psgc.record.csv_files`
     reached: the iteration that the run had reached before; injected faults before it are not repeated; only on rank 0
     """
 
@@ -208,6 +209,7 @@ class Agreed:
     plan: Plan
     record: Record | None = None
     state: ScriptState | None = None
+    ranks_before: int = 0
     reached: int = 0
 
 
@@ -245,8 +247,11 @@ def agree(transport: Transport, meeting: Meeting, program: TorchProgram | UserEr
     if not is_first:
         program.set_generators(drawn)
     if kind == STATE:
-        reached = meeting.tell(str(agreed.reached).encode() if is_first else None)
-        agreed.config = resume.with_faults_from(agreed.config, int(reached))
+        record = agreed.record
+        told = meeting.tell(f"{agreed.reached} {int(record.was_done)}".encode() if record is not None else None)
+        reached, was_done = map(int, told.split())
+        agreed.ranks_before = record.ranks_before if record is not None else ranks_before(bool(was_done))
+        agreed.config = resume.with_faults_from(agreed.config, reached)
     return agreed
 
 

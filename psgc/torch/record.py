@@ -15,6 +15,7 @@ from psgc import __version__
 from psgc.config import Config
 from psgc.disk import write_text
 from psgc.plan import Plan
+from psgc.record.csv_files import ranks_before
 from psgc.record.progress import RunProgress
 from psgc.record.recorder import Recorder
 from psgc.record.run_record import RunRecord
@@ -22,6 +23,7 @@ from psgc.record.summary import lines, settings_of, summarise, takeovers_in
 from psgc.run import launched
 from psgc.run.claim import Claim
 from psgc.run.ending import RunOutcome
+from psgc.run.resume import is_done
 from psgc.run.takeover import Beginning
 from psgc.run_rows import EvaluationRow, IterationRow
 from psgc.server.observer import Approximation, IterationRecord
@@ -38,6 +40,8 @@ class Record(RunRecord):
     claim: the claim of the run directory, after a takeover
 
     rows: rows that the script has not got yet
+    was_done: whether the run was done before
+    ranks_before: as of `psgc.record.csv_files`
     may_lose: another rank may take the claim over while this one is cut off
     metrics: the newest means of metrics, and "epoch", for the summary
     on_lost: is called with a lost worker and the reason
@@ -46,7 +50,8 @@ class Record(RunRecord):
     Raises UserError: another run has the directory, or it cannot be written.
     """
 
-    may_lose = False
+    may_lose = was_done = False
+    ranks_before = 0
     metrics: Mapping[str, float] = MappingProxyType({})
     on_lost: Callable[[int, str], object] = staticmethod(lambda worker, reason: None)
     make_room: Callable[[], object] = staticmethod(lambda: None)
@@ -74,12 +79,16 @@ class Record(RunRecord):
         """Begin the record, or continue it from this state. Raises UserError."""
         self._config, self._plan = config, plan
         resume_at = None if state is None else state.iteration
+        if state is not None and self._beginning is None:
+            self.was_done = is_done(Path(self.output or ""))
+            self.ranks_before = ranks_before(self.was_done)
         if self._claim is not None and self.output is not None:
             self._claim.make_room(resume_at is not None)
             directory, own_chunks = Path(self.output), plan.own_chunks.tolist()
             about = directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, 100_000
             took = self._beginning.took if self._beginning else None
-            self.record_in(Recorder(*about, resume_at, took))
+            is_restored = self.ranks_before > 0 and not self.was_done
+            self.record_in(Recorder(*about, resume_at, took, is_restored))
         self._began = time.monotonic() - (0.0 if state is None else state.seconds)
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:

@@ -22,7 +22,6 @@ import torch
 from psgc.aggregation.replica import is_checked
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.mpi_start import TIMEOUT
-from psgc.record.csv_files import restored
 from psgc.run import launched
 from psgc.run.building import all_work, at_begin, make_server, share_memory, work_beside
 from psgc.run.ending import CalledOff, Ending, RunOutcome, leave_mpi
@@ -62,6 +61,7 @@ class Session:
     state: the state to resume from; None for a new run
     record: the record of the run, on rank 0
     serves: is called in the script's thread when this rank has taken over from rank 0
+    is_tried: whether the run was started again with as many ranks, so that its first checks need not be repeated
     is_cut_short: this rank has nothing more to do and may end at once
 
     Raises, in the script's thread: UserError and RunFailed on rank 0, CalledOff on the other ranks.
@@ -248,7 +248,7 @@ class Session:
             self._ending.transport, self.rank = transport, transport.rank
             self._has_served = self._is_serving = self.rank == 0
             self._meet()
-            all_work(transport, self.config)
+            all_work(transport, self.config, self._ranks_before)
             share_memory(transport, self.config, self._memory.backend, self._program.dim)
             if transport.rank == 0:
                 replica = ScriptReplica(self._hand_over, self.config.dtype, self._memory.backend)
@@ -308,6 +308,7 @@ class Session:
         meeting = Meeting(self._transport, self._ending, "preparing the script")
         agreed = agree(self._transport, meeting, self._given)
         self._program, self.config, self.plan, self.record = agreed.program, agreed.config, agreed.plan, agreed.record
+        self._ranks_before, self.is_tried = agreed.ranks_before, agreed.ranks_before == self._transport.size
         self.num_workers, self.num_chunks = self.plan.num_workers, self.plan.num_chunks
         if agreed.state is not None:
             self.iteration, self.state = agreed.state.iteration, agreed.state.blob
@@ -362,7 +363,7 @@ class Session:
             known_costs=costs,
             moment=faults.at,
         )
-        if beginning is None and not restored():
+        if beginning is None and not self.record.ranks_before:
             for line in program.opening_lines(transport, self.config, self.plan):
                 say(line)
         if not self.config.dedicated_server:

@@ -17,6 +17,7 @@ class Term:
     size: number of processes that MPI has started
     is_dedicated: whether the serving process has no other rank; it has changed ranks with the process at place 0, which
         is dead by then. Otherwise each process is a worker, with the rank after its place, and one is also rank 0.
+    size_before: `size` before `psgc launch` started the run again; 0 if it did not
 
     >>> second = Term(size=4).following(place=2)
     >>> second.number, second.server, [second.rank(place) for place in range(4)]
@@ -29,6 +30,12 @@ class Term:
     number: int = 0
     size: int = 1
     is_dedicated: bool = True
+    size_before: int = 0
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether the run has had its trial: in an earlier term, or before it was started again with as many ranks."""
+        return self.number > 0 or self.size_before == self.size
 
     @property
     def server(self) -> int:

@@ -23,14 +23,16 @@ import os, shutil, signal, sys, time
 from pathlib import Path
 from psgc.problems.models import LeastSquares
 
+was_started_again = "PSGC_RESTORED" in os.environ  # until the run goes on
+
 class Slow(LeastSquares):
     def __init__(self, after, then="", rank=0):
         super().__init__({FEATURES})
         self.after, once = Path(after), Path(after + ".once").absolute()
         summary = self.after.with_name("summary.json")  # gone when a start is tried once more
-        if "PSGC_RESTORED" in os.environ and os.environ["PMIX_RANK"] == "0" and summary.exists():
+        if was_started_again and os.environ["PMIX_RANK"] == "0" and summary.exists():
             shutil.copy(summary, self.after.with_name("before.json"))
-        if "PSGC_RESTORED" in os.environ and os.environ["PMIX_RANK"] == str(rank) and then and not once.exists():
+        if was_started_again and os.environ["PMIX_RANK"] == str(rank) and then and not once.exists():
             if then == "elsewhere":
                 once.touch()
                 os.makedirs("other")
@@ -44,7 +46,7 @@ class Slow(LeastSquares):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _row_losses(self, scores, y):
-        if "PSGC_RESTORED" not in os.environ and self.after.exists():
+        if not was_started_again and self.after.exists():
             time.sleep(0.4)
         return super()._row_losses(scores, y)
 """

@@ -17,7 +17,7 @@ import os, time, zlib
 from pathlib import Path
 
 begun, late = Path("begun"), Path("late")  # the iterations that worker 2 and worker 1 are in
-newest = None
+newest, was_started_again = None, "PSGC_RESTORED" in os.environ
 
 def until(holds):
     end = time.monotonic() + 5
@@ -26,7 +26,7 @@ def until(holds):
 
 def wait(params):
     global newest
-    if "PSGC_RESTORED" in os.environ:
+    if was_started_again:
         return
     iteration = str(zlib.crc32(params))  # parameters differ from iteration to iteration
     is_first, newest = iteration != newest, iteration

@@ -39,6 +39,7 @@ epochs, pause = settings.pop("epochs", 2), settings.pop("pause", 0.0)
 device, costs, gamma = settings.pop("device", ""), settings.pop("costs", None), settings.pop("gamma", 0.1)
 dtype = getattr(torch, settings.pop("dtype", "float32"))
 rank, done = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")), 0
+was_started_again = "PSGC_RESTORED" in os.environ  # until the run goes on
 torch.set_num_threads(1)
 torch.manual_seed(rank)  # init gives all ranks the parameters of rank 0
 first = torch.nn.Conv2d(2, 16, 2).to(memory_format=torch.channels_last)  # of examples of 8 numbers
@@ -122,7 +123,7 @@ for batch in run.batches(60, epochs=epochs):
     optimizer.step()
     schedule.step()
     done = batch.iteration + 1
-    time.sleep(pause if rank == 0 and "PSGC_RESTORED" not in os.environ else 0)
+    time.sleep(pause if rank == 0 and not was_started_again else 0)
     if happens("raises"):
         raise ValueError("no such thing")
     if happens("leaves"):

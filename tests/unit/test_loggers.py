@@ -224,8 +224,11 @@ def test_a_run_that_is_started_again_goes_on_without_a_logger_that_cannot_begin(
     one_process, tmp_path, monkeypatch, capsys
 ):
     """The port may be taken, and a package missing on the host on which it goes on."""
-    monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setenv(RESTORED, "1")
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    trained(one_process, tmp_path / "run", checkpoint_every=1, raises=True)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    capsys.readouterr()
     taken = loggers.Loggers(settings(metrics={"prometheus": (port := free_port())}), tmp_path)
     trained(one_process, tmp_path / "run", ["wandb"], metrics={"prometheus": port})
     taken.close(has_failed=False)
@@ -234,6 +237,8 @@ def test_a_run_that_is_started_again_goes_on_without_a_logger_that_cannot_begin(
         f"psgc: metrics.prometheus: port {port} is taken by another program; expected a free port; "
         "the run goes on without it",
     ]
+    with pytest.raises(UserError, match="log: wandb is not installed"):
+        trained(one_process, tmp_path / "next", ["wandb"])
 
 
 def test_the_dashboard_and_the_page_name_what_there_is():

@@ -10,7 +10,7 @@ import pytest
 from psgc import disk
 from psgc.errors import UserError
 from psgc.record import recorder, timeline
-from psgc.record.csv_files import RESTORED, Restored, earlier, earlier_rows
+from psgc.record.csv_files import Restored, earlier, earlier_rows
 from psgc.record.summary import lines, summarise
 from psgc.record.timeline import read_timeline
 from psgc.run.claim import Claim
@@ -57,11 +57,10 @@ def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, mon
 
 
 @pytest.mark.parametrize("more", [True, False], ids=["at the next step", "at the end"])
-def test_the_row_of_a_restart_that_did_not_fit_follows(recorder_in, tmp_path, monkeypatch, more):
+def test_the_row_of_a_restart_that_did_not_fit_follows(recorder_in, tmp_path, more):
     out = tmp_path / "out"
     add(recorder_in(out), 0, EVEN)
-    monkeypatch.setenv(RESTORED, "3")
-    again = recorder.Recorder(out, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10, resume_at=1)
+    again = recorder.Recorder(out, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10, resume_at=1, is_restored=True)
     with no_file_longer_than(20):
         for iteration in (1, 2):
             add(again, iteration, EVEN)

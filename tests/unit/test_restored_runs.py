@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from psgc.record.csv_files import RESTORED
 from psgc.record.recorder import Recorder
 from psgc.run.launched import READY, UNDO, Found, undo
 from psgc.run_rows import IterationRow, WorkerEvent
@@ -138,8 +137,9 @@ def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun):
 
 
 def test_the_run_says_what_it_has_cost(tmp_path, monkeypatch):
-    def recorder(resume_at=None):
-        return Recorder(tmp_path, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10, resume_at)
+    def recorder(resume_at=None, is_restored=True):
+        about = tmp_path, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10
+        return Recorder(*about, resume_at, is_restored=is_restored)
 
     def restores():
         return (tmp_path / "restores.csv").read_text().splitlines()[1:]
@@ -149,9 +149,8 @@ def test_the_run_says_what_it_has_cost(tmp_path, monkeypatch):
     for iteration in range(5):
         first.iteration(IterationRow(iteration, seconds=1.0))
     os.utime(tmp_path / "iterations.csv", (0, time.time() - 7))
-    recorder(5).iteration(IterationRow(5, seconds=1.0))
+    recorder(5, is_restored=False).iteration(IterationRow(5, seconds=1.0))
     assert not (tmp_path / "restores.csv").exists(), "by hand"
-    monkeypatch.setenv(RESTORED, "1")
     os.utime(tmp_path / "iterations.csv", (0, time.time() - 7))
     behind = time.time() - 100
     monkeypatch.setattr(time, "time", lambda: behind)  # of this host; the files have their server's

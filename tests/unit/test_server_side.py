@@ -17,6 +17,7 @@ from psgc.config import load
 from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.launching.outcome import RunDirectory
+from psgc.record.csv_files import RESTORED, Restored, earlier, restored
 from psgc.record.recorder import Recorder
 from psgc.run.claim import Claim
 from psgc.run_rows import WorkerEvent
@@ -259,6 +260,25 @@ def test_a_takeover_undoes_the_step_of_which_the_rank_0_before_has_said_so(capsy
     assert {"status": "interrupted", "starts_again": True}.items() <= summary().items()
     line = "rank 0 was lost before it had undone step 2, which is wrong; so the run goes back to the checkpoint"
     assert f"{line} of step 2\n" in capsys.readouterr().out
+
+
+def test_only_the_run_that_goes_on_is_one_that_was_started_again(capsys, monkeypatch):
+    """Neither one that it finds done, nor a term after a takeover, nor a run that follows in the program."""
+    opening = " workers on "
+    assert train(chunks_of(0), ONCE) == 0
+    monkeypatch.setenv(RESTORED, "3")
+    assert train(iter([]), ONCE, resuming=True) == 0
+    assert restored(), "nothing was to be done"
+    capsys.readouterr()
+    assert train(chunks_of(1), "iterations=2", resuming=True) == 0
+    assert opening not in capsys.readouterr().out
+    Path("out/summary.json").unlink()
+    assert take_over(chunks_of(2, (2,)), 2, "iterations=3") == 0
+    assert [row.iteration for row in earlier(Path("out/restores.csv"), Restored)] == [1]
+    capsys.readouterr()
+    assert train(chunks_of(3), "iterations=4", resuming=True) == 0
+    assert opening in capsys.readouterr().out
+    assert len(earlier(Path("out/restores.csv"), Restored)) == 1
 
 
 def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, monkeypatch):

@@ -13,7 +13,6 @@ import pytest
 from psgc import processes
 from psgc.errors import RunFailed
 from psgc.processes import Identity
-from psgc.record.csv_files import RESTORED, restored
 from psgc.run import claim, terms
 from psgc.run.claim import Claim
 from psgc.run.ending import CalledOff
@@ -211,10 +210,3 @@ def test_a_run_that_has_made_no_step_begins_although_no_rank_has_its_state(servi
     assert serving(0, (0, -1)) == [0]
     assert serving(0, (-1, -1)) == [0]
     assert serving(0, (4, 5), is_alike=True) == [5]
-
-
-def test_a_term_after_a_takeover_is_not_one_that_was_started_again(serving, monkeypatch):
-    """Otherwise each takeover of a script would add a row to restores.csv."""
-    monkeypatch.setenv(RESTORED, "3")
-    assert serving(7, (8, 9), is_alike=True) == [9]
-    assert not restored()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from psgc.checkpoints import newest_first, step_of
 from psgc.errors import RunFailed, UserError
+from psgc.record.csv_files import RESTORED, restored
 from psgc.run.takeover import Beginning
 from psgc.run_rows import EvaluationRow
 from psgc.tools.comparison import compared
@@ -144,6 +145,24 @@ def test_every_result_is_recorded_once_also_where_a_run_goes_on(tmp_path, monkey
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"] == {"auc": float(again[3])}
     (row,) = compared([read_run(tmp_path)])
     assert row["metrics"] == {"auc": float(again[3])}
+
+
+def test_of_the_runs_of_a_script_that_was_started_again_one_is_told_so_in_its_record(tmp_path, monkeypatch):
+    """The first one that was not done. The script comes to it by those that were, which may evaluate again."""
+    folders = [tmp_path / name for name in ("done", "interrupted", "later", "new")]
+    for folder in folders[:3]:
+        trained(folder, 1)
+    for folder in folders[1:3]:
+        (folder / "summary.json").write_text('{"status": "interrupted"}')
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    monkeypatch.setenv(RESTORED, "2")
+    for folder in folders:
+        trained(folder, 2)
+    restores = {
+        folder.name: rows_in(folder, "restores.csv") for folder in folders if (folder / "restores.csv").exists()
+    }
+    assert [(name, [row["iteration"] for row in rows]) for name, rows in restores.items()] == [("interrupted", ["3"])]
+    assert not restored()
 
 
 def test_how_a_run_without_output_ended_is_not_how_the_next_one_ends(tmp_path, monkeypatch):

@@ -68,6 +68,7 @@ class Rank:
     """
 
     rank, num_workers, num_chunks, iteration, record, state = 1, 1, CHUNKS, 0, None, None
+    is_tried = False
 
     def __init__(self):
         self.model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 1))
