@@ -91,7 +91,7 @@ class Watch:
     _has_warned: bool = False  # whether a line said that the run was started again too often
     _retries: int = 0  # how often a start may be tried again
     _started: float = 0.0  # when a start was tried again
-    _before: object = None  # the stamp of restores.csv before the start
+    _before: tuple[Path, object] = Path(), None  # restores.csv of the run that was started again; its stamp before
     _next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
     _due: Sequence[int] = ()  # the ranks for which these were started
 
@@ -176,7 +176,7 @@ class Watch:
         is_undone = code != UserError.exit_code and self._is_undone()  # else this run was refused, and another goes on
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
             (process, *_), self._next, self._retries = self._next, None, RETRIES
-            self._before = stamp(self._restores_file)
+            self._before = self._stamped()
             return process
         if is_undone:
             return self._from_older_checkpoint()
@@ -205,17 +205,17 @@ class Watch:
         say("psgc launch: the run starts again from its checkpoint, to undo the step", error=True)
         self.close()
         self._restores.begins(now)
-        self._retries, self._before = RETRIES, stamp(self._restores_file)
+        self._retries, self._before = RETRIES, self._stamped()
         return self.start(self.placement, None)
 
-    @property
-    def _restores_file(self) -> Path:
-        return self._left.directory / "restores.csv"
+    def _stamped(self) -> tuple[Path, object]:
+        path = self._left.directory / "restores.csv"
+        return path, stamp(path)
 
     def _has_stepped(self) -> bool:
-        """Whether the run that was started again has made a step, or has said how it ended."""
+        """Whether the run that was started again has made a step, or this one has said how it ended."""
         has_begun = self._left.settings_file() is not None
-        return has_begun and (bool(self._left.summary()) or stamp(self._restores_file) != self._before)
+        return has_begun and (bool(self._left.summary()) or stamp(self._before[0]) != self._before[1])
 
     def _without_hosts(self) -> MpirunProcess | None:
         """Start ranks on the remaining hosts, after mpirun has ended because of lost hosts."""
@@ -236,7 +236,7 @@ class Watch:
         say(f"psgc launch: {why}: the run starts again, with {placement.ranks} ranks (faults.restore)", error=True)
         self.close()
         self._restores.begins(now)
-        self.placement, self._retries, self._before = placement, RETRIES, stamp(self._restores_file)
+        self.placement, self._retries, self._before = placement, RETRIES, self._stamped()
         return self.start(placement, None)
 
     def close(self) -> None:

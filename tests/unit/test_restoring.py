@@ -513,3 +513,25 @@ def test_a_run_that_begins_right_before_hosts_are_lost_starts_again_by_its_own_s
     Path("second/checkpoints/00000004.safetensors").touch()
     assert watched.take_next(0) is not None
     assert watched.placement == Placement(3, host="a:3")
+
+
+def test_a_run_that_follows_the_one_that_was_started_again_is_not_taken_for_it(script, capsys):
+    """It has made steps, and no row of restores.csv says so."""
+    watched, started = script
+    begins_in("first", "{after: 0.01}")
+    Path("first/lost.csv").write_text(LOST.format(1))
+    assert is_asked(watched)
+    Path("first/summary.json").write_text('{"status": "interrupted"}')
+    (again,) = started
+    assert watched.take_next(138) is again
+    Path("answers", ANSWER).unlink()
+    watched.begin(RunDirectory(Path("answers").absolute(), resumed=False, of_script=True))
+    Path("first/lost.csv").unlink()
+    begins_in("first", "{after: 0.01}")
+    watched.look()
+    Path("first/restores.csv").touch()
+    begins_in("second", "{after: 0.01}")
+    watched.look()
+    capsys.readouterr()
+    assert watched.take_next(137) is None
+    assert (started, capsys.readouterr().err) == ([again], "")
