@@ -1,4 +1,4 @@
-"""A script with two runs, one after the other: each is started again by its own settings, and only the one that was."""
+"""A script with several runs: each starts again by its own settings, and those that follow it are new."""
 
 import json
 
@@ -41,6 +41,33 @@ for name, given in json.loads(sys.argv[1]).items():
             time.sleep(0.5)  # until the new ranks are there
     run.close()
 """
+PROGRAM = """
+import json, os, sys, time
+from pathlib import Path
+import numpy as np
+import psgc
+
+rank, was_started_again = int(os.environ["OMPI_COMM_WORLD_RANK"]), "PSGC_RESTORED" in os.environ
+X = np.random.default_rng(0).standard_normal((48, 5))
+
+class Ridge:
+    dim = 5
+
+    def __init__(self, name, differs):
+        self.lost, self.factor = Path(name, "lost.csv"), 2.0 if differs and rank == 2 else 1.0
+
+    def initial_params(self):
+        return np.zeros(5)
+
+    def gradient(self, params, chunk, rng):
+        is_short = self.lost.exists() and not was_started_again  # of a worker, until the new ranks are there
+        time.sleep(0.2 if is_short else 0.02)
+        return self.factor * chunk.weight * (chunk.X.T @ (chunk.X @ params - chunk.y) / len(chunk.y))
+
+for name, given in json.loads(sys.argv[1]).items():
+    problem, about = Ridge(name, given.pop("differs", False)), {"coding": {"chunks_per_worker": 2, "replication": 2}}
+    psgc.train(problem, (X, X.sum(1)), lr=0.1, iterations=24, output=name, checkpoint={"every": 2}, **about, **given)
+"""
 KILLED = {"restore": {"after": 0.5}, "inject": [{"kind": "kill", "rank": 2, "iteration": KILLED_IN}]}
 AGAIN = "psgc launch: worker 2 gone for 0.5 s: the run starts again from here, with 3 ranks (faults.restore)"
 
@@ -49,9 +76,10 @@ def restores(folder, name):
     return len(earlier(folder / name / "restores.csv", Restored))
 
 
-def launched(folder, code, **runs):
-    (folder / "train.py").write_text(SCRIPT)
-    command = psgc("launch", "train.py", "-n", "3", "--", json.dumps(runs), python=prepared(TORCH))
+def launched(folder, code, script=SCRIPT, **runs):
+    (folder / "train.py").write_text(script)
+    python = prepared(TORCH) if script == SCRIPT else None
+    command = psgc("launch", "train.py", "-n", "3", "--", json.dumps(runs), python=python)
     return run(command, folder, 120, code=code)
 
 
@@ -69,4 +97,14 @@ def test_a_run_that_follows_the_one_that_was_started_again_has_its_trial(tmp_pat
     ended = launched(tmp_path, 1, first={"faults": KILLED}, second={"differs": True})
     assert AGAIN in ended.stderr.splitlines(), ended.said
     assert restores(tmp_path, "first") == 1
+    assert "trial: chunk " in ended.stderr, ended.said
+
+
+def test_a_program_that_is_started_again_goes_on_with_its_second_run_and_its_third_one_is_new(tmp_path):
+    runs = {"first": {}, "second": {"faults": KILLED}, "third": {"differs": True}}
+    ended = launched(tmp_path, 1, PROGRAM, **runs)
+    assert AGAIN in ended.stderr.splitlines(), ended.said
+    assert "nothing to do: first has done 24 iterations of 24" in ended.stdout, ended.said
+    assert [restores(tmp_path, name) for name in ("first", "second")] == [0, 1]
+    assert [row.iteration for row in earlier_rows(tmp_path / "second/iterations.csv")] == [*range(STEPS)]
     assert "trial: chunk " in ended.stderr, ended.said
