@@ -68,14 +68,17 @@ class Restores:
             self._begun.popleft()
         return len(self._begun) < settings.per_hour
 
-    def begins(self, now: float) -> None:
-        """Count a start of the run."""
-        self._begun.append(now)
+    def tries(self) -> None:
+        """New ranks are started. Should they not continue the run, they are due again after `after` seconds once more.
+
+        It does not count until they do (`begins`), however often it is tried.
+        """
         self._since = {}
 
-    def withdraws(self) -> None:
-        """The newest start is not needed: it does not count."""
-        self._begun.pop()
+    def begins(self, now: float) -> None:
+        """Count a start of the run: new ranks continue it."""
+        self._begun.append(now)
+        self._since = {}
 
 
 @dataclass
@@ -88,7 +91,7 @@ class Watch:
     needs_checkpoint: bool  # the run may end without writing a checkpoint, so there must already be one
     answers: HostAnswers  # of the hosts of the run
     is_asked: bool = False  # whether the run must end, because the new ranks are ready
-    _has_warned: bool = False  # whether a line said that the run was started again too often
+    _said: str = ""  # the last line that said why new ranks do not continue the run
     _retries: int = 0  # how often a start may be tried again
     _started: float = 0.0  # when a start was tried again
     _before: tuple[Path, object] = Path(), None  # restores.csv of the run that was started again; its stamp before
@@ -143,21 +146,25 @@ class Watch:
             why = f"{self.placement.hostfile} has more slots"
         if not self.answers.all_answer(slots_of(placement)):
             return False
-        if self._restores.may_begin(settings, now):
-            self._restores.begins(now)
-            self._has_warned = False
-            try:
-                self._ready = self._left.directory / READY
-                self._ready.unlink(missing_ok=True)
-                self._next = self.start(placement, self._ready), placement, why, now + START
-                self._due = due
-            except (UserError, OSError) as error:  # the host file is gone, for example
-                say(f"psgc launch: {why}; the run goes on: {error}", error=True)
-        elif not self._has_warned:
+        if not self._restores.may_begin(settings, now):
             often = f"it was started again {settings.per_hour} times in the last hour (faults.restore.per_hour)"
-            say(f"psgc launch: {why}; the run goes on, since {often}", error=True)
-            self._has_warned = True
+            self._goes_on(f"{why}; the run goes on, since {often}")
+            return False
+        self._restores.tries()
+        try:
+            self._ready = self._left.directory / READY
+            self._ready.unlink(missing_ok=True)
+            self._next = self.start(placement, self._ready), placement, why, now + START
+            self._due = due
+        except (UserError, OSError) as error:  # the host file is gone, for example
+            self._goes_on(f"{why}; the run goes on: {error}")
         return False
+
+    def _goes_on(self, line: str) -> None:
+        """The run goes on without new ranks: a line says why, once however often that happens."""
+        if line != self._said:
+            say(f"psgc launch: {line}", error=True)
+        self._said = line
 
     def take_next(self, code: int) -> MpirunProcess | None:
         """After mpirun has ended with `code`: the ranks that continue the run, which have been started; or None.
@@ -176,7 +183,8 @@ class Watch:
         is_undone = code != UserError.exit_code and self._is_undone()  # else this run was refused, and another goes on
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
             (process, *_), self._next, self._retries = self._next, None, RETRIES
-            self._before = self._stamped()
+            self._restores.begins(time.monotonic())
+            self._before, self._said = self._stamped(), ""
             return process
         if is_undone:
             return self._from_older_checkpoint()
@@ -252,7 +260,6 @@ class Watch:
         back = set(self._due) - self._missing()
         if max(self._due) < self.placement.ranks + self._more and len(self._due) - len(back) < self._settings.lost:
             self.close()
-            self._restores.withdraws()
             why = f"{_workers(sorted(back))} came back before the new ranks were ready"
             say(f"psgc launch: {why}: the run goes on as it is", error=True)
         elif self._ready.exists():
@@ -264,7 +271,7 @@ class Watch:
         elif process.has_ended or time.monotonic() > until:
             process.kill()
             self._next = None
-            say(f"psgc launch: {why}; the run goes on, since {placement.ranks} ranks did not start", error=True)
+            self._goes_on(f"{why}; the run goes on, since {placement.ranks} ranks did not start")
         return self.is_asked
 
     def _read_settings(self) -> None:

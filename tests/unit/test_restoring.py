@@ -2,6 +2,7 @@
 
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -248,7 +249,7 @@ def test_the_run_goes_on_when_its_workers_are_back_before_the_new_ranks_are_read
     files = []
     watched = Watch(Placement(4), start, lambda _: None, False, Answers())
     watched.begin(RunDirectory(Path("out"), resumed=False))
-    begins("{lost: 2, after: 0.05}")
+    begins("{lost: 2, after: 0.05, per_hour: 1}")
     two = LOST.format(2) + "5,3,n1,lost,its process died\n"
     Path("out/lost.csv").write_text(two)
     assert not is_asked(watched)
@@ -303,20 +304,41 @@ def test_a_run_that_cannot_have_more_ranks_keeps_its_own(folder, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_ranks_that_do_not_start_leave_the_run_as_it_is(folder, capsys):
-    def start(*_):
-        started.append(Ranks())
-        started[-1].has_ended = True
-        return started[-1]
+class Starts:
+    """Starts ranks as `is_ready`, but not until `failing` is empty: each entry is an error, or None for dead ranks."""
 
-    started = []
+    def __init__(self, *failing):
+        self.failing, self.at = [*failing], []
+
+    def __call__(self, placement, file):
+        self.at.append(time.monotonic())
+        if not self.failing:
+            return is_ready(placement, file)
+        if error := self.failing.pop(0):
+            raise error
+        ranks = Ranks()
+        ranks.has_ended = True
+        return ranks
+
+
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [
+        (None, "the run goes on, since 3 ranks did not start"),
+        (UserError("--hostfile h: no such file"), "the run goes on: --hostfile h: no such file"),
+    ],
+)
+def test_ranks_that_do_not_start_leave_the_run_as_it_is_and_do_not_count_as_a_start(folder, capsys, failure, why):
+    """They are tried again after as long once more, and a line says why once."""
+    start = Starts(failure, failure, failure)
     watched = Watch(Placement(3), start, lambda _: None, False, Answers())
     watched.begin(RunDirectory(Path("out"), resumed=False))
-    begins("{after: 0.05}")
-    assert not is_asked(watched)
-    assert len(started) > 1, "tried again"
-    line = "psgc launch: worker 1 gone for 0.05 s; the run goes on, since 3 ranks did not start"
-    assert set(capsys.readouterr().err.splitlines()[:2]) == {line}
+    begins("{after: 0.05, per_hour: 1}")
+    assert is_asked(watched)
+    assert len(start.at) == 4
+    assert all(later - before >= 0.05 for before, later in pairwise(start.at))
+    line = f"psgc launch: worker 1 gone for 0.05 s; {why}"
+    assert capsys.readouterr().err.splitlines()[:-1] == [line]
 
 
 def test_without_a_host_the_run_goes_on_on_those_that_are_left_until_it_answers(folder, capsys):
