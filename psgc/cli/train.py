@@ -22,19 +22,25 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> NoReturn:
-    from psgc.config import has_torch_problem
+    from psgc.config import TorchConfig, from_yaml_text, has_torch_problem
+    from psgc.run.launched import settings_of_the_start
 
     if options.config.endswith(".py"):
         how = f"psgc launch {options.config} -n RANKS, or: mpirun -n RANKS python {options.config}"
         raise UserError(f"{options.config} is a script, which is started with: {how}")
-    is_torch = has_torch_problem(options.config, options.overrides)
+    began_with = settings_of_the_start()
+    config = None if began_with is None else from_yaml_text(began_with, options.config)
+    if config is None:
+        is_torch = has_torch_problem(options.config, options.overrides)
+    else:
+        is_torch = isinstance(config, TorchConfig)
     if options.check_gradient and is_torch:
         raise UserError("--check-gradient: the problem is a torch problem, whose gradients are torch's own; train it")
     if options.check_gradient:
         _check_gradient(options)
         sys.exit()
     if is_torch:
-        _run_torch_problem(options)
+        _run_torch_problem(options, began_with)
     limit_threads()
     stopped_by: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -42,7 +48,7 @@ def run(options: Options) -> NoReturn:
     # this imports MPI, NumPy and the rest: only once signals are caught and threads limited
     from psgc.run.session import train
 
-    train(options.config, options.overrides, options.debug, stopped_by, options.resume)
+    train(options.config, options.overrides, options.debug, stopped_by, options.resume, config)
 
 
 def _check_gradient(options: Options) -> None:
@@ -66,8 +72,8 @@ def _check_gradient(options: Options) -> None:
         raise UserError(f"problem: {what}: {error}") from error
 
 
-def _run_torch_problem(options: Options) -> NoReturn:
-    """This rank, or without mpirun this process alone, trains as a script would."""
+def _run_torch_problem(options: Options, began_with: str | None) -> NoReturn:
+    """This rank, or without mpirun this process alone, trains as a script would. began_with: see `train`."""
     from psgc.launching.execution import Execution
     from psgc.run import launched
 
@@ -79,7 +85,7 @@ def _run_torch_problem(options: Options) -> NoReturn:
             from psgc.torch.from_yaml import train
         except ImportError as error:
             raise UserError(f"{options.config}: problem.torch: {error}") from error
-        train(options.config, options.overrides)
+        train(options.config, options.overrides, began_with)
 
     if launched.ranks() > 1:  # alone it has as many threads as `python train.py`
         limit_threads()

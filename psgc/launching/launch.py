@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from psgc.config import Config, TorchConfig, load
+from psgc.config import Config, TorchConfig, checked_settings, read
 from psgc.disk import write_text
 from psgc.errors import PsgcError, UserError
 from psgc.launching.hosts import HostAnswers
@@ -31,6 +31,7 @@ from psgc.launching.schedulers import this_job
 from psgc.launching.script import Program, check_script
 from psgc.record.csv_files import RESTORED
 from psgc.run.launched import (
+    AS_BEFORE,
     DEBUG,
     DEDICATED,
     FOLDER,
@@ -41,11 +42,13 @@ from psgc.run.launched import (
     STANDBY,
     jobs_of,
     stopped,
+    with_settings,
 )
 from psgc.terminal import say
+from psgc.yaml_source import YamlSource
 
 TERMINAL = "PSGC_TERMINAL"  # the width of the terminal, see psgc/record/progress.py
-OURS = (LAUNCHED, RESTORED, RESUME, DEBUG, DEDICATED, FOLDER, JOB, STANDBY, TERMINAL)
+OURS = (LAUNCHED, RESTORED, RESUME, AS_BEFORE, DEBUG, DEDICATED, FOLDER, JOB, STANDBY, TERMINAL)
 TOLD = 128 + signal.SIGUSR1  # the exit code of a script that this process has told to end
 RESERVE = 10.0  # seconds of a scheduler's warning that are kept for killing the run and requeueing the job
 
@@ -68,7 +71,8 @@ def launch(
     job = this_job(os.environ)
     if requeue is not None and not job:
         raise UserError("--requeue: not inside a job of SLURM, PBS or LSF; `psgc submit` writes one")
-    config = None if program.is_script else load(program.path, program.overrides)
+    source = None if program.is_script else read(program.path, program.overrides)
+    config = None if source is None else checked_settings(source)
     told = {JOB: uuid4().hex} if program.is_script else {}  # by which its runs know what it has begun, see `start`
     if requeue is not None and job is not None:
         program, told = _in_job(program, config, job[0])
@@ -79,7 +83,7 @@ def launch(
     with ExitStack() as at_end:
         starts = _Starts(program, config, environ, placement.may_be_several(environ), heard, at_end)
         needs_checkpoint = config is None or isinstance(config, TorchConfig)
-        watch = Watch(placement, starts.start, partial(_check_ranks, program), needs_checkpoint, HostAnswers(environ))
+        watch = Watch(placement, starts.start, partial(_check_ranks, source), needs_checkpoint, HostAnswers(environ))
         with catching() as received:
             process: MpirunProcess | None = None
             try:
@@ -130,10 +134,9 @@ class _Starts:
         """Start ranks, which with `standby` write this file and wait until it is removed. Raises UserError."""
         program, environ = self.program, self.environ
         if self.mpirun is not None:
-            self._check_settings()
             environ = {**environ, RESTORED: str(self.ranks)}
-            if self.config is not None:
-                program = replace(program, resume=True)
+            if self.config is not None:  # its YAML may have been edited since
+                program, environ = replace(program, resume=True), {**environ, **with_settings(self.config.to_yaml())}
             else:  # the directories of its later runs may have runs of before, with which only `--resume` goes on
                 environ = {RESUME: OF_JOB, **environ}
         self._starting = placement.ranks
@@ -150,12 +153,6 @@ class _Starts:
         self.mpirun = self.mpirun or find_mpirun(environ)
         command, additions = command_for(program, placement, environ, self.mpirun)
         return MpirunProcess(command, {**environ, **additions}, self.heard)
-
-    def _check_settings(self) -> None:
-        """Raises UserError unless the YAML, which all ranks read when they start, says what it said at first."""
-        path = self.program.path
-        if self.config is not None and load(path, self.program.overrides) != self.config:
-            raise UserError(f"{path} has changed since the run began; expected the settings with which it began")
 
     def left(self) -> RunDirectory:
         """The run directory of the run that was started last. Call it when the run before has ended."""
@@ -182,12 +179,15 @@ def environ_for(told: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in OURS} | dict(told)
 
 
-def _check_ranks(program: Program, ranks: int) -> None:
-    """Raises UserError when the run cannot have this number of ranks. A script can have any number."""
-    if not program.is_script:
-        from psgc.launching.points import check_runs  # with NumPy, which nothing else here needs
+def _check_ranks(source: YamlSource | None, ranks: int) -> None:
+    """Raises UserError when the run cannot have this number of ranks. source: the settings; None: of a script.
 
-        check_runs(program.path, program.overrides, [], ranks)
+    A script can have any number.
+    """
+    if source is not None:
+        from psgc.launching.points import check_run  # with NumPy, which nothing else here needs
+
+        check_run(source, ranks)
 
 
 def command_for(

@@ -22,7 +22,7 @@ RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of r
 KERNELS = ("ATEN_", "DNNL_", "MKL_", "NPY_", "ONEDNN_", "OPENBLAS_")  # of libraries: with others, last bits may differ
 PASSED_ON = (
     "PSGC_CUDA_AWARE", "PSGC_DEBUG", "PSGC_DEDICATED_SERVER", "PSGC_FOLDER", "PSGC_JOB", "PSGC_LAUNCHED",
-    "PSGC_RESTORED", "PSGC_RESUME", "PSGC_STANDBY", "PSGC_TERMINAL", "PYTHONPATH",
+    "PSGC_RESTORED", "PSGC_RESUME", "PSGC_SETTINGS", "PSGC_STANDBY", "PSGC_TERMINAL", "PYTHONPATH",
 )  # fmt: skip
 PROBE_SECONDS = 20.0
 FAMILIES = {

@@ -75,15 +75,23 @@ def check_runs(
     missing: text that errors about missing files end with
     """
     for point in points or [[]]:
-        source = read(config_path, [*overrides, *point])
-        config = checked_settings(source)
-        try:
-            if isinstance(config, TorchConfig):
-                _check_torch(config, ranks, source, missing)
-            else:
-                _check(config, ranks, missing)
-        except UserError as error:
-            raise UserError(f"{' '.join(point)}: {error}" if point else str(error)) from None
+        check_run(read(config_path, [*overrides, *point]), ranks, missing, " ".join(point))
+
+
+def check_run(source: YamlSource, ranks: int, missing: str = "", point: str = "") -> None:
+    """Check the settings in `source` and their files, as the ranks of its run would. Raises UserError.
+
+    missing: text that errors about missing files end with
+    point: the overrides of this run among others; errors that name no key begin with them
+    """
+    config = checked_settings(source)
+    try:
+        if isinstance(config, TorchConfig):
+            _check_torch(config, ranks, source, missing)
+        else:
+            _check(config, ranks, missing)
+    except UserError as error:
+        raise UserError(f"{point}: {error}" if point else str(error)) from None
 
 
 def data_files(config: Config) -> dict[str, str]:

@@ -7,6 +7,7 @@
     PSGC_RESUME    the run goes on from the newest checkpoint in its directory; "job": only if this job has begun it
     PSGC_JOB       the job of a scheduler that runs it, and goes back into the queue; of a script that is in none, a
                    name for this start of `psgc launch` (`note_job`)
+    PSGC_SETTINGS  of a run of a YAML that is started again: the settings with which it began (`settings_of_the_start`)
     PSGC_DEBUG     errors are shown with their tracebacks
     PSGC_FOLDER    a folder in which rank 0 leaves the path of the run directory (`name_directory`)
     PSGC_STANDBY   a file by which ranks say that they are ready before the earlier run has ended (`psgc.run.meeting`)
@@ -28,7 +29,7 @@ from psgc.disk import open_regular, write_text
 from psgc.terminal import say
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
-DEDICATED, JOB = "PSGC_DEDICATED_SERVER", "PSGC_JOB"
+DEDICATED, JOB, AS_BEFORE = "PSGC_DEDICATED_SERVER", "PSGC_JOB", "PSGC_SETTINGS"
 OF_JOB = "job"  # a value of PSGC_RESUME
 JOBS = ".jobs"  # in the run directory: the jobs that have begun this run or gone on with it, one a line
 STANDBY, READY = "PSGC_STANDBY", ".ready"  # READY is the name of the file, in the run directory
@@ -132,6 +133,21 @@ def note_job(directory: Path, resuming: bool) -> None:
     except OSError:
         if not resuming:  # on a full disk a run may still go on, see `Recorder`
             raise
+
+
+def with_settings(written: str) -> dict[str, str]:
+    """The variable that tells ranks the settings with which their run began. written: by `to_yaml`."""
+    return {AS_BEFORE: json.dumps(written)}  # in one line, for any mpirun
+
+
+def settings_of_the_start() -> str | None:
+    """The settings with which this run began, as text; None unless `psgc launch` starts it again.
+
+    The YAML may say something else by now. Only the first call returns them, and processes that this one starts do not
+    get them: they may be ranks of other runs.
+    """
+    written = os.environ.pop(AS_BEFORE, None)
+    return None if written is None else str(json.loads(written))
 
 
 def is_on_standby() -> bool:

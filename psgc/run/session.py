@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from psgc.config import Config
 from psgc.errors import RunFailed, UserError
 from psgc.mpi_start import MPI, TIMEOUT
 from psgc.processes import default_signals_in_children
@@ -80,12 +81,18 @@ def _load() -> None:
 
 
 def train(
-    config_path: str, overrides: Sequence[str], debug: bool, stopped_by: Sequence[int], resuming: bool = False
+    config_path: str,
+    overrides: Sequence[str],
+    debug: bool,
+    stopped_by: Sequence[int],
+    resuming: bool = False,
+    config: Config | None = None,
 ) -> NoReturn:
     """Run this rank of `psgc train`, and end the process with the exit code that docs/getting-started.md names.
 
     stopped_by: the signals that asked this process to end; a handler fills it, and rank 0 then ends the run in order.
     resuming: continue from the newest checkpoint in the run directory, if there is one.
+    config: the settings with which a run began that is started again; None: rank 0 reads the YAML
     """
     try:
         transport = Transport(interrupted=lambda: interruption(stopped_by))
@@ -100,7 +107,7 @@ def train(
         raise
     default_signals_in_children()
     ending = Ending(transport, stopped_by)
-    take_part(transport, Given(config_path, overrides=overrides), ending, resuming, debug)
+    take_part(transport, Given(config_path, config, overrides=overrides), ending, resuming, debug)
     code = ending.code
     flush()  # what a model has printed
     leave_mpi(transport, ending.in_order, has_failed=code != 0)

@@ -17,7 +17,7 @@ from torch import nn
 from psgc.checkpoints import newest_first
 from psgc.config import TorchConfig, checked_settings, read
 from psgc.disk import expanded
-from psgc.errors import UserError
+from psgc.errors import UserError, visible
 from psgc.problems import call_object
 from psgc.run import launched
 from psgc.run.inputs import Given
@@ -30,6 +30,7 @@ from psgc.torch.reading import length_of
 from psgc.torch.run import ScriptRun
 from psgc.torch.sampling import CostFunction
 from psgc.validation import wrong
+from psgc.yaml_source import YamlSource
 
 EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and also collate_fn, cost_fn, test, metrics"
 
@@ -51,13 +52,15 @@ class Parts:
     metrics: Callable[[nn.Module, Any], Any] | None = None
 
 
-def train(path: str, overrides: Sequence[str] = ()) -> ScriptRun:
+def train(path: str, overrides: Sequence[str] = (), began_with: str | None = None) -> ScriptRun:
     """Train as the YAML says. Returns the run, which ends with the process.
+
+    began_with: the settings with which a run began that is started again, in place of what the YAML says by now
 
     Raises UserError before the run begins, and what psgc.torch raises.
     """
-    source = read(path, overrides)
-    config = checked_settings(source)
+    source = read(path, overrides) if began_with is None else YamlSource(began_with, visible(path), has_lines=False)
+    config = checked_settings(source, by_hand=began_with is None)
     assert isinstance(config, TorchConfig)
     optimizer_by_name, scheduler_by_name = optimizer_and_scheduler(config, partial(wrong, source))
     torch.manual_seed(config.seed)

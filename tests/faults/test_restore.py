@@ -96,6 +96,21 @@ def test_a_run_that_has_lost_a_worker_goes_on_with_everybody(folder, kind):
     assert "started again      once, within " in ended.stdout
 
 
+def test_a_run_whose_yaml_is_edited_is_restored_with_the_settings_with_which_it_began(folder):
+    """What it says by then would be refused."""
+    text = (folder / "run.yaml").read_text()
+    yaml, lost = folder / "edited.yaml", folder / "edited/lost.csv"
+    yaml.write_text(text)
+    settings = sets("output=edited", "faults.restore={after: 2}", SLOW.format("edited/lost.csv"), inject("kill"))
+    with MpiRun(psgc("launch", "edited.yaml", "-n", str(RANKS), *settings), folder) as running:
+        wait_until(lambda: lost.exists() and "lost" in lost.read_text().partition("\n")[2])
+        yaml.write_text(text.replace("optimizer:", "optimizer: {kind: sgd, lr: 9.0}\nseed: 77\nwas:"))
+        ended = running.wait(60, code=0)
+    assert ended.stderr.count("the run starts again from here, with 4 ranks (faults.restore)") == 1, ended.said
+    assert_whole(folder / "edited", folder / "undisturbed")
+    assert json.loads((folder / "edited/summary.json").read_text())["restores"], ended.said
+
+
 @pytest.mark.parametrize(
     ("what", "then", "rank"),
     [("dies-while-it-reads", ".safetensors", 3), ("dies-after-a-step", "restores.csv", 0), ("unseen", "elsewhere", 3)],

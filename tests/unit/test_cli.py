@@ -149,8 +149,8 @@ def test_train_passes_on_what_it_was_given(trained):
     assert exit_code("train", "run.yaml", "--set", "seed=1", "--debug") == 0
     exit_code("train", "run.yaml", "--resume")
     first, second = (call.args for call in trained.call_args_list)
-    assert first == ("run.yaml", ["seed=1"], True, [], False)
-    assert second == ("run.yaml", [], False, [], True)
+    assert first == ("run.yaml", ["seed=1"], True, [], False, None)
+    assert second == ("run.yaml", [], False, [], True, None)
 
 
 @pytest.mark.parametrize("number", STOPPERS)

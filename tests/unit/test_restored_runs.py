@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from psgc.config import from_yaml_text, load
 from psgc.record.recorder import Recorder
 from psgc.run.launched import READY, UNDO, Found, undo
 from psgc.run_rows import IterationRow, WorkerEvent
@@ -104,14 +105,17 @@ def test_a_run_that_undoes_a_step_is_started_again_from_its_checkpoint_but_not_f
     assert not Path("out/.undo").exists()
 
 
-@pytest.mark.parametrize(("edit", "is_changed"), [("echo seed: 5", True), ("echo '# a remark'", False)])
-def test_a_run_is_not_started_again_with_settings_that_are_not_its_own(mpirun, capfd, edit, is_changed):
-    """The user has edited the YAML meanwhile."""
-    mpirun(UNDOES.replace("TIMES", "1").replace("touch out/.undo", f"{edit} >> run.yaml; touch out/.undo"))
-    assert launch("run.yaml", 2) == int(is_changed)
-    assert len(Path("started").read_text().splitlines()) == (1 if is_changed else 2)
-    why = "run.yaml has changed since the run began; expected the settings with which it began"
-    assert (f"psgc launch: the run cannot start again: {why}\n" in capfd.readouterr().err) == is_changed
+@pytest.mark.parametrize("edit", ["echo seed: 5 >> run.yaml", "echo seed: many >> run.yaml", ": > run.yaml"])
+def test_a_run_is_started_again_with_the_settings_with_which_it_began(mpirun, edit):
+    """Also those of --set, whatever the user has made of the YAML. `auto` and defaults are left to the new ranks."""
+    told = """printf '%s\\n' "$PSGC_SETTINGS" >> told"""
+    undoes = UNDOES.replace("TIMES", "1").replace("touch out/.undo", f"{edit}; touch out/.undo")
+    mpirun(f"{told}; {undoes}")
+    began_with = load("run.yaml", ["seed=7"])
+    assert launch("run.yaml", 2, ["seed=7"]) == 0
+    first, again = Path("told").read_text().splitlines()
+    assert (first, from_yaml_text(json.loads(again))) == ("", began_with)
+    assert "-x PSGC_SETTINGS" in Path("started").read_text().splitlines()[1], "for the ranks on other hosts"
 
 
 @pytest.mark.parametrize("resume", [False, True])
