@@ -53,6 +53,10 @@ class Restores:
         """Set the missing ranks: lost workers, and ranks for which there are new slots."""
         self._since = {rank: self._since.get(rank, now) for rank in ranks}
 
+    def forget(self, num_ranks: int) -> None:
+        """Another run of a script begins, which lacks no worker yet. The slots of new ranks are for all runs."""
+        self._since = {rank: since for rank, since in self._since.items() if rank >= num_ranks}
+
     def due(self, settings: Restore, num_ranks: int, now: float) -> list[int]:
         """The ranks that have been missing for long enough; empty unless they are `settings.lost` workers or new ones.
 
@@ -96,6 +100,7 @@ class Watch:
     _started: float = 0.0  # when a start was tried again
     _before: tuple[Path, object] = Path(), None  # restores.csv of the run that was started again; its stamp before
     _next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
+    _more: int = 0  # 1 if rank 0 is a worker as well, whose number is then one more than its process's
     _due: Sequence[int] = ()  # the ranks for which these were started
 
     def __post_init__(self) -> None:
@@ -115,12 +120,12 @@ class Watch:
     def _begin_run(self) -> None:
         """Know nothing of the run: it begins, or the script begins another one."""
         self._run = self._left.run
+        self._restores.forget(self.placement.ranks + self._more)
         self._settings: Restore | None = None
         self._is_known = False  # whether the settings were read
-        self._more = 0  # 1 if rank 0 is a worker as well, whose number is then one more than its process's
+        self._more, self._said = 0, ""
         self._lost: set[int] = set()
         self._seen: dict[Path, object] = {}  # stamps of the files that were read
-        self._restores.lacks((), 0.0)
 
     def look(self) -> bool:
         """Whether the run must end now, because new ranks are ready. A line says so once."""
@@ -222,8 +227,8 @@ class Watch:
 
     def _has_stepped(self) -> bool:
         """Whether the run that was started again has made a step, or this one has said how it ended."""
-        has_begun = self._left.settings_file() is not None
-        return has_begun and (bool(self._left.summary()) or stamp(self._before[0]) != self._before[1])
+        path, before = self._before
+        return stamp(path) != before or (self._left.settings_file() is not None and bool(self._left.summary()))
 
     def _without_hosts(self) -> MpirunProcess | None:
         """Start ranks on the remaining hosts, after mpirun has ended because of lost hosts."""

@@ -79,7 +79,7 @@ class Loggers:
     Use it in one thread, because MLflow has one run for each thread.
 
     directory: the run directory
-    must_begin: raise UserError when a logger cannot begin; else leave it out
+    must_begin: raise UserError when a logger cannot begin; else, and in a run that is started again, leave it out
     """
 
     def __init__(self, config: Config, directory: Path, must_begin: bool = True) -> None:
@@ -90,7 +90,7 @@ class Loggers:
             try:
                 self._loggers[name] = target.begin(directory)
             except UserError as error:
-                if must_begin:
+                if must_begin and not restored():
                     self.close(has_failed=True)
                     raise
                 say(f"psgc: {error}; the run goes on without it", error=True)

@@ -239,6 +239,8 @@ def test_a_run_that_is_started_again_goes_on_without_a_logger_that_cannot_begin(
     ]
     with pytest.raises(UserError, match="log: wandb is not installed"):
         trained(one_process, tmp_path / "next", ["wandb"])
+    monkeypatch.setenv(RESTORED, "1")
+    trained(one_process, tmp_path / "anew", ["wandb"])  # there was no checkpoint to go on from
 
 
 def test_the_dashboard_and_the_page_name_what_there_is():

@@ -557,3 +557,50 @@ def test_a_run_that_follows_the_one_that_was_started_again_is_not_taken_for_it(s
     capsys.readouterr()
     assert watched.take_next(137) is None
     assert (started, capsys.readouterr().err) == ([again], "")
+
+
+def test_a_run_that_follows_it_may_end_before_it_has_said_its_settings(script, capsys):
+    watched, started = script
+    begins_in("first", "{after: 0.01}")
+    Path("first/lost.csv").write_text(LOST.format(1))
+    assert is_asked(watched)
+    Path("first/summary.json").write_text('{"status": "interrupted"}')
+    assert watched.take_next(138) is started[0]
+    Path("answers", ANSWER).unlink()
+    watched.begin(RunDirectory(Path("answers").absolute(), resumed=False, of_script=True))
+    Path("first/restores.csv").touch()
+    Path("second").mkdir()
+    Path("answers", ANSWER).write_text(Found.now(Path("second").absolute()).text())
+    capsys.readouterr()
+    assert watched.take_next(137) is None
+    assert (len(started), capsys.readouterr().err) == (1, "")
+
+
+def test_new_slots_are_for_all_runs_of_a_script(script):
+    watched, started = script
+    Path("hosts").write_text("a slots=3\n")
+    watched = Watch(Placement(3, hostfile="hosts"), watched.start, lambda _: None, False, Answers())
+    watched.begin(RunDirectory(Path("answers").absolute(), resumed=False, of_script=True))
+    begins_in("first", "{after: 0.2}")
+    watched.look()
+    Path("hosts").write_text("a slots=5\n")
+    watched.look()
+    time.sleep(0.25)
+    begins_in("second", "{after: 0.2}")
+    watched.look()
+    assert len(started) == 1
+    watched.close()
+
+
+def test_that_it_was_too_often_is_said_for_each_run(script, capsys):
+    watched, started = script
+    for name in ("first", "second", "third"):
+        begins_in(name, "{after: 0.01, per_hour: 1}")
+        Path(name, "lost.csv").write_text(LOST.format(1))
+        assert is_asked(watched) == (name == "first")
+        if name == "first":
+            Path("first/summary.json").write_text('{"status": "interrupted"}')
+            assert watched.take_next(138) is started[0]
+            Path("answers", ANSWER).unlink()
+            watched.begin(RunDirectory(Path("answers").absolute(), resumed=False, of_script=True))
+    assert (len(started), capsys.readouterr().err.count("1 times in the last hour")) == (1, 2)
