@@ -22,18 +22,14 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> NoReturn:
-    from psgc.config import TorchConfig, from_yaml_text, has_torch_problem
+    from psgc.config import has_torch_problem
     from psgc.run.launched import settings_of_the_start
 
     if options.config.endswith(".py"):
         how = f"psgc launch {options.config} -n RANKS, or: mpirun -n RANKS python {options.config}"
         raise UserError(f"{options.config} is a script, which is started with: {how}")
     began_with = settings_of_the_start()
-    config = None if began_with is None else from_yaml_text(began_with, options.config)
-    if config is None:
-        is_torch = has_torch_problem(options.config, options.overrides)
-    else:
-        is_torch = isinstance(config, TorchConfig)
+    is_torch = has_torch_problem(options.config, options.overrides, began_with)
     if options.check_gradient and is_torch:
         raise UserError("--check-gradient: the problem is a torch problem, whose gradients are torch's own; train it")
     if options.check_gradient:
@@ -48,7 +44,7 @@ def run(options: Options) -> NoReturn:
     # this imports MPI, NumPy and the rest: only once signals are caught and threads limited
     from psgc.run.session import train
 
-    train(options.config, options.overrides, options.debug, stopped_by, options.resume, config)
+    train(options.config, options.overrides, options.debug, stopped_by, options.resume, began_with)
 
 
 def _check_gradient(options: Options) -> None:

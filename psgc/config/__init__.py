@@ -66,9 +66,12 @@ def load_written(path: str | Path) -> Config:
     return checked_settings(read(escaped(str(path))), by_hand=False)
 
 
-def has_torch_problem(path: str | Path, overrides: Sequence[str] = ()) -> bool:
-    """Whether a YAML file has a torch problem. False also where it cannot be read."""
+def has_torch_problem(path: str | Path, overrides: Sequence[str] = (), written: str | None = None) -> bool:
+    """Whether a YAML file has a torch problem. False also where it cannot be read.
+
+    written: the text that counts in place of the file and the overrides
+    """
     try:
-        return is_torch(read(path, overrides).tree)
+        return is_torch((read(path, overrides) if written is None else YamlSource(written, str(path))).tree)
     except UserError:
         return False

@@ -13,8 +13,7 @@ once all hosts answer. Where hosts do not answer to ssh from the beginning, it i
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,63 +25,14 @@ from psgc.launching.hosts import HostAnswers, slots_of, without
 from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import MpirunProcess
 from psgc.launching.outcome import RunDirectory
+from psgc.launching.restores import Restores
 from psgc.record.csv_files import earlier
 from psgc.run.launched import READY, UNDO, stamp
 from psgc.run_rows import WorkerEvent
 from psgc.terminal import say
 
-HOUR = 3600.0  # seconds
 START = 120.0  # seconds within which all new ranks must be ready
 RETRIES, QUICK = 3, 60.0  # how often a start that failed is tried again; after the first time only if it failed so soon
-
-
-class Restores:
-    """The missing ranks of a run, and the times at which it was started again. The caller gives the time.
-
-    >>> restores, settings = Restores(), Restore(lost=1, after=60)
-    >>> restores.lacks({3}, 10.0)
-    >>> restores.due(settings, 4, 69.0), restores.due(settings, 4, 70.0)
-    ([], [3])
-    """
-
-    def __init__(self) -> None:
-        self._since: dict[int, float] = {}
-        self._begun: deque[float] = deque()
-
-    def lacks(self, ranks: Collection[int], now: float) -> None:
-        """Set the missing ranks: lost workers, and ranks for which there are new slots."""
-        self._since = {rank: self._since.get(rank, now) for rank in ranks}
-
-    def forget(self, num_ranks: int) -> None:
-        """Another run of a script begins, which lacks no worker yet. The slots of new ranks are for all runs."""
-        self._since = {rank: since for rank, since in self._since.items() if rank >= num_ranks}
-
-    def due(self, settings: Restore, num_ranks: int, now: float) -> list[int]:
-        """The ranks that have been missing for long enough; empty unless they are `settings.lost` workers or new ones.
-
-        num_ranks: number of ranks of the run; higher ranks are new
-        """
-        long = sorted(rank for rank, since in self._since.items() if now - since >= settings.after)
-        enough = sum(rank < num_ranks for rank in long) >= settings.lost
-        return [rank for rank in long if rank >= num_ranks or enough]
-
-    def may_begin(self, settings: Restore, now: float) -> bool:
-        """Whether the run was started again fewer than `per_hour` times in the last hour."""
-        while self._begun and now - self._begun[0] >= HOUR:
-            self._begun.popleft()
-        return len(self._begun) < settings.per_hour
-
-    def tries(self) -> None:
-        """New ranks are started. Should they not continue the run, they are due again after `after` seconds once more.
-
-        It does not count until they do (`begins`), however often it is tried.
-        """
-        self._since = {}
-
-    def begins(self, now: float) -> None:
-        """Count a start of the run: new ranks continue it."""
-        self._begun.append(now)
-        self._since = {}
 
 
 @dataclass
@@ -95,7 +45,7 @@ class Watch:
     needs_checkpoint: bool  # the run may end without writing a checkpoint, so there must already be one
     answers: HostAnswers  # of the hosts of the run
     is_asked: bool = False  # whether the run must end, because the new ranks are ready
-    _said: str = ""  # the last line that said why new ranks do not continue the run
+    _said: Sequence[str] = ()  # the lines that have said why new ranks do not continue the run
     _retries: int = 0  # how often a start may be tried again
     _started: float = 0.0  # when a start was tried again
     _before: tuple[Path, object] = Path(), None  # restores.csv of the run that was started again; its stamp before
@@ -123,7 +73,7 @@ class Watch:
         self._restores.forget(self.placement.ranks + self._more)
         self._settings: Restore | None = None
         self._is_known = False  # whether the settings were read
-        self._more, self._said = 0, ""
+        self._more, self._said = 0, ()
         self._lost: set[int] = set()
         self._seen: dict[Path, object] = {}  # stamps of the files that were read
 
@@ -162,14 +112,15 @@ class Watch:
             self._next = self.start(placement, self._ready), placement, why, now + START
             self._due = due
         except (UserError, OSError) as error:  # the host file is gone, for example
+            self._restores.fails()
             self._goes_on(f"{why}; the run goes on: {error}")
         return False
 
     def _goes_on(self, line: str) -> None:
         """The run goes on without new ranks: a line says why, once however often that happens."""
-        if line != self._said:
+        if line not in self._said:
             say(f"psgc launch: {line}", error=True)
-        self._said = line
+            self._said = *self._said, line
 
     def take_next(self, code: int) -> MpirunProcess | None:
         """After mpirun has ended with `code`: the ranks that continue the run, which have been started; or None.
@@ -189,7 +140,7 @@ class Watch:
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
             (process, *_), self._next, self._retries = self._next, None, RETRIES
             self._restores.begins(time.monotonic())
-            self._before, self._said = self._stamped(), ""
+            self._before, self._said = self._stamped(), ()
             return process
         if is_undone:
             return self._from_older_checkpoint()
@@ -276,6 +227,7 @@ class Watch:
         elif process.has_ended or time.monotonic() > until:
             process.kill()
             self._next = None
+            self._restores.fails()
             self._goes_on(f"{why}; the run goes on, since {placement.ranks} ranks did not start")
         return self.is_asked
 

@@ -76,22 +76,18 @@ def launch(
             how = f"a script is started with: psgc launch {path} -n RANKS"
             raise UserError(f"{path}: psgc.launch takes a YAML file; {how}")
     heard = Heard()
-    placement = Placement(_processes(workers, path, overrides))
+    try:
+        config = configuration.load(path, overrides)
+    except UserError:  # `command.launch` raises it again
+        config = None
+    placement = Placement(workers + (config is not None and config.dedicated_server))
     code = command.launch(Program(path, overrides, resume=resume), placement, heard=heard)
     if heard.stopped_by is not None:
         signal.raise_signal(heard.stopped_by)  # so that the usual handlers get it as well
     if code:
         reason = heard.reason or f"the run ended with exit code {code}; its messages are on standard error"
         raise (UserError if code == UserError.exit_code else RunFailed)(reason)
-    return load(escaped(configuration.load(path, overrides).output))
-
-
-def _processes(workers: int, path: str, overrides: Sequence[str]) -> int:
-    """The number of processes for this number of workers."""
-    try:
-        return workers + configuration.load(path, overrides).dedicated_server
-    except UserError:  # `command.launch` raises it again
-        return workers
+    return load(escaped((config or configuration.load(path, overrides)).output))  # it may have been edited since
 
 
 def _written(

@@ -15,10 +15,12 @@
 Ranks whose script ends before psgc.torch.init meet the others too (`psgc.run.meeting`), so that no rank waits for them.
 """
 
+import base64
 import json
 import os
 import re
 import signal
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from psgc.disk import open_regular, write_text
+from psgc.errors import UserError
 from psgc.terminal import say
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 DEDICATED, JOB, AS_BEFORE = "PSGC_DEDICATED_SERVER", "PSGC_JOB", "PSGC_SETTINGS"
+LONGEST = 120_000  # characters of a variable; Linux takes 128 KiB with its name
 OF_JOB = "job"  # a value of PSGC_RESUME
 JOBS = ".jobs"  # in the run directory: the jobs that have begun this run or gone on with it, one a line
 STANDBY, READY = "PSGC_STANDBY", ".ready"  # READY is the name of the file, in the run directory
@@ -136,8 +140,14 @@ def note_job(directory: Path, resuming: bool) -> None:
 
 
 def with_settings(written: str) -> dict[str, str]:
-    """The variable that tells ranks the settings with which their run began. written: by `to_yaml`."""
-    return {AS_BEFORE: json.dumps(written)}  # in one line, for any mpirun
+    """The variable that tells ranks the settings with which their run began. written: by `to_yaml`.
+
+    Raises UserError when they are too long.
+    """
+    packed = base64.b64encode(zlib.compress(written.encode())).decode()  # in one line, for any mpirun
+    if len(packed) > LONGEST:
+        raise UserError("the settings are too long to hand to new ranks; expected long lists in files of their own")
+    return {AS_BEFORE: packed}
 
 
 def settings_of_the_start() -> str | None:
@@ -147,7 +157,7 @@ def settings_of_the_start() -> str | None:
     get them: they may be ranks of other runs.
     """
     written = os.environ.pop(AS_BEFORE, None)
-    return None if written is None else str(json.loads(written))
+    return None if written is None else zlib.decompress(base64.b64decode(written)).decode()
 
 
 def is_on_standby() -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from psgc.config import Config
+from psgc.config import from_yaml_text
 from psgc.errors import RunFailed, UserError
 from psgc.mpi_start import MPI, TIMEOUT
 from psgc.processes import default_signals_in_children
@@ -86,14 +86,15 @@ def train(
     debug: bool,
     stopped_by: Sequence[int],
     resuming: bool = False,
-    config: Config | None = None,
+    began_with: str | None = None,
 ) -> NoReturn:
     """Run this rank of `psgc train`, and end the process with the exit code that docs/getting-started.md names.
 
     stopped_by: the signals that asked this process to end; a handler fills it, and rank 0 then ends the run in order.
     resuming: continue from the newest checkpoint in the run directory, if there is one.
-    config: the settings with which a run began that is started again; None: rank 0 reads the YAML
+    began_with: the settings with which a run began that is started again; None: rank 0 reads the YAML
     """
+    config = None if began_with is None else from_yaml_text(began_with, config_path)
     try:
         transport = Transport(interrupted=lambda: interruption(stopped_by))
         wait_for_turn(_load, lambda: interruption(stopped_by))

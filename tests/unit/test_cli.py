@@ -203,5 +203,20 @@ def test_nothing_that_reads_thread_limits_is_loaded_before_they_are_set():
     assert python(f"import sys, psgc.cli; print(*({heavy} & set(sys.modules)))") == []
 
 
+def test_nor_is_it_in_a_run_that_is_started_again():
+    heavy = "{'numpy', 'scipy', 'mpi4py', 'psgc.run.session'}"
+    code = f"""
+import os, sys
+from types import SimpleNamespace as Options
+from psgc.cli import train
+from psgc.run.launched import with_settings
+
+os.environ |= with_settings("problem: {{kind: least_squares}}\\ncoding: {{assignment: cyclic}}\\n")
+train.limit_threads = lambda: sys.exit(print("limits", *({heavy} & set(sys.modules))))
+train.run(Options(config="run.yaml", overrides=[], check_gradient=False, debug=False, resume=True))
+"""
+    assert python(code) == ["limits"]
+
+
 def test_to_import_the_training_is_not_to_start_mpi():
     assert python("import psgc.run.session; from mpi4py import MPI; print(MPI.Is_initialized())") == ["False"]

@@ -2,14 +2,17 @@
 
 import json
 import os
+import random
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from psgc.config import from_yaml_text, load
+from psgc.errors import UserError
 from psgc.record.recorder import Recorder
-from psgc.run.launched import READY, UNDO, Found, undo
+from psgc.run.launched import READY, UNDO, Found, settings_of_the_start, undo, with_settings
 from psgc.run_rows import IterationRow, WorkerEvent
 from tests.unit.fake_mpirun import CHECKPOINT, NAMED, launch, summary
 from tests.unit.recording import BOTH_HOLD_ALL
@@ -105,8 +108,24 @@ def test_a_run_that_undoes_a_step_is_started_again_from_its_checkpoint_but_not_f
     assert not Path("out/.undo").exists()
 
 
+def told_by(monkeypatch, value):
+    monkeypatch.setenv("PSGC_SETTINGS", value)
+    return settings_of_the_start()
+
+
+def test_long_settings_reach_the_new_ranks_and_longer_ones_are_refused(monkeypatch):
+    written = yaml.safe_dump({"problem": {"options": {"ids": [*range(30_000)]}}})
+    (value,) = with_settings(written).values()
+    assert len(value) < 131_000 < len(written)
+    assert told_by(monkeypatch, value) == written
+    assert "PSGC_SETTINGS" not in os.environ, "the ranks of other runs do not get it"
+    rng = random.Random(0)
+    with pytest.raises(UserError, match="the settings are too long to hand to new ranks; expected long lists in files"):
+        with_settings(yaml.safe_dump([rng.random() for _ in range(12_000)]))
+
+
 @pytest.mark.parametrize("edit", ["echo seed: 5 >> run.yaml", "echo seed: many >> run.yaml", ": > run.yaml"])
-def test_a_run_is_started_again_with_the_settings_with_which_it_began(mpirun, edit):
+def test_a_run_is_started_again_with_the_settings_with_which_it_began(mpirun, edit, monkeypatch):
     """Also those of --set, whatever the user has made of the YAML. `auto` and defaults are left to the new ranks."""
     told = """printf '%s\\n' "$PSGC_SETTINGS" >> told"""
     undoes = UNDOES.replace("TIMES", "1").replace("touch out/.undo", f"{edit}; touch out/.undo")
@@ -114,7 +133,7 @@ def test_a_run_is_started_again_with_the_settings_with_which_it_began(mpirun, ed
     began_with = load("run.yaml", ["seed=7"])
     assert launch("run.yaml", 2, ["seed=7"]) == 0
     first, again = Path("told").read_text().splitlines()
-    assert (first, from_yaml_text(json.loads(again))) == ("", began_with)
+    assert (first, from_yaml_text(told_by(monkeypatch, again))) == ("", began_with)
     assert "-x PSGC_SETTINGS" in Path("started").read_text().splitlines()[1], "for the ranks on other hosts"
 
 

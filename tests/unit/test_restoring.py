@@ -12,7 +12,8 @@ from psgc.errors import UserError
 from psgc.launching.hosts import slots_of
 from psgc.launching.mpirun import Placement
 from psgc.launching.outcome import RunDirectory
-from psgc.launching.restoring import HOUR, Restores, Watch
+from psgc.launching.restores import HOUR, Restores
+from psgc.launching.restoring import Watch
 from psgc.run.launched import ANSWER, READY, UNDO, Found
 from tests.unit.fake_mpirun import RUN
 
@@ -58,6 +59,19 @@ def test_a_run_is_started_again_so_often_in_any_hour():
     assert restores.may_begin(TWO_FOR_TEN, HOUR)
     restores.begins(HOUR)
     assert not restores.may_begin(TWO_FOR_TEN, HOUR + 99.9)
+
+
+def test_after_starts_that_have_failed_the_next_one_waits_longer_up_to_the_usual_time_between_two():
+    restores, waits = Restores(), []
+    for _ in range(10):
+        restores.lacks({1, 3}, 0.0)
+        waits.append(next(wait for wait in range(4000) if due(restores, wait)))
+        restores.tries()
+        restores.fails()
+    assert waits == [10, 20, 40, 80, 160, 320, 640, 1280, 1800, 1800]
+    restores.begins(0.0)
+    restores.lacks({1, 3}, 0.0)
+    assert due(restores, 10.0) == [1, 3]
 
 
 def test_nobody_is_missed_when_the_run_begins_again():
@@ -329,15 +343,16 @@ class Starts:
     ],
 )
 def test_ranks_that_do_not_start_leave_the_run_as_it_is_and_do_not_count_as_a_start(folder, capsys, failure, why):
-    """They are tried again after as long once more, and a line says why once."""
+    """They are tried again after twice as long, then after twice as long as that, and a line says why once."""
     start = Starts(failure, failure, failure)
     watched = Watch(Placement(3), start, lambda _: None, False, Answers())
     watched.begin(RunDirectory(Path("out"), resumed=False))
-    begins("{after: 0.05, per_hour: 1}")
+    begins("{after: 0.01, per_hour: 1}")
     assert is_asked(watched)
     assert len(start.at) == 4
-    assert all(later - before >= 0.05 for before, later in pairwise(start.at))
-    line = f"psgc launch: worker 1 gone for 0.05 s; {why}"
+    waits = zip((0.02, 0.04, 0.08), pairwise(start.at), strict=True)
+    assert all(later - before >= wait for wait, (before, later) in waits)
+    line = f"psgc launch: worker 1 gone for 0.01 s; {why}"
     assert capsys.readouterr().err.splitlines()[:-1] == [line]
 
 
