@@ -14,7 +14,7 @@ from psgc.transport import Transport
 
 LASTING = (Kind.REASSIGN, Kind.DEFAULT_QUEUE)  # orders that hold for later iterations too
 # late replicas still need these; without COMMIT a map would name accumulators that are not complete
-FOLLOWED = (Kind.COMMIT, Kind.MAP, Kind.CLOSE, Kind.LEFT, Kind.DROP)
+FOLLOWED = (Kind.COMMIT, Kind.MAP, Kind.CLOSE, Kind.SUMS, Kind.LEFT, Kind.DROP)
 
 
 class Outbox:

@@ -24,9 +24,14 @@ def slowest(run: RecordedRun) -> int:
 
 
 def gantt(run: RecordedRun, iteration: int | None) -> Picture:
-    """The chart of this iteration, or of the slowest one. `run` must have a timeline."""
+    """The chart of this iteration, or of the slowest one where it is None or not in the record.
+
+    `run` must have a timeline.
+    """
     assert run.timeline is not None
     numbers = run.iterations["iteration"]
+    if iteration not in numbers:  # the run has gone back since, to undo a step for example
+        iteration = None
     row = slowest(run) if iteration is None else int(np.searchsorted(numbers, iteration))
     mine = run.timeline["iteration"] == numbers[row]
     columns = {name: column[mine] for name, column in run.timeline.items() if name != "outcomes"}

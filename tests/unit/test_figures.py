@@ -193,6 +193,7 @@ def test_without_a_choice_it_is_the_slowest_iteration_that_is_known(run):
     assert slowest(slow) == 3
     assert gantt(slow, None).title == "Iteration 3, worker by worker"
     assert "iteration 3, the slowest, a row" in gantt(slow, None).alt
+    assert gantt(slow, 40).title == "Iteration 3, worker by worker", "a run that has gone back to before 40"
     kept = slow.timeline["iteration"] != 3
     fewer = {name: column[kept] if name != "outcomes" else column for name, column in slow.timeline.items()}
     assert slowest(changed(slow, timeline=fewer)) == 5

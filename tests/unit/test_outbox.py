@@ -6,7 +6,7 @@ from psgc.messages import BATCH, UNHEARD, Kind
 from psgc.server.outbox import Outbox
 from tests.unit.scripted import Transport
 
-ORDERS = (Kind.COMMIT, Kind.QUEUE, Kind.REASSIGN, Kind.MAP, Kind.CLOSE)
+ORDERS = (Kind.COMMIT, Kind.QUEUE, Kind.REASSIGN, Kind.MAP, Kind.CLOSE, Kind.SUMS)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def give_up_reading(outbox, worker=1):
 @pytest.mark.parametrize(
     ("happens", "kept"),
     [
-        (lambda it: it.begin(1), [Kind.COMMIT, Kind.REASSIGN, Kind.MAP, Kind.CLOSE]),
+        (lambda it: it.begin(1), [Kind.COMMIT, Kind.REASSIGN, Kind.MAP, Kind.CLOSE, Kind.SUMS]),
         (lambda it: it.lost(1, for_good=False), [Kind.REASSIGN]),
         (lambda it: it.lost(1, for_good=True), []),
     ],
