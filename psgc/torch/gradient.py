@@ -61,8 +61,8 @@ class BatchGradient:
         self._is_sum: bool | None = None  # whether a pass over several chunks is the sum over them; None: unknown
         self._passes: list[tuple[int, ...]] = []  # the chunks of each pass of the newest call
 
-    def is_tried(self) -> None:
-        """The run has compared halves, and a chunk with its repetition, before it was started again."""
+    def omit_checks(self) -> None:
+        """Compare no halves, and no chunk with its repetition: the run did so before it was started again."""
         self._looks, self._is_checked = [], True
 
     def call(self, batch: Batch, engine: Engine, scale: float | None, is_whole: bool, loaded: int | None) -> Call:

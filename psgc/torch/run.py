@@ -358,7 +358,7 @@ class ScriptRun:
         """The run begins, where the engine says. open_loggers: as of `Output`; close: ends it before the script."""
         self.engine, self._close = engine, close
         if engine.is_tried:
-            self._gradient.is_tried()
+            self._gradient.omit_checks()
         self.output = Output(self._settings, self._model, self.standing, open_loggers)
         self._steps.open()
         self.standing.comes(engine.iteration, engine.state)

@@ -9,6 +9,7 @@ from tests.unit.fake_mpirun import mpirun as mpirun
 from tests.unit.recording import recorder_in as recorder_in
 from tests.unit.scripted_run import make_run as make_run
 from tests.unit.served_run import folder as folder
+from tests.unit.watched import run_before as run_before
 
 
 @pytest.fixture

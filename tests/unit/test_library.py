@@ -205,6 +205,11 @@ def test_a_yaml_that_the_user_has_written_stays(mpirun, whole):
         assert load("run.yaml").optimizer.lr == rate
 
 
+def test_the_record_is_that_of_the_run_also_where_its_yaml_was_edited_meanwhile(mpirun, whole):
+    mpirun(f"cp -r {whole}/. out; sed -i 's/output: out/output: other/' run.yaml")
+    assert psgc.launch("run.yaml", workers=2).path == Path("out")
+
+
 def call(function, *arguments, **options):
     """Now, in this thread."""
     done = Future()
