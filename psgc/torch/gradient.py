@@ -104,13 +104,24 @@ class BatchGradient:
             self._is_checked = found is not None and self._counts(found)
             return found
 
+        def singly(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
+            total: Tensor | None = None
+            for chunk in chunks:
+                if (one := in_one_pass((chunk,), wanted)) is None:
+                    return None
+                total = one if total is None else total.add_(one)
+            return total
+
         def vector(chunks: Sequence[int], wanted: Callable[[], bool]) -> Tensor | None:
             self._passes = [*(one for one in self._passes if not {*one} & {*chunks}), tuple(chunks)]
-            draws = self._compute.draws or self._loader.mixes  # then the pass and the sum differ in any case
-            is_known = len(chunks) == 1 or self._is_sum or draws
+            is_known = len(chunks) == 1 or self._is_sum or self._draws  # then the pass and the sum differ in any case
             filled = [] if is_known else [chunk for chunk in chunks if len(batch.of_chunks((chunk,), num_chunks))]
             if len(filled) < 2:  # a pass over one chunk and empty ones shows nothing
-                return in_one_pass(chunks, wanted)
+                found = in_one_pass(chunks, wanted)
+                if found is None or len(chunks) == 1 or self._is_free or not self._draws:
+                    return found
+                del found  # the model has begun to draw in this pass, with the numbers of its first chunk
+                return singly(chunks, wanted)
             then: list[Sequence[int]] = [*((chunk,) for chunk in filled), chunks]
             single = list[tuple[float, Sketch] | None]()  # of the chunks in which something counts
             for place, chunk in enumerate(filled, 1):
@@ -121,18 +132,13 @@ class BatchGradient:
             figures = self._figures(found)
             if found is not None and figures is not None and None not in single and len(single) > 1:
                 self._is_sum = adds_up(figures, [one for one in single if one is not None], TOLERANCE[found.dtype])
-            if found is None or self._is_sum is not False:
+            if found is None or (self._is_sum is not False and (self._is_free or not self._draws)):
                 return found
             del found  # only one vector is in memory at a time, and then two
             of_pass = self._loading(batch, chunks, engine)
             for place in range(min(of_pass.batches, MOST_LOOKS) if self._looks else 0):
                 self._halves_agree(batch, of_pass.rows_of(place), chunks[0], num_chunks, scale)
-            total: Tensor | None = None
-            for chunk in chunks:
-                if (one := in_one_pass((chunk,), wanted)) is None:
-                    return None
-                total = one if total is None else total.add_(one)
-            return total
+            return singly(chunks, wanted)
 
         def expect(chunks: Sequence[int]) -> None:
             self._loader.expect(batch.of_chunks(chunks, num_chunks))
@@ -156,9 +162,12 @@ class BatchGradient:
             " a chunk; where it mixes examples, as MixUp does, fewer `chunks` give it more"
         )
 
+    @property
+    def _draws(self) -> bool:
+        return self._compute.draws or self._loader.mixes
+
     def _joins(self) -> bool:
-        draws = self._compute.draws or self._loader.mixes
-        joins = self._compute.is_sum and (self._is_free or not draws)
+        joins = self._compute.is_sum and (self._is_free or not self._draws)
         return self._is_checked and joins and self._is_sum is not False
 
     def _loading(self, batch: Batch, chunks: Sequence[int], engine: Engine) -> Loading:

@@ -117,7 +117,9 @@ class TorchProgram:
         length = self._length
         if isinstance(self._dataset, StreamBuffer):  # without reading all of it
             length = min(length, self._dataset.size)
-        look = partial(sample, self._dataset, length, self.settings.seed, self.device)
+        # a worker process of a DataLoader cannot use CUDA, if it was forked
+        device = self.device if self._like is None else torch.device("cpu")
+        look = partial(sample, self._dataset, length, self.settings.seed, device)
         self._rows = look() if self._like is None else elsewhere(look, self._like)
 
     def expected(self) -> bytes:

@@ -241,11 +241,16 @@ def test_with_running_statistics_chunks_stay_alone_all_the_same():
     assert not call.joins()
 
 
-def test_chunks_stay_alone_once_random_numbers_are_drawn():
+@pytest.mark.parametrize("is_first", [True, False])
+def test_chunks_stay_alone_once_random_numbers_are_drawn(is_first):
+    """Also in the pass in which the model begins to draw. is_first: it is the first one over several chunks."""
     layer = nn.Dropout(0.0)
     call, _ = call_of(small(layer))
     call.vector((0,), always)
     assert call.joins()
+    if not is_first:
+        call.vector((1, 2), always)
     layer.p = 0.5
-    call.vector((1, 2), always)
+    found = call.vector((1, 2), always)
     assert not call.joins()
+    torch.testing.assert_close(found, call.vector((1,), always) + call.vector((2,), always), rtol=0, atol=0)

@@ -60,16 +60,18 @@ def test_one_process_goes_chunk_by_chunk_with_per_chunk_alone(transfer, expected
     assert settled(alone(settings_of({"transfer": transfer})), 1, DIM)[0].transfer == expected
 
 
-def program(row=1.0, weight=1.0, **given):
-    """Of a rank with these arguments, these data and this model."""
+def program(row=1.0, weight=1.0, device=None, num_workers=0, **given):
+    """Of a rank with these arguments, these data and this model. num_workers: of the DataLoader, if any."""
     model = torch.nn.Linear(1, 1)
     with torch.no_grad():
         model.weight.fill_(weight)
         model.bias.fill_(0.0)
     data = [torch.tensor([0.0]), torch.tensor([row])]
+    loader = torch.utils.data.DataLoader(data, num_workers=num_workers) if num_workers else data
     made = TorchProgram(
-        model, data, lambda model, batch: model(batch).mean(), settings_of(given), None, None, Given("train.py")
+        model, loader, lambda model, batch: model(batch).mean(), settings_of(given), None, None, Given("train.py")
     )
+    made.device = device or made.device
     made.look_at_rows()
     return made
 
@@ -85,6 +87,8 @@ def test_what_ranks_do_not_share_is_named():
         assert other.difference(first.expected()).startswith(difference)
         assert bool(other.difference(first.expected())) == bool(difference)
         assert bool(first.difference(other.expected())) == bool(difference)
+    in_a_worker = program(device=torch.device("cuda"), num_workers=1)  # a forked process cannot use CUDA
+    assert in_a_worker.difference(first.expected()) == ""
     assert program().fingerprint() == first.fingerprint() != program(weight=2.0).fingerprint()
 
 
