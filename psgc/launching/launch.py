@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from psgc.disk import write_text
 from psgc.errors import PsgcError, UserError
 from psgc.launching.hosts import HostAnswers
 from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
-from psgc.launching.mpirun_process import Heard, MpirunProcess, catching
+from psgc.launching.mpirun_process import Heard, MpirunProcess, Process, catching
 from psgc.launching.outcome import RunDirectory, folder_for_answers
 from psgc.launching.restoring import Watch
 from psgc.launching.scheduler import Scheduler
@@ -85,9 +85,8 @@ def launch(
         needs_checkpoint = config is None or isinstance(config, TorchConfig)
         watch = Watch(placement, starts.start, partial(_check_ranks, source), needs_checkpoint, HostAnswers(environ))
         with catching() as received:
-            process: MpirunProcess | None = None
             try:
-                process = starts.start(placement)
+                process: MpirunProcess | None = starts.start(placement)
                 while process is not None:
                     left = starts.left()
                     watch.begin(left)
@@ -95,9 +94,9 @@ def launch(
                     got_further = got_further or left.got_further()
                     process = None if received else watch.take_next(mpirun_code)
             finally:
-                if process is not None:  # a signal handler of the program has raised an exception
-                    process.kill()
                 watch.close()
+                for started in starts.processes:  # one runs if a signal handler of the program has raised an exception
+                    started.end()
         stopped_by, placement = received[0] if received else None, watch.placement
         again = ["psgc", "launch", program.path, *placement.arguments(), *program.settings, *program.mpirun, "--resume"]
         again += ["--", *program.after] if program.after else []
@@ -129,6 +128,7 @@ class _Starts:
     at_end: ExitStack
     mpirun: Mpirun | None = None  # after the first start
     ranks: int = 0  # number of ranks of the run
+    processes: list[Process] = field(default_factory=list)  # all that were started
 
     def start(self, placement: Placement, standby: Path | None = None) -> MpirunProcess:
         """Start ranks, which with `standby` write this file and wait until it is removed. Raises UserError."""
@@ -152,7 +152,7 @@ class _Starts:
         self._found = None if standby is not None else self._left()
         self.mpirun = self.mpirun or find_mpirun(environ)
         command, additions = command_for(program, placement, environ, self.mpirun)
-        return MpirunProcess(command, {**environ, **additions}, self.heard)
+        return MpirunProcess(command, {**environ, **additions}, self.heard, self.processes)
 
     def left(self) -> RunDirectory:
         """The run directory of the run that was started last. Call it when the run before has ended."""

@@ -50,26 +50,40 @@ class Heard:
                     os.write(2, line)
 
 
-class _Process(subprocess.Popen[bytes]):
-    """Leaves no process behind when a signal handler of the program raises an exception while it starts."""
+class Process(subprocess.Popen[bytes]):
+    """Is one of `processes` before it starts: a signal handler of the program may raise an exception at any moment."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        try:
-            super().__init__(*arguments, **options)
-        except BaseException:
-            if self.pid and self.returncode is None:
-                kill_tree(self.pid)
-                self.wait()
-            raise
+    def __init__(self, processes: list["Process"], command: Sequence[str], **options: Any) -> None:
+        processes.append(self)
+        super().__init__(command, **options)
+
+    def end(self) -> None:
+        """End the process, and its descendants on this host. Those on other hosts end with mpirun's daemons there."""
+        if getattr(self, "pid", None) is None or self.poll() is not None:
+            return
+        self.send_signal(signal.SIGTERM)
+        if not _reacts(self, (), STOP_SEQUENCE[1][1]):
+            kill_tree(self.pid)
+            self.wait()
 
 
 class MpirunProcess:
-    """A running mpirun, whose stderr `heard` gets as well. Raises UserError when it cannot be started."""
+    """A running mpirun, whose stderr `heard` gets as well. Raises UserError when it cannot be started.
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str], heard: Heard | None = None) -> None:
+    processes: gets the process; whoever has this list must end it, also when an exception comes before this is made
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        heard: Heard | None = None,
+        processes: list[Process] | None = None,
+    ) -> None:
         sys.stdout.flush()
         try:
-            self._process = _Process(
+            self._process = Process(
+                [] if processes is None else processes,
                 command,
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -91,13 +105,8 @@ class MpirunProcess:
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """End mpirun and its ranks on this host at once. Ranks on other hosts end with mpirun's daemons there."""
-        if self.has_ended:
-            return
-        self._process.send_signal(signal.SIGTERM)
-        if not _reacts(self._process, (), STOP_SEQUENCE[1][1]):
-            kill_tree(self._process.pid)
-            self._process.wait()
+        """End mpirun and its ranks at once."""
+        self._process.end()
 
     def watch(
         self,

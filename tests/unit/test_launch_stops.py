@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from psgc.launching.mpirun_process import Process
 from psgc.launching.outcome import RunDirectory
 from psgc.record.loggers import OPEN
 from psgc.run import launched
@@ -245,3 +246,19 @@ def is_over_soon(left):
     left.is_over()
     time.sleep(0.02)
     return left.is_over()
+
+
+def test_a_handler_of_the_program_that_raises_right_after_the_start_leaves_no_run_behind(mpirun, monkeypatch):
+    """Before anything but the list of `launch` has the process."""
+    start = Process.__init__
+
+    def begin(self, *arguments, **options):
+        start(self, *arguments, **options)
+        wait_for(Path("begun").exists)
+        raise TimeoutError
+
+    monkeypatch.setattr(Process, "__init__", begin)
+    mpirun("echo $$ > pid; touch begun; exec sleep 60")
+    with pytest.raises(TimeoutError):
+        launch("run.yaml", 2)
+    assert not Path("/proc", Path("pid").read_text().strip()).exists()
