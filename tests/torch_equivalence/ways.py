@@ -153,7 +153,9 @@ class Ranks:
             found += self._wrong_record()
         found += self._wrong_evaluations()
         results = {path.stem: load_file(path) for path in sorted(self._folder.glob("result-*.safetensors"))}
-        first = "result-1" if self._way.befalls == "taken over" else "result-0"
+        first = "result-0"
+        if self._way.befalls == "taken over" and results:  # rank 0 by now is one that had the newest replica
+            first = max(results, key=lambda rank: len(results[rank]))
         if first not in results:
             return inf, [*found, f"rank 0 has no result: {finished.said}"]
         if self._way.befalls == "taken over":  # a row that rank 0 had not logged yet is lost
