@@ -288,4 +288,4 @@ def undone(directory: Path) -> int | None:
 def undo_at_takeover(directory: Path, undo: Callable[[int], str]) -> None:
     """Undo what the rank 0 before was about to undo. undo: as of `RunRecord`."""
     if (step := undone(directory)) is not None:
-        say(f"rank 0 was lost before it had undone step {step}, which is wrong{undo(step)}")
+        say(f"rank 0 was lost before it had undone a wrong step{undo(step)}")

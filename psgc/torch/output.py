@@ -41,7 +41,7 @@ class Output:
         self._at_begin = settings.verify_idle  # one before the first step too, so that each step can be undone
         self._store: CheckpointStore | None = None  # on rank 0
         self._memory: bytearray | None = None  # the content of the newest checkpoint; used again for the next one
-        self._newest: int | None = None  # the step of the newest checkpoint, or the first step of this process
+        self._calls: dict[int, int] = {}  # of each checkpoint, by its step: number of calls before it; steps rise
         self._open_loggers, self._is_first = open_loggers, False
         self._record: Record | None = None
         self._steps = self._reached = 0  # steps at the end of the script's loop; the step of the newest batch
@@ -60,13 +60,17 @@ class Output:
             if self._directory and self._store is not None:
                 record.make_room = self._make_room
                 of_run = partial(undo, Path(self._directory), self._store.give_up_after)
-                record.undo = lambda _: of_run(self._reached - 1)  # what is found wrong is of this step, or of the last
+                record.undo = lambda iteration: of_run(self._step_before(iteration))
                 undo_at_takeover(Path(self._directory), of_run)
             if self._steps:
                 record.expects(self._steps, self._reached)
             record.evaluated(self._evaluated)
         for path in self._saves:
             self.save(path)
+
+    def goes_on(self, step: int, calls: int) -> None:
+        """The run goes on from a checkpoint, the state before `step`. calls: number of calls before it."""
+        self._calls = {step: calls}
 
     def reaches(self, batch: int, steps: int | None) -> None:
         """The batch of this step begins. steps: see `Record.expects`; None: as before."""
@@ -111,9 +115,8 @@ class Output:
 
     def is_due(self, step: int) -> bool:
         """Whether to write a checkpoint before `step`, if the state is whole there. The last one is always written."""
-        if self._newest is None:
-            self._newest = -1 if self._at_begin and not step else step
-        return self._every > 0 and (self.has_moved or step // self._every > self._newest // self._every)
+        newest = max(self._calls, default=-1 if self._at_begin else 0)
+        return self._every > 0 and (self.has_moved or step // self._every > newest // self._every)
 
     def write_checkpoint(self, step: int, calls: int) -> None:
         """Begin to write the state before `step`. calls: number of calls before it. Raises as `Record.check_claim`."""
@@ -121,12 +124,18 @@ class Output:
         if self._record is not None:
             self._record.check_claim()
             seconds = self._record.seconds
-        self._newest, self.has_moved = step, False
+        self.has_moved = False
+        # a new dict each time, since the MPI thread may read it; a checkpoint replaces those of later steps
+        self._calls = {earlier: of for earlier, of in self._calls.items() if earlier < step} | {step: calls}
         if self._store is not None:
             if not self._store.flush():
                 self._memory = None  # a slow disk may still be taking it
             self._memory = self._standing.state(calls, seconds, self._memory)
             self._store.write(content_of(step, self._memory, self._model))
+
+    def _step_before(self, iteration: int) -> int:
+        """The step of the newest checkpoint that has nothing of the call `iteration` in it; -1 if there is none."""
+        return max((step for step, calls in self._calls.items() if calls <= iteration), default=-1)
 
     def _make_room(self) -> bool:
         """Remove the oldest checkpoint, but never the newest. Returns whether one was removed."""

@@ -28,7 +28,7 @@ from psgc.torch.output import Output
 from psgc.torch.outputs import Outputs
 from psgc.torch.sampling import Batch, ChunkCosts, CostFunction, Sampler
 from psgc.torch.standing import Standing
-from psgc.torch.state import Stateful, check_savable
+from psgc.torch.state import Stateful, about_in, check_savable
 from psgc.torch.steps import Steps
 from psgc.torch.streams import StreamBuffer
 from psgc.torch.tensor_files import from_bytes
@@ -362,6 +362,8 @@ class ScriptRun:
         self.output = Output(self._settings, self._model, self.standing, open_loggers)
         self._steps.open()
         self.standing.comes(engine.iteration, engine.state)
+        if engine.state is not None:
+            self.output.goes_on(about_in(engine.state, "the state").position.iteration, engine.iteration)
         if engine.rank == 0:
             self._serves()
         engine.serves = self._serves

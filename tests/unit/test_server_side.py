@@ -258,7 +258,7 @@ def test_a_takeover_undoes_the_step_of_which_the_rank_0_before_has_said_so(capsy
     assert take_over(iter([]), 4, "iterations=9", stopped_by=stopped_by) == 128 + signal.SIGUSR1
     assert newest().iteration == 2
     assert {"status": "interrupted", "starts_again": True}.items() <= summary().items()
-    line = "rank 0 was lost before it had undone step 2, which is wrong; so the run goes back to the checkpoint"
+    line = "rank 0 was lost before it had undone a wrong step; so the run goes back to the checkpoint"
     assert f"{line} of step 2\n" in capsys.readouterr().out
 
 

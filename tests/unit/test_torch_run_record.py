@@ -206,6 +206,55 @@ def test_who_takes_over_undoes_the_step_that_rank_0_was_about_to_undo(tmp_path, 
     assert (newest.exists(), before.exists()) == (False, True)
 
 
+@pytest.fixture
+def undoing(monkeypatch):
+    """psgc launch starts the run again; the signal that ends it does not come."""
+    monkeypatch.setenv("PSGC_LAUNCHED", "1")
+    monkeypatch.setattr("os.kill", lambda *_: None)
+
+
+def undone(folder, iteration, during, takes_over=False):
+    """Undo an iteration in the step `during`. Returns the step to which the run goes back, and what is left.
+
+    Each step takes two calls: the gradient is iteration 2 * step, and what is measured with it the one after.
+    """
+    settings = {"verify": {"idle": True}, "transfer": "combined", "checkpoint_every": 2}
+    _, data, run, optimizer = made(output=str(folder), **settings)
+    other, said = Output(run._settings, run._model, run.standing, lambda: None), ""
+    run.attach(optimizer)
+    for batch in run.batches(SIZE, epochs=3):
+        is_due = run.output.is_due(batch.iteration)
+        run.backward(batch)
+        if is_due and takes_over:
+            other.write_checkpoint(batch.iteration, run.standing.iteration - 1)
+        if batch.iteration == during:
+            if takes_over:
+                run.output.close()  # what rank 0 was writing
+                other.serve(run.engine.record)
+            said = run.engine.record.undo(iteration)
+            break
+        optimizer.step()
+        run.evaluate(data, loss)
+    end(run, "stopped")
+    return said.rpartition("step ")[2], [step_of(path) for path in newest_first(folder / "checkpoints")]
+
+
+@pytest.mark.parametrize("takes_over", [False, True])
+@pytest.mark.parametrize(
+    ("iteration", "during", "left"), [(0, 0, [0]), (1, 1, [0]), (7, 4, [2, 0]), (8, 4, [4, 2, 0]), (8, 5, [4, 2, 0])]
+)
+def test_the_newest_checkpoint_from_before_a_wrong_iteration_stays(
+    tmp_path, undoing, iteration, during, left, takes_over
+):
+    assert undone(tmp_path, iteration, during, takes_over) == (str(left[0]), left)
+
+
+def test_a_resumed_run_goes_back_to_the_checkpoint_from_which_it_goes_on(tmp_path, undoing, monkeypatch):
+    assert undone(tmp_path, 8, 4) == ("4", [4, 2, 0])
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    assert undone(tmp_path, 8, 4) == ("4", [4, 2, 0])
+
+
 def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr("psgc.torch.record.time", clock)
