@@ -10,7 +10,7 @@ from psgc.config import Config, Data, load
 from psgc.disk import escaped
 from psgc.errors import UserError
 from psgc.launching.mpirun import check_extra
-from psgc.launching.points import check_runs, data_files, sweep_points
+from psgc.launching.points import check_runs, data_files, first_point, sweep_points
 from psgc.launching.scheduler import Job, batch_script, job_name
 from psgc.launching.schedulers import SCHEDULERS, Slurm, usual
 from psgc.launching.script import check_script
@@ -64,7 +64,7 @@ def run(options: Options) -> int:
             raise UserError(f"{wrong}: for runs of a YAML file, {printable(path)} is a script")
         name = Path(path).stem
     else:
-        config = load(path, overrides)
+        config = load(path, [*overrides, *first_point(options.sweeps)])
         output = escaped(config.output)  # its variables are expanded already
         points = sweep_points(options.sweeps, output, overrides)
         check_runs(path, overrides, points, job.ranks, ELSEWHERE)  # not after the job has waited in the queue

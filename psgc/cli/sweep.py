@@ -17,7 +17,7 @@ from psgc.errors import RunFailed, UserError, visible
 from psgc.launching.launch import launch
 from psgc.launching.mpirun import Placement, check_extra
 from psgc.launching.mpirun_process import Heard
-from psgc.launching.points import check_runs, sweep_points, values_of
+from psgc.launching.points import check_runs, first_point, sweep_points, values_of
 from psgc.launching.script import Program
 from psgc.run.launched import stopped
 from psgc.terminal import say
@@ -59,7 +59,7 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     fixed = [override for override in overrides if override not in varied]
     if not varied:
         raise UserError("--set: expected one with several values, such as --set optimizer.lr=0.1,0.3")
-    output = load(path, fixed).output
+    output = load(path, [*fixed, *first_point(varied)]).output
     points = sweep_points(varied, escaped(output), fixed, "--set")  # its variables are expanded already
     check_runs(path, fixed, points, placement.ranks)
     configs = [load(path, [*fixed, *point]) for point in points]

@@ -50,6 +50,17 @@ def sweep_points(
     return points
 
 
+def first_point(sweeps: Sequence[str]) -> list[str]:
+    """The overrides of the first run, without its directory. What has no value is left for `sweep_points` to refuse.
+
+    What all runs share is read with them, since the YAML alone may lack a key, or contradict itself.
+
+    >>> first_point(["seed=1,2", "dtype=float32,float64"])
+    ['seed=1', 'dtype=float32']
+    """
+    return [f"{_key(sweep)}={values[0]}" for sweep in sweeps if (values := values_of(sweep))]
+
+
 def _key(override: str) -> str:
     return override.partition("=")[0].strip()
 

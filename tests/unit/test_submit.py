@@ -177,6 +177,11 @@ def test_a_sweep_is_an_array_of_every_combination(submit):
     assert runs[2][2] == "runs/a/2_optimizer.lr=0.3_coding=_parts_2_"
 
 
+def test_a_key_that_only_the_sweep_gives(submit):
+    Path("run.yaml").write_text(RUN.replace(", lr: 0.1", ""))
+    assert written(submit, "--sweep", "optimizer.lr=0.1,0.3")
+
+
 def test_values_are_taken_apart_as_yaml():
     points = sweep_points(["a=1,[2, 3], {b: 4, c: 5},'6,7',"], "o")
     assert [point[0] for point in points] == ["a=1", "a=[2, 3]", "a={b: 4, c: 5}", "a='6,7'"]

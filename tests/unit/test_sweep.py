@@ -201,6 +201,15 @@ def test_resume_makes_torch_runs_again_whose_chunks_would_draw_other_random_numb
     assert out.count("was made with another coding.chunks; it is made again") == 2
 
 
+def test_a_key_that_only_the_varied_settings_give_or_correct(sweep, launch):
+    """What counts are the settings of the runs, not those of the YAML alone."""
+    Path("run.yaml").write_text(RUN.replace("optimizer: {kind: sgd, lr: 0.1}", "optimizer: {kind: sgd}"))
+    assert sweep(*LR)[0] == 0
+    Path("run.yaml").write_text(RUN.replace("replication: 2", "parts: 3, replication: 2"))
+    assert sweep("run.yaml", "-n", "4", "--set", "coding.parts=1,2")[0] == 0
+    assert len(launch.calls) == 4
+
+
 def test_a_setting_of_all_runs_that_a_value_would_replace_is_refused(sweep, launch):
     values = "optimizer={kind: sgd, lr: 0.1},{kind: adam, lr: 0.001}"
     code, _, err = sweep("run.yaml", "-n", "3", "--set", "optimizer.clip_norm=1.0", "--set", values)
