@@ -11,7 +11,7 @@ import yaml
 from psgc.cli import Options, Parser, add_dedicated_server, add_resume, add_settings
 from psgc.cli.compare import compare
 from psgc.cli.launch import add_ranks, placement_of
-from psgc.config import BatchSettings, Config, TorchConfig, load
+from psgc.config import AssignmentFile, BatchSettings, Config, TorchConfig, load
 from psgc.disk import escaped
 from psgc.errors import RunFailed, UserError, visible
 from psgc.launching.launch import launch
@@ -19,6 +19,7 @@ from psgc.launching.mpirun import Placement, check_extra
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.points import check_runs, first_point, sweep_points, values_of
 from psgc.launching.script import Program
+from psgc.plan import read_assignment
 from psgc.run.launched import stopped
 from psgc.terminal import say
 from psgc.tools.run_directory import RecordedRun, read_run
@@ -69,7 +70,7 @@ def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
         what = f"run {place} of {len(points)}: {' '.join(point[:-1])}"
         one = replace(program, overrides=[*fixed, *point])
         if program.resume and (made := _made(config)) is not None:
-            if key := _changed(config, made.config, _is_done(made)):
+            if key := _changed(config, made, placement.ranks):
                 say(f"{what}: {config.output} was made with another {key}; it is made again")
                 one = replace(one, resume=False)
             elif _is_done(made) and _length(made.config) == _length(config):
@@ -122,20 +123,22 @@ def _length(config: Config) -> int:
     return config.batch.epochs if isinstance(config.batch, BatchSettings) else config.iterations or 0
 
 
-def _changed(now: Config, before: Config, is_done: bool) -> str:
+def _changed(now: Config, made: RecordedRun, ranks: int) -> str:
     """The first key that changes what a run trains and has another value now, or "". A run may become longer.
 
     A run that goes on may find its data in another place, and evaluate more or less often. It compares the data itself.
     """
-    told, made = (_results(config) for config in (now, before))
-    for section in told if is_done else [name for name in told if name not in ("data", "evaluate")]:
-        one, other = told[section], made[section]
+    told, before = _results(now), _results(made.config)
+    for section in told if _is_done(made) else [name for name in told if name not in ("data", "evaluate")]:
+        one, other = told[section], before[section]
         if isinstance(one, dict) and isinstance(other, dict):
             if key := next((key for key in {**one, **other} if one.get(key) != other.get(key)), None):
                 return f"{section}.{key}"
         elif one != other:
             return section
-    return "number of iterations" if _length(now) < _length(before) else ""
+    if _depends_on_chunks(now) and made.chunks not in (0, _chunks(now, ranks)):  # 0: unknown
+        return "number of chunks"
+    return "number of iterations" if _length(now) < _length(made.config) else ""
 
 
 def _results(config: Config) -> dict[str, Any]:
@@ -143,8 +146,17 @@ def _results(config: Config) -> dict[str, Any]:
     found = {section: settings.get(section) for section in RESULTS}
     if isinstance(config, TorchConfig):  # the random numbers of each chunk
         found["coding"] = {"chunks": config.coding.chunks}
-    elif isinstance(config.batch, int):  # the rows of each chunk
-        found["coding"] = {name: settings["coding"].get(name) for name in ("chunks_per_worker", "assignment")}
     if isinstance(config.batch, BatchSettings):
         found["batch"] = config.batch.model_dump(exclude={"epochs"})
     return found
+
+
+def _depends_on_chunks(config: Config) -> bool:
+    """Whether another number of chunks gives other rows in each batch, or other bits where bits are promised."""
+    return not isinstance(config, TorchConfig) and (isinstance(config.batch, int) or config.reproducible)
+
+
+def _chunks(config: Config, ranks: int) -> int:
+    if isinstance(config.coding.assignment, AssignmentFile):
+        return int(read_assignment(config.coding.assignment.path).shape[0])
+    return config.coding.per_worker * config.workers(ranks)

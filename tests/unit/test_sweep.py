@@ -4,6 +4,7 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from psgc.config import load
@@ -16,7 +17,7 @@ problem: {kind: logistic}
 data: {path: train.npz}
 optimizer: {kind: sgd, lr: 0.1}
 iterations: 3
-coding: {replication: 2}
+coding: {replication: 2, chunks_per_worker: 2}
 output: runs/a
 """
 LR = ("run.yaml", "-n", "3", "--set", "optimizer.lr=0.1,0.3")
@@ -183,12 +184,29 @@ def test_a_run_that_goes_on_may_find_its_data_elsewhere(sweep, launch):
     assert [program.resume for _, _, program in launch.calls] == [False, False, True, True]
 
 
-def test_resume_makes_runs_again_whose_batches_would_be_other_rows(sweep, launch):
-    given = (*LR, "--set", "batch=4", "--set", "coding={chunks_per_worker: 2, replication: 2}")
-    sweep(*given)
-    assert sweep(*given, "--resume", "--set", "schedule=uncoded")[1].count("done already") == 2
-    _, out, _ = sweep(*given, "--resume", "--set", "coding.chunks_per_worker=1")
-    assert "was made with another coding.chunks_per_worker; it is made again" in out
+@pytest.mark.parametrize("key", ["batch=4", "reproducible=true"])
+def test_resume_makes_runs_again_whose_rows_or_bits_would_be_others_with_so_many_chunks(sweep, launch, key):
+    given = ("run.yaml", "--set", "optimizer.lr=0.1,0.3", "--set", key, "--set")
+    sweep(*given, "coding={chunks_per_worker: 2}", "-n", "3")
+    for number, *same in ((2, "3"), (1, "6"), (2, "4", "--dedicated-server")):
+        again = f"coding={{chunks_per_worker: {number}}}", "-n", *same, "--set", "schedule=uncoded"
+        assert sweep(*given, *again, "--resume")[1].count("done already") == 2
+    for number, workers in ((1, "3"), (2, "4")):
+        _, out, _ = sweep(*given, f"coding={{chunks_per_worker: {number}}}", "-n", workers, "--resume")
+        assert out.count("was made with another number of chunks; it is made again") == 2
+
+
+def test_resume_makes_runs_again_whose_assignment_has_other_chunks_now(sweep, launch):
+    given = (*LR, "--set", "batch=4", "--set", "coding={assignment: {kind: file, path: a.npy}}", "--resume")
+    for chunks, done in ((6, 0), (6, 2), (9, 0)):
+        np.save("a.npy", np.ones((chunks, 3)))
+        assert sweep(*given)[1].count("done already") == done
+
+
+def test_the_exact_gradient_of_all_rows_is_that_of_any_number_of_workers(sweep, launch):
+    given = ("run.yaml", "--set", "optimizer.lr=0.1,0.3")
+    sweep(*given, "-n", "3")
+    assert sweep(*given, "-n", "4", "--resume")[1].count("done already") == 2
 
 
 def test_resume_makes_torch_runs_again_whose_chunks_would_draw_other_random_numbers(sweep, launch):
