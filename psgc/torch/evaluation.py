@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError, one_line
@@ -15,7 +15,7 @@ from psgc.torch.batch_samplers import sampler_of
 from psgc.torch.calls import Call, means_of, signature
 from psgc.torch.flat import FlatModel
 from psgc.torch.generators import seeded
-from psgc.torch.loader import ChunkLoader, MicroBatch
+from psgc.torch.loader import ChunkLoader, Collate, MicroBatch
 from psgc.torch.outputs import OutputCalls, Outputs, figures_of, parts_of
 
 AT_ONCE = 64  # examples of a batch without micro_batch; the same for any number of workers, so sums are the same too
@@ -42,8 +42,7 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Evaluates metrics, in calls of the run.
 
-    collate: makes a batch from a list of examples, unless a DataLoader has a function of its own for that; or None
-    own: the function of the training's DataLoader, for a dataset that comes without a DataLoader
+    collate: makes a batch from a list of examples, for a dataset that comes without a DataLoader
     settings: the settings of the run
     flat: the model's flat parameters
     dim: number of entries of a gradient's vector
@@ -51,9 +50,9 @@ class Evaluator:
     results: all evaluations of the whole run, in order; set when a state is loaded
     """
 
-    def __init__(self, model: nn.Module, collate: Any, own: Any, settings: TorchRun, flat: FlatModel, dim: int) -> None:
+    def __init__(self, model: nn.Module, collate: Collate, settings: TorchRun, flat: FlatModel, dim: int) -> None:
         self._model, self._flat, self._device, self._dim = model, flat, flat.device, dim
-        self._collate, self._own = collate, own
+        self._collate = collate
         self._at_once, self._seed = settings.micro_batch or AT_ONCE, settings.seed
         self.results: Sequence[Evaluation] = ()
         self._asked = Counter[tuple[int, int]]()
@@ -94,9 +93,7 @@ class Evaluator:
                 f"run.evaluate: the DataLoader has {name}, and each example is evaluated once; expected a DataLoader "
                 "without sampler and batch_sampler, such as one of a torch.utils.data.Subset"
             )
-        collate = self._collate or self._own
-        if isinstance(dataset, DataLoader):
-            collate = self._collate if dataset.collate_fn is default_collate else None
+        collate = None if isinstance(dataset, DataLoader) else self._collate
         loader = ChunkLoader(dataset, collate, self._at_once)
         seed = (self._seed, len(self.results) + 1)
         loader.seed = (*seed, "evaluation")

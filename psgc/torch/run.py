@@ -52,7 +52,7 @@ class ScriptRun:
     ) -> None:
         self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
         self._dataset, own, _ = taken_apart(dataset, None)
-        self._evaluator = Evaluator(model, collate, own, settings, flat, compute.dim)
+        self._evaluator = Evaluator(model, collate or own, settings, flat, compute.dim)
         self._loader = ChunkLoader(dataset, collate, settings.micro_batch or 1)
         self._collates = (default_collate, own, collate)  # that a DataLoader may have for `batches`
         self._sampler_name = sampler_of(dataset)

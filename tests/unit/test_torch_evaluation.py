@@ -202,6 +202,7 @@ def test_an_evaluation_collates_as_its_data_loader_does():
     data = [torch.tensor([float(number)]) for number in range(4)]
     twice = torch.utils.data.DataLoader(data, collate_fn=lambda examples: 2 * torch.stack(examples))
     assert run.evaluate(twice, lambda model, batch: (batch.sum(), len(batch))) == 3.0
+    assert run.evaluate(torch.utils.data.DataLoader(data), lambda model, batch: (batch.sum(), len(batch))) == 1.5
 
 
 @pytest.mark.usefixtures("one_process")
