@@ -64,7 +64,7 @@ class Trainer(transformers.Trainer):
     psgc: arguments of psgc.torch.init, such as output and chunks
     run: the run (`psgc.torch.ScriptRun`)
 
-    Raises UserError for arguments that do not work on several ranks.
+    Raises UserError for arguments and overridden methods that do not work on several ranks.
     """
 
     run: ScriptRun | None = None
@@ -79,7 +79,7 @@ class Trainer(transformers.Trainer):
     ) -> None:
         args = args or transformers.TrainingArguments("tmp_trainer")
         try:
-            check(args)
+            check(args, type(self), Trainer)
             if model is None or more.get("model_init") is not None:
                 raise UserError("psgc.transformers.Trainer: model_init: expected the model itself")
             super().__init__(model, of_rank(args, self._rank), *others, **more)
@@ -96,7 +96,7 @@ class Trainer(transformers.Trainer):
         length_of(dataset)  # refuses it, if need be
         chooses = self._get_train_sampler if dataset is self.train_dataset else None
         loader = self._get_dataloader(dataset, "Training", 1, chooses)  # with its collator, as for one process
-        self._collate, own, self._order = loader.collate_fn, loader.dataset, loader.batch_sampler.sampler
+        collate, own, self._order = loader.collate_fn, loader.dataset, loader.batch_sampler.sampler
         if args.dataloader_num_workers:
             own = DataLoader(own, num_workers=args.dataloader_num_workers, pin_memory=args.dataloader_pin_memory)
         self.accelerator.prepare_model(self.model, evaluation_mode=True)  # autocast also before training
@@ -105,7 +105,7 @@ class Trainer(transformers.Trainer):
         if isinstance(self._order, LengthGroupedSampler):
             lengths = self._order.lengths
             of_init = {"cost_fn": lambda rows: len(rows) * max(lengths[row] for row in rows), **of_init}
-        self.run = run = psgc.torch.init(self.model, own, self._loss, collate_fn=self._collate, **of_init)
+        self.run = run = psgc.torch.init(self.model, own, self._loss, collate_fn=collate, **of_init)
         size = args.per_device_train_batch_size * run.engine.num_workers * args.gradient_accumulation_steps
         self._size = LoopProgress.size_in(run.standing.pending) or size
         if self._size != size and run.is_first:
@@ -248,6 +248,9 @@ class Trainer(transformers.Trainer):
 
     # evaluation
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> None:
+        """None: outputs come in the order of the dataset, and psgc makes the batches."""
+
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
@@ -257,6 +260,8 @@ class Trainer(transformers.Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate with the run. The loss is the mean over all examples, or all tokens, with any batch size."""
+        if not isinstance(dataloader, DataLoader):  # from a method of a subclass
+            raise UserError(f"the loader of an evaluation is a {type(dataloader).__name__}, expected a torch DataLoader")
         self._set_mode("eval")
         only_loss = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         kept: dict[str, Any] = {}
@@ -281,16 +286,15 @@ class Trainer(transformers.Trainer):
                 return known
             return {**known, **denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions, labels)))}
 
-        dataset: Any = dataloader.dataset
         of_metric = (loss,) if only_loss else (metrics, outputs)
-        found = self._of_run.evaluate(dataset, *of_metric)
+        found = self._of_run.evaluate(dataloader, *of_metric)
         self._check_place()
         figures = {name: value for name, value in found.items() if name != NOTHING}
         prefixed = {
             name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}": value
             for name, value in figures.items()
         }
-        return EvalLoopOutput(kept.get("predictions"), kept.get("label_ids"), prefixed, len(dataset))
+        return EvalLoopOutput(kept.get("predictions"), kept.get("label_ids"), prefixed, self.num_examples(dataloader))
 
     def _predicted(self, inputs: Any, only_loss: bool, ignore_keys: Any) -> tuple[float, float, dict[str, Tensor]]:
         """The sum and the count of the loss of a batch (0 without a loss), and tensors with a row for each example."""

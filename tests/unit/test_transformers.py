@@ -54,6 +54,46 @@ def test_what_cannot_be_is_refused(settings, said, tmp_path, one_process):
         trainer("psgc.transformers", tmp_path, **settings)
 
 
+def test_a_training_loader_of_a_subclass_is_refused(tmp_path, one_process):
+    """Its examples and its collate_fn would not count."""
+    kind = importlib.import_module("psgc.transformers").Trainer
+    kind = type("Own", (kind,), {"get_train_dataloader": lambda self: pytest.fail("called")})
+    with pytest.raises(UserError, match=r"Own\.get_train_dataloader: .*; give train_dataset and data_collator"):
+        trainer("psgc.transformers", tmp_path, kind=kind)
+
+
+def shifted(examples):
+    tokens = (torch.stack([example["input_ids"] for example in examples]) + 1) % 11
+    return {"input_ids": tokens, "labels": tokens}
+
+
+@pytest.mark.parametrize("method", ["get_eval_dataloader", "get_test_dataloader"])
+def test_an_evaluation_has_the_loader_of_a_subclass(tmp_path, one_process, method):
+    """With its examples and its collate_fn."""
+    found = []
+    for package in ("transformers", "psgc.transformers"):
+        kind = importlib.import_module(package).Trainer
+        loader = torch.utils.data.DataLoader(ROWS[:8], 8, collate_fn=shifted)
+        made = trainer(package, tmp_path, kind=type("Own", (kind,), {method: lambda *_, its=loader: its}))
+        of_test = method == "get_test_dataloader"
+        found.append(made.predict(ROWS).metrics["test_loss"] if of_test else made.evaluate(ROWS)["eval_loss"])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loader", "said"),
+    [
+        (torch.utils.data.DataLoader(ROWS, sampler=range(0, 20, 2)), "the DataLoader has range, and each example is"),
+        ([shifted(ROWS)], "the loader of an evaluation is a list, expected a torch DataLoader"),
+    ],
+)
+def test_a_loader_of_an_evaluation_that_would_not_count_is_refused(tmp_path, one_process, loader, said):
+    kind = importlib.import_module("psgc.transformers").Trainer
+    made = trainer("psgc.transformers", tmp_path, kind=type("Own", (kind,), {"get_eval_dataloader": lambda *_: loader}))
+    with pytest.raises(UserError, match=said):
+        made.evaluate(ROWS)
+
+
 def close(one, other):
     for its, others in zip(one.model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(its, others, rtol=1e-5, atol=1e-5)  # another order makes 1e-3
