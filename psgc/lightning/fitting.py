@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, Timer, WeightAveraging
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -131,6 +137,11 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
             raise UserError(f"Timer: {ARGUMENTS['max_time']}")
         if isinstance(callback, StochasticWeightAveraging | WeightAveraging):  # their state is not that of `state_dict`
             raise UserError(f"{type(callback).__name__}: use torch.optim.swa_utils with psgc.torch")
+        if isinstance(callback, BaseFinetuning):
+            raise UserError(
+                f"{type(callback).__name__}: it gives the optimizer parameters later, and a run has those of its "
+                "beginning; give the optimizer all, and use a callback that sets requires_grad in on_train_epoch_start"
+            )
         if isinstance(callback, ModelCheckpoint):
             if callback._train_time_interval is not None:
                 raise UserError("ModelCheckpoint: train_time_interval: use every_n_train_steps or every_n_epochs")

@@ -4,14 +4,14 @@ import lightning
 import torch
 import torchmetrics
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import BackboneFinetuning, Callback, EMAWeightAveraging, StochasticWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 __all__ = [
-    "Adds", "CSVLogger", "Collects", "Computes", "Counts", "EMAWeightAveraging", "Keeps", "LightningEnvironment",
-    "Logs", "Manual", "Maximum", "Measures", "Module", "Notes", "Objects", "Skips", "StochasticWeightAveraging",
-    "Sums", "Timer", "Trainer", "Whole", "Writes",
+    "Adds", "BackboneFinetuning", "CSVLogger", "Collects", "Computes", "Counts", "EMAWeightAveraging", "Keeps",
+    "LightningEnvironment", "Logs", "Manual", "Maximum", "Measures", "Module", "Notes", "Objects", "Skips",
+    "StochasticWeightAveraging", "Sums", "Timer", "Trainer", "Unfreezing", "Whole", "Writes",
 ]  # fmt: skip
 
 
@@ -155,3 +155,10 @@ class Maximum(Module):
 class Skips(Module):
     def training_step(self, batch, batch_idx):
         return None
+
+
+class Unfreezing(Callback):
+    """It trains the bias alone in the first epoch."""
+
+    def on_train_epoch_start(self, trainer, module):
+        module.layer.weight.requires_grad_(trainer.current_epoch > 0)

@@ -63,6 +63,7 @@ ROWS = TensorDataset(torch.randn(20, 2))
         ("Module", ROWS, {"callbacks": ("Timer",)}, "Timer: the clocks of ranks differ"),
         ("Module", ROWS, {"callbacks": ("EMAWeightAveraging",)}, "EMAWeightAveraging: use torch.optim.swa_utils with"),
         ("Module", ROWS, {"callbacks": ("StochasticWeightAveraging", 0.1)}, "StochasticWeightAveraging: use torch.opt"),
+        ("Module", ROWS, {"callbacks": ("BackboneFinetuning", 1)}, "BackboneFinetuning: .* use a callback that sets requ"),
         ("Module", ROWS, {"colour": "red"}, "colour is no argument of psgc.torch.init, nor of lightning's Trainer"),
         ("Module", ROWS, {"epochs": 0}, "epochs is 0, expected a whole number >= 1"),
     ],
@@ -185,6 +186,11 @@ def test_a_module_may_end_an_epoch_early(modules, fit, accumulate, one_process):
             return -1 if batch_idx == 1 and self.current_epoch != 1 else None
 
     check_like_lightning(modules, fit, Ends, accumulate_grad_batches=accumulate)
+
+
+def test_a_callback_may_unfreeze_what_the_optimizer_has(modules, fit, one_process):
+    """In place of BaseFinetuning."""
+    check_like_lightning(modules, fit, modules.Module, callbacks=[modules.Unfreezing()])
 
 
 def test_a_loader_with_a_batch_sampler_has_its_batches(modules, fit, one_process):
