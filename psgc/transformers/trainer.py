@@ -261,7 +261,8 @@ class Trainer(transformers.Trainer):
     ) -> EvalLoopOutput:
         """Evaluate with the run. The loss is the mean over all examples, or all tokens, with any batch size."""
         if not isinstance(dataloader, DataLoader):  # from a method of a subclass
-            raise UserError(f"the loader of an evaluation is a {type(dataloader).__name__}, expected a torch DataLoader")
+            found = type(dataloader).__name__
+            raise UserError(f"the loader of an evaluation is a {found}, expected a torch DataLoader")
         self._set_mode("eval")
         only_loss = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         kept: dict[str, Any] = {}

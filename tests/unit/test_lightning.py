@@ -63,7 +63,7 @@ ROWS = TensorDataset(torch.randn(20, 2))
         ("Module", ROWS, {"callbacks": ("Timer",)}, "Timer: the clocks of ranks differ"),
         ("Module", ROWS, {"callbacks": ("EMAWeightAveraging",)}, "EMAWeightAveraging: use torch.optim.swa_utils with"),
         ("Module", ROWS, {"callbacks": ("StochasticWeightAveraging", 0.1)}, "StochasticWeightAveraging: use torch.opt"),
-        ("Module", ROWS, {"callbacks": ("BackboneFinetuning", 1)}, "BackboneFinetuning: .* use a callback that sets requ"),
+        ("Module", ROWS, {"callbacks": ("BackboneFinetuning", 1)}, "BackboneFinetuning: .* use a callback that sets"),
         ("Module", ROWS, {"colour": "red"}, "colour is no argument of psgc.torch.init, nor of lightning's Trainer"),
         ("Module", ROWS, {"epochs": 0}, "epochs is 0, expected a whole number >= 1"),
     ],
