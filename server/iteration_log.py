@@ -51,7 +51,7 @@ class IterationLog:
             if report.iteration != self.row.iteration:  # the row of that iteration is finished
                 self._observer.chunk(worker, chunk, report.iteration, start, seconds, Outcome.LATE)
                 continue
-            self.row.reports[worker, chunk, report.attempt] = (start, seconds)
+            self.row.reports.setdefault((worker, chunk, report.attempt), []).append((start, seconds))
             if counts or not report.others:  # a chunk's share is no use if only some chunks of the piece count
                 self.row.losses.setdefault(chunk, loss)
             if is_evaluated(report.iteration, self._every):
@@ -94,11 +94,14 @@ class IterationLog:
         row = self.row
         if not self._is_complete:
             return
-        for (worker, chunk, attempt), (start, seconds) in row.reports.items():
-            used = books.used(worker, chunk, attempt)
-            row.redundant += not used
-            outcome = Outcome.USED if used else Outcome.LOST if worker in row.gone else Outcome.LATE
-            self._observer.chunk(worker, chunk, row.iteration, start, seconds, outcome)
+        for (worker, chunk, attempt), copies in row.reports.items():
+            unused = Outcome.LOST if worker in row.gone else Outcome.LATE
+            outcomes = [unused] * len(copies)  # all but the last were of pieces that were dropped
+            if books.used(worker, chunk, attempt):
+                outcomes[-1] = Outcome.USED
+            for (start, seconds), outcome in zip(copies, outcomes, strict=True):
+                row.redundant += outcome != Outcome.USED
+                self._observer.chunk(worker, chunk, row.iteration, start, seconds, outcome)
         self._finished, self.row, self._is_complete = row, IterationRecord(-1), False
 
     def write(self) -> None:

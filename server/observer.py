@@ -11,8 +11,8 @@ class IterationRecord(IterationRow):
     """One iteration as the server sees it: its row, and the values that make the row."""
 
     gone: set[int] = field(default_factory=set)  # workers that were lost in this iteration
-    # (worker, chunk, how often it was invalidated before): start, seconds
-    reports: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
+    # (worker, chunk, how often it was invalidated before): start and seconds of each time that it was done
+    reports: dict[tuple[int, int, int], list[tuple[float, float]]] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)  # by reported chunk
     held_out: dict[int, tuple[float, ...]] = field(default_factory=dict)  # by reported chunk: test_loss, test_accuracy
     params: Any = None  # (dim,), at which the held-out figures were computed
