@@ -51,7 +51,7 @@ class IterationRow:
     missing: int = 0  # chunks with too few copies for their gradient
     actual_error: float = 0.0  # of the gradient, relative to the exact one
     recovered: int = 0  # chunks
-    redundant: int = 0  # copies that were done and not used
+    redundant: int = 0  # copies that were done and not used; those of earlier iterations if they were reported in it
     bytes: int = 0  # in and out of the server
     bytes_in: int = 0  # the part of `bytes` that came into the server
     lost: int = 0  # workers that were lost before the end of the iteration

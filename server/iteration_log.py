@@ -49,6 +49,7 @@ class IterationLog:
         worker, loss = report.worker, report.loss / len(report.piece)
         for chunk, start, seconds in shares(report):
             if report.iteration != self.row.iteration:  # the row of that iteration is finished
+                self.row.redundant += 1
                 self._observer.chunk(worker, chunk, report.iteration, start, seconds, Outcome.LATE)
                 continue
             self.row.reports.setdefault((worker, chunk, report.attempt), []).append((start, seconds))

@@ -172,13 +172,12 @@ class Recorder:
         text = row_text(row).encode()
         self._keep("iterations.csv", lambda: self._csv.write(text))
         self._keep("restores.csv", lambda: self.restores.stepped(row.iteration))
-        used, *unused = self.tally.chunks
         return {
             "lost_workers": row.lost,
             "slow_workers": slow_workers(pace),
             "iterations": row.iteration + 1,
-            "chunks": int(used),
-            "redundant_chunks": int(sum(unused)),
+            "chunks": int(self.tally.chunks[Outcome.USED]),
+            "redundant_chunks": self.tally.redundant,
             "bytes": self.tally.bytes,
             "restores": len(self.restores.rows),
             "takeovers": sum(event.event == "lost" and not event.worker for event in self.events),

@@ -35,7 +35,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
     bounds, took = np.array(tally.bounds), np.array(tally.seconds)
     known = np.isfinite(bounds)
     errors = np.array(tally.error_measures)
-    used, late, *given_up = tally.chunks.tolist()
+    used, late, abandoned, lost = tally.chunks.tolist()
     spent, now = float(tally.spent.sum()), len(tally.uncoded)
     since = {"since": {"iterations": now, "seconds_per_iteration": median(took[-now:])}} if 0 < now < len(took) else {}
     wrong = Counter(event.worker for event in recorder.events if event.event == "wrong")
@@ -58,7 +58,8 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "efficiency_iterations": int(known.sum()),
         "chunks_used": used,
         "chunks_late": late,
-        "chunks_abandoned": sum(given_up),
+        "chunks_abandoned": abandoned,
+        "chunks_lost": lost,
         "work_thrown_away": 1 - float(tally.spent[Outcome.USED]) / spent if spent else 0.0,
         "timeline_every": recorder.timeline_every,
         "approximate_iterations": int((errors > 0).sum()),
@@ -129,10 +130,11 @@ def lines(summary: dict[str, Any]) -> list[str]:
         text.append(f"  clairvoyant bound  {duration(bound)}; efficiency T*/T {summary['efficiency']:.2f}{some}")
     if change := advice(summary):
         text.append(f"  overhead           {100 * summary['overhead']:.0f} % of an iteration in the median: {change}")
+    lost_too = f"{summary['chunks_lost']} of lost workers, " if summary["chunks_lost"] else ""
     text.append(
         f"  work thrown away   {100 * summary['work_thrown_away']:.1f} % of the computing time "
         f"({summary['chunks_late']} chunks too late, {summary['chunks_abandoned']} abandoned, "
-        f"{summary['chunks_used']} used)"
+        f"{lost_too}{summary['chunks_used']} used)"
     )
     if summary["approximate_iterations"]:
         text.append(f"  approximate        {_approximate(summary)}")

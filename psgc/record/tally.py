@@ -61,7 +61,7 @@ class Tally:
         self.overheads = array("d")
         self.chunk_seconds = array("d")  # median
         self.passes = self.delivered = 0  # number of passes, and of the chunks that they finished
-        self.bytes = 0
+        self.bytes = self.redundant = 0  # totals of the rows
         self.final_loss: float | None = None
         self.chunks = np.zeros(len(Outcome), int)  # number of chunks with each outcome
         self.spent = np.zeros(len(Outcome))  # seconds spent on chunks with each outcome
@@ -98,6 +98,7 @@ class Tally:
         if row.missing and math.isfinite(row.actual_error):
             self.actual_errors.append(row.actual_error)
         self.bytes += row.bytes
+        self.redundant += row.redundant
         if row.loss is not None:  # an evaluation has none
             self.final_loss = row.loss
 

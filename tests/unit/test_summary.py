@@ -66,6 +66,7 @@ def test_the_numbers(recorder):
         "chunks_used": 6,
         "chunks_late": 1,
         "chunks_abandoned": 1,
+        "chunks_lost": 0,
         "work_thrown_away": pytest.approx(3 / 13),
         "timeline_every": 1,
         "approximate_iterations": 0,
@@ -155,6 +156,28 @@ def test_who_was_lost_is_said(recorder):
     assert lines(summarise(recorder, 12.5, SETTINGS, "done", ""))[-1].endswith(
         "), 1 back in iteration 5, and 2 more in lost.csv"
     )
+
+
+def test_what_lost_workers_had_done_was_not_abandoned(recorder):
+    recorder.chunk(2, 0, 3, 0.0, 3.0, Outcome.LOST)
+    recorder.iteration(row(3, 4.0, 0.25, 1500))
+    summary = summarise(recorder, 12.5, SETTINGS, "done", "")
+    assert [summary[f"chunks_{name}"] for name in ("used", "late", "abandoned", "lost")] == [6, 1, 1, 1]
+    (line,) = (line for line in lines(summary) if "thrown away" in line)
+    assert line.endswith("(1 chunks too late, 1 abandoned, 1 of lost workers, 6 used)")
+
+
+def test_redundant_chunks_are_those_of_the_rows_so_far(empty, tmp_path):
+    """So dashboards and the event files of `psgc report` say the same. What was abandoned was not done."""
+    for iteration, total in enumerate([2, 4, 6]):
+        for outcome in (Outcome.LATE, Outcome.LOST, Outcome.ABANDONED):
+            empty.chunk(2, 1, iteration, 1.0, 1.0, outcome)
+        values = empty.iteration(IterationRow(iteration, seconds=3.0, redundant=2))
+        assert (values["redundant_chunks"], values["chunks"]) == (total, 0)
+    empty.finish(np.zeros(1), {})
+    resumed = Recorder(tmp_path / "out", "", coding.from_matrix(np.ones((2, 2))), 1, [1, 1], 3, resume_at=2)
+    assert resumed.iteration(IterationRow(2, seconds=3.0, redundant=1))["redundant_chunks"] == 5
+    resumed.finish(np.zeros(1), {})
 
 
 def test_where_little_is_known_little_is_said(empty, monkeypatch):
