@@ -62,6 +62,11 @@ def _told(replay: Replay) -> Iterable[str]:
         f"{duration(own.seconds - own.overhead)}, and {duration(own.overhead)} more for messages, decoding and the "
         "step; other rows have more or less of this, by their messages"
     )
+    if evaluated := int(recording.evaluates.sum()):
+        if (recording.evaluates & recording.counts).any():
+            yield "every iteration evaluates held-out rows; the time that this takes is in all rows"
+        else:
+            yield f"{evaluated} iterations that evaluate held-out rows take longer, and are left out"
     if run.config.verify_every:
         yield "copies that only verify asks for are in what was recorded, and not in what is predicted"
     if recording.assumed:

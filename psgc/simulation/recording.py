@@ -7,6 +7,9 @@ a chunk, equal to it. A worker without any chunk in the record is taken to be as
 Some iterations cannot be compared with simulated ones, and do not count: the first one, in which ranks are still being
 set up, and each iteration in which a worker was lost or returned, with the next one. Left out are evaluations of
 psgc.torch, which have no loss, and the iterations before a run was resumed with another number of workers or chunks.
+
+Nor do iterations count in which held-out rows were evaluated (`evaluate`). If no other is left, as with `every: 1`,
+they count, and what a worker evaluates with a chunk is a part of its time for the chunk.
 """
 
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ import numpy as np
 
 from psgc.errors import UserError
 from psgc.record.timeline import Columns, passes
-from psgc.run_rows import Outcome
+from psgc.run_rows import HELD_OUT, Outcome
 from psgc.schedules.learning import MOST_FIXED
 from psgc.tools.run_directory import RecordedRun
 
@@ -31,6 +34,7 @@ class Recording:
     seconds: np.ndarray  # (iterations, workers), per average chunk
     took: np.ndarray  # (iterations,) seconds
     counts: np.ndarray  # (iterations,) bool, whether the iteration counts, see above
+    evaluates: np.ndarray  # (iterations,) bool, whether held-out rows were evaluated
     exact: np.ndarray  # (iterations,) bool, whether all chunks were recovered
     here: np.ndarray  # (iterations, workers) bool, whether the worker took part
     pause: float  # seconds between two passes of a worker
@@ -67,7 +71,16 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     work = np.ones(len(chunk)) if costs is None else np.asarray(costs)[chunk]
     in_iteration = {"worker": row * run.workers + column, "start": start, "seconds": seconds, "outcome": outcome}
     done, pass_cost = passes(in_iteration), 0.0
-    if joins := run.config.transfer != "per_chunk" and len(done["begins"]) < len(work):
+    disturbed = [event.iteration + later for event in run.events for later in (0, 1)]
+    counts, evaluates = ~np.isin(numbers, disturbed), _evaluates(run)[seen]
+    counts[0] &= len(numbers) == 1
+    pauses, evaluating = _gaps(done, evaluates, run.workers)
+    if (counts & ~evaluates).any():
+        counts, evaluating = counts & ~evaluates, np.zeros(run.workers)
+    else:  # in `evaluating` are the pauses as well
+        pauses = pauses[:0]
+    is_alone = run.config.transfer == "per_chunk" or bool(evaluating.any())  # then a pass is always over one chunk
+    if joins := not is_alone and len(done["begins"]) < len(work):
         pass_cost = _pass_cost(done, np.add.reduceat(work[done["order"]], done["begins"]))
         work[done["order"][done["begins"]]] += pass_cost
     broken_off = (outcome == Outcome.ABANDONED) & breaks_off & (start + seconds > AT_THE_END * took[row])
@@ -77,15 +90,12 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     for event in sorted(run.events_of_workers, key=lambda event: event.iteration):  # stable: in the order of the file
         back = event.event == "returned"  # a worker that is lost takes part until the end of the iteration
         here[numbers >= event.iteration + (not back), event.worker - 1] = back
-    disturbed = [event.iteration + later for event in run.events for later in (0, 1)]
-    counts = ~np.isin(numbers, disturbed)
-    counts[0] &= len(numbers) == 1
     finished = np.isfinite(paces)
-    pauses = (done["start"][1:] - done["end"][:-1])[np.diff(done["worker"]) == 0].clip(min=0.0).round(6)
     return Recording(
-        seconds=_filled(paces, least, here),
+        seconds=_filled(paces, least, here) + evaluating,
         took=took,
         counts=counts,
+        evaluates=evaluates,
         exact=run.iterations["recovered"][seen] == run.chunks,
         here=here,
         pause=float(np.median(pauses)) if len(pauses) else 0.0,
@@ -117,6 +127,34 @@ def _of_other_workers(run: RecordedRun) -> np.ndarray:
     joined = first[first < np.iinfo(np.int64).max].max()
     earlier: np.ndarray = (numbers <= more_chunks) | lack_copies | (numbers < joined)
     return earlier
+
+
+def _evaluates(run: RecordedRun) -> np.ndarray:
+    """In which iterations held-out rows were evaluated, (iterations,) bool."""
+    found = np.zeros(len(run.iterations["iteration"]), bool)
+    for name in HELD_OUT:
+        if name in run.iterations:
+            found |= np.isfinite(run.iterations[name])
+    return found
+
+
+def _gaps(done: Columns, evaluates: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """The seconds between two passes of a worker, and what each worker takes to evaluate rows with a chunk, (workers,).
+
+    done: the passes; their `worker` is iteration * workers + worker - 1
+    evaluates: (iterations,) bool. There, a worker evaluates a part of the held-out rows before each pass.
+    """
+    iteration, worker = np.divmod(done["worker"], workers)
+    is_first = np.diff(done["worker"], prepend=-1) != 0
+    gaps = (done["start"] - np.where(is_first, 0.0, np.roll(done["end"], 1))).clip(min=0.0).round(6)
+    evaluating = evaluates[iteration]
+    seconds = np.zeros(workers)
+    if evaluating.any():  # the median, since a worker may rest before some of its passes
+        seconds[:] = np.median(gaps[evaluating])
+        by_worker = np.flatnonzero(evaluating)[np.argsort(worker[evaluating], kind="stable")]
+        seen, begins = np.unique(worker[by_worker], return_index=True)
+        seconds[seen] = [np.median(of_worker) for of_worker in np.split(gaps[by_worker], begins[1:])]
+    return gaps[~is_first & ~evaluating], seconds
 
 
 def _paces(

@@ -6,6 +6,8 @@ The model:
   with twice as many chunks, each takes half as long. With `batch` an iteration has as many rows as in the run. With
   epochs, and with psgc.torch, every worker holds all data, and the schedule does not know that the last batch of an
   epoch is smaller. Evaluations of psgc.torch, iterations of their own, are left out.
+* Iterations that evaluate held-out rows do not count, unless all do: then a chunk's share of these rows is a part of
+  the chunk.
 * The pause of a worker between two passes is as in the run, for passes of any size.
 * The rest of an iteration is its overhead: messages, decoding, the step. It is in proportion to the messages of rank 0
   and their bytes (each message counts as `MESSAGE` bytes more), so that the median of the simulated run is that of the

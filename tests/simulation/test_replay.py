@@ -155,6 +155,27 @@ def test_work_that_cannot_be_broken_off_delays_the_next_iteration(schedule):
     assert min(truth(other, seconds, breaks_off=False)) > max(truth(other, seconds))
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_what_evaluations_take_is_in_all_iterations_or_in_none(every):
+    """With each chunk a worker evaluates a part of the held-out rows, before it begins the chunk."""
+    gradient, held_out = np.array([1.0, 1.25, 1.5, 1.75]), np.array([0.5, 0.5, 0.5, 0.75])
+    evaluated = [t > 0 and t % every == 0 for t in range(8)]
+    seconds = [(gradient + held_out * is_evaluated).tolist() for is_evaluated in evaluated]
+    run = record(settings("static", chunks_per_worker=4, replication=2), seconds)
+    took = np.where(evaluated, held_out[:, None], 0.0).T[run.timeline["iteration"], run.timeline["worker"] - 1]
+    run.timeline["start"] += took
+    run.timeline["seconds"] = (run.timeline["seconds"] - took).clip(min=0.0)
+    run.iterations["test_loss"] = np.where(evaluated, 0.5, np.nan)
+    replay = Replay(run, None, None, most=100)
+    counted = [t for t in range(1, 8) if every == 1 or not evaluated[t]]
+    assert replay.took.tolist() == run.iterations["seconds"][counted].tolist()
+    np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-9)
+    assert replay.recording.pause == 0.0
+    other = Choice("skipping", 8, 3, 1)
+    expected = truth(other, [[second / 2 for second in row] for row in seconds])
+    np.testing.assert_allclose(replay.predict(other).times, np.array(expected)[np.array(counted) - 1], rtol=1e-9)
+
+
 @pytest.mark.parametrize("schedule", ["static", "dynamic"])
 def test_chunks_cost_what_the_data_says(tmp_path, schedule):
     rng = np.random.default_rng(0)

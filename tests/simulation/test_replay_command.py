@@ -14,6 +14,7 @@ from psgc import coding
 from psgc import config as configuration
 from psgc.cli import main
 from psgc.data import write_dense
+from psgc.iteration import is_evaluated
 from psgc.record.csv_files import COLUMNS
 from psgc.simulation import advice
 from psgc.vectors import TAIL
@@ -39,7 +40,7 @@ def data(path):
     return configuration.Data(path=path)
 
 
-def write_run(config, seconds=SECONDS):
+def write_run(config, seconds=SECONDS, every=0):
     run = record(config, seconds)
     directory = Path("run")
     shutil.rmtree(directory, ignore_errors=True)
@@ -55,6 +56,8 @@ def write_run(config, seconds=SECONDS):
             "redundant": 0,
             "bytes": 0,
             "lost": 0,
+            "test_loss": 0.5 if is_evaluated(i, every) else "",
+            "test_accuracy": "",
         }
         rows.append(",".join(str(values.get(name, 0)) for name in COLUMNS))
     (directory / "iterations.csv").write_text("\n".join(rows) + "\n")
@@ -97,6 +100,22 @@ def test_a_program_with_psgc_train_has_chunks_for_each_worker(capsys):
     assert out.endswith("schedule='skipping', transfer='per_chunk', batch=3)\n")
     assert exit_code("--chunks", "8") == 2
     assert capsys.readouterr().err.endswith("expected --chunks-per-worker\n")
+
+
+@pytest.mark.parametrize(
+    ("every", "replayed", "told"),
+    [
+        (0, 5, None),
+        (2, 3, "2 iterations that evaluate held-out rows take longer, and are left out"),
+        (1, 5, "every iteration evaluates held-out rows; the time that this takes is in all rows"),
+    ],
+)
+def test_it_says_what_becomes_of_iterations_that_evaluate(capsys, every, replayed, told):
+    write_run(settings("static", chunks_per_worker=4, replication=2), every=every)
+    assert exit_code("--schedule", "static") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"6 iterations, of which {replayed} are replayed" in lines[0]
+    assert [line for line in lines if "evaluate" in line] == ([told] if told else [])
 
 
 def of_program():
