@@ -61,7 +61,7 @@ def predict(run_directory: str, grid: Grid) -> ReplayResult:
         number = int(run.timeline["chunk"].max(initial=0)) + 1
         run = replace(run, chunks=number if run.config.of_torch else run.config.coding.per_worker * run.workers)
     from_file = isinstance(run.config.coding.assignment, AssignmentFile)
-    own = own_choice(run.config, run.chunks)
+    own = own_choice(run.config, run.chunks, run.workers)
     tried = choices(grid, own, run.workers, from_file, run.config.reproducible)
     dataset, remark = _data(run.config)
     params = run.path / "params.npy"

@@ -62,14 +62,18 @@ class Choice:
         return {name: self.chunks, "replication": self.replication, "parts": self.parts}
 
 
-def own_choice(config: Config, num_chunks: int) -> Choice:
-    """The settings of a run with so many chunks. Raises UserError for an assignment file that is not there."""
+def own_choice(config: Config, num_chunks: int, workers: int) -> Choice:
+    """The settings of a run with so many chunks and workers. Raises UserError for an assignment file that is not there.
+
+    A run that was resumed with another number of workers has kept its chunks. So each worker has more or fewer of them
+    than `coding` says; if not all have the same number, it is rounded.
+    """
     coding = config.coding
     if isinstance(coding.assignment, AssignmentFile):  # the file says both numbers, and the settings have defaults
         held = read_assignment(coding.assignment.path)
         fewest = int(np.diff(held.indptr).min())
         return Choice(config.schedule, max(1, held.shape[0] // held.shape[1]), fewest, coding.parts)
-    chunks = num_chunks if config.of_torch else coding.per_worker
+    chunks = num_chunks if config.of_torch else max(1, round(num_chunks / max(1, workers)))
     return Choice(config.schedule, chunks, coding.replication, coding.parts, not config.of_torch)
 
 
@@ -122,7 +126,7 @@ class Replay:
         self._counted = counted
         self.took, self.exact = self.recording.took[counted], self.recording.exact[counted]
         self.redundant = 1 - float(self.recording.used[counted].sum() / self.recording.spent[counted].sum())
-        own = own_choice(run.config, run.chunks)
+        own = self._own = own_choice(run.config, run.chunks, run.workers)
         plan = self._plan(own)
         trials = self._simulate(plan, own.schedule)
         self._vectors: Any = np.zeros(2)  # with `allreduce`: mean bytes into and out of rank 0 besides records
@@ -149,8 +153,7 @@ class Replay:
         wanted = coding.model_copy(update=choice.coding() | {"coding_matrix": "gaussian"})  # the quickest to make
         if not choice.per_worker:
             return even_plan(wanted, choice.schedule, run.workers, choice.chunks, run.config.seed)
-        same = choice.chunks == coding.per_worker
-        num_chunks = run.chunks if same else None  # a run that was resumed with other workers keeps its chunks
+        num_chunks = run.chunks if choice.chunks == self._own.chunks else None  # these may be rounded
         return make_plan(wanted, choice.schedule, run.workers, run.config.seed, num_chunks)
 
     def _costs(self, num_chunks: int) -> list[float] | None:

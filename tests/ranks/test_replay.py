@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from psgc.simulation.replay import Replay, own_choice
+from psgc.simulation.replay import Replay
 from psgc.tools.run_directory import RecordedRun, read_run
 from tests.ranks.mpirun import mpirun, psgc, run, sets
 
@@ -85,8 +85,7 @@ def test_a_recording_predicts_what_other_settings_take(folder, replays):
     for _ in range(TRIES):
         lines, errors = [], {}
         for recorded, other in product(RUNS, repeat=2):
-            asked = own_choice(replays[other].run.config, replays[other].run.chunks)
-            predicted = np.median(replays[recorded].predict(asked).times)
+            predicted = np.median(replays[recorded].predict(replays[other].own.choice).times)
             measured = np.median(replays[other].took)
             errors[recorded, other] = error = abs(predicted / measured - 1)
             times = f"predicted {1e3 * predicted:6.1f} ms, measured {1e3 * measured:6.1f} ms"

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
 from psgc.messages import RECORD
 from psgc.run_rows import Outcome, WorkerEvent
+from psgc.simulation.advice import yaml_lines
 from psgc.simulation.replay import Choice, Replay, own_choice
 from psgc.simulation.virtual import Passes
 from psgc.vectors import MESSAGE, TAIL
@@ -155,6 +157,21 @@ def test_work_that_cannot_be_broken_off_delays_the_next_iteration(schedule):
     assert min(truth(other, seconds, breaks_off=False)) > max(truth(other, seconds))
 
 
+@pytest.mark.parametrize(("chunks", "per_worker"), [(32, 8), (18, 4), (2, 1)])
+def test_a_run_that_was_resumed_with_another_number_of_workers_keeps_its_chunks(chunks, per_worker):
+    """So each worker has another number of them than the settings say, and perhaps not all the same."""
+    config = settings("static", chunks_per_worker=2, replication=1).model_copy(update={"batch": 10})
+    entries = [(1 + i % WORKERS, i, t, 0.0, 1.0, Outcome.USED) for t in range(4) for i in range(chunks)]
+    replay = Replay(recorded_run(config, entries, [1.0] * 4, WORKERS, chunks), None, None, most=100)
+    assert replay.own.choice.chunks == per_worker
+    own = replay.predict(replay.own.choice)
+    assert own.times.tolist() == replay.own.times.tolist() == [-(-chunks // WORKERS)] * 3
+    advice = yaml.safe_load(yaml_lines(config, own.choice, chunks, WORKERS))
+    assert advice["coding"]["chunks_per_worker"] == per_worker
+    assert advice["batch"] == round(10 * chunks / (WORKERS * per_worker))
+    assert replay.predict(replace(own.choice, chunks=2)).times.tolist() == [2 * chunks / (2 * WORKERS)] * 3
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_what_evaluations_take_is_in_all_iterations_or_in_none(every):
     """With each chunk a worker evaluates a part of the held-out rows, before it begins the chunk."""
@@ -265,7 +282,7 @@ def test_what_a_worker_holds_and_what_is_sent():
     skipping = replay.predict(Choice("skipping", 4, 3, 1))
     assert (skipping.data, skipping.incoming) == (0.75, 16 * (1000 + TAIL) * 8)
     assert skipping.outgoing == 4 * 1000 * 8 + 2 * 16 * RECORD.itemsize  # both others hear of each chunk
-    assert own_choice(config, replay.run.chunks) == replay.own.choice
+    assert own_choice(config, replay.run.chunks, WORKERS) == replay.own.choice
 
     combined = replace(run, config=config.model_copy(update={"transfer": "combined"}))
     static = Replay(combined, None, 1000, most=100).predict(Choice("static", 4, 3, 2))

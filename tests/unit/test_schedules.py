@@ -59,7 +59,7 @@ def test_simulations_replay_and_advice_know_it(name):
     assert one.schedule == two.schedule == name
     assert 1 <= one.mean_ratio < 10
     assert read_grid({"schedule": name}) == Grid(schedule=[name])
-    other = own_choice(Config(**RUN, schedule="static" if name == "dynamic" else "dynamic"), 16)
+    other = own_choice(Config(**RUN, schedule="static" if name == "dynamic" else "dynamic"), 24, workers=6)
     tried = {choice.schedule for choice in choices(Grid(), other, workers=6)}
     assert (name in tried) == SCHEDULES[name].tried_by_default
 
