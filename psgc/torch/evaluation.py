@@ -88,13 +88,16 @@ class Evaluator:
 
         Raises UserError.
         """
+        collate = None if isinstance(dataset, DataLoader) else self._collate
+        try:
+            loader = ChunkLoader(dataset, collate, self._at_once)
+        except UserError as error:
+            raise UserError(f"run.evaluate: {error}") from None
         if name := sampler_of(dataset):
             raise UserError(
                 f"run.evaluate: the DataLoader has {name}, and each example is evaluated once; expected a DataLoader "
                 "without sampler and batch_sampler, such as one of a torch.utils.data.Subset"
             )
-        collate = None if isinstance(dataset, DataLoader) else self._collate
-        loader = ChunkLoader(dataset, collate, self._at_once)
         seed = (self._seed, len(self.results) + 1)
         loader.seed = (*seed, "evaluation")
         try:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.processes import die_with_parent
-from psgc.torch.reading import Reader
+from psgc.torch.reading import Reader, length_of
 from psgc.torch.streams import StreamBuffer
 
 TAKEN = ("num_workers", "prefetch_factor", "pin_memory", "timeout", "multiprocessing_context")  # copied settings
@@ -27,10 +27,12 @@ def taken_apart(dataset: Any, collate: Collate | None) -> tuple[Any, Collate, "D
     dataset: a DataLoader, or a dataset, which is returned as it is
     collate: replaces the DataLoader's collate function; None: keep it
 
-    Raises UserError for a DataLoader without batches, or one with worker processes for a StreamBuffer.
+    Raises UserError for a DataLoader whose dataset has no length (`length_of`), for one without batches, or for one
+    with worker processes for a StreamBuffer.
     """
     if not isinstance(dataset, DataLoader):
         return dataset, collate or default_collate, None
+    length_of(dataset.dataset)  # first, since a stream often has no batch_size either
     if dataset.batch_sampler is None:
         raise UserError("the DataLoader has no batches (batch_size=None); expected one with a batch_size")
     if dataset.num_workers and isinstance(dataset.dataset, StreamBuffer):

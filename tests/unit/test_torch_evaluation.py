@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import psgc.torch
 from psgc.backend import Backend
@@ -167,6 +167,28 @@ def test_outputs_that_cannot_be_collected_are_refused(run, outputs, metric, said
         run.evaluate(data, metric, outputs)
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        (Stream(), r"the dataset \(Stream\) is an IterableDataset"),
+        (DataLoader(Stream()), r"the dataset \(Stream\) is an IterableDataset"),
+        (DataLoader(Stream(), batch_size=None), r"the dataset \(Stream\) is an IterableDataset"),
+        (DataLoader([1.0], batch_size=None), r"the DataLoader has no batches \(batch_size=None\); expected one with a"),
+        (DataLoader([1.0, 2.0], sampler=[1]), "the DataLoader has list, and each example is evaluated once"),
+        (iter([1.0]), r"the dataset \(list_iterator\) has no __getitem__"),
+    ],
+)
+def test_a_dataset_that_cannot_be_evaluated_is_refused(run, dataset, said):
+    run, _ = run
+    with pytest.raises(UserError, match=f"run.evaluate: {said}"):
+        run.evaluate(dataset, len)
+
+
 class Branch(torch.nn.Linear):
     """As LoRA: in evaluation it is merged into another weight, and left out here."""
 
@@ -200,16 +222,16 @@ def test_modules_with_a_train_of_their_own_are_told_that_an_evaluation_is_over()
 def test_an_evaluation_collates_as_its_data_loader_does():
     *_, run, _ = made(collate_fn=lambda examples: pytest.fail("that of the training"))
     data = [torch.tensor([float(number)]) for number in range(4)]
-    twice = torch.utils.data.DataLoader(data, collate_fn=lambda examples: 2 * torch.stack(examples))
+    twice = DataLoader(data, collate_fn=lambda examples: 2 * torch.stack(examples))
     assert run.evaluate(twice, lambda model, batch: (batch.sum(), len(batch))) == 3.0
-    assert run.evaluate(torch.utils.data.DataLoader(data), lambda model, batch: (batch.sum(), len(batch))) == 1.5
+    assert run.evaluate(DataLoader(data), lambda model, batch: (batch.sum(), len(batch))) == 1.5
 
 
 @pytest.mark.usefixtures("one_process")
 def test_a_dataset_without_a_data_loader_is_collated_as_in_training():
     data = [torch.tensor([float(number)]) for number in range(4)]
-    twice = torch.utils.data.DataLoader(data, collate_fn=lambda examples: 2 * torch.stack(examples))
+    twice = DataLoader(data, collate_fn=lambda examples: 2 * torch.stack(examples))
     run = psgc.torch.init(torch.nn.Linear(1, 1), twice, lambda model, batch: model(batch).mean())
     assert run.evaluate(data, lambda model, batch: (batch.sum(), len(batch))) == 3.0
-    plain = torch.utils.data.DataLoader(data)
+    plain = DataLoader(data)
     assert run.evaluate(plain, lambda model, batch: (batch.sum(), len(batch))) == 1.5

@@ -11,7 +11,7 @@ from tests.unit.documents import ROOT
 
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()
 FILLED = "\n"  # stands for what is filled in
-LEAST = 10  # letters of a text that is a message by itself; others only put a name before one
+LEAST = 12  # letters of a text that is a message by itself; others only put a name before one
 # Whose lines name a wrong argument, key, file or function of the user, in words that say what would be right.
 SAY_IT = (
     *("psgc/cli/", "psgc/config/", "psgc/launching/", "psgc/library/", "psgc/yaml_source.py", "psgc/validation.py"),
