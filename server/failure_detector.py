@@ -59,6 +59,13 @@ class FailureDetector:
         """The workers whose processes have ended."""
         return [rank for rank, worker in self._workers.items() if worker.dead]
 
+    @property
+    def patience(self) -> float:
+        """Seconds in one chunk after which a gradient is expected never to return."""
+        if self._chunk_timeout is not None:
+            return self._chunk_timeout
+        return max(self._timeout, PATIENCE * self.slowest) if self.slowest else inf
+
     # signs of life
 
     def heard(self, rank: int, now: float) -> None:
@@ -94,10 +101,7 @@ class FailureDetector:
         """The workers to declare lost now, and why. Silent ones go first, since they may hold up the others."""
         silent, found = [], []
         limit = f"for {self._timeout:g} s (faults.collect_timeout)"
-        patience = max(self._timeout, PATIENCE * self.slowest) if self.slowest else inf
-        by = ""
-        if self._chunk_timeout is not None:
-            patience, by = self._chunk_timeout, " (faults.chunk_timeout)"
+        patience, by = self.patience, "" if self._chunk_timeout is None else " (faults.chunk_timeout)"
         for rank, worker in self._workers.items():
             if not worker.here:
                 continue

@@ -44,7 +44,6 @@ class Record(RunRecord):
     ranks_before: as of `psgc.record.csv_files`
     may_lose: another rank may take the claim over while this one is cut off
     metrics: the newest means of metrics, and "epoch", for the summary
-    on_lost: is called with a lost worker and the reason
     make_room: removes the oldest checkpoint
 
     Raises UserError: another run has the directory, or it cannot be written.
@@ -53,7 +52,6 @@ class Record(RunRecord):
     may_lose = was_done = False
     ranks_before = 0
     metrics: Mapping[str, float] = MappingProxyType({})
-    on_lost: Callable[[int, str], object] = staticmethod(lambda worker, reason: None)
     make_room: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
@@ -90,10 +88,6 @@ class Record(RunRecord):
             is_restored = self.ranks_before > 0 and not self.was_done
             self.record_in(Recorder(*about, resume_at, took, is_restored))
         self._began = time.monotonic() - (0.0 if state is None else state.seconds)
-
-    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        super().lost(worker, host, iteration, reason)
-        self.on_lost(worker, reason)
 
     @property
     def seconds(self) -> float:

@@ -1,7 +1,7 @@
 """A script as its rank sees it: as a replica, which takes sums and states, and on rank 0 as the server's driver."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,9 +99,11 @@ class ScriptDriver:
     gradient: number of entries of the gradient; the loss and the number of examples follow in a vector
     attached: the objects attached to the run, on rank 0
     is_alike: whether all ranks have the same state, as at the beginning of a run
+    watch: is called all the time
     """
 
     last_step, ends_steps = math.inf, False
+    watch: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -170,6 +172,7 @@ class ScriptDriver:
         return {*self._ended, *self._mistakes, *([0] if self._hand_over.is_ended else [])}
 
     def due(self) -> list[tuple[int, str]]:
+        self.watch()
         for worker, (iteration, text) in self._mistakes.items():
             # else the script of rank 0 will raise the same error itself
             if self._hand_over.called >= iteration or self._hand_over.is_ended:

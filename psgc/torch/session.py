@@ -7,7 +7,6 @@ the parameters and the random numbers of rank 0. At the end the MPI thread leave
 
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from psgc.run.launched import interruption
 from psgc.run.meeting import Meeting, leave_after_a_run, tell_of_the_end
 from psgc.run.takeover import Beginning
 from psgc.run.terms import claim_after, record_takeover, work_in_terms
+from psgc.server.cluster import Cluster
 from psgc.terminal import say, say_together, say_traceback
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptState, begin_in_mpi_thread, do_in_mpi_thread, wait
@@ -39,6 +39,7 @@ from psgc.torch.record import Record
 from psgc.torch.serving import OTHER_CALL, ScriptDriver, ScriptReplica
 from psgc.torch.settings import OPEN_END
 from psgc.torch.state import about_in
+from psgc.torch.watch import Watch
 from psgc.torch.working import ScriptLoop, ScriptWorker
 from psgc.transport import Transport
 from psgc.workers.injection import Injector
@@ -367,7 +368,7 @@ class Session:
             for line in program.opening_lines(transport, self.config, self.plan):
                 say(line)
         if not self.config.dedicated_server:
-            self._work_too(self.record, replica, first, faults if beginning else None)
+            self._work_too(server.cluster, driver, first, faults if beginning else None)
         self._begin_term()
         try:
             with np.errstate(all="ignore"):  # sums of scaled gradients need not be finite
@@ -391,22 +392,11 @@ class Session:
             done = -1 if self._outcome.code else hand_over.called + 1  # the others do not get the reason
             self._ending.in_order = server.stop_workers(patience, done, self._asks_to_stay and not self._outcome.code)
 
-    def _work_too(self, record: Record, replica: ScriptReplica, first: int, injector: Injector | None) -> None:
+    def _work_too(self, cluster: Cluster, driver: ScriptDriver, first: int, injector: Injector | None) -> None:
         """Make rank 0 a worker as well. The script computes in its calls; the worker's loop runs while rank 0 waits."""
         transport, worker = self._transport, self._new_worker(lambda: None)
-        work_beside(transport, self.config, self.plan, worker, replica, first, injector)
-        self._worker, own = worker, transport.place + 1
-
-        def lost(lost: int, reason: str) -> None:
-            """End the run if rank 0 is stuck in a chunk: others compute the chunk, but rank 0 must make each step."""
-            if lost == own and worker.is_in_chunk:
-                text = f"rank 0 on {transport.hosts[0]}, which is worker {own} as well: {reason}"
-                if transport.survives_deaths:
-                    say(f"psgc: {text}: its process ends", error=True)
-                    os.kill(os.getpid(), signal.SIGKILL)  # so that another rank takes over
-                raise RunFailed(text)
-
-        record.on_lost = lost
+        work_beside(transport, self.config, self.plan, worker, driver.replica, first, injector)
+        self._worker, driver.watch = worker, Watch(transport, worker.running, cluster).look
 
     def _last_word(self) -> BaseException:
         """The error that a call of the script raises after the end of the run."""

@@ -125,9 +125,9 @@ class ScriptWorker:
 
     at = -1  # an error of a script is of a whole piece
 
-    @property
-    def is_in_chunk(self) -> bool:
-        return self._mailbox.running()[0] >= 0
+    def running(self) -> tuple[int, float]:
+        """The chunk that the script is in, and for how many seconds; -1: in none."""
+        return self._mailbox.running()
 
     @property
     def joins(self) -> bool:

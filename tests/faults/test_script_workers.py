@@ -48,11 +48,18 @@ def test_a_worker_with_a_wrong_replica_is_lost_and_comes_back_with_another(tmp_p
     assert [(one["event"], one["worker"]) for one in summary["lost"]] == [("lost", 3), ("returned", 3)]
 
 
+RAISES = {"rank": 1, "iteration": 3, "kind": "raise"}
+FLIPS = {"rank": 1, "iteration": 5, "kind": "flip", "error": "sign"}
+HANGS, PATIENT = ["pauses in a chunk", 3, 600.0], {"chunk_timeout": 5.0}
+IDLE = {"transfer": "combined", "verify": {"idle": True}, "schedule": "uncoded"}
+
+
 @pytest.mark.parametrize(
     ("what", "how"),
     [
         (["killed in a chunk", 3], {"transfer": "per_chunk"}),
-        (["pauses in a chunk", 3, 600.0], {"aggregation": "allreduce", "faults": {"chunk_timeout": 5.0}}),
+        (HANGS, {"aggregation": "allreduce", "faults": PATIENT}),
+        (HANGS, {"aggregation": "allreduce", "faults": PATIENT | {"inject": [RAISES]}}),  # it is lost before it hangs
     ],
 )
 def test_where_every_process_computes_the_first_one_may_die_or_hang_in_a_chunk(tmp_path, what, how):
@@ -63,3 +70,20 @@ def test_where_every_process_computes_the_first_one_may_die_or_hang_in_a_chunk(t
     assert {digest for digest, *_ in ended.values()} == {whole[0][0]}
     lost = json.loads((tmp_path / "run/summary.json").read_text())["lost"]
     assert sorted({(one["event"], one["worker"]) for one in lost}) == [("lost", 0), ("lost", 1)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "how", "why"),
+    [(RAISES, {"aggregation": "allreduce"}, "a fault on purpose"), (FLIPS, IDLE, "one of its copies was wrong")],
+)
+def test_where_every_process_computes_the_first_one_stays_when_its_worker_is_lost_in_a_chunk(tmp_path, fault, how, why):
+    """The chunk returns, so rank 0 can make each step."""
+    slow = {0: ["is slow", 0, 0.15]}  # it is in its next chunk when the loss is noticed
+    how = {"faults": {"inject": [fault]}, "output": "run", "reproducible": True, **how}
+    ended, said = launched(tmp_path, 3, what=slow, **how)
+    assert ended.keys() == {0, 1, 2}, said
+    whole, _ = trained(tmp_path, 0, reproducible=True)
+    assert {digest for digest, *_ in ended.values()} == {whole[0][0]}
+    lost = [one for one in json.loads((tmp_path / "run/summary.json").read_text())["lost"] if one["event"] == "lost"]
+    assert [one["worker"] for one in lost] == [1]
+    assert why in lost[0]["reason"]

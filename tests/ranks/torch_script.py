@@ -62,6 +62,8 @@ def loss(model, batch):
     features, labels = batch
     if happens("killed in a chunk"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if happens("is slow"):
+        time.sleep(what[rank][2])
     if happens("waits in a chunk"):  # for one that pauses: without it that one may find all chunks done
         other = Path(f"pauses-{what.pop(rank)[2]}")
         while not other.exists():
