@@ -114,7 +114,7 @@ class Single:
         self.record = record or Record(None)
         self.is_tried = self.record.ranks_before == 1
         self._params, self._stopped_by, self._singly = params, stopped_by, singly
-        self._error: PsgcError | None = None
+        self._error: PsgcError | None = None  # of the newest call
         self._is_over = False
         self._began, self._done = 0.0, list[tuple[int, float, float]]()  # of a call: (chunk, start, seconds)
 
@@ -126,6 +126,7 @@ class Single:
         except PsgcError as error:
             self._error = error
             raise
+        self._error = None  # the script has caught that of the call before, if any, and goes on
         loss, seconds = call.loss(total), time.monotonic() - self._began
         for chunk, start, took in self._done:
             self.record.chunk(WORKER, chunk, iteration, start, took, Outcome.USED)

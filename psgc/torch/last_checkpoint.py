@@ -11,7 +11,8 @@ class LastCheckpoint:
     """Follows the calls of a script, to know whether a run that ends now can go on from its state.
 
     is_allowed: False while the script is at no place at which a run can go on
-    is_broken: the loss is not finite, the script raised, a batch is not finished, or the model has other parameters
+    is_broken: the newest call has failed since the loss is not finite, within a batch that is not finished, or with
+        other parameters in the model; or the script raised
     """
 
     is_allowed, is_broken = True, False
@@ -26,8 +27,8 @@ class LastCheckpoint:
         self._after_loop = self._steps.checksum()
 
     def begins_call(self) -> None:
-        """The script makes a call."""
-        self._stopped_at = None
+        """The script makes a call. If the one before has failed, the script has caught the error, and goes on."""
+        self._stopped_at, self.is_broken = None, False
 
     def failed(self, error: PsgcError, call: Call, batch: Batch | None) -> None:
         """The call has failed. batch: whose gradient it is; None for an evaluation."""

@@ -301,6 +301,23 @@ def test_a_run_in_one_process_that_is_stopped_or_fails_says_so(tmp_path, monkeyp
     assert (summary["status"], summary["exit_code"]) == ("failed", 1)
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_run_in_one_process_has_failed_if_its_newest_call_has(tmp_path, goes_on):
+    """Not if the script has caught an error, and goes on."""
+    _, data, run, optimizer = made(output=str(tmp_path))
+    run.attach(optimizer)
+    for batch in run.batches(SIZE):
+        run.backward(batch)
+        optimizer.step()
+        with pytest.raises(UserError):
+            run.evaluate(data, lambda model, batch: "good" if len(batch[1]) > 1 else 1.0)
+    if goes_on:
+        run.evaluate(data, loss)
+    end(run)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == ("done" if goes_on else "failed")
+    assert [step_of(path) for path in newest_first(tmp_path / "checkpoints")] == ([3] if goes_on else [])
+
+
 def test_only_rank_0_writes_files(tmp_path):
     _, _, run, optimizer = made(output=str(tmp_path / "run"), checkpoint_every=1)
     run.attach(optimizer)
