@@ -151,9 +151,8 @@ def _gaps(done: Columns, evaluates: np.ndarray, workers: int) -> tuple[np.ndarra
     seconds = np.zeros(workers)
     if evaluating.any():  # the median, since a worker may rest before some of its passes
         seconds[:] = np.median(gaps[evaluating])
-        by_worker = np.flatnonzero(evaluating)[np.argsort(worker[evaluating], kind="stable")]
-        seen, begins = np.unique(worker[by_worker], return_index=True)
-        seconds[seen] = [np.median(of_worker) for of_worker in np.split(gaps[by_worker], begins[1:])]
+        for one in np.unique(worker[evaluating]):
+            seconds[one] = np.median(gaps[evaluating & (worker == one)])
     return gaps[~is_first & ~evaluating], seconds
 
 

@@ -41,7 +41,7 @@ class Output:
         self._at_begin = settings.verify_idle  # one before the first step too, so that each step can be undone
         self._store: CheckpointStore | None = None  # on rank 0
         self._memory: bytearray | None = None  # the content of the newest checkpoint; used again for the next one
-        self._calls: dict[int, int] = {}  # of each checkpoint, by its step: number of calls before it; steps rise
+        self._calls: dict[int, int] = {}  # of the newest checkpoints, by step: number of calls before it; steps rise
         self._open_loggers, self._is_first = open_loggers, False
         self._record: Record | None = None
         self._steps = self._reached = 0  # steps at the end of the script's loop; the step of the newest batch
@@ -126,7 +126,8 @@ class Output:
             seconds = self._record.seconds
         self.has_moved = False
         # a new dict each time, since the MPI thread may read it; a checkpoint replaces those of later steps
-        self._calls = {earlier: of for earlier, of in self._calls.items() if earlier < step} | {step: calls}
+        earlier = [(of, before) for of, before in self._calls.items() if of < step]
+        self._calls = dict(earlier[-self._keep :]) | {step: calls}
         if self._store is not None:
             if not self._store.flush():
                 self._memory = None  # a slow disk may still be taking it

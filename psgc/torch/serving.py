@@ -99,11 +99,11 @@ class ScriptDriver:
     gradient: number of entries of the gradient; the loss and the number of examples follow in a vector
     attached: the objects attached to the run, on rank 0
     is_alike: whether all ranks have the same state, as at the beginning of a run
-    watch: is called all the time
+    look: is called in each poll of the server
     """
 
     last_step, ends_steps = math.inf, False
-    watch: Callable[[], object] = staticmethod(lambda: None)
+    look: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class ScriptDriver:
         return {*self._ended, *self._mistakes, *([0] if self._hand_over.is_ended else [])}
 
     def due(self) -> list[tuple[int, str]]:
-        self.watch()
+        self.look()
         for worker, (iteration, text) in self._mistakes.items():
             # else the script of rank 0 will raise the same error itself
             if self._hand_over.called >= iteration or self._hand_over.is_ended:

@@ -33,13 +33,13 @@ from psgc.server.cluster import Cluster
 from psgc.terminal import say, say_together, say_traceback
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptState, begin_in_mpi_thread, do_in_mpi_thread, wait
+from psgc.torch.hang_detector import HangDetector
 from psgc.torch.memory import Memory, memory_of, settle
 from psgc.torch.program import TorchProgram, agree
 from psgc.torch.record import Record
 from psgc.torch.serving import OTHER_CALL, ScriptDriver, ScriptReplica
 from psgc.torch.settings import OPEN_END
 from psgc.torch.state import about_in
-from psgc.torch.watch import Watch
 from psgc.torch.working import ScriptLoop, ScriptWorker
 from psgc.transport import Transport
 from psgc.workers.injection import Injector
@@ -396,7 +396,7 @@ class Session:
         """Make rank 0 a worker as well. The script computes in its calls; the worker's loop runs while rank 0 waits."""
         transport, worker = self._transport, self._new_worker(lambda: None)
         work_beside(transport, self.config, self.plan, worker, driver.replica, first, injector)
-        self._worker, driver.watch = worker, Watch(transport, worker.running, cluster).look
+        self._worker, driver.look = worker, HangDetector(transport, worker.running, cluster).look
 
     def _last_word(self) -> BaseException:
         """The error that a call of the script raises after the end of the run."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from psgc.errors import UserError
 from psgc.run import launched
@@ -36,10 +36,6 @@ REFUSED: dict[str, tuple[Callable[[TrainingArguments], bool], str]] = {
     "n_gpu": (lambda args: args.n_gpu > 1, "each rank has one GPU; set CUDA_VISIBLE_DEVICES before torch is imported"),
     "world_size": (lambda args: args.world_size > 1, "psgc launch starts the ranks, not torchrun or accelerate"),
 }
-METHODS = {  # of a subclass of the Trainer
-    "get_train_dataloader": "its batches would not count, since psgc makes those of a step; give train_dataset and "
-    "data_collator, and _get_train_sampler for another order",
-}
 
 
 def _backend(state: PartialState, *others: Any, own: Any = PartialState._prepare_backend) -> Any:
@@ -49,7 +45,7 @@ def _backend(state: PartialState, *others: Any, own: Any = PartialState._prepare
 PartialState._prepare_backend = _backend  # else accelerate joins the ranks of mpirun itself when use_cpu is True
 
 
-def check(args: TrainingArguments, kind: type, own: type) -> None:
+def check(args: TrainingArguments, kind: type[Trainer], own: type[Trainer]) -> None:
     """Raises UserError for an argument, or a method of a subclass, that psgc does not support.
 
     kind: the class of the Trainer
@@ -58,9 +54,11 @@ def check(args: TrainingArguments, kind: type, own: type) -> None:
     for name, (is_wrong, instead) in REFUSED.items():
         if is_wrong(args):
             raise UserError(f"psgc.transformers.Trainer: {name}: {instead}")
-    for name, instead in METHODS.items():
-        if getattr(kind, name) is not getattr(own, name):
-            raise UserError(f"{kind.__name__}.{name}: {instead}")
+    if kind.get_train_dataloader is not own.get_train_dataloader:
+        raise UserError(
+            f"{kind.__name__}.get_train_dataloader: its batches would not count, since psgc makes those of a "
+            "step; give train_dataset and data_collator, and _get_train_sampler for another order"
+        )
 
 
 def of_rank(args: TrainingArguments, rank: Callable[[], int]) -> Any:

@@ -6,7 +6,7 @@ import pytest
 
 from psgc.errors import RunFailed
 from psgc.server.failure_detector import FailureDetector
-from psgc.torch import watch
+from psgc.torch import hang_detector
 
 TIMEOUT, STEP = 5.0, 0.5
 
@@ -17,9 +17,9 @@ class Chunks:
     def __init__(self, monkeypatch):
         self.clock, self.began, self.chunk = 100.0, 0.0, -1
         self.cluster = SimpleNamespace(now=3.0, detector=FailureDetector([1, 2], 1000.0, TIMEOUT))
-        monkeypatch.setattr(watch.time, "monotonic", lambda: self.clock)
+        monkeypatch.setattr(hang_detector.time, "monotonic", lambda: self.clock)
         transport = SimpleNamespace(place=0, hosts=["vm"], survives_deaths=False)
-        self.look = watch.Watch(transport, self.running, self.cluster).look
+        self.look = hang_detector.HangDetector(transport, self.running, self.cluster).look
 
     def running(self):
         return self.chunk, self.clock - self.began

@@ -1,4 +1,4 @@
-"""Rank 0 of a script as a worker: what happens when a chunk of its own process does not return."""
+"""Rank 0 of a script as a worker: ends it when a chunk of its own process does not return."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ from psgc.terminal import say
 from psgc.transport import Transport
 
 
-class Watch:
+class HangDetector:
     """Ends rank 0 if a chunk of its own process hangs: others compute the chunk, but rank 0 must make each step.
 
-    The failure detector looks at a worker only until it is lost. This one is also lost for other reasons (an error in
-    its gradient, a wrong copy), and then may still be in a chunk, or begin another one. Most of these chunks return.
+    The failure detector looks at a worker only until it is lost. The worker of rank 0 is also lost for other reasons,
+    such as an error in its gradient. It may still be in a chunk then, or begin another one. Most of them return.
 
     running: as `Mailbox.running`, of the worker in this process
     """
@@ -26,7 +26,7 @@ class Watch:
         self._since = 0.0  # when a look first saw this pass, as `Cluster.now`: a stop does not count
 
     def look(self) -> None:
-        """Call this all the time. Raises RunFailed where no other rank can take over."""
+        """Call this in each poll of the server. Raises RunFailed where no other rank can take over."""
         looked, self._looked = self._looked, time.monotonic()
         chunk, seconds = self._running()
         if chunk < 0 or time.monotonic() - seconds >= looked:  # it was not in this pass at the last look
