@@ -97,8 +97,8 @@ class Kind(IntEnum):
     #            each. Of a chunk in an evaluation, whose report comes next; chunk -1: of all chunks, from rank 0
     TEXT = 33  # the rest of the message is a piece of a text
     # outside of all terms (psgc.run.takeover)
-    POSITION = 34  # chunk, attempt, iteration, worker: the newest term that this process has begun, the term and the
-    #                iteration of its replica, the number of deaths that it knows of
+    POSITION = 34  # chunk, attempt, iteration, worker, role: the newest term that this process has begun, the term and
+    #                the iteration of its replica, the number of deaths that it knows of; 1 if it can give its state
     TERM = 35  # chunk, attempt, iteration: a new term begins, with replicas of this term and iteration; to its rank 0
     #            PRESENT records follow, `last` on the last one
     PRESENT = 36  # worker, role: the place of a process that has sent its position; 1 if it has such a replica

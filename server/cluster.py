@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from math import inf
 
+from psgc.config import Config
 from psgc.iteration import is_evaluated
+from psgc.plan import Plan
 from psgc.processes import RunningTime
 from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.server.arrivals import Alive
@@ -16,6 +18,12 @@ from psgc.server.recovery import weights
 from psgc.server.settings import ServerSettings
 
 CHECK_EVERY = 0.05  # seconds between two checks of the timeouts
+
+
+def everybody(config: Config, plan: Plan) -> Membership:
+    """The membership of a run while no worker is lost."""
+    checking, workers = config.verify_every > 0, range(1, plan.num_workers + 1)
+    return Membership(plan.holders(), plan.parts, config.faults.adopt, workers, checking, renewing=bool(plan.backups))
 
 
 class Cluster:
@@ -32,9 +40,8 @@ class Cluster:
         self.hosts = hosts
         self.observer = observer
         config, plan = self._config, self._plan
-        workers = range(1, plan.num_workers + 1)
-        checking, renewing = config.verify_every > 0, bool(plan.backups)
-        self._everybody = Membership(plan.holders(), plan.parts, config.faults.adopt, workers, checking, renewing)
+        self._everybody = everybody(config, plan)
+        workers = self._everybody.workers
         self.membership = self._everybody.without([])
         self.queues = plan.queues
         self.schedule = self._make_schedule(plan.backups)

@@ -51,6 +51,14 @@ class Membership:
                 self._held[worker].add(chunk)
         self._roles: dict[int, dict[int, int]] = {worker: {} for worker in self._held}  # worker -> chunk -> role
 
+    def suffices(self, workers: Collection[int]) -> bool:
+        """Whether these workers can do all chunks."""
+        try:
+            self.without(worker for worker in self.workers if worker not in workers)
+        except TooFewWorkers:
+            return False
+        return True
+
     @property
     def live(self) -> Collection[int]:
         """The workers that are not lost."""

@@ -56,7 +56,12 @@ class Duties:
 
 
 class WorkerLoop(Listener):
-    """Carries messages between the other ranks, the mailbox and the replica until the server stops it."""
+    """Carries messages between the other ranks, the mailbox and the replica until the server stops it.
+
+    is_whole: after `end_term`, whether the state of the replica can be given to others
+    """
+
+    is_whole = True
 
     def __init__(
         self,

@@ -2,11 +2,14 @@
 
 The lowest live place asks all others for their positions, and names the next term: its server is the lowest place among
 those with the newest replicas. So the term begins without waiting for a state, and steps that any process that answered
-has made are kept. Each survivor has one of these objects from the death until it begins the term. When another process
-dies meanwhile, the survivors send their positions again; positions from before that death do not count.
+has made are kept. A script in the middle of a step has no state to give: if too few others have its replica, they could
+not do all chunks, and the next older replica counts as the newest.
+
+Each survivor has one of these objects from the death until it begins the term. When another process dies meanwhile, the
+survivors send their positions again; positions from before that death do not count.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from psgc.transport import Term
@@ -20,12 +23,14 @@ class ReplicaPosition:
     of, steps: its replica has made so many steps; it made the last one, or was loaded, in the term `of`; steps -1: it
         has no replica
     deaths: the number of deaths that it knows of
+    is_whole: whether it can give the state of its replica to others
     """
 
     term: int
     of: int
     steps: int
     deaths: int
+    is_whole: bool = True
 
     @property
     def replica(self) -> tuple[int, int]:
@@ -54,7 +59,8 @@ class Succession:
 
     place: of this process
     term: the newest term that it has begun
-    replica: as in `ReplicaPosition`
+    replica, is_whole: as in `ReplicaPosition`
+    enough: whether these workers can do all chunks
     said: the newest position of each other place; the owner of this object keeps it up to date
     absent: places that were lost before; no process waits for them
     patience: seconds to wait for the others
@@ -65,18 +71,21 @@ class Succession:
         place: int,
         term: Term,
         replica: tuple[int, int],
+        is_whole: bool,
+        enough: Callable[[Collection[int]], bool],
         said: dict[int, ReplicaPosition],
         absent: Collection[int],
         patience: float,
     ) -> None:
-        self._place, self._term, self._replica = place, term, replica
+        self._place, self._term, self._replica, self._is_whole = place, term, replica, is_whole
+        self._enough = enough
         self._said, self._absent, self._patience = said, absent, patience
         self._told = -1, 0  # the place that was sent this position last, and the number of deaths known then
         self._since = 0.0
 
     def position(self, dead: Collection[int]) -> ReplicaPosition:
         """The position of this process."""
-        return ReplicaPosition(self._term.number, *self._replica, len(dead))
+        return ReplicaPosition(self._term.number, *self._replica, len(dead), self._is_whole)
 
     def to_tell(self, dead: Collection[int], now: float) -> Sequence[int]:
         """The places to send the position of this process now. dead: places."""
@@ -95,10 +104,20 @@ class Succession:
         known[self._place] = self.position(dead)
         if now - self._since <= self._patience and any(p not in known and p not in self._absent for p in live):
             return None
-        newest = max((said.replica for said in known.values() if said.steps >= 0), default=(0, -1))
-        alike = frozenset(place for place, said in known.items() if said.replica == newest)
+        replicas = sorted({said.replica for said in known.values() if said.steps >= 0}, reverse=True) or [(0, -1)]
+        terms = [self._term_from(replica, known) for replica in replicas]
+        return next((named for named in terms if self._can_work(named, known)), terms[0])
+
+    def _term_from(self, replica: tuple[int, int], known: dict[int, ReplicaPosition]) -> Named:
+        alike = frozenset(place for place, said in known.items() if said.replica == replica)
         last = self._term.numbered(max(said.term for said in known.values()))
-        return Named(last.following(min(alike, default=self._place)), newest, alike, frozenset(known) - alike)
+        return Named(last.following(min(alike, default=self._place)), replica, alike, frozenset(known) - alike)
+
+    def _can_work(self, named: Named, known: dict[int, ReplicaPosition]) -> bool:
+        """Whether workers can be given the state of this term, or enough have it."""
+        alike, term = named.alike or (), named.term
+        ranks = {rank for place in alike for rank in term.ranks_at(place)}
+        return any(known[place].is_whole for place in alike) or self._enough(ranks - {0})
 
     def _live(self, dead: Collection[int]) -> list[int]:
         return [place for place in range(self._term.size) if place not in dead]

@@ -6,7 +6,7 @@ missed the news.
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from psgc.messages import Entry, Kind, RecordList, Records, entries, record
@@ -61,10 +61,14 @@ CALLED_OFF = -2  # in place of steps: the run does not go on
 
 
 class Takeover:
-    """This process in the terms of a run. patience: seconds that survivors wait for each other."""
+    """This process in the terms of a run.
 
-    def __init__(self, transport: Transport, patience: float) -> None:
-        self._transport, self._patience = transport, patience
+    patience: seconds that survivors wait for each other
+    enough: whether these workers can do all chunks
+    """
+
+    def __init__(self, transport: Transport, patience: float, enough: Callable[[Collection[int]], bool]) -> None:
+        self._transport, self._patience, self._enough = transport, patience, enough
         self._replica = 0, -1
         self._said: dict[int, ReplicaPosition] = {}
         self._reading = defaultdict[int, RecordList](RecordList)
@@ -81,14 +85,15 @@ class Takeover:
         live = (place for place in range(transport.term.size) if place not in transport.dead)
         return min(live) if is_between else transport.term.server
 
-    def next_term(self, steps: int | None, left: Collection[int]) -> Beginning:
+    def next_term(self, steps: int | None, left: Collection[int], is_whole: bool) -> Beginning:
         """Rank 0 has died: reach the next term. The transport then has its ranks.
 
         steps: that the replica has made; -1 if it had no state in this term; None if its state is wrong
         left: workers that were lost before
+        is_whole: as in `ReplicaPosition`
         """
         clock, died, before = RunningTime(), time.monotonic(), self._transport.hosts[0]
-        self.leave_term(steps, left)
+        self.leave_term(steps, left, is_whole)
         while not self.is_named(clock.look()):
             self._transport.wait()
             self._transport.poll()
@@ -108,7 +113,7 @@ class Takeover:
                 transport.send_outside(place, _term_records(named, to_server=place == named.term.server))
         transport.wake_others()
 
-    def leave_term(self, steps: int | None, left: Collection[int]) -> None:
+    def leave_term(self, steps: int | None, left: Collection[int], is_whole: bool) -> None:
         """The first part of `next_term`."""
         transport, term = self._transport, self._transport.term
         if steps is None:  # nor has it that of an earlier term any more
@@ -117,7 +122,8 @@ class Takeover:
             begun = None if self._standing is None else self._standing.replica  # with which the term has begun
             self._replica = begun if begun is not None and steps == begun[1] else (term.number, steps)
         absent = [term.place(rank) for rank in left]
-        self._between = Succession(transport.place, term, self._replica, self._said, absent, self._patience)
+        own = transport.place, term, self._replica, is_whole
+        self._between = Succession(*own, self._enough, self._said, absent, self._patience)
 
     def is_named(self, now: float) -> bool:
         """Whether the next term is known. Names it for all if this process must. now: as in `RunningTime`."""
@@ -188,12 +194,13 @@ class Takeover:
 
 
 def _position_record(position: ReplicaPosition) -> Records:
-    said = {"attempt": position.of, "worker": position.deaths}
+    said = {"attempt": position.of, "worker": position.deaths, "role": position.is_whole}
     return record(Kind.POSITION, position.steps, position.term, **said)  # type: ignore[arg-type]
 
 
 def _position(entry: Entry) -> ReplicaPosition:
-    return ReplicaPosition(entry["chunk"], entry["attempt"], entry["iteration"], entry["worker"])
+    said = entry["chunk"], entry["attempt"], entry["iteration"], entry["worker"]
+    return ReplicaPosition(*said, is_whole=bool(entry["role"]))
 
 
 def _term_records(named: Named, to_server: bool) -> list[Records]:

@@ -23,6 +23,7 @@ from psgc.run.ending import CalledOff, Ending
 from psgc.run.inputs import make_injector
 from psgc.run.takeover import CALLED_OFF, Beginning, Takeover
 from psgc.run_rows import WorkerEvent
+from psgc.server.cluster import everybody
 from psgc.terminal import say
 from psgc.transport import Transport
 from psgc.workers.injection import Injector
@@ -46,7 +47,8 @@ def work_in_terms(
 
     Raises CalledOff and RunFailed, and what `serve` raises, of which the others hear.
     """
-    takeover, injector = Takeover(transport, config.faults.collect_timeout), make_injector(config, transport.rank)
+    takeover = Takeover(transport, config.faults.collect_timeout, lambda some: everybody(config, plan).suffices(some))
+    injector = make_injector(config, transport.rank)
     beginning, reached = Beginning(first=first, is_alike=program.is_alike), first
     with watching(transport, lambda: takeover.awaited, config.faults.collect_timeout):
         while transport.rank:
@@ -60,7 +62,7 @@ def work_in_terms(
                 ending.in_order = in_order
                 return
             reached = max(reached, beginning.first, loop.begun_by_server)
-            beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left)
+            beginning = takeover.next_term(loop.end_term(), loop.allreduce.exchange.left, loop.is_whole)
             beginning.took, beginning.since, beginning.reached = loop.took, first, reached
             if beginning.first == CALLED_OFF:
                 raise CalledOff

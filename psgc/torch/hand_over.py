@@ -23,6 +23,7 @@ from psgc.backend import Array
 
 COUNT = 8  # bytes of the length before a state
 DIGESTS = 8  # digests that are kept, of the newest calls with one
+REST = 1.0  # seconds in which a script ends its step, when nobody is to wait long for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,7 @@ class HandOver:
         with self._changed:
             self._state = state
             self.called = min(self.called, state.iteration - 1)
+            self.given, self._sums = min(self.given, self.called), {}  # after a takeover it may be of an earlier call
             self._digests = {number: found for number, found in self._digests.items() if number < state.iteration}
             self._changed.notify_all()
         self.alert()

@@ -32,7 +32,7 @@ from psgc.run.terms import claim_after, record_takeover, work_in_terms
 from psgc.server.cluster import Cluster
 from psgc.terminal import say, say_together, say_traceback
 from psgc.torch.calls import Call
-from psgc.torch.hand_over import HandOver, ScriptState, begin_in_mpi_thread, do_in_mpi_thread, wait
+from psgc.torch.hand_over import REST, HandOver, ScriptState, begin_in_mpi_thread, do_in_mpi_thread, wait
 from psgc.torch.hang_detector import HangDetector
 from psgc.torch.memory import Memory, memory_of, settle
 from psgc.torch.program import TorchProgram, agree
@@ -47,7 +47,6 @@ from psgc.workers.injection import Injector
 SUMMARY = "summary.json"
 LOST = "psgc.torch.init: the run before has lost ranks, after which no other can begin; --resume goes on from here"
 OUT = "it did not come to the end of the run before"
-REST = 1.0  # seconds in which a script ends its step; whoever has stopped the run does not wait long for its summary
 STOP_TIMEOUT = 10.0  # seconds within which the scripts of workers have to end
 
 

@@ -12,7 +12,7 @@ from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.messages import stepped_record
 from psgc.run.ending import CalledOff
 from psgc.torch.calls import Call
-from psgc.torch.hand_over import HandOver
+from psgc.torch.hand_over import REST, HandOver
 from psgc.torch.memory import Memory
 from psgc.torch.serving import ScriptReplica
 from psgc.torch.settings import OPEN_END
@@ -51,6 +51,12 @@ class ScriptLoop(WorkerLoop):
         # the first call of the script, whose digest the server has not got yet
         self._first = self._iteration + 1 if self._duties.alike else None
         self._last: tuple[int, float] | None = None  # after STOP: number of calls of the run, and when to give up
+
+    def end_term(self) -> int | None:
+        steps = super().end_term()
+        self._hand_over.rests(REST)  # only its next call shows whether that is in the middle of a step
+        self.is_whole = self._hand_over.called != self.allreduce.replica.steps or self._hand_over.is_whole
+        return steps
 
     def _stop(self, iteration: int, rank_0_stays: bool) -> None:
         self._last, self.rank_0_stays = (iteration, time.monotonic() + LAST_SUM), rank_0_stays

@@ -35,6 +35,10 @@ class WatchedHandOver(HandOver):
         """It is of this rank of another world from now on."""
         self._world, self._of = world, rank
 
+    def rests(self, seconds: float) -> bool:
+        self._world.script_rests(self._of)
+        return super().rests(0.0)
+
     def give(self, iteration: int, vector: Any) -> None:
         self._world.check_sum(self._of, iteration, vector)
         super().give(iteration, vector)
@@ -93,7 +97,10 @@ class Script:
         if isinstance(answer, ScriptState):
             faults = [(fault.kind, fault.worker) for fault in self._world.case.faults]
             is_wrong = ("differs", self._rank) in faults  # then it may make the same call again, as the others make it
-            assert answer.iteration > self.iteration - is_wrong
+            goes_back = self._rank in self._world.ahead
+            self._world.ahead.discard(self._rank)
+            self._world.counts["gone back"] += answer.iteration < self.iteration
+            assert goes_back or answer.iteration > self.iteration - is_wrong
             self.iteration, self._has_loaded = answer.iteration, True
             self.params[:], self.velocity[:] = np.split(np.frombuffer(answer.blob), 2)
             self._world.counts["states loaded"] += 1

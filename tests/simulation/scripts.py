@@ -56,6 +56,7 @@ class ScriptWorld(ReplicatedWorld):
 
     def connect(self) -> None:
         self.sums: dict[int, bytes] = {}  # by iteration
+        self.ahead: set[int] = set()  # ranks whose scripts have been further than the term begins
         ranks = self.link_ranks()
         self.scripts = {rank: Script(self, rank, self.case.dim) for rank in ranks}
         self.faulty = self.faulty_ranks()
@@ -259,6 +260,16 @@ class ScriptWorld(ReplicatedWorld):
                 node.mailbox.ended(script.hand_over.called + 1, "it raises there" if raises else "", int(raises))
         if node:
             node.spin()
+
+    def script_rests(self, rank: int) -> None:
+        """It has the time to make its next call, unless it is away."""
+        script = self.scripts[rank]
+        if not {"away", "slow"}.isdisjoint(self.napping().get(rank, {})):
+            return
+        if script.is_in_call and script.hand_over.is_answered():
+            script.take_answer()
+        if not (script.is_in_call or script.is_over):
+            self.script_goes_on(None, rank)
 
     def finish(self, node: ScriptNode) -> None:
         if not (node.work and node.mailbox.wants(node.work)) and self.choose(2):

@@ -20,6 +20,7 @@ from psgc.config import Config
 from psgc.messages import Records, joined
 from psgc.run.takeover import Beginning, Takeover
 from psgc.server.loop import Server
+from psgc.server.membership import Membership
 from psgc.server.observer import IterationRecord
 from psgc.server.settings import ServerSettings
 from psgc.torch.serving import ScriptDriver
@@ -105,6 +106,8 @@ class OneTerm(ScriptWorld):
             else:
                 node.dead = True
         self.scripts[0].hand_over.begin_term()
+        behind = [rank for rank, is_alike in self.alike.items() if not is_alike]
+        self.ahead = {rank for rank in behind if self.scripts[rank].iteration >= self.first}
 
     def make_server(self, config: Config) -> Server:
         it, beginning = self.scripts[0], self.beginning
@@ -144,6 +147,19 @@ class OneTerm(ScriptWorld):
     def advance(self) -> list[Any]:
         self.history.moment("", self.iteration)
         return super().advance()
+
+    def is_away(self, rank: int) -> bool:
+        """Whether its script makes no call for now."""
+        return not {"away", "slow"}.isdisjoint(self.napping().get(rank, {}))
+
+    def check_too_few(self, text: str) -> None:
+        super().check_too_few(text)
+        if self.beginning and self.iteration == self.first and self.server.cluster.left_out:
+            whole, term = self.history.whole, self.term
+            others = [place for place in map(term.place, self.here()) if whole.get(place)]
+            is_enough = self.case.reassigning and len(self.here()) >= self.plan.parts
+            could_serve = others if is_enough else []
+            assert whole[term.server] is None or not could_serve, f"places {could_serve} could have served: {text}"
 
     # after the death of rank 0
 
@@ -188,12 +204,15 @@ class History:
         self.scripts: dict[int, Script] = {}
         self.gone: set[int] = set()  # places whose processes have died
         self.rows: list[int] = []  # that rank 0 has written
+        self.whole: dict[int, bool | None] = {}  # by place, as it left its last term: its next call; None: not known
         self.deaths = [
             (rng.choice(["", "", *MOMENTS]), rng.choice([rng.randrange(400), rng.randrange(60), rng.randrange(8)]))
             for _ in range(rng.randint(1, min(3, self.size - 2)) if self.size > 2 else 1)
         ]
         self.places = {place: Outside(self, place) for place in range(self.size)}
-        self.takeovers = {place: Takeover(end, case.timeout) for place, end in self.places.items()}  # type: ignore
+        membership = Membership(case.plan.holders(), case.plan.parts, case.reassigning, range(1, self.size))
+        about = case.timeout, membership.suffices
+        self.takeovers = {place: Takeover(end, *about) for place, end in self.places.items()}  # type: ignore
         self.outside: dict[tuple[int, int], deque[Records]] = {
             (one, other): deque() for one in range(self.size) for other in range(self.size)
         }
@@ -296,14 +315,18 @@ class History:
             node.work = None
             end.dead[world.term.server] = None
             with suppress(Killed):  # it may die at a step of the protocol
-                self._leave(place, node.end_term(), [*node.allreduce.exchange.left])
+                self._leave(place, node.end_term(), [*node.allreduce.exchange.left], node.is_whole)
         elif place in self.entered and end.term.server in end.dead:
-            self._leave(place, self.entered[place].first if self.entered[place].is_alike else -1, [])
+            steps = self.entered[place].first if self.entered[place].is_alike else -1
+            self._leave(place, steps, [], self.whole[place] is not False)
         if place in self.waiting and takeover.is_named(self.clock.now):
             self.waiting.remove(place)
             self.entered[place] = takeover.enter_term("here", 0.0)
 
-    def _leave(self, place: int, steps: int | None, left: list[int]) -> None:
+    def _leave(self, place: int, steps: int | None, left: list[int], is_whole: bool) -> None:
         self.entered.pop(place, None)
         self.waiting.add(place)
-        self.takeovers[place].leave_term(steps, left)
+        script, world = self.scripts[place], self.world
+        is_known = script.hand_over.called == script.replica.steps or not world.is_away(world.term.rank(place))
+        self.whole[place] = script.replica.steps not in self.case.partial if is_known else None
+        self.takeovers[place].leave_term(steps, left, is_whole)

@@ -85,5 +85,15 @@ def test_a_rank_that_waits_for_a_lost_owner_while_gradients_are_accumulated_is_n
     assert faults.run(1088, scripts=True)["lost"] == 2
 
 
+@pytest.mark.parametrize("seed", [3099, 3214])
+def test_a_rank_that_alone_is_in_the_middle_of_a_step_does_not_take_over_where_others_could_not_follow_it(seed):
+    """Once the run ended with too few workers: nobody could give the others a state."""
+    assert faults.run(seed, scripts=True, server=True, coordinator=True)["takeovers"] > 0
+
+
+def test_ranks_that_were_in_the_middle_of_a_step_go_back_to_the_state_of_the_new_rank_0():
+    assert faults.run(3099, scripts=True, server=True, coordinator=True)["gone back"] > 0
+
+
 def test_a_rank_that_was_given_the_state_of_one_that_differs_is_noticed_as_well():
     assert faults.run(541745, scripts=True, hosts=True)["lost"] == 3

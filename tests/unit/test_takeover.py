@@ -6,6 +6,7 @@ from collections import deque
 import pytest
 
 from psgc.messages import joined
+from psgc.run.succession import ReplicaPosition, Succession
 from psgc.run.takeover import Takeover
 from psgc.transport import Term
 
@@ -41,7 +42,7 @@ class Process:
 
     def __init__(self, world, place):
         self.world, self.end = world, End(world, place)
-        self.takeover = Takeover(self.end, PATIENCE)
+        self.takeover = Takeover(self.end, PATIENCE, lambda _: False)
         self.history, self.is_between, self.has_state, self.is_wrong = (), False, True, False
 
     @property
@@ -52,7 +53,7 @@ class Process:
         """Go on by a little."""
         end = self.end
         if not self.is_between and end.rank and end.term.server in end.dead:
-            self.takeover.leave_term(self.steps, [])
+            self.takeover.leave_term(self.steps, [], is_whole=True)
             self.is_between = True
         if self.is_between and self.takeover.is_named(self.world.now):
             self.beginning = self.takeover.enter_term("h", 0.0)
@@ -188,9 +189,27 @@ def test_a_state_that_was_dropped_is_not_taken_for_that_of_the_term_before():
         world.train(2)
     last = world.processes[2]
     last.has_state, last.is_wrong = False, True
-    last.takeover.leave_term(last.steps, [])
+    last.takeover.leave_term(last.steps, [], is_whole=True)
     world.kill(1)
     last.end.dead[1] = None
     assert last.takeover.is_named(world.now)
     beginning = last.takeover.enter_term("h", 0.0)
     assert (beginning.first, beginning.is_alike) == (-1, False)
+
+
+@pytest.mark.parametrize(
+    ("positions", "server", "first"),
+    [
+        ({1: (5, False), 2: (4, True)}, 2, 4),
+        ({1: (4, True), 2: (5, False), 3: (5, False)}, 2, 5),  # worker 3 can follow
+        ({1: (4, False), 2: (5, True)}, 2, 5),
+        ({1: (4, False), 2: (5, False)}, 2, 5),  # nobody could follow either
+        ({1: (4, False), 2: (5, False), 3: (4, False)}, 1, 4),
+    ],
+)
+def test_a_process_in_the_middle_of_a_step_serves_only_where_enough_others_are_there_as_well(positions, server, first):
+    """positions: by place, the steps of the replica, and whether its state can be given; one worker is enough."""
+    said = {place: ReplicaPosition(0, 0, steps, 1, is_whole) for place, (steps, is_whole) in positions.items()}
+    steps, is_whole = positions[1]
+    found = Succession(1, Term(0, 4), (0, steps), is_whole, bool, said, [3], PATIENCE).named([0], 2 * PATIENCE)
+    assert (found.term.server, found.replica) == (server, (0, first))

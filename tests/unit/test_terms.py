@@ -162,7 +162,7 @@ def serving(tmp_path, monkeypatch):
         exchange = SimpleNamespace(left=set())
 
         def loop(*_):
-            about = {"is_orphaned": True, "took": {}, "allreduce": SimpleNamespace(exchange=exchange)}
+            about = {"is_orphaned": True, "is_whole": True, "took": {}, "allreduce": SimpleNamespace(exchange=exchange)}
             return SimpleNamespace(run=lambda: False, end_term=lambda: -1, begun_by_server=coming[0][0], **about)
 
         def next_term(*_):
