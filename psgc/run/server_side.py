@@ -213,10 +213,10 @@ def train(transport: Transport, run: PreparedRun, record: Writers, ending: Endin
         moment=faults.at,
         alike={transport.term.rank(place) for place in run.alike if place},
     )
-    program = None
+    program = run.program  # of a rank that has been a worker, also where it only serves from now on
     if not config.dedicated_server:
         about = run.test if config.evaluate else None, transport.term.is_tried
-        program = run.program or ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, *about)
+        program = program or ProblemProgram(config, run.backend, run.problem, chunks, transport.wake, *about)
         program.is_alike = True
         work_beside(transport, config, plan, program, replica, run.first, run.injector)
     if run.checkpoint:

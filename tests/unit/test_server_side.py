@@ -4,6 +4,8 @@ import shutil
 import signal
 import socket
 import sys
+import threading
+import weakref
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from psgc.launching.outcome import RunDirectory
 from psgc.record.csv_files import RESTORED, Restored, earlier, restored
 from psgc.record.recorder import Recorder
 from psgc.run.claim import Claim
+from psgc.run.worker_side import ProblemProgram
 from psgc.run_rows import WorkerEvent
 from psgc.transport import Died
 from tests.unit.recording import BOTH_HOLD_ALL
@@ -245,6 +248,18 @@ def test_the_time_of_a_takeover_is_known_also_when_no_step_is_left_but_not_of_an
         Path("out/summary.json").unlink()
         assert take_over(iter([]), 2) == 0
         assert (summary()["takeovers"], summary()["takeover_seconds"]) == (number, expected)
+
+
+def test_the_figures_of_the_end_are_not_computed_beside_a_gradient_of_the_worker_that_took_over(capsys, monkeypatch):
+    over = threading.Event()
+    inside = threading.Thread(target=over.wait, daemon=True)
+    inside.start()
+    monkeypatch.setattr(ProblemProgram, "_newest", weakref.ref(inside))
+    try:
+        assert take_over(chunks_of(2, (2,)), 2, "iterations=3", "faults.collect_timeout=0.3") == 0
+    finally:
+        over.set()
+    assert "no figures of the end: a gradient of rank 0 has not returned\n" in capsys.readouterr().err
 
 
 def test_a_takeover_undoes_the_step_of_which_the_rank_0_before_has_said_so(capsys, monkeypatch):
