@@ -71,6 +71,7 @@ class Dispatcher(Target):
             is_new = cluster.rebalance()
         except TooFewWorkers as error:
             raise self._losses.too_few or error from None  # the earlier error names the worker that was lost
+        self._losses.too_few = None  # it was made good
         if is_new:
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():

@@ -19,7 +19,7 @@ class Losses:
 
     cluster, links, log, trial, summing, coordinator: of the run; all of them learn of a loss
     bring: brings an event to the coordinator, and carries out what it answers
-    too_few: the newest loss that left too few workers
+    too_few: the newest loss that left too few workers, while the cluster has not been rebalanced with enough
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from psgc.messages import Kind
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
 from psgc.server.recovery import AT_FIRST
+from psgc.server.states import States
 from psgc.transport import Died
 from psgc.vectors import BUNDLE
 from tests.unit.scripted import done, said
@@ -218,6 +219,20 @@ def test_whose_loss_leaves_too_few_workers_for_the_next_iteration_is_named(make_
     with pytest.raises(TooFewWorkers, match=r"^worker 2 on h2, iteration 0: its process died; 1 worker is left"):
         run.follow(iter([[*run.queues(0, (1, 2)), Died(2)]]), 2, dim=2)
     assert run.steps == 1
+
+
+def test_a_loss_that_was_made_good_is_not_named_by_a_later_error(make_run, monkeypatch):
+    """Worker 2 is lost between two iterations, in which two workers are needed, and is back before the next one."""
+    run = make_run(workers=2, parts=2)
+    monkeypatch.setattr(States, "without_state", lambda self, iteration, live: {2} if iteration == 2 else ())
+
+    def script():
+        yield [*run.queues(0, (1, 2)), said(1, Kind.REFUSED, worker=2), said(2, Kind.ALIVE, chunk=-1)]
+        yield run.queues(1, (1, 2))
+
+    with pytest.raises(TooFewWorkers, match=r"^1 worker is left"):
+        run.follow(script(), 3, dim=2)
+    assert (run.steps, [*run.lost], run.returned) == (2, [2], [(2, 1)])
 
 
 def test_a_slow_worker_that_has_said_nothing_yet_keeps_nobody_from_doing_several_chunks_in_one_pass(make_run):
