@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -127,19 +128,21 @@ class _Starts:
     heard: Heard | None
     at_end: ExitStack
     mpirun: Mpirun | None = None  # after the first start
-    ranks: int = 0  # number of ranks of the run
     processes: list[Process] = field(default_factory=list)  # all that were started
 
-    def start(self, placement: Placement, standby: Path | None = None) -> MpirunProcess:
-        """Start ranks, which with `standby` write this file and wait until it is removed. Raises UserError."""
-        program, environ = self.program, self.environ
+    def start(
+        self, placement: Placement, standby: Path | None = None, told: Mapping[str, str] = MappingProxyType({})
+    ) -> MpirunProcess:
+        """Start ranks, which with `standby` write this file and wait until it is removed. Raises UserError.
+
+        told: variables for ranks that go on with a run
+        """
+        program, environ = self.program, {**self.environ, **told}
         if self.mpirun is not None:
-            environ = {**environ, RESTORED: str(self.ranks)}
             if self.config is not None:  # its YAML may have been edited since
                 program, environ = replace(program, resume=True), {**environ, **with_settings(self.config.to_yaml())}
             else:  # the directories of its later runs may have runs of before, with which only `--resume` goes on
                 environ = {RESUME: OF_JOB, **environ}
-        self._starting = placement.ranks
         if standby is not None:  # in a SLURM job the ranks share the processors of the present run
             environ = {**environ, STANDBY: str(standby.absolute()), "SLURM_OVERLAP": "1"}
         if self.config is None:
@@ -156,7 +159,6 @@ class _Starts:
 
     def left(self) -> RunDirectory:
         """The run directory of the run that was started last. Call it when the run before has ended."""
-        self.ranks = self._starting
         return self._found or self._left()
 
 

@@ -13,7 +13,7 @@ once all hosts answer. Where hosts do not answer to ssh from the beginning, it i
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import MpirunProcess
 from psgc.launching.outcome import RunDirectory
 from psgc.launching.restores import Restores
-from psgc.record.csv_files import earlier
+from psgc.record.csv_files import earlier, started_again
 from psgc.run.launched import READY, UNDO, stamp
 from psgc.run_rows import WorkerEvent
 from psgc.terminal import say
@@ -40,7 +40,8 @@ class Watch:
     """Watches a run, and starts new ranks when it should start again."""
 
     placement: Placement  # of the run's ranks; once `is_asked`, of the new ranks
-    start: Callable[[Placement, Path | None], MpirunProcess]  # the ranks write the file and wait until it is removed
+    # the ranks write the file and wait until it is removed; the variables tell them which run they go on with
+    start: Callable[[Placement, Path | None, Mapping[str, str]], MpirunProcess]
     refuses: Callable[[int], object]  # raises UserError when the run cannot have this number of ranks
     needs_checkpoint: bool  # the run may end without writing a checkpoint, so there must already be one
     answers: HostAnswers  # of the hosts of the run
@@ -48,6 +49,7 @@ class Watch:
     _said: Sequence[str] = ()  # the lines that have said why new ranks do not continue the run
     _retries: int = 0  # how often a start may be tried again
     _started: float = 0.0  # when a start was tried again
+    _directory: Path = Path()  # of the run with which ranks go on that were started last
     _before: tuple[Path, object] = Path(), None  # restores.csv of the run that was started again; its stamp before
     _next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
     _more: int = 0  # 1 if rank 0 is a worker as well, whose number is then one more than its process's
@@ -64,7 +66,7 @@ class Watch:
             with suppress(OSError):
                 self._ready.unlink(missing_ok=True)
         self._left: RunDirectory = left
-        self.is_asked = False
+        self._ranks, self.is_asked = self.placement.ranks, False  # _ranks: of this run, whatever is started next
         self._begin_run()
 
     def _begin_run(self) -> None:
@@ -109,12 +111,17 @@ class Watch:
         try:
             self._ready = self._left.directory / READY
             self._ready.unlink(missing_ok=True)
-            self._next = self.start(placement, self._ready), placement, why, now + START
+            self._next = self._start(placement, self._ready), placement, why, now + START
             self._due = due
         except (UserError, OSError) as error:  # the host file is gone, for example
             self._restores.fails()
             self._goes_on(f"{why}; the run goes on: {error}")
         return False
+
+    def _start(self, placement: Placement, ready: Path | None = None) -> MpirunProcess:
+        """Start ranks that go on with this run."""
+        self._directory = self._left.directory
+        return self.start(placement, ready, started_again(self._ranks, self._directory))
 
     def _goes_on(self, line: str) -> None:
         """The run goes on without new ranks: a line says why, once however often that happens."""
@@ -138,10 +145,9 @@ class Watch:
         self._read_settings()  # the script may have begun another run since the last look
         is_undone = code != UserError.exit_code and self._is_undone()  # else this run was refused, and another goes on
         if self.is_asked and self._next is not None and self._left.summary().get("status") == "interrupted":
-            (process, *_), self._next, self._retries = self._next, None, RETRIES
+            (process, *_), self._next, self._said = self._next, None, ()
             self._restores.begins(time.monotonic())
-            self._before, self._said = self._stamped(), ()
-            return process
+            return self._begun(process)
         if is_undone:
             return self._from_older_checkpoint()
         may_retry = self._retries == RETRIES or (self._retries and time.monotonic() - self._started < QUICK)
@@ -150,7 +156,8 @@ class Watch:
             self._retries -= 1
             self._started = time.monotonic()
             self.close()
-            return self.start(self.placement, None)
+            # a script may not have come to this run, but be at one before it
+            return self.start(self.placement, None, started_again(self._ranks, self._directory))
         return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
 
     def _is_undone(self) -> bool:
@@ -169,12 +176,13 @@ class Watch:
         say("psgc launch: the run starts again from its checkpoint, to undo the step", error=True)
         self.close()
         self._restores.begins(now)
-        self._retries, self._before = RETRIES, self._stamped()
-        return self.start(self.placement, None)
+        return self._begun(self._start(self.placement))
 
-    def _stamped(self) -> tuple[Path, object]:
-        path = self._left.directory / "restores.csv"
-        return path, stamp(path)
+    def _begun(self, process: MpirunProcess) -> MpirunProcess:
+        """These ranks go on with the run."""
+        path = self._directory / "restores.csv"
+        self._retries, self._before = RETRIES, (path, stamp(path))
+        return process
 
     def _has_stepped(self) -> bool:
         """Whether the run that was started again has made a step, or this one has said how it ended."""
@@ -200,8 +208,8 @@ class Watch:
         say(f"psgc launch: {why}: the run starts again, with {placement.ranks} ranks (faults.restore)", error=True)
         self.close()
         self._restores.begins(now)
-        self.placement, self._retries, self._before = placement, RETRIES, self._stamped()
-        return self.start(placement, None)
+        process, self.placement = self._start(placement), placement
+        return self._begun(process)
 
     def close(self) -> None:
         """End the new ranks that wait to continue."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from psgc.disk import GrowingFile, open_regular, write_text
 from psgc.run_rows import COLUMNS, COUNTS, HELD_OUT, MOST, OPTIONAL, EvaluationRow, IterationRow, WorkerEvent
 
-RESTORED = "PSGC_RESTORED"  # the number of ranks before; `psgc launch` sets it when it starts a run again
+RESTORED = "PSGC_RESTORED"  # the number of ranks before, and the directory of the run that `psgc launch` starts again
 LONGEST = 1 << 20  # bytes of a line
 TEXTS = ("host", "event", "reason", "name")  # columns of text; all others are numbers
 WHOLE = (*COUNTS, "worker", "repeated", "epoch")  # columns of whole numbers
@@ -123,18 +123,35 @@ class Restored(NamedTuple):
     repeated: int
 
 
+def started_again(ranks: int, directory: Path) -> dict[str, str]:
+    """The variable that tells processes which run they are to go on with, and how many ranks it had."""
+    return {RESTORED: f"{ranks} {directory.absolute()}"}
+
+
 def restored() -> bool:
     """Whether `psgc launch` has started these processes to go on with a run, and they do not yet (`ranks_before`)."""
     return bool(os.environ.get(RESTORED))
 
 
-def ranks_before(was_done: bool) -> int:
-    """The number of ranks before `psgc launch` started the run again; 0 if it did not.
+def ranks_before(directory: Path, was_done: bool = False) -> int:
+    """The number of ranks before `psgc launch` started the run in `directory` again; 0 if it did not.
 
-    For each run of these processes that goes on from a checkpoint, on each rank, once. The first one that was not done
-    is the one that was started again, and all later ones are new. A script passes over those that were done.
+    On rank 0, once for each run of a script that goes on from a checkpoint. Those before the one that was started again
+    were done (`was_done`), with the same ranks, and the script passes over them. All later ones are new.
     """
-    return int(os.environ.get(RESTORED, "0") if was_done else os.environ.pop(RESTORED, "0"))
+    ranks, _, named = os.environ.get(RESTORED, "0").partition(" ")
+    is_named = bool(named) and _is_same(Path(named), directory)
+    if is_named:
+        del os.environ[RESTORED]
+    return int(ranks) if is_named or was_done else 0
+
+
+def _is_same(directory: Path, other: Path) -> bool:
+    """Whether both are the same directory, maybe by a link."""
+    try:
+        return directory.samefile(other)
+    except OSError:  # one of them is not there
+        return False
 
 
 class RestoreRecord:

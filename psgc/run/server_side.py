@@ -70,7 +70,7 @@ def serve(
                 meeting.call_off()
                 return
             check_loggers(config)
-            run.ranks_before = 0 if run.checkpoint is None else ranks_before(was_done=False)
+            run.ranks_before = 0 if run.checkpoint is None else ranks_before(directory)
         _tell_workers(meeting, run)
         with meeting.preparing():  # only now, since a run that is refused leaves the one before as it is
             record = Writers.of(run, claim, best, at_end)
@@ -117,7 +117,7 @@ class Writers:
 
 def _tell_workers(meeting: Meeting, run: PreparedRun) -> None:
     """What is to be done. Raises UserError when a worker cannot do it, or has other code or data."""
-    about = f"{run.first} {run.seconds} {run.file}"
+    about = f"{run.first} {run.seconds} {run.ranks_before} {run.file}"
     for content in (run.config.to_yaml().encode(), run.plan.to_bytes(), about.encode()):
         meeting.tell(content)
     meeting.agree()

@@ -16,7 +16,6 @@ from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import ChunkCheck, Problem, evaluate
-from psgc.record.csv_files import ranks_before
 from psgc.run import resume
 from psgc.run.building import all_work, share_memory
 from psgc.run.checkpoint import read
@@ -95,7 +94,7 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
     Sets `ending`. Raises CalledOff, UserError and RunFailed.
     """
     config = configuration.from_yaml_text(meeting.tell().decode())
-    plan, (first, before, *file) = Plan.from_bytes(meeting.tell()), meeting.tell().decode().split()
+    plan, (first, before, size_before, *file) = Plan.from_bytes(meeting.tell()), meeting.tell().decode().split()
     began, checkpoint = time.monotonic() - float(before), None
     host, trouble = transport.hosts[transport.rank], ""
     copies = transport.hosts.count(host)
@@ -114,7 +113,7 @@ def work(transport: Transport, given: Given, ending: Ending, meeting: Meeting, d
         checkpoint = load_same(Path(config.output) / "checkpoints" / file[0], read)
         meeting.have(checkpoint is not None)
     meeting.tell()  # rank 0 can write
-    all_work(transport, config, ranks_before(was_done=False) if file else 0)
+    all_work(transport, config, int(size_before))
     share_memory(transport, config, backend, problem.dim)
     program = ProblemProgram(config, backend, problem, chunks, transport.wake, test, transport.term.is_tried)
     if checkpoint is not None:

@@ -22,7 +22,7 @@ from psgc.config import Coding, Config, TorchConfig
 from psgc.config.torch import TorchRun
 from psgc.errors import UserError
 from psgc.plan import Plan
-from psgc.record.csv_files import ranks_before, restored
+from psgc.record.csv_files import restored
 from psgc.record.loggers import check_loggers
 from psgc.run import launched, resume
 from psgc.run.building import opening_lines
@@ -250,9 +250,8 @@ def agree(transport: Transport, meeting: Meeting, program: TorchProgram | UserEr
         program.set_generators(drawn)
     if kind == STATE:
         record = agreed.record
-        told = meeting.tell(f"{agreed.reached} {int(record.was_done)}".encode() if record is not None else None)
-        reached, was_done = map(int, told.split())
-        agreed.ranks_before = record.ranks_before if record is not None else ranks_before(bool(was_done))
+        told = meeting.tell(f"{agreed.reached} {record.ranks_before}".encode() if record is not None else None)
+        reached, agreed.ranks_before = map(int, told.split())
         agreed.config = resume.with_faults_from(agreed.config, reached)
     return agreed
 

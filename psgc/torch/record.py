@@ -78,8 +78,9 @@ class Record(RunRecord):
         self._config, self._plan = config, plan
         resume_at = None if state is None else state.iteration
         if state is not None and self._beginning is None:
-            self.was_done = is_done(Path(self.output or ""))
-            self.ranks_before = ranks_before(self.was_done)
+            directory = Path(self.output or "")
+            self.was_done = is_done(directory)
+            self.ranks_before = ranks_before(directory, self.was_done)
         if self._claim is not None and self.output is not None:
             self._claim.make_room(resume_at is not None)
             directory, own_chunks = Path(self.output), plan.own_chunks.tolist()

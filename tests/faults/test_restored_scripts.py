@@ -66,6 +66,8 @@ class Ridge:
 
 for name, given in json.loads(sys.argv[1]).items():
     problem, about = Ridge(name, given.pop("differs", False)), {"coding": {"chunks_per_worker": 2, "replication": 2}}
+    last = given.pop("last", 24)
+    about["callbacks"] = [lambda row, params: row["iteration"] + 1 >= last]
     psgc.train(problem, (X, X.sum(1)), lr=0.1, iterations=24, output=name, checkpoint={"every": 2}, **about, **given)
 """
 KILLED = {"restore": {"after": 0.5}, "inject": [{"kind": "kill", "rank": 2, "iteration": KILLED_IN}]}
@@ -108,3 +110,11 @@ def test_a_program_that_is_started_again_goes_on_with_its_second_run_and_its_thi
     assert [restores(tmp_path, name) for name in ("first", "second")] == [0, 1]
     assert [row.iteration for row in earlier_rows(tmp_path / "second/iterations.csv")] == [*range(STEPS)]
     assert "trial: chunk " in ended.stderr, ended.said
+
+
+def test_a_program_that_is_started_again_records_that_of_no_run_before(tmp_path):
+    """The first one goes on as well, since a callback had ended it early."""
+    ended = launched(tmp_path, 0, PROGRAM, first={"last": 10}, second={"faults": KILLED})
+    assert AGAIN in ended.stderr.splitlines(), ended.said
+    assert "resuming from iteration 10" not in ended.stdout, ended.said
+    assert [restores(tmp_path, name) for name in ("first", "second")] == [0, 1], ended.said

@@ -224,7 +224,7 @@ def test_a_run_that_is_started_again_goes_on_without_a_logger_that_cannot_begin(
     one_process, tmp_path, monkeypatch, capsys
 ):
     """The port may be taken, and a package missing on the host on which it goes on."""
-    monkeypatch.setenv(RESTORED, "1")
+    monkeypatch.setenv(RESTORED, f"1 {tmp_path / 'run'}")
     monkeypatch.setenv("PSGC_RESUME", "1")
     trained(one_process, tmp_path / "run", checkpoint_every=1, raises=True)
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -239,7 +239,7 @@ def test_a_run_that_is_started_again_goes_on_without_a_logger_that_cannot_begin(
     ]
     with pytest.raises(UserError, match="log: wandb is not installed"):
         trained(one_process, tmp_path / "next", ["wandb"])
-    monkeypatch.setenv(RESTORED, "1")
+    monkeypatch.setenv(RESTORED, f"1 {tmp_path / 'anew'}")
     trained(one_process, tmp_path / "anew", ["wandb"])  # there was no checkpoint to go on from
 
 

@@ -35,7 +35,8 @@ def test_the_run_is_started_again_from_its_checkpoint(mpirun, capfd):
     assert launch("run.yaml", 2) == 0
     first, again = Path("started").read_text().splitlines()
     assert first.endswith("train run.yaml")
-    assert (again[:2], again.partition("-m ")[2]) == ("2 ", "psgc train run.yaml --resume")
+    assert again.startswith(f"2 {Path('out').absolute()} -n 2 ")
+    assert again.partition("-m ")[2] == "psgc train run.yaml --resume"
     assert "-x PSGC_RESTORED" in again, "for the ranks on other hosts"
     line = "psgc launch: worker 1 gone for 0.2 s: the run starts again from here, with 2 ranks (faults.restore)\n"
     assert capfd.readouterr().err == line

@@ -117,7 +117,7 @@ def test_a_worker_that_is_back_is_not_missed(run_before):
 
 
 def test_the_run_goes_on_when_its_workers_are_back_before_the_new_ranks_are_ready(run_before, capsys):
-    def start(_, file):
+    def start(_, file, told):
         files.append(file)
         return Ranks()
 
@@ -185,7 +185,7 @@ class Starts:
     def __init__(self, *failing):
         self.failing, self.at = [*failing], []
 
-    def __call__(self, placement, file):
+    def __call__(self, placement, file, told):
         self.at.append(time.monotonic())
         if not self.failing:
             return is_ready(placement, file)
@@ -281,7 +281,7 @@ def test_ranks_that_wait_are_ended_before_others_start(run_before):
     """Otherwise both would have the directory."""
     made = []
 
-    def start(_, file):
+    def start(_, file, told):
         made.append(is_ready(_, file))
         return made[-1]
 

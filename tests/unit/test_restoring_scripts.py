@@ -9,6 +9,7 @@ import pytest
 from psgc.launching.mpirun import Placement
 from psgc.launching.outcome import RunDirectory
 from psgc.launching.restoring import Watch
+from psgc.record.csv_files import RESTORED
 from psgc.run.launched import ANSWER, READY, Found
 from tests.unit.fake_mpirun import RUN
 from tests.unit.watched import LOST, Answers, is_asked, is_ready
@@ -23,12 +24,12 @@ def begins_in(name, restore):
     os.replace("new", out / "config.yaml")
 
 
-def is_restored(watched, started, restore="{after: 0.01}"):
-    """The first run loses worker 1, and the ranks that `psgc launch` has started go on with it."""
-    begins_in("first", restore)
-    Path("first/lost.csv").write_text(LOST.format(1))
+def is_restored(watched, started, restore="{after: 0.01}", name="first"):
+    """This run loses worker 1, and the ranks that `psgc launch` has started go on with it."""
+    begins_in(name, restore)
+    Path(name, "lost.csv").write_text(LOST.format(1))
     assert is_asked(watched)
-    Path("first/summary.json").write_text('{"status": "interrupted"}')
+    Path(name, "summary.json").write_text('{"status": "interrupted"}')
     assert watched.take_next(138) is started[0]
     Path("answers", ANSWER).unlink()
     watched.begin(RunDirectory(Path("answers").absolute(), resumed=False, of_script=True))
@@ -36,11 +37,12 @@ def is_restored(watched, started, restore="{after: 0.01}"):
 
 @pytest.fixture
 def script(run_before):
-    """The watch of a script of three ranks, and the ranks that it has started."""
+    """The watch of a script of three ranks, and the ranks that it has started, which have `told`."""
     started = []
 
-    def start(_, file):
+    def start(_, file, told):
         started.append(is_ready(_, file))
+        started[-1].told = told[RESTORED]
         return started[-1]
 
     Path("answers").mkdir()
@@ -136,6 +138,17 @@ def test_a_run_that_follows_it_may_end_before_it_has_said_its_settings(script, c
     capsys.readouterr()
     assert watched.take_next(137) is None
     assert (len(started), capsys.readouterr().err) == (1, "")
+
+
+def test_ranks_that_end_in_a_run_before_the_one_that_goes_on_are_started_again_for_that(script):
+    """The script has passed over the first run, or was about to."""
+    watched, started = script
+    begins_in("first", "null")
+    is_restored(watched, started, name="second")
+    assert started[0].told == f"3 {Path('second').absolute()}"
+    Path("answers", ANSWER).write_text(Found.now(Path("first").absolute()).text())
+    assert watched.take_next(213) is started[1]
+    assert started[1].told == started[0].told
 
 
 def test_new_slots_are_for_all_runs_of_a_script(script):

@@ -281,7 +281,8 @@ def test_only_the_run_that_goes_on_is_one_that_was_started_again(capsys, monkeyp
     """Neither one that it finds done, nor a term after a takeover, nor a run that follows in the program."""
     opening = " workers on "
     assert train(chunks_of(0), ONCE) == 0
-    monkeypatch.setenv(RESTORED, "3")
+    monkeypatch.setenv(RESTORED, f"3 {Path('other').absolute()}")
+    Path("other").symlink_to("out")
     assert train(iter([]), ONCE, resuming=True) == 0
     assert restored(), "nothing was to be done"
     capsys.readouterr()

@@ -148,14 +148,14 @@ def test_every_result_is_recorded_once_also_where_a_run_goes_on(tmp_path, monkey
 
 
 def test_of_the_runs_of_a_script_that_was_started_again_one_is_told_so_in_its_record(tmp_path, monkeypatch):
-    """The first one that was not done. The script comes to it by those that were, which may evaluate again."""
-    folders = [tmp_path / name for name in ("done", "interrupted", "later", "new")]
-    for folder in folders[:3]:
+    """The script comes to it by those that were done, also where a full disk has no word of that."""
+    folders = [tmp_path / name for name in ("done", "unsaid", "interrupted", "later", "new")]
+    for folder in folders[:4]:
         trained(folder, 1)
-    for folder in folders[1:3]:
+    for folder in folders[1:4]:
         (folder / "summary.json").write_text('{"status": "interrupted"}')
     monkeypatch.setenv("PSGC_RESUME", "1")
-    monkeypatch.setenv(RESTORED, "2")
+    monkeypatch.setenv(RESTORED, f"2 {tmp_path / 'interrupted'}")
     for folder in folders:
         trained(folder, 2)
     restores = {

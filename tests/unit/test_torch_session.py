@@ -16,7 +16,6 @@ import psgc.torch
 from psgc.checkpoints import CheckpointStore
 from psgc.errors import RunFailed, UserError
 from psgc.messages import Kind, record, sums_records
-from psgc.record.csv_files import RESTORED, restored
 from psgc.run import launched, meeting
 from psgc.run.claim import LOCK
 from psgc.run.ending import CalledOff
@@ -234,7 +233,7 @@ DATA = TensorDataset(torch.ones(8, 2))
 def begun_as(one_process, monkeypatch):
     """Begins a run as rank 1, from a state of call `first`, and gives its transport, which `made(first, words)`.
 
-    was_done: whether the run was done before
+    size_before: number of ranks before the run was started again, 0 if it was not
     """
 
     def begun():
@@ -242,7 +241,7 @@ def begun_as(one_process, monkeypatch):
         settings = {"aggregation": "server", "dedicated_server": True, "faults": faults}
         return psgc.torch.init(torch.nn.Linear(2, 1), DATA, lambda *_: None, chunks=2, **settings)
 
-    def begun_as(made, first=0, was_done=False):
+    def begun_as(made, first=0, size_before=0):
         class Program(TorchProgram):
             def __init__(self, *given):
                 super().__init__(*given)
@@ -252,7 +251,7 @@ def begun_as(one_process, monkeypatch):
                 for module in (session, meeting):
                     monkeypatch.setattr(module, "Transport", lambda **_: workers[0])
 
-        reached = partial(f"5 {int(was_done)}".encode)
+        reached = partial(f"5 {size_before}".encode)
         state, workers = ScriptState(first, begun().standing.state(first)), []
         monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
         monkeypatch.setattr(begin, "TorchProgram", Program)
@@ -278,18 +277,14 @@ def test_a_worker_of_a_run_that_begins_or_goes_on(begun_as, first, ahead):
     assert [entry["iteration"] for entry in transport.said(Kind.ENDED)] == [first + 1]
 
 
-@pytest.mark.parametrize("ranks", [3, 2])
-@pytest.mark.parametrize(("first", "was_done"), [(0, False), (3, True), (3, False)], ids=["new", "done", "goes on"])
-def test_only_the_run_that_goes_on_is_one_that_was_started_again(begun_as, monkeypatch, ranks, first, was_done):
-    """A script passes over runs that were done, to come to it. Runs after it are new, and have their trial."""
-    monkeypatch.setenv(RESTORED, str(ranks))
-    run, transport = begun_as(Worker, first, was_done)
+@pytest.mark.parametrize("ranks", [3, 2, 0])
+def test_a_worker_has_no_trial_in_a_run_of_as_many_ranks_that_was_started_again(begun_as, ranks):
+    run, transport = begun_as(Worker, 3, ranks)
     evaluates(run)
     run.end(False)
     run.engine.end()
-    assert run.engine.is_tried == (first > 0 and ranks == 3)
-    assert transport.term.size_before == (ranks if first else 0)
-    assert restored() == (was_done or not first)
+    assert run.engine.is_tried == (ranks == 3)
+    assert transport.term.size_before == ranks
 
 
 def test_a_worker_whose_script_is_slow_after_its_last_call_stays_for_the_next_run(begun_as):
