@@ -49,6 +49,7 @@ class Watch:
     _said: Sequence[str] = ()  # the lines that have said why new ranks do not continue the run
     _retries: int = 0  # how often a start may be tried again
     _started: float = 0.0  # when a start was tried again
+    _tried: int = 0  # the number of ranks with which the run has last made a step
     _directory: Path = Path()  # of the run with which ranks go on that were started last
     _before: tuple[Path, object] = Path(), None  # restores.csv of the run that was started again; its stamp before
     _next: tuple[MpirunProcess, Placement, str, float] | None = None  # new ranks, why, time limit
@@ -121,7 +122,9 @@ class Watch:
     def _start(self, placement: Placement, ready: Path | None = None) -> MpirunProcess:
         """Start ranks that go on with this run."""
         self._directory = self._left.directory
-        return self.start(placement, ready, started_again(self._ranks, self._directory))
+        if self._has_stepped():  # else these ranks have not had their trial
+            self._tried = self._ranks
+        return self.start(placement, ready, started_again(self._tried, self._directory))
 
     def _goes_on(self, line: str) -> None:
         """The run goes on without new ranks: a line says why, once however often that happens."""
@@ -157,7 +160,7 @@ class Watch:
             self._started = time.monotonic()
             self.close()
             # a script may not have come to this run, but be at one before it
-            return self.start(self.placement, None, started_again(self._ranks, self._directory))
+            return self.start(self.placement, None, started_again(self._tried, self._directory))
         return None if code in (1, 2) else self._without_hosts()  # 1 and 2: a failure that was printed
 
     def _is_undone(self) -> bool:

@@ -11,6 +11,9 @@ import yaml
 
 from psgc.config import from_yaml_text, load
 from psgc.errors import UserError
+from psgc.launching import launch as launching
+from psgc.launching.mpirun import Placement
+from psgc.launching.script import Program
 from psgc.record.recorder import Recorder
 from psgc.run.launched import READY, UNDO, Found, settings_of_the_start, undo, with_settings
 from psgc.run_rows import IterationRow, WorkerEvent
@@ -55,6 +58,19 @@ def test_ranks_that_cannot_begin_are_started_again(mpirun, capfd):
     *_, why, how = capfd.readouterr().err.splitlines()
     assert why == "psgc launch: the run failed: mpirun exited with 213"
     assert how == "psgc launch: to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume"
+
+
+def test_ranks_of_another_number_that_cannot_begin_are_started_again_for_their_trial(mpirun):
+    """They make it unless they are as many as before, and those that did not begin have not made it."""
+    Path("train.npz").touch()
+    Path("hosts").write_text("a slots=2\n")
+    fails = """case "$*" in *--resume) [ $(wc -l < started) -eq 2 ] && exit 213;; esac\nend() {"""
+    more_slots = f"printf '{LOST.format(1)}' > out/lost.csv", "echo a slots=3 > hosts"
+    mpirun(ONCE.replace("end() {", fails).replace(*more_slots))
+    program, placement = Program("run.yaml"), Placement(2, hostfile="hosts")
+    assert launching.launch(program, placement) == 0
+    _, *again = (line.split() for line in Path("started").read_text().splitlines())
+    assert [(before, ranks) for before, _, _, ranks, *_ in again] == [("2", "3"), ("2", "3")]
 
 
 def test_ranks_that_end_with_a_users_mistake_are_not_started_again(mpirun):
