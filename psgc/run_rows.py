@@ -84,6 +84,8 @@ class EvaluationRow(NamedTuple):
 
 
 UNDONE = " (undone)"  # the end of a reason
+FOR_GOOD = "; it does not come back"  # likewise
+TAKEN_OUT = "its work of this iteration does not count, since one of its copies was wrong"  # a reason
 
 
 class WorkerEvent(NamedTuple):
@@ -99,6 +101,11 @@ class WorkerEvent(NamedTuple):
     def is_undone(self) -> bool:
         """Whether this is a wrong copy in a step that is made again."""
         return self.event == "wrong" and self.reason.endswith(UNDONE)
+
+    @property
+    def is_for_good(self) -> bool:
+        """Whether this is the loss of a worker that does not come back, although its process may live."""
+        return self.event == "lost" and self.reason.endswith(FOR_GOOD)
 
     def resumed(self, iteration: int) -> "WorkerEvent":
         """This event in a run that is resumed at the iteration."""

@@ -45,7 +45,8 @@ class Cluster:
         self.membership = self._everybody.without([])
         self.queues = plan.queues
         self.schedule = self._make_schedule(plan.backups)
-        self.detector = FailureDetector(workers, config.faults.collect_timeout, config.faults.chunk_timeout)
+        faults = config.faults
+        self.detector = FailureDetector(workers, faults.collect_timeout, faults.chunk_timeout, settings.losses)
         self._running = RunningTime()
         self._next_check = 0.0
         # since the last rebalance a worker was lost or came back, or a chunk was reassigned (with `verify` at once)

@@ -2,7 +2,7 @@
 
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
-from psgc.run_rows import Outcome
+from psgc.run_rows import TAKEN_OUT, Outcome
 from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Tried
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
@@ -268,8 +268,7 @@ class Dispatcher(Target):
             reason += self._observer.spoiled(iteration)
         self._observer.wrong(worker, self._cluster.hosts[worker], iteration, reason)
         if fate == "taken out":
-            why = "its work of this iteration does not count, since one of its copies was wrong"
-            self._losses.lose(worker, why, counts=False)  # it has had a strike
+            self._losses.lose(worker, TAKEN_OUT, counts=False)  # it has had a strike
 
     def check(self, worker: int, piece: tuple[int, ...], at_once: bool) -> None:
         self._links.outbox.tell_list(worker, Kind.CHECK, piece, attempt=int(at_once))

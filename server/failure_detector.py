@@ -5,9 +5,10 @@ does not return, or when its gradient fails. A lost worker that is heard again i
 iteration on, unless its gradient failed or it was lost too often. `Stuck` reports gradients that do not return.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 
 PATIENCE = 10.0  # times the slowest reported chunk; after that a gradient is expected never to return
 CHANCES = 3  # losses after which a worker does not come back
@@ -35,11 +36,18 @@ class FailureDetector:
     timeout: seconds without a sign of life, or in one chunk, after which a worker is lost (faults.collect_timeout)
     chunk_timeout: seconds in one chunk after which a worker is lost (faults.chunk_timeout); None: PATIENCE times the
         slowest chunk that any worker has done, and no limit before the first one
+    losses: by worker, how often it was lost before
     slowest: seconds that the slowest chunk took, 0 before the first one
     """
 
-    def __init__(self, workers: Iterable[int], timeout: float, chunk_timeout: float | None = None) -> None:
-        self._workers = {worker: _Worker() for worker in workers}
+    def __init__(
+        self,
+        workers: Iterable[int],
+        timeout: float,
+        chunk_timeout: float | None = None,
+        losses: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        self._workers = {worker: _Worker(losses=losses.get(worker, 0)) for worker in workers}
         self._timeout = timeout
         self._chunk_timeout = chunk_timeout
         self.slowest = 0.0
@@ -58,6 +66,11 @@ class FailureDetector:
     def dead(self) -> list[int]:
         """The workers whose processes have ended."""
         return [rank for rank, worker in self._workers.items() if worker.dead]
+
+    @property
+    def failed(self) -> list[int]:
+        """The workers that were lost for good, although their processes may live."""
+        return [rank for rank, worker in self._workers.items() if worker.failed]
 
     @property
     def patience(self) -> float:

@@ -57,8 +57,9 @@ class Server:
         )
         self.links = Links(transport, backend, config, plan)
         for worker, is_dead in settings.away.items():
-            self.cluster.lose(worker, is_dead, failed=False)
-            self.links.lost(worker, for_good=is_dead)
+            has_failed = worker in settings.failed
+            self.cluster.lose(worker, is_dead, has_failed, counts=False)  # `losses` has it
+            self.links.lost(worker, for_good=is_dead or has_failed)
 
     def run(
         self, params: Array, iterations: int, first: int = 0, begins: Callable[[int], object] = lambda _: None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from psgc.errors import ModelError, RunFailed, TooFewWorkers, UserError
+from psgc.run_rows import FOR_GOOD
 from psgc.server.arrivals import Failed, Refused
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
@@ -44,13 +45,17 @@ class Losses:
 
         Raises TooFewWorkers when the iteration cannot end without it.
         """
-        if not self._cluster.lose(worker, dead, failed, counts):
-            return  # lost before
         host, iteration = self._cluster.hosts[worker], self._coordinator.iteration
+        told = reason + FOR_GOOD if failed else reason  # a rank that takes over reads it in the record
+        is_news = failed and worker not in {*self._cluster.detector.failed, *self._cluster.detector.dead}
+        if not self._cluster.lose(worker, dead, failed, counts):
+            if is_news:  # it was lost before, and could have come back
+                self._observer.lost(worker, host, iteration, told)
+            return
         self._log.lost(worker)
         self._links.lost(worker, for_good=dead or failed)
         self._trial.lost(worker)
-        self._observer.lost(worker, host, iteration, reason)
+        self._observer.lost(worker, host, iteration, told)
         self._summing.lost(worker)
         if worker not in self._coordinator.membership.live:
             return  # it took no part in this iteration

@@ -26,6 +26,8 @@ class ServerSettings:
     tried: by worker, the chunk that it computes in the trial
     alike: the workers that begin in the state of rank 0
     away: by worker that is lost from the beginning, whether its process has died
+    losses: by worker, how often it was lost before the run goes on here
+    failed: the workers that were lost for good before
     strikes: by worker, its wrong copies before the run goes on here (`verify`)
     moment: called at the steps of the exchange at which faults can be injected
     interrupted: gives a reason to end early, or None
@@ -43,6 +45,8 @@ class ServerSettings:
     tried: Mapping[int, int] = field(default_factory=dict)
     alike: Collection[int] = ()
     away: Mapping[int, bool] = field(default_factory=dict)
+    losses: Mapping[int, int] = field(default_factory=dict)
+    failed: Collection[int] = ()
     strikes: Mapping[int, int] = field(default_factory=dict)
     moment: Callable[[Moment, int], object] = lambda moment, iteration: None
     interrupted: Callable[[], str | None] = lambda: None

@@ -178,7 +178,7 @@ def make_server(
     transport.start(from_everybody=config.aggregation == "allreduce")
     tried = _tried(transport, config, plan)
     if beginning is not None:
-        known |= {"alike": beginning.alike, "away": beginning.away, "strikes": beginning.strikes}
+        known |= {name: getattr(beginning, name) for name in ("alike", "away", "losses", "failed", "strikes")}
     if not config.dedicated_server:  # the worker of this process has the state of rank 0
         known["alike"] = {transport.place + 1, *known.get("alike", ())}
     settings = ServerSettings(

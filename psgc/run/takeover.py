@@ -26,6 +26,8 @@ class Beginning:
     reached: the newest iteration that an earlier rank 0 is known to have begun
     alike: the workers that have that state
     away: by lost worker, whether its process has died
+    losses: by worker, how often it was lost since these processes were started, with this takeover
+    failed: the workers that were lost for good since then, as after a gradient that failed
     before: the host of the earlier rank 0
     died: when the earlier rank 0 died, time.monotonic()
     took: by iteration that may have no row, its seconds
@@ -40,6 +42,8 @@ class Beginning:
     reached: int = 0
     alike: Collection[int] = ()
     away: Mapping[int, bool] = field(default_factory=dict)
+    losses: Mapping[int, int] = field(default_factory=dict)
+    failed: Collection[int] = ()
     before: str = ""
     died: float = 0.0
     took: Mapping[int, float] = field(default_factory=dict)
@@ -160,6 +164,7 @@ class Takeover:
             is_alike=self._replica == named.replica and first >= 0,
             alike=workers,
             away=away,
+            losses=dict.fromkeys(away, 1),
             before=before,
             died=died,
             number=term.number // term.size,

@@ -6,7 +6,7 @@ A NumPy problem and a script share this code. Each has its own code for serving.
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +22,9 @@ from psgc.run.claim import Claim
 from psgc.run.ending import CalledOff, Ending
 from psgc.run.inputs import make_injector
 from psgc.run.takeover import CALLED_OFF, Beginning, Takeover
-from psgc.run_rows import WorkerEvent
+from psgc.run_rows import TAKEN_OUT, WorkerEvent
 from psgc.server.cluster import everybody
+from psgc.server.failure_detector import CHANCES
 from psgc.terminal import say
 from psgc.transport import Transport
 from psgc.workers.injection import Injector
@@ -151,7 +152,8 @@ def _is_final(summary: Path) -> bool:
 def record_takeover(record: RunRecord, beginning: Beginning, transport: Transport) -> None:
     """Record that this rank has taken over, and which workers were lost with the rank 0 before, or have returned.
 
-    Copies that were wrong since these processes were started still count as strikes.
+    What the record has of this since these processes were started still counts: copies that were wrong are strikes, a
+    worker that was lost often has fewer chances to come back, and one that was lost for good is still lost.
     """
     first, hosts, is_dedicated = beginning.first, transport.hosts, transport.term.is_dedicated
     successor = transport.place if is_dedicated else transport.place + 1
@@ -164,13 +166,34 @@ def record_takeover(record: RunRecord, beginning: Beginning, transport: Transpor
         record.recorder.event(WorkerEvent(first, successor, hosts[0], "lost", serves))  # without a line of its own
     events, there = record.recorder.events, dict(enumerate(hosts))
     now = [event for event in events if event.iteration >= beginning.since and not event.is_undone]
-    wrong = [event for event in now if event.event == "wrong" and event.host == there.get(event.worker)]
-    beginning.strikes = Counter(event.worker for event in wrong)
-    known = {event.worker: event.event for event in events if event.event != "wrong"}
+    now = [event for event in now if event.host == there.get(event.worker) or event.event == "returned"]
+    beginning.strikes = Counter(event.worker for event in now if event.event == "wrong")
+    known = {event.worker: event for event in events if event.event != "wrong"}
+    away = {worker for worker, event in known.items() if event.event == "lost"}
+    losses = _losses(now, beginning.since)
+    beginning.failed = {worker for worker in away if known[worker].is_for_good}
+    gone = beginning.failed | {worker for worker in away if losses[worker] >= CHANCES}
+    beginning.away = dict.fromkeys(gone.intersection(range(1, transport.term.ranks)), False) | {**beginning.away}
+    beginning.alike = {*beginning.alike} - gone
+    beginning.losses = losses + Counter(beginning.away.keys() - away)
     for worker in range(1, transport.term.ranks):
-        is_away, was_away = worker in beginning.away, known.get(worker) == "lost"
+        is_away, was_away = worker in beginning.away, worker in away
         if is_away and not was_away:
             why = "its process died" if beginning.away[worker] else "it has not said where it is"
             record.lost(worker, hosts[worker], first, why)
         elif was_away and not is_away:
             record.returned(worker, first)
+
+
+def _losses(events: Iterable[WorkerEvent], since: int) -> Counter[int]:
+    """By worker, how many of these losses count against it. since: the iteration with which the processes began."""
+    losses, away = Counter[int](), set[int]()
+    for event in events:
+        if event.event == "lost":
+            losses[event.worker] += event.worker not in away and event.reason != TAKEN_OUT
+            away.add(event.worker)
+        elif event.event == "returned":
+            away.discard(event.worker)
+            if event.iteration == since:  # all workers do when a run is started again: that loss was before
+                losses[event.worker] = 0
+    return losses

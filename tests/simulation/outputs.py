@@ -2,11 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from psgc.run_rows import IterationRow, Outcome
+from psgc.record.run_record import RunRecord
+from psgc.run_rows import IterationRow, Outcome, WorkerEvent
 from psgc.server.observer import Approximation, IterationRecord
 
 
@@ -68,3 +70,42 @@ class Observer:
 
     def failure_text(self, worker: int, text: str) -> str:
         return text
+
+
+class Record(RunRecord):
+    """Of losses and returns, in memory, for a rank that takes over."""
+
+    def __init__(self) -> None:
+        self.events: list[WorkerEvent] = []
+        written = SimpleNamespace(events=self.events, event=self.events.append, chunk=lambda *_: None)
+        super().__init__(written, None)  # type: ignore[arg-type]
+
+    def say(self, line: str) -> None: ...
+
+
+class LateObserver(Observer):
+    """For `terms`: nothing is written any more when rank 0 has died."""
+
+    def chunk(self, *arguments: Any) -> None:
+        if not self.world.is_orphaned:
+            super().chunk(*arguments)
+
+    def iteration(self, row: IterationRecord) -> None:
+        if not self.world.is_orphaned:
+            super().iteration(row)
+            self.world.history.rows.append(row.iteration)
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        super().lost(worker, host, iteration, reason)
+        if not self.world.is_orphaned:
+            self.world.history.record.lost(worker, host, iteration, reason)
+
+    def returned(self, worker: int, iteration: int) -> None:
+        super().returned(worker, iteration)
+        assert worker not in self.world.history.failed, "it was lost for good"
+        if not self.world.is_orphaned:
+            self.world.history.record.returned(worker, iteration)
+
+    def failure_text(self, worker: int, text: str) -> str:
+        self.world.history.failed.add(worker)
+        return super().failure_text(worker, text)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,15 @@ from psgc.backend import Backend
 from psgc.config import Config
 from psgc.messages import Records, joined
 from psgc.run.takeover import Beginning, Takeover
+from psgc.run.terms import record_takeover
 from psgc.server.loop import Server
 from psgc.server.membership import Membership
-from psgc.server.observer import IterationRecord
 from psgc.server.settings import ServerSettings
 from psgc.torch.serving import ScriptDriver
 from psgc.transport import Term
 from tests.simulation.case import Case
 from tests.simulation.node import Killed
-from tests.simulation.outputs import Observer
+from tests.simulation.outputs import LateObserver, Record
 from tests.simulation.script_node import Script
 from tests.simulation.scripts import TAIL, WRONG, ScriptWorld
 from tests.simulation.world import STEPS, World
@@ -59,19 +60,6 @@ class Outside:
 
     def enter(self, term: Term) -> None:
         self.term, self.rank = term, term.rank(self.place)
-
-
-class LateObserver(Observer):
-    """Nothing is written any more when rank 0 has died."""
-
-    def chunk(self, *arguments: Any) -> None:
-        if not self.world.is_orphaned:
-            super().chunk(*arguments)
-
-    def iteration(self, row: IterationRecord) -> None:
-        if not self.world.is_orphaned:
-            super().iteration(row)
-            self.world.history.rows.append(row.iteration)
 
 
 class OneTerm(ScriptWorld):
@@ -121,6 +109,8 @@ class OneTerm(ScriptWorld):
             known_costs=partial(driver.costs, num_chunks=self.plan.num_chunks),
             alike=beginning.alike if beginning else (),
             away=beginning.away if beginning else {},
+            losses=beginning.losses if beginning else {},
+            failed=beginning.failed if beginning else (),
             moment=self.history.moment,
         )
         server = Server(self.end, Backend(), LateObserver(self), settings)  # type: ignore[arg-type]
@@ -205,6 +195,8 @@ class History:
         self.gone: set[int] = set()  # places whose processes have died
         self.rows: list[int] = []  # that rank 0 has written
         self.whole: dict[int, bool | None] = {}  # by place, as it left its last term: its next call; None: not known
+        self.record = Record()
+        self.failed: set[int] = set()  # workers of which rank 0 knows that a gradient failed
         self.deaths = [
             (rng.choice(["", "", *MOMENTS]), rng.choice([rng.randrange(400), rng.randrange(60), rng.randrange(8)]))
             for _ in range(rng.randint(1, min(3, self.size - 2)) if self.size > 2 else 1)
@@ -245,13 +237,13 @@ class History:
             if not world.is_orphaned:
                 break
             counts["takeovers"] += 1
-            self.world = self._following(world)
+            self.world = self._following(world, counts)
         if self.world is not None and not self.world.has_failed:
             assert self.rows == sorted(set(self.rows)), "a row twice"
             counts["done"] += 1
         return counts
 
-    def _following(self, world: OneTerm) -> OneTerm | None:
+    def _following(self, world: OneTerm, counts: Counter[str]) -> OneTerm | None:
         if not self.entered:
             return None  # nobody is left
         term = next(iter(self.places[place].term for place in self.entered))
@@ -262,6 +254,11 @@ class History:
         alike = {term.rank(place): its.is_alike for place, its in self.entered.items() if place != term.server}
         assert self.entered[term.server].is_alike, "it serves without a state"
         assert {rank for rank, it in alike.items() if it} >= {*beginning.alike} - {*self._dead_ranks(term)}
+        here: Any = SimpleNamespace(place=term.server, term=term, hosts=["here"] * self.size)
+        record_takeover(self.record, beginning, here)
+        for rank in self.failed & alike.keys():
+            counts["failed before, and still there"] += 1
+            assert rank in beginning.away, "a worker that was lost for good takes part again"
         case = replace(self.case, faults=[*world.faults, *world.at_steps], naps=world.naps)
         return OneTerm(case, self, term, alike, beginning)
 

@@ -58,6 +58,12 @@ def test_scripts_survive_deaths_of_rank_0_in_some_schedules(capsys, options):
     assert counts["done"] > 5
 
 
+@pytest.mark.parametrize(("seed", "server"), [(4, False), (32, False), (40, True)])
+def test_who_takes_over_takes_nobody_back_whose_gradient_has_failed(seed, server):
+    """Once it did: only the rank 0 before knew of the failure."""
+    assert faults.run(seed, scripts=True, coordinator=True, server=server)["failed before, and still there"] == 1
+
+
 @pytest.mark.parametrize("options", [["--allreduce"], ["--allreduce", "--hosts"], ["--scripts", "--server"]])
 def test_gradients_have_the_same_bits_in_some_schedules_of_faults(capsys, options):
     assert faults.main(["--reproducible", *options, "--schedules", "8", "--seed", "300000"]) == 0

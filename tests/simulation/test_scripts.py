@@ -96,4 +96,4 @@ def test_ranks_that_were_in_the_middle_of_a_step_go_back_to_the_state_of_the_new
 
 
 def test_a_rank_that_was_given_the_state_of_one_that_differs_is_noticed_as_well():
-    assert faults.run(541745, scripts=True, hosts=True)["lost"] == 3
+    assert faults.run(541745, scripts=True, hosts=True)["lost"] == 4  # one of them twice: after that a gradient failed

@@ -25,6 +25,7 @@ from psgc.config import Config
 from psgc.errors import PsgcError, RunFailed, UserError
 from psgc.optimizer import Optimizer
 from psgc.run.gradient_error import unseen
+from psgc.run_rows import FOR_GOOD
 from psgc.schedules import SCHEDULES
 from psgc.schedules.learning import Learning
 from psgc.server import cluster as server_cluster
@@ -213,7 +214,8 @@ class World:
     def check_reason(self, worker: int, reason: str) -> None:
         assert not reason.startswith("it sent"), reason  # nothing here is malformed
         assert ("verify.strikes" in reason) <= self.has_struck_out(worker), reason
-        assert reason.endswith("it raises") == reason.startswith("chunk"), "a failure without its text"
+        has_text = reason.endswith(f"it raises{FOR_GOOD}")
+        assert has_text == reason.startswith("chunk"), "a failure without its text"
 
     def loss(self, iteration: int) -> float:
         """That the row of an iteration is to say."""

@@ -30,7 +30,7 @@ def everything(iteration, worker=2):
 def test_the_reason_of_a_failure_is_the_text_that_came_before_it_if_any(make_run, texts, reason):
     run = make_run(replication=WORKERS)
     run.follow(iter([[*texts, said(1, Kind.FAILED, 0, 0), *everything(0)]]), 1)
-    assert run.lost == {1: (0, reason)}
+    assert run.lost == {1: (0, f"{reason}; it does not come back")}
 
 
 def test_after_the_last_report_nothing_is_waited_for(make_run):

@@ -40,7 +40,7 @@ def test_a_worker_with_too_many_wrong_copies_is_lost_for_good(make_run):
     alive = said(1, Kind.ALIVE, chunk=-1)
     script = [copies(run, 0, wrong=[(1, 0), (1, 1)]), [alive, *copies(run, 1, without=1)], copies(run, 2, without=1)]
     run.follow(iter(script), 3)
-    assert run.lost == {1: (0, "its copies were wrong 2 times (verify.strikes)")}
+    assert run.lost == {1: (0, "its copies were wrong 2 times (verify.strikes); it does not come back")}
     assert run.returned == []
 
 
