@@ -50,13 +50,15 @@ class GivenBatches:
     length: number of examples of the dataset
     first: the first epoch of the loop
 
+    next: the epoch after the last one that was asked for
+
     Raises UserError when it cannot be used.
     """
 
     def __init__(self, batches: Any, length: int, first: int) -> None:
         self._loader = batches if isinstance(batches, DataLoader) else None
         self._batches: Any = batches if self._loader is None else self._loader.batch_sampler
-        self._length, self._next = length, first
+        self._length, self.next = length, first
         name = type(self._batches).__name__
         if self._batches is None:
             raise UserError("run.batches: the DataLoader has no batches (batch_size=None); expected one with batches")
@@ -84,14 +86,14 @@ class GivenBatches:
             self.skip_to(epoch + 1)
             return known
         prepare()
-        self._next = max(self._next, epoch + 1)
+        self.next = max(self.next, epoch + 1)
         return self._asked(epoch)
 
     def skip_to(self, epoch: int) -> None:
         """Ask for the batches of the epochs before this one, which were made already."""
-        while self._next < epoch:
-            self._next += 1
-            self._asked(self._next - 1)
+        while self.next < epoch:
+            self.next += 1
+            self._asked(self.next - 1)
 
     def _asked(self, epoch: int) -> Drawn:
         name = type(self._batches).__name__

@@ -5,7 +5,7 @@ every example comes once an epoch with any batch size, and a `Position` is enoug
 sampler of the script chooses the batches, those of the present epoch (`Drawn`) are needed as well.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple, TypeAlias
@@ -82,6 +82,8 @@ class Sampler:
         self._position = Position()
         self.drawn: Drawn | None = None
         self.epochs = 0
+        self._left: Mapping[int, int] = {}  # `left_before` of the state that was loaded
+        self._asked: dict[int, int] = {}  # of the loops here, by `end`: up to which epoch they have asked
         self._newest: tuple[_Even | _OfSampler, int] = _Even(length, seed, 1, True, False), 0  # loop, epoch at its end
 
     @property
@@ -93,14 +95,33 @@ class Sampler:
         self.check(position, self.drawn)
         self._position = position
 
-    def go_to(self, position: Position, drawn: Drawn | None) -> None:
-        """Continue at the position of a state that is loaded. drawn: `drawn_at` this position. Raises UserError."""
+    def go_to(self, position: Position, drawn: Drawn | None, left: Mapping[int, int]) -> None:
+        """Continue at the position of a state that is loaded. drawn, left: those at this position. Raises UserError."""
         self.check(position, drawn)
-        self._position, self.drawn = position, drawn
+        self._position, self.drawn, self._left = position, drawn, left
 
     def drawn_at(self, position: Position) -> Drawn | None:
         """The batches of the epoch of this position, if a batch sampler has chosen them."""
         return self.drawn if self.drawn is not None and self.drawn.epoch == position.epoch else None
+
+    def left_before(self, position: Position) -> dict[int, int]:
+        """The loops before this position that were left before their batch sampler was asked for all epochs.
+
+        A run that goes on at this position does not ask for these epochs either. Otherwise a batch sampler with a
+        generator of its own would be at another place than in an undisturbed run.
+
+        Returns {epoch after the last one of the loop: epoch after the last one that was asked for}.
+        """
+        asked = {**self._left, **self._asked}
+        return {end: asked[end] for end in sorted(asked) if asked[end] < end <= position.epoch}
+
+    def ask(self, given: GivenBatches, end: int) -> None:
+        """The loop that ends before this epoch has no more batches. Ask for those that it had before the position."""
+        given.skip_to(self._left.get(end, end))
+        self.has_asked(given, end)
+
+    def has_asked(self, given: GivenBatches, end: int) -> None:
+        self._asked[end] = given.next
 
     def check(self, position: Position, drawn: Drawn | None) -> None:
         """Raises UserError when a dataset of this length has no such position."""
@@ -138,7 +159,7 @@ class Sampler:
             name = "drop_last" if drop_last else "shuffle"
             raise UserError(f"run.batches: {name}: the {type(size).__name__} says that; expected it without {name}")
         else:
-            loop = _OfSampler(self, GivenBatches(size, self._length, self.epochs), prepare)
+            loop = _OfSampler(self, GivenBatches(size, self._length, self.epochs), self.epochs + epochs, prepare)
         first = self.epochs
         self.epochs += epochs
         return self._batches(loop, first, self.epochs)
@@ -153,7 +174,7 @@ class Sampler:
             else:
                 self._newest = loop, end
                 yield batch
-        loop.ends(end)
+        loop.ends()
 
     @property
     def end_of_loop(self) -> int:
@@ -193,8 +214,8 @@ class _Even:
     def knows(self, position: Position) -> bool:
         return True
 
-    def ends(self, epoch: int) -> None:
-        """The loop has no more batches. epoch: the epoch after its last one."""
+    def ends(self) -> None:
+        """The loop has no more batches."""
 
     def steps_from(self, start: int) -> int:
         """The number of batches of an epoch after `start` examples."""
@@ -212,17 +233,18 @@ class _Even:
 
 @dataclass(frozen=True)
 class _OfSampler:
-    """Batches of a batch sampler. prepare: see `Sampler.batches`."""
+    """Batches of a batch sampler. end: the epoch after the last one of the loop. prepare: see `Sampler.batches`."""
 
     sampler: Sampler
     given: GivenBatches
+    end: int
     prepare: Callable[[], object]
 
     def knows(self, position: Position) -> bool:
         return self.sampler.drawn_at(position) is not None
 
-    def ends(self, epoch: int) -> None:
-        self.given.skip_to(epoch)
+    def ends(self) -> None:
+        self.sampler.ask(self.given, self.end)
 
     def steps_from(self, start: int) -> int:
         return 0 if self.sampler.drawn is None else len(self.sampler.drawn.ends_after(start))
@@ -231,6 +253,7 @@ class _OfSampler:
         iteration, epoch, start = position
         sampler = self.sampler
         sampler.drawn = drawn = self.given.drawn(epoch, sampler.drawn_at(position), self.prepare)
+        sampler.has_asked(self.given, self.end)
         stops = drawn.ends_after(start)
         if not len(stops):  # the batches before were others
             return None

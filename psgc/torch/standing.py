@@ -167,7 +167,7 @@ class Standing:
                 generators.set(self._flat.device)  # so that an invalid state raises now
         load_state(state, self._model, self._attached, where)
         self.loss, self.loaded = about.loss, about.loaded
-        self._sampler.go_to(about.position, about.drawn)
+        self._sampler.go_to(about.position, about.drawn, about.left)
         self._flat.check()
         self._flat.clear()
         self._steps.forget()
@@ -220,6 +220,7 @@ class Standing:
             *(self._evaluator.results, self.loaded, self._generators.saved()),
             seconds=seconds,
             drawn=self._sampler.drawn_at(self._position),
+            left=self._sampler.left_before(self._position),
             modes=self._modes,
             kept=self._kept,
             initial=self.initial,

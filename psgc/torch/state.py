@@ -45,6 +45,7 @@ class About:
     random: the states of the script's generators before the next batch (`psgc.torch.generators`)
     seconds: the time that the run had taken; only in a checkpoint
     drawn: the batches of the position's epoch that a batch sampler has chosen, if one has
+    left: the loops before the position that were left (`Sampler.left_before`); empty in older files
     modes: None before the first gradient, and in older files
     kept: the settings that stay when the run is resumed, by argument; empty in older files
     initial: of each optimizer, the settings of its groups when it was attached; empty in older files
@@ -59,6 +60,7 @@ class About:
     random: dict[str, Any] | None = None
     seconds: float = 0.0
     drawn: Drawn | None = None
+    left: Mapping[int, int] = field(default_factory=dict)
     modes: Modes | None = None
     kept: Mapping[str, Any] = field(default_factory=dict)
     initial: Sequence[Groups] = ()
@@ -80,6 +82,7 @@ def state_of(model: nn.Module, attached: Sequence[Stateful], about: About) -> di
     kinds = {name: _kind(thing) for name, thing in zip(names, attached, strict=True)}
     states = {name: _state_of(thing) for name, thing in zip(names, attached, strict=True)}
     own = vars(about) | {"position": list(about.position), "evaluations": [*map(list, about.evaluations)]}
+    own["left"] = [*map(list, about.left.items())]
     own["drawn"] = None if about.drawn is None else about.drawn.saved()
     own["modes"], of_model = None if about.modes is None else [*about.modes], dict(model.state_dict())
     own["buffers"] = savable_buffers(model, of_model)
@@ -96,6 +99,7 @@ def about_of(state: Any, where: str) -> About:
         own["position"] = Position(*(int(number) for number in own["position"]))
         own["evaluations"] = [Evaluation(int(loops), int(at), dict(means)) for loops, at, means in own["evaluations"]]
         own["drawn"] = None if own.get("drawn") is None else Drawn.of(own["drawn"])
+        own["left"] = {int(end): int(asked) for end, asked in own.get("left", ())}
         own["modes"] = None if own.get("modes") is None else Modes.of(own["modes"])
         own["kept"] = dict(own.get("kept", {}))
         own["initial"] = tuple([dict(group) for group in groups] for groups in own.get("initial", ()))

@@ -2,6 +2,7 @@
 
 import random
 from contextlib import nullcontext
+from itertools import islice
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from torch.utils.data import (
 import psgc.torch
 from psgc.errors import UserError
 from psgc.torch.batch_samplers import sampler_of
+from psgc.torch.calls import Single
+from psgc.torch.hand_over import ScriptState
 from psgc.torch.sampling import Sampler
 
 ROWS = 20
@@ -43,6 +46,7 @@ class Bucketing:
 LOADERS = {
     "shuffled": lambda: DataLoader(DATA, 6, shuffle=True, drop_last=True),
     "own generator": own_generator,
+    "drawn as it goes": lambda: BatchSampler(RandomSampler(DATA, generator=torch.Generator().manual_seed(3)), 6, False),
     "bucketing": Bucketing,
     "list": lambda: [[0, 1], [19, 19, 5]],
     "persistent": lambda: DataLoader(DATA, 6, shuffle=True, num_workers=1, persistent_workers=True),
@@ -95,6 +99,43 @@ def test_batches_are_those_of_plain_torch(name, is_one_call):
             expected.append(x[:, 0].int().tolist())
             torch.rand(()), random.random()
     assert found == expected
+
+
+def steps_of_left_loops(loader, epochs, each, state=None):
+    """Three loops, each left by `break` after `each` steps. Of each step its checkpoint, rows, and random numbers."""
+    run = begin()
+    if state is not None:
+        run.begin(Single(3, state))
+    for _ in range(3):
+        for batch in run.batches(loader, epochs):
+            drawn = torch.rand(()).item(), random.random()
+            run.backward(batch)
+            yield ScriptState(batch.iteration, run.standing.state()), batch.rows.tolist(), drawn
+            run.attached[0].step()
+            if (batch.iteration + 1) % each == 0:
+                break
+
+
+@pytest.mark.parametrize(("epochs", "each"), [(1, 1), (1, 2), (3, 2), (3, 4)])
+@pytest.mark.parametrize("name", [name for name in LOADERS if name != "persistent"])
+def test_a_sampler_is_asked_for_as_many_epochs_of_a_loop_that_was_left_as_in_plain_torch(name, epochs, each):
+    """Also in a run that goes on, and once more in one that goes on from its last step."""
+    whole = [*steps_of_left_loops(LOADERS[name](), epochs, each)]
+    begin()
+    loader = LOADERS[name]()
+    loader = loader if isinstance(loader, DataLoader) else DataLoader(DATA, batch_sampler=loader)
+    is_whole = name == "drawn as it goes"  # a RandomSampler draws once more at the end of an epoch
+    expected = []
+    for _ in range(3):
+        for x in islice((x for _ in range(epochs) for (x,) in ([*loader] if is_whole else loader)), each):
+            expected.append(x[:, 0].int().tolist())
+            torch.rand(()), random.random()
+    assert [rows for _, rows, _ in whole] == expected
+    for state, *_ in whole:
+        rest = [*steps_of_left_loops(LOADERS[name](), epochs, each, state)]
+        assert [found[1:] for found in rest] == [found[1:] for found in whole[state.iteration :]]
+        last = [*steps_of_left_loops(LOADERS[name](), epochs, each, rest[-1][0])]
+        assert [found[1:] for found in last] == [whole[-1][1:]]
 
 
 def test_progress_knows_the_steps_of_a_sampler():
