@@ -129,6 +129,7 @@ class _Starts:
     at_end: ExitStack
     mpirun: Mpirun | None = None  # after the first start
     processes: list[Process] = field(default_factory=list)  # all that were started
+    folders: ExitStack = field(default_factory=ExitStack)  # removes the folder of the run
 
     def start(
         self, placement: Placement, standby: Path | None = None, told: Mapping[str, str] = MappingProxyType({})
@@ -145,8 +146,19 @@ class _Starts:
                 environ = {RESUME: OF_JOB, **environ}
         if standby is not None:  # in a SLURM job the ranks share the processors of the present run
             environ = {**environ, STANDBY: str(standby.absolute()), "SLURM_OVERLAP": "1"}
+        folders = self.at_end.enter_context(ExitStack())
+        try:
+            return self._started(program, placement, environ, standby, folders)
+        except BaseException:
+            folders.close()
+            raise
+
+    def _started(
+        self, program: Program, placement: Placement, environ: dict[str, str], standby: Path | None, folders: ExitStack
+    ) -> MpirunProcess:
+        """Start ranks. folders: removes the folder of this start."""
         if self.config is None:
-            folder = self.at_end.enter_context(folder_for_answers(self.several_hosts))
+            folder = folders.enter_context(folder_for_answers(self.several_hosts))
             environ = {**environ, FOLDER: str(folder)}
             job = environ.get(JOB) if environ.get(RESUME) == OF_JOB else None
             self._left = partial(RunDirectory, folder, program.resume, of_script=True, job=job)
@@ -155,10 +167,14 @@ class _Starts:
         self._found = None if standby is not None else self._left()
         self.mpirun = self.mpirun or find_mpirun(environ)
         command, additions = command_for(program, placement, environ, self.mpirun)
-        return MpirunProcess(command, {**environ, **additions}, self.heard, self.processes)
+        process = MpirunProcess(command, {**environ, **additions}, self.heard, self.processes, folders.close)
+        self._new_folders = folders
+        return process
 
     def left(self) -> RunDirectory:
         """The run directory of the run that was started last. Call it when the run before has ended."""
+        self.folders.close()
+        self.folders = self._new_folders
         return self._found or self._left()
 
 

@@ -71,6 +71,7 @@ class MpirunProcess:
     """A running mpirun, whose stderr `heard` gets as well. Raises UserError when it cannot be started.
 
     processes: gets the process; whoever has this list must end it, also when an exception comes before this is made
+    was_killed: is called after `kill`
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class MpirunProcess:
         environ: Mapping[str, str],
         heard: Heard | None = None,
         processes: list[Process] | None = None,
+        was_killed: Callable[[], object] = lambda: None,
     ) -> None:
+        self._was_killed = was_killed
         sys.stdout.flush()
         try:
             self._process = Process(
@@ -107,6 +110,7 @@ class MpirunProcess:
     def kill(self) -> None:
         """End mpirun and its ranks at once."""
         self._process.end()
+        self._was_killed()
 
     def watch(
         self,

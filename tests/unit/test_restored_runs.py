@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import tempfile
 import time
 from pathlib import Path
 
@@ -167,6 +168,41 @@ def test_a_script_that_is_started_again_goes_on_with_what_this_launch_has_begun_
     first, job, again, same, _, other, *_ = Path("told").read_text().splitlines()
     assert (first, again) == (("1", "1") if resume else ("", "job")), "the user may have said so"
     assert job == same != other
+
+
+COUNTS = "ls -A folders | wc -l >> counted"
+FAILS = f"""
+{COUNTS}
+[ -z "$PSGC_STANDBY" ] || exit 1
+{NAMED} {CHECKPOINT}
+{{ cat run.yaml; echo 'faults: {{restore: {{after: 0.02}}}}'; }} > new; mv new out/config.yaml
+printf '{LOST.format(1)}' > out/lost.csv
+MEANWHILE
+{summary("done")}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "starts", "most"),
+    [
+        (FAILS.replace("MEANWHILE", "while [ $(wc -l < counted) -lt 4 ]; do sleep 0.05; done"), 4, 2),
+        (FAILS.replace("MEANWHILE", f"echo '(' > train.py; sleep 2; {COUNTS}"), 2, 1),
+        (f"{COUNTS}; {NAMED}{UNDOES.replace('TIMES', '3')}", 4, 2),
+    ],
+    ids=["ranks that fail", "a script that is broken now", "runs that end"],
+)
+def test_starts_of_a_script_that_are_over_leave_no_folder(mpirun, monkeypatch, body, starts, most):
+    """There is that of the run, and that of the ranks that begin."""
+    Path("folders").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(Path("folders").absolute()))
+    Path("train.py").touch()
+    Path("answer").write_text(Found.now(Path("out").absolute()).text())
+    mpirun(body)
+    assert launch("train.py", 2) == 0
+    counted = [int(line) for line in Path("counted").read_text().splitlines()]
+    assert len(counted) == starts
+    assert max(counted) <= most
+    assert not [*Path("folders").iterdir()]
 
 
 def test_a_run_that_fails_while_it_is_to_end_is_not_started_again(mpirun):
