@@ -23,7 +23,7 @@ from psgc.backend import Array
 
 COUNT = 8  # bytes of the length before a state
 DIGESTS = 8  # digests that are kept, of the newest calls with one
-REST = 1.0  # seconds in which a script ends its step, when nobody is to wait long for that
+REST = 1.0  # seconds in which a script ends its step; nobody waits longer for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ class HandOver:
         self.alert: Callable[[], object] = lambda: None
         self._changed = threading.Condition()
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
+        self._is_always_whole = True  # until now
         self.costs: Sequence[float] = ()
         self.num_sums, self.names = 0, list[str]()
         self.is_ended = self.has_failed = False
@@ -113,6 +114,7 @@ class HandOver:
                     del self._digests[old]
             self._made, self._said_in = None, term
             self.is_whole, self.signature = is_whole, signature
+            self._is_always_whole = self._is_always_whole and is_whole
             self.costs, self.num_sums, self.names = costs, num_sums, [*names]
             self.called = iteration
             self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
@@ -157,7 +159,7 @@ class HandOver:
 
     def _answer(self) -> Any | ScriptState | None:
         with self._changed:
-            if self._state is not None and self._state.iteration > self.called:
+            if self._state is not None:
                 state, self._state = self._state, None
                 return state
             if self.called in self._sums:
@@ -218,6 +220,17 @@ class HandOver:
         """Wait so long until the script changes no parameters: it is in a call that has no sum, or has ended."""
         with self._changed:
             return self._changed.wait_for(lambda: self.is_ended or self.called > self.given, seconds)
+
+    def can_give_state(self, iteration: int) -> bool:
+        """Whether the script can give its state in its call for `iteration`. Waits a little for this call if need be.
+
+        A script whose calls were all whole is expected to go on so. One that has ended needs no others.
+        """
+        with self._changed:
+            if self._is_always_whole or self._state is not None:
+                return True
+            self._changed.wait_for(lambda: self.is_ended or self.called >= iteration, REST)
+            return self.is_ended or (self.called == iteration and self.is_whole)
 
     def wait_for_end(self) -> None:
         """After `stop`: wait until the script makes no more calls."""

@@ -166,13 +166,19 @@ class Sampler:
 
     def _batches(self, loop: "_Even | _OfSampler", first: int, end: int) -> Iterator[Batch]:
         """first, end: the first epoch, and the epoch after the last."""
+        has_begun = False
         while self._position.epoch < end:
+            if self._position.epoch < first and has_begun:
+                raise UserError(
+                    f"run.batches: the loaded state is of epoch {self._position.epoch}, and this loop begins with "
+                    f"epoch {first}: it cannot go back; expected one loop over all epochs, run.batches(..., epochs)"
+                )
             if self._position.epoch < first:  # the batches of the call before were not all taken
                 self._position = Position(self._position.iteration, first)
             elif (batch := loop.batch(self._position)) is None:  # the batches before had another size
                 self._position = Position(self._position.iteration, self._position.epoch + 1)
             else:
-                self._newest = loop, end
+                self._newest, has_begun = (loop, end), True
                 yield batch
         loop.ends()
 

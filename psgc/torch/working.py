@@ -12,7 +12,7 @@ from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.messages import stepped_record
 from psgc.run.ending import CalledOff
 from psgc.torch.calls import Call
-from psgc.torch.hand_over import REST, HandOver
+from psgc.torch.hand_over import HandOver
 from psgc.torch.memory import Memory
 from psgc.torch.serving import ScriptReplica
 from psgc.torch.settings import OPEN_END
@@ -54,8 +54,7 @@ class ScriptLoop(WorkerLoop):
 
     def end_term(self) -> int | None:
         steps = super().end_term()
-        self._hand_over.rests(REST)  # only its next call shows whether that is in the middle of a step
-        self.is_whole = self._hand_over.called != self.allreduce.replica.steps or self._hand_over.is_whole
+        self.is_whole = self._hand_over.can_give_state(self.allreduce.replica.steps)
         return steps
 
     def _stop(self, iteration: int, rank_0_stays: bool) -> None:

@@ -137,8 +137,8 @@ def test_a_script_that_ends_earlier_on_rank_0_is_told_on_the_other_ranks(tmp_pat
     assert sorted(said) == [f"psgc: rank {rank} on {host}: {text}" for rank in (1, 2)]
 
 
-def launched(folder, ranks, *options, code=0, **settings):
-    command = psgc("launch", SCRIPT, "-n", str(ranks), *options, "--", json.dumps(settings), python=prepared(TORCH))
+def launched(folder, ranks, *options, code=0, script=SCRIPT, **settings):
+    command = psgc("launch", script, "-n", str(ranks), *options, "--", json.dumps(settings), python=prepared(TORCH))
     return results_of(command, folder, code)
 
 

@@ -1,6 +1,7 @@
 """A script with psgc.torch for tests: `python torch_script.py SETTINGS`, JSON with arguments of init, and
 
 what: {rank: [what to do there, after so many steps]}; epochs;
+accumulate: batches of a step;
 pause: seconds after each step on rank 0;
 costs: of each example, for init; gamma: of the schedule, by default soon nothing changes any more;
 dtype: of the parameters;
@@ -35,7 +36,7 @@ nothing_is_compiled = {"disable": lambda function, *_, **__: function, "graph_br
 sys.modules["torch._dynamo"] = SimpleNamespace(**nothing_is_compiled)
 settings = json.loads(sys.argv[1])
 what = {int(rank): tuple(value) for rank, value in settings.pop("what", {}).items()}
-epochs, pause = settings.pop("epochs", 2), settings.pop("pause", 0.0)
+epochs, pause, accumulate = settings.pop("epochs", 2), settings.pop("pause", 0.0), settings.pop("accumulate", 1)
 device, costs, gamma = settings.pop("device", ""), settings.pop("costs", None), settings.pop("gamma", 0.1)
 dtype = getattr(torch, settings.pop("dtype", "float32"))
 rank, done = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")), 0
@@ -120,7 +121,9 @@ def accuracy(model, batch):
 for batch in run.batches(60, epochs=epochs):
     if what.get(rank) == ("skips", batch.iteration):
         continue
-    losses.append(run.backward(batch))
+    losses.append(run.backward(batch, accumulate=accumulate > 1))
+    if batch.iteration % accumulate < accumulate - 1:
+        continue
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     schedule.step()

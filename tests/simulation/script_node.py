@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from psgc.backend import Backend
 from psgc.errors import PsgcError, RunFailed
 from psgc.messages import Kind, record
 from psgc.run.ending import CalledOff
+from psgc.torch import hand_over
 from psgc.torch.hand_over import HandOver, ScriptState
 from psgc.torch.serving import ScriptReplica
 from psgc.torch.working import ScriptLoop
@@ -35,9 +37,10 @@ class WatchedHandOver(HandOver):
         """It is of this rank of another world from now on."""
         self._world, self._of = world, rank
 
-    def rests(self, seconds: float) -> bool:
+    def can_give_state(self, iteration: int) -> bool:
         self._world.script_rests(self._of)
-        return super().rests(0.0)
+        with mock.patch.object(hand_over, "REST", 0.0):
+            return super().can_give_state(iteration)
 
     def give(self, iteration: int, vector: Any) -> None:
         self._world.check_sum(self._of, iteration, vector)

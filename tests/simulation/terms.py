@@ -144,7 +144,8 @@ class OneTerm(ScriptWorld):
 
     def check_too_few(self, text: str) -> None:
         super().check_too_few(text)
-        if self.beginning and self.iteration == self.first and self.server.cluster.left_out:
+        is_first = self.beginning is not None and self.iteration == self.first
+        if is_first and self.server.cluster.left_out and not self.history.suffices(self.beginning.alike):
             whole, term = self.history.whole, self.term
             others = [place for place in map(term.place, self.here()) if whole.get(place)]
             is_enough = self.case.reassigning and len(self.here()) >= self.plan.parts
@@ -203,7 +204,8 @@ class History:
         ]
         self.places = {place: Outside(self, place) for place in range(self.size)}
         membership = Membership(case.plan.holders(), case.plan.parts, case.reassigning, range(1, self.size))
-        about = case.timeout, membership.suffices
+        self.suffices = membership.suffices
+        about = case.timeout, self.suffices
         self.takeovers = {place: Takeover(end, *about) for place, end in self.places.items()}  # type: ignore
         self.outside: dict[tuple[int, int], deque[Records]] = {
             (one, other): deque() for one in range(self.size) for other in range(self.size)

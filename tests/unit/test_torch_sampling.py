@@ -118,6 +118,17 @@ def test_a_call_whose_loop_was_left_does_not_give_its_epochs_to_the_next():
     assert flat(taken(resumed.batches(50, epochs=1), resumed)) == flat(following[1:])
 
 
+def test_a_loop_does_not_go_back_to_an_epoch_before_it():
+    sampler = Sampler(6, seed=0)
+    first = next(sampler.batches(6, epochs=1))
+    sampler.position = first.after
+    batches = sampler.batches(3, epochs=1)
+    sampler.position = next(batches).after
+    sampler.position = first.position
+    with pytest.raises(UserError, match=r"state is of epoch 0, and this loop begins with epoch 1: it cannot"):
+        next(batches)
+
+
 def test_a_step_that_is_not_made_comes_again_and_one_that_others_made_is_skipped():
     sampler = Sampler(LENGTH, seed=0)
     batches = sampler.batches(50, epochs=2)
