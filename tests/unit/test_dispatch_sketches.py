@@ -54,4 +54,4 @@ def test_the_odd_one_is_named(ordered):
 @pytest.mark.parametrize("before", [[], [sketched(1, 1.0, chunk=1)]])
 def test_a_worker_that_sends_no_sketch_before_its_report_is_lost(ordered, before):
     _, run = ordered(*before, report(1))
-    assert run.lost == {1: (0, "it sent a report of chunk 0 without its sketch")}
+    assert run.lost == {1: (0, "it sent a report of chunk 0 without its sketch; it does not come back")}
