@@ -226,7 +226,7 @@ def test_a_worker_asks_where_rank_0_is_not(available, host, complains):
     settings = load("run.yaml")
     plan = make_plan(settings.coding, settings.schedule, 3, settings.seed)
     worker = on_hosts(3, "a", "b", "b", host)
-    sent, said = [settings.to_yaml().encode(), plan.to_bytes(), b"0 0.0"], []
+    sent, said = [settings.to_yaml().encode(), plan.to_bytes(), b"0 0.0 0"], []
     worker.broadcast = lambda *_: sent.pop(0)
     worker.gather = lambda text, doing: said.append(text) or ["", "somebody cannot", "", text]
     available(1)

@@ -229,7 +229,7 @@ def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeyp
         prepare(opening(0, "a", "a", "a", "a", "b"), settings, YAML, False)
     said = []
     worker = opening(4, "a", "b", "b", "b", "b")
-    sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0 0.0"]
+    sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0 0.0 0"]
     worker.broadcast = lambda *_: sent.pop(0)
     worker.gather = lambda text, doing: said.append(text) or ["", "", "", "", text]
     with pytest.raises(UserError, match=r"^rank 4 on b: packed\.npz"):

@@ -59,7 +59,7 @@ class Served(Transport):
         self.config = load("run.yaml", overrides)
         self.plan = make_plan(self.config.coding, self.config.schedule, WORKERS, self.config.seed)
         self.rank = RANK
-        self._told = [self.config.to_yaml().encode(), self.plan.to_bytes(), f"{first} 0.0".encode(), b"begin"]
+        self._told = [self.config.to_yaml().encode(), self.plan.to_bytes(), f"{first} 0.0 0".encode(), b"begin"]
 
     def broadcast(self, data, doing=""):
         return self._told.pop(0)
