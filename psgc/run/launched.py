@@ -29,6 +29,7 @@ from typing import Any
 
 from psgc.disk import open_regular, write_text
 from psgc.errors import UserError
+from psgc.record.csv_files import restored
 from psgc.terminal import say
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
@@ -109,6 +110,11 @@ def resuming(output: str | os.PathLike[str] | None = None) -> bool:
     if output is not None and os.environ.get(RESUME) == OF_JOB:
         return os.environ.get(JOB) in jobs_of(Path(output))
     return RESUME in os.environ
+
+
+def goes_on_by_itself() -> bool:
+    """Whether this process was started again, not by a user, so that what was done stays as it is."""
+    return restored() or os.environ.get(RESUME) == OF_JOB
 
 
 def jobs_of(directory: Path) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from psgc import config as configuration
 from psgc.config import BatchSettings, Config
@@ -124,11 +125,20 @@ def with_faults_from(config: Config, iteration: int) -> Config:
 
 def is_done(directory: Path) -> bool:
     """Whether the run in `directory` is done and has written everything."""
+    summary = _summary(directory)
+    return summary.get("status") == "done" and not summary.get("evaluating")
+
+
+def ended_early(directory: Path) -> str:
+    """Why the run in `directory` has ended before its last iteration; empty if it has not."""
+    return str(_summary(directory).get("ended_early", ""))
+
+
+def _summary(directory: Path) -> dict[str, Any]:
     try:
-        summary = json.loads((directory / "summary.json").read_text())
-        return bool(summary["status"] == "done" and not summary.get("evaluating"))
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+        return dict(json.loads((directory / "summary.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def command(given: Given, num_ranks: int) -> str:

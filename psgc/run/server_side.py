@@ -63,8 +63,9 @@ def serve(
             run = prepare(transport, config, given, resuming)
             config = run.config
             best = best_so_far(directory, config.evaluate, None if run.checkpoint is None else run.first)
-            if resume.is_done(directory) and (run.first >= run.iterations or best.enough):
-                why = f" ({best.enough})" if best.enough else ""
+            enough = best.enough or (resume.ended_early(directory) if launched.goes_on_by_itself() else "")
+            if resume.is_done(directory) and (run.first >= run.iterations or enough):
+                why = f" ({enough})" if enough else ""
                 say(f"nothing to do: {directory} has done {run.first} iterations of {run.iterations}{why}")
                 os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
                 meeting.call_off()

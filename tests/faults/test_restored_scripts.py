@@ -113,8 +113,9 @@ def test_a_program_that_is_started_again_goes_on_with_its_second_run_and_its_thi
 
 
 def test_a_program_that_is_started_again_records_that_of_no_run_before(tmp_path):
-    """The first one goes on as well, since a callback had ended it early."""
+    """A callback has ended the first one early: it makes no more steps."""
     ended = launched(tmp_path, 0, PROGRAM, first={"last": 10}, second={"faults": KILLED})
     assert AGAIN in ended.stderr.splitlines(), ended.said
-    assert "resuming from iteration 10" not in ended.stdout, ended.said
+    assert "nothing to do: first has done 10 iterations of 24 (callback <lambda> said so)" in ended.stdout, ended.said
+    assert [row.iteration for row in earlier_rows(tmp_path / "first/iterations.csv")] == [*range(10)]
     assert [restores(tmp_path, name) for name in ("first", "second")] == [0, 1], ended.said
