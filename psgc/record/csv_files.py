@@ -136,8 +136,8 @@ def restored() -> bool:
 def ranks_before(directory: Path, was_done: bool = False) -> int:
     """The number of ranks before `psgc launch` started the run in `directory` again; 0 if it did not.
 
-    On rank 0, once for each run of a script that goes on from a checkpoint. Those before the one that was started again
-    were done (`was_done`), with the same ranks, and the script passes over them. All later ones are new.
+    On rank 0, once for each run that goes on from a checkpoint. Earlier runs of the same script were done (`was_done`),
+    with the same ranks, and the script passes over them. Later runs are new.
     """
     ranks, _, named = os.environ.get(RESTORED, "0").partition(" ")
     is_named = bool(named) and _is_same(Path(named), directory)

@@ -104,8 +104,9 @@ class Succession:
         known[self._place] = self.position(dead)
         if now - self._since <= self._patience and any(p not in known and p not in self._absent for p in live):
             return None
-        replicas = sorted({said.replica for said in known.values() if said.steps >= 0}, reverse=True) or [(0, -1)]
-        terms = [self._term_from(replica, known) for replica in replicas]
+        newest = max((said.replica for said in known.values() if said.steps >= 0), default=(0, -1))
+        others = {said.replica for place, said in known.items() if said.steps >= 0 and place not in self._absent}
+        terms = [self._term_from(replica, known) for replica in (newest, *sorted(others - {newest}, reverse=True))]
         return next((named for named in terms if self._can_work(named, known)), terms[0])
 
     def _term_from(self, replica: tuple[int, int], known: dict[int, ReplicaPosition]) -> Named:
@@ -115,8 +116,8 @@ class Succession:
 
     def _can_work(self, named: Named, known: dict[int, ReplicaPosition]) -> bool:
         """Whether workers can be given the state of this term, or enough have it."""
-        alike, term = named.alike or (), named.term
-        ranks = {rank for place in alike for rank in term.ranks_at(place)}
+        alike = (named.alike or frozenset()).difference(self._absent)  # a worker that was lost may not be taken back
+        ranks = {rank for place in alike for rank in named.term.ranks_at(place)}
         return any(known[place].is_whole for place in alike) or self._enough(ranks - {0})
 
     def _live(self, dead: Collection[int]) -> list[int]:

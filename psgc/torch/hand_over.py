@@ -2,7 +2,7 @@
 
 The script makes *calls*, numbered by iteration, and waits for the sum over all chunks. The next call means that the
 script has made the step with the sum before. Instead of a sum the script may get the state of another rank: then it has
-missed calls, and continues with the call that the state names.
+missed calls, or rank 0 has died and the run goes back, and it continues with the call that the state names.
 
 When rank 0 has died, another *term* of the run begins. The script then repeats its last message: its call, or that it
 has ended.
@@ -108,16 +108,17 @@ class HandOver:
             compared in this iteration
         """
         with self._changed:
-            if digest:
+            if digest and self._state is None:
                 self._digests[iteration] = digest
                 for old in sorted(self._digests)[:-DIGESTS]:
                     del self._digests[old]
             self._made, self._said_in = None, term
-            self.is_whole, self.signature = is_whole, signature
             self._is_always_whole = self._is_always_whole and is_whole
-            self.costs, self.num_sums, self.names = costs, num_sums, [*names]
-            self.called = iteration
-            self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
+            if self._state is None:  # else the script goes on from that, with another call
+                self.is_whole, self.signature = is_whole, signature
+                self.costs, self.num_sums, self.names = costs, num_sums, [*names]
+                self.called = iteration
+                self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
             self._changed.notify_all()
         self._wake()
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from psgc.data.epochs import bounds, rows_of
-from psgc.errors import UserError, one_line
+from psgc.errors import RunFailed, UserError, one_line
 from psgc.torch.batch_samplers import Drawn, GivenBatches
 
 CostFunction: TypeAlias = Callable[[list[int]], float]
@@ -75,13 +75,15 @@ class Sampler:
         step
     drawn: the newest batches that a batch sampler has chosen
     epochs: total number of epochs of all calls of `batches`
+    is_of_other: whether the position is of the state of another rank; the caller sets it. If this script cannot go back
+        to it, only this rank fails
     """
 
     def __init__(self, length: int, seed: int) -> None:
         self._length, self._seed = length, seed
         self._position = Position()
         self.drawn: Drawn | None = None
-        self.epochs = 0
+        self.epochs, self.is_of_other = 0, False
         self._left: Mapping[int, int] = {}  # `left_before` of the state that was loaded
         self._asked: dict[int, int] = {}  # of the loops here, by `end`: up to which epoch they have asked
         self._newest: tuple[_Even | _OfSampler, int] = _Even(length, seed, 1, True, False), 0  # loop, epoch at its end
@@ -116,11 +118,12 @@ class Sampler:
         return {end: asked[end] for end in sorted(asked) if asked[end] < end <= position.epoch}
 
     def ask(self, given: GivenBatches, end: int) -> None:
-        """The loop that ends before this epoch has no more batches. Ask for those that it had before the position."""
+        """The loop that ends before this epoch has no more batches. Ask for the epochs that it had asked for before."""
         given.skip_to(self._left.get(end, end))
         self.has_asked(given, end)
 
     def has_asked(self, given: GivenBatches, end: int) -> None:
+        """Note how far the loop that ends before this epoch has asked."""
         self._asked[end] = given.next
 
     def check(self, position: Position, drawn: Drawn | None) -> None:
@@ -168,8 +171,8 @@ class Sampler:
         """first, end: the first epoch, and the epoch after the last."""
         has_begun = False
         while self._position.epoch < end:
-            if self._position.epoch < first and has_begun:
-                raise UserError(
+            if self._position.epoch < first and (has_begun or self.is_of_other):
+                raise (RunFailed if self.is_of_other else UserError)(
                     f"run.batches: the loaded state is of epoch {self._position.epoch}, and this loop begins with "
                     f"epoch {first}: it cannot go back; expected one loop over all epochs, run.batches(..., epochs)"
                 )
@@ -178,7 +181,7 @@ class Sampler:
             elif (batch := loop.batch(self._position)) is None:  # the batches before had another size
                 self._position = Position(self._position.iteration, self._position.epoch + 1)
             else:
-                self._newest, has_begun = (loop, end), True
+                self._newest, has_begun, self.is_of_other = (loop, end), True, False
                 yield batch
         loop.ends()
 

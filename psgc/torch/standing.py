@@ -148,7 +148,7 @@ class Standing:
         if self.pending is not None:
             self._latest, self.pending = self.pending, None
             self._set_modes(self._take(from_bytes(self._latest, "the state"), "the state"), is_again)
-            self.catches_up = self.is_behind
+            self.catches_up = self._sampler.is_of_other = self.is_behind
             if self._initial_then:
                 kinds = [type(thing).__name__ for thing in self._attached if isinstance(thing, torch.optim.Optimizer)]
                 self.note = changed(self._initial_then, self.initial, kinds)

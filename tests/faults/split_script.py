@@ -12,7 +12,8 @@ from psgc.aggregation.map_messages import CloseReader
 from psgc.torch.hand_over import HandOver
 from tests.ranks.test_torch import SCRIPT
 
-SPLIT = 4
+SPLIT = int(os.environ["SPLIT"])
+lost: list[int] = []  # ends of iterations that this rank does not get
 rank, has_come = int(os.environ["OMPI_COMM_WORLD_RANK"]), Path("has_come")
 call, read = HandOver.call, CloseReader.read
 
@@ -29,7 +30,10 @@ def called(hand_over, iteration, *about, **others):
 
 def reads(reader, entry):
     closed = read(reader, entry)
-    return None if closed and closed[0] == SPLIT and rank > 1 and not has_come.exists() else closed
+    if closed and closed[0] == SPLIT and rank > 1 and not lost:
+        lost.append(SPLIT)
+        return None
+    return closed
 
 
 HandOver.call, CloseReader.read = called, reads

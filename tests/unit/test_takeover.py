@@ -211,5 +211,12 @@ def test_a_process_in_the_middle_of_a_step_serves_only_where_enough_others_are_t
     """positions: by place, the steps of the replica, and whether its state can be given; one worker is enough."""
     said = {place: ReplicaPosition(0, 0, steps, 1, is_whole) for place, (steps, is_whole) in positions.items()}
     steps, is_whole = positions[1]
-    found = Succession(1, Term(0, 4), (0, steps), is_whole, bool, said, [3], PATIENCE).named([0], 2 * PATIENCE)
+    found = Succession(1, Term(0, 4), (0, steps), is_whole, bool, said, [], PATIENCE).named([0], 2 * PATIENCE)
     assert (found.term.server, found.replica) == (server, (0, first))
+
+
+@pytest.mark.parametrize(("absent", "first"), [([], 1), ([2], 5)])
+def test_a_term_does_not_go_back_to_the_replica_of_a_worker_that_was_lost(absent, first):
+    said = {2: ReplicaPosition(0, 0, 1, 1)}
+    found = Succession(1, Term(0, 3), (0, 5), False, bool, said, absent, PATIENCE).named([0], 2 * PATIENCE)
+    assert found.replica == (0, first)

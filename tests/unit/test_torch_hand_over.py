@@ -216,6 +216,30 @@ def test_a_state_that_is_too_late_for_its_call_is_that_of_the_next_one_that_is_w
     assert not hand_over.is_due()
 
 
+def test_a_script_that_comes_late_to_a_later_call_goes_back_to_its_new_state_and_gets_the_sum_there():
+    hand_over = called(2)
+    replica = replica_of(hand_over)
+    hand_over.give(2, vector(2))
+    assert hand_over.answer()[0] == 2
+    replica.load(Snapshot(2, (vector_of(b"of another rank", np.dtype(np.float64)),), {}))
+    replica.step(vector(7))
+    hand_over.call(3, False, 0.0)  # it has heard nothing yet
+    assert not replica.poll()
+    assert hand_over.answer() == ScriptState(2, b"of another rank")
+    hand_over.call(2, True, 0.0)
+    assert hand_over.answer()[0] == 7
+
+
+@pytest.mark.parametrize(
+    ("calls", "can"), [([(0, True)], True), ([(0, False), (1, True)], True), ([(0, True), (1, False)], False)]
+)
+def test_a_script_in_the_middle_of_a_step_can_give_no_state(calls, can):
+    hand_over = HandOver(0)
+    for iteration, is_whole in calls:
+        hand_over.call(iteration, is_whole, 0.0)
+    assert hand_over.can_give_state(len(calls) - 1) == can
+
+
 @pytest.mark.parametrize("end", [lambda it: it.end(), lambda it: it.stop(RunFailed("over"))])
 def test_nobody_waits_for_a_state_of_a_script_that_ends(end):
     hand_over = called(0)

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from psgc.data import Epochs
 from psgc.data.epochs import rows_of
-from psgc.errors import UserError
+from psgc.errors import RunFailed, UserError
 from psgc.torch.reading import length_of
 from psgc.torch.sampling import Batch, Position, Sampler
 
@@ -127,6 +127,9 @@ def test_a_loop_does_not_go_back_to_an_epoch_before_it():
     sampler.position = first.position
     with pytest.raises(UserError, match=r"state is of epoch 0, and this loop begins with epoch 1: it cannot"):
         next(batches)
+    sampler.is_of_other = True  # then only this rank fails, also at the beginning of a loop
+    with pytest.raises(RunFailed, match="it cannot go back"):
+        next(sampler.batches(3, epochs=1))
 
 
 def test_a_step_that_is_not_made_comes_again_and_one_that_others_made_is_skipped():
