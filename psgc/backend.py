@@ -182,7 +182,7 @@ def encode(backend: Backend, coded: Array, coefficients: np.ndarray, gradient: A
     backend.combine(coded[None, :columns], coefficients[None], whole)
     rest = gradient[parts * columns :]
     if rest.size:
-        coded[columns:] += rest @ backend.asarray(coefficients[: rest.size])
+        coded[columns:] += (rest * backend.asarray(coefficients[: rest.size])).sum()
 
 
 def decode(backend: Backend, gradient: Array, coefficients: np.ndarray, coded: Array, rest: Array) -> None:
@@ -195,7 +195,7 @@ def decode(backend: Backend, gradient: Array, coefficients: np.ndarray, coded: A
     backend.combine(gradient[: parts * columns].reshape(parts, columns), coefficients, coded)
     last = gradient[parts * columns :]
     if last.size:
-        last += backend.asarray(coefficients[: last.size]) @ rest[:, 0]
+        last += (backend.asarray(coefficients[: last.size]) * rest[:, 0]).sum(axis=1)
 
 
 def open_backend(name: str, local_rank: int = 0, environ: Any = os.environ) -> Backend:
