@@ -212,7 +212,7 @@ def test_a_host_that_is_shut_down_ends_the_run_and_the_others_go_on_by_hand_or_b
     cluster.assert_nothing_left()
     reached = len(cluster.rows("down"))
     with cluster.start("a:3,c:2", "down", SLOWLY, "faults.restore={after: 9}", resume=True) as running:
-        cluster.wait_for_iteration("down", reached + 12)  # by then it has answered to ssh
+        cluster.wait_for_iteration("down", reached + 20)  # by then it has answered to ssh
         cluster.hosts.shut_down("c")
         finished = running.wait(60)
     assert "no answer from c: the run starts again, with 3 ranks (faults.restore)" in finished.stderr, finished.said
