@@ -117,7 +117,8 @@ class ScriptRun:
         drop_last: leave out a smaller last batch
 
         Raises UserError: size or epochs is not a whole number >= 1; drop_last leaves no batch; a sampler deals examples
-        out to ranks, fails, or yields something else than lists of numbers of rows; a loop has another one within it.
+        out to ranks, fails, or yields something else than lists of numbers of rows; a loop has another one within it,
+        or begins with a later epoch than a state that was loaded within it.
         """
         if isinstance(size, int) and self._sampler_name:
             raise UserError(
